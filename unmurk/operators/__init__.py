@@ -1,0 +1,103 @@
+"""Forward models A and their text form "family:kind,option=value,...".
+
+    identity
+    inpaint:random,keep=0.4,seed=0      inpaint:box,size=12        inpaint:file,path=mask.png
+    blur:gaussian,sigma=1.5             blur:uniform,size=9        blur:file,path=kernel.npy
+    sr:average,factor=4
+
+`parse` reads a text form, `as_operator` takes a text form, an `Operator`, an object with a method
+`A` in deepinv's dialect, or a plain function of x.
+"""
+
+import re
+from typing import Any
+
+from ..errors import InputError
+from .base import Operator
+from .blur import FileBlur, GaussianBlur, UniformBlur
+from .external import External, Function
+from .identity import Identity
+from .inpaint import BoxInpaint, FileInpaint, RandomInpaint
+from .superres import AverageDown
+
+__all__ = ["FAMILIES", "Operator", "as_operator", "parse"]
+
+FAMILIES: dict[str, type[Operator]] = {
+    family.form: family
+    for family in (
+        Identity,
+        RandomInpaint,
+        BoxInpaint,
+        FileInpaint,
+        GaussianBlur,
+        UniformBlur,
+        FileBlur,
+        AverageDown,
+    )
+}
+
+
+def parse(text: str) -> Operator:
+    """The operator of a text form such as "inpaint:random,keep=0.4,seed=0".
+
+    Raises:
+        InputError: unknown family, unknown, missing, repeated or malformed option. Files that a
+            form names are read later, by `Operator.at`.
+    """
+    # only a comma before "key=" separates: paths may hold commas
+    form, *pieces = re.split(r",(?=\s*[A-Za-z_]+\s*=)", text.strip())
+    form = form.strip()
+    if form.startswith("python:"):
+        raise InputError(f"operator {form} was a Python object, not a text; give it again")
+    if form not in FAMILIES:
+        raise InputError(f"unknown operator {text!r}; known are {', '.join(sorted(FAMILIES))}")
+    family = FAMILIES[form]
+    values: dict[str, Any] = {}
+    for piece in pieces:
+        key, _, value = (part.strip() for part in piece.partition("="))
+        if key not in family.options:
+            known = ", ".join(family.options) or "none"
+            raise InputError(f"operator {form} has no option {key!r}; known are {known}")
+        if key in values:
+            raise InputError(f"operator {form}: the option {key} is given twice")
+        values[key] = _read(family, key, value)
+    try:
+        return family(**values)
+    except TypeError as error:  # the constructor says which option has no default
+        missing = ", ".join(re.findall(r"'(\w+)'", str(error)))
+        raise InputError(f"operator {form} needs the option {missing}") from error
+
+
+def _read(family: type[Operator], key: str, value: str) -> Any:
+    try:
+        if not value:
+            raise ValueError
+        return family.options[key](value)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"operator {family.form}: cannot read {key}={value!r}") from error
+
+
+def as_operator(obj: Any) -> Operator:
+    """An operator from what users have.
+
+    Args:
+        obj: A text form; an `Operator`; an object with a method `A` (a deepinv physics, say); or a
+            differentiable function x (B, C, H, W) -> y (B, ...).
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(obj, Operator):
+        return obj
+    if isinstance(obj, str):
+        return parse(obj)
+    if callable(getattr(obj, "A", None)):
+        return External(obj)
+    if callable(obj):
+        return Function(obj)
+    raise InputError(
+        f"an operator is a text such as 'identity', an object with A(x) or a function, not "
+        f"{type(obj).__name__}"
+    )

@@ -1,0 +1,277 @@
+"""Forward models: what an imaging system does to an image before noise is added.
+
+A measurement is y = A(x) + sigma n. For a linear A three more maps are needed, all of them
+batched over images and in the notation of the deepinv library, so that objects of either library
+work in the other:
+
+    A_adjoint     A^T y              <A x, y> = <x, A^T y>
+    A_dagger      A^+ y              the least-squares solution of smallest norm
+    prox_l2       argmin_x gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2
+                  = (I + gamma A^T A)^-1 (z + gamma A^T y)
+
+Members without a closed form get the last two by conjugate gradients, with separate step sizes
+for every image, so that the result for an image does not depend on the batch it is in.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+__all__ = ["Operator", "conjugate_gradient", "per_image", "size_text"]
+
+CG_ITERATIONS = 100
+CG_TOLERANCE = 1e-6  # of the residual norm, relative to the right-hand side: float32's reach
+
+
+def size_text(size: Sequence[int]) -> str:
+    """A size as people write it: (28, 32) -> "28x32"."""
+    return "x".join(str(int(n)) for n in size)
+
+
+def per_image(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number, or one number for each image, shaped to multiply a batch.
+
+    Args:
+        value: A float or a tensor of shape () or (B,).
+        like: The batch (B, ...) whose type and device are taken.
+    """
+    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+def conjugate_gradient(
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    iterations: int = CG_ITERATIONS,
+    tolerance: float = CG_TOLERANCE,
+    precondition: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Solve M x = b for a symmetric positive semi-definite M, each image for itself, from zero.
+
+    M. R. Hestenes and E. Stiefel (1952), "Methods of conjugate gradients for solving linear
+    systems". On A^T A x = A^T y it tends to the pseudo-inverse solution.
+
+    Args:
+        apply: The map M on a batch (B, ...).
+        b: Right-hand side (B, ...).
+        iterations: At most so many products with M.
+        tolerance: An image is done when ||b - M x|| <= tolerance ||b||.
+        precondition: A symmetric positive map near M^-1; None is the identity.
+    """
+    x, r = torch.zeros_like(b), b
+    p = s = r if precondition is None else precondition(r)
+    rs = _dot(r, s)
+    goal = tolerance**2 * _dot(b, b)
+    active = _dot(r, r) > goal
+    for _ in range(iterations):
+        if not bool(active.any()):
+            break
+        q = apply(p)
+        curvature = _dot(p, q)
+        # a finished image takes no more steps: its result must not depend on its neighbours
+        active = active & (curvature > 0) & (rs > 0)
+        step = torch.where(active, rs / torch.where(active, curvature, 1.0), 0.0)
+        x = x + per_image(step, x) * p
+        r = r - per_image(step, x) * q
+        s = r if precondition is None else precondition(r)
+        before, rs = torch.where(active, rs, 1.0), _dot(r, s)
+        p = s + per_image(rs / before, x) * p
+        active = active & (_dot(r, r) > goal)
+    return x
+
+
+class Operator:
+    """A forward model A, for batches of images x (B, C, H, W) and measurements y (B, ...).
+
+    Members define `_A`, `_A_adjoint` and, where there is a closed form, `_A_dagger` and `_prox`.
+    Operators are values: `at`, `take` and `to` return another one and leave this one as it is.
+
+    Attributes:
+        linear: Whether A is linear.
+        form: First word of the text form.
+        options: Readers of the text form's options by name; each is also an attribute.
+        tensors: Names of the attributes that hold parameters of the images, of shape (B, ...), or
+            (1, ...) where all images share one; None until `at` has drawn or read them.
+    """
+
+    form: ClassVar[str] = ""
+    options: ClassVar[dict[str, Callable[[str], Any]]] = {}
+    tensors: ClassVar[tuple[str, ...]] = ()
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def linear(self) -> bool:
+        """Whether A is linear."""
+        return True
+
+    # -- the four maps ---------------------------------------------------------------------------
+
+    def A(self, x: Tensor) -> Tensor:
+        """The noiseless measurement of x (B, C, H, W)."""
+        return self._bound(x, x.shape)._A(x)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """A^T y, shape (B, C, H, W). Raises InputError if A is not linear."""
+        return self._bound(y, self.x_shape(y.shape))._A_adjoint(y)
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        """The pseudo-inverse A^+ y, shape (B, C, H, W). Raises InputError if A is not linear."""
+        return self._bound(y, self.x_shape(y.shape))._A_dagger(y)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
+        """argmin_x gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2, shape of z.
+
+        Args:
+            z: Images (B, C, H, W).
+            y: Measurements (B, ...).
+            gamma: Weight of the data, >= 0; a number, or one for each image, shape (B,).
+
+        Raises:
+            InputError: if A is not linear.
+        """
+        return self._bound(z, z.shape)._prox(z, y, per_image(gamma, z))
+
+    # -- binding to images -----------------------------------------------------------------------
+
+    def at(self, index: Iterable[int], shape: Sequence[int]) -> "Operator":
+        """The operator of the images with these numbers.
+
+        Args:
+            index: Numbers of the images, >= 0, one for each row of the batch. Parameters that
+                differ from image to image are drawn from (seed, image number), so the same image
+                meets the same corruption in any batch.
+            shape: Shape (C, H, W) of the images.
+
+        Raises:
+            InputError: if the operator does not fit images of this shape.
+        """
+        return self
+
+    def take(self, rows: Iterable[int] | Tensor) -> "Operator":
+        """The operator of some rows of the batch; rows may repeat. Self if nothing differs."""
+        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).long()
+        held = {name: getattr(self, name) for name in self.tensors}
+        own = {name: v for name, v in held.items() if v is not None and len(v) > 1}
+        picked = {name: value[index.to(value.device)] for name, value in own.items()}
+        return self._with(**picked) if picked else self
+
+    def to(self, device: str | torch.device) -> "Operator":
+        """The operator with its parameters on a device."""
+        device = torch.device(device)
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in self.tensors
+            if getattr(self, name) is not None
+        }
+        return self._with(device=device, **moved)
+
+    # -- shapes ----------------------------------------------------------------------------------
+
+    def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of one measurement, given that of an image, (C, H, W) or (B, C, H, W)."""
+        return tuple(x_shape[-3:])
+
+    def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape (C, H, W) of the image behind a measurement of this shape, with or without B."""
+        return tuple(y_shape[-3:])
+
+    # -- what is seen ----------------------------------------------------------------------------
+
+    @property
+    def mask(self) -> Tensor | None:
+        """1 where a pixel is seen, 0 where not: (B or 1, 1, H, W), or None without such a mask."""
+        return None
+
+    def seen(self, y: Tensor) -> Tensor:
+        """y with entries that measure nothing (masked pixels) set to zero."""
+        return y
+
+    def count(self, y: Tensor) -> Tensor:
+        """How many numbers each y measures, shape (B,): masked pixels do not count."""
+        return self.seen(torch.ones_like(y)).flatten(1).sum(1)
+
+    # -- text form -------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> str:
+        """The text form; `parse` reads it back to an equal operator."""
+        values = {name: getattr(self, name) for name in self.options}
+        parts = [f"{name}={_text(value)}" for name, value in values.items() if value is not None]
+        return ",".join([self.form, *parts])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Operator) or self.spec != other.spec:
+            return False
+        return type(self) is type(other) and all(
+            _same(getattr(self, name), getattr(other, name)) for name in self.tensors
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.spec)
+
+    def __repr__(self) -> str:
+        return f"<operator {self.spec}>"
+
+    # -- for members -----------------------------------------------------------------------------
+
+    def _A(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _A_adjoint(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _A_dagger(self, y: Tensor) -> Tensor:
+        return conjugate_gradient(lambda x: self._A_adjoint(self._A(x)), self._A_adjoint(y))
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        """`prox_l2` with gamma of shape (B or 1, 1, 1, 1). From z, so that gamma = 0 gives z."""
+        step = conjugate_gradient(
+            lambda x: x + gamma * self._A_adjoint(self._A(x)),
+            gamma * self._A_adjoint(y - self._A(z)),
+        )
+        return z + step
+
+    def _with(self, **changes: Any) -> "Operator":
+        other = copy.copy(self)
+        other.__dict__.update(changes)
+        return other
+
+    def _bound(self, batch: Tensor, shape: Sequence[int]) -> "Operator":
+        """Self, bound to the rows of the batch if that has not been done, and checked."""
+        shape = tuple(shape[-3:])
+        op = self
+        if any(getattr(self, name) is None for name in self.tensors):
+            op = self.to(batch.device).at(range(len(batch)), shape)
+        for name in op.tensors:
+            rows = len(getattr(op, name))
+            if rows > 1 and len(batch) > 1 and rows != len(batch):
+                raise InputError(
+                    f"{op.form}: it holds the {name} of {rows} images but the batch has "
+                    f"{len(batch)}; bind it with at(index, shape) or take(rows)"
+                )
+        op._check(shape)
+        return op
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError if bound parameters do not fit images of shape (C, H, W)."""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return str(value[0]) if value[0] == value[-1] else size_text(value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and torch.equal(a, b)

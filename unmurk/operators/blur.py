@@ -1,0 +1,286 @@
+"""Blur: true two-dimensional convolution of every channel with one kernel h that sums to 1.
+
+    (A x)[i, j] = sum_ab h[a, b] x[i + ca - a, j + cb - b],    ca, cb = centre of h (size // 2)
+
+Outside the image x continues by reflection without repeating the edge ("reflect") or
+periodically ("circular").
+
+circular: A is diagonal in the Fourier basis, A = F^-1 diag(H) F, and with Z = F z, Y = F y
+
+    A^+ y   = F^-1 [ conj(H) Y / |H|^2 ]  where |H| > CUTOFF max|H|, zero elsewhere
+    prox_l2 = F^-1 [ (Z + gamma conj(H) Y) / (1 + gamma |H|^2) ]
+
+reflect: A = K R with R the reflection and K the convolution without borders. A^T = R^T K^T with
+R^T adding every reflected pixel back to where it came from: an exact transpose. An image that is
+reflected on and on is periodic and even, so for a kernel that is symmetric in both axes A is
+diagonal in the cosines of the DCT-I: A = C^-1 diag(H) C. These are orthogonal once pixels on an
+edge count half and those in a corner a quarter; with w these weights,
+
+    A^+ y   = C^-1 [ C y / H ]  where |H| > CUTOFF max|H|, zero elsewhere
+    prox_l2 = conjugate gradients on I + gamma A^T A, preconditioned by
+              C^-1 diag(1 / (1 + gamma H^2)) C / w    (condition number <= 4 for any gamma, as
+              A^T A = w^1/2 S w^-1 S w^1/2 with S = w^1/2 A w^-1/2 symmetric and 1 <= 1/w <= 4)
+
+This A^+ is the inverse where A has one; else it is the pseudo-inverse in the weighted norms, which
+does not darken the edges as that in the plain ones does. For other kernels A^+ comes from
+conjugate gradients on the normal equations in the weighted norms, and prox_l2 from those without
+preconditioner.
+
+Most blurs are singular for practical purposes. A^+ treats frequencies that pass with less than
+CUTOFF of their amplitude as unseen, because bringing them back would multiply the noise by more
+than 1 / CUTOFF; the conjugate gradients stop after ITERATIONS steps to the same end. Where the
+noise matters, prox_l2 is the better estimate: it weighs every frequency.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from .base import Operator, conjugate_gradient, size_text
+from .reading import pick_rows, read_array, size
+
+__all__ = ["Blur", "FileBlur", "GaussianBlur", "UniformBlur"]
+
+CUTOFF = 3e-2  # smallest singular value that A^+ inverts, relative to the largest
+ITERATIONS = 20  # of conjugate gradients on A^T A x = A^T y for A^+ with reflecting borders
+PADS = ("reflect", "circular")
+
+
+class Blur(Operator):
+    """What all blurs share. Members set `kernel`, shape (1 or B, 1, kh, kw), each summing to 1."""
+
+    tensors = ("kernel",)
+    kernel: Tensor | None = None
+    pad: str = "reflect"
+    symmetric: bool = True  # the kernel equals its mirror images in both axes
+
+    def _held(self, like: Tensor) -> Tensor:
+        assert self.kernel is not None
+        return self.kernel.to(like.dtype)
+
+    def _A(self, x: Tensor) -> Tensor:
+        if self.pad == "reflect":
+            return self._convolve(x)
+        return _filter(x, self._transfer(x))
+
+    def _A_adjoint(self, y: Tensor) -> Tensor:
+        if self.pad == "reflect":
+            return self._correlate(y)
+        return _filter(y, self._transfer(y).conj())
+
+    def _A_dagger(self, y: Tensor) -> Tensor:
+        if self.pad == "circular":
+            return _filter(y, _inverse(self._transfer(y)))
+        if self.symmetric:
+            wide = _mirror(y)
+            return _crop(_filter(wide, _inverse(self._transfer(wide))), y)
+        root = _weights(y).sqrt()
+        return conjugate_gradient(
+            lambda u: self._correlate(root.square() * self._convolve(u / root)) / root,
+            self._correlate(root.square() * y) / root,
+            ITERATIONS,
+        ).div(root)
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        if self.pad == "circular":
+            transfer = self._transfer(z)
+            weight = gamma * transfer.conj() / (1 + gamma * transfer.abs().square())
+            return z + _filter(y - self._A(z), weight)
+        if not self.symmetric:
+            return super()._prox(z, y, gamma)
+        weights = _weights(z)
+        gain = 1 / (1 + gamma * self._transfer(_mirror(z)).abs().square())
+        step = conjugate_gradient(
+            lambda x: x + gamma * self._correlate(self._convolve(x)),
+            gamma * self._correlate(y - self._convolve(z)),
+            precondition=lambda r: _crop(_filter(_mirror(r / weights), gain), r),
+        )
+        return z + step
+
+    def _transfer(self, x: Tensor) -> Tensor:
+        """H, the Fourier transform of h centred at the origin, (1 or B, 1, H, W // 2 + 1)."""
+        kernel = self._held(x)
+        rows, columns = (
+            (torch.arange(k, device=x.device) - k // 2) % n
+            for k, n in zip(kernel.shape[-2:], x.shape[-2:], strict=True)
+        )
+        tall = x.new_zeros(len(kernel), 1, x.shape[-2], kernel.shape[-1])
+        wide = x.new_zeros(len(kernel), 1, *x.shape[-2:])
+        return torch.fft.rfft2(wide.index_add(-1, columns, tall.index_add(-2, rows, kernel)))
+
+    def _borders(self, shape: Sequence[int], device: torch.device) -> list[Tensor]:
+        """Which pixel stands at each row, and column, of an image extended for the kernel."""
+        assert self.kernel is not None
+        return [
+            _fold(torch.arange(k // 2 - k + 1, n + k // 2, device=device), n)
+            for n, k in zip(shape[-2:], self.kernel.shape[-2:], strict=True)
+        ]
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        rows, columns = self._borders(x.shape, x.device)
+        wide = x.index_select(-2, rows).index_select(-1, columns)
+        # conv2d correlates: the flip makes it a convolution
+        return _per_channel(wide, self._held(x).flip(-2, -1))
+
+    def _correlate(self, y: Tensor) -> Tensor:
+        """The transpose of `_convolve`."""
+        kernel = self._held(y)
+        rows, columns = self._borders(y.shape, y.device)
+        # every place that a tap of the convolution reached: the whole correlation
+        wide = _per_channel(y, kernel, (kernel.shape[-2] - 1, kernel.shape[-1] - 1))
+        tall = wide.new_zeros(*wide.shape[:-1], y.shape[-1]).index_add(-1, columns, wide)
+        return tall.new_zeros(*tall.shape[:-2], *y.shape[-2:]).index_add(-2, rows, tall)
+
+
+class GaussianBlur(Blur):
+    """An isotropic Gaussian kernel. Text form: "blur:gaussian,sigma=1.5".
+
+    Args:
+        sigma: Standard deviation of the kernel in pixels, > 0.
+        size: Side of the kernel in pixels, odd (or height and width). None cuts it at 3 sigma.
+        pad: How the image continues outside, "reflect" or "circular".
+    """
+
+    form = "blur:gaussian"
+    options = {"sigma": float, "size": size, "pad": str}
+
+    def __init__(
+        self, sigma: float, size: int | tuple[int, int] | None = None, pad: str = "reflect"
+    ) -> None:
+        if not 0 < sigma < float("inf"):
+            raise InputError(f"blur:gaussian: sigma must be > 0, got {sigma}")
+        self.sigma = float(sigma)
+        self.size = None if size is None else _odd(self.form, size)
+        self.pad = _pad(self.form, pad)
+        taps = self.size or (2 * int(3 * sigma + 0.999999) + 1,) * 2
+        down, across = (_bell(n, self.sigma) for n in taps)
+        self.kernel = (down[:, None] * across).float()[None, None]
+
+
+class UniformBlur(Blur):
+    """A kernel of equal weights. Text form: "blur:uniform,size=9".
+
+    Args:
+        size: Side of the kernel in pixels, odd; or height and width, "9x1".
+        pad: How the image continues outside, "reflect" or "circular".
+    """
+
+    form = "blur:uniform"
+    options = {"size": size, "pad": str}
+
+    def __init__(self, size: int | tuple[int, int], pad: str = "reflect") -> None:
+        self.size = _odd(self.form, size)
+        self.pad = _pad(self.form, pad)
+        self.kernel = torch.full((1, 1, *self.size), 1 / (self.size[0] * self.size[1]))
+
+
+class FileBlur(Blur):
+    """A kernel from a file. Text form: "blur:file,path=kernel.npy".
+
+    Args:
+        path: A .npy array (kh, kw), or (N, kh, kw) with a kernel for every image number, or a
+            grey PNG; not larger than the image. It is read by `at` and divided by its sum, which
+            must be positive.
+        pad: How the image continues outside, "reflect" or "circular".
+    """
+
+    form = "blur:file"
+    options = {"path": str, "pad": str}
+
+    def __init__(self, path: str | Path, pad: str = "reflect") -> None:
+        self.path, self.pad = str(path), _pad(self.form, pad)
+
+    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """The operator with the kernels of these images; see `Operator.at`."""
+        array = read_array(self.form, self.path)
+        if array.shape[-2] > shape[-2] or array.shape[-1] > shape[-1]:
+            raise InputError(
+                f"blur:file: the kernel in {self.path} is {size_text(array.shape[-2:])} but the "
+                f"image is only {size_text(shape[-2:])}; give a kernel not larger than the image"
+            )
+        kernels = torch.from_numpy(array.astype("float64"))
+        total = kernels.sum((-2, -1), keepdim=True)
+        if not bool((total > 0).all()):
+            raise InputError(f"blur:file: the kernel in {self.path} must have a positive sum")
+        numbers = [int(i) for i in index]
+        rows = pick_rows(self.form, self.path, (kernels / total).float(), numbers)
+        mirrored = all(bool(torch.equal(rows, rows.flip(axis))) for axis in (-1, -2))
+        symmetric = mirrored and all(n % 2 for n in rows.shape[-2:])
+        return self._with(kernel=rows[:, None].to(self.device), symmetric=symmetric)
+
+
+def _filter(x: Tensor, transfer: Tensor) -> Tensor:
+    """Multiply in the Fourier basis."""
+    return torch.fft.irfft2(torch.fft.rfft2(x) * transfer, s=x.shape[-2:])
+
+
+def _inverse(transfer: Tensor) -> Tensor:
+    """1 / H where |H| > CUTOFF max |H|, else 0."""
+    gain = transfer.abs()
+    kept = gain > CUTOFF * gain.amax((-2, -1), keepdim=True)
+    return torch.where(kept, 1 / torch.where(kept, transfer, 1.0), 0.0)
+
+
+def _fold(position: Tensor, n: int) -> Tensor:
+    """Which of n pixels stands at each position when their row is reflected on and on."""
+    period = max(2 * (n - 1), 1)
+    position = position % period
+    return torch.minimum(position, period - position).clamp_max(n - 1)
+
+
+def _mirror(x: Tensor) -> Tensor:
+    """One period of x reflected on and on, (B, C, 2 H - 2, 2 W - 2)."""
+    rows, columns = (
+        _fold(torch.arange(max(2 * (n - 1), 1), device=x.device), n) for n in x.shape[-2:]
+    )
+    return x.index_select(-2, rows).index_select(-1, columns)
+
+
+def _crop(wide: Tensor, like: Tensor) -> Tensor:
+    """What `_mirror` started from."""
+    return wide[..., : like.shape[-2], : like.shape[-1]]
+
+
+def _weights(x: Tensor) -> Tensor:
+    """w: 1 inside, 1/2 on the edges, 1/4 in the corners, (H, W)."""
+    down, across = (x.new_ones(n) for n in x.shape[-2:])
+    for axis in (down, across):
+        axis[[0, -1]] = 0.5
+    return down[:, None] * across
+
+
+def _per_channel(x: Tensor, kernel: Tensor, border: tuple[int, int] = (0, 0)) -> Tensor:
+    """Correlate each channel of x, with zeros around it, with the kernel of its image."""
+    rows, channels = max(len(x), len(kernel)), x.shape[1]
+    if len(kernel) == 1:
+        flat = F.conv2d(x.reshape(-1, 1, *x.shape[-2:]), kernel, padding=border)
+        return flat.reshape(rows, channels, *flat.shape[-2:])
+    x = x.expand(rows, -1, -1, -1)
+    weights = kernel.expand(rows, channels, -1, -1).reshape(-1, 1, *kernel.shape[-2:])
+    x = x.reshape(1, -1, *x.shape[-2:])
+    flat = F.conv2d(x, weights, padding=border, groups=rows * channels)
+    return flat.reshape(rows, channels, *flat.shape[-2:])
+
+
+def _bell(taps: int, sigma: float) -> Tensor:
+    """A sampled Gaussian of `taps` values that sums to 1."""
+    position = torch.arange(taps, dtype=torch.float64) - taps // 2
+    values = torch.exp(-position.square() / (2 * sigma**2))
+    return values / values.sum()
+
+
+def _odd(form: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1 or height % 2 == 0 or width % 2 == 0:
+        raise InputError(f"{form}: size must be odd and >= 1, got {size_text((height, width))}")
+    return int(height), int(width)
+
+
+def _pad(form: str, pad: str) -> str:
+    if pad not in PADS:
+        raise InputError(f"{form}: pad must be one of {', '.join(PADS)}, got {pad!r}")
+    return pad

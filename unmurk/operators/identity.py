@@ -1,0 +1,25 @@
+"""The identity A = I: images that are noisy and nothing else (denoising)."""
+
+from torch import Tensor
+
+from .base import Operator
+
+__all__ = ["Identity"]
+
+
+class Identity(Operator):
+    """A x = x. Text form: "identity"."""
+
+    form = "identity"
+
+    def _A(self, x: Tensor) -> Tensor:
+        return x
+
+    def _A_adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+    def _A_dagger(self, y: Tensor) -> Tensor:
+        return y
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        return (z + gamma * y) / (1 + gamma)

@@ -1,0 +1,195 @@
+"""Inpainting: A x = m x with a mask m of zeros and ones, the same for all channels.
+
+A is a projection, so A = A^T = A^+ and the prox is a weighted mean on the seen pixels:
+
+    prox_l2(z, y, gamma) = (z + gamma m y) / (1 + gamma m)
+
+Measurements keep the shape of the image; pixels that are not seen hold zero, carry no noise and
+do not count as measurements.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..seeds import Streams
+from .base import Operator, size_text
+from .reading import pick_rows, read_array, size
+
+__all__ = ["BoxInpaint", "FileInpaint", "Inpaint", "RandomInpaint"]
+
+MASKS = 7001  # streams (seed, image number, MASKS): apart from those of noise and samplers
+
+
+class Inpaint(Operator):
+    """What all masks share. Members draw or read `held`, the masks (B or 1, 1, H, W)."""
+
+    tensors = ("held",)
+    held: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The masks (B or 1, 1, H, W), 1 = seen; None before `at`."""
+        return self.held
+
+    def _draw(self, index: list[int], height: int, width: int) -> Tensor:
+        """Masks (B or 1, 1, H, W) on the CPU."""
+        raise NotImplementedError
+
+    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """The operator with the masks of these images; see `Operator.at`."""
+        numbers = [int(i) for i in index]
+        if any(i < 0 for i in numbers):
+            raise InputError(f"{self.form}: image numbers must be >= 0, got {min(numbers)}")
+        height, width = shape[-2:]
+        return self._with(held=self._draw(numbers, height, width).to(self.device))
+
+    def seen(self, y: Tensor) -> Tensor:
+        """y with the pixels that are not seen set to zero."""
+        op = self._bound(y, y.shape)
+        assert isinstance(op, Inpaint) and op.held is not None
+        return torch.where(op.held > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        assert self.held is not None
+        if self.held.shape[-2:] != tuple(shape[-2:]):
+            raise InputError(
+                f"{self.form}: the mask is {size_text(self.held.shape[-2:])} but the image is "
+                f"{size_text(shape[-2:])}; bind it again with at(index, shape)"
+            )
+
+    def _A(self, x: Tensor) -> Tensor:
+        assert self.held is not None
+        return self.held * x
+
+    # hidden pixels of y may hold anything, NaN too: they are dropped, not multiplied by zero
+    def _A_adjoint(self, y: Tensor) -> Tensor:
+        return self.seen(y)
+
+    def _A_dagger(self, y: Tensor) -> Tensor:
+        return self.seen(y)
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        assert self.held is not None
+        return (z + gamma * self.seen(y)) / (1 + gamma * self.held)
+
+
+class RandomInpaint(Inpaint):
+    """Every pixel is seen with probability `keep`, independently; each image has its own mask.
+
+    Text form: "inpaint:random,keep=0.4,seed=0".
+
+    Args:
+        keep: Expected fraction of the pixels that are seen, in (0, 1].
+        seed: Seed of the masks; the mask of an image depends on it and on the image's number.
+    """
+
+    form = "inpaint:random"
+    options = {"keep": float, "seed": int}
+
+    def __init__(self, keep: float, seed: int = 0) -> None:
+        if not 0 < keep <= 1:
+            raise InputError(f"inpaint:random: keep must be in (0, 1], got {keep}")
+        self.keep, self.seed = float(keep), _seed(self.form, seed)
+
+    def _draw(self, index: list[int], height: int, width: int) -> Tensor:
+        draws = Streams(self.seed, index, MASKS).rand(1, height, width)
+        return (draws < self.keep).float()
+
+
+class BoxInpaint(Inpaint):
+    """A rectangle is hidden: centred, at a given place, or anywhere (a place for every image).
+
+    Text form: "inpaint:box,size=12", "inpaint:box,size=12x8,top=3,left=5" or
+    "inpaint:box,size=12,seed=0".
+
+    Args:
+        size: Height and width of the hole in pixels.
+        top: First hidden row; with `left`.
+        left: First hidden column; with `top`.
+        seed: Draw the place of each image's hole from (seed, image number).
+    """
+
+    form = "inpaint:box"
+    options = {"size": size, "top": int, "left": int, "seed": int}
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        top: int | None = None,
+        left: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        if min(self.size) < 1:
+            raise InputError(f"inpaint:box: size must be >= 1, got {size_text(self.size)}")
+        if (top is None) != (left is None):
+            raise InputError("inpaint:box: give both top and left, or neither")
+        if seed is not None and top is not None:
+            raise InputError("inpaint:box: a seed draws the place; leave out top and left")
+        if top is not None and left is not None and min(top, left) < 0:
+            raise InputError(f"inpaint:box: top and left must be >= 0, got {top}, {left}")
+        self.top, self.left = top, left
+        self.seed = None if seed is None else _seed(self.form, seed)
+
+    def _draw(self, index: list[int], height: int, width: int) -> Tensor:
+        room = torch.tensor([height - self.size[0], width - self.size[1]])
+        if bool((room < 0).any()):
+            raise InputError(
+                f"inpaint:box: the hole is {size_text(self.size)} but the image is "
+                f"{height}x{width}; choose a smaller size"
+            )
+        if self.seed is not None:
+            corners = (Streams(self.seed, index, MASKS).rand(2) * (room + 1)).long()
+        elif self.top is not None and self.left is not None:
+            corners = torch.tensor([[self.top, self.left]])
+        else:
+            corners = (room // 2)[None]
+        if bool((corners > room).any()):
+            raise InputError(
+                f"inpaint:box: a hole of {size_text(self.size)} at row {self.top}, column "
+                f"{self.left} leaves the image of {height}x{width}"
+            )
+        rows = _outside(corners[:, 0], self.size[0], height)[:, None, :, None]
+        columns = _outside(corners[:, 1], self.size[1], width)[:, None, None, :]
+        return (rows | columns).float()
+
+
+class FileInpaint(Inpaint):
+    """A mask from a file. Text form: "inpaint:file,path=mask.png".
+
+    Args:
+        path: A grey PNG, or a .npy array (H, W), or (N, H, W) with a mask for every image number.
+            Non-zero means seen. It is read by `at`.
+    """
+
+    form = "inpaint:file"
+    options = {"path": str}
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+
+    def _draw(self, index: list[int], height: int, width: int) -> Tensor:
+        array = read_array(self.form, self.path)
+        if array.shape[-2:] != (height, width):
+            raise InputError(
+                f"inpaint:file: the mask in {self.path} is {size_text(array.shape[-2:])} but the "
+                f"image is {height}x{width}; give a mask of the image's size"
+            )
+        masks = torch.from_numpy(array != 0).float()
+        return pick_rows(self.form, self.path, masks, index)[:, None]
+
+
+def _outside(first: Tensor, length: int, total: int) -> Tensor:
+    """(B, total) bool: which positions are not in [first, first + length)."""
+    position = torch.arange(total)
+    return (position < first[:, None]) | (position >= first[:, None] + length)
+
+
+def _seed(form: str, seed: int) -> int:
+    if seed < 0:
+        raise InputError(f"{form}: seed must be >= 0, got {seed}")
+    return int(seed)

@@ -1,0 +1,214 @@
+"""An inverse problem: a forward model and its noise.
+
+    y = A(x) + sigma n,    n ~ N(0, I)
+
+    log p(y | x) = - ||y - A(x)||^2 / (2 sigma^2) - m/2 log(2 pi sigma^2)
+
+with m the number of values that y measures (hidden pixels do not count, and carry no noise). All
+draws come from one stream for each image, so nothing depends on how images are batched.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .operators import Operator, as_operator
+from .operators.base import per_image
+from .seeds import Streams
+
+__all__ = ["Problem"]
+
+NOISE = 7002  # streams (seed, image number, NOISE): apart from those of masks and samplers
+
+
+class Problem:
+    """A forward model with additive Gaussian noise.
+
+    Args:
+        operator: A text form ("blur:gaussian,sigma=1.5"), an `Operator`, an object with `A`
+            (a deepinv physics) or a differentiable function of x.
+        noise: Standard deviation sigma of the noise in units of the image range [0, 1], >= 0.
+            None takes `operator.noise_model.sigma` where the object has one, else 0.
+
+    Attributes:
+        operator: The `Operator`.
+        sigma: The noise's standard deviation.
+        index: Numbers of the images it is bound to, or None.
+
+    Raises:
+        InputError: negative or non-finite noise, or not an operator.
+    """
+
+    def __init__(self, operator: Any, noise: float | None = None) -> None:
+        self.operator: Operator = as_operator(operator)
+        self.sigma = _sigma(_noise_of(operator) if noise is None else noise)
+        self.index: list[int] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Problem)
+            and self.operator == other.operator
+            and self.sigma == other.sigma
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.operator, self.sigma))
+
+    def __repr__(self) -> str:
+        return f"Problem({self.operator.spec!r}, noise={self.sigma:g})"
+
+    # -- text form -------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The same as `to_dict()`."""
+        return self.to_dict()
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"operator": text form, "noise": sigma}, fit for JSON; `from_dict` reads it back."""
+        return {"operator": self.operator.spec, "noise": self.sigma}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Problem":
+        """The problem that `to_dict` wrote. Raises InputError if it cannot be read."""
+        if not isinstance(values, dict) or set(values) != {"operator", "noise"}:
+            raise InputError(f"a problem is written as operator and noise, not {values!r}")
+        return cls(values["operator"], values["noise"])
+
+    # -- binding to images -----------------------------------------------------------------------
+
+    def at(self, index: Iterable[int], shape: Sequence[int]) -> "Problem":
+        """The problem of the images with these numbers and shape (C, H, W); see `Operator.at`."""
+        numbers = [int(i) for i in index]
+        return self._with(self.operator.at(numbers, shape), numbers)
+
+    def take(self, rows: Iterable[int] | Tensor) -> "Problem":
+        """The problem of some rows of the batch; rows may repeat."""
+        picked = [int(row) for row in rows]
+        index = None if self.index is None else [self.index[row] for row in picked]
+        return self._with(self.operator.take(picked), index)
+
+    def to(self, device: str | torch.device) -> "Problem":
+        """The problem with its parameters on a device."""
+        return self._with(self.operator.to(device), self.index)
+
+    def _with(self, operator: Operator, index: list[int] | None) -> "Problem":
+        other = Problem(operator, self.sigma)
+        other.index = index
+        return other
+
+    # -- the forward model -----------------------------------------------------------------------
+
+    @property
+    def linear(self) -> bool:
+        """Whether A is linear."""
+        return self.operator.linear
+
+    @property
+    def mask(self) -> Tensor | None:
+        """See `Operator.mask`."""
+        return self.operator.mask
+
+    def A(self, x: Tensor) -> Tensor:
+        """The noiseless measurement of x (B, C, H, W)."""
+        return self.operator.A(x)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """A^T y."""
+        return self.operator.A_adjoint(y)
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        """A^+ y."""
+        return self.operator.A_dagger(y)
+
+    def simulate(self, x: Tensor, seed: int = 0, index: Iterable[int] | None = None) -> Tensor:
+        """Measurements y = A(x) + sigma n of clean images.
+
+        Args:
+            x: Images (B, C, H, W) in [0, 1].
+            seed: Seed of the noise. (Masks come from the operator's own seed.)
+            index: Numbers of the images. None takes those the problem is bound to, else 0 .. B-1.
+        """
+        operator, numbers = self._numbered(x, index)
+        y = operator.A(x)
+        if self.sigma == 0:
+            return y
+        # drawn on the CPU: the same noise on every device
+        noise = Streams(seed, numbers, NOISE).randn(*y.shape[1:])
+        return y + self.sigma * operator.seen(noise.to(device=y.device, dtype=y.dtype))
+
+    def _numbered(self, x: Tensor, index: Iterable[int] | None) -> tuple[Operator, list[int]]:
+        """The operator bound to the images x, on their device, and the images' numbers."""
+        operator = self.operator.to(x.device)
+        if index is None and self.index is not None:
+            numbers = self.index
+        else:
+            numbers = [int(i) for i in (range(len(x)) if index is None else index)]
+            operator = operator.at(numbers, x.shape[-3:])
+        if len(numbers) != len(x):
+            raise InputError(f"{len(x)} images but {len(numbers)} image numbers")
+        return operator, numbers
+
+    # -- the noise model -------------------------------------------------------------------------
+
+    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+        """y - A(x); zero where y measures nothing."""
+        return self.operator.seen(y - self.operator.A(x))
+
+    def measurements(self, y: Tensor) -> Tensor:
+        """How many values each y measures, shape (B,)."""
+        return self.operator.count(y)
+
+    def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
+        """log p(y | x) in nats with its constant, shape (B,).
+
+        Raises:
+            InputError: if the noise is 0 (the density does not exist).
+        """
+        if self.sigma == 0:
+            raise InputError("without noise there is no likelihood; give the problem noise > 0")
+        square = self.residual(x, y).square().flatten(1).sum(1)
+        constant = 0.5 * math.log(2 * math.pi * self.sigma**2) * self.measurements(y)
+        return -square / (2 * self.sigma**2) - constant
+
+    def prox(self, z: Tensor, y: Tensor, rho: float | Tensor) -> Tensor:
+        """argmin_x ||y - A x||^2 / (2 sigma^2) + ||x - z||^2 / (2 rho^2), shape of z.
+
+        Without noise it is the limit: the nearest x to z with A x = A A^+ y, which is
+        z + A^+ (y - A z).
+
+        Args:
+            z: Images (B, C, H, W).
+            y: Measurements (B, ...).
+            rho: Standard deviation around z, >= 0; a number, or one for each image, shape (B,).
+
+        Raises:
+            InputError: if A is not linear.
+        """
+        rho = torch.as_tensor(rho, dtype=z.dtype, device=z.device)
+        if self.sigma > 0:
+            return self.operator.prox_l2(z, y, (rho / self.sigma).square())
+        free = per_image(rho, z) > 0
+        return torch.where(free, z + self.operator.A_dagger(self.residual(z, y)), z)
+
+
+def _noise_of(operator: Any) -> Any:
+    """The noise that a deepinv physics carries along."""
+    sigma = getattr(getattr(operator, "noise_model", None), "sigma", 0.0)
+    if isinstance(sigma, Tensor) and sigma.unique().numel() != 1:
+        raise InputError("the operator's noise_model.sigma varies; give one noise for all images")
+    return float(sigma.flatten()[0]) if isinstance(sigma, Tensor) else sigma
+
+
+def _sigma(noise: Any) -> float:
+    try:
+        sigma = float(noise)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"noise must be a number >= 0, got {noise!r}") from error
+    if not math.isfinite(sigma) or sigma < 0:
+        raise InputError(f"noise must be a finite number >= 0, got {noise}")
+    return sigma
