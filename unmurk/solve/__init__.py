@@ -1,0 +1,259 @@
+"""Solving with a prior: measurements y, a problem and a denoiser in, restored images out.
+
+    result = unmurk.solve(y, problem, prior, method="red-diff", samples=8)
+
+Images and samples make one flat list of rows, worked off in batches. Row (image b, sample k) draws
+all its noise from the stream of (seed, b, k), so a result does not depend on the batch size.
+
+A solver is one file: a frozen dataclass of its options with `run` (see `base.Solver`) and a line
+in the table of this module. This package is itself callable: `unmurk.solve(...)` is the function,
+`unmurk.solve.schedule` a module of it.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..problem import Problem
+from ..seeds import Streams
+from .base import Callback, Claim, Denoiser, Monitor, Solver
+from .dps import Dps
+from .red_diff import RedDiff, RedDiffPaper
+
+__all__ = ["METHODS", "PRESETS", "Result", "configure", "solve"]
+
+METHODS: dict[str, type[Solver]] = {"red-diff": RedDiff, "dps": Dps}
+"""Solvers by name."""
+
+PRESETS: dict[tuple[str, str], type[Solver]] = {("red-diff", "paper"): RedDiffPaper}
+"""What `preset` stands for: solvers by (name, preset)."""
+
+_SOLVE = 7003  # streams (seed, image, _SOLVE, sample): apart from those of masks and noise
+
+
+@dataclass(frozen=True)
+class Result:
+    """Restored images, and how they were come by.
+
+    Attributes:
+        samples: (S, B, C, H, W), one or several for each measurement.
+        mean: (B, C, H, W), their mean.
+        std: (B, C, H, W), their standard deviation (divisor S - 1); zero where S = 1. It is the
+            posterior's only if `claims` is "posterior".
+        trace: One dict for each step: step, sigma, nfe (so far), and residual, averaged over all
+            rows: chi-square per measured value, near 1 for a good fit, or without noise the root
+            mean square misfit.
+        nfe: Network evaluations that each sample has cost.
+        method: Name of the solver.
+        claims: "posterior", "point" or "heuristic"; see `base.Solver`.
+    """
+
+    samples: Tensor
+    mean: Tensor
+    std: Tensor
+    trace: list[dict[str, Any]]
+    nfe: int
+    method: str
+    claims: Claim
+
+
+def configure(method: str, options: dict[str, Any]) -> Solver:
+    """The solver of a name with its options set.
+
+    Raises:
+        InputError: Unknown method, preset or option (the message lists those there are).
+    """
+    options = dict(options)
+    if method not in METHODS:
+        raise InputError(f"method '{method}' is unknown: choose from {', '.join(METHODS)}")
+    cls = METHODS[method]
+    preset = options.pop("preset", "default")
+    if preset != "default":
+        known = [p for name, p in PRESETS if name == method]
+        if preset not in known:
+            raise InputError(
+                f"preset '{preset}' is unknown: {method} has {', '.join(['default', *known])}"
+            )
+        cls = PRESETS[method, preset]
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise InputError(
+            f"{method} has no option '{unknown[0]}' with preset {preset}:"
+            f" it takes {', '.join(known)}"
+        )
+    return cls(**options)
+
+
+def solve(
+    y: Tensor,
+    problem: Problem,
+    prior: Any,
+    method: str = "red-diff",
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    init: Tensor | Literal["posterior"] | None = None,
+    posterior: Any = None,
+    callback: Callback | None = None,
+    batch: int = 64,
+    **options: Any,
+) -> Result:
+    """Restore images from measurements with a prior.
+
+    Args:
+        y: Measurements (B, ...), in units of [0, 1] images.
+        problem: How they were made; of images 0..B-1 unless it is bound to others.
+        prior: An object with `denoise(x, sigma)`, or a function (x, sigma): E[clean | x].
+        method: "red-diff" or "dps".
+        samples: How many for each measurement, each from its own noise.
+        seed: Sample k of image b depends on (seed, b, k) alone.
+        init: Where to start: None for the solver's own, images (B, C, H, W), or "posterior" for
+            draws of `posterior`, a fresh one for each sample.
+        posterior: An object with `sample(y, problem, n, seed)`.
+        callback: Called after every step of every batch with a dict: step, steps, sigma, x,
+            denoised (B', C, H, W), nfe, residual. What it returns, if true, stops this batch.
+        batch: Rows (images x samples) worked on together.
+        options: The solver's, by name, and `preset` (red-diff: "paper").
+
+    Raises:
+        InputError: Unknown method or option, unfit shapes, an operator that the method cannot
+            handle, or a result that is not finite.
+    """
+    solver = configure(method, options)
+    _check(y, samples, batch)
+    shape = _image_shape(y, problem, prior, init)
+    problem = _bind(y, problem, shape)
+    _fits(y, problem, shape, solver)
+    start = _starts(y, problem, init, posterior, samples, seed, shape)
+
+    done, traces, nfe = [], [], 0
+    for rows in _batches(samples * len(y), batch):
+        images = [row % len(y) for row in rows]
+        picked = problem.take(images)
+        streams = Streams.join(
+            Streams(seed, [image], _SOLVE, row // len(y), device=y.device)
+            for row, image in zip(rows, picked.index or images, strict=True)
+        )
+        denoise = Denoiser(prior)
+        monitor = Monitor(y[images], picked, denoise, callback)
+        x = None if start is None else start[rows]
+        done.append(solver.run(y[images], picked, denoise, x, streams, monitor).detach())
+        traces.append(monitor.steps)
+        nfe = max(nfe, denoise.nfe)
+    found = torch.cat(done)
+    _finite(found, method)
+    found = found.reshape(samples, len(y), *shape)
+    std = found.std(0) if samples > 1 else torch.zeros_like(found[0])
+    return Result(found, found.mean(0), std, _merge(traces), nfe, method, solver.claims)
+
+
+def _check(y: Tensor, samples: int, batch: int) -> None:
+    if y.ndim < 2 or not len(y) or not y.is_floating_point():
+        raise InputError(
+            f"y is {y.dtype} of shape {tuple(y.shape)}: give floats (B, ...), one row an image"
+        )
+    if samples < 1 or batch < 1:
+        raise InputError(f"samples is {samples} and batch {batch}: both must be at least 1")
+
+
+def _image_shape(y: Tensor, problem: Problem, prior: Any, init: Any) -> tuple[int, ...]:
+    """Shape (C, H, W) of the images: that of init, else what the operator or the prior says."""
+    if isinstance(init, Tensor):
+        return tuple(init.shape[-3:])
+    shape = tuple(problem.operator.x_shape(y.shape[1:]))
+    known = tuple(getattr(prior, "shape", shape))
+    return known if problem.operator.y_shape(known) == tuple(y.shape[1:]) else shape
+
+
+def _bind(y: Tensor, problem: Problem, shape: tuple[int, ...]) -> Problem:
+    """The problem of the images 0..B-1, unless it is bound to others already."""
+    problem = problem.to(y.device)
+    if problem.index is None:
+        return problem.at(range(len(y)), shape)
+    if len(problem.index) != len(y):
+        raise InputError(
+            f"the problem is bound to {len(problem.index)} images but y has {len(y)} rows:"
+            " bind it with at() or take(), or leave it unbound"
+        )
+    return problem
+
+
+def _fits(y: Tensor, problem: Problem, shape: tuple[int, ...], solver: Solver) -> None:
+    wanted = tuple(problem.operator.y_shape(shape))
+    if wanted != tuple(y.shape[1:]):
+        raise InputError(
+            f"y has rows of shape {tuple(y.shape[1:])} but operator '{problem.operator.spec}'"
+            f" makes {wanted} of images {shape}"
+        )
+    if solver.requires == "linear" and not problem.operator.linear:
+        able = [name for name, cls in METHODS.items() if cls.requires != "linear"]
+        raise InputError(
+            f"{solver.name} needs a linear operator and '{problem.operator.spec}' is not:"
+            f" use {' or '.join(able)}"
+        )
+
+
+def _starts(
+    y: Tensor,
+    problem: Problem,
+    init: Tensor | str | None,
+    posterior: Any,
+    samples: int,
+    seed: int,
+    shape: tuple[int, ...],
+) -> Tensor | None:
+    """First images of all rows (samples x B, C, H, W), or None."""
+    if init is None:
+        return None
+    if isinstance(init, Tensor):
+        if init.shape != (len(y), *shape):
+            raise InputError(
+                f"init has shape {tuple(init.shape)}: give one for each of the {len(y)} rows of y"
+            )
+        return init.to(y).repeat(samples, *[1] * len(shape))
+    if init != "posterior":
+        raise InputError(f"init '{init}' is unknown: give images, 'posterior' or None")
+    if posterior is None:
+        raise InputError("init='posterior' needs a posterior: give posterior=")
+    return posterior.sample(y, problem, samples, seed=seed).to(y).flatten(0, 1)
+
+
+def _batches(total: int, batch: int) -> Iterator[range]:
+    for first in range(0, total, batch):
+        yield range(first, min(first + batch, total))
+
+
+def _finite(x: Tensor, method: str) -> None:
+    bad = (~x.isfinite().flatten(1).all(1)).sum().item()
+    if bad:
+        raise InputError(
+            f"{method} diverged on {bad} of {len(x)} images: choose smaller steps"
+            " or check the scale of y"
+        )
+
+
+def _merge(traces: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One trace of several batches: the residual is the mean over the rows that took the step."""
+    merged = []
+    for number in range(max(map(len, traces))):
+        steps = [trace[number] for trace in traces if number < len(trace)]
+        residual = torch.cat([step["residual"] for step in steps]).double().mean()
+        merged.append(steps[0] | {"residual": float(residual)})
+    return merged
+
+
+class _Callable(ModuleType):
+    """Lets the package stand for its function: importing it must not hide `unmurk.solve`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Result:
+        return solve(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,219 @@
+"""What all solvers share: the counted denoiser, the data term, and the record of a run.
+
+A solver knows the prior as D(x, sigma) = E[clean | x] alone, and the measurement
+y = A(x) + sigma_y n through two maps:
+
+    pull(x) = J(x)^T (y - A(x))                    J the Jacobian of A (A itself where linear)
+    prox(z) = argmin_x ||y - A(x)||^2 / (2 sigma_y^2) + ||x - z||^2 / (2 rho^2)
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..operators.base import per_image
+from ..problem import Problem
+from ..seeds import Streams
+
+__all__ = [
+    "Callback",
+    "Claim",
+    "Denoiser",
+    "Monitor",
+    "Report",
+    "Requirement",
+    "Solver",
+    "prox",
+    "pull",
+    "randn",
+]
+
+Claim = Literal["posterior", "point", "heuristic"]
+Requirement = Literal["linear", "differentiable"]
+Callback = Callable[[dict[str, Any]], Any]
+
+
+class Report(Protocol):
+    """What a solver calls after every step; True asks it to stop and return what it has."""
+
+    def __call__(
+        self, step: int, steps: int, sigma: float, x: Tensor, denoised: Tensor
+    ) -> bool: ...
+
+
+class Denoiser:
+    """The prior's D(x, sigma), counting its evaluations.
+
+    Args:
+        prior: An object with `denoise(x, sigma)`, or a function (x, sigma) of that meaning.
+
+    Attributes:
+        nfe: Evaluations so far, each of a whole batch: what one image of it has cost.
+        sigma_max: Highest noise level the prior knows; infinity where it does not say.
+
+    Raises:
+        InputError: The prior is neither.
+    """
+
+    def __init__(self, prior: Any) -> None:
+        self._denoise = getattr(prior, "denoise", prior)
+        if not callable(self._denoise):
+            raise InputError(
+                f"prior is {type(prior).__name__}: give an object with denoise(x, sigma)"
+                " or a function (x, sigma)"
+            )
+        self.sigma_max = float(getattr(prior, "sigma_max", float("inf")))
+        self.nfe = 0
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """D(x, sigma), (B, C, H, W) like x."""
+        self.nfe += 1
+        denoised = self._denoise(x, sigma)
+        if denoised.shape != x.shape:
+            raise InputError(
+                f"prior returned shape {tuple(denoised.shape)} for images {tuple(x.shape)}:"
+                " a denoiser keeps the shape"
+            )
+        return denoised
+
+
+class Solver(Protocol):
+    """One frozen dataclass of options, and how to run it.
+
+    Class attributes:
+        name: What `solve(method=...)` calls it.
+        claims: "posterior" (its samples are those of p(x | y)), "point" (an estimate, the same
+            but for noise in every sample) or "heuristic" (samples of no known distribution).
+        requires: "linear" (uses A^T, A^+ or the prox of A) or "differentiable" (any A).
+    """
+
+    name: ClassVar[str]
+    claims: ClassVar[Claim]
+    requires: ClassVar[Requirement]
+
+    def run(
+        self,
+        y: Tensor,
+        problem: Problem,
+        denoise: Denoiser,
+        x: Tensor | None,
+        noise: Streams,
+        callback: Report,
+    ) -> Tensor:
+        """Images (B, C, H, W) from measurements y (B, ...).
+
+        Args:
+            y: Measurements, one row for each wanted sample.
+            problem: Operator and noise, bound to these rows.
+            denoise: The prior.
+            x: Where to start (B, C, H, W); None leaves it to the solver.
+            noise: One random stream for each row.
+            callback: To be called after every step.
+        """
+        ...
+
+
+class Monitor:
+    """Writes the trace of one batch and passes every step on to the user's callback."""
+
+    def __init__(
+        self, y: Tensor, problem: Problem, denoise: Denoiser, callback: Callback | None
+    ) -> None:
+        self.y, self.problem, self.denoise, self.callback = y, problem, denoise, callback
+        self.before = denoise.nfe
+        self.steps: list[dict[str, Any]] = []
+
+    def __call__(self, step: int, steps: int, sigma: float, x: Tensor, denoised: Tensor) -> bool:
+        nfe = self.denoise.nfe - self.before
+        residual = self.misfit(x)  # stays on the device: reading it would stall the queue
+        self.steps.append({"step": step, "sigma": sigma, "nfe": nfe, "residual": residual})
+        if self.callback is None:
+            return False
+        return bool(
+            self.callback(
+                {
+                    "step": step,
+                    "steps": steps,
+                    "sigma": sigma,
+                    "x": x,
+                    "denoised": denoised,
+                    "nfe": nfe,
+                    "residual": float(residual.mean()),
+                }
+            )
+        )
+
+    @torch.no_grad()
+    def misfit(self, x: Tensor) -> Tensor:
+        """(B,): chi-square per measured value, or the root mean square where there is no noise."""
+        square = self.problem.residual(x, self.y).square().flatten(1).sum(1)
+        mean = square / self.problem.measurements(self.y)
+        return mean / self.problem.sigma**2 if self.problem.sigma > 0 else mean.sqrt()
+
+
+def randn(noise: Streams, like: Tensor) -> Tensor:
+    """Standard normal noise shaped like a batch of images, one stream for each row."""
+    return noise.randn(*like.shape[1:]).to(like)
+
+
+def pull(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
+    """J(x)^T (y - A(x)), (B, C, H, W): minus the gradient of ||y - A(x)||^2 / 2."""
+    if problem.operator.linear:
+        return problem.operator.A_adjoint(problem.residual(x, y))
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        half = problem.residual(x, y).square().sum() / 2
+        return -torch.autograd.grad(half, x)[0]
+
+
+def prox(
+    problem: Problem, z: Tensor, y: Tensor, rho: float, sigma: float, steps: int = 10
+) -> Tensor:
+    """The image that trades distance to z against misfit to y, (B, C, H, W).
+
+    argmin_x ||y - A(x)||^2 / (2 sigma^2) + ||x - z||^2 / (2 rho^2): exact for a linear A (and
+    with sigma = 0 its limit, the projection); for any other `steps` steps of steepest descent
+    from z, whose length is that of Gauss and Newton along the gradient, halved for an image as
+    often as it takes not to go uphill.
+
+    Raises:
+        InputError: sigma is 0 and A is not linear.
+    """
+    if problem.operator.linear:
+        if sigma == 0:
+            return problem.prox(z, y, rho)
+        return problem.operator.prox_l2(z, y, (rho / sigma) ** 2)
+    if sigma == 0:
+        raise InputError("a nonlinear operator without noise has no prox: give noise_floor > 0")
+    return _descend(problem, z, y, rho, sigma, steps)
+
+
+def _descend(
+    problem: Problem, z: Tensor, y: Tensor, rho: float, sigma: float, steps: int
+) -> Tensor:
+    def energy(x: Tensor) -> Tensor:
+        misfit = problem.residual(x, y).square().flatten(1).sum(1) / sigma**2
+        return misfit + (x - z).square().flatten(1).sum(1) / rho**2
+
+    x, value = z, energy(z)
+    for _ in range(steps):
+        down = pull(problem, x, y) / sigma**2 - (x - z) / rho**2
+        square = down.square().flatten(1).sum(1)
+        # ||J down||^2 by a finite difference: A is cheap, and nothing else of it is needed
+        probe = 1e-3 / square.sqrt().clamp_min(1e-12) * z[0].numel() ** 0.5
+        moved = problem.A(x + per_image(probe, x) * down) - problem.A(x)
+        curved = (moved.flatten(1).square().sum(1) / probe**2) / sigma**2 + square / rho**2
+        length = square / curved.clamp_min(1e-30)
+        for _ in range(6):
+            trial = x + per_image(length, x) * down
+            reached = energy(trial)
+            if bool((reached <= value).all()):
+                break
+            length = torch.where(reached <= value, length, length / 2)
+        better = reached <= value
+        x = torch.where(per_image(better, x) > 0, trial, x)
+        value = torch.where(better, reached, value)
+    return x
