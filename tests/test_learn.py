@@ -1,0 +1,345 @@
+"""Learning: every loss against its closed form, and runs that cannot be lost."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from unmurk.errors import InputError
+from unmurk.learn import Recipe, Settings, learn
+from unmurk.learn.loop import Trainer, write_atomically
+from unmurk.learn.objectives import (
+    anchored,
+    denoising,
+    evidence,
+    forward_kl,
+    levels,
+    recorrupted,
+)
+from unmurk.posterior import Context
+from unmurk.prior import nelbo
+from unmurk.problem import Problem
+
+# ------------------------------------------------------------------ x ~ N(0, 1), y = x + N(0, 1/4)
+
+SIGMA = 0.5
+PROBLEM = Problem("identity", SIGMA)
+
+
+class LinearFlow(nn.Module):
+    """q(x | y) = N(gain y, spread^2), written as the flow is."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.4))
+        self.log_spread = nn.Parameter(torch.tensor(-2.0))
+
+    def mean(self, y, problem):
+        return self.gain * y
+
+    def context(self, y, problem):
+        return Context(self.gain * y, self.log_spread.expand_as(y), y, y)
+
+    def transform(self, z, context):
+        x = context.mean + context.log_spread.exp() * z
+        return x, context.log_spread.flatten(1).sum(1)
+
+    def log_density(self, x, context):
+        scale = context.log_spread.exp()
+        return torch.distributions.Normal(context.mean, scale).log_prob(x).flatten(1).sum(1)
+
+
+class GaussianPrior(nn.Module):
+    """The exact denoiser of N(0, variance), which is what is learnt."""
+
+    def __init__(self, variance=0.3):
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.tensor(math.log(variance)))
+
+    @property
+    def variance(self):
+        return self.log_variance.exp()
+
+    def denoise(self, x, sigma):
+        return x * self.variance / (self.variance + sigma.view(-1, 1, 1, 1) ** 2)
+
+    def nelbo(self, x, generator, constants):
+        frozen = self.variance.detach()
+
+        def denoise(x, sigma):
+            return x * frozen / (frozen + sigma.view(-1, 1, 1, 1) ** 2)
+
+        return nelbo(denoise, x, 1e-3, 50.0, generator, constants=constants)
+
+
+def descend(loss, modules, steps=1500, rate=0.02, batch=4096):
+    """Adam with a falling rate on losses of fresh data; returns nothing."""
+    g = torch.Generator().manual_seed(0)
+    parameters = [p for m in modules for p in m.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        x = torch.randn(batch, 1, 1, 1, generator=g)
+        y = x + SIGMA * torch.randn(batch, 1, 1, 1, generator=g)
+        optimizer.zero_grad()
+        loss(x, y, g).backward()
+        optimizer.step()
+        schedule.step()
+
+
+def test_the_papers_objective_solves_the_linear_gaussian_case():
+    """Jointly learnt from y alone: gain 0.8, posterior std 0.447, prior variance 1, each to 3
+    %."""
+    flow, prior = LinearFlow(), GaussianPrior()
+
+    def loss(_, y, g):
+        value, x = evidence(flow, prior, y, PROBLEM, g)
+        return value + denoising(prior, x, levels(len(x), g), g)
+
+    descend(loss, [flow, prior], steps=2500)
+    assert abs(flow.gain.item() / 0.8 - 1) < 0.03
+    assert abs(flow.log_spread.exp().item() / math.sqrt(0.2) - 1) < 0.03
+    assert abs(prior.variance.item() - 1) < 0.03
+
+
+def test_forward_kl_is_exact_bayes():
+    """Pairs of the true prior's images and fresh corruptions: gain 0.8, spread sqrt(0.2)."""
+    flow = LinearFlow()
+    descend(lambda x, y, g: sum(forward_kl(flow, x, PROBLEM, g)), [flow])
+    assert abs(flow.gain.item() / 0.8 - 1) < 0.01
+    assert abs(flow.log_spread.exp().item() / math.sqrt(0.2) - 1) < 0.01
+
+
+def test_recorrupted_finds_the_conditional_mean_without_clean_images():
+    """Its minimiser is E[x | y + a sigma n]: gain 1 / (1 + sigma^2 (1 + a^2))."""
+    flow, a = LinearFlow(), 0.6
+    descend(lambda x, y, g: recorrupted(flow, y, PROBLEM, a, g), [flow])
+    assert abs(flow.gain.item() * (1 + SIGMA**2 * (1 + a**2)) - 1) < 0.02
+
+
+def test_anchor_learns_the_denoiser_from_noisy_images_alone():
+    """Above sigma_y the noisy images determine D: the variance of the clean prior, not of y."""
+    prior = GaussianPrior()
+
+    def loss(_, y, g):
+        sigma = SIGMA * (1.05 + 2 * torch.rand(len(y), generator=g))
+        return anchored(prior, torch.full_like(y, math.nan), y, SIGMA, sigma, g)
+
+    # the stand-in images are not a number: one that entered above sigma_y would show
+    descend(loss, [prior])
+    assert abs(prior.variance.item() - 1) < 0.03
+
+
+def test_below_the_noise_level_the_anchor_is_plain_score_matching():
+    prior, g = GaussianPrior(), torch.Generator
+    x, sigma = torch.randn(64, 1, 2, 2), torch.full((64,), 0.2)
+    a = anchored(prior, x, torch.randn_like(x), SIGMA, sigma, g().manual_seed(1))
+    b = denoising(prior, x, sigma, g().manual_seed(1))
+    torch.testing.assert_close(a, b)
+
+
+# ------------------------------------------------------------------ runs
+
+TINY = Settings(network="tiny", kimg=0.32, batch=8, seed=3, precision="fp32")
+RECIPE = Recipe(mean=0.2, polish=0.4, buffer=64, refresh=0.5, steps=2, reset=0.6, reverse=0.1)
+
+
+def blobs(n=24, size=8):
+    """Small images with something in them."""
+    g = torch.Generator().manual_seed(0)
+    return torch.nn.functional.avg_pool2d(torch.rand(n, 1, 2 * size, 2 * size, generator=g), 2)
+
+
+def weights(folder):
+    posterior = load_file(folder / "posterior" / "model.safetensors")
+    prior = load_file(folder / "prior" / "unet" / "diffusion_pytorch_model.safetensors")
+    return {**{f"p.{k}": v for k, v in prior.items()}, **posterior}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Clinic:
+    """A data set whose clean images raise when touched."""
+
+    def __init__(self, y):
+        self.y = y
+
+    def __getattr__(self, name):
+        raise AssertionError(f"a learner looked at .{name}")
+
+
+@pytest.mark.parametrize("objective", ["default", "elbo"])
+def test_the_clean_images_are_out_of_reach(tmp_path, objective):
+    """Handed an object whose every attribute but y raises, it learns what it learns from y."""
+    problem = Problem("identity", 0.2)
+    y = problem.simulate(blobs())
+    kw = {"objective": objective, "recipe": RECIPE, "settings": TINY, "quiet": True}
+    learn(Clinic(y), problem, out=tmp_path / "a", **kw)
+    learn(y, problem, out=tmp_path / "b", **kw)
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_every_operator_learns(tmp_path):
+    """Masks of each image's own, and measurements smaller than images: losses fall, all finite."""
+    for i, text in enumerate(["inpaint:random,keep=0.6", "sr:average,factor=2"]):
+        problem = Problem(text, 0.1)
+        y = problem.simulate(blobs())
+        prior, posterior = learn(
+            y, problem, out=tmp_path / str(i), recipe=RECIPE, settings=TINY, quiet=True
+        )
+        assert prior.shape == (1, 8, 8)
+        assert torch.isfinite(posterior.mean(y, problem)).all()
+        text = (tmp_path / str(i) / "metrics.jsonl").read_text()
+        lines = [json.loads(s) for s in text.splitlines()]
+        assert lines[-1]["kimg"] == 0.32 and lines[-1]["skipped"] == 0
+        flow = [s["loss/flow"] for s in lines if "loss/flow" in s]
+        assert flow[-1] < flow[0]
+
+
+@pytest.mark.parametrize("method", ["noisy", "clean"])
+def test_floor_and_ceiling_learn(tmp_path, method):
+    problem = Problem("identity", 0.2)
+    x = blobs()
+    y = x if method == "clean" else problem.simulate(x)
+    prior, _ = learn(y, problem, method, out=tmp_path, settings=TINY, quiet=True)
+    assert torch.isfinite(prior.sample(2, steps=4)).all()
+
+
+def test_a_finished_run_is_returned_and_another_is_refused(tmp_path):
+    problem = Problem("identity", 0.2)
+    y = problem.simulate(blobs())
+    kw = {"out": tmp_path, "recipe": RECIPE, "quiet": True}
+    first, _ = learn(y, problem, settings=TINY, **kw)
+    again, _ = learn(y, problem, settings=TINY, **kw)
+    assert equal(first.state_dict(), again.state_dict())
+    with pytest.raises(InputError, match="another data"):
+        learn(y + 0.1, problem, settings=TINY, **kw)
+    with pytest.raises(InputError, match="another problem"):
+        learn(y, Problem("identity", 0.3), settings=TINY, **kw)
+    with pytest.raises(InputError, match="no run"):
+        learn(y, problem, settings=TINY, **{**kw, "out": tmp_path / "prior"})
+
+
+def test_bad_settings_are_named(tmp_path):
+    y, problem = blobs(), Problem("identity", 0.2)
+    for kw, words in [
+        ({"method": "x"}, "unknown method"),
+        ({"objective": "x"}, "unknown objective"),
+        ({"network": "x"}, "unknown network"),
+        ({"speed": 1}, "unknown setting"),
+        ({"kimg": -1}, "must be positive"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            learn(y, problem, out=tmp_path / "run", quiet=True, **kw)
+    with pytest.raises(InputError, match="noise above 0"):
+        learn(y, Problem("identity", 0.0), out=tmp_path / "run")
+    with pytest.raises(InputError, match="multiples of 4"):
+        learn(y[..., :6], problem, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Fragile:
+    """One weight that learns the mean of y, and fails when told to."""
+
+    def __init__(self, fails):
+        self.weight = nn.Linear(1, 1, bias=False)
+        self.fails = fails
+        self.modules = {"w": self.weight}
+        self.averages = {"w": nn.Linear(1, 1, bias=False)}
+        self.buffers = {}
+        self.calls = 0
+
+    def before(self, trainer, step, progress):
+        pass
+
+    def losses(self, y, rows, progress, generator):
+        self.calls += 1
+        loss = (self.weight.weight - y).square().mean()
+        return {"w": loss * (math.nan if self.calls in self.fails else 1.0)}
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    method = Fragile({3, 7})
+    settings = Settings(kimg=0.4, batch=4, rate=0.1, precision="fp32")
+    trainer = Trainer(method, torch.full((8, 1), 2.0), settings, tmp_path, quiet=True)
+    trainer.run()
+    assert trainer.skipped == 2 and trainer.step == 100
+    assert abs(method.weight.weight.item() - 2) < 0.05
+
+
+def test_ten_in_a_row_go_back_with_half_the_rate(tmp_path, capfd):
+    method = Fragile(set(range(20, 30)))
+    settings = Settings(kimg=0.8, batch=4, rate=0.2, precision="fp32")
+    trainer = Trainer(method, torch.full((8, 1), 2.0), settings, tmp_path)
+    trainer.run()
+    assert trainer.factor == 0.5 and trainer.step == 200
+    assert abs(method.averages["w"].weight.item() - 2) < 0.1
+    assert "ten steps in a row" in capfd.readouterr().err
+
+
+def test_a_run_that_always_diverges_ends_with_one_line(tmp_path):
+    method = Fragile(set(range(1, 10_000)))
+    settings = Settings(kimg=0.4, batch=4, precision="fp32")
+    with pytest.raises(InputError, match="diverged"):
+        Trainer(method, torch.ones(8, 1), settings, tmp_path, quiet=True).run()
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    write_atomically(tmp_path / "state" / "latest.pt", b"not a state")
+    with pytest.raises(InputError, match="damaged"):
+        Trainer(Fragile(set()), torch.ones(8, 1), Settings(), tmp_path, quiet=True).run()
+
+
+RUN = textwrap.dedent(
+    """
+    import sys, torch
+    torch.set_num_threads(1)
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    from test_learn import RECIPE, TINY, blobs
+    from unmurk.learn import FlowDiff, Trainer, learn
+    from unmurk.problem import Problem
+    problem = Problem("identity", 0.2)
+    started = Trainer.__init__
+    Trainer.__init__ = lambda self, *a, **k: started(self, *a, **{{**k, "every": 0.1}})
+    print("ready", flush=True)
+    learn(problem.simulate(blobs()), problem, out=Path(sys.argv[1]), recipe=RECIPE, settings=TINY,
+          quiet=True)
+    """
+)
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments_it_ends_as_if_never_stopped(tmp_path):
+    """kill -9, then the same command: the same final weights, bit for bit."""
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(tests=os.path.dirname(__file__)))
+    begin = time.monotonic()
+    subprocess.run([sys.executable, script, tmp_path / "whole"], check=True)
+    whole = time.monotonic() - begin
+    rng, killed = random.Random(0), 0
+    for _ in range(5):
+        run = subprocess.Popen([sys.executable, script, tmp_path / "cut"], stdout=subprocess.PIPE)
+        run.stdout.readline()
+        time.sleep(rng.uniform(0.05, 0.6 * whole))
+        killed += run.poll() is None
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        run.stdout.close()
+    assert killed >= 3
+    subprocess.run([sys.executable, script, tmp_path / "cut"], check=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    kimg = [json.loads(s)["kimg"] for s in (tmp_path / "cut" / "metrics.jsonl").open()]
+    assert kimg == sorted(set(kimg)) and kimg[-1] == 0.32

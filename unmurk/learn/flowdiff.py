@@ -1,0 +1,214 @@
+"""FlowDiff: a posterior flow and a diffusion prior learnt together from corrupted images.
+
+y = A(x) + sigma_y n with A and sigma_y known; one corruption for each image, and the clean image
+never read.
+
+`objective="elbo"` is the paper's (Wang et al., 2024, arXiv 2407.11162), pure: with x drawn by the
+flow,
+
+    L = E_y E_{x ~ q(.|y)} [ ||y - A x||^2 / (2 sigma_y^2) - b(x) + log q(x | y) ],
+
+where -b is the prior's negative evidence bound. The flow follows L through the averaged, frozen
+denoiser; the prior follows denoising score matching on the flow's draws. It stalls: on a flat
+background the evidence hardly changes while noise is left, less than the gap that a finite flow
+leaves, so the prior keeps noise that the flow can match (docs/experiments.md has the figures).
+
+`objective="default"` approaches from the smooth side instead, where noise cannot hide:
+
+    1. mean start   m(y) alone, by Recorrupted-to-Recorrupted;
+    2. prior        below sigma_y on m(y), above it (A = I) on the noisy images themselves: the
+                    "anchor";
+    3. polish       x ~ p(x | y) under the current prior, kept in a slowly refreshed replay
+                    buffer. On it the prior is fitted below sigma_y, and mean and flow (forward
+                    KL) to pairs of a buffer's image and a fresh corruption of it: expectation
+                    maximisation with an amortised posterior.
+
+For A = I the reverse diffusion started at (y, sigma_y) is itself a draw from p(x | y). For other
+A the polish is the flow's own draw, unless a solver is given.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..nets import preset
+from ..posterior import Posterior
+from ..prior import Prior
+from ..problem import Problem
+from ..seeds import Streams, generator
+from .loop import Trainer
+from .objectives import (
+    anchored,
+    denoising,
+    evidence,
+    forward_kl,
+    levels,
+    recorrupted,
+)
+
+__all__ = ["FlowDiff", "Recipe"]
+
+Solver = Callable[[Tensor, Problem, Prior, Streams], Tensor]
+
+INIT, RESET, POLISH = 0xFFFF0003, 0xFFFF0004, 7004  # paths below the seed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The schedule of the default objective; shares are of the whole budget.
+
+    Attributes:
+        mean: Share at which the mean start ends and the prior begins.
+        a: Noise added for the mean start, in units of sigma_y.
+        polish: Share at which the buffer is first filled and the flow begins.
+        refresh: Images polished for each image seen from then on.
+        buffer: Images kept in the replay buffer.
+        steps: Steps of the reverse diffusion that polishes.
+        reverse: Weight of the paper's objective for the flow beside the forward KL.
+        reset: Share at which the prior starts afresh on the buffer; None: never.
+    """
+
+    mean: float = 0.25
+    a: float = 0.6
+    polish: float = 0.6
+    refresh: float = 0.05
+    buffer: int = 8192
+    steps: int = 16
+    reverse: float = 0.0
+    reset: float | None = None
+
+
+class FlowDiff:
+    """The method: networks, replay buffer, and the losses of a step.
+
+    Args:
+        y: Measurements (N, ...); never anything else.
+        problem: How they were made.
+        shape: Shape (C, H, W) of the images behind them.
+        network: Preset of the networks.
+        objective: "default" or the paper's "elbo".
+        recipe: Schedule of the default objective.
+        seed: Seed of the initial weights and of the polish.
+        solver: Draws x given (y, problem, prior, streams), for A other than the identity.
+    """
+
+    def __init__(
+        self,
+        y: Tensor,
+        problem: Problem,
+        shape: tuple[int, int, int],
+        network: str = "tiny",
+        objective: Literal["default", "elbo"] = "default",
+        recipe: Recipe | None = None,
+        seed: int = 0,
+        solver: Solver | None = None,
+    ) -> None:
+        preset(network)
+        self.y, self.problem, self.shape, self.seed = y, problem, shape, seed
+        self.network, self.objective, self.solver = network, objective, solver
+        self.recipe = recipe or Recipe()
+        self.denoising = problem.operator.spec == "identity"
+        spread = 0.05 if objective == "default" else problem.sigma / 2
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
+            self.posterior = Posterior.create(network, shape, spread)
+            self.prior = Prior.create(network, shape)
+        self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
+        self.averages = copy.deepcopy(self.modules)
+        self.teacher = cast(Prior, self.averages["prior"])
+        self.student = cast(Posterior, self.averages["posterior"])
+        rows = self.recipe.buffer if objective == "default" else 0
+        self.buffers = {
+            "images": torch.zeros(rows, *shape, dtype=torch.float16),
+            "filled": torch.zeros((), dtype=torch.int64),
+            "drawn": torch.zeros((), dtype=torch.int64),
+        }
+
+    def at(self, rows: Tensor) -> Problem:
+        """The problem of the measurements with these numbers."""
+        return self.problem.at(rows.tolist(), self.shape)
+
+    # ------------------------------------------------------------------ the paper's objective
+
+    def joint(self, y: Tensor, rows: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        """One step of the paper's objective: the flow's loss, then the prior's on its draws."""
+        flow, x = evidence(self.posterior, self.teacher, y, self.at(rows), noise)
+        prior = denoising(self.prior, x, levels(len(x), noise), noise)
+        return {"flow": flow, "prior": prior}
+
+    # ------------------------------------------------------------------ the default objective
+
+    def losses(
+        self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The losses of a step at a progress from 0 to 1."""
+        if self.objective == "elbo":
+            return self.joint(y, rows, generator)
+        problem = self.at(rows)
+        if progress < self.recipe.mean:
+            return {"mean": recorrupted(self.posterior, y, problem, self.recipe.a, generator)}
+        if self.buffers["filled"] == 0:
+            with torch.no_grad():
+                x = self.student.mean(y, problem)
+            return {"prior": self.prior_loss(x, y, generator)}
+        x = self.replay(len(y), generator)
+        flow, mean = forward_kl(self.posterior, x, problem, generator)
+        losses = {"prior": self.prior_loss(x, y, generator), "flow": flow, "mean": mean}
+        if self.recipe.reverse:
+            reverse, _ = evidence(self.posterior, self.teacher, y, problem, generator)
+            losses["reverse"] = self.recipe.reverse * reverse
+        return losses
+
+    def prior_loss(self, x: Tensor, y: Tensor, noise: torch.Generator) -> Tensor:
+        """Score matching on x, anchored to the noisy images above sigma_y where A = I."""
+        sigma = levels(len(y), noise)
+        if not self.denoising:
+            return denoising(self.prior, x, sigma, noise)
+        return anchored(self.prior, x, y, self.problem.sigma, sigma, noise)
+
+    # ------------------------------------------------------------------ the replay buffer
+
+    def replay(self, n: int, noise: torch.Generator) -> Tensor:
+        """Images drawn from the buffer."""
+        filled = int(self.buffers["filled"])
+        rows = torch.randint(filled, (n,), generator=noise, device=noise.device)
+        return self.buffers["images"][rows.cpu()].to(noise.device, torch.float32)
+
+    @torch.no_grad()
+    def polish(self, count: int, device: torch.device) -> None:
+        """Replaces the buffer's oldest images by draws from p(x | y) for the next measurements."""
+        images, recipe = self.buffers["images"], self.recipe
+        drawn = int(self.buffers["drawn"])
+        number = torch.arange(drawn, drawn + count)
+        rows = number % len(self.y)
+        y, problem = self.y[rows].to(device), self.at(rows)
+        streams = Streams(self.seed, number.tolist(), POLISH, device=device)
+        if self.denoising:
+            x = self.teacher.restore(y, self.problem.sigma, streams, recipe.steps)
+        elif self.solver is not None:
+            x = self.solver(y, problem, self.teacher, streams)
+        else:
+            z = streams.randn(*self.shape)
+            x = self.student.transform(z, self.student.context(y, problem))[0]
+        images[number % len(images)] = x.to(images)
+        self.buffers["drawn"] += count
+        self.buffers["filled"].fill_(min(drawn + count, len(images)))
+
+    def before(self, trainer: Trainer, step: int, progress: float) -> None:
+        """Fills and refreshes the buffer; starts the prior afresh when its time has come."""
+        recipe = self.recipe
+        if self.objective == "elbo" or progress < recipe.polish:
+            return
+        batch = trainer.settings.batch
+        since = step - int(recipe.polish * trainer.steps)
+        goal = min(len(self.buffers["images"]), 1024) + int(recipe.refresh * batch * since)
+        while goal - int(self.buffers["drawn"]) >= min(256, len(self.buffers["images"])):
+            self.polish(min(256, len(self.buffers["images"])), trainer.device)
+        if recipe.reset is not None and step == round(recipe.reset * trainer.steps):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(generator(self.seed, RESET).initial_seed() % 2**31)
+                trainer.reset("prior", Prior.create(self.network, self.shape))

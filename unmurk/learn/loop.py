@@ -1,0 +1,386 @@
+"""The one training loop: steps, averages, records, and a run that nobody loses.
+
+Every random draw of step k comes from generators at (seed, k), so a run continued from step k
+equals one that was never stopped (bit for bit on a CPU with as many threads). The state is one
+file, written beside the old one and renamed over it: at any moment a complete state is on disk.
+
+The averaged weights follow Karras et al. (2022, arXiv 2206.00364): a half-life in images that
+grows with the images seen, so that the average never remembers the start.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..seeds import generator
+
+__all__ = ["Method", "Settings", "Trainer", "write_atomically"]
+
+STEP, BATCH = 0xFFFF0001, 0xFFFF0002  # paths below the seed, beyond any image number
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is trained, whatever the method.
+
+    Attributes:
+        network: Preset of the networks: tiny, small or base.
+        kimg: Budget in thousands of images seen.
+        batch: Images in a step.
+        rate: Peak learning rate of AdamW; warms up over 2 % of the run and falls as a cosine.
+        average: Half-life of the averaged weights in kimg, or 5 % of the images seen if less.
+        seed: Seed of weights, batches and noise.
+        precision: fp32, bf16, or auto: whichever a one-second probe finds faster.
+        compile: Whether torch.compile is applied to the prior's network.
+    """
+
+    network: str = "tiny"
+    kimg: float = 100.0
+    batch: int = 64
+    rate: float = 2e-3
+    average: float = 20.0
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+
+
+class Method(Protocol):
+    """A way to learn: modules, their averages, further state, and the losses of a step."""
+
+    modules: dict[str, nn.Module]
+    averages: dict[str, nn.Module]
+    buffers: dict[str, Tensor]
+
+    def before(self, trainer: "Trainer", step: int, progress: float) -> None:
+        """What happens between steps; progress runs from 0 to 1."""
+
+    def losses(
+        self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Scalars to minimise, from measurements y (B, ...) with numbers `rows`."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that it is either the old one or the new one, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; mend that and run the same command to go on"
+        ) from error
+
+
+class Trainer:
+    """Runs a method over measurements, in a run folder.
+
+    Args:
+        method: What is learnt.
+        y: Measurements (N, ...), on any device.
+        settings: How.
+        out: Run folder; its `state/` and `metrics.jsonl` belong to the trainer.
+        every: Seconds between two writings of the state.
+        quiet: Whether to show no progress.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        y: Tensor,
+        settings: Settings,
+        out: Path,
+        every: float = 30.0,
+        quiet: bool = False,
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator()
+        self.method, self.y, self.settings = method, y, settings
+        self.out, self.every, self.quiet = out, every, quiet
+        self.device = self.accelerator.device
+        self.steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
+        self.step, self.seconds, self.skipped, self.factor = 0, 0.0, 0, 1.0
+        self.precision: str = settings.precision
+        for module in [*method.modules.values(), *method.averages.values()]:
+            module.to(self.device)
+        for average in method.averages.values():
+            average.requires_grad_(False).eval()
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(m.parameters()), "name": k} for k, m in method.modules.items()],
+            lr=settings.rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            fused=True,
+        )
+
+    @property
+    def state_file(self) -> Path:
+        return self.out / "state" / "latest.pt"
+
+    def state(self) -> dict[str, Any]:
+        """Everything the run needs to go on."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "factor": self.factor,
+            "precision": self.precision,
+            "modules": {k: m.state_dict() for k, m in self.method.modules.items()},
+            "averages": {k: m.state_dict() for k, m in self.method.averages.items()},
+            "buffers": self.method.buffers,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def save(self) -> None:
+        """Writes the state atomically."""
+        if not self.accelerator.is_main_process:
+            return
+        import io
+
+        stream = io.BytesIO()
+        torch.save(self.state(), stream)
+        write_atomically(self.state_file, stream.getvalue())
+
+    def load(self) -> None:
+        """Takes up the last state written."""
+        try:
+            state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise InputError(
+                f"cannot read {self.state_file}: it is damaged; remove it to start again"
+            ) from error
+        for key in ("step", "seconds", "skipped", "factor", "precision"):
+            setattr(self, key, state[key])
+        for key, module in self.method.modules.items():
+            module.load_state_dict(state["modules"][key])
+        for key, module in self.method.averages.items():
+            module.load_state_dict(state["averages"][key])
+        for key, value in state["buffers"].items():
+            self.method.buffers[key].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def reset(self, name: str, fresh: nn.Module) -> None:
+        """Gives a module the weights of a fresh one and forgets its average and its moments."""
+        module = self.method.modules[name]
+        module.load_state_dict(fresh.state_dict())
+        self.method.averages[name].load_state_dict(fresh.state_dict())
+        for parameter in module.parameters():
+            self.optimizer.state.pop(parameter, None)
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Networks run in the precision of the run."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
+
+    def probe(self) -> str:
+        """Whichever of fp32 and bf16 trains faster in a second's trial; leaves no trace."""
+        y = self.y[: self.settings.batch].to(self.device)
+        rows = torch.arange(len(y))
+        times = {}
+        for precision in ("fp32", "bf16"):
+            self.precision = precision
+            durations: list[float] = []
+            begin = time.perf_counter()
+            while len(durations) < 3 or time.perf_counter() - begin < 0.5:
+                start = time.perf_counter()
+                noise = generator(0, STEP, device=self.device)
+                with self.autocast():
+                    losses = self.method.losses(y, rows, 1.0, noise)
+                self.accelerator.backward(sum(losses.values()))
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                durations.append(time.perf_counter() - start)
+            times[precision] = min(durations)
+            self.optimizer.zero_grad()
+        return min(times, key=lambda k: times[k])
+
+    def rate(self) -> float:
+        """The learning rate of this step."""
+        progress = self.step / self.steps
+        warm = min(1.0, (self.step + 1) / max(1, 0.02 * self.steps))
+        fall = 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2
+        return self.settings.rate * self.factor * warm * fall
+
+    def average(self) -> None:
+        """Moves the averaged weights."""
+        seen = self.step * self.settings.batch
+        half_life = min(1000 * self.settings.average, 0.05 * seen)
+        keep = 0.5 ** (self.settings.batch / max(half_life, 1e-8))
+        for key, average in self.method.averages.items():
+            old: list[Tensor] = list(average.parameters())
+            new: list[Tensor] = list(self.method.modules[key].parameters())
+            torch._foreach_lerp_(old, [p.detach() for p in new], 1 - keep)
+
+    def update(self) -> dict[str, float] | None:
+        """One step; None when its gradient was not finite and it was skipped."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        choose = generator(self.settings.seed, BATCH, self.step)
+        rows = torch.randint(len(self.y), (self.settings.batch,), generator=choose)[rank::ranks]
+        y = self.y[rows.to(self.y.device)].to(self.device)
+        noise = generator(self.settings.seed, STEP, self.step, rank, device=self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        with self.autocast():
+            losses = self.method.losses(y, rows, self.step / self.steps, noise)
+        self.accelerator.backward(sum(losses.values()))
+        norms = []
+        for group in self.optimizer.param_groups:
+            held = [p for p in group["params"] if p.grad is not None]
+            if ranks > 1:
+                for p in held:
+                    p.grad = self.accelerator.reduce(p.grad, "mean")
+            if held:
+                norms.append(nn.utils.clip_grad_norm_(held, 1.0))
+        finite = all(math.isfinite(float(n)) for n in norms)
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not finite:
+            return None
+        self.average()
+        return {k: float(v.detach()) for k, v in losses.items()}
+
+    def run(self) -> None:
+        """Trains to the end of the budget, from the last state written if there is one.
+
+        Raises:
+            InputError: when the state cannot be read or written, or training keeps diverging.
+        """
+        if self.state_file.exists():
+            self.load()
+        else:
+            if self.precision == "auto":
+                self.precision = self.probe()
+            self.save()
+        record = Record(self.out / "metrics.jsonl", self)
+        start, saved, bad = time.perf_counter() - self.seconds, time.perf_counter(), 0
+        try:
+            while self.step < self.steps:
+                with self.autocast():
+                    self.method.before(self, self.step, self.step / self.steps)
+                losses = self.update()
+                self.step += 1
+                self.seconds = time.perf_counter() - start
+                bad = 0 if losses is not None else bad + 1
+                self.skipped += losses is None
+                if bad == 10:
+                    self.back(record)
+                    start, bad = time.perf_counter() - self.seconds, 0
+                    continue
+                record.add(losses)
+                if time.perf_counter() - saved > self.every and bad == 0:
+                    self.save()
+                    saved = time.perf_counter()
+        finally:
+            record.close()
+            if bad == 0:
+                self.save()
+
+    def back(self, record: "Record") -> None:
+        """Returns to the last good state with half the learning rate."""
+        factor = self.factor / 2
+        if factor < 1 / 64:
+            raise InputError(
+                "training diverged again and again: check the images and the noise level given"
+            )
+        self.load()
+        self.factor = factor
+        record.say(
+            f"ten steps in a row were not finite: back to step {self.step} "
+            f"with the learning rate times {factor:g}"
+        )
+
+
+class Record:
+    """The lines of metrics.jsonl and the progress shown on the standard error stream."""
+
+    def __init__(self, path: Path, trainer: Trainer) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.trainer = trainer
+        self.main = trainer.accelerator.is_main_process
+        self.every = max(1, trainer.steps // 400)
+        self.sums: dict[str, list[float]] = {}
+        self.shown = time.perf_counter()
+        self.console = Console(file=sys.stderr, quiet=trainer.quiet or not self.main)
+        self.file = None
+        if self.main:
+            keep = []
+            if path.exists():
+                limit = trainer.step * trainer.settings.batch / 1000 + 1e-9
+                keep = [s for s in path.read_text().splitlines() if _kimg(s) <= limit]
+            write_atomically(path, "".join(s + "\n" for s in keep).encode())
+            self.file = open(path, "a")
+        self.bar = Progress(
+            TextColumn("learning"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}% {task.fields[losses]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal or self.console.quiet,
+        )
+        self.task = self.bar.add_task("", total=trainer.steps, completed=trainer.step, losses="")
+        self.bar.start()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress."""
+        self.console.print(text, highlight=False)
+
+    def add(self, losses: dict[str, float] | None) -> None:
+        """Takes the losses of one step."""
+        for key, value in (losses or {}).items():
+            self.sums.setdefault(key, []).append(value)
+        step = self.trainer.step
+        if step % self.every and step != self.trainer.steps:
+            return
+        means = {k: sum(v) / len(v) for k, v in self.sums.items()}
+        self.sums = {}
+        line: dict[str, Any] = {
+            "kimg": step * self.trainer.settings.batch / 1000,
+            "seconds": round(self.trainer.seconds, 2),
+            "skipped": self.trainer.skipped,
+        }
+        line |= {f"loss/{k}": round(v, 6) for k, v in means.items()}
+        if self.file is not None:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        text = "  ".join(f"{k} {v:.4f}" for k, v in means.items())
+        self.bar.update(self.task, completed=step, losses=text)
+        if not self.console.is_terminal and time.perf_counter() - self.shown > 10:
+            self.shown = time.perf_counter()
+            left = self.trainer.seconds * (self.trainer.steps / step - 1)
+            self.say(
+                f"learning {100 * step / self.trainer.steps:3.0f}%  {text}  {left:.0f} s left"
+            )
+
+    def close(self) -> None:
+        """Ends the progress and the file."""
+        self.bar.stop()
+        if self.file is not None:
+            self.file.close()
+
+
+def _kimg(line: str) -> float:
+    try:
+        return float(json.loads(line)["kimg"])
+    except (ValueError, KeyError):
+        return math.inf  # a line that a sudden end cut short

@@ -1,0 +1,123 @@
+"""The losses that ways to learn are made of, each per image and averaged over the batch.
+
+Notation: y = A(x) + sigma_y n, denoiser D, conditional flow q(x | y), d = C H W. Losses are
+divided by d (a common factor, the optimum does not move), so that one learning rate serves images
+of any size.
+
+Denoising score matching draws log s ~ N(-0.5, 1.2^2) for s = 2 sigma and weights the error by
+(1 + s^2) / s^2 (Karras et al., 2022, arXiv 2206.00364, section 5, for sigma_data = 1).
+"""
+
+import torch
+from torch import Tensor
+
+from ..operators.base import per_image
+from ..posterior import Posterior
+from ..prior import Prior
+from ..problem import Problem
+
+__all__ = ["anchored", "denoising", "evidence", "forward_kl", "levels", "recorrupted"]
+
+
+def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise shaped like a batch."""
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def levels(n: int, generator: torch.Generator) -> Tensor:
+    """Training noise levels sigma, (n,), stratified over the batch."""
+    device = generator.device
+    place = torch.randperm(n, generator=generator, device=device)
+    place = (place + torch.rand(n, generator=generator, device=device)) / n
+    normal = torch.special.ndtri(place.clamp(1e-4, 1 - 1e-4))
+    return (-0.5 + 1.2 * normal).exp() / 2
+
+
+def weighted(error: Tensor, sigma: Tensor) -> Tensor:
+    """The weighted squared error of a denoiser, averaged over pixels and images."""
+    s = 2 * sigma
+    return ((1 + s**2) / s**2 * 4 * error.square().flatten(1).mean(1)).mean()
+
+
+def denoising(prior: Prior, x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+    """Denoising score matching of the prior on images x at levels sigma, (B,)."""
+    noisy = x + per_image(sigma, x) * gaussian(x, generator)
+    return weighted(prior.denoise(noisy, sigma) - x, sigma)
+
+
+def anchored(
+    prior: Prior,
+    x: Tensor,
+    y: Tensor,
+    sigma_y: float,
+    sigma: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Denoising score matching that takes noisy images as the truth wherever they are (A = I).
+
+    At sigma > sigma_y the image x_t = y + sqrt(sigma^2 - sigma_y^2) n has level sigma exactly, and
+    E[y | x_t] = r x_t + (1 - r) D(x_t, sigma) with r = sigma_y^2 / sigma^2 (Daras et al., 2024,
+    arXiv 2404.10177, "Ambient Tweedie"): matching it to y trains D without bias and without a
+    clean image. Below sigma_y the images x, drawn from the current posterior, stand in.
+    """
+    above = per_image(sigma > sigma_y, x) > 0
+    extra = per_image((sigma**2 - sigma_y**2).clamp_min(0).sqrt(), x)
+    noise = gaussian(x, generator)
+    noisy = torch.where(above, y + extra * noise, x + per_image(sigma, x) * noise)
+    ratio = torch.where(above, sigma_y**2 / per_image(sigma, x) ** 2, 0.0)
+    expected = ratio * noisy + (1 - ratio) * prior.denoise(noisy, sigma)
+    return weighted(expected - torch.where(above, y, x), sigma)
+
+
+def recorrupted(
+    posterior: Posterior, y: Tensor, problem: Problem, a: float, generator: torch.Generator
+) -> Tensor:
+    """The mean network's loss without clean images (Recorrupted-to-Recorrupted).
+
+    With n ~ N(0, I), the errors of y + a sigma_y n and of y - sigma_y n / a are independent (Pang
+    et al., 2021, CVPR, "Recorrupted-to-Recorrupted"), so the minimiser of the squared distance
+    between A m(y + a sigma_y n) and y - sigma_y n / a is A E[x | y + a sigma_y n].
+    """
+    noise = problem.sigma * gaussian(y, generator)
+    mean = posterior.mean(y + a * noise, problem)
+    return (problem.A(mean) - (y - noise / a)).square().mean()
+
+
+def forward_kl(
+    posterior: Posterior, x: Tensor, problem: Problem, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The flow's maximum-likelihood loss on images x and fresh corruptions y' of them.
+
+    Returns -log q(x | y') / d with the mean network held still, and the mean network's own squared
+    error in units of the noise variance: together they are the wake-sleep step (Hinton et al.,
+    1995, Science 268), whose fixed point is Bayes' rule for any A and any noise.
+    """
+    clean = problem.A(x)
+    y = clean + problem.sigma * gaussian(clean, generator)
+    context = posterior.context(y, problem)
+    held = type(context)(context.mean.detach(), context.log_spread, context.half, context.quarter)
+    nats = -posterior.log_density(x, held).mean() / x[0].numel()
+    error = (context.mean - x).square().mean() / max(problem.sigma, 0.01) ** 2
+    return nats, error
+
+
+def evidence(
+    posterior: Posterior,
+    teacher: Prior,
+    y: Tensor,
+    problem: Problem,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """FlowDiff's objective for the flow (arXiv 2407.11162), per dimension, and the images drawn.
+
+        E_z [ ||y - A x||^2 / (2 sigma_y^2) - b(x) - log |det dx/dz| ],   x = x(z, y),
+
+    with -b the negative evidence bound of the teacher, whose weights must be frozen: its gradient
+    reaches the flow through the denoiser's input, Jacobian included. Additive constants are
+    dropped.
+    """
+    context = posterior.context(y, problem)
+    x, log_det = posterior.transform(gaussian(context.mean, generator), context)
+    misfit = problem.residual(x, y).flatten(1).square().sum(1) / (2 * problem.sigma**2)
+    bound = teacher.nelbo(x, generator, constants=False)
+    return (misfit + bound - log_det).mean() / x[0].numel(), x.detach()
