@@ -17,7 +17,7 @@ from torch import nn
 
 from unmurk.errors import InputError
 from unmurk.learn import Recipe, Settings, learn
-from unmurk.learn.loop import Trainer, write_atomically
+from unmurk.learn.loop import Group, Trainer, write_atomically
 from unmurk.learn.objectives import (
     anchored,
     denoising,
@@ -151,7 +151,9 @@ def test_below_the_noise_level_the_anchor_is_plain_score_matching():
 # ------------------------------------------------------------------ runs
 
 TINY = Settings(network="tiny", kimg=0.32, batch=8, seed=3, precision="fp32")
-RECIPE = Recipe(mean=0.2, polish=0.4, buffer=64, refresh=0.5, steps=2, reset=0.6, reverse=0.1)
+RECIPE = Recipe(
+    mean=0.2, polish=0.4, flow=0.5, buffer=64, refresh=0.5, steps=2, reset=0.6, reverse=0.1
+)
 
 
 def blobs(n=24, size=8):
@@ -259,6 +261,7 @@ class Fragile:
         self.modules = {"w": self.weight}
         self.averages = {"w": nn.Linear(1, 1, bias=False)}
         self.buffers = {}
+        self.groups = [Group(list(self.weight.parameters()))]
         self.calls = 0
 
     def before(self, trainer, step, progress):

@@ -38,7 +38,7 @@ class Preset:
 
 
 PRESETS = {
-    "tiny": Preset((24, 48, 64), 1, False, 32, 24, 4, 32),
+    "tiny": Preset((16, 32, 64), 1, False, 32, 24, 4, 32),
     "small": Preset((64, 96, 128), 2, True, 64, 48, 6, 96),
     "base": Preset((128, 256, 256), 2, True, 128, 96, 8, 160),
 }

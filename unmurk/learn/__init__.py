@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -62,7 +62,8 @@ def learn(
         recipe: Schedule of flowdiff's default objective.
         settings: How to train; single fields can be given by name instead (network, kimg, ...).
         solver: For flowdiff with A other than the identity: draws posterior samples for the
-        polish. quiet: Whether to show no progress.
+        polish.
+        quiet: Whether to show no progress.
 
     Returns:
         The averaged prior and posterior, in evaluation mode.
@@ -75,7 +76,7 @@ def learn(
     if objective not in ("default", "elbo"):
         raise InputError(f"unknown objective '{objective}': choose default or elbo")
     try:
-        settings = settings or Settings(**changes)
+        settings = replace(settings or Settings(), **changes)
     except TypeError as error:
         raise InputError(f"unknown setting: {str(error).split()[-1]}") from error
     y = data if isinstance(data, Tensor) else data.y

@@ -14,7 +14,7 @@ from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
 from ..seeds import generator
-from .loop import Trainer
+from .loop import Group, Trainer
 from .objectives import denoising, forward_kl, levels
 
 __all__ = ["Clean"]
@@ -49,6 +49,11 @@ class Clean:
         self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
         self.averages = copy.deepcopy(self.modules)
         self.buffers: dict[str, Tensor] = {}
+        self.groups = [
+            Group(list(self.posterior.mean_net.parameters())),
+            Group(self.posterior.flow_parameters()),
+            Group(list(self.prior.parameters())),
+        ]
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """Nothing happens between steps."""

@@ -19,9 +19,10 @@ leaves, so the prior keeps noise that the flow can match (docs/experiments.md ha
     2. prior        below sigma_y on m(y), above it (A = I) on the noisy images themselves: the
                     "anchor";
     3. polish       x ~ p(x | y) under the current prior, kept in a slowly refreshed replay
-                    buffer. On it the prior is fitted below sigma_y, and mean and flow (forward
-                    KL) to pairs of a buffer's image and a fresh corruption of it: expectation
-                    maximisation with an amortised posterior.
+                    buffer. On it the prior is fitted below sigma_y, and the flow (forward KL) to
+                    pairs of a buffer's image and a fresh corruption of it: expectation
+                    maximisation with an amortised posterior. For A = I the mean image stays that
+                    of step 1, learnt from real measurements; for other A it is fitted too.
 
 For A = I the reverse diffusion started at (y, sigma_y) is itself a draw from p(x | y). For other
 A the polish is the flow's own draw, unless a solver is given.
@@ -40,7 +41,7 @@ from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
 from ..seeds import Streams, generator
-from .loop import Trainer
+from .loop import Group, Trainer
 from .objectives import (
     anchored,
     denoising,
@@ -64,7 +65,9 @@ class Recipe:
     Attributes:
         mean: Share at which the mean start ends and the prior begins.
         a: Noise added for the mean start, in units of sigma_y.
-        polish: Share at which the buffer is first filled and the flow begins.
+        polish: Share at which the buffer is first filled, and the prior turns to it. Early: what
+            it learns below sigma_y from m(y), which has no spread, has to be unlearnt.
+        flow: Share at which the flow begins.
         refresh: Images polished for each image seen from then on.
         buffer: Images kept in the replay buffer.
         steps: Steps of the reverse diffusion that polishes.
@@ -72,10 +75,11 @@ class Recipe:
         reset: Share at which the prior starts afresh on the buffer; None: never.
     """
 
-    mean: float = 0.25
+    mean: float = 0.7
     a: float = 0.6
-    polish: float = 0.6
-    refresh: float = 0.05
+    polish: float = 0.78
+    flow: float = 0.9
+    refresh: float = 0.1
     buffer: int = 8192
     steps: int = 16
     reverse: float = 0.0
@@ -112,6 +116,8 @@ class FlowDiff:
         self.network, self.objective, self.solver = network, objective, solver
         self.recipe = recipe or Recipe()
         self.denoising = problem.operator.spec == "identity"
+        # other operators are polished by the flow itself, so it cannot come later
+        self.flow_start = self.recipe.flow if self.denoising else self.recipe.polish
         spread = 0.05 if objective == "default" else problem.sigma / 2
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
@@ -121,12 +127,26 @@ class FlowDiff:
         self.averages = copy.deepcopy(self.modules)
         self.teacher = cast(Prior, self.averages["prior"])
         self.student = cast(Posterior, self.averages["posterior"])
+        self.groups = self.spans()
         rows = self.recipe.buffer if objective == "default" else 0
         self.buffers = {
             "images": torch.zeros(rows, *shape, dtype=torch.float16),
             "filled": torch.zeros((), dtype=torch.int64),
             "drawn": torch.zeros((), dtype=torch.int64),
         }
+
+    def spans(self) -> list[Group]:
+        """Which part is trained when."""
+        mean = list(self.posterior.mean_net.parameters())
+        flow, prior = self.posterior.flow_parameters(), list(self.prior.parameters())
+        if self.objective == "elbo":
+            return [Group(mean), Group(flow), Group(prior)]
+        recipe = self.recipe
+        return [
+            Group(mean, 0.0, recipe.mean if self.denoising and not recipe.reverse else 1.0),
+            Group(flow, self.flow_start),
+            Group(prior, recipe.mean),
+        ]
 
     def at(self, rows: Tensor) -> Problem:
         """The problem of the measurements with these numbers."""
@@ -156,8 +176,12 @@ class FlowDiff:
                 x = self.student.mean(y, problem)
             return {"prior": self.prior_loss(x, y, generator)}
         x = self.replay(len(y), generator)
-        flow, mean = forward_kl(self.posterior, x, problem, generator)
-        losses = {"prior": self.prior_loss(x, y, generator), "flow": flow, "mean": mean}
+        losses = {"prior": self.prior_loss(x, y, generator)}
+        if progress < self.flow_start:
+            return losses
+        losses["flow"], mean = forward_kl(self.posterior, x, problem, generator)
+        if not self.denoising:
+            losses["mean"] = mean
         if self.recipe.reverse:
             reverse, _ = evidence(self.posterior, self.teacher, y, problem, generator)
             losses["reverse"] = self.recipe.reverse * reverse
@@ -203,11 +227,11 @@ class FlowDiff:
         recipe = self.recipe
         if self.objective == "elbo" or progress < recipe.polish:
             return
-        batch = trainer.settings.batch
-        since = step - int(recipe.polish * trainer.steps)
-        goal = min(len(self.buffers["images"]), 1024) + int(recipe.refresh * batch * since)
-        while goal - int(self.buffers["drawn"]) >= min(256, len(self.buffers["images"])):
-            self.polish(min(256, len(self.buffers["images"])), trainer.device)
+        first = min(len(self.buffers["images"]), len(self.y), 1024)
+        seen = trainer.settings.batch * (step - int(recipe.polish * trainer.steps))
+        chunk = min(256, first)
+        while first + int(recipe.refresh * seen) - int(self.buffers["drawn"]) >= chunk:
+            self.polish(chunk, trainer.device)
         if recipe.reset is not None and step == round(recipe.reset * trainer.steps):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(generator(self.seed, RESET).initial_seed() % 2**31)

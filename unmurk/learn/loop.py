@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..seeds import generator
 
-__all__ = ["Method", "Settings", "Trainer", "write_atomically"]
+__all__ = ["Group", "Method", "Settings", "Trainer", "write_atomically"]
 
 STEP, BATCH = 0xFFFF0001, 0xFFFF0002  # paths below the seed, beyond any image number
 
@@ -38,7 +38,7 @@ class Settings:
         network: Preset of the networks: tiny, small or base.
         kimg: Budget in thousands of images seen.
         batch: Images in a step.
-        rate: Peak learning rate of AdamW; warms up over 2 % of the run and falls as a cosine.
+        rate: Peak learning rate of AdamW; every group of parameters rises to it and falls again.
         average: Half-life of the averaged weights in kimg, or 5 % of the images seen if less.
         seed: Seed of weights, batches and noise.
         precision: fp32, bf16, or auto: whichever a one-second probe finds faster.
@@ -47,12 +47,34 @@ class Settings:
 
     network: str = "tiny"
     kimg: float = 100.0
-    batch: int = 64
-    rate: float = 2e-3
+    batch: int = 32
+    rate: float = 5e-3
     average: float = 20.0
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate.
+
+    Attributes:
+        parameters: What is trained.
+        start: Share of the run at which their rate begins to rise.
+        end: Share at which it has fallen to its least.
+    """
+
+    parameters: list[nn.Parameter]
+    start: float = 0.0
+    end: float = 1.0
+
+    def rate(self, progress: float) -> float:
+        """The rate relative to its peak: up over 2 % of the span, then down as a cosine."""
+        place = (progress - self.start) / max(self.end - self.start, 1e-9)
+        place = min(max(place, 0.0), 1.0)
+        warm = min(1.0, (place + 1e-3) / 0.02)
+        return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * place)) / 2)
 
 
 class Method(Protocol):
@@ -61,6 +83,7 @@ class Method(Protocol):
     modules: dict[str, nn.Module]
     averages: dict[str, nn.Module]
     buffers: dict[str, Tensor]
+    groups: list[Group]
 
     def before(self, trainer: "Trainer", step: int, progress: float) -> None:
         """What happens between steps; progress runs from 0 to 1."""
@@ -123,7 +146,7 @@ class Trainer:
         for average in method.averages.values():
             average.requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
-            [{"params": list(m.parameters()), "name": k} for k, m in method.modules.items()],
+            [{"params": group.parameters} for group in method.groups],
             lr=settings.rate,
             betas=(0.9, 0.99),
             weight_decay=0.0,
@@ -166,15 +189,21 @@ class Trainer:
             raise InputError(
                 f"cannot read {self.state_file}: it is damaged; remove it to start again"
             ) from error
-        for key in ("step", "seconds", "skipped", "factor", "precision"):
-            setattr(self, key, state[key])
-        for key, module in self.method.modules.items():
-            module.load_state_dict(state["modules"][key])
-        for key, module in self.method.averages.items():
-            module.load_state_dict(state["averages"][key])
-        for key, value in state["buffers"].items():
-            self.method.buffers[key].copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            for key in ("step", "seconds", "skipped", "factor", "precision"):
+                setattr(self, key, state[key])
+            for key, module in self.method.modules.items():
+                module.load_state_dict(state["modules"][key])
+            for key, module in self.method.averages.items():
+                module.load_state_dict(state["averages"][key])
+            for key, value in state["buffers"].items():
+                self.method.buffers[key].copy_(value)
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{self.state_file} was written by another version of unmurk: "
+                "finish the run with that version, or give another folder"
+            ) from error
 
     def reset(self, name: str, fresh: nn.Module) -> None:
         """Gives a module the weights of a fresh one and forgets its average and its moments."""
@@ -212,13 +241,6 @@ class Trainer:
             self.optimizer.zero_grad()
         return min(times, key=lambda k: times[k])
 
-    def rate(self) -> float:
-        """The learning rate of this step."""
-        progress = self.step / self.steps
-        warm = min(1.0, (self.step + 1) / max(1, 0.02 * self.steps))
-        fall = 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2
-        return self.settings.rate * self.factor * warm * fall
-
     def average(self) -> None:
         """Moves the averaged weights."""
         seen = self.step * self.settings.batch
@@ -236,10 +258,11 @@ class Trainer:
         rows = torch.randint(len(self.y), (self.settings.batch,), generator=choose)[rank::ranks]
         y = self.y[rows.to(self.y.device)].to(self.device)
         noise = generator(self.settings.seed, STEP, self.step, rank, device=self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+        progress = self.step / self.steps
+        for group, own in zip(self.optimizer.param_groups, self.method.groups, strict=True):
+            group["lr"] = self.settings.rate * self.factor * own.rate(progress)
         with self.autocast():
-            losses = self.method.losses(y, rows, self.step / self.steps, noise)
+            losses = self.method.losses(y, rows, progress, noise)
         self.accelerator.backward(sum(losses.values()))
         norms = []
         for group in self.optimizer.param_groups:

@@ -8,6 +8,8 @@ Denoising score matching draws log s ~ N(-0.5, 1.2^2) for s = 2 sigma and weight
 (1 + s^2) / s^2 (Karras et al., 2022, arXiv 2206.00364, section 5, for sigma_data = 1).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -80,7 +82,7 @@ def recorrupted(
     """
     noise = problem.sigma * gaussian(y, generator)
     mean = posterior.mean(y + a * noise, problem)
-    return (problem.A(mean) - (y - noise / a)).square().mean()
+    return problem.residual(mean, y - noise / a).square().mean()  # zero where nothing is measured
 
 
 def forward_kl(
@@ -95,7 +97,7 @@ def forward_kl(
     clean = problem.A(x)
     y = clean + problem.sigma * gaussian(clean, generator)
     context = posterior.context(y, problem)
-    held = type(context)(context.mean.detach(), context.log_spread, context.half, context.quarter)
+    held = replace(context, mean=context.mean.detach())
     nats = -posterior.log_density(x, held).mean() / x[0].numel()
     error = (context.mean - x).square().mean() / max(problem.sigma, 0.01) ** 2
     return nats, error
