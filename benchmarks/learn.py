@@ -1,7 +1,7 @@
 """What each way to learn from noisy digits is worth, with the same networks and the same budget.
 
-MNIST, zero-padded to 32 x 32; y = x + 0.3 n, one y for each digit. The budget is time (small: about
-three minutes a row on two cores) or images seen (full: the same for all):
+MNIST, zero-padded to 32 x 32; y = x + 0.3 n, one y for each digit. The budget is time (small:
+about three minutes a row on two cores) or images seen (full: the same for all):
 
     noisy     y taken as if it were clean: the floor
     elbo      FlowDiff's objective alone (arXiv 2407.11162)
@@ -398,7 +398,8 @@ COLUMNS = {
 }
 READING = f"""\
 Each y is a digit with noise of standard deviation {NOISE}. All rows have the same networks and the
-same budget: about as many seconds (small) or as many images seen (full). All but `clean` learn from y alone, none from a test digit.
+same budget: about as many seconds (small) or as many images seen (full). All but `clean` learn
+from y alone, none from a test digit.
 
 - **posterior mean**: PSNR of the mean of {RESTORATIONS} posterior samples. **prior's denoiser**:
   PSNR of D(y, {NOISE}). Both on held-out digits, images clipped to [0, 1].

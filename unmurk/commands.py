@@ -60,7 +60,7 @@ class Demo(Command):
     """Learn a prior from noisy digits only, and restore with it (minutes on a CPU)."""
 
     out: Path = Path("demo")
-    """Folder for the report, the pictures and the run; a killed demo continues from there."""
+    """Folder for the report and the run; a killed demo continues from there."""
     seed: Seed = 0
     json: Json = False
 
@@ -89,7 +89,8 @@ class Learn(Command):
     operator: Text = "identity"
     """How the images were made, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
     noise: float = 0.0
-    """Standard deviation of the noise in the images, in units where the image range is 1."""
+    """Standard deviation of the noise in the images, in units where the image range is 1; needed
+    unless the images are clean."""
     method: Literal["flowdiff", "noisy", "clean"] = "flowdiff"
     """flowdiff: prior and flow learnt together; noisy: a prior of the images as they are (floor);
     clean: DATA are clean, a prior of them (ceiling)."""
@@ -148,8 +149,8 @@ class Restore(Command):
     """How the images were made; unset: as those that the run was trained with."""
     noise: MaybeFloat = None
     """Standard deviation of the noise, in units where the image range is 1; unset: the run's."""
-    samples: int = 8
-    """Draws from the posterior behind every mean and standard deviation."""
+    samples: int = 16
+    """Draws from the posterior behind every mean and standard deviation; an even number."""
     std: bool = False
     """Also write every pixel's standard deviation (image range 1), (N, C, H, W), to std.npy."""
     seed: Seed = 0
@@ -186,7 +187,8 @@ class Solve(Command):
     option: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")] = ()
     """Other options of the solver; an unknown key lists those there are."""
     init: Literal["pinv", "posterior"] = "pinv"
-    """Where it starts: at the pseudo-inverse, or at a draw of the run's posterior."""
+    """Where it starts: where the solver itself starts (docs/solvers.md), or at a draw of the run's
+    posterior."""
     seed: Seed = 0
     skip_bad: SkipBad = False
     json: Json = False
@@ -233,7 +235,7 @@ class Sample(Command):
     """Folder for PNG files, or a .npy or .npz file."""
     n: Annotated[int, arg(aliases=["-n"])] = 16
     """How many images."""
-    steps: int = 18
+    steps: int = 24
     """Noise levels of the sampler; the network runs 2 steps - 1 times."""
     seed: Seed = 0
     json: Json = False

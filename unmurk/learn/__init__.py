@@ -66,7 +66,7 @@ def learn(
         quiet: Whether to show no progress.
 
     Returns:
-        The averaged prior and posterior, in evaluation mode.
+        The averaged prior and posterior, in evaluation mode, on the device of the data.
 
     Raises:
         InputError: data, problem and networks that do not fit, or a run folder of other settings.
@@ -116,7 +116,7 @@ def learn(
     if trainer.accelerator.is_main_process:
         _replace(folder / "prior", prior)
         _replace(folder / "posterior", posterior)
-    return prior.eval(), posterior.eval()
+    return prior.to(y.device).eval(), posterior.to(y.device).eval()
 
 
 def _fingerprint(y: Tensor) -> str:

@@ -75,10 +75,10 @@ class Recipe:
         reset: Share at which the prior starts afresh on the buffer; None: never.
     """
 
-    mean: float = 0.7
+    mean: float = 0.64
     a: float = 0.6
-    polish: float = 0.78
-    flow: float = 0.9
+    polish: float = 0.74
+    flow: float = 0.92
     refresh: float = 0.1
     buffer: int = 8192
     steps: int = 16
