@@ -1,7 +1,7 @@
 """What each way to learn from noisy digits is worth, with the same networks and the same budget.
 
 MNIST, zero-padded to 32 x 32; y = x + 0.3 n, one y for each digit. The budget is time (small:
-about three minutes a row on two cores) or images seen (full: the same for all):
+about two minutes a row on two cores) or images seen (full: the same for all):
 
     noisy     y taken as if it were clean: the floor
     elbo      FlowDiff's objective alone (arXiv 2407.11162)
@@ -82,14 +82,14 @@ class Profile:
 
 
 PROFILES = {
-    # about three minutes of learning for each row on two cores, 25 for everything; an image costs
+    # about two minutes of learning for each row on two cores, 25 for everything; an image costs
     # the joint objective four times what it costs the default, so images are not the same
     "small": Profile(
-        Settings("tiny", kimg=54.0, precision="bf16"),
+        Settings("tiny", kimg=50.0, precision="bf16"),
         digits=20_000,
         samples=1_000,
         levels=18,
-        kimg={"noisy": 17.0, "elbo": 15.0, "mean": 74.0, "clean": 17.0},
+        kimg={"noisy": 15.0, "elbo": 13.0, "mean": 62.0, "clean": 15.0},
     ),
     # every row within 10 minutes on one GPU
     "full": Profile(
