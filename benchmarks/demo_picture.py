@@ -20,7 +20,7 @@ def draw(run: Path, out: Path) -> None:
     problem = Problem("identity", NOISE)
     truth = load_images(DIGITS / "test.idx3-ubyte.gz", limit=SHOWN).images
     y = problem.simulate(truth, 0, range(12_000, 12_000 + SHOWN))
-    mean, std = Posterior.load(run).mean_std(y, problem)
+    mean, std = Posterior.load(run).mean_std(y, problem, n=64)
     new = Prior.load(run).sample(SHOWN)
     rows: dict[str, Tensor] = {
         "noisy": y,

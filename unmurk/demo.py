@@ -155,7 +155,7 @@ def _restore(
     """Held-out digits restored in one pass: scores and pictures."""
     y = problem.simulate(truth, seed, index)
     device = next(posterior.parameters()).device
-    mean, std = (x.cpu() for x in posterior.mean_std(y.to(device), problem, seed=seed))
+    mean, std = (x.cpu() for x in posterior.mean_std(y.to(device), problem, n=64, seed=seed))
     calibration = {
         "spread": float(std.square().mean().sqrt()),
         "rmse": float((mean - truth).square().mean().sqrt()),
