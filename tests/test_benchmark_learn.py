@@ -228,7 +228,7 @@ def test_the_table_shows_the_figures():
     lines = benchmark.table(RESULT).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert "GPU memory, MiB" not in cells[0]  # no row has it
-    assert {len(line) for line in cells} == {13}
+    assert {len(line) for line in cells} == {14}
     assert cells[2][:3] == ["flowdiff --objective elbo", "22.34", "0.50"]
     assert cells[3][0] == "clean" and cells[3][cells[0].index("seconds")] == "62"
     assert cells[4][:4] == ["*noisy digits themselves*", "13.40", "", "692.00"]
@@ -245,7 +245,6 @@ def test_the_page_names_its_conditions(tmp_path):
     for words in (
         "## small",
         f"{small.digits:,} noisy digits",
-        f"{small.settings.kimg:g} kimg",
         f"{small.samples:,} samples",
         "in fp32, bf16; seed 4",
         "at FD 0.25",

@@ -173,10 +173,10 @@ def test_restore_is_the_posterior_of_the_runs_problem(data, trained, tmp_path, c
     said = json.loads(capsys.readouterr().out)
     y = torch.from_numpy(np.load(data))[:, None]
     problem = Problem("inpaint:random,keep=0.5", 0.1).at(range(5), (1, 16, 16))
-    mean, std = Posterior.load(trained).mean_std(y, problem, n=8)
+    mean, std = Posterior.load(trained).mean_std(y, problem, n=16)
     np.testing.assert_allclose(np.load(said["out"]).squeeze(), mean[:, 0].numpy(), atol=1e-5)
     np.testing.assert_allclose(np.load(said["std"]).squeeze(), std[:, 0].numpy(), atol=1e-5)
-    _, again = commands._restore(str(trained), problem, y, 8, 0, batch=2)
+    _, again = commands._restore(str(trained), problem, y, 16, 0, batch=2)
     torch.testing.assert_close(again, std, rtol=0, atol=1e-5)
 
 
@@ -217,7 +217,7 @@ def test_outputs_replace_files(data, trained, tmp_path):
         argv = ["--prior", trained, "--operator", "identity", "--std", "--seed", seed]
         assert unmurk("restore", data, *argv, "--out", out) == 0
     y = torch.from_numpy(np.load(data))[:, None]
-    _, std = Posterior.load(trained).mean_std(y, Problem("identity", 0.1), n=8, seed=1)
+    _, std = Posterior.load(trained).mean_std(y, Problem("identity", 0.1), n=16, seed=1)
     np.testing.assert_allclose(np.load(tmp_path / "x-std.npy"), std.numpy(), atol=1e-5)
     assert np.load(out).shape == np.load(data).shape
 

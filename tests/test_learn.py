@@ -344,5 +344,6 @@ def test_killed_at_five_random_moments_it_ends_as_if_never_stopped(tmp_path):
     assert killed >= 3
     subprocess.run([sys.executable, script, tmp_path / "cut"], check=True)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
-    kimg = [json.loads(s)["kimg"] for s in (tmp_path / "cut" / "metrics.jsonl").open()]
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    kimg = [json.loads(s)["kimg"] for s in lines]
     assert kimg == sorted(set(kimg)) and kimg[-1] == 0.32
