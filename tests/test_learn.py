@@ -273,6 +273,24 @@ class Fragile:
         return {"w": loss * (math.nan if self.calls in self.fails else 1.0)}
 
 
+def test_the_average_of_a_part_that_starts_late_forgets_its_start(tmp_path):
+    """Half-life 5 % of the images since the part began: hand-computed for three steps."""
+    method = Fragile(set())
+    method.groups = [Group(list(method.weight.parameters()), start=0.5)]
+    settings = Settings(kimg=0.4, batch=4, precision="fp32")
+    trainer = Trainer(method, torch.ones(8, 1), settings, tmp_path, quiet=True)
+    assert trainer.steps == 100
+    expected = None
+    for step, value in [(50, 3.0), (60, 5.0), (90, 1.0)]:
+        trainer.step = step
+        with torch.no_grad():
+            method.weight.weight.fill_(value)
+        trainer.average()
+        keep = 0.5 ** (4 / (0.05 * 4 * (step - 50))) if step > 50 else 0.0
+        expected = value if expected is None else keep * expected + (1 - keep) * value
+        assert abs(method.averages["w"].weight.item() - expected) < 1e-5
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     method = Fragile({3, 7})
     settings = Settings(kimg=0.4, batch=4, rate=0.1, precision="fp32")

@@ -39,7 +39,8 @@ class Settings:
         kimg: Budget in thousands of images seen.
         batch: Images in a step.
         rate: Peak learning rate of AdamW; every group of parameters rises to it and falls again.
-        average: Half-life of the averaged weights in kimg, or 5 % of the images seen if less.
+        average: Half-life of the averaged weights in kimg, or 5 % of the images a part has seen
+            since it started, if less.
         seed: Seed of weights, batches and noise.
         precision: fp32, bf16, or auto: whichever a one-second probe finds faster.
         compile: Whether torch.compile is applied to the prior's network.
@@ -242,14 +243,20 @@ class Trainer:
         return min(times, key=lambda k: times[k])
 
     def average(self) -> None:
-        """Moves the averaged weights."""
-        seen = self.step * self.settings.batch
-        half_life = min(1000 * self.settings.average, 0.05 * seen)
-        keep = 0.5 ** (self.settings.batch / max(half_life, 1e-8))
-        for key, average in self.method.averages.items():
-            old: list[Tensor] = list(average.parameters())
-            new: list[Tensor] = list(self.method.modules[key].parameters())
-            torch._foreach_lerp_(old, [p.detach() for p in new], 1 - keep)
+        """Moves the averaged weights; a part that starts late forgets its start as fast."""
+        named = {
+            p: average.get_parameter(name)
+            for key, average in self.method.averages.items()
+            for name, p in self.method.modules[key].named_parameters()
+        }
+        batch = self.settings.batch
+        for group in self.method.groups:
+            seen = batch * (self.step - group.start * self.steps)
+            half_life = min(1000 * self.settings.average, 0.05 * seen)
+            keep = 0.5 ** (batch / half_life) if half_life > 0 else 0.0
+            old: list[Tensor] = [named[p] for p in group.parameters]
+            new: list[Tensor] = [p.detach() for p in group.parameters]
+            torch._foreach_lerp_(old, new, 1 - keep)
 
     def update(self) -> dict[str, float] | None:
         """One step; None when its gradient was not finite and it was skipped."""
