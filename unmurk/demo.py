@@ -35,7 +35,7 @@ DIGITS = Path(__file__).parent / "assets" / "digits"
 NOISE = 0.3  # in the images to learn from
 TASKS = {"inpaint": "inpaint:box,size=10", "deblur": "blur:gaussian,sigma=1.5"}
 TASK_NOISE = 0.05
-KIMG = 90.0
+KIMG = 106.0
 SOLVED = 64  # of the held-out digits, for each task: the solver runs the network 100 times
 SHOWN, NEW = 8, 32  # pictures in the report: of each task, drawn from the prior
 COLUMNS = ("images", "PSNR (dB)", "SSIM", "spread", "error")
