@@ -220,7 +220,10 @@ RESULT = {
         "clean": {"prior_frechet": 1.234, "prior_swd": 0.001},
         "halves": {"clean": 0.25, "noisy": 1.0},
     },
-    "rows": {"elbo": row(posterior_psnr=22.345), "clean": row(seconds=61.7, precision="bf16")},
+    "rows": {
+        "elbo": row(posterior_psnr=22.345, kimg=13.0),
+        "clean": row(seconds=61.7, precision="bf16"),
+    },
 }
 
 
@@ -230,6 +233,7 @@ def test_the_table_shows_the_figures():
     assert "GPU memory, MiB" not in cells[0]  # no row has it
     assert {len(line) for line in cells} == {14}
     assert cells[2][:3] == ["flowdiff --objective elbo", "22.34", "0.50"]
+    assert cells[2][cells[0].index("kimg seen")] == "13"
     assert cells[3][0] == "clean" and cells[3][cells[0].index("seconds")] == "62"
     assert cells[4][:4] == ["*noisy digits themselves*", "13.40", "", "692.00"]
     assert cells[5][:4] == ["*clean digits themselves*", "", "", "1.23"]
