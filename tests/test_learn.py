@@ -17,10 +17,11 @@ from torch import nn
 
 from unmurk.errors import InputError
 from unmurk.learn import Recipe, Settings, learn
-from unmurk.learn.loop import Group, Trainer, write_atomically
+from unmurk.learn.loop import Group, Span, Trainer, write_atomically
 from unmurk.learn.objectives import (
     anchored,
     denoising,
+    distilled,
     evidence,
     forward_kl,
     levels,
@@ -127,6 +128,13 @@ def test_recorrupted_finds_the_conditional_mean_without_clean_images():
     assert abs(flow.gain.item() * (1 + SIGMA**2 * (1 + a**2)) - 1) < 0.02
 
 
+def test_the_distilled_mean_is_that_of_the_prior():
+    """Fitted to the exact denoiser of N(0, 1) at sigma_y the mean network has gain 0.8."""
+    flow, prior = LinearFlow(), GaussianPrior(variance=1.0)
+    descend(lambda x, y, g: distilled(flow, prior, y, PROBLEM), [flow])
+    assert abs(flow.gain.item() / 0.8 - 1) < 1e-3
+
+
 def test_anchor_learns_the_denoiser_from_noisy_images_alone():
     """Above sigma_y the noisy images determine D: the variance of the clean prior, not of y."""
     prior = GaussianPrior()
@@ -136,6 +144,18 @@ def test_anchor_learns_the_denoiser_from_noisy_images_alone():
         return anchored(prior, torch.full_like(y, math.nan), y, SIGMA, sigma, g)
 
     # the stand-in images are not a number: one that entered above sigma_y would show
+    descend(loss, [prior])
+    assert abs(prior.variance.item() - 1) < 0.03
+
+
+def test_the_anchors_target_may_be_the_posterior_mean():
+    """E[E[x | y] | x_t] = E[x | x_t]: the same denoiser from m(y) = 0.8 y as from y itself."""
+    prior = GaussianPrior()
+
+    def loss(_, y, g):
+        sigma = SIGMA * (1.05 + 2 * torch.rand(len(y), generator=g))
+        return anchored(prior, torch.full_like(y, math.nan), y, SIGMA, sigma, g, 0.8 * y)
+
     descend(loss, [prior])
     assert abs(prior.variance.item() - 1) < 0.03
 
@@ -276,7 +296,7 @@ class Fragile:
 def test_the_average_of_a_part_that_starts_late_forgets_its_start(tmp_path):
     """Half-life 5 % of the images since the part began: hand-computed for three steps."""
     method = Fragile(set())
-    method.groups = [Group(list(method.weight.parameters()), start=0.5)]
+    method.groups = [Group(list(method.weight.parameters()), (Span(0.5),))]
     settings = Settings(kimg=0.4, batch=4, precision="fp32")
     trainer = Trainer(method, torch.ones(8, 1), settings, tmp_path, quiet=True)
     assert trainer.steps == 100

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..seeds import generator
 
-__all__ = ["Group", "Method", "Settings", "Trainer", "write_atomically"]
+__all__ = ["Group", "Method", "Settings", "Span", "Trainer", "write_atomically"]
 
 STEP, BATCH = 0xFFFF0001, 0xFFFF0002  # paths below the seed, beyond any image number
 
@@ -57,25 +57,43 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A part of the run in which a group is trained.
+
+    Attributes:
+        start: Share of the run at which the rate begins to rise.
+        end: Share at which it has fallen to its least.
+        peak: Highest rate, relative to that of the settings.
+    """
+
+    start: float = 0.0
+    end: float = 1.0
+    peak: float = 1.0
+
+
+@dataclass(frozen=True)
 class Group:
     """Parameters that share a learning rate.
 
     Attributes:
         parameters: What is trained.
-        start: Share of the run at which their rate begins to rise.
-        end: Share at which it has fallen to its least.
+        spans: When, in order.
     """
 
     parameters: list[nn.Parameter]
-    start: float = 0.0
-    end: float = 1.0
+    spans: tuple[Span, ...] = (Span(),)
+
+    def span(self, progress: float) -> Span:
+        """The last span begun, or the first."""
+        return [s for s in self.spans if s.start <= progress or s is self.spans[0]][-1]
 
     def rate(self, progress: float) -> float:
-        """The rate relative to its peak: up over 2 % of the span, then down as a cosine."""
-        place = (progress - self.start) / max(self.end - self.start, 1e-9)
+        """The relative rate: up to the peak over 2 % of the span, then down as a cosine."""
+        span = self.span(progress)
+        place = (progress - span.start) / max(span.end - span.start, 1e-9)
         place = min(max(place, 0.0), 1.0)
         warm = min(1.0, (place + 1e-3) / 0.02)
-        return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * place)) / 2)
+        return span.peak * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * place)) / 2)
 
 
 class Method(Protocol):
@@ -146,6 +164,12 @@ class Trainer:
             module.to(self.device)
         for average in method.averages.values():
             average.requires_grad_(False).eval()
+        named: dict[nn.Parameter, Tensor] = {
+            p: method.averages[key].get_parameter(name)
+            for key, module in method.modules.items()
+            for name, p in module.named_parameters()
+        }
+        self.averages = [[named[p] for p in group.parameters] for group in method.groups]
         self.optimizer = torch.optim.AdamW(
             [{"params": group.parameters} for group in method.groups],
             lr=settings.rate,
@@ -243,20 +267,16 @@ class Trainer:
         return min(times, key=lambda k: times[k])
 
     def average(self) -> None:
-        """Moves the averaged weights; a part that starts late forgets its start as fast."""
-        named = {
-            p: average.get_parameter(name)
-            for key, average in self.method.averages.items()
-            for name, p in self.method.modules[key].named_parameters()
-        }
+        """Moves the averages of the parts in training; a late one forgets its start as fast."""
         batch = self.settings.batch
-        for group in self.method.groups:
-            seen = batch * (self.step - group.start * self.steps)
+        for group, average in zip(self.method.groups, self.averages, strict=True):
+            span = group.span(self.step / self.steps)
+            seen = batch * (self.step - span.start * self.steps)
+            if seen < 0 or self.step > span.end * self.steps:
+                continue
             half_life = min(1000 * self.settings.average, 0.05 * seen)
             keep = 0.5 ** (batch / half_life) if half_life > 0 else 0.0
-            old: list[Tensor] = [named[p] for p in group.parameters]
-            new: list[Tensor] = [p.detach() for p in group.parameters]
-            torch._foreach_lerp_(old, new, 1 - keep)
+            torch._foreach_lerp_(average, [p.detach() for p in group.parameters], 1 - keep)
 
     def update(self) -> dict[str, float] | None:
         """One step; None when its gradient was not finite and it was skipped."""

@@ -4,8 +4,9 @@ Notation: y = A(x) + sigma_y n, denoiser D, conditional flow q(x | y), d = C H W
 divided by d (a common factor, the optimum does not move), so that one learning rate serves images
 of any size.
 
-Denoising score matching draws log s ~ N(-0.5, 1.2^2) for s = 2 sigma and weights the error by
-(1 + s^2) / s^2 (Karras et al., 2022, arXiv 2206.00364, section 5, for sigma_data = 1).
+Denoising score matching draws log s ~ N(0, 1.2^2) for s = 2 sigma and weights the error by
+(1 + s^2) / s^2 (Karras et al., 2022, arXiv 2206.00364, section 5, for sigma_data = 1; their mean
+there is -0.5, and 0 gave better samples: docs/experiments.md).
 """
 
 from dataclasses import replace
@@ -18,7 +19,15 @@ from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
 
-__all__ = ["anchored", "denoising", "evidence", "forward_kl", "levels", "recorrupted"]
+__all__ = [
+    "anchored",
+    "denoising",
+    "distilled",
+    "evidence",
+    "forward_kl",
+    "levels",
+    "recorrupted",
+]
 
 
 def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -32,7 +41,7 @@ def levels(n: int, generator: torch.Generator) -> Tensor:
     place = torch.randperm(n, generator=generator, device=device)
     place = (place + torch.rand(n, generator=generator, device=device)) / n
     normal = torch.special.ndtri(place.clamp(1e-4, 1 - 1e-4))
-    return (-0.5 + 1.2 * normal).exp() / 2
+    return (1.2 * normal).exp() / 2
 
 
 def weighted(error: Tensor, sigma: Tensor) -> Tensor:
@@ -54,6 +63,7 @@ def anchored(
     sigma_y: float,
     sigma: Tensor,
     generator: torch.Generator,
+    mean: Tensor | None = None,
 ) -> Tensor:
     """Denoising score matching that takes noisy images as the truth wherever they are (A = I).
 
@@ -61,13 +71,20 @@ def anchored(
     E[y | x_t] = r x_t + (1 - r) D(x_t, sigma) with r = sigma_y^2 / sigma^2 (Daras et al., 2024,
     arXiv 2404.10177, "Ambient Tweedie"): matching it to y trains D without bias and without a
     clean image. Below sigma_y the images x, drawn from the current posterior, stand in.
+
+    With `mean` = m(y), D is matched to m(y) instead. x - y - x_t is a Markov chain, so
+    D(x_t) = E[x | x_t] = E[E[x | y] | x_t]: the same minimiser where m(y) = E[x | y], and a target
+    without the noise of y (Rao and Blackwell). The errors of m that x_t can tell are taken over.
     """
     above = per_image(sigma > sigma_y, x) > 0
     extra = per_image((sigma**2 - sigma_y**2).clamp_min(0).sqrt(), x)
     noise = gaussian(x, generator)
     noisy = torch.where(above, y + extra * noise, x + per_image(sigma, x) * noise)
+    expected = prior.denoise(noisy, sigma)
+    if mean is not None:
+        return weighted(expected - torch.where(above, mean, x), sigma)
     ratio = torch.where(above, sigma_y**2 / per_image(sigma, x) ** 2, 0.0)
-    expected = ratio * noisy + (1 - ratio) * prior.denoise(noisy, sigma)
+    expected = ratio * noisy + (1 - ratio) * expected
     return weighted(expected - torch.where(above, y, x), sigma)
 
 
@@ -101,6 +118,16 @@ def forward_kl(
     nats = -posterior.log_density(x, held).mean() / x[0].numel()
     error = (context.mean - x).square().mean() / max(problem.sigma, 0.01) ** 2
     return nats, error
+
+
+def distilled(posterior: Posterior, teacher: Prior, y: Tensor, problem: Problem) -> Tensor:
+    """The mean network's squared distance from D(y, sigma_y), in units of the noise variance.
+
+    For A = I that is E[x | y] under the teacher (Tweedie's formula): a target without noise.
+    """
+    with torch.no_grad():
+        target = teacher.denoise(y, torch.full((len(y),), problem.sigma, device=y.device))
+    return (posterior.mean(y, problem) - target).square().mean() / problem.sigma**2
 
 
 def evidence(
