@@ -3,7 +3,11 @@
     identity
     inpaint:random,keep=0.4,seed=0      inpaint:box,size=12        inpaint:file,path=mask.png
     blur:gaussian,sigma=1.5             blur:uniform,size=9        blur:file,path=kernel.npy
-    sr:average,factor=4
+    inpaint:freeform,strokes=4,width=6
+    blur:anisotropic,sigma=3,ratio=0.3,angle=30                    blur:motion,length=9,angle=30
+    sr:average,factor=4                 sr:bicubic,factor=4        colour:grey
+
+and their compositions "a|b|..", a first: "blur:gaussian,sigma=1|sr:average,factor=2".
 
 `parse` reads a text form, `as_operator` takes a text form, an `Operator`, an object with a method
 `A` in deepinv's dialect, or a plain function of x.
@@ -15,12 +19,16 @@ from typing import Any
 from ..errors import InputError
 from .base import Operator
 from .blur import FileBlur, GaussianBlur, UniformBlur
+from .colour import Grey
+from .compose import Compose
 from .external import External, Function
 from .identity import Identity
 from .inpaint import BoxInpaint, FileInpaint, RandomInpaint
-from .superres import AverageDown
+from .oriented import AnisotropicBlur, MotionBlur
+from .strokes import FreeformInpaint
+from .superres import AverageDown, BicubicDown
 
-__all__ = ["FAMILIES", "Operator", "as_operator", "parse"]
+__all__ = ["FAMILIES", "Compose", "Operator", "as_operator", "parse"]
 
 FAMILIES: dict[str, type[Operator]] = {
     family.form: family
@@ -29,21 +37,32 @@ FAMILIES: dict[str, type[Operator]] = {
         RandomInpaint,
         BoxInpaint,
         FileInpaint,
+        FreeformInpaint,
         GaussianBlur,
         UniformBlur,
         FileBlur,
+        AnisotropicBlur,
+        MotionBlur,
         AverageDown,
+        BicubicDown,
+        Grey,
     )
 }
 
 
 def parse(text: str) -> Operator:
-    """The operator of a text form such as "inpaint:random,keep=0.4,seed=0".
+    """The operator of a text form such as "inpaint:random,keep=0.4,seed=0", or of several with
+    "|" between them, the first to be applied first. (So no path may hold a "|".)
 
     Raises:
         InputError: unknown family, unknown, missing, repeated or malformed option. Files that a
             form names are read later, by `Operator.at`.
     """
+    parts = [_parse_one(part) for part in text.split("|")]
+    return Compose(*parts) if len(parts) > 1 else parts[0]
+
+
+def _parse_one(text: str) -> Operator:
     # only a comma before "key=" separates: paths may hold commas
     form, *pieces = re.split(r",(?=\s*[A-Za-z_]+\s*=)", text.strip())
     form = form.strip()

@@ -19,7 +19,7 @@ from ..seeds import Streams
 from .base import Operator, size_text
 from .reading import pick_rows, read_array, size
 
-__all__ = ["BoxInpaint", "FileInpaint", "Inpaint", "RandomInpaint"]
+__all__ = ["MASKS", "BoxInpaint", "FileInpaint", "Inpaint", "RandomInpaint", "check_seed"]
 
 MASKS = 7001  # streams (seed, image number, MASKS): apart from those of noise and samplers
 
@@ -93,7 +93,7 @@ class RandomInpaint(Inpaint):
     def __init__(self, keep: float, seed: int = 0) -> None:
         if not 0 < keep <= 1:
             raise InputError(f"inpaint:random: keep must be in (0, 1], got {keep}")
-        self.keep, self.seed = float(keep), _seed(self.form, seed)
+        self.keep, self.seed = float(keep), check_seed(self.form, seed)
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         draws = Streams(self.seed, index, MASKS).rand(1, height, width)
@@ -133,7 +133,7 @@ class BoxInpaint(Inpaint):
         if top is not None and left is not None and min(top, left) < 0:
             raise InputError(f"inpaint:box: top and left must be >= 0, got {top}, {left}")
         self.top, self.left = top, left
-        self.seed = None if seed is None else _seed(self.form, seed)
+        self.seed = None if seed is None else check_seed(self.form, seed)
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         room = torch.tensor([height - self.size[0], width - self.size[1]])
@@ -189,7 +189,8 @@ def _outside(first: Tensor, length: int, total: int) -> Tensor:
     return (position < first[:, None]) | (position >= first[:, None] + length)
 
 
-def _seed(form: str, seed: int) -> int:
+def check_seed(form: str, seed: int) -> int:
+    """The seed, if it is >= 0. Raises InputError."""
     if seed < 0:
         raise InputError(f"{form}: seed must be >= 0, got {seed}")
     return int(seed)
