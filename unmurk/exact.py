@@ -13,25 +13,37 @@ With sigma_y = 0 the inverse is a pseudo-inverse: the limit of small noise.
 Everything is kept and computed in float64; results come back in the type of the input. The
 operator enters as a dense matrix, so images of more than some 2,000 numbers are out of reach.
 
-A mixture needs no more than these closed forms: component weights follow from `log_prob(x, sigma)`
-for the denoiser and from `log_evidence(y, problem)` for the posterior.
+Mixture prior x ~ sum_k w_k N(m_k, S_k). Bayes' rule over the components turns each of these into
+a mixture of the Gaussian ones:
+
+    E[x | x_sigma] = sum_k r_k E_k[x | x_sigma],    r_k proportional to w_k p_k(x_sigma)
+    p(y)           = sum_k w_k p_k(y)
+    p(x | y)       = sum_k v_k p_k(x | y),          v_k proportional to w_k p_k(y)
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
-from .seeds import Streams
+from .seeds import Streams, generator
 
 if TYPE_CHECKING:
     from .problem import Problem
 
-__all__ = ["GaussianPosterior", "GaussianPrior", "operator_matrix"]
+__all__ = [
+    "GaussianMixture",
+    "GaussianPosterior",
+    "GaussianPrior",
+    "MixturePosterior",
+    "operator_matrix",
+]
 
-_PRIOR, _POSTERIOR = 21, 22  # keep the random streams of this module apart from all others
+# keep the random streams of this module apart from all others, and from each other
+_PRIOR, _POSTERIOR, _COMPONENT, _POSTERIOR_COMPONENT, _EXAMPLE = 21, 22, 23, 24, 25
 
 
 def operator_matrix(problem: "Problem", shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -262,3 +274,201 @@ class GaussianPosterior:
         coefficients = (away[:, None] @ modes)[:, 0]
         terms = coefficients**2 / power + torch.log(2 * math.pi * power)
         return -0.5 * terms.sum(1)
+
+
+class GaussianMixture:
+    """Images drawn from one of several Gaussians: a prior with modes, known in closed form.
+
+    Args:
+        weights: (K,), positive; scaled here to sum to 1.
+        components: K Gaussian priors of one shape.
+
+    Raises:
+        InputError: The weights are not K positive numbers, or the components' shapes differ.
+    """
+
+    sigma_min = 0.0
+    sigma_max = math.inf
+
+    def __init__(
+        self, weights: Tensor | Sequence[float], components: Sequence[GaussianPrior]
+    ) -> None:
+        given = torch.as_tensor(weights, dtype=torch.float64).detach()
+        if not components or given.shape != (len(components),) or not (given > 0).all():
+            raise InputError(
+                f"weights {given.tolist()} do not fit {len(components)} components:"
+                " give one positive number for each"
+            )
+        if len({component.shape for component in components}) > 1:
+            raise InputError(
+                f"components have shapes {[component.shape for component in components]}:"
+                " give Gaussians of one shape"
+            )
+        self.shape = components[0].shape
+        self.components = list(components)
+        self._log_weights = (given / given.sum()).log().to(components[0].mean.device)
+        self._stack()
+
+    def _stack(self) -> None:
+        """The components' means (K, 1, d), variances (K, 1, d) and eigenvectors (K, d, d)."""
+        eye = torch.eye(math.prod(self.shape), dtype=torch.float64, device=self.weights.device)
+        parts = self.components
+        self._means = torch.stack([part.mean.reshape(1, -1) for part in parts])
+        self._powers = torch.stack([part._power.reshape(1, -1) for part in parts])
+        self._bases = torch.stack([eye if p._modes is None else p._modes for p in parts])
+
+    @classmethod
+    def example(
+        cls, shape: tuple[int, int, int] = (1, 8, 8), *, components: int = 3, seed: int = 0
+    ) -> "GaussianMixture":
+        """Waves of different directions, each with correlated variations of its own scale.
+
+        Component k has the mean 0.5 + 0.25 cos(...), one wave across the image whose direction
+        turns by pi / K from one component to the next (the phase is drawn from `seed`); the
+        covariance 0.1^2 exp(-distance / length) with length 2, 3, 4, ... pixels; and a weight
+        proportional to K + 1, K + 2, ..., so that none is like another.
+        """
+        phases = 2 * math.pi * torch.rand(components, generator=generator(seed, _EXAMPLE)).double()
+        channels, height, width = shape
+        rows = torch.arange(height).double()[:, None] / height
+        columns = torch.arange(width).double() / width
+        parts = []
+        for k in range(components):
+            angle = math.pi * k / components
+            along = math.cos(angle) * columns + math.sin(angle) * rows
+            wave = 0.5 + 0.25 * torch.cos(2 * math.pi * along + phases[k])
+            around = GaussianPrior.exponential(shape, length=2.0 + k, std=0.1)
+            parts.append(GaussianPrior(wave.expand(shape), around.covariance))
+        return cls([float(components + 1 + k) for k in range(components)], parts)
+
+    @property
+    def weights(self) -> Tensor:
+        """(K,) float64, summing to 1."""
+        return self._log_weights.exp()
+
+    def to(self, device: str | torch.device) -> "GaussianMixture":
+        """The same prior on another device (in place, like a module)."""
+        self._log_weights = self._log_weights.to(device)
+        self.components = [component.to(device) for component in self.components]
+        self._stack()
+        return self
+
+    def _parts(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Per component: coefficients (K, B, d) of x - m_k, their variances, log w_k p_k(x)."""
+        coefficients = (x.double().flatten(1) - self._means) @ self._bases
+        level = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1)
+        power = (self._powers + level**2).clamp_min(torch.finfo(torch.float64).tiny)
+        terms = coefficients**2 / power + torch.log(2 * math.pi * power)
+        return coefficients, power, self._log_weights[:, None] - 0.5 * terms.sum(-1)
+
+    def _blend(self, log_joint: Tensor, each: Tensor, like: Tensor) -> Tensor:
+        """Images from one flat image of each component (K, B, d), weighted by responsibility."""
+        blended = (log_joint.softmax(0)[..., None] * each).sum(0)
+        return blended.reshape(like.shape).to(like.dtype)
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """E[clean image | x], where x (B, C, H, W) holds noise of level sigma (float or (B,))."""
+        coefficients, power, log_joint = self._parts(x, sigma)
+        shrunk = coefficients * (self._powers / power)
+        return self._blend(log_joint, self._means + shrunk @ self._bases.mT, x)
+
+    __call__ = denoise
+
+    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Gradient of `log_prob(x, sigma)` in x, (B, C, H, W)."""
+        coefficients, power, log_joint = self._parts(x, sigma)
+        return self._blend(log_joint, -(coefficients / power) @ self._bases.mT, x)
+
+    def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+        """log density (B,), nats, of images that hold noise of level sigma on top of the prior."""
+        return self._parts(x, sigma)[2].logsumexp(0)
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """n images (n, C, H, W), float32; image i depends on (seed, i) alone."""
+        u = Streams(seed, range(n), _COMPONENT, device=self.weights.device).rand(1).double()
+        chosen = _choose(self.weights.expand(n, -1), u)[:, 0]
+        z = Streams(seed, range(n), _PRIOR, device=chosen.device).randn(self._means.shape[-1])
+        drawn = torch.zeros_like(z, dtype=torch.float64)
+        for k, (mean, power, basis) in enumerate(
+            zip(self._means, self._powers, self._bases, strict=True)
+        ):
+            own = z[chosen == k].double() * power.sqrt()
+            drawn[chosen == k] = mean + own @ basis.T
+        return drawn.reshape(n, *self.shape).float()
+
+    def posterior(self, y: Tensor, problem: "Problem") -> "MixturePosterior":
+        """p(x | y) of every measurement, for a linear operator and Gaussian noise.
+
+        Args:
+            y: Measurements (B, ...).
+            problem: Operator and noise; bound here to images 0..B-1 unless it is bound already.
+
+        Raises:
+            InputError: The operator is not linear, or the noise is zero (the weights of the
+                components are densities of y, which then may not exist).
+        """
+        weights = self._log_joint(y, problem).softmax(0).T
+        return MixturePosterior(weights, [c.posterior(y, problem) for c in self.components])
+
+    def log_evidence(self, y: Tensor, problem: "Problem") -> Tensor:
+        """log p(y) (B,), nats; see `GaussianPrior.log_evidence`."""
+        return self._log_joint(y, problem).logsumexp(0)
+
+    def _log_joint(self, y: Tensor, problem: "Problem") -> Tensor:
+        """log w_k p_k(y), (K, B)."""
+        each = torch.stack([c.log_evidence(y, problem) for c in self.components])
+        return self._log_weights[:, None] + each
+
+
+class MixturePosterior:
+    """p(x | y) = sum_k v_k p_k(x | y), one for every measurement of a batch.
+
+    Attributes:
+        weights: (B, K), the probability of every component given y; float64.
+        components: K Gaussian posteriors.
+        mean: (B, C, H, W), the MMSE estimate.
+    """
+
+    def __init__(self, weights: Tensor, components: Sequence[GaussianPosterior]) -> None:
+        self.weights = weights
+        self.components = list(components)
+        self._means = torch.stack([c._exact_mean.flatten(1) for c in components])  # (K, B, d)
+        self._exact_mean = (weights.T[..., None] * self._means).sum(0)
+        self.mean = self._exact_mean.reshape_as(components[0].mean).to(components[0].mean.dtype)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(B, d, d) float64: that within the components and that between their means."""
+        total = torch.zeros((), dtype=torch.float64, device=self.weights.device)
+        for weight, mean, part in zip(self.weights.T, self._means, self.components, strict=True):
+            away = mean - self._exact_mean
+            within = part.covariance + away[:, :, None] * away[:, None, :]
+            total = total + weight[:, None, None] * within
+        return total
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of every pixel, (B, C, H, W)."""
+        variance = self.covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0)
+        return variance.sqrt().reshape_as(self.mean).to(self.mean.dtype)
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """n draws for every measurement, (n, B, C, H, W); one random stream per measurement."""
+        batch, device = len(self.mean), self.weights.device
+        u = Streams(seed, range(batch), _POSTERIOR_COMPONENT, device=device).rand(n).double()
+        chosen = _choose(self.weights, u).T  # (n, B)
+        drawn = torch.zeros(n, *self.mean.shape, dtype=self.mean.dtype, device=device)
+        for k, component in enumerate(self.components):
+            drawn[chosen == k] = component.sample(n, seed)[chosen == k]
+        return drawn
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log density (B,) in nats of one image for every measurement."""
+        each = torch.stack([component.log_prob(x) for component in self.components])
+        return (self.weights.log().T + each).logsumexp(0)
+
+
+def _choose(weights: Tensor, u: Tensor) -> Tensor:
+    """Component numbers (B, n) of uniform draws u (B, n) under probabilities (B, K)."""
+    edges = weights.cumsum(1)[:, :-1].contiguous()  # the last edge is 1, whatever rounding says
+    return torch.searchsorted(edges, u.contiguous(), right=True)

@@ -23,12 +23,27 @@ from ..errors import InputError
 from ..problem import Problem
 from ..seeds import Streams
 from .base import Callback, Claim, Denoiser, Monitor, Solver
+from .daps import Daps
+from .ddnm import Ddnm
+from .diffpir import DiffPir
 from .dps import Dps
+from .mmps import Mmps
+from .pigdm import Pigdm
+from .pnp_dm import PnpDm
 from .red_diff import RedDiff, RedDiffPaper
 
 __all__ = ["METHODS", "PRESETS", "Result", "configure", "solve"]
 
-METHODS: dict[str, type[Solver]] = {"red-diff": RedDiff, "dps": Dps}
+METHODS: dict[str, type[Solver]] = {
+    "red-diff": RedDiff,
+    "dps": Dps,
+    "ddnm": Ddnm,
+    "diffpir": DiffPir,
+    "pigdm": Pigdm,
+    "mmps": Mmps,
+    "pnp-dm": PnpDm,
+    "daps": Daps,
+}
 """Solvers by name."""
 
 PRESETS: dict[tuple[str, str], type[Solver]] = {("red-diff", "paper"): RedDiffPaper}
@@ -111,7 +126,8 @@ def solve(
         y: Measurements (B, ...), in units of [0, 1] images.
         problem: How they were made; of images 0..B-1 unless it is bound to others.
         prior: An object with `denoise(x, sigma)`, or a function (x, sigma): E[clean | x].
-        method: "red-diff" or "dps".
+        method: "red-diff", "dps", "ddnm", "diffpir", "pigdm", "mmps", "pnp-dm"
+            or "daps".
         samples: How many for each measurement, each from its own noise.
         seed: Sample k of image b depends on (seed, b, k) alone.
         init: Where to start: None for the solver's own, images (B, C, H, W), or "posterior" for

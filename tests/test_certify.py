@@ -1,0 +1,223 @@
+"""The certification against oracles: solvers whose faults are known because they were put in."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from unmurk.certify import (
+    PROBLEMS,
+    Row,
+    _coverage,
+    _Exam,
+    certify,
+    holds,
+    picture,
+    standard_errors,
+    summary,
+    table,
+)
+from unmurk.errors import InputError
+from unmurk.exact import operator_matrix
+
+SOME = [("gaussian", "inpaint:box,size=4", 0.3), ("mixture", "sr:average,factor=2", 0.05)]
+
+
+def oracle(change=lambda x, posterior, problem: x, claims="posterior"):
+    """Exact posterior samples, changed."""
+
+    def solver(y, problem, denoise, samples, seed):
+        denoise(denoise.prior.sample(1), 0.1)
+        posterior = denoise.prior.posterior(y, problem)
+        return change(posterior.sample(samples, seed=seed), posterior, problem)
+
+    solver.claims = claims
+    return solver
+
+
+def shrunk(factor):
+    return lambda x, posterior, problem: posterior.mean + factor * (x - posterior.mean)
+
+
+def shrunk_unseen(x, posterior, problem):
+    """Deviations in the null space of A times 0.7."""
+    matrix = operator_matrix(problem, x.shape[-3:], x[0])
+    away = (x - posterior.mean).double().flatten(2)
+    seen = (torch.linalg.pinv(matrix, rtol=1e-3) @ matrix @ away[..., None])[..., 0]
+    return posterior.mean + (seen + 0.7 * (away - seen)).reshape_as(x).to(x)
+
+
+def shifted(x, posterior, problem):
+    """Each pixel off by 0.2 posterior standard deviations."""
+    return x + 0.2 * posterior.std
+
+
+def bars(row, images=4):
+    """Standard errors of the spreads together, and of mean_error^2."""
+    exam = _Exam((row.prior, row.operator, row.noise), images, 0)
+    spreads = [
+        None if p is None else standard_errors(p @ exam.covariance @ p, row.draws)[0]
+        for p in exam.sides
+    ]
+    return spreads, standard_errors(exam.covariance, row.draws)[1]
+
+
+def test_exact_samples_earn_posterior_everywhere_within_the_derived_errors():
+    rows = certify({"oracle": oracle()})
+    assert [(r.prior, r.operator, r.noise) for r in rows] == PROBLEMS and len(rows) == 20
+    pulls = []
+    for row in rows:
+        assert row.earned == "posterior" and row.draws == 512, row
+        spreads, square = bars(row)
+        assert row.mean_error**2 < 4 * square < 0.0035
+        for ratio, bar in zip((row.spread_observed, row.spread_unobserved), spreads, strict=True):
+            assert (ratio is None) == (bar is None)
+            if bar is not None:
+                assert abs(ratio - 1) < 4.5 * bar < 0.08
+                pulls.append((ratio - 1) / bar)
+        assert abs(row.coverage - 0.9) < 0.02
+        assert 0.7 < row.excess < 1.4
+        assert row.evaluations == 1 and row.error is None
+    assert 0.6 < torch.tensor(pulls).square().mean().sqrt() < 1.5  # the bars are the scatter
+    assert holds(rows) == {"oracle": True}
+
+
+def test_standard_errors_are_those_of_repeated_experiments():
+    exam = _Exam(("gaussian", "inpaint:box,size=4", 0.3), 4, 0)
+    moments = [exam.moments(exam.posterior.sample(32, seed=s)) for s in range(200)]
+    square = torch.tensor([m[0] for m in moments])
+    spread_bar, _ = standard_errors(exam.sides[1] @ exam.covariance @ exam.sides[1], 32)
+    _, square_bar = standard_errors(exam.covariance, 32)
+    unseen = torch.tensor([m[1][1] for m in moments])
+    assert float(unseen.std()) == pytest.approx(spread_bar, rel=0.2)
+    assert float(square.std()) == pytest.approx(square_bar, rel=0.25)
+    assert abs(float(square.mean())) < 4 * square_bar / 200**0.5
+    assert abs(float(unseen.mean()) - 1) < 0.01
+
+
+def test_faults_are_caught_and_measured():
+    solvers = {
+        "shrunk": oracle(shrunk(0.7)),
+        "shifted": oracle(shifted),
+        "mean": oracle(shrunk(0.0), claims="point"),
+        "unseen": oracle(shrunk_unseen),
+    }
+    rows = certify(solvers, problems=SOME)
+    assert len(rows) == 8
+    for row in rows:
+        assert row.earned == "point", row
+        if row.solver == "shrunk":
+            assert row.spread_observed == pytest.approx(0.7, rel=0.06)
+            assert row.spread_unobserved == pytest.approx(0.7, rel=0.06)
+            assert row.coverage == pytest.approx(0.75, abs=0.03)  # P(|z| < 0.7 * 1.645)
+        elif row.solver == "shifted":
+            near = 0.03 if row.draws == 512 else 0.08  # a first look may settle it
+            assert row.mean_error == pytest.approx(0.2, abs=near)
+            assert row.spread_observed == pytest.approx(1, abs=0.05)
+        elif row.solver == "mean":
+            assert row.mean_error < 1e-5 and row.coverage == 0 and row.excess > 2
+            assert row.spread_observed < 1e-5 and row.spread_unobserved < 1e-5
+            assert row.draws == 32  # settled by the first look
+        else:
+            assert row.spread_observed == pytest.approx(1, abs=0.05)
+            assert row.spread_unobserved == pytest.approx(0.7, rel=0.06)
+    assert holds(rows) == {"shrunk": False, "shifted": False, "mean": True, "unseen": False}
+
+
+def test_coverage_is_exact_for_any_number_of_samples():
+    g = torch.Generator().manual_seed(0)
+    for draws in (7, 32, 100):
+        samples, exact = (torch.rand(n, 20000, generator=g) for n in (draws, 3))
+        assert _coverage(samples, exact) == pytest.approx(0.9, abs=0.006)
+    assert _coverage(torch.zeros(32, 5), torch.ones(4, 5)) == 0
+
+
+def test_solvers_by_name_and_by_options():
+    seen = []
+    solvers = {
+        "red-diff": {"steps": 20},
+        "short": {"method": "dps", "steps": 20},
+    }
+    rows = certify(solvers, problems=SOME[:1], progress=seen.append)
+    assert rows == seen
+    assert [(r.solver, r.claims, r.evaluations, r.draws) for r in rows] == [
+        ("red-diff", "point", 40, 32),
+        ("short", "heuristic", 20, 32),
+    ]
+    assert rows[0].earned == "point" and rows[0].spread_observed < 0.1
+    assert holds(rows) == {"red-diff": True, "short": True}
+    again = certify(solvers, problems=SOME)
+    assert [r.mean_error for r in again[:2]] == [r.mean_error for r in rows]
+    assert [r.mean_error for r in again[2:]] != [r.mean_error for r in rows]
+    assert json.loads(json.dumps([dataclasses.asdict(r) for r in rows]))[1]["solver"] == "short"
+
+
+def test_refusals_and_failures_are_told_apart():
+    def choosy(y, problem, denoise, samples, seed):
+        if "box" in problem.operator.spec:
+            raise InputError("no boxes")
+        return denoise.prior.posterior(y, problem).sample(samples, seed)
+
+    def broken(y, problem, denoise, samples, seed):
+        return torch.full((samples, len(y), 1, 8, 8), float("nan"))
+
+    choosy.claims = broken.claims = "posterior"
+    rows = certify({"choosy": choosy, "broken": broken}, problems=SOME)
+    assert (rows[0].earned, rows[0].error, rows[0].coverage) == (None, "no boxes", None)
+    assert rows[2].earned == "posterior"
+    assert rows[1].earned == "heuristic" and "not finite" in rows[1].error
+    found = summary(rows)
+    assert (found["choosy"].earned, found["choosy"].refused) == ("posterior", 1)
+    assert holds(rows) == {"choosy": True, "broken": False}
+    assert holds(rows[:1]) == {"choosy": False}
+    wrong = certify({"wrong": lambda *_: torch.zeros(1)}, problems=SOME[:1])[0]
+    assert "shape (1,) instead of (32, 4, 1, 8, 8)" in wrong.error
+
+
+def rows_by_hand():
+    def row(solver, earned, mean_error, unobserved, operator="identity"):
+        return Row(
+            *(solver, "gaussian", operator, 0.3, "posterior", earned),
+            *(mean_error, 1.0, unobserved, 0.9, 0.02, 0.01, 512, 100, 2.0),
+        )
+
+    return [
+        row("a", "posterior", 0.01, None),
+        row("a", "posterior", 0.03, 0.95),
+        row("a", "posterior", 0.02, 1.02),
+        row("b", "posterior", 0.01, 1.01),
+        row("b", "point", 0.2, 0.0),
+        Row("c", "gaussian", "identity", 0.3, "point", None, error="no"),
+    ]
+
+
+def test_summary_is_the_weakest_and_the_worst(tmp_path):
+    found = summary(rows_by_hand())
+    assert [s.earned for s in found.values()] == ["posterior", "point", None]
+    assert found["a"].figures["mean_error"] == (0.02, 0.03)
+    assert found["a"].figures["spread_unobserved"] == pytest.approx((0.985, 0.95))
+    assert found["b"].figures["spread_unobserved"] == pytest.approx((0.505, 0.0))
+    assert found["a"].figures["excess"] == (2.0, 2.0) and found["a"].seconds == 6.0
+    lines = table(rows_by_hand()).splitlines()
+    assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
+    assert "| a | posterior | posterior | 3 of 3 | 0.02 (0.03) | 1.00 (1.00) |" in lines[2]
+    assert "| b | posterior | point (!) |" in lines[3]
+    assert "| c | point | refused all (!) | 0 of 1 |" in lines[4]
+    picture(rows_by_hand(), tmp_path / "dots.svg")
+    drawn = (tmp_path / "dots.svg").read_text()
+    assert drawn.count("#1b7f4d") >= 4 and drawn.count("#d98a00") >= 1
+    for place in (tmp_path / "no" / "dots.png", tmp_path / "dots.doc"):
+        with pytest.raises(InputError, match="cannot draw to"):
+            picture(rows_by_hand(), place)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(InputError, match="draws is 8"):
+        certify(draws=8)
+    with pytest.raises(InputError, match="prior 'cats'"):
+        certify({"oracle": oracle()}, problems=[("cats", "identity", 0.1)])
+    with pytest.raises(InputError, match="method 'magic'"):
+        certify({"magic": {}})
+    with pytest.raises(InputError, match="claims 'truth'"):
+        certify({"oracle": oracle(claims="truth")})
