@@ -28,9 +28,7 @@ OUT/learn.png a picture. From copies kept as benchmarks/results/learn-PROFILE.js
 import json
 import multiprocessing
 import os
-import platform
 import resource
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +38,7 @@ from typing import Any, Literal, get_args
 import safetensors.torch
 import torch
 import tyro
+from provenance import ROOT, machine, write_json
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -85,11 +84,11 @@ PROFILES = {
     # about four minutes of learning for each row on two cores, 25 for everything; an image costs
     # the joint objective four times what it costs the default, so images are not the same
     "small": Profile(
-        Settings("tiny", kimg=118.0, precision="bf16"),
+        Settings("tiny", kimg=94.0, precision="bf16"),
         digits=20_000,
         samples=1_000,
         levels=18,
-        kimg={"noisy": 33.0, "elbo": 32.0, "mean": 150.0, "clean": 33.0},
+        kimg={"noisy": 30.0, "elbo": 29.0, "mean": 100.0, "clean": 30.0},
     ),
     # every row within 10 minutes on one GPU
     "full": Profile(
@@ -119,7 +118,6 @@ ROWS: dict[RowName, str] = {
     "flowdiff": "flowdiff",
     "clean": "clean",
 }
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmark_learn.md"
 
@@ -304,41 +302,6 @@ def settings(options: Options) -> dict[str, Any]:
     seeded = replace(profile, settings=replace(profile.settings, seed=options.seed))
     fixed = {"noise": NOISE, "restorations": RESTORATIONS, "draws": DRAWS}
     return {"profile": options.profile, "seed": options.seed, **fixed, **asdict(seeded)}
-
-
-def machine() -> dict[str, Any]:
-    """The code and the hardware of this process."""
-    return {
-        "commit": commit(),
-        "cpu": cpu(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def commit() -> str | None:
-    """The commit of this code, "-dirty" if it was changed since; None outside a repository."""
-    command = ["git", "--no-optional-locks", "-C", str(ROOT), "describe"]
-    command += ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def cpu() -> str:
-    """The processor's model."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes the file whole or not at all."""
-    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def finished(options: Options) -> dict[RowName, dict[str, Any]]:

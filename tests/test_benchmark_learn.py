@@ -24,6 +24,7 @@ DIGITS = Path(__file__).parent.parent / "unmurk" / "assets" / "digits"
 def imported():
     spec = importlib.util.spec_from_file_location("benchmark_learn", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(SCRIPT.parent))  # as for a script: it imports from beside it
     sys.modules[spec.name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module

@@ -80,9 +80,9 @@ class Recipe:
         reset: Share at which the prior starts afresh on the buffer; None: never.
     """
 
-    mean: float = 0.62
+    mean: float = 0.52
     a: float = 0.6
-    polish: float = 0.7
+    polish: float = 0.6
     flow: float = 0.93
     anchor: Literal["mean", "image", "none"] = "mean"
     refresh: float = 0.05

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..seeds import generator
+from .optimizer import Optimizer
 
 __all__ = ["Group", "Method", "Settings", "Span", "Trainer", "write_atomically"]
 
@@ -38,7 +39,7 @@ class Settings:
         network: Preset of the networks: tiny, small or base.
         kimg: Budget in thousands of images seen.
         batch: Images in a step.
-        rate: Peak learning rate of AdamW; every group of parameters rises to it and falls again.
+        rate: Peak learning rate; every group of parameters rises to it and falls again.
         average: Half-life of the averaged weights in kimg, or 5 % of the images a part has seen
             since it started, if less.
         seed: Seed of weights, batches and noise.
@@ -170,13 +171,7 @@ class Trainer:
             for name, p in module.named_parameters()
         }
         self.averages = [[named[p] for p in group.parameters] for group in method.groups]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": group.parameters} for group in method.groups],
-            lr=settings.rate,
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-            fused=True,
-        )
+        self.optimizer = Optimizer([group.parameters for group in method.groups])
 
     @property
     def state_file(self) -> Path:
@@ -235,8 +230,7 @@ class Trainer:
         module = self.method.modules[name]
         module.load_state_dict(fresh.state_dict())
         self.method.averages[name].load_state_dict(fresh.state_dict())
-        for parameter in module.parameters():
-            self.optimizer.state.pop(parameter, None)
+        self.optimizer.forget(module.parameters())
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -286,14 +280,14 @@ class Trainer:
         y = self.y[rows.to(self.y.device)].to(self.device)
         noise = generator(self.settings.seed, STEP, self.step, rank, device=self.device)
         progress = self.step / self.steps
-        for group, own in zip(self.optimizer.param_groups, self.method.groups, strict=True):
-            group["lr"] = self.settings.rate * self.factor * own.rate(progress)
+        peak = self.settings.rate * self.factor
+        rates = [peak * group.rate(progress) for group in self.method.groups]
         with self.autocast():
             losses = self.method.losses(y, rows, progress, noise)
         self.accelerator.backward(sum(losses.values()))
         norms = []
-        for group in self.optimizer.param_groups:
-            held = [p for p in group["params"] if p.grad is not None]
+        for group in self.method.groups:
+            held = [p for p in group.parameters if p.grad is not None]
             if ranks > 1:
                 for p in held:
                     p.grad = self.accelerator.reduce(p.grad, "mean")
@@ -301,7 +295,7 @@ class Trainer:
                 norms.append(nn.utils.clip_grad_norm_(held, 1.0))
         finite = all(math.isfinite(float(n)) for n in norms)
         if finite:
-            self.optimizer.step()
+            self.optimizer.step(rates)
         self.optimizer.zero_grad()
         if not finite:
             return None

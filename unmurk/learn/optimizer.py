@@ -1,0 +1,110 @@
+"""The optimiser of every run: Muon for matrices and kernels, AdamW for all else.
+
+Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon). For a matrix W with gradient G,
+
+    M <- mu M + (1 - mu) G
+    W <- W - rate 0.2 sqrt(max(rows, columns)) orth((1 - mu) G + mu M)
+
+where orth(U S V^T) is near U V^T: a step of the same length in all directions, also in those that
+few images speak of. With the factor 0.2 sqrt(..) (Liu et al., 2025, arXiv 2502.16982, section 2.2)
+its entries are as large as those of an AdamW step, and one rate serves both. A convolution's
+kernel (out, in, k, k) counts as a matrix (out, in k k). In runs of minutes this is worth more than
+twice the images (docs/experiments.md).
+
+`torch.optim.Muon` is the same for one matrix at a time; on small networks that doubles the time
+of a step, so here all matrices of a shape are worked on together.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Optimizer", "orthogonal"]
+
+SMALLEST = 8  # rows and columns below which a matrix has no directions to balance: AdamW
+MOMENTUM = 0.9
+BETAS = 0.9, 0.99
+QUINTIC = 3.4445, -4.7750, 2.0315  # the polynomial of Jordan et al.
+ITERATIONS = 5
+
+
+class Optimizer:
+    """Muon and AdamW over groups of parameters, each group with its own rate.
+
+    Args:
+        groups: The parameters of every group.
+    """
+
+    def __init__(self, groups: Sequence[list[nn.Parameter]]) -> None:
+        self.groups = groups
+        self.momenta = {
+            p: torch.zeros_like(p, requires_grad=False)
+            for group in groups
+            for p in group
+            if p.ndim >= 2 and min(len(p), p[0].numel()) >= SMALLEST
+        }
+        thin = [[p for p in group if p not in self.momenta] for group in groups]
+        self.adamw = torch.optim.AdamW(
+            [{"params": group} for group in thin], betas=BETAS, weight_decay=0.0, fused=True
+        )
+
+    def step(self, rates: Sequence[float]) -> None:
+        """One step along the gradients at hand, with a learning rate for each group."""
+        for group, own, rate in zip(self.adamw.param_groups, self.groups, rates, strict=True):
+            group["lr"] = rate
+            self.muon([p for p in own if p in self.momenta and p.grad is not None], rate)
+        self.adamw.step()
+
+    @torch.no_grad()
+    def muon(self, matrices: list[nn.Parameter], rate: float) -> None:
+        """One step of Muon for matrices and kernels with a gradient."""
+        shapes: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for p in matrices:
+            shapes.setdefault((len(p), p[0].numel()), []).append(p)
+        for shape, alike in shapes.items():
+            gradients = [cast(Tensor, p.grad) for p in alike]
+            momenta = [self.momenta[p] for p in alike]
+            torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+            ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
+            move = orthogonal(torch.stack([a.reshape(shape) for a in ahead]))
+            for p, part in zip(alike, move, strict=True):
+                p.sub_(part.reshape(p.shape), alpha=rate * 0.2 * max(shape) ** 0.5)
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for group in self.groups:
+            for parameter in group:
+                parameter.grad = None
+
+    def forget(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drops what is remembered of the past gradients of these parameters."""
+        for parameter in parameters:
+            self.adamw.state.pop(parameter, None)
+            if parameter in self.momenta:
+                self.momenta[parameter].zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes up again."""
+        return {"muon": list(self.momenta.values()), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state; raises KeyError, ValueError or RuntimeError if it does not fit."""
+        for momentum, value in zip(self.momenta.values(), state["muon"], strict=True):
+            momentum.copy_(value)
+        self.adamw.load_state_dict(state["adamw"])
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices (K, rows, columns) with their singular values brought near 1 (0.7 to 1.2).
+
+    The quintic Newton-Schulz iteration X <- a X + (b X X^T + c (X X^T)^2) X (Jordan et al., 2024).
+    """
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = QUINTIC
+    for _ in range(ITERATIONS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x if matrices.shape[1] <= matrices.shape[2] else x.mT
