@@ -6,6 +6,8 @@
     inpaint:freeform,strokes=4,width=6
     blur:anisotropic,sigma=3,ratio=0.3,angle=30                    blur:motion,length=9,angle=30
     sr:average,factor=4                 sr:bicubic,factor=4        colour:grey
+    cs:structured,ratio=0.25            mri:cartesian,acceleration=4
+    ct:parallel,angles=60
 
 and their compositions "a|b|..", a first: "blur:gaussian,sigma=1|sr:average,factor=2".
 
@@ -21,10 +23,13 @@ from .base import Operator
 from .blur import FileBlur, GaussianBlur, UniformBlur
 from .colour import Grey
 from .compose import Compose
+from .ct import ParallelCt
 from .external import External, Function
 from .identity import Identity
 from .inpaint import BoxInpaint, FileInpaint, RandomInpaint
+from .mri import CartesianMri
 from .oriented import AnisotropicBlur, MotionBlur
+from .sensing import StructuredSensing
 from .strokes import FreeformInpaint
 from .superres import AverageDown, BicubicDown
 
@@ -46,6 +51,9 @@ FAMILIES: dict[str, type[Operator]] = {
         AverageDown,
         BicubicDown,
         Grey,
+        StructuredSensing,
+        CartesianMri,
+        ParallelCt,
     )
 }
 

@@ -101,11 +101,14 @@ class Operator:
         options: Readers of the text form's options by name; each is also an attribute.
         tensors: Names of the attributes that hold parameters of the images, of shape (B, ...), or
             (1, ...) where all images share one; None until `at` has drawn or read them.
+        dagger_iterations: Conjugate gradients for A^+ stop after so many steps; early where A
+            passes much only just, because bringing that back would multiply the noise.
     """
 
     form: ClassVar[str] = ""
     options: ClassVar[dict[str, Callable[[str], Any]]] = {}
     tensors: ClassVar[tuple[str, ...]] = ()
+    dagger_iterations: int = CG_ITERATIONS
     device: torch.device = torch.device("cpu")
 
     @property
@@ -230,7 +233,9 @@ class Operator:
         raise NotImplementedError
 
     def _A_dagger(self, y: Tensor) -> Tensor:
-        return conjugate_gradient(lambda x: self._A_adjoint(self._A(x)), self._A_adjoint(y))
+        return conjugate_gradient(
+            lambda x: self._A_adjoint(self._A(x)), self._A_adjoint(y), self.dagger_iterations
+        )
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         """`prox_l2` with gamma of shape (B or 1, 1, 1, 1). From z, so that gamma = 0 gives z."""

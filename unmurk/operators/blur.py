@@ -55,6 +55,7 @@ class Blur(Operator):
     """What all blurs share. Members set `kernel`, shape (1 or B, 1, kh, kw), each summing to 1."""
 
     tensors = ("kernel",)
+    dagger_iterations = ITERATIONS
     kernel: Tensor | None = None
     pad: str = "reflect"
     symmetric: bool = True  # the kernel equals its mirror images in both axes

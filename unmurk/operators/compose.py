@@ -3,9 +3,9 @@
     (B A)^T = A^T B^T
 
 The pseudo-inverse of a product is not the product of the pseudo-inverses in reverse order, so A^+
-and the prox come from conjugate gradients on the product itself. Where a blur takes part, those of
-A^+ stop after ITERATIONS steps, as those of a blur alone do and to the same end: to bring back
-what hardly passes would multiply the noise.
+and the prox come from conjugate gradients on the product itself. Those of A^+ stop as early as
+those of the operator among them that stops earliest, and to the same end: to bring back what
+hardly passes, through a blur for example, would multiply the noise.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import CG_ITERATIONS, Operator, conjugate_gradient
-from .blur import ITERATIONS, Blur
+from .base import Operator
 
 __all__ = ["Compose"]
 
@@ -45,6 +44,7 @@ class Compose(Operator):
             raise InputError(f"a composition needs two or more operators, got {len(flat)}")
         self.members: tuple[Operator, ...] = tuple(flat)
         self.shape: tuple[int, ...] | None = None
+        self.dagger_iterations = min(member.dagger_iterations for member in self.members)
 
     @property
     def linear(self) -> bool:
@@ -148,11 +148,3 @@ class Compose(Operator):
         for member in reversed(self.members):
             y = member.A_adjoint(y)
         return y
-
-    def _A_dagger(self, y: Tensor) -> Tensor:
-        blurs = any(isinstance(member, Blur) for member in self.members)
-        return conjugate_gradient(
-            lambda x: self._A_adjoint(self._A(x)),
-            self._A_adjoint(y),
-            ITERATIONS if blurs else CG_ITERATIONS,
-        )

@@ -180,12 +180,13 @@ def _check(y: Tensor, samples: int, batch: int) -> None:
 
 
 def _image_shape(y: Tensor, problem: Problem, prior: Any, init: Any) -> tuple[int, ...]:
-    """Shape (C, H, W) of the images: that of init, else what the operator or the prior says."""
+    """Shape (C, H, W) of the images: that of init, else what the prior or the operator says."""
     if isinstance(init, Tensor):
         return tuple(init.shape[-3:])
-    shape = tuple(problem.operator.x_shape(y.shape[1:]))
-    known = tuple(getattr(prior, "shape", shape))
-    return known if problem.operator.y_shape(known) == tuple(y.shape[1:]) else shape
+    known = getattr(prior, "shape", None)
+    if known is not None and problem.operator.y_shape(known) == tuple(y.shape[1:]):
+        return tuple(known)
+    return tuple(problem.operator.x_shape(y.shape[1:]))
 
 
 def _bind(y: Tensor, problem: Problem, shape: tuple[int, ...]) -> Problem:

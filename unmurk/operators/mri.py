@@ -1,0 +1,245 @@
+"""Magnetic resonance imaging: some columns of the image's Fourier transform, seen by coils.
+
+For a complex image x and coils c = 1 .. N with sensitivities s_c, sum_c |s_c|^2 = 1,
+
+    y_c = m F (s_c x),    A^T y = sum_c conj(s_c) F^H (m y_c)
+
+with F the orthonormal centred 2-D Fourier transform (frequency zero at row H // 2, column W // 2)
+and m a mask of zeros and ones over the columns of F. With all columns A^T A = I, so noise of
+standard deviation sigma in y is noise of that standard deviation in the image.
+
+Complex numbers travel as pairs of channels, real and imaginary part. An image of one channel is a
+real image: then A^T is the real part of the above, because A acts on the real numbers only.
+
+One coil (s = 1): A^T A is a convolution, F^H w F, with w = m for complex images. For real ones it
+is x -> Re F^H m F x, and the real part of a convolution kernel has the mean of m at k and at -k as
+its transform: w(k) = (m(k) + m(-k)) / 2, so w is 0, 1/2 or 1. In both cases
+
+    A^+ y = F^H [ F A^T y / w ]  where w > 0, zero elsewhere
+    prox_l2(z, y, gamma) = z + F^H [ gamma / (1 + gamma w) F A^T (y - A z) ]
+
+Several coils: conjugate gradients on A^T A, applied as it stands, which is how K. P. Pruessmann et
+al. (2001), "Advances in sensitivity encoding with arbitrary k-space trajectories", reconstruct.
+What the coils tell apart only just comes with much noise, so those of A^+ stop after ITERATIONS
+steps.
+
+The columns are those of the random masks of J. Zbontar et al. (2018), "fastMRI: an open dataset
+and benchmarks for accelerated MRI", arXiv 1811.08839: n = round(center W) columns in the middle,
+and each other one with probability (W / acceleration - n) / (W - n), so that W / acceleration are
+expected in all.
+
+The sensitivities are simulated: coil c sits at q_c, on a circle of radius RADIUS around an image
+that fills [-1, 1] x [-1, 1], at the angle a_c = 360 (c - 1) / N degrees; p - q_c points from it to
+the pixel p, and is read as a complex number:
+
+    s_c(p) proportional to  exp(-|p - q_c|^2 / (2 WIDTH^2)) (p - q_c) / |p - q_c| exp(-i a_c)
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..seeds import Streams
+from .base import Operator, size_text
+from .inpaint import MASKS, check_seed
+
+__all__ = ["CartesianMri", "sensitivities"]
+
+ITERATIONS = 20  # of conjugate gradients on A^T A x = A^T y for A^+ with several coils
+RADIUS = 2.0  # of the circle of coils, in half sides of the image: well outside its corners
+WIDTH = 1.2  # of a coil's Gaussian profile, in half sides of the image
+
+
+class CartesianMri(Operator):
+    """Random columns of k-space, with all of those in the middle; each image has its own.
+
+    Text form: "mri:cartesian,acceleration=4,center=0.08,coils=1,seed=0". Images are (2, H, W),
+    real and imaginary part, or (1, H, W) with channels=1. Measurements are (2 coils, H, W): coil
+    by coil real and imaginary part of k-space, where columns that were not acquired hold zero,
+    carry no noise and do not count.
+
+    Args:
+        acceleration: How many times fewer columns than W are expected, >= 1.
+        center: Fraction of the columns that are always acquired, in the middle, in
+            [0, 1 / acceleration]; at least one is.
+        coils: Receiver coils, >= 1. One coil is uniform, with sensitivity 1.
+        channels: Of the image: 2 for complex images, 1 for real ones.
+        seed: Seed of the masks; the mask of an image depends on it and on the image's number.
+
+    Attributes:
+        columns: m, (B, 1, 1, W); None before `at`.
+        maps: The sensitivities s_c, complex, (1, coils, H, W); None before `at`.
+    """
+
+    form = "mri:cartesian"
+    options = {"acceleration": float, "center": float, "coils": int, "channels": int, "seed": int}
+    tensors = ("columns", "maps")
+    columns: Tensor | None = None
+    maps: Tensor | None = None
+
+    def __init__(
+        self,
+        acceleration: float = 4.0,
+        center: float = 0.08,
+        coils: int = 1,
+        channels: int = 2,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= acceleration < math.inf:
+            raise InputError(f"{self.form}: acceleration must be >= 1, got {acceleration}")
+        if not 0 <= center <= 1 / acceleration:
+            raise InputError(
+                f"{self.form}: center must be in [0, 1 / acceleration], got {center} with "
+                f"acceleration={acceleration:g}"
+            )
+        if coils < 1:
+            raise InputError(f"{self.form}: coils must be >= 1, got {coils}")
+        if channels not in (1, 2):
+            raise InputError(
+                f"{self.form}: channels must be 2 (complex images) or 1 (real), got {channels}"
+            )
+        self.acceleration, self.center = float(acceleration), float(center)
+        self.coils, self.channels = int(coils), int(channels)
+        self.seed = check_seed(self.form, seed)
+        if coils > 1:
+            self.dagger_iterations = ITERATIONS
+
+    # -- binding to images and shapes ------------------------------------------------------------
+
+    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """The operator with the columns of these images; see `Operator.at`."""
+        self._check_channels(shape)
+        numbers = [int(i) for i in index]
+        if any(i < 0 for i in numbers):
+            raise InputError(f"{self.form}: image numbers must be >= 0, got {min(numbers)}")
+        height, width = shape[-2:]
+        columns = self._draw(numbers, width).to(self.device)
+        maps = sensitivities(self.coils, height, width).to(self.device)
+        return self._with(columns=columns, maps=maps)
+
+    def _draw(self, index: list[int], width: int) -> Tensor:
+        """Masks (B, 1, 1, W) on the CPU."""
+        middle = max(1, round(width * self.center))
+        others = max(0.0, width / self.acceleration - middle) / max(1, width - middle)
+        # the path is longer than those of other masks: the draws must not be the same numbers
+        columns = Streams(self.seed, index, MASKS, 2).rand(1, 1, width) < others
+        first = (width - middle + 1) // 2
+        columns[..., first : first + middle] = True
+        return columns.float()
+
+    def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
+        """(2 coils, H, W)."""
+        self._check_channels(x_shape)
+        return 2 * self.coils, *x_shape[-2:]
+
+    def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
+        """(channels, H, W). Raises InputError if y has another number of channels than 2 coils."""
+        if y_shape[-3] != 2 * self.coils:
+            raise InputError(
+                f"{self.form}: a measurement has 2 channels for each coil, {2 * self.coils}, this "
+                f"one has {y_shape[-3]}"
+            )
+        return self.channels, *y_shape[-2:]
+
+    def _check_channels(self, shape: Sequence[int]) -> None:
+        if shape[-3] != self.channels:
+            raise InputError(
+                f"{self.form}: the image has {shape[-3]} channels but channels={self.channels}; "
+                f"complex images have 2, real ones 1 (and channels=1 in the text form)"
+            )
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        assert self.maps is not None
+        self._check_channels(shape)
+        if self.maps.shape[-2:] != tuple(shape[-2:]):
+            raise InputError(
+                f"{self.form}: it is bound to images of {size_text(self.maps.shape[-2:])} but "
+                f"this one is {size_text(shape[-2:])}; bind it again with at(index, shape)"
+            )
+
+    def seen(self, y: Tensor) -> Tensor:
+        """y with the columns that were not acquired set to zero."""
+        op = self._bound(y, self.x_shape(y.shape))
+        assert isinstance(op, CartesianMri) and op.columns is not None
+        return torch.where(op.columns > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
+
+    # -- the maps --------------------------------------------------------------------------------
+
+    def _A(self, x: Tensor) -> Tensor:
+        assert self.columns is not None and self.maps is not None
+        image = _complex(x) if self.channels == 2 else x
+        return _pairs(self.columns * _fourier(self.maps * image))
+
+    def _A_adjoint(self, y: Tensor) -> Tensor:
+        assert self.maps is not None
+        each = self.maps.conj() * _inverse(_complex(self.seen(y)))
+        return self._image(each.sum(1, keepdim=True))
+
+    def _A_dagger(self, y: Tensor) -> Tensor:
+        if self.coils > 1:
+            return super()._A_dagger(y)
+        w = self._weights()
+        return self._filter(self._A_adjoint(y), torch.where(w > 0, 1 / w.clamp_min(0.5), 0.0))
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        if self.coils > 1:
+            return super()._prox(z, y, gamma)
+        back = self._A_adjoint(y - self._A(z))
+        return z + self._filter(back, gamma / (1 + gamma * self._weights()))
+
+    def _weights(self) -> Tensor:
+        """w, (B, 1, 1, W)."""
+        assert self.columns is not None
+        if self.channels == 2:
+            return self.columns
+        width = self.columns.shape[-1]
+        frequency = torch.arange(width, device=self.columns.device) - width // 2
+        return (self.columns + self.columns[..., (width // 2 - frequency) % width]) / 2
+
+    def _filter(self, x: Tensor, gain: Tensor) -> Tensor:
+        """F^H gain F x."""
+        image = _complex(x) if self.channels == 2 else x
+        return self._image(_inverse(gain * _fourier(image)))
+
+    def _image(self, image: Tensor) -> Tensor:
+        """Complex images (B, 1, H, W) in the channels that they have here."""
+        return _pairs(image) if self.channels == 2 else image.real
+
+
+def sensitivities(coils: int, height: int, width: int) -> Tensor:
+    """s_c, complex64, (1, coils, H, W), with sum_c |s_c|^2 = 1. One coil has sensitivity 1."""
+    if coils == 1:
+        return torch.ones(1, 1, height, width, dtype=torch.complex64)
+    down, across = ((2 * torch.arange(n).double() + 1) / n - 1 for n in (height, width))
+    angle = 2 * math.pi / coils * torch.arange(coils).double()[:, None, None]
+    turn = torch.polar(torch.ones_like(angle), angle)
+    away = (
+        torch.complex(across.expand(height, -1), -down[:, None].expand(-1, width)) - RADIUS * turn
+    )
+    maps = torch.exp(-away.abs().square() / (2 * WIDTH**2)) * away.sgn() * turn.conj()
+    return (maps / maps.abs().square().sum(0).sqrt()).to(torch.complex64)[None]
+
+
+def _fourier(x: Tensor) -> Tensor:
+    """F x over the last two axes."""
+    x = torch.fft.fft2(torch.fft.ifftshift(x, (-2, -1)), norm="ortho")
+    return torch.fft.fftshift(x, (-2, -1))
+
+
+def _inverse(k: Tensor) -> Tensor:
+    """F^H k over the last two axes."""
+    k = torch.fft.ifft2(torch.fft.ifftshift(k, (-2, -1)), norm="ortho")
+    return torch.fft.fftshift(k, (-2, -1))
+
+
+def _complex(pairs: Tensor) -> Tensor:
+    """(B, 2 N, H, W) real -> (B, N, H, W) complex."""
+    return torch.complex(pairs[:, 0::2], pairs[:, 1::2])
+
+
+def _pairs(numbers: Tensor) -> Tensor:
+    """(B, N, H, W) complex -> (B, 2 N, H, W) real: the inverse of `_complex`."""
+    return torch.stack([numbers.real, numbers.imag], 2).flatten(1, 2)

@@ -1,0 +1,103 @@
+"""Compressed sensing: a few random numbers about the whole image instead of its pixels.
+
+A structured random matrix: A x = m T (d x), for every channel, with
+
+    d   random signs +1 and -1, one for each pixel
+    T   the two-dimensional discrete Hartley transform, Re F - Im F with F the orthonormal Fourier
+        transform; T = T^T = T^-1
+    m   a mask of zeros and ones that keeps `ratio` of the coefficients, drawn at random
+
+T. T. Do, L. Gan, N. H. Nguyen and T. D. Tran (2012), "Fast and efficient compressive sensing using
+structurally random matrices", arXiv 1106.5037, with their "local randomiser" d and without their
+factor sqrt(n / measurements). T is that of R. N. Bracewell (1983), "Discrete Hartley transform":
+real, its own inverse, and as fast as F for images of any size. Nothing is stored but d and m.
+
+The rows of T d are orthonormal, so A A^T = m, all singular values are 1, and
+
+    A^T y = A^+ y = d T (m y),    prox_l2(z, y, gamma) = z + gamma / (1 + gamma) A^T (y - A z)
+
+Measurements keep the shape of the image, as those of inpainting do: a coefficient that is not kept
+holds zero, carries no noise and does not count. So the size of the image is known from y alone.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..seeds import generator
+from .base import Operator, size_text
+from .inpaint import MASKS, check_seed
+
+__all__ = ["StructuredSensing"]
+
+
+class StructuredSensing(Operator):
+    """A random part of the coefficients of the image in a random basis.
+
+    Text form: "cs:structured,ratio=0.25,seed=0". All images and channels share one matrix.
+
+    Args:
+        ratio: How many numbers are measured, as a fraction of the pixels of a channel, in (0, 1].
+        seed: Seed of the matrix.
+
+    Attributes:
+        signs: d, (1, 1, H, W); None before `at`.
+        kept: m, (1, 1, H, W); None before `at`.
+    """
+
+    form = "cs:structured"
+    options = {"ratio": float, "seed": int}
+    tensors = ("signs", "kept")
+    signs: Tensor | None = None
+    kept: Tensor | None = None
+
+    def __init__(self, ratio: float, seed: int = 0) -> None:
+        if not 0 < ratio <= 1:
+            raise InputError(f"{self.form}: ratio must be in (0, 1], got {ratio}")
+        self.ratio, self.seed = float(ratio), check_seed(self.form, seed)
+
+    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """The operator with the matrix for images of this size; the same for all numbers."""
+        size = (1, 1, *shape[-2:])
+        pixels = shape[-2] * shape[-1]
+        stream = generator(self.seed, MASKS)
+        signs = 2.0 * torch.randint(2, size, generator=stream) - 1
+        kept = torch.zeros(pixels)
+        kept[torch.randperm(pixels, generator=stream)[: max(1, round(self.ratio * pixels))]] = 1
+        return self._with(signs=signs.to(self.device), kept=kept.reshape(size).to(self.device))
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        assert self.kept is not None
+        if self.kept.shape[-2:] != tuple(shape[-2:]):
+            raise InputError(
+                f"{self.form}: the matrix is for images of {size_text(self.kept.shape[-2:])} but "
+                f"this one is {size_text(shape[-2:])}; bind it again with at(index, shape)"
+            )
+
+    def seen(self, y: Tensor) -> Tensor:
+        """y with the coefficients that are not kept set to zero."""
+        op = self._bound(y, y.shape)
+        assert isinstance(op, StructuredSensing) and op.kept is not None
+        return torch.where(op.kept > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
+
+    def _A(self, x: Tensor) -> Tensor:
+        assert self.signs is not None and self.kept is not None
+        return self.kept * _hartley(self.signs * x)
+
+    def _A_adjoint(self, y: Tensor) -> Tensor:
+        assert self.signs is not None
+        return self.signs * _hartley(self.seen(y))
+
+    def _A_dagger(self, y: Tensor) -> Tensor:
+        return self._A_adjoint(y)
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        return z + gamma / (1 + gamma) * self._A_adjoint(y - self._A(z))
+
+
+def _hartley(x: Tensor) -> Tensor:
+    """T x over the last two axes."""
+    spectrum = torch.fft.fft2(x, norm="ortho")
+    return spectrum.real - spectrum.imag
