@@ -99,8 +99,8 @@ def test_load_says_what_is_missing(tmp_path):
     prior = small()
     prior.save(tmp_path)
     config = tmp_path / "scheduler" / "scheduler_config.json"
-    config.write_text(config.read_text().replace("v_prediction", "epsilon"))
-    with pytest.raises(InputError, match="prediction_type=epsilon"):
+    config.write_text(config.read_text().replace("v_prediction", "flow_prediction"))
+    with pytest.raises(InputError, match="prediction 'flow_prediction'"):
         Prior.load(tmp_path)
 
 

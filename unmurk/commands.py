@@ -33,6 +33,15 @@ MaybeText = Annotated[str | None, arg(metavar="TEXT")]
 MaybeFloat = Annotated[float | None, arg(metavar="FLOAT")]
 MaybeInt = Annotated[int | None, arg(metavar="INT")]
 MaybePath = Annotated[Path | None, arg(metavar="PATH")]
+AnyPrior = Annotated[
+    str,
+    arg(
+        metavar="TEXT",
+        help="Run folder, folder or Hub name (owner/name) of an unconditional diffusers pipeline, "
+        "guided-diffusion checkpoint (adm:ffhq256:FILE, adm:imagenet256:FILE), or digits (in the "
+        "package).",
+    ),
+]
 Seed = Annotated[int, arg(help="Seed of every random draw.")]
 SkipBad = Annotated[
     bool,
@@ -170,8 +179,7 @@ class Solve(Command):
     """Restore images of any operator with a prior, by an iterative solver."""
 
     data: Corrupted
-    prior: Text
-    """Run folder, prior folder, or digits (in the package)."""
+    prior: AnyPrior
     operator: Text
     """How the images were made, such as inpaint:box,size=12 or sr:average,factor=4."""
     noise: float
@@ -229,8 +237,7 @@ class Solve(Command):
 class Sample(Command):
     """Draw new images from a prior."""
 
-    prior: Text
-    """Run folder, prior folder, or digits (in the package)."""
+    prior: AnyPrior
     out: Path
     """Folder for PNG files, or a .npy or .npz file."""
     n: Annotated[int, arg(aliases=["-n"])] = 16

@@ -11,10 +11,17 @@ al., 2022, arXiv 2206.00364, Table 1) with sigma_data = 1,
     D(u_s, s) = c_skip u_s - c_out v(c_in u_s, t(s)),
     c_in = 1 / sqrt(1 + s^2),   c_skip = 1 / (1 + s^2),   c_out = s / sqrt(1 + s^2).
 
-With a = c_in and b = s c_in the variance-preserving image is a u + b n, and the formula above is
-x0 = a x_t - b v: exactly v-prediction (Salimans and Ho, 2022, arXiv 2202.00512). So a saved prior
-is an ordinary `DDPMPipeline` folder, and t(s) is the index of the level s in that pipeline's
-scheduler, interpolated linearly in log s.
+With a = c_in and b = s c_in the variance-preserving image is x_t = a u + b n, and the formula
+above is u = a x_t - b v: exactly v-prediction (Salimans and Ho, 2022, arXiv 2202.00512). So a
+saved prior is an ordinary `DDPMPipeline` folder, and t(s) is the index of the level s in that
+pipeline's scheduler, interpolated linearly in log s; below the first index t is 0. Networks of
+others that predict n or u are read the same way (`foreign.py`):
+
+    D = a x_t - b v (v_prediction),    D = u_s - s n (epsilon),    D = u (sample).
+
+Above the last index, s_max, no network was trained. There noise and image are scaled down to it,
+D(u_s, s) := D(r u_s, s_max) with r = s_max / s. For images of variance var in [-1, 1] that is off
+by about var / s_max, however high s, while a predicted n would bring in s times its error.
 
 Negative evidence bound. With log sigma uniform on [sigma_min, sigma_max] and
 L = ln(sigma_max / sigma_min), Kingma et al. (2021, arXiv 2107.00630, eqs. 11-15) gives in nats
@@ -27,9 +34,8 @@ L = ln(sigma_max / sigma_min), Kingma et al. (2021, arXiv 2107.00630, eqs. 11-15
 Drawing log sigma uniformly is the importance sampling of Song et al. (2021, arXiv 2101.09258).
 """
 
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +43,12 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .foreign import Adm, adm, download, hub_name, pipeline
 from .nets import backbone
 from .operators.base import per_image
 from .seeds import Streams
 
-__all__ = ["Denoiser", "Prior", "ancestral", "karras", "nelbo"]
+__all__ = ["Denoiser", "Prior", "ancestral", "heun", "karras", "nelbo"]
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
@@ -86,6 +93,26 @@ def ancestral(
             return x0
         keep = s**2 / t**2
         x = x0 + keep * (x - x0) + s * math.sqrt(1 - keep) * randn(*x.shape[1:])
+    return x
+
+
+def heun(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
+    """The probability flow from x at level sigmas[0] down to a clean image, deterministic.
+
+    Heun's method (arXiv 2206.00364, Algorithm 1): 2 K - 1 evaluations.
+
+    Args:
+        x: Images at the first level, (B, C, H, W).
+        sigmas: Falling levels, (K,); the last step goes to zero noise.
+    """
+    levels = sigmas.tolist()
+    for t, s in zip(levels, [*levels[1:], 0.0], strict=True):
+        slope = (x - denoise(x, x.new_full((len(x),), t))) / t
+        ahead = x + (s - t) * slope
+        if s > 0:
+            slope = (slope + (ahead - denoise(ahead, x.new_full((len(x),), s))) / s) / 2
+            ahead = x + (s - t) * slope
+        x = ahead
     return x
 
 
@@ -134,19 +161,23 @@ class Prior(nn.Module):
     """A diffusion prior over images of one shape.
 
     Args:
-        unet: A `diffusers.UNet2DModel` that predicts v.
+        unet: A `diffusers.UNet2DModel`. Channels beyond C of its output (a learned variance) are
+            left aside.
         shape: Shape (C, H, W) of the images.
+        scheduler: The `diffusers.DDPMScheduler` that it was trained with, which says what it
+            predicts; None: that of our own priors, with v.
     """
 
     log_levels: Tensor
 
-    def __init__(self, unet: Any, shape: tuple[int, int, int]) -> None:
+    def __init__(self, unet: Any, shape: tuple[int, int, int], scheduler: Any = None) -> None:
         super().__init__()
         self.unet = unet
         self.shape = tuple(shape)
-        self.scheduler = _scheduler()
+        self.scheduler = scheduler or _scheduler()
         alpha = self.scheduler.alphas_cumprod.double()
         levels = ((1 - alpha) / alpha).sqrt() / 2  # in units of [0, 1]
+        levels = levels[levels.isfinite()]
         self.register_buffer("log_levels", levels.log().float(), persistent=False)
         self.sigma_min, self.sigma_max = float(levels[0]), float(levels[-1])
 
@@ -167,14 +198,31 @@ class Prior(nn.Module):
         """D(x, sigma) = E[image | x], shape (B, C, H, W) like x; sigma is a number or (B,).
 
         The network runs in its own precision; everything around it in that of x.
+
+        Raises:
+            InputError: x holds images of another shape than the prior's.
         """
+        if x.shape[1:] != self.shape:
+            raise InputError(
+                f"the prior is one of images {_size(self.shape)} (channels, height, width) but is "
+                f"given {_size(x.shape[1:])}: crop, resize or convert them, or take another prior"
+            )
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         s = per_image(2 * sigma, x)
-        u = 2 * x - 1
+        shrink = (2 * self.sigma_max / s).clamp(max=1)
+        u, s = shrink * (2 * x - 1), shrink * s
         c_in = (1 + s**2).rsqrt()
         weight = next(self.unet.parameters()).dtype
-        v = self.unet((c_in * u).to(weight), self.time(sigma)).sample.to(x.dtype)
-        return (c_in**2 * u - s * c_in * v + 1) / 2
+        out = self.unet((c_in * u).to(weight), self.time(sigma)).sample.to(x.dtype)
+        return (self._clean(out[:, : self.shape[0]], u, s, c_in) + 1) / 2
+
+    def _clean(self, out: Tensor, u: Tensor, s: Tensor, c_in: Tensor) -> Tensor:
+        """The clean image in [-1, 1], out of what the network predicts."""
+        if self.scheduler.config.prediction_type == "epsilon":
+            return u - s * out
+        if self.scheduler.config.prediction_type == "sample":
+            return out
+        return c_in**2 * u - s * c_in * out
 
     forward = denoise
 
@@ -202,22 +250,15 @@ class Prior(nn.Module):
             steps: Noise levels; the network runs 2 steps - 1 times.
             seed: Image i depends on (seed, i) only.
             batch: Images drawn together.
-            sigma_max: First level.
+            sigma_max: First level, if the network knows one so high; else its highest.
         """
-        sigmas = karras(steps, sigma_max, self.sigma_min).tolist()
+        sigmas = karras(steps, min(sigma_max, self.sigma_max), self.sigma_min)
         done = []
         for start in range(0, n, batch):
             index = range(start, min(start + batch, n))
             streams = Streams(seed, index, device=self.log_levels.device)
-            x = 0.5 + sigmas[0] * streams.randn(*self.shape)
-            for t, s in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
-                slope = (x - self.denoise(x, t)) / t
-                ahead = x + (s - t) * slope
-                if s > 0:
-                    slope = (slope + (ahead - self.denoise(ahead, s)) / s) / 2
-                    ahead = x + (s - t) * slope
-                x = ahead
-            done.append(x)
+            x = 0.5 + float(sigmas[0]) * streams.randn(*self.shape)
+            done.append(heun(self.denoise, x, sigmas))
         return torch.cat(done)
 
     @torch.no_grad()
@@ -233,34 +274,34 @@ class Prior(nn.Module):
         DDPMPipeline(unet=self.unet, scheduler=self.scheduler).save_pretrained(folder)
 
     @classmethod
-    def load(cls, source: str | Path) -> "Prior":
-        """The prior of a run folder, of a folder written by `save`, or of a name in the package.
+    def load(cls, source: str | Path, layout: str | Adm | None = None) -> "Prior":
+        """A prior from a file, a folder or the Hub.
 
         Args:
-            source: A path, or "digits".
+            source: A run folder, a folder written by `save` or by another unconditional pipeline
+                of diffusers, the name of one on the Hub ("owner/name"), a checkpoint of
+                guided-diffusion ("adm:ffhq256:PATH", or PATH with a layout), or "digits".
+            layout: Settings of a guided-diffusion checkpoint: a name in `foreign.LAYOUTS`, such
+                as "adm-ffhq256", or `foreign.Adm`.
 
         Raises:
-            InputError: when there is none, or the folder holds another kind of model.
+            InputError: when there is none, or it is another kind of model.
         """
-        folder = locate(source, "prior", "model_index.json")
-        from diffusers import UNet2DModel
-
-        try:
-            scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-            unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"cannot load the prior in {folder}: {reason}") from error
-        expected = _scheduler().config
-        for key in ("prediction_type", "beta_schedule", "beta_start", "beta_end"):
-            if scheduler.get(key) != expected[key]:
-                raise InputError(
-                    f"the prior in {folder} has {key}={scheduler.get(key)}: "
-                    f"only priors saved by unmurk ({key}={expected[key]}) can be loaded"
-                )
+        text = str(source)
+        if text.startswith("adm:") and text.count(":") > 1:
+            kind, name, text = text.split(":", 2)
+            layout = f"{kind}-{name}"
+        if layout is not None:
+            unet, scheduler = adm(Path(text), layout)
+        elif Path(text).is_file():
+            raise InputError(f"{text} is a file: say how it is laid out, as in adm:ffhq256:{text}")
+        elif hub_name(text):
+            unet, scheduler = pipeline(download(text))
+        else:
+            unet, scheduler = pipeline(locate(text, "prior", "model_index.json"))
         size = unet.config.sample_size
         h, w = (size, size) if isinstance(size, int) else size
-        return cls(unet, (unet.config.in_channels, h, w)).eval()
+        return cls(unet, (unet.config.in_channels, h, w), scheduler).eval()
 
 
 def locate(source: str | Path, part: str, marker: str) -> Path:
@@ -272,6 +313,10 @@ def locate(source: str | Path, part: str, marker: str) -> Path:
     raise InputError(
         f"no {part} in '{source}': give a run folder, a {part} folder or one of: {known or '-'}"
     )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _scheduler() -> Any:
