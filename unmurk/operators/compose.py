@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from .base import CG_ITERATIONS, Operator, conjugate_gradient
 from .blur import ITERATIONS, Blur
+from .spectral import Factors, chained
 
 __all__ = ["Compose"]
 
@@ -156,3 +157,13 @@ class Compose(Operator):
             self._A_adjoint(y),
             ITERATIONS if blurs else CG_ITERATIONS,
         )
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors | None:
+        product: Factors | None = None
+        for member in self.members:
+            factors = member._factors(shape)
+            if factors is None:
+                return None
+            product = factors if product is None else chained(product, factors)
+            shape = member.y_shape(shape)
+        return product
