@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .operators.spectral import matrix
 from .seeds import Streams, generator
 
 if TYPE_CHECKING:
@@ -67,12 +68,7 @@ def operator_matrix(problem: "Problem", shape: tuple[int, ...], like: Tensor) ->
             f"operator '{problem.operator.spec}' is not linear, so it has no matrix;"
             " closed forms need a linear operator"
         )
-    size = math.prod(shape)
-    basis = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, *shape)
-    shared = problem.operator.take([0]) is problem.operator
-    rows = [0] if shared else range(len(like))
-    columns = [problem.operator.take([row] * size).A(basis) for row in rows]
-    return torch.stack([c.reshape(size, -1).T for c in columns]).double()
+    return matrix(problem.operator, shape, like)
 
 
 class GaussianPrior:

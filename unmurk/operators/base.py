@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .spectral import Factors, Spectrum, dense, factored
 
 __all__ = ["Operator", "conjugate_gradient", "per_image", "size_text"]
 
@@ -92,7 +93,8 @@ def conjugate_gradient(
 class Operator:
     """A forward model A, for batches of images x (B, C, H, W) and measurements y (B, ...).
 
-    Members define `_A`, `_A_adjoint` and, where there is a closed form, `_A_dagger` and `_prox`.
+    Members define `_A`, `_A_adjoint` and, where there is a closed form, `_A_dagger`, `_prox` and
+    `_svd` or `_factors`.
     Operators are values: `at`, `take` and `to` return another one and leave this one as it is.
 
     Attributes:
@@ -142,6 +144,20 @@ class Operator:
             InputError: if A is not linear.
         """
         return self._bound(z, z.shape)._prox(z, y, per_image(gamma, z))
+
+    def svd(self, x: Tensor) -> Spectrum:
+        """The singular value decomposition of A for images like x; see `operators.spectral`.
+
+        Args:
+            x: Images (B, C, H, W), of which shape, type and device are taken.
+
+        Raises:
+            InputError: if A is not linear, or has no structure to go by and x is large.
+        """
+        op = self._bound(x, x.shape)
+        if not op.linear:
+            raise InputError(f"{op.spec} is not linear, so it has no singular values")
+        return op._svd(x)
 
     # -- binding to images -----------------------------------------------------------------------
 
@@ -244,6 +260,14 @@ class Operator:
             gamma * self._A_adjoint(y - self._A(z)),
         )
         return z + step
+
+    def _svd(self, x: Tensor) -> Spectrum:
+        factors = self._factors(tuple(x.shape[-3:]))
+        return dense(self, x) if factors is None else factored(factors, x)
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors | None:
+        """A on images of shape (C, H, W) as a Kronecker product, if it is one."""
+        return None
 
     def _with(self, **changes: Any) -> "Operator":
         other = copy.copy(self)

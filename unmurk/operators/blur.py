@@ -43,6 +43,7 @@ from torch import Tensor
 from ..errors import InputError
 from .base import Operator, conjugate_gradient, size_text
 from .reading import pick_rows, read_array, size
+from .spectral import Factors, Spectrum, fourier
 
 __all__ = ["Blur", "FileBlur", "GaussianBlur", "UniformBlur", "check_pad", "mirrored"]
 
@@ -102,6 +103,24 @@ class Blur(Operator):
             precondition=lambda r: _crop(_filter(_mirror(r / weights), gain), r),
         )
         return z + step
+
+    def _svd(self, x: Tensor) -> Spectrum:
+        return fourier(self._transfer(x), x.shape) if self.pad == "circular" else super()._svd(x)
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors | None:
+        assert self.kernel is not None
+        kernel = self.kernel.double() / self.kernel.double().sum((-2, -1), keepdim=True)
+        down, across = kernel.sum(-1, keepdim=True), kernel.sum(-2, keepdim=True)
+        if len(kernel) > 1 or not torch.allclose(kernel, down * across, rtol=0, atol=1e-7):
+            return None
+        channels, height, width = (torch.eye(n).to(kernel) for n in shape)
+        return channels.cpu(), self._line(down, height), self._line(across, width)
+
+    def _line(self, kernel: Tensor, pixels: Tensor) -> Tensor:
+        """A with a kernel that is one line, as a matrix on a line of as many pixels."""
+        one = self._with(kernel=kernel)
+        unit = pixels[:, None, :, None] if kernel.shape[-1] == 1 else pixels[:, None, None]
+        return one._A(unit).reshape(pixels.shape).T.cpu()
 
     def _transfer(self, x: Tensor) -> Tensor:
         """H, the Fourier transform of h centred at the origin, (1 or B, 1, H, W // 2 + 1)."""

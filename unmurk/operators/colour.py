@@ -6,10 +6,12 @@ prox_l2(z, y, gamma) = z + gamma / (C + gamma) A^+ (y - A z)
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
 from .base import Operator
+from .spectral import Factors
 
 __all__ = ["Grey"]
 
@@ -73,3 +75,7 @@ class Grey(Operator):
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         return z + gamma / (self.channels + gamma) * (y - self._A(z))
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors:
+        height, width = (torch.eye(n).double() for n in shape[-2:])
+        return torch.full((1, self.channels), 1 / self.channels).double(), height, width

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .base import Operator
+from .spectral import Factors, chained
 
 __all__ = ["Compose"]
 
@@ -148,3 +149,13 @@ class Compose(Operator):
         for member in reversed(self.members):
             y = member.A_adjoint(y)
         return y
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors | None:
+        product: Factors | None = None
+        for member in self.members:
+            factors = member._factors(shape)
+            if factors is None:
+                return None
+            product = factors if product is None else chained(product, factors)
+            shape = member.y_shape(shape)
+        return product

@@ -1,8 +1,10 @@
 """The identity A = I: images that are noisy and nothing else (denoising)."""
 
+import torch
 from torch import Tensor
 
 from .base import Operator
+from .spectral import Factors
 
 __all__ = ["Identity"]
 
@@ -23,3 +25,7 @@ class Identity(Operator):
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         return (z + gamma * y) / (1 + gamma)
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors:
+        channels, height, width = (torch.eye(n, dtype=torch.float64) for n in shape)
+        return channels, height, width

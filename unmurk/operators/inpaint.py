@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..seeds import Streams
 from .base import Operator, size_text
 from .reading import pick_rows, read_array, size
+from .spectral import Spectrum, diagonal
 
 __all__ = ["MASKS", "BoxInpaint", "FileInpaint", "Inpaint", "RandomInpaint", "check_seed"]
 
@@ -75,6 +76,10 @@ class Inpaint(Operator):
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         assert self.held is not None
         return (z + gamma * self.seen(y)) / (1 + gamma * self.held)
+
+    def _svd(self, x: Tensor) -> Spectrum:
+        assert self.held is not None
+        return diagonal(self.held.to(x), self.seen)
 
 
 class RandomInpaint(Inpaint):

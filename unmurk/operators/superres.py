@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .base import Operator, size_text
+from .spectral import Factors
 
 __all__ = ["AverageDown", "BicubicDown"]
 
@@ -61,6 +62,14 @@ class Down(Operator):
         """(C, f H, f W)."""
         channels, height, width = y_shape[-3:]
         return channels, height * self.factor, width * self.factor
+
+    def _line(self, n: int) -> Tensor:
+        """A on one axis of n pixels, (n / f, n) in double precision."""
+        raise NotImplementedError
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors:
+        channels, height, width = shape
+        return torch.eye(channels).double(), self._line(height), self._line(width)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if any(n % self.factor for n in shape[-2:]):
@@ -94,6 +103,9 @@ class AverageDown(Down):
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         weight = gamma / self.factor**2
         return z + weight / (1 + weight) * self._up(y - self._A(z))
+
+    def _line(self, n: int) -> Tensor:
+        return torch.eye(n // self.factor).double().repeat_interleave(self.factor, 1) / self.factor
 
 
 class BicubicDown(Down):
@@ -129,6 +141,9 @@ class BicubicDown(Down):
         values = h.s[:, None] * w.s
         gain = gamma * values / (1 + gamma * values.square())
         return z + h.v @ (gain * (h.u.mT @ (y - self._A(z)) @ w.u)) @ w.v.mT
+
+    def _line(self, n: int) -> Tensor:
+        return _bicubic(n, self.factor)
 
 
 class _Axis(NamedTuple):

@@ -25,21 +25,27 @@ from ..seeds import Streams
 from .base import Callback, Claim, Denoiser, Monitor, Solver
 from .daps import Daps
 from .ddnm import Ddnm
+from .ddrm import Ddrm
 from .diffpir import DiffPir
 from .dps import Dps
+from .hrdis import Hrdis
 from .mmps import Mmps
 from .pigdm import Pigdm
 from .pnp_dm import PnpDm
 from .red_diff import RedDiff, RedDiffPaper
+from .tmpd import Tmpd
 
 __all__ = ["METHODS", "PRESETS", "Result", "configure", "solve"]
 
 METHODS: dict[str, type[Solver]] = {
     "red-diff": RedDiff,
     "dps": Dps,
+    "hrdis": Hrdis,
+    "ddrm": Ddrm,
     "ddnm": Ddnm,
     "diffpir": DiffPir,
     "pigdm": Pigdm,
+    "tmpd": Tmpd,
     "mmps": Mmps,
     "pnp-dm": PnpDm,
     "daps": Daps,
@@ -126,8 +132,7 @@ def solve(
         y: Measurements (B, ...), in units of [0, 1] images.
         problem: How they were made; of images 0..B-1 unless it is bound to others.
         prior: An object with `denoise(x, sigma)`, or a function (x, sigma): E[clean | x].
-        method: "red-diff", "dps", "ddnm", "diffpir", "pigdm", "mmps", "pnp-dm"
-            or "daps".
+        method: A name in `METHODS`: "red-diff", "ddrm", "pnp-dm" and so on.
         samples: How many for each measurement, each from its own noise.
         seed: Sample k of image b depends on (seed, b, k) alone.
         init: Where to start: None for the solver's own, images (B, C, H, W), or "posterior" for

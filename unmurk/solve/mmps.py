@@ -32,7 +32,7 @@ from .base import Claim, Denoiser, Report, Requirement
 from .reverse import Reverse
 from .start import begin
 
-__all__ = ["Mmps", "informed"]
+__all__ = ["Mmps", "informed", "moments"]
 
 
 @dataclass(frozen=True)
@@ -101,22 +101,38 @@ def informed(
     Raises:
         InputError: No gradient comes through the prior.
     """
-    operator = problem.operator
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        x0 = denoise(x, sigma)
-    if not x0.requires_grad:
-        raise InputError("mmps needs a prior that autograd can differentiate: use pnp-dm or daps")
+    x0, spread = moments(denoise, x, sigma, Mmps.name)
 
     def back(v: Tensor) -> Tensor:
         """V A^T v."""
-        pulled = operator.A_adjoint(v)
-        return sigma**2 * torch.autograd.grad(x0, x, pulled, retain_graph=True)[0]
+        return spread(problem.A_adjoint(v))
 
     def system(v: Tensor) -> Tensor:
-        return problem.sigma**2 * v + operator.A(back(v))
+        return problem.sigma**2 * v + problem.A(back(v))
 
     with torch.no_grad():
         missing = problem.residual(x0, y)
         v = conjugate_gradient(system, missing, iterations, tolerance)
-        return x0.detach() + back(v)
+        return x0 + back(v)
+
+
+def moments(
+    denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float, name: str
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """E[x | x_t], (B, C, H, W), and the map v -> V[x | x_t] v on images, by Tweedie's formulas.
+
+    Raises:
+        InputError: No gradient comes through the prior; `name` is the solver that needs it.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        x0 = denoise(x, sigma)
+    if not x0.requires_grad:
+        raise InputError(
+            f"{name} needs a prior that autograd can differentiate: use pnp-dm or daps"
+        )
+
+    def spread(v: Tensor) -> Tensor:
+        return sigma**2 * torch.autograd.grad(x0, x, v, retain_graph=True)[0]
+
+    return x0.detach(), spread

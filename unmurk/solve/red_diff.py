@@ -45,7 +45,7 @@ from ..seeds import Streams, generator
 from .base import Claim, Denoiser, Report, Requirement, prox, pull, randn
 from .schedule import linear_beta
 
-__all__ = ["WEIGHTS", "RedDiff", "RedDiffPaper"]
+__all__ = ["WEIGHTS", "Adam", "RedDiff", "RedDiffPaper", "Weight", "first_image", "slope"]
 
 WEIGHTS: dict[str, Callable[[float], float]] = {
     "linear": lambda sg: sg,
@@ -184,23 +184,16 @@ class RedDiffPaper:
         callback: Report,
     ) -> Tensor:
         """See `Solver.run`."""
-        if x is None and not problem.operator.linear:
-            raise InputError(
-                f"operator '{problem.operator.spec}' is not linear and has no pseudo-inverse to"
-                " start from: give init, or leave out preset='paper'"
-            )
-        u = 2 * (problem.A_dagger(y) if x is None else x) - 1
-        momentum, square = torch.zeros_like(u), torch.zeros_like(u)
+        u = 2 * first_image(y, problem, x) - 1
+        adam, momentum = Adam(self.lr, u), torch.zeros_like(u)
         for step, sigma in enumerate(self._levels(), 1):
             u0 = u + self.sigma_x0 * randn(noise, u) if self.sigma_x0 > 0 else u
             x0 = (u0 + 1) / 2
             denoised = denoise(x0 + sigma * randn(noise, u), sigma)
-            gradient = self._gradient(problem, y, x0, denoised, 2 * sigma)
+            data, excess = slope(problem, y, x0, denoised, sigma, self.lam, self.weight)
+            gradient = self.obs_weight * data + excess
             if self.optimizer == "adam":
-                momentum = 0.9 * momentum + 0.1 * gradient
-                square = 0.99 * square + 0.01 * gradient**2
-                scale = (square / (1 - 0.99**step)).sqrt() + 1e-8
-                u = u - self.lr / (1 - 0.9**step) * momentum / scale
+                u = u - adam.step(gradient)
             else:
                 momentum = 0.9 * momentum + gradient
                 u = u - self.lr * momentum
@@ -218,10 +211,58 @@ class RedDiffPaper:
             return [levels[i] for i in picks.tolist()]
         return levels
 
-    def _gradient(
-        self, problem: Problem, y: Tensor, x0: Tensor, denoised: Tensor, sg: float
-    ) -> Tensor:
-        """Gradient of the loss in u; sg is the level in units of [-1, 1]."""
-        data = -2 * self.obs_weight / y[0].numel() * pull(problem, x0, y)
-        excess = 2 * (x0 - denoised) / sg  # eps_hat - e
-        return data + self.lam * WEIGHTS[self.weight](sg) / x0[0].numel() * excess
+
+class Adam:
+    """Adam with betas (0.9, 0.99) and eps 1e-8 (Kingma and Ba (2014), arXiv 1412.6980)."""
+
+    def __init__(self, lr: float, like: Tensor) -> None:
+        self.lr, self.count = lr, 0
+        self.momentum, self.square = torch.zeros_like(like), torch.zeros_like(like)
+
+    def step(self, gradient: Tensor) -> Tensor:
+        """What to subtract, in the shape of the gradient.
+
+        Args:
+            gradient: Shaped like the `like` that it was made with.
+        """
+        self.count += 1
+        self.momentum = 0.9 * self.momentum + 0.1 * gradient
+        self.square = 0.99 * self.square + 0.01 * gradient**2
+        scale = (self.square / (1 - 0.99**self.count)).sqrt() + 1e-8
+        return self.lr / (1 - 0.9**self.count) * self.momentum / scale
+
+
+def first_image(y: Tensor, problem: Problem, x: Tensor | None) -> Tensor:
+    """Where the released algorithms start: x, or A^+ y where it is None.
+
+    Raises:
+        InputError: A has no pseudo-inverse.
+    """
+    if x is None and not problem.operator.linear:
+        raise InputError(
+            f"operator '{problem.operator.spec}' is not linear and has no pseudo-inverse to"
+            " start from: give init, or take red-diff without preset='paper'"
+        )
+    return problem.A_dagger(y) if x is None else x
+
+
+def slope(
+    problem: Problem,
+    y: Tensor,
+    x0: Tensor,
+    denoised: Tensor,
+    sigma: float,
+    lam: float,
+    weight: Weight,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the released loss in u = 2 x - 1, (B, C, H, W): data (v = 1), and prior.
+
+    Args:
+        x0: The image (B, C, H, W).
+        denoised: D(x0 + sigma e, sigma).
+        sigma: Noise level in units of [0, 1] images.
+    """
+    sg = 2 * sigma
+    data = -2 / y[0].numel() * pull(problem, x0, y)
+    excess = 2 * (x0 - denoised) / sg  # eps_hat - e, for the e that was put on x0
+    return data, lam * WEIGHTS[weight](sg) / x0[0].numel() * excess

@@ -13,7 +13,7 @@ from ..problem import Problem
 from ..seeds import Streams
 from .base import Denoiser, randn
 
-__all__ = ["begin"]
+__all__ = ["begin", "centre", "ladder"]
 
 
 def begin(
@@ -38,10 +38,24 @@ def begin(
     Raises:
         InputError: steps < 1, or the levels are not positive.
     """
-    highest, lowest = span
-    first = max(min(highest if x is None else init_sigma, denoise.sigma_max), lowest)
-    levels = karras(steps, first, lowest).tolist()
-    if x is None:
-        shape = problem.operator.x_shape(y.shape)[-3:]
-        x = torch.full((len(y), *shape), 0.5, dtype=y.dtype, device=y.device)
+    levels = ladder(denoise, steps, span, None if x is None else init_sigma)
+    x = centre(y, problem, x)
     return levels, x + levels[0] * randn(noise, x)
+
+
+def ladder(
+    denoise: Denoiser, steps: int, span: tuple[float, float], init_sigma: float | None
+) -> list[float]:
+    """The levels alone; `init_sigma` is None where no image is given."""
+    highest, lowest = span
+    first = highest if init_sigma is None else init_sigma
+    first = max(min(first, denoise.sigma_max), lowest)
+    return karras(steps, first, lowest).tolist()
+
+
+def centre(y: Tensor, problem: Problem, x: Tensor | None) -> Tensor:
+    """The image that the first noise is put on: x, or grey where it is None."""
+    if x is not None:
+        return x
+    shape = problem.operator.x_shape(y.shape)[-3:]
+    return torch.full((len(y), *shape), 0.5, dtype=y.dtype, device=y.device)
