@@ -7,6 +7,11 @@
     blur:anisotropic,sigma=3,ratio=0.3,angle=30                    blur:motion,length=9,angle=30
     sr:average,factor=4                 sr:bicubic,factor=4        colour:grey
 
+those that are not linear
+
+    phase:fourier,oversample=2          hdr:clip,factor=2          blur:nonlinear,length=7,seed=0
+    quantise,bits=2                     jpeg,quality=10
+
 and their compositions "a|b|..", a first: "blur:gaussian,sigma=1|sr:average,factor=2".
 
 `parse` reads a text form, `as_operator` takes a text form, an `Operator`, an object with a method
@@ -22,9 +27,14 @@ from .blur import FileBlur, GaussianBlur, UniformBlur
 from .colour import Grey
 from .compose import Compose
 from .external import External, Function
+from .hdr import ClipRange
 from .identity import Identity
 from .inpaint import BoxInpaint, FileInpaint, RandomInpaint
+from .jpeg import Jpeg
+from .nonlinear_blur import NonlinearBlur
 from .oriented import AnisotropicBlur, MotionBlur
+from .phase import FourierMagnitude
+from .quantise import Quantise
 from .strokes import FreeformInpaint
 from .superres import AverageDown, BicubicDown
 
@@ -46,6 +56,11 @@ FAMILIES: dict[str, type[Operator]] = {
         AverageDown,
         BicubicDown,
         Grey,
+        FourierMagnitude,
+        ClipRange,
+        NonlinearBlur,
+        Quantise,
+        Jpeg,
     )
 }
 
