@@ -9,6 +9,11 @@
     cs:structured,ratio=0.25            mri:cartesian,acceleration=4
     ct:parallel,angles=60
 
+those that are not linear
+
+    phase:fourier,oversample=2          hdr:clip,factor=2          blur:nonlinear,length=7,seed=0
+    quantise,bits=2                     jpeg,quality=10
+
 and their compositions "a|b|..", a first: "blur:gaussian,sigma=1|sr:average,factor=2".
 
 `parse` reads a text form, `as_operator` takes a text form, an `Operator`, an object with a method
@@ -25,10 +30,15 @@ from .colour import Grey
 from .compose import Compose
 from .ct import ParallelCt
 from .external import External, Function
+from .hdr import ClipRange
 from .identity import Identity
 from .inpaint import BoxInpaint, FileInpaint, RandomInpaint
+from .jpeg import Jpeg
 from .mri import CartesianMri
+from .nonlinear_blur import NonlinearBlur
 from .oriented import AnisotropicBlur, MotionBlur
+from .phase import FourierMagnitude
+from .quantise import Quantise
 from .sensing import StructuredSensing
 from .strokes import FreeformInpaint
 from .superres import AverageDown, BicubicDown
@@ -54,6 +64,11 @@ FAMILIES: dict[str, type[Operator]] = {
         StructuredSensing,
         CartesianMri,
         ParallelCt,
+        FourierMagnitude,
+        ClipRange,
+        NonlinearBlur,
+        Quantise,
+        Jpeg,
     )
 }
 

@@ -11,6 +11,9 @@ work in the other:
 
 Members without a closed form get the last two by conjugate gradients, with separate step sizes
 for every image, so that the result for an image does not depend on the batch it is in.
+
+An A that is not linear has no adjoint and no pseudo-inverse. What solvers need of it is autograd
+through `A`; a few have the prox in closed form.
 """
 
 import copy
@@ -23,7 +26,14 @@ from torch import Tensor
 from ..errors import InputError
 from .spectral import Factors, Spectrum, dense, factored
 
-__all__ = ["Operator", "conjugate_gradient", "per_image", "size_text"]
+__all__ = [
+    "NonlinearOperator",
+    "Operator",
+    "conjugate_gradient",
+    "not_linear",
+    "per_image",
+    "size_text",
+]
 
 CG_ITERATIONS = 100
 CG_TOLERANCE = 1e-6  # of the residual norm, relative to the right-hand side: float32's reach
@@ -118,6 +128,11 @@ class Operator:
         """Whether A is linear."""
         return True
 
+    @property
+    def proximal(self) -> bool:
+        """Whether there is a `prox_l2`: A is linear, or has it in closed form."""
+        return self.linear
+
     # -- the four maps ---------------------------------------------------------------------------
 
     def A(self, x: Tensor) -> Tensor:
@@ -141,7 +156,7 @@ class Operator:
             gamma: Weight of the data, >= 0; a number, or one for each image, shape (B,).
 
         Raises:
-            InputError: if A is not linear.
+            InputError: if A is not `proximal`.
         """
         return self._bound(z, z.shape)._prox(z, y, per_image(gamma, z))
 
@@ -292,6 +307,35 @@ class Operator:
 
     def _check(self, shape: tuple[int, ...]) -> None:
         """Raise InputError if bound parameters do not fit images of shape (C, H, W)."""
+
+
+class NonlinearOperator(Operator):
+    """A forward model that is not linear: `A`, and autograd through it.
+
+    Members define `_A` and, where the prox is known in closed form, `_prox` with `proximal`.
+    """
+
+    @property
+    def linear(self) -> bool:
+        """False."""
+        return False
+
+    def _A_adjoint(self, y: Tensor) -> Tensor:
+        raise not_linear(self.spec, "A_adjoint")
+
+    def _A_dagger(self, y: Tensor) -> Tensor:
+        raise not_linear(self.spec, "A_dagger")
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        raise not_linear(self.spec, "prox_l2")
+
+
+def not_linear(spec: str, what: str) -> InputError:
+    """What a map that needs a linear A raises for an operator of this text form."""
+    return InputError(
+        f"{spec} is not linear, so it has no {what}; use a solver that needs only gradients "
+        f"through A"
+    )
 
 
 def _text(value: Any) -> str:

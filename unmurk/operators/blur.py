@@ -45,7 +45,7 @@ from .base import Operator, conjugate_gradient, size_text
 from .reading import pick_rows, read_array, size
 from .spectral import Factors, Spectrum, fourier
 
-__all__ = ["Blur", "FileBlur", "GaussianBlur", "UniformBlur", "check_pad", "mirrored"]
+__all__ = ["Blur", "FileBlur", "GaussianBlur", "UniformBlur", "check_pad", "fold", "mirrored"]
 
 CUTOFF = 3e-2  # smallest singular value that A^+ inverts, relative to the largest
 ITERATIONS = 20  # of conjugate gradients on A^T A x = A^T y for A^+ with reflecting borders
@@ -137,7 +137,7 @@ class Blur(Operator):
         """Which pixel stands at each row, and column, of an image extended for the kernel."""
         assert self.kernel is not None
         return [
-            _fold(torch.arange(k // 2 - k + 1, n + k // 2, device=device), n)
+            fold(torch.arange(k // 2 - k + 1, n + k // 2, device=device), n)
             for n, k in zip(shape[-2:], self.kernel.shape[-2:], strict=True)
         ]
 
@@ -244,7 +244,7 @@ def _inverse(transfer: Tensor) -> Tensor:
     return torch.where(kept, 1 / torch.where(kept, transfer, 1.0), 0.0)
 
 
-def _fold(position: Tensor, n: int) -> Tensor:
+def fold(position: Tensor, n: int) -> Tensor:
     """Which of n pixels stands at each position when their row is reflected on and on."""
     period = max(2 * (n - 1), 1)
     position = position % period
@@ -254,7 +254,7 @@ def _fold(position: Tensor, n: int) -> Tensor:
 def _mirror(x: Tensor) -> Tensor:
     """One period of x reflected on and on, (B, C, 2 H - 2, 2 W - 2)."""
     rows, columns = (
-        _fold(torch.arange(max(2 * (n - 1), 1), device=x.device), n) for n in x.shape[-2:]
+        fold(torch.arange(max(2 * (n - 1), 1), device=x.device), n) for n in x.shape[-2:]
     )
     return x.index_select(-2, rows).index_select(-1, columns)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Operator
+from .base import Operator, not_linear
 from .spectral import Factors, chained
 
 __all__ = ["Compose"]
@@ -142,10 +142,7 @@ class Compose(Operator):
 
     def _A_adjoint(self, y: Tensor) -> Tensor:
         if not self.linear:
-            raise InputError(
-                f"{self.spec} is not linear, so it has no adjoint, pseudo-inverse or prox; use a "
-                f"solver that needs only gradients through A"
-            )
+            raise not_linear(self.spec, "adjoint, pseudo-inverse or prox")
         for member in reversed(self.members):
             y = member.A_adjoint(y)
         return y

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..seeds import generator
-from .base import Operator, per_image
+from .base import Operator, not_linear, per_image
 
 __all__ = ["External", "Function"]
 
@@ -114,10 +114,7 @@ class Function(Operator):
 
     def _need_linear(self, what: str) -> None:
         if not self._has(what) and not self.linear:
-            raise InputError(
-                f"{self.spec} is not linear, so it has no {what}; use a solver that needs only "
-                f"gradients through A"
-            )
+            raise not_linear(self.spec, what)
 
     # -- the four maps ---------------------------------------------------------------------------
 

@@ -31,6 +31,9 @@ __all__ = [
     "randn",
 ]
 
+HALVINGS = 6  # of a step that would go uphill; a step that still does is not taken
+TINY = 1e-30
+
 Claim = Literal["posterior", "point", "heuristic"]
 Requirement = Literal["linear", "differentiable"]
 Callback = Callable[[dict[str, Any]], Any]
@@ -175,45 +178,88 @@ def prox(
     """The image that trades distance to z against misfit to y, (B, C, H, W).
 
     argmin_x ||y - A(x)||^2 / (2 sigma^2) + ||x - z||^2 / (2 rho^2): exact for a linear A (and
-    with sigma = 0 its limit, the projection); for any other `steps` steps of steepest descent
-    from z, whose length is that of Gauss and Newton along the gradient, halved for an image as
-    often as it takes not to go uphill.
+    with sigma = 0 its limit, the projection) and for operators that bring their own prox; for any
+    other `steps` steps of nonlinear conjugate gradients from z, whose length is that of Gauss and
+    Newton, halved for an image as often as it takes not to go uphill.
 
     Raises:
         InputError: sigma is 0 and A is not linear.
     """
-    if problem.operator.linear:
-        if sigma == 0:
-            return problem.prox(z, y, rho)
-        return problem.operator.prox_l2(z, y, (rho / sigma) ** 2)
     if sigma == 0:
+        if problem.operator.linear:
+            return problem.prox(z, y, rho)
         raise InputError("a nonlinear operator without noise has no prox: give noise_floor > 0")
+    if problem.operator.proximal:
+        return problem.operator.prox_l2(z, y, (rho / sigma) ** 2)
     return _descend(problem, z, y, rho, sigma, steps)
 
 
 def _descend(
     problem: Problem, z: Tensor, y: Tensor, rho: float, sigma: float, steps: int
 ) -> Tensor:
+    """The search of `prox`: conjugate gradients, each image for itself.
+
+    Directions are those of E. Polak and G. Ribiere (1969), with a new start where their factor
+    is negative. Along a direction d the length is that of Gauss and Newton,
+
+        <down, d> / (||J d||^2 / sigma^2 + ||d||^2 / rho^2)
+
+    which for a linear A makes these the conjugate gradients of Hestenes and Stiefel.
+    """
+
     def energy(x: Tensor) -> Tensor:
         misfit = problem.residual(x, y).square().flatten(1).sum(1) / sigma**2
         return misfit + (x - z).square().flatten(1).sum(1) / rho**2
 
     x, value = z, energy(z)
+    active = torch.ones_like(value, dtype=torch.bool)
+    along, before = torch.zeros_like(z), torch.zeros_like(z)
     for _ in range(steps):
-        down = pull(problem, x, y) / sigma**2 - (x - z) / rho**2
-        square = down.square().flatten(1).sum(1)
-        # ||J down||^2 by a finite difference: A is cheap, and nothing else of it is needed
-        probe = 1e-3 / square.sqrt().clamp_min(1e-12) * z[0].numel() ** 0.5
-        moved = problem.A(x + per_image(probe, x) * down) - problem.A(x)
-        curved = (moved.flatten(1).square().sum(1) / probe**2) / sigma**2 + square / rho**2
-        length = square / curved.clamp_min(1e-30)
-        for _ in range(6):
-            trial = x + per_image(length, x) * down
+        pulled, push = _linearised(problem, x, y)
+        down = pulled / sigma**2 - (x - z) / rho**2
+        square = _dot(before, before)  # 0 at the first step
+        turn = _dot(down, down - before) / torch.where(square > 0, square, torch.inf)
+        along = down + per_image(turn.clamp_min(0), x) * along
+        # an old direction that no longer leads downhill is forgotten
+        along = torch.where(per_image(_dot(down, along), x) > 0, along, down)
+        pushed = push(along).flatten(1).square().sum(1)
+        curved = pushed / sigma**2 + _dot(along, along) / rho**2
+        length = _dot(down, along) / curved.clamp_min(TINY)
+        for _ in range(HALVINGS):
+            trial = x + per_image(length, x) * along
             reached = energy(trial)
-            if bool((reached <= value).all()):
+            uphill = active & ~(reached <= value)
+            if not bool(uphill.any()):
                 break
-            length = torch.where(reached <= value, length, length / 2)
-        better = reached <= value
-        x = torch.where(per_image(better, x) > 0, trial, x)
-        value = torch.where(better, reached, value)
+            length = torch.where(uphill, length / 2, length)
+        # an image that finds no way down has arrived: it must not wait for its neighbours
+        active = active & (reached <= value)
+        if not bool(active.any()):
+            break
+        x = torch.where(per_image(active, x) > 0, trial, x)
+        value, before = torch.where(active, reached, value), down
     return x
+
+
+def _linearised(
+    problem: Problem, x: Tensor, y: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """`pull`(x), and the map d -> J(x) d (without its sign), d (B, C, H, W).
+
+    J^T w is linear in w, so its gradient in w along d is J d. That is the derivative that autograd
+    knows: for operators that round, finite differences would find another.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        residual = problem.residual(x, y)
+        w = residual.detach().requires_grad_()
+        down = -torch.autograd.grad(residual, x, w, create_graph=True)[0]
+
+    def push(d: Tensor) -> Tensor:
+        return torch.autograd.grad(down, w, d)[0]
+
+    return down.detach(), push
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)

@@ -1,0 +1,99 @@
+"""A blur that depends on the place and on the brightness there: a small random network.
+
+K motion blurs B_k, of lengths from length / K to `length` and of directions all around, are mixed
+pixel by pixel:
+
+    y[i] = sum_k w_k[i] (B_k x)[i],    w[i] = softmax(SHARP W tanh(V f[i] + b))
+    f[i] = (row, column, brightness),  each from -1 to 1 over the image and the range
+
+with brightness the mean of the channels around the pixel, a Gaussian of standard deviation
+length / 4. V, b, W and the directions are drawn from the seed, once: all images meet the same
+network. Bright and dark things at one place are blurred along other lines, as are equal things
+at other places, so no convolution undoes it.
+
+The weights are positive and sum to 1, and so do the kernels: y stays within the range of x, a
+constant stays as it is, and A is smooth. It stands in for the nonlinear deblurring of the
+literature (Tran et al. 2021, arXiv 2104.00317, as used by Chung et al. 2023, arXiv 2209.14687),
+whose network is trained and not to be had with the package: results on the two do not compare.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..seeds import generator
+from .base import NonlinearOperator
+from .blur import Blur, GaussianBlur, fold
+from .inpaint import check_seed
+from .oriented import MotionBlur
+
+__all__ = ["NonlinearBlur"]
+
+KERNELS = 6  # K, the motions that are mixed
+HIDDEN = 16  # units of the network
+SHARP = 3.0  # standard deviation of the logits, about: how far one motion outweighs the others
+NETWORK = 7004  # stream (seed, NETWORK): apart from those of masks and noise
+
+
+class NonlinearBlur(NonlinearOperator):
+    """A random blur that varies with place and brightness.
+
+    Text form: "blur:nonlinear,length=7,seed=0".
+
+    Args:
+        length: Longest motion in pixels, >= 1.
+        seed: Seed of the network and of the motions.
+    """
+
+    form = "blur:nonlinear"
+    options = {"length": float, "seed": int}
+
+    def __init__(self, length: float = 7.0, seed: int = 0) -> None:
+        if not 1 <= length < float("inf"):
+            raise InputError(f"blur:nonlinear: length must be >= 1 pixel, got {length}")
+        self.length, self.seed = float(length), check_seed(self.form, seed)
+        draws = generator(self.seed, NETWORK)
+        order = torch.randperm(KERNELS, generator=draws)
+        angles = 180 * (order + torch.rand(KERNELS, generator=draws)) / KERNELS
+        lengths = [max(1.0, self.length * (k + 1) / KERNELS) for k in range(KERNELS)]
+        motions = [MotionBlur(*motion) for motion in zip(lengths, angles.tolist(), strict=True)]
+        self._bank = _bank([*motions, GaussianBlur(self.length / 4)])
+        self._v = 2 * torch.randn(HIDDEN, 3, generator=draws)
+        self._b = torch.randn(HIDDEN, generator=draws)
+        self._w = torch.randn(KERNELS, HIDDEN, generator=draws) * SHARP / math.sqrt(HIDDEN / 2)
+
+    def _A(self, x: Tensor) -> Tensor:
+        bank = self._bank.to(x)
+        reach = bank.shape[-1] // 2
+        rows, columns = (
+            fold(torch.arange(-reach, n + reach, device=x.device), n) for n in x.shape[-2:]
+        )
+        wide = x.index_select(-2, rows).index_select(-1, columns)
+        flat = F.conv2d(wide.flatten(0, 1)[:, None], bank)
+        blurred, around = flat.unflatten(0, x.shape[:2]).split((KERNELS, 1), 2)
+        weights = self._weights(around.mean(1)[:, 0])
+        return (weights[:, None] * blurred).sum(2)
+
+    def _weights(self, brightness: Tensor) -> Tensor:
+        """w, how much of each motion every pixel gets, (B, K, H, W)."""
+        v, b, w = (t.to(brightness) for t in (self._v, self._b, self._w))
+        rows, columns = ((2 * torch.arange(n).to(v) + 1) / n - 1 for n in brightness.shape[-2:])
+        place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+        place = place.expand(len(brightness), -1, -1, -1)
+        features = torch.cat([place, 2 * brightness[..., None] - 1], -1)
+        return (torch.tanh(features @ v.T + b) @ w.T).softmax(-1).movedim(-1, 1)
+
+
+def _bank(blurs: Sequence[Blur]) -> Tensor:
+    """The kernels of the blurs, all odd and the same turned around, in one size, (K, 1, k, k)."""
+    kernels = [blur.kernel for blur in blurs if blur.kernel is not None]
+    side = max(max(kernel.shape[-2:]) for kernel in kernels)
+    bank = torch.zeros(len(kernels), 1, side, side)
+    for into, kernel in zip(bank, kernels, strict=True):
+        down, across = ((side - n) // 2 for n in kernel.shape[-2:])
+        into[:, down : side - down, across : side - across] = kernel[0]
+    return bank
