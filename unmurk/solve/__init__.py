@@ -24,13 +24,17 @@ from ..problem import Problem
 from ..seeds import Streams
 from .base import Callback, Claim, Denoiser, Monitor, Solver
 from .daps import Daps
+from .ddiff import Ddiff
 from .ddnm import Ddnm
 from .diffpir import DiffPir
 from .dps import Dps
+from .fast_dips import FastDips
 from .mmps import Mmps
 from .pigdm import Pigdm
 from .pnp_dm import PnpDm
+from .projdiff import ProjDiff
 from .red_diff import RedDiff, RedDiffPaper
+from .tds import Tds
 
 __all__ = ["METHODS", "PRESETS", "Result", "configure", "solve"]
 
@@ -43,6 +47,10 @@ METHODS: dict[str, type[Solver]] = {
     "mmps": Mmps,
     "pnp-dm": PnpDm,
     "daps": Daps,
+    "tds": Tds,
+    "projdiff": ProjDiff,
+    "ddiff": Ddiff,
+    "fast-dips": FastDips,
 }
 """Solvers by name."""
 
@@ -126,8 +134,8 @@ def solve(
         y: Measurements (B, ...), in units of [0, 1] images.
         problem: How they were made; of images 0..B-1 unless it is bound to others.
         prior: An object with `denoise(x, sigma)`, or a function (x, sigma): E[clean | x].
-        method: "red-diff", "dps", "ddnm", "diffpir", "pigdm", "mmps", "pnp-dm"
-            or "daps".
+        method: "red-diff", "dps", "ddnm", "diffpir", "pigdm", "mmps", "pnp-dm", "daps", "tds",
+            "projdiff", "ddiff" or "fast-dips".
         samples: How many for each measurement, each from its own noise.
         seed: Sample k of image b depends on (seed, b, k) alone.
         init: Where to start: None for the solver's own, images (B, C, H, W), or "posterior" for
