@@ -24,15 +24,19 @@ from ..problem import Problem
 from ..seeds import Streams
 from .base import Callback, Claim, Denoiser, Monitor, Solver
 from .daps import Daps
+from .ddiff import Ddiff
 from .ddnm import Ddnm
 from .ddrm import Ddrm
 from .diffpir import DiffPir
 from .dps import Dps
+from .fast_dips import FastDips
 from .hrdis import Hrdis
 from .mmps import Mmps
 from .pigdm import Pigdm
 from .pnp_dm import PnpDm
+from .projdiff import ProjDiff
 from .red_diff import RedDiff, RedDiffPaper
+from .tds import Tds
 from .tmpd import Tmpd
 
 __all__ = ["METHODS", "PRESETS", "Result", "configure", "solve"]
@@ -49,6 +53,10 @@ METHODS: dict[str, type[Solver]] = {
     "mmps": Mmps,
     "pnp-dm": PnpDm,
     "daps": Daps,
+    "tds": Tds,
+    "projdiff": ProjDiff,
+    "ddiff": Ddiff,
+    "fast-dips": FastDips,
 }
 """Solvers by name."""
 

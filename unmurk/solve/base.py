@@ -7,7 +7,8 @@ y = A(x) + sigma_y n through two maps:
     prox(z) = argmin_x ||y - A(x)||^2 / (2 sigma_y^2) + ||x - z||^2 / (2 rho^2)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -54,7 +55,7 @@ class Denoiser:
         prior: An object with `denoise(x, sigma)`, or a function (x, sigma) of that meaning.
 
     Attributes:
-        nfe: Evaluations so far, each of a whole batch: what one image of it has cost.
+        nfe: Evaluations so far that one row of the batch has cost: as a rule, calls.
         sigma_max: Highest noise level the prior knows; infinity where it does not say.
 
     Raises:
@@ -70,6 +71,13 @@ class Denoiser:
             )
         self.sigma_max = float(getattr(prior, "sigma_max", float("inf")))
         self.nfe = 0
+
+    @contextmanager
+    def counted_as(self, evaluations: int) -> Iterator[None]:
+        """Count all calls within as so many: where one call is not of the whole batch."""
+        before = self.nfe
+        yield
+        self.nfe = before + evaluations
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """D(x, sigma), (B, C, H, W) like x."""

@@ -37,13 +37,23 @@ class Reverse:
         """x at level s < t, (B, C, H, W), from x at level t whose denoised image is x0."""
         if s == 0:
             return x0
+        mean, std = self.bridge(x, x0, t, s)
+        return mean + std * randn(self.noise, x)
+
+    def bridge(self, x: Tensor, x0: Tensor, t: float, s: float) -> tuple[Tensor, float]:
+        """Mean (B, C, H, W) and standard deviation of that step, for s > 0."""
         width, ahead = math.log(t / s), x0
         if self.before is not None:
             x0_before, width_before = self.before
             ahead = x0 + width / (2 * width_before) * (x0 - x0_before)
         self.before = x0, width
         keep = (s / t) ** 2
-        return keep * x + (1 - keep) * ahead + s * math.sqrt(1 - keep) * randn(self.noise, x)
+        return keep * x + (1 - keep) * ahead, s * math.sqrt(1 - keep)
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with some of the rows; they may repeat."""
+        if self.before is not None:
+            self.before = self.before[0][rows], self.before[1]
 
 
 @torch.no_grad()
