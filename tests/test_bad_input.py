@@ -93,6 +93,22 @@ def noise_not_a_number(here: Path) -> tuple:
     return ["corrupt", good(here), "--noise", "nan", "--out", here / "out"], "nan"
 
 
+def malformed_noise(here: Path) -> tuple:
+    argv = ["corrupt", good(here), "--noise", "poisson,sigma=0.1", "--out", here / "out"]
+    return argv, "poisson,gain=0.01"
+
+
+def learning_from_photons(here: Path) -> tuple:
+    argv = ["learn", good(here), "--noise", "poisson,gain=0.1", "--out", here / "out"]
+    return argv, "'poisson,gain=0.1' is not Gaussian"
+
+
+def restoring_photons_in_one_pass(here: Path) -> tuple:
+    Posterior.create("tiny", (1, 16, 16)).save(here / "run" / "posterior")
+    argv = ["restore", good(here), "--prior", here / "run", "--out", here / "out"]
+    return [*argv, "--operator", "identity", "--noise", "poisson,gain=0.1"], "not Gaussian"
+
+
 def mask_of_another_size(here: Path) -> tuple:
     png(here / "mask.png", (8, 8))
     operator = f"inpaint:file,path={here / 'mask.png'}"
@@ -196,6 +212,9 @@ CASES: list[Callable[[Path], tuple]] = [
     unknown_operator_key,
     negative_noise,
     noise_not_a_number,
+    malformed_noise,
+    learning_from_photons,
+    restoring_photons_in_one_pass,
     mask_of_another_size,
     output_below_a_file,
     output_that_nobody_can_write,

@@ -115,6 +115,22 @@ def test_corrupt_is_simulate(data, tmp_path, capsys):
     assert written.min() < -1 and written.max() > 2
 
 
+def test_photons_are_drawn_and_restored(data, tmp_path, capsys):
+    """`corrupt` and `solve` read the text of a noise as `Problem` does."""
+    y, out = tmp_path / "y.npy", tmp_path / "x.npy"
+    noise = "poisson-gaussian,gain=0.02,sigma=0.01"
+    assert unmurk("corrupt", data, "--noise", noise, "--out", y) == 0
+    expected = Problem("identity", noise).simulate(torch.from_numpy(np.load(data))[:, None])
+    np.testing.assert_array_equal(np.load(y).squeeze(), expected.numpy().squeeze())
+    Prior.create("tiny", (1, 16, 16)).save(tmp_path / "prior")
+    argv = ["--prior", tmp_path / "prior", "--operator", "identity", "--steps", 2, "--out", out]
+    capsys.readouterr()
+    assert unmurk("solve", y, "--noise", noise, *argv, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["residual"] > 0
+    found = solve(expected, Problem("identity", noise), Prior.load(tmp_path / "prior"), steps=2)
+    np.testing.assert_allclose(np.load(out).squeeze(), found.mean.numpy().squeeze(), atol=1e-5)
+
+
 def test_corrupt_to_a_folder_clips_to_eight_bits(data, tmp_path):
     from PIL import Image
 

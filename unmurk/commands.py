@@ -30,7 +30,6 @@ Corrupted = Annotated[Positional[Path], arg(metavar="DATA", help=f"The corrupted
 Clean = Annotated[Positional[Path], arg(metavar="DATA", help=f"Clean images: {FILES}")]
 Text = Annotated[str, arg(metavar="TEXT")]
 MaybeText = Annotated[str | None, arg(metavar="TEXT")]
-MaybeFloat = Annotated[float | None, arg(metavar="FLOAT")]
 MaybeInt = Annotated[int | None, arg(metavar="INT")]
 MaybePath = Annotated[Path | None, arg(metavar="PATH")]
 AnyPrior = Annotated[
@@ -97,7 +96,7 @@ class Learn(Command):
     """Run folder: settings, networks, state to continue from, metrics, report."""
     operator: Text = "identity"
     """How the images were made, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
-    noise: float = 0.0
+    noise: Text = "0"
     """Standard deviation of the noise in the images, in units where the image range is 1; needed
     unless the images are clean."""
     method: Literal["flowdiff", "noisy", "clean"] = "flowdiff"
@@ -156,7 +155,7 @@ class Restore(Command):
     """Where the restored images go, in the type and the range that they came in."""
     operator: MaybeText = None
     """How the images were made; unset: as those that the run was trained with."""
-    noise: MaybeFloat = None
+    noise: MaybeText = None
     """Standard deviation of the noise, in units where the image range is 1; unset: the run's."""
     samples: int = 16
     """Draws from the posterior behind every mean and standard deviation; an even number."""
@@ -182,8 +181,9 @@ class Solve(Command):
     prior: AnyPrior
     operator: Text
     """How the images were made, such as inpaint:box,size=12 or sr:average,factor=4."""
-    noise: float
-    """Standard deviation of the noise in the measurements, in units where the image range is 1."""
+    noise: Text
+    """Standard deviation of the noise in the measurements, in units where the image range is 1; or
+    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02 (docs/data_and_files.md)."""
     out: Path
     """Folder for the restored images (the mean where there are several samples)."""
     method: Text = "red-diff"
@@ -268,8 +268,9 @@ class Corrupt(Command):
     """A .npy or .npz file keeps every value; a folder gets PNG files, clipped to the range."""
     operator: Text = "identity"
     """What to do to them, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
-    noise: float = 0.0
-    """Standard deviation of the noise to add, in units where the image range is 1."""
+    noise: Text = "0"
+    """Standard deviation of the noise to add, in units where the image range is 1; or
+    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02 (docs/data_and_files.md)."""
     seed: Seed = 0
     skip_bad: SkipBad = False
     json: Json = False
@@ -352,7 +353,7 @@ def _shape(images: "torch.Tensor") -> str:
     return "x".join(map(str, images.shape))
 
 
-def _problem(operator: str, noise: float) -> "Problem":
+def _problem(operator: str, noise: str) -> "Problem":
     from .problem import Problem
 
     return Problem(operator, noise)
@@ -376,7 +377,7 @@ def _place(*things: Any) -> list[Any]:
     return [thing.to(device) for thing in things]
 
 
-def _trained_problem(run: str, operator: str | None, noise: float | None) -> "Problem":
+def _trained_problem(run: str, operator: str | None, noise: str | None) -> "Problem":
     """The problem of a run's config.json, with the parts that are given in its place."""
     if operator is not None and noise is not None:
         return _problem(operator, noise)

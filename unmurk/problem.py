@@ -4,11 +4,11 @@
 
     log p(y | x) = - ||y - A(x)||^2 / (2 sigma^2) - m/2 log(2 pi sigma^2)
 
-with m the number of values that y measures (hidden pixels do not count, and carry no noise). All
-draws come from one stream for each image, so nothing depends on how images are batched.
+with m the number of values that y measures (hidden pixels do not count, and carry no noise); or
+with a noise that depends on the brightness, see `unmurk.noise`. All draws come from one stream for
+each image, so nothing depends on how images are batched.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .noise import Gaussian, Noise, PoissonGaussian, as_noise
 from .operators import Operator, as_operator
 from .operators.base import per_image
 from .seeds import Streams
@@ -26,40 +27,56 @@ NOISE = 7002  # streams (seed, image number, NOISE): apart from those of masks a
 
 
 class Problem:
-    """A forward model with additive Gaussian noise.
+    """A forward model with its noise.
 
     Args:
         operator: A text form ("blur:gaussian,sigma=1.5"), an `Operator`, an object with `A`
             (a deepinv physics) or a differentiable function of x.
-        noise: Standard deviation sigma of the noise in units of the image range [0, 1], >= 0.
-            None takes `operator.noise_model.sigma` where the object has one, else 0.
+        noise: Standard deviation sigma of Gaussian noise in units of the image range [0, 1], >= 0;
+            or a text form ("poisson,gain=0.01") or model of `unmurk.noise`. None takes `sigma` and
+            `gain` of `operator.noise_model` where the object has them, else 0.
 
     Attributes:
         operator: The `Operator`.
-        sigma: The noise's standard deviation.
+        noise: The noise model.
         index: Numbers of the images it is bound to, or None.
 
     Raises:
-        InputError: negative or non-finite noise, or not an operator.
+        InputError: noise that cannot be read or is out of range, or not an operator.
     """
 
-    def __init__(self, operator: Any, noise: float | None = None) -> None:
+    def __init__(self, operator: Any, noise: float | str | Noise | None = None) -> None:
         self.operator: Operator = as_operator(operator)
-        self.sigma = _sigma(_noise_of(operator) if noise is None else noise)
+        self.noise: Noise = _noise_of(operator) if noise is None else as_noise(noise)
         self.index: list[int] | None = None
+
+    @property
+    def sigma(self) -> float:
+        """The standard deviation of Gaussian noise. Raises InputError for any other noise."""
+        if not isinstance(self.noise, Gaussian):
+            raise InputError(
+                f"noise '{self.noise.spec}' is not Gaussian: simulate (corrupt) and solve take it,"
+                " learning, the posterior flow and closed forms need a number"
+            )
+        return self.noise.sigma
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Problem)
             and self.operator == other.operator
-            and self.sigma == other.sigma
+            and self.noise == other.noise
         )
 
     def __hash__(self) -> int:
-        return hash((self.operator, self.sigma))
+        return hash((self.operator, self.noise))
 
     def __repr__(self) -> str:
-        return f"Problem({self.operator.spec!r}, noise={self.sigma:g})"
+        return f"Problem({self.operator.spec!r}, noise={self._noise_value!r})"
+
+    @property
+    def _noise_value(self) -> float | str:
+        """The noise as people write it: a number where it is Gaussian, else its text form."""
+        return self.noise.sigma if isinstance(self.noise, Gaussian) else self.noise.spec
 
     # -- text form -------------------------------------------------------------------------------
 
@@ -69,8 +86,9 @@ class Problem:
         return self.to_dict()
 
     def to_dict(self) -> dict[str, Any]:
-        """{"operator": text form, "noise": sigma}, fit for JSON; `from_dict` reads it back."""
-        return {"operator": self.operator.spec, "noise": self.sigma}
+        """{"operator": text form, "noise": sigma or text form}, fit for JSON; `from_dict` reads
+        it back."""
+        return {"operator": self.operator.spec, "noise": self._noise_value}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Problem":
@@ -97,7 +115,7 @@ class Problem:
         return self._with(self.operator.to(device), self.index)
 
     def _with(self, operator: Operator, index: list[int] | None) -> "Problem":
-        other = Problem(operator, self.sigma)
+        other = Problem(operator, self.noise)
         other.index = index
         return other
 
@@ -126,7 +144,7 @@ class Problem:
         return self.operator.A_dagger(y)
 
     def simulate(self, x: Tensor, seed: int = 0, index: Iterable[int] | None = None) -> Tensor:
-        """Measurements y = A(x) + sigma n of clean images.
+        """Measurements y of clean images, with their noise.
 
         Args:
             x: Images (B, C, H, W) in [0, 1].
@@ -134,12 +152,8 @@ class Problem:
             index: Numbers of the images. None takes those the problem is bound to, else 0 .. B-1.
         """
         operator, numbers = self._numbered(x, index)
-        y = operator.A(x)
-        if self.sigma == 0:
-            return y
         # drawn on the CPU: the same noise on every device
-        noise = Streams(seed, numbers, NOISE).randn(*y.shape[1:])
-        return y + self.sigma * operator.seen(noise.to(device=y.device, dtype=y.dtype))
+        return operator.seen(self.noise.draw(operator.A(x), Streams(seed, numbers, NOISE)))
 
     def _numbered(self, x: Tensor, index: Iterable[int] | None) -> tuple[Operator, list[int]]:
         """The operator bound to the images x, on their device, and the images' numbers."""
@@ -169,11 +183,7 @@ class Problem:
         Raises:
             InputError: if the noise is 0 (the density does not exist).
         """
-        if self.sigma == 0:
-            raise InputError("without noise there is no likelihood; give the problem noise > 0")
-        square = self.residual(x, y).square().flatten(1).sum(1)
-        constant = 0.5 * math.log(2 * math.pi * self.sigma**2) * self.measurements(y)
-        return -square / (2 * self.sigma**2) - constant
+        return self.operator.seen(self.noise.log_likelihood(self.A(x), y)).flatten(1).sum(1)
 
     def prox(self, z: Tensor, y: Tensor, rho: float | Tensor) -> Tensor:
         """argmin_x ||y - A x||^2 / (2 sigma^2) + ||x - z||^2 / (2 rho^2), shape of z.
@@ -196,19 +206,20 @@ class Problem:
         return torch.where(free, z + self.operator.A_dagger(self.residual(z, y)), z)
 
 
-def _noise_of(operator: Any) -> Any:
+def _noise_of(operator: Any) -> Noise:
     """The noise that a deepinv physics carries along."""
-    sigma = getattr(getattr(operator, "noise_model", None), "sigma", 0.0)
-    if isinstance(sigma, Tensor) and sigma.unique().numel() != 1:
-        raise InputError("the operator's noise_model.sigma varies; give one noise for all images")
-    return float(sigma.flatten()[0]) if isinstance(sigma, Tensor) else sigma
+    model = getattr(operator, "noise_model", None)
+    gain, sigma = (_one(name, getattr(model, name, 0.0)) for name in ("gain", "sigma"))
+    if not gain:
+        return Gaussian(sigma)
+    if not getattr(model, "normalize", True):
+        raise InputError("the operator's noise_model counts photons: give it normalize=True")
+    return PoissonGaussian(gain, sigma)
 
 
-def _sigma(noise: Any) -> float:
-    try:
-        sigma = float(noise)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"noise must be a number >= 0, got {noise!r}") from error
-    if not math.isfinite(sigma) or sigma < 0:
-        raise InputError(f"noise must be a finite number >= 0, got {noise}")
-    return sigma
+def _one(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor) and value.unique().numel() != 1:
+        raise InputError(
+            f"the operator's noise_model.{name} varies; give one noise for all images"
+        )
+    return float(value.flatten()[0]) if isinstance(value, Tensor) else value

@@ -61,3 +61,8 @@ class Streams:
     def rand(self, *shape: int) -> Tensor:
         """Draws uniform on [0, 1), shape (B, *shape)."""
         return self._stack(torch.rand, shape)
+
+    def poisson(self, rates: Tensor) -> Tensor:
+        """Poisson draws of these rates (B, ...), which lie where the streams do."""
+        rows = zip(rates, self.generators, strict=True)
+        return torch.stack([torch.poisson(rate, generator=g) for rate, g in rows])

@@ -174,6 +174,15 @@ class Operator:
             raise InputError(f"{op.spec} is not linear, so it has no singular values")
         return op._svd(x)
 
+    def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """A preconditioner: a symmetric positive map near (I + gamma A^T A)^-1, if one is known.
+
+        Args:
+            like: Images (B, C, H, W) of the shape it is for.
+            gamma: (B or 1, 1, 1, 1), >= 0.
+        """
+        return None
+
     # -- binding to images -----------------------------------------------------------------------
 
     def at(self, index: Iterable[int], shape: Sequence[int]) -> "Operator":
@@ -228,6 +237,11 @@ class Operator:
     def seen(self, y: Tensor) -> Tensor:
         """y with entries that measure nothing (masked pixels) set to zero."""
         return y
+
+    @property
+    def gram(self) -> float | None:
+        """g where A A^T = g I on what is seen; None where it is no multiple of I."""
+        return None
 
     def count(self, y: Tensor) -> Tensor:
         """How many numbers each y measures, shape (B,): masked pixels do not count."""

@@ -33,7 +33,7 @@ than 1 / CUTOFF; the conjugate gradients stop after ITERATIONS steps to the same
 noise matters, prox_l2 is the better estimate: it weighs every frequency.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -93,14 +93,10 @@ class Blur(Operator):
             transfer = self._transfer(z)
             weight = gamma * transfer.conj() / (1 + gamma * transfer.abs().square())
             return z + _filter(y - self._A(z), weight)
-        weights = _weights(z)
-        power = self._transfer(_mirror(z)).abs().square()
-        even = (power + power.flip(-2).roll(1, -2)) / 2  # at (k, l) and (-k, l)
-        gain = 1 / (1 + gamma * even)
         step = conjugate_gradient(
             lambda x: x + gamma * self._correlate(self._convolve(x)),
             gamma * self._correlate(y - self._convolve(z)),
-            precondition=lambda r: _crop(_filter(_mirror(r / weights), gain), r),
+            precondition=self.near_inverse(z, gamma),
         )
         return z + step
 
@@ -121,6 +117,17 @@ class Blur(Operator):
         one = self._with(kernel=kernel)
         unit = pixels[:, None, :, None] if kernel.shape[-1] == 1 else pixels[:, None, None]
         return one._A(unit).reshape(pixels.shape).T.cpu()
+
+    def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `Operator.near_inverse`: the inverse itself where the borders are circular."""
+        if self.pad == "circular":
+            inverse = 1 / (1 + gamma * self._transfer(like).abs().square())
+            return lambda r: _filter(r, inverse)
+        weights = _weights(like)
+        power = self._transfer(_mirror(like)).abs().square()
+        even = (power + power.flip(-2).roll(1, -2)) / 2  # at (k, l) and (-k, l)
+        gain = 1 / (1 + gamma * even)
+        return lambda r: _crop(_filter(_mirror(r / weights), gain), r)
 
     def _transfer(self, x: Tensor) -> Tensor:
         """H, the Fourier transform of h centred at the origin, (1 or B, 1, H, W // 2 + 1)."""

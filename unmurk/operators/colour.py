@@ -64,6 +64,11 @@ class Grey(Operator):
                 f"write colour:grey,channels={shape[-3]}"
             )
 
+    @property
+    def gram(self) -> float:
+        """1 / C: a pixel's channels are in no other pixel's mean."""
+        return 1 / self.channels
+
     def _A(self, x: Tensor) -> Tensor:
         return x.mean(1, keepdim=True)
 

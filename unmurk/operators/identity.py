@@ -13,6 +13,7 @@ class Identity(Operator):
     """A x = x. Text form: "identity"."""
 
     form = "identity"
+    gram = 1.0
 
     def _A(self, x: Tensor) -> Tensor:
         return x

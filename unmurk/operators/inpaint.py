@@ -30,6 +30,7 @@ class Inpaint(Operator):
 
     tensors = ("held",)
     held: Tensor | None = None
+    gram = 1.0
 
     @property
     def mask(self) -> Tensor | None:

@@ -23,7 +23,7 @@ values of A are the products s_i t_j, none of them zero, and
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,6 +88,11 @@ class AverageDown(Down):
 
     form = "sr:average"
 
+    @property
+    def gram(self) -> float:
+        """1 / f^2: the blocks are disjoint."""
+        return 1 / self.factor**2
+
     def _up(self, y: Tensor) -> Tensor:
         return y.repeat_interleave(self.factor, -2).repeat_interleave(self.factor, -1)
 
@@ -144,6 +149,10 @@ class BicubicDown(Down):
 
     def _line(self, n: int) -> Tensor:
         return _bicubic(n, self.factor)
+
+    def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor]:
+        """The inverse itself."""
+        return lambda r: self._prox(r, r.new_zeros(()), gamma)
 
 
 class _Axis(NamedTuple):

@@ -5,6 +5,8 @@
 Images and samples make one flat list of rows, worked off in batches. Row (image b, sample k) draws
 all its noise from the stream of (seed, b, k), so a result does not depend on the batch size.
 
+Solvers take Gaussian noise of one level. Poisson noise is brought to it first; see `whiten`.
+
 A solver is one file: a frozen dataclass of its options with `run` (see `base.Solver`) and a line
 in the table of this module. This package is itself callable: `unmurk.solve(...)` is the function,
 `unmurk.solve.schedule` a module of it.
@@ -38,6 +40,7 @@ from .projdiff import ProjDiff
 from .red_diff import RedDiff, RedDiffPaper
 from .tds import Tds
 from .tmpd import Tmpd
+from .whiten import whiten
 
 __all__ = ["METHODS", "PRESETS", "Result", "configure", "solve"]
 
@@ -161,6 +164,7 @@ def solve(
     problem = _bind(y, problem, shape)
     _fits(y, problem, shape, solver)
     start = _starts(y, problem, init, posterior, samples, seed, shape)
+    y, problem = whiten(y, problem)
 
     done, traces, nfe = [], [], 0
     for rows in _batches(samples * len(y), batch):

@@ -1,0 +1,242 @@
+"""Noise models: moments of their draws, exact likelihoods, text forms, and problems with them."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unmurk.errors import InputError
+from unmurk.noise import Gaussian, PoissonGaussian, as_noise
+from unmurk.problem import Problem
+from unmurk.seeds import Streams
+
+TEXTS = ["0.3", "gaussian,sigma=0.3", "poisson,gain=0.01", "poisson-gaussian,gain=0.01,sigma=0.02"]
+
+
+def brute_force(noise, clean, y, most):
+    """log sum_k P(k) N(y; gain k, sigma^2), every term of it up to `most`, (N,) from (N,)."""
+    k = torch.arange(most + 1, dtype=torch.float64)
+    poisson = torch.distributions.Poisson(clean[:, None] / noise.gain).log_prob(k)
+    normal = torch.distributions.Normal(noise.gain * k, noise.sigma).log_prob(y[:, None])
+    return (poisson + normal).logsumexp(1)
+
+
+# -- draws ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.3, 4.0, 90.0])
+@pytest.mark.parametrize("sigma", [0.0, 0.05])
+def test_moments_of_draws(rate, sigma):
+    """Mean c, variance gain c + sigma^2, within five standard errors of each."""
+    gain, count = 0.02, 40_000
+    noise = PoissonGaussian(gain, sigma)
+    clean = torch.full((4, 1, 100, 100), gain * rate)
+    y = noise.draw(clean, Streams(0, range(4))).double()
+    variance = gain**2 * rate + sigma**2
+    assert torch.allclose(noise.variance(clean).double(), torch.tensor(variance).double())
+    assert abs(y.mean() - gain * rate) < 5 * (variance / count) ** 0.5
+    # fourth central moments: gain^4 (r + 3 r^2) of the counts, 3 sigma^4 of the Gaussian
+    counts = gain**2 * rate
+    fourth = gain**4 * (rate + 3 * rate**2) + 6 * counts * sigma**2 + 3 * sigma**4
+    assert abs(y.var() - variance) < 5 * ((fourth - variance**2) / count) ** 0.5
+    assert abs((y[..., 1:] - y.mean()).mul(y[..., :-1] - y.mean()).mean()) < 5 * variance / 199
+    if sigma == 0:
+        assert ((y / gain) - (y / gain).round()).abs().max() < 1e-4
+
+
+def test_light_is_not_negative():
+    noise = PoissonGaussian(0.1)
+    clean = torch.tensor([[-1.0, 0.0]])
+    assert torch.equal(noise.draw(clean, Streams(0, [0])), torch.zeros(1, 2))
+    assert torch.equal(noise.variance(clean), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_same_image_same_noise_in_any_batch(text):
+    problem = Problem("inpaint:random,keep=0.6", text)
+    x = torch.rand(5, 3, 8, 6, generator=torch.manual_seed(0), dtype=torch.float64)
+    whole = problem.simulate(x, seed=3)
+    parts = [problem.simulate(x[a:b], 3, range(a, b)) for a, b in ((0, 1), (1, 5))]
+    assert torch.equal(torch.cat(parts), whole) and whole.dtype == torch.float64
+    taken = problem.at(range(5), (3, 8, 6)).take([4, 2, 2])
+    assert torch.equal(taken.simulate(x[[4, 2, 2]], seed=3), whole[[4, 2, 2]])
+    assert not torch.equal(problem.simulate(x, seed=4), whole)
+
+
+# -- likelihoods ----------------------------------------------------------------------------------
+
+
+def test_poisson_likelihood_is_that_of_the_counts_and_sums_to_one():
+    noise, rates = PoissonGaussian(0.05), torch.tensor([0.01, 1.0, 30.0]).double()
+    k = torch.arange(120).double()[:, None]
+    found = noise.log_likelihood((0.05 * rates).expand(120, 3), (0.05 * k).expand(120, 3))
+    expected = torch.distributions.Poisson(rates).log_prob(k)
+    assert torch.allclose(found, expected, atol=1e-9)
+    assert torch.allclose(found.exp().sum(0), torch.ones(3).double(), atol=1e-12)
+    dark = noise.log_likelihood(torch.zeros(3), torch.tensor([0.0, 0.05, -0.05]))
+    assert dark.tolist() == [0.0, -math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.02, 1.0, 30.0, 3000.0])
+@pytest.mark.parametrize("width", [0.05, 0.4, 1.0, 7.0, 90.0, 900.0])
+def test_poisson_gaussian_likelihood_is_the_whole_sum(rate, width):
+    """sigma / gain from far below one count to far above; y from probable to 12 sigma off."""
+    gain = 0.01
+    noise = PoissonGaussian(gain, width * gain)
+    spread = gain * (rate + width**2) ** 0.5
+    y = gain * rate + spread * torch.tensor([-12.0, -3.0, -0.4, 0.0, 1.0, 5.0, 12.0]).double()
+    clean = torch.full_like(y, gain * rate)
+    most = int(2 * rate + 20 * (rate + width**2) ** 0.5 + 60)
+    expected = brute_force(noise, clean, y, most)
+    assert torch.allclose(noise.log_likelihood(clean, y), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("rate, width", [(0.4, 0.2), (5.0, 1.5), (60.0, 20.0)])
+def test_poisson_gaussian_likelihood_integrates_to_one(rate, width):
+    gain, edge = 0.02, 12 * (rate + width**2) ** 0.5
+    y = gain * torch.linspace(-12 * width, rate + edge + 12, 4001, dtype=torch.float64)
+    noise = PoissonGaussian(gain, width * gain)
+    density = noise.log_likelihood(torch.full_like(y, gain * rate), y)
+    assert abs(torch.trapezoid(density.exp(), y) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("noise", ["poisson,gain=0.1", "poisson-gaussian,gain=0.1,sigma=0.05"])
+def test_likelihoods_gradient_is_that_of_finite_differences(noise):
+    problem = Problem("blur:gaussian,sigma=0.6", noise)
+    x = 0.2 + 0.6 * torch.rand(1, 1, 4, 4, generator=torch.manual_seed(0), dtype=torch.float64)
+    y = problem.simulate(x)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(problem.log_likelihood(x, y).sum(), x)
+    with torch.no_grad():
+        step = 1e-5 * torch.eye(16, dtype=torch.float64).reshape(16, 1, 4, 4)
+        many = y.expand(16, -1, -1, -1)
+        ahead = problem.log_likelihood(x + step, many)
+        behind = problem.log_likelihood(x - step, many)
+    assert torch.allclose(gradient.flatten(), (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-4)
+
+
+def test_a_gain_of_nothing_leaves_the_gaussian():
+    """Many counts of little worth: no Poisson noise is left, in draws, likelihood and variance."""
+    clean = torch.rand(2, 1, 40, 40, generator=torch.manual_seed(0), dtype=torch.float64)
+    none = PoissonGaussian(1e-12).draw(clean, Streams(0, range(2)))
+    assert (none - clean).abs().max() < 6e-6  # 6 sqrt(gain)
+    noise, gaussian = PoissonGaussian(1e-9, 0.1), Gaussian(0.1)
+    y = gaussian.draw(clean, Streams(1, range(2)))
+    found, expected = noise.log_likelihood(clean, y), gaussian.log_likelihood(clean, y)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(noise.variance(clean), gaussian.variance(clean), rtol=1e-6)
+
+
+def test_what_is_painted_into_a_hole_does_not_count():
+    problem = Problem("inpaint:box,size=4", "poisson-gaussian,gain=0.1,sigma=0.05")
+    x = torch.rand(2, 1, 8, 8, generator=torch.manual_seed(0))
+    y = problem.simulate(x)
+    assert y[..., 2:6, 2:6].abs().max() == 0
+    painted = y.clone()
+    painted[..., 2:6, 2:6] = float("nan")
+    assert torch.equal(problem.log_likelihood(x, painted), problem.log_likelihood(x, y))
+
+
+# -- text forms -----------------------------------------------------------------------------------
+
+sizes = st.floats(0, 1e6, allow_nan=False)
+gains = st.floats(1e-12, 1e6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.one_of(st.builds(Gaussian, sizes), st.builds(PoissonGaussian, gains, sizes)))
+def test_text_round_trip(noise):
+    again = as_noise(noise.spec)
+    assert again == noise and again.spec == noise.spec and hash(again) == hash(noise)
+    assert as_noise(noise) is noise
+    problem = Problem("identity", noise)
+    assert Problem("identity", noise.spec) == problem
+    assert eval(repr(problem), {"Problem": Problem}) == problem
+    read = Problem.from_dict(json.loads(json.dumps(problem.to_dict())))
+    assert read == problem and hash(read) == hash(problem)
+
+
+@given(st.text(alphabet="gausinpo-,=0.1e ", max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_any_text_is_read_or_refused_in_one_line(text):
+    try:
+        noise = as_noise(text)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert as_noise(noise.spec) == noise
+
+
+def test_forms():
+    assert as_noise("0.3") == as_noise(0.3) == as_noise("gaussian,sigma=0.3") == Gaussian(0.3)
+    assert as_noise(" poisson , gain = 1e-2 ") == PoissonGaussian(0.01)
+    assert as_noise("poisson-gaussian,sigma=1,gain=2") == PoissonGaussian(2, 1)
+    assert PoissonGaussian(0.01).spec == "poisson,gain=0.01"
+    assert PoissonGaussian(1, 2).spec == "poisson-gaussian,gain=1,sigma=2"
+    assert Problem("identity", "0.3").to_dict() == {"operator": "identity", "noise": 0.3}
+    assert Problem("identity", "poisson,gain=1").to_dict()["noise"] == "poisson,gain=1"
+    assert Problem("identity", "poisson,gain=1") != Problem("identity", 1.0)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "much",
+        "poisson",
+        "poisson,gain",
+        "poisson,gain=0",
+        "poisson,gain=-1",
+        "poisson,gain=nan",
+        "poisson,gain=1,gain=2",
+        "poisson,gain=1,sigma=2",
+        "poisson-gaussian,gain=1",
+        "gaussian,gain=1",
+        "gaussian,sigma=wide",
+        "-1",
+        "",
+        {"gain": 1},
+    ],
+)
+def test_bad_noise_is_one_line(noise):
+    with pytest.raises(InputError, match="noise must be|must be > 0") as caught:
+        Problem("identity", noise)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_takes_gaussian_noise_only_says_so():
+    problem = Problem("identity", "poisson,gain=0.1")
+    x = torch.zeros(1, 1, 2, 2)
+    for call in (lambda: problem.sigma, lambda: problem.prox(x, x, 1.0)):
+        with pytest.raises(InputError, match="'poisson,gain=0.1' is not Gaussian"):
+            call()
+
+
+# -- objects of deepinv ---------------------------------------------------------------------------
+
+
+class Model:
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+class Physics:
+    def __init__(self, **values):
+        self.noise_model = Model(**values)
+
+    def A(self, x):
+        return x
+
+
+def test_poisson_noise_of_a_deepinv_object():
+    both = Physics(gain=torch.tensor([0.1]), sigma=torch.tensor(0.25))
+    assert Problem(both).noise == PoissonGaussian(torch.tensor(0.1).item(), 0.25)
+    assert Problem(Physics(gain=0.1, normalize=True)).noise == PoissonGaussian(0.1)
+    assert Problem(Physics(sigma=0.25)).noise == Gaussian(0.25)
+    assert Problem(both, 0.1).noise == Gaussian(0.1)
+    with pytest.raises(InputError, match="normalize=True"):
+        Problem(Physics(gain=0.1, normalize=False))
+    with pytest.raises(InputError, match="noise_model.gain varies"):
+        Problem(Physics(gain=torch.tensor([0.1, 0.2])))

@@ -1,0 +1,241 @@
+"""Noise models: what a sensor adds to the noiseless measurement c = A(x), number by number.
+
+    Gaussian          y = c + sigma n,                           n ~ N(0, 1)
+    Poisson           y = gain k,            k ~ Poisson(c / gain)
+    Poisson-Gaussian  y = gain k + sigma n
+
+gain is what one count (a photon, an electron) is worth in units of the image range [0, 1]: at
+white 1 / gain counts are expected. Mean and variance are E y = c and var y = gain c + sigma^2.
+There is no negative light: where c < 0 the rate of the counts is 0.
+
+    log p(y | c), Gaussian           - (y - c)^2 / (2 sigma^2) - log(2 pi sigma^2) / 2
+                  Poisson            k log r - r - log k!,    r = c / gain,  k = y / gain
+                  Poisson-Gaussian   log sum_k exp(f(k)),
+                                     f(k) = k log r - r - log k! + log N(y; gain k, sigma^2)
+
+f is concave, so its sum is over a window around its maximum, of standard deviation
+
+    s = (1 / (k + 1) + gain^2 / sigma^2)^(-1/2)    at the maximum k.
+
+NODES counts on each side are taken while s < 2 STRIDE; above, every h-th with h = floor(s /
+STRIDE). That loses nothing: by Poisson's summation formula the sum of a Gaussian of standard
+deviation s over every h-th number, times h, is off by 2 exp(-2 pi^2 (s / h)^2), and s / h >= 4.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .seeds import Streams
+
+__all__ = ["Gaussian", "Noise", "PoissonGaussian", "as_noise"]
+
+NODES, STRIDE = 80, 4  # s / h < 8, so that the window reaches 10 s to each side
+HALVINGS = 60  # of the interval that the maximum lies in
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """What a noise model is: a value, and how y is spread around c, shape (B, ...) both."""
+
+    @property
+    def spec(self) -> str:
+        """The text form; `as_noise` reads it back to an equal model."""
+        ...
+
+    def draw(self, clean: Tensor, streams: Streams) -> Tensor:
+        """y of every c, from one stream for each row."""
+        ...
+
+    def log_likelihood(self, clean: Tensor, y: Tensor) -> Tensor:
+        """log p(y | c) in nats, number by number."""
+        ...
+
+    def variance(self, clean: Tensor) -> Tensor:
+        """var(y | c), number by number."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """y = c + sigma n. Text form: "gaussian,sigma=0.3", or the number alone.
+
+    Raises:
+        InputError: sigma is not a finite number >= 0.
+    """
+
+    sigma: float
+    """Standard deviation in units of the image range [0, 1], >= 0."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", _number(self.sigma))
+
+    @property
+    def spec(self) -> str:
+        """See `Noise.spec`."""
+        return f"gaussian,{_options(self)}"
+
+    def draw(self, clean: Tensor, streams: Streams) -> Tensor:
+        """See `Noise.draw`."""
+        return clean + self.sigma * _randn(clean, streams) if self.sigma > 0 else clean
+
+    def log_likelihood(self, clean: Tensor, y: Tensor) -> Tensor:
+        """See `Noise.log_likelihood`. Raises InputError where sigma is 0: there is no density."""
+        if self.sigma == 0:
+            raise InputError("without noise there is no likelihood; give the problem noise > 0")
+        return _log_normal(y - clean, self.sigma)
+
+    def variance(self, clean: Tensor) -> Tensor:
+        """See `Noise.variance`."""
+        return torch.full_like(clean, self.sigma**2)
+
+
+@dataclass(frozen=True)
+class PoissonGaussian:
+    """y = gain k + sigma n, k ~ Poisson(c / gain). Text form: "poisson,gain=0.01", or
+    "poisson-gaussian,gain=0.01,sigma=0.02".
+
+    Raises:
+        InputError: gain is not a finite number > 0, or sigma not one >= 0.
+    """
+
+    gain: float
+    """What one count is worth in units of the image range [0, 1], > 0."""
+    sigma: float = 0.0
+    """Standard deviation of the Gaussian noise on top, in the same units; 0 has none."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gain", _number(self.gain))
+        object.__setattr__(self, "sigma", _number(self.sigma))
+        if self.gain == 0:
+            raise InputError("the gain of Poisson noise must be > 0: what one count is worth")
+
+    @property
+    def spec(self) -> str:
+        """See `Noise.spec`."""
+        form = "poisson-gaussian" if self.sigma > 0 else "poisson"
+        return f"{form},{_options(self)}"
+
+    def draw(self, clean: Tensor, streams: Streams) -> Tensor:
+        """See `Noise.draw`."""
+        counts = streams.poisson(clean.detach().double().cpu().clamp_min(0) / self.gain)
+        y = (self.gain * counts).to(clean)
+        return y + self.sigma * _randn(clean, streams) if self.sigma > 0 else y
+
+    def log_likelihood(self, clean: Tensor, y: Tensor) -> Tensor:
+        """See `Noise.log_likelihood`.
+
+        Without Gaussian noise this is the log of a probability, and y has to hold whole counts;
+        between them the formula is continued by the gamma function, below 0 it is -infinity.
+        """
+        rate, count = clean.double().clamp_min(0) / self.gain, y.double() / self.gain
+        if self.sigma == 0:
+            known = torch.where(count >= 0, _log_poisson(count.clamp_min(0), rate), -math.inf)
+            return known.to(clean)
+        return self._convolved(rate, count).to(clean)
+
+    def _convolved(self, rate: Tensor, count: Tensor) -> Tensor:
+        """log sum_k exp(f(k)), all in units of counts but for the constant of the density."""
+        width = self.sigma / self.gain
+        top = _maximum(rate.detach(), count, width)
+        stride = (1 / (top + 1) + 1 / width**2).rsqrt().div(STRIDE).floor().clamp_min(1)
+
+        def term(k: Tensor) -> Tensor:
+            return _log_poisson(k.clamp_min(0), rate) + _log_normal(count - k, width)
+
+        peak, total = term(top), torch.zeros_like(rate)
+        for node in range(-NODES, NODES + 1):
+            k = top + node * stride
+            total = total + torch.where(k >= 0, (term(k) - peak).exp(), 0)
+        return peak + (stride * total).log() - math.log(self.gain)
+
+    def variance(self, clean: Tensor) -> Tensor:
+        """See `Noise.variance`."""
+        return self.gain * clean.clamp_min(0) + self.sigma**2
+
+
+FORMS: dict[tuple[str, ...], type[Gaussian] | type[PoissonGaussian]] = {
+    ("gaussian", "sigma"): Gaussian,
+    ("poisson", "gain"): PoissonGaussian,
+    ("poisson-gaussian", "gain", "sigma"): PoissonGaussian,
+}
+"""Text forms: the first word and the options, all of which are needed."""
+
+
+def as_noise(value: Any) -> Noise:
+    """A noise model from what users have.
+
+    Args:
+        value: A number, the standard deviation of Gaussian noise; a text form, or a number as
+            text; or a noise model.
+
+    Raises:
+        InputError: for anything else, or a number out of range.
+    """
+    if isinstance(value, str) and not _is_number(value):
+        return _parse(value)
+    return value if isinstance(value, Noise) else Gaussian(value)
+
+
+def _parse(text: str) -> Noise:
+    form, *pieces = text.split(",")
+    pairs = [piece.partition("=") for piece in pieces]
+    values: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
+    model = FORMS.get((form.strip(), *sorted(key.strip() for key, _, _ in pairs)))
+    if model is None:
+        raise InputError(
+            f"noise must be a number, or one of gaussian,sigma=0.3; poisson,gain=0.01;"
+            f" poisson-gaussian,gain=0.01,sigma=0.02, got {text!r}"
+        )
+    return model(**values)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"noise must be a number >= 0, got {value!r}") from error
+    if not math.isfinite(number) or number < 0:
+        raise InputError(f"noise must be a finite number >= 0, got {value}")
+    return number
+
+
+def _options(noise: Gaussian | PoissonGaussian) -> str:
+    values = {field.name: getattr(noise, field.name) for field in fields(noise)}
+    if values.get("gain") and not values["sigma"]:
+        del values["sigma"]
+    return ",".join(f"{name}={value!r}".removesuffix(".0") for name, value in values.items())
+
+
+def _randn(like: Tensor, streams: Streams) -> Tensor:
+    return streams.randn(*like.shape[1:]).to(like)
+
+
+def _log_normal(away: Tensor, sigma: float) -> Tensor:
+    return -away.square() / (2 * sigma**2) - 0.5 * math.log(2 * math.pi * sigma**2)
+
+
+def _maximum(rate: Tensor, count: Tensor, width: float) -> Tensor:
+    """The whole number next to the maximum of f, which lies between 0 and both its parts'."""
+    low, high = torch.zeros_like(rate), torch.maximum(rate, count).clamp_min(0) + 1
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        slope = rate.log() - torch.digamma(middle + 1) + (count - middle) / width**2
+        low, high = torch.where(slope > 0, middle, low), torch.where(slope > 0, high, middle)
+    return low.round()
+
+
+def _log_poisson(k: Tensor, rate: Tensor) -> Tensor:
+    return torch.xlogy(k, rate) - rate - torch.lgamma(k + 1)
