@@ -13,7 +13,7 @@ from ..problem import Problem
 from ..seeds import Streams
 from .base import Denoiser, randn
 
-__all__ = ["begin"]
+__all__ = ["begin", "grey"]
 
 
 def begin(
@@ -42,6 +42,11 @@ def begin(
     first = max(min(highest if x is None else init_sigma, denoise.sigma_max), lowest)
     levels = karras(steps, first, lowest).tolist()
     if x is None:
-        shape = problem.operator.x_shape(y.shape)[-3:]
-        x = torch.full((len(y), *shape), 0.5, dtype=y.dtype, device=y.device)
+        x = grey(y, problem)
     return levels, x + levels[0] * randn(noise, x)
+
+
+def grey(y: Tensor, problem: Problem) -> Tensor:
+    """Images (B, C, H, W) of 0.5 behind measurements y (B, ...)."""
+    shape = problem.operator.x_shape(y.shape)[-3:]
+    return torch.full((len(y), *shape), 0.5, dtype=y.dtype, device=y.device)
