@@ -3,7 +3,9 @@
     result = unmurk.solve(y, problem, prior, method="red-diff", samples=8)
 
 Images and samples make one flat list of rows, worked off in batches. Row (image b, sample k) draws
-all its noise from the stream of (seed, b, k), so a result does not depend on the batch size.
+all its noise from the stream of (seed, b, k), so a result does not depend on the batch size. With
+restarts every row is run several times, each time from a stream of its own, and the image that
+fits y best is kept.
 
 Solvers take Gaussian noise of one level. Poisson noise is brought to it first; see `whiten`.
 
@@ -37,7 +39,9 @@ from .mmps import Mmps
 from .pigdm import Pigdm
 from .pnp_dm import PnpDm
 from .projdiff import ProjDiff
-from .red_diff import RedDiff, RedDiffPaper
+from .red_diff import RedDiff
+from .red_diff_paper import RedDiffPaper
+from .red_diff_spread import RedDiffSpread
 from .tds import Tds
 from .tmpd import Tmpd
 from .whiten import whiten
@@ -63,7 +67,10 @@ METHODS: dict[str, type[Solver]] = {
 }
 """Solvers by name."""
 
-PRESETS: dict[tuple[str, str], type[Solver]] = {("red-diff", "paper"): RedDiffPaper}
+PRESETS: dict[tuple[str, str], type[Solver]] = {
+    ("red-diff", "paper"): RedDiffPaper,
+    ("red-diff", "spread"): RedDiffSpread,
+}
 """What `preset` stands for: solvers by (name, preset)."""
 
 _SOLVE = 7003  # streams (seed, image, _SOLVE, sample): apart from those of masks and noise
@@ -80,8 +87,8 @@ class Result:
             posterior's only if `claims` is "posterior".
         trace: One dict for each step: step, sigma, nfe (so far), and residual, averaged over all
             rows: chi-square per measured value, near 1 for a good fit, or without noise the root
-            mean square misfit.
-        nfe: Network evaluations that each sample has cost.
+            mean square misfit. With restarts it is that of the runs that were kept.
+        nfe: Network evaluations that each sample has cost, those of all its restarts together.
         method: Name of the solver.
         claims: "posterior", "point" or "heuristic"; see `base.Solver`.
     """
@@ -130,6 +137,7 @@ def solve(
     method: str = "red-diff",
     *,
     samples: int = 1,
+    restarts: int = 1,
     seed: int = 0,
     init: Tensor | Literal["posterior"] | None = None,
     posterior: Any = None,
@@ -145,6 +153,8 @@ def solve(
         prior: An object with `denoise(x, sigma)`, or a function (x, sigma): E[clean | x].
         method: A name in `METHODS`: "red-diff", "ddrm", "pnp-dm" and so on.
         samples: How many for each measurement, each from its own noise.
+        restarts: Runs for each sample, of which the one with the least residual is kept: against
+            local minima (phase retrieval). Samples chosen so are no draws of a posterior.
         seed: Sample k of image b depends on (seed, b, k) alone.
         init: Where to start: None for the solver's own, images (B, C, H, W), or "posterior" for
             draws of `posterior`, a fresh one for each sample.
@@ -152,14 +162,14 @@ def solve(
         callback: Called after every step of every batch with a dict: step, steps, sigma, x,
             denoised (B', C, H, W), nfe, residual. What it returns, if true, stops this batch.
         batch: Rows (images x samples) worked on together.
-        options: The solver's, by name, and `preset` (red-diff: "paper").
+        options: The solver's, by name, and `preset` (red-diff: "paper" or "spread").
 
     Raises:
         InputError: Unknown method or option, unfit shapes, an operator that the method cannot
             handle, or a result that is not finite.
     """
     solver = configure(method, options)
-    _check(y, samples, batch)
+    _check(y, samples, batch, restarts)
     shape = _image_shape(y, problem, prior, init)
     problem = _bind(y, problem, shape)
     _fits(y, problem, shape, solver)
@@ -169,16 +179,20 @@ def solve(
     done, traces, nfe = [], [], 0
     for rows in _batches(samples * len(y), batch):
         images = [row % len(y) for row in rows]
-        picked = problem.take(images)
-        streams = Streams.join(
-            Streams(seed, [image], _SOLVE, row // len(y), device=y.device)
-            for row, image in zip(rows, picked.index or images, strict=True)
-        )
-        denoise = Denoiser(prior)
-        monitor = Monitor(y[images], picked, denoise, callback)
+        picked, denoise = problem.take(images), Denoiser(prior)
         x = None if start is None else start[rows]
-        done.append(solver.run(y[images], picked, denoise, x, streams, monitor).detach())
-        traces.append(monitor.steps)
+        runs = []
+        for restart in range(restarts):
+            streams = Streams.join(
+                Streams(seed, [image], _SOLVE, *_path(row // len(y), restart), device=y.device)
+                for row, image in zip(rows, picked.index or images, strict=True)
+            )
+            monitor = Monitor(y[images], picked, denoise, callback)
+            found = solver.run(y[images], picked, denoise, x, streams, monitor).detach()
+            runs.append((found, monitor))
+        found, kept = _best(runs)
+        done.append(found)
+        traces.extend(kept)
         nfe = max(nfe, denoise.nfe)
     found = torch.cat(done)
     _finite(found, method)
@@ -187,13 +201,15 @@ def solve(
     return Result(found, found.mean(0), std, _merge(traces), nfe, method, solver.claims)
 
 
-def _check(y: Tensor, samples: int, batch: int) -> None:
+def _check(y: Tensor, samples: int, batch: int, restarts: int) -> None:
     if y.ndim < 2 or not len(y) or not y.is_floating_point():
         raise InputError(
             f"y is {y.dtype} of shape {tuple(y.shape)}: give floats (B, ...), one row an image"
         )
-    if samples < 1 or batch < 1:
-        raise InputError(f"samples is {samples} and batch {batch}: both must be at least 1")
+    if min(samples, batch, restarts) < 1:
+        raise InputError(
+            f"samples is {samples}, batch {batch}, restarts {restarts}: each must be at least 1"
+        )
 
 
 def _image_shape(y: Tensor, problem: Problem, prior: Any, init: Any) -> tuple[int, ...]:
@@ -262,6 +278,24 @@ def _starts(
 def _batches(total: int, batch: int) -> Iterator[range]:
     for first in range(0, total, batch):
         yield range(first, min(first + batch, total))
+
+
+def _path(sample: int, restart: int) -> tuple[int, ...]:
+    """Where the stream of a run lies: the first run is that of a call without restarts."""
+    return (sample, restart) if restart else (sample,)
+
+
+def _best(runs: list[tuple[Tensor, Monitor]]) -> tuple[Tensor, list[list[dict[str, Any]]]]:
+    """Of every row the run with the least residual: images, and the traces of what is kept."""
+    misfit = torch.stack([monitor.misfit(x) for x, monitor in runs])
+    chosen = misfit.nan_to_num(nan=torch.inf).argmin(0)
+    x = torch.stack([x for x, _ in runs])[chosen, torch.arange(len(chosen), device=chosen.device)]
+    traces = []
+    for run, (_, monitor) in enumerate(runs):
+        own = chosen == run
+        if bool(own.any()):
+            traces.append([at | {"residual": at["residual"][own]} for at in monitor.steps])
+    return x, traces
 
 
 def _finite(x: Tensor, method: str) -> None:

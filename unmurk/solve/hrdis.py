@@ -21,6 +21,7 @@ of the noise in y.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -30,8 +31,10 @@ from ..errors import InputError
 from ..problem import Problem
 from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement, randn
-from .red_diff import WEIGHTS, Adam, Weight, first_image, slope
+from .optimise import Adam
+from .red_diff_paper import WEIGHTS, Weight, data_slope, prior_slope
 from .schedule import linear_beta
+from .start import pseudo_inverse
 
 __all__ = ["Hrdis"]
 
@@ -81,8 +84,8 @@ class Hrdis:
         callback: Report,
     ) -> Tensor:
         """See `Solver.run`."""
-        u = 2 * first_image(y, problem, x) - 1
-        adam, guess = Adam(self.lr, u), randn(noise, u)
+        u = 2 * pseudo_inverse(y, problem, x) - 1
+        adam, guess = Adam(self.lr), randn(noise, u)
         for step, sigma in enumerate(linear_beta(self.steps).tolist(), 1):
             x0 = (u + 1) / 2
             e = guess
@@ -92,8 +95,15 @@ class Hrdis:
             denoised = denoise(noisy, sigma)
             guess = (noisy - denoised) / sigma
             if step > 1:
-                data, excess = slope(problem, y, x0, denoised, sigma, self.lam, self.weight)
-                u = u - adam.step(self.obs_weight * data + excess)
+                u = adam(u, partial(self._slope, problem, y, denoised, sigma))
             if callback(step, self.steps, sigma, x0, denoised):
                 break
         return x0
+
+    def _slope(
+        self, problem: Problem, y: Tensor, denoised: Tensor, sigma: float, u: Tensor
+    ) -> Tensor:
+        """Gradient in u of the loss of one step, whose denoised image is fixed."""
+        x0 = (u + 1) / 2
+        prior = prior_slope(x0, denoised, sigma, self.lam, self.weight)
+        return self.obs_weight * data_slope(problem, x0, y) + prior

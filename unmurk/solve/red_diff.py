@@ -23,15 +23,20 @@ that is, one proximal gradient step of length c sg^2 on -log p_sg(mu) - log p(y 
 level of the data enters by itself, and there is nothing to tune for a task. Where all is Gaussian
 the fixed point at level sg is the posterior mean under the prior N(m, S + sg^2).
 
-`RedDiffPaper`, `preset="paper"`. The released algorithm, one Adam step at each level:
+The first of them is taken not from mu but a little ahead, by `momentum` times the last change,
+which halves how far mu lags behind the falling levels.
 
-    loss(u) = v/2 mean((y_u - A(u))^2) + lambda g(sg) mean(stop[eps_hat - e] u),   u = 2 mu - 1,
+Last comes an estimate nearer the mean of the posterior than its mode. A part of the noise of y
+can be left on the image: v = mu + (sg / sigma_y)^2 A^T (y - A mu) has, where singular values of A
+are 1 and sg is sigma_y, just the noise that D expects, and for A = I the return is D(y, sigma_y).
+Where A sees nothing the pair puts noise on v as before; between the two it puts
+(I - (sg / sigma_y)^2 A^T A) e. So levels end at sigma_y (lower where A is larger than I), and what
+D makes of v is returned: `final`.
 
-with means over one image, images and noise levels in [-1, 1], so that for a linear A
-y_u - A(u) = 2 (y - A(mu)). Its results depend on lambda, which no noise level enters.
+The released algorithm is in `red_diff_paper.py`, samples with the posterior's spread in
+`red_diff_spread.py`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -43,22 +48,9 @@ from ..prior import karras
 from ..problem import Problem
 from ..seeds import Streams, generator
 from .base import Claim, Denoiser, Report, Requirement, prox, pull, randn
-from .schedule import linear_beta
+from .start import grey
 
-__all__ = ["WEIGHTS", "Adam", "RedDiff", "RedDiffPaper", "Weight", "first_image", "slope"]
-
-WEIGHTS: dict[str, Callable[[float], float]] = {
-    "linear": lambda sg: sg,
-    "sqrt": lambda sg: sg**0.5,
-    "square": lambda sg: sg**2,
-    "log": lambda sg: float(torch.tensor(sg).double().log1p()),
-    "trunc_linear": lambda sg: min(sg, 1.0),
-    "power2over3": lambda sg: sg ** (2 / 3),
-    "const": lambda sg: 1.0,
-}
-"""g(sg), the weight of (eps_hat - e) in the prior's term; sg in units of [-1, 1] images."""
-
-Weight = Literal["linear", "sqrt", "square", "log", "trunc_linear", "power2over3", "const"]
+__all__ = ["RedDiff"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +73,8 @@ class RedDiff:
     """Last noise level: finer detail of the prior than this is not used."""
     relax: float = 1.0
     """c: length of a step in units of sg^2; smaller averages more noise, and follows slower."""
+    momentum: float = 0.5
+    """beta: how much of the last change of mu is added before a step."""
     pairs: bool = True
     """Whether every noise e is used together with -e."""
     noise_floor: float = 1e-3
@@ -89,12 +83,15 @@ class RedDiff:
     """Steps of the inner data fit where the operator is not linear."""
     init_sigma: float = 0.3
     """First noise level where `init` is given: about the error of that image."""
-    final: Literal["mean", "denoised"] = "mean"
-    """Return mu, or h of the last level (smoother; does not know y's last word)."""
+    final: Literal["mean", "denoised", "mmse"] = "mmse"
+    """Return mu, or h of the last level (smoother; does not know y's last word), or for a linear
+    A what the denoiser makes of the noise of y itself: nearer the mean of the posterior."""
 
     def __post_init__(self) -> None:
         if not 0 < self.relax < 2:
             raise InputError(f"relax is {self.relax}: the step is stable between 0 and 2")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum is {self.momentum}: it is stable from 0 to below 1")
         if self.noise_floor < 0:
             raise InputError(f"noise_floor is {self.noise_floor}: a noise level is 0 or more")
 
@@ -112,157 +109,48 @@ class RedDiff:
         trust = max(problem.sigma, self.noise_floor)
         first = self.sigma_max if x is None else self.init_sigma
         first = max(min(first, denoise.sigma_max), self.sigma_min)
-        levels = karras(self.steps, first, self.sigma_min).tolist()
+        own = self._own(problem, y)
+        levels = karras(self.steps, first, min(own or self.sigma_min, first)).tolist()
         mu = self._start(y, problem, trust) if x is None else x
+        before = mu
         for step, sg in enumerate(levels, 1):
-            e = sg * randn(noise, mu)
-            h = denoise(mu + e, sg)
+            ahead = mu + (self.momentum if step > 2 else 0.0) * (mu - before)
+            before, e = mu, sg * randn(noise, mu)
+            if own and step == self.steps:
+                # y's noise, where A sees any, takes the place of e
+                weight = (sg / problem.sigma) ** 2
+                ahead = ahead + weight * pull(problem, ahead, y)
+                e = e - weight * problem.A_adjoint(problem.A(e))
+            h = denoise(ahead + e, sg)
             if self.pairs:
-                h = (h + denoise(mu - e, sg)) / 2
-            z = mu + self.relax * (h - mu)
+                h = (h + denoise(ahead - e, sg)) / 2
+            z = ahead + self.relax * (h - ahead)
             mu = prox(problem, z, y, self.relax**0.5 * sg, trust, self.data_steps)
+            if own and step == self.steps:
+                mu = h
             if callback(step, self.steps, sg, mu, h):
                 break
-        return mu if self.final == "mean" else h
+        return h if self.final == "denoised" else mu
+
+    def _own(self, problem: Problem, y: Tensor) -> float:
+        """The level at which y's own noise stands for e; 0 where it is below the grid."""
+        if self.final != "mmse" or problem.sigma < self.sigma_min or not problem.operator.linear:
+            return 0.0
+        level = problem.sigma / max(1.0, norm(problem, grey(y[:1], problem)))
+        return level if level >= self.sigma_min else 0.0
 
     def _start(self, y: Tensor, problem: Problem, trust: float) -> Tensor:
         """Grey as far as y does not say otherwise: a pseudo-inverse that fears noise."""
-        shape = problem.operator.x_shape(y.shape)
-        grey = torch.full((len(y), *shape[-3:]), 0.5, dtype=y.dtype, device=y.device)
-        return prox(problem, grey, y, 0.5, trust, self.data_steps)
+        return prox(problem, grey(y, problem), y, 0.5, trust, self.data_steps)
 
 
-@dataclass(frozen=True)
-class RedDiffPaper:
-    """The released RED-diff, step by step, in the paper's units. One network evaluation a step.
+def norm(problem: Problem, like: Tensor) -> float:
+    """The largest singular value of a linear A, that of image 0, by twenty power iterations.
 
-    At batch size 1 it is the released algorithm; there the means run over the batch too, which
-    only rescales Adam's eps. Returned is, as released, the image before the last Adam step.
-    `init` replaces the pseudo-inverse; an operator without one needs it.
-
-    Raises:
-        InputError: An option is out of its range, or the operator has no pseudo-inverse.
+    One image speaks for all: levels are shared, and must not depend on what else is in a batch.
     """
-
-    name: ClassVar[str] = "red-diff"
-    claims: ClassVar[Claim] = "point"
-    requires: ClassVar[Requirement] = "differentiable"
-
-    steps: int = 1000
-    """Levels of the linear-beta grid, a divisor of 1000. Each costs one network evaluation."""
-    lam: float = 0.25
-    """lambda, the weight of the prior."""
-    lr: float = 0.1
-    """Step of the optimiser, in units of [-1, 1] images. Released: 0.1 to 0.5, by task."""
-    obs_weight: float = 1.0
-    """v, the weight of the data."""
-    sigma_x0: float = 0.0
-    """Noise put on mu before every step, in units of [-1, 1] images. Released: 0 or 1e-4."""
-    weight: Weight = "linear"
-    """g, how the prior's term depends on the noise level."""
-    order: Literal["descending", "ascending", "random"] = "descending"
-    """Order of the levels; random draws each level afresh, alike in every run."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """Adam with betas (0.9, 0.99) and eps 1e-8, or gradient descent with momentum 0.9."""
-
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(f"weight '{self.weight}': choose from {', '.join(WEIGHTS)}")
-        if self.order not in ("descending", "ascending", "random"):
-            raise InputError(f"order '{self.order}': choose descending, ascending or random")
-        if self.optimizer not in ("adam", "sgd"):
-            raise InputError(f"optimizer '{self.optimizer}': choose adam or sgd")
-
-    @torch.no_grad()
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: Denoiser,
-        x: Tensor | None,
-        noise: Streams,
-        callback: Report,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        u = 2 * first_image(y, problem, x) - 1
-        adam, momentum = Adam(self.lr, u), torch.zeros_like(u)
-        for step, sigma in enumerate(self._levels(), 1):
-            u0 = u + self.sigma_x0 * randn(noise, u) if self.sigma_x0 > 0 else u
-            x0 = (u0 + 1) / 2
-            denoised = denoise(x0 + sigma * randn(noise, u), sigma)
-            data, excess = slope(problem, y, x0, denoised, sigma, self.lam, self.weight)
-            gradient = self.obs_weight * data + excess
-            if self.optimizer == "adam":
-                u = u - adam.step(gradient)
-            else:
-                momentum = 0.9 * momentum + gradient
-                u = u - self.lr * momentum
-            if callback(step, self.steps, sigma, x0, denoised):
-                break
-        return x0
-
-    def _levels(self) -> list[float]:
-        levels = linear_beta(self.steps).tolist()
-        if self.order == "ascending":
-            return levels[::-1]
-        if self.order == "random":
-            # one draw for all images and batches: the network takes one level at a time
-            picks = torch.randint(self.steps, (self.steps,), generator=generator(0))
-            return [levels[i] for i in picks.tolist()]
-        return levels
-
-
-class Adam:
-    """Adam with betas (0.9, 0.99) and eps 1e-8 (Kingma and Ba (2014), arXiv 1412.6980)."""
-
-    def __init__(self, lr: float, like: Tensor) -> None:
-        self.lr, self.count = lr, 0
-        self.momentum, self.square = torch.zeros_like(like), torch.zeros_like(like)
-
-    def step(self, gradient: Tensor) -> Tensor:
-        """What to subtract, in the shape of the gradient.
-
-        Args:
-            gradient: Shaped like the `like` that it was made with.
-        """
-        self.count += 1
-        self.momentum = 0.9 * self.momentum + 0.1 * gradient
-        self.square = 0.99 * self.square + 0.01 * gradient**2
-        scale = (self.square / (1 - 0.99**self.count)).sqrt() + 1e-8
-        return self.lr / (1 - 0.9**self.count) * self.momentum / scale
-
-
-def first_image(y: Tensor, problem: Problem, x: Tensor | None) -> Tensor:
-    """Where the released algorithms start: x, or A^+ y where it is None.
-
-    Raises:
-        InputError: A has no pseudo-inverse.
-    """
-    if x is None and not problem.operator.linear:
-        raise InputError(
-            f"operator '{problem.operator.spec}' is not linear and has no pseudo-inverse to"
-            " start from: give init, or take red-diff without preset='paper'"
-        )
-    return problem.A_dagger(y) if x is None else x
-
-
-def slope(
-    problem: Problem,
-    y: Tensor,
-    x0: Tensor,
-    denoised: Tensor,
-    sigma: float,
-    lam: float,
-    weight: Weight,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the released loss in u = 2 x - 1, (B, C, H, W): data (v = 1), and prior.
-
-    Args:
-        x0: The image (B, C, H, W).
-        denoised: D(x0 + sigma e, sigma).
-        sigma: Noise level in units of [0, 1] images.
-    """
-    sg = 2 * sigma
-    data = -2 / y[0].numel() * pull(problem, x0, y)
-    excess = 2 * (x0 - denoised) / sg  # eps_hat - e, for the e that was put on x0
-    return data, lam * WEIGHTS[weight](sg) / x0[0].numel() * excess
+    operator = problem.operator.at([0], like.shape[1:])
+    x = torch.randn(like.shape[1:], generator=generator(0)).to(like)[None]
+    for _ in range(20):
+        x = operator.A_adjoint(operator.A(x / x.norm()))
+    return float(x.norm().sqrt())

@@ -8,12 +8,13 @@ a given image, with noise on it of a lower level, about as large as its error.
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..prior import karras
 from ..problem import Problem
 from ..seeds import Streams
 from .base import Denoiser, randn
 
-__all__ = ["begin", "centre", "ladder"]
+__all__ = ["begin", "centre", "grey", "ladder", "pseudo_inverse"]
 
 
 def begin(
@@ -55,7 +56,24 @@ def ladder(
 
 def centre(y: Tensor, problem: Problem, x: Tensor | None) -> Tensor:
     """The image that the first noise is put on: x, or grey where it is None."""
-    if x is not None:
-        return x
+    return grey(y, problem) if x is None else x
+
+
+def grey(y: Tensor, problem: Problem) -> Tensor:
+    """Images (B, C, H, W) of 0.5 behind measurements y (B, ...)."""
     shape = problem.operator.x_shape(y.shape)[-3:]
     return torch.full((len(y), *shape), 0.5, dtype=y.dtype, device=y.device)
+
+
+def pseudo_inverse(y: Tensor, problem: Problem, x: Tensor | None) -> Tensor:
+    """Where the released algorithms start: x, or A^+ y where it is None.
+
+    Raises:
+        InputError: A has no pseudo-inverse.
+    """
+    if x is None and not problem.operator.linear:
+        raise InputError(
+            f"operator '{problem.operator.spec}' is not linear and has no pseudo-inverse to"
+            " start from: give init, or take red-diff without preset='paper'"
+        )
+    return problem.A_dagger(y) if x is None else x
