@@ -31,6 +31,7 @@ from .mmps import Mmps
 from .pigdm import Pigdm
 from .pnp_dm import PnpDm
 from .red_diff import RedDiff, RedDiffPaper
+from .snips import Snips
 
 __all__ = ["METHODS", "PRESETS", "Result", "configure", "solve"]
 
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Solver]] = {
     "mmps": Mmps,
     "pnp-dm": PnpDm,
     "daps": Daps,
+    "snips": Snips,
 }
 """Solvers by name."""
 
@@ -126,8 +128,8 @@ def solve(
         y: Measurements (B, ...), in units of [0, 1] images.
         problem: How they were made; of images 0..B-1 unless it is bound to others.
         prior: An object with `denoise(x, sigma)`, or a function (x, sigma): E[clean | x].
-        method: "red-diff", "dps", "ddnm", "diffpir", "pigdm", "mmps", "pnp-dm"
-            or "daps".
+        method: "red-diff", "dps", "ddnm", "diffpir", "pigdm", "mmps", "pnp-dm",
+            "daps" or "snips".
         samples: How many for each measurement, each from its own noise.
         seed: Sample k of image b depends on (seed, b, k) alone.
         init: Where to start: None for the solver's own, images (B, C, H, W), or "posterior" for
