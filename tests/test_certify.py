@@ -2,22 +2,20 @@
 
 import dataclasses
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from unmurk.certify import (
-    PROBLEMS,
-    Row,
-    _coverage,
-    _Exam,
-    certify,
-    holds,
-    picture,
-    standard_errors,
-    summary,
-    table,
-)
+from unmurk import certificate, cli
+from unmurk.certificate import holds, lines, picture, summary, table
+from unmurk.certify import PROBLEMS, Row, _coverage, _Exam, certify, standard_errors
 from unmurk.errors import InputError
 from unmurk.exact import operator_matrix
 
@@ -54,12 +52,10 @@ def shifted(x, posterior, problem):
 
 
 def bars(row, images=4):
-    """Standard errors of the spreads together, and of mean_error^2."""
+    """Standard errors of both spreads (None: A has no such directions), and of mean_error^2."""
     exam = _Exam((row.prior, row.operator, row.noise), images, 0)
-    spreads = [
-        None if p is None else standard_errors(p @ exam.covariance @ p, row.draws)[0]
-        for p in exam.sides
-    ]
+    sides = [None if p is None else p @ exam.covariance @ p for p in exam.sides]
+    spreads = [None if side is None else standard_errors(side, row.draws)[0] for side in sides]
     return spreads, standard_errors(exam.covariance, row.draws)[1]
 
 
@@ -68,9 +64,10 @@ def test_exact_samples_earn_posterior_everywhere_within_the_derived_errors():
     assert [(r.prior, r.operator, r.noise) for r in rows] == PROBLEMS and len(rows) == 20
     pulls = []
     for row in rows:
-        assert row.earned == "posterior" and row.draws == 512, row
+        assert row.earned == "posterior" and 120 <= row.draws <= 512, row
         spreads, square = bars(row)
-        assert row.mean_error**2 < 4 * square < 0.0035
+        assert row.mean_error**2 < 3.5 * square < 0.003 and square <= row.square_bar
+        assert row.spread_bar == max(bar for bar in spreads if bar is not None)
         for ratio, bar in zip((row.spread_observed, row.spread_unobserved), spreads, strict=True):
             assert (ratio is None) == (bar is None)
             if bar is not None:
@@ -110,9 +107,9 @@ def test_faults_are_caught_and_measured():
         if row.solver == "shrunk":
             assert row.spread_observed == pytest.approx(0.7, rel=0.06)
             assert row.spread_unobserved == pytest.approx(0.7, rel=0.06)
-            assert row.coverage == pytest.approx(0.75, abs=0.03)  # P(|z| < 0.7 * 1.645)
+            assert row.coverage == pytest.approx(0.75, abs=0.04)  # P(|z| < 0.7 * 1.645)
         elif row.solver == "shifted":
-            near = 0.03 if row.draws == 512 else 0.08  # a first look may settle it
+            near = 0.03 if row.draws > 128 else 0.08  # an early look may settle it
             assert row.mean_error == pytest.approx(0.2, abs=near)
             assert row.spread_observed == pytest.approx(1, abs=0.05)
         elif row.solver == "mean":
@@ -199,17 +196,17 @@ def test_summary_is_the_weakest_and_the_worst(tmp_path):
     assert found["a"].figures["spread_unobserved"] == pytest.approx((0.985, 0.95))
     assert found["b"].figures["spread_unobserved"] == pytest.approx((0.505, 0.0))
     assert found["a"].figures["excess"] == (2.0, 2.0) and found["a"].seconds == 6.0
-    lines = table(rows_by_hand()).splitlines()
-    assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
-    assert "| a | posterior | posterior | 3 of 3 | 0.02 (0.03) | 1.00 (1.00) |" in lines[2]
-    assert "| b | posterior | point (!) |" in lines[3]
-    assert "| c | point | refused all (!) | 0 of 1 |" in lines[4]
+    written = table(rows_by_hand()).splitlines()
+    assert len(written) == 5 and len({line.count("|") for line in written}) == 1
+    assert "| a | posterior | posterior | 3, 0, 0 | 0.02 (0.03) | 1.00 (1.00) |" in written[2]
+    assert "| b | posterior | point (!) | 1, 1, 0 |" in written[3]
+    assert "| c | point | refused all (!) | 0, 0, 0 |" in written[4]
+    assert lines(rows_by_hand()).row_count == 3
     picture(rows_by_hand(), tmp_path / "dots.svg")
     drawn = (tmp_path / "dots.svg").read_text()
     assert drawn.count("#1b7f4d") >= 4 and drawn.count("#d98a00") >= 1
-    for place in (tmp_path / "no" / "dots.png", tmp_path / "dots.doc"):
-        with pytest.raises(InputError, match="cannot draw to"):
-            picture(rows_by_hand(), place)
+    with pytest.raises(InputError, match="cannot draw to"):
+        picture(rows_by_hand(), tmp_path / "dots.doc")
 
 
 def test_bad_input_is_named():
@@ -221,3 +218,105 @@ def test_bad_input_is_named():
         certify({"magic": {}})
     with pytest.raises(InputError, match="claims 'truth'"):
         certify({"oracle": oracle(claims="truth")})
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two problems, in this process."""
+    monkeypatch.setattr("unmurk.certify.PROBLEMS", SOME)
+    monkeypatch.setattr(certificate, "PROBLEMS", SOME)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+
+
+def test_command_prints_the_rows_of_the_library(few, tmp_path, capsys):
+    argv = [
+        "certify",
+        "--methods",
+        "red-diff",
+        "ddnm",
+        "--seed",
+        "3",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    assert cli.main([*argv, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    rows = certify({"red-diff": {}, "ddnm": {}}, seed=3, problems=SOME)
+    assert [(r["solver"], r["claims"], r["earned"], r["mean_error"]) for r in said["rows"]] == [
+        (r.solver, r.claims, r.earned, r.mean_error) for r in rows
+    ]
+    assert said["holds"] == {"red-diff": True, "ddnm": True} and said["seed"] == 3
+    kept = json.loads((tmp_path / "a" / "certify.json").read_text())
+    assert kept == said and certificate.read(kept)[0].draws == rows[0].draws
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"certify.json", "certify.png"}
+    assert cli.main(["certify", "--methods", "red-diff"]) == 0
+    shown = capsys.readouterr()
+    assert "red-diff" in shown.out and "worst of all problems" in shown.out
+
+
+def test_command_names_the_solvers_there_are(tmp_path, capsys):
+    assert cli.main(["certify", "--methods", "magic", "--out", str(tmp_path / "a")]) == 2
+    said = capsys.readouterr().err
+    assert "solver 'magic' is unknown: choose from red-diff, dps" in said
+    assert len(said.splitlines()) == 1 and not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_processes_do_not_change_the_rows():
+    solvers, seen = {"red-diff": {"steps": 5}, "oracle": exact}, []
+    one = certify(solvers, problems=SOME)
+    two = certify(solvers, problems=SOME, processes=2, progress=seen.append)
+    assert len(seen) == 4
+    for a, b in zip(one, two, strict=True):
+        assert dataclasses.replace(a, seconds=0) == dataclasses.replace(b, seconds=0)
+    with pytest.raises(ZeroDivisionError):
+        certify({"bad": broken}, problems=SOME, processes=2)
+
+
+def exact(y, problem, denoise, samples, seed):
+    return denoise.prior.posterior(y, problem).sample(samples, seed=seed)
+
+
+def broken(*_):
+    return 1 / 0
+
+
+@pytest.mark.slow
+def test_interrupt_ends_all_processes_and_leaves_nothing(tmp_path):
+    """Ctrl-C reaches every process of the terminal's group."""
+    argv = [sys.executable, "-m", "unmurk", "certify", "--methods", "dps", "--out", "out"]
+    ours = {"PYTHONPATH": str(Path(certificate.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(
+        argv,
+        cwd=tmp_path,
+        env=os.environ | ours,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert run.stderr is not None and "s left" in run.stderr.readline()
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and out == ""
+    said = [line for line in err.splitlines() if "s left" not in line]
+    assert said == ["unmurk: interrupted; the same command continues or starts again"]
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ProcessLookupError):  # within ten seconds
+        for _ in range(100):
+            os.killpg(run.pid, 0)
+            time.sleep(0.1)
+
+
+def test_the_example_of_the_page_is_right():
+    """A solver of one's own, as docs/certification.md shows it."""
+    page = Path(__file__).parents[1] / "docs" / "certification.md"
+    code = re.findall("```python\n(.*?)```", page.read_text(), re.DOTALL)[0]
+    names = {}
+    exec(compile(code, str(page), "exec"), names)
+    (row,) = names["rows"]
+    assert row.solver == "shrink" and row.claims == "point" == row.earned
+    assert row.mean_error < 1e-5 and row.spread_observed < 1e-6  # E[x | y] of a denoising problem

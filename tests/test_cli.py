@@ -22,7 +22,8 @@ from unmurk.prior import Prior
 from unmurk.problem import Problem
 from unmurk.solve import solve
 
-COMMANDS = ("demo", "learn", "restore", "solve", "sample", "corrupt", "evaluate", "report")
+COMMANDS = ("demo", "learn", "restore", "solve", "sample", "corrupt", "evaluate", "certify")
+COMMANDS += ("report",)
 
 
 def images(n: int, size: int = 16, seed: int = 0) -> np.ndarray:

@@ -30,23 +30,28 @@ B times the number of directions that share the variance,
 
 The mean is the hard part: its error falls with S sqrt(B), that of the spread with sqrt(S B). Hence
 many draws of few measurements. With B = 4 nu is 55 to 250 on these problems, and 14 on two where
-the mixture's components stay mixed up. S = 512 draws then give standard errors below 1 % in spread
-(threshold 10 %), below 0.0008 in mean_error^2 (threshold 0.05^2 = 0.0025) and below 0.006 in
-coverage (threshold 0.05), and mostly half of that.
+the mixture's components stay mixed up. S is chosen for each problem (`draws` is the most it may
+be) such that mean_error^2 is known to 0.05^2 / 3.5: from 128 to 512 draws. That leaves standard
+errors below 1 % in spread (threshold 10 %) and below 0.01 in coverage (threshold 0.05).
 
-A solver is first looked at with S / 16 draws (at least 32). If its mean or its spread misses what
-a posterior sampler needs by more than 5 standard errors, it makes no more, and the errors of its
-figures are those of so few (see `Row.draws`); else it makes them all.
+A solver is looked at after 32, 128, ... draws. If its mean or its spread misses by then what a
+posterior sampler needs by more than 5 standard errors, it makes no more, and its figures are as
+sure as so few draws make them: a row says how sure (`Row.square_bar`, `Row.spread_bar`).
+
+The solvers here draw their noise from one stream for all rows, which is quicker than the stream
+for each row of `solve` and has the same distribution.
 """
 
 import itertools
 import math
-import statistics
+import multiprocessing
+import signal
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -55,8 +60,8 @@ from torch import Tensor
 from .errors import InputError
 from .exact import GaussianMixture, GaussianPrior, operator_matrix
 from .problem import Problem
-from .seeds import generator
-from .solve import METHODS, configure, solve
+from .seeds import Streams, generator
+from .solve import METHODS, PRESETS, configure
 from .solve.base import Claim, Denoiser
 
 __all__ = [
@@ -64,19 +69,15 @@ __all__ = [
     "PROBLEMS",
     "ExactDenoiser",
     "Row",
-    "Summary",
     "certify",
     "default_solvers",
-    "holds",
-    "picture",
     "standard_errors",
-    "summary",
-    "table",
 ]
 
 Case = tuple[str, str, float]  # prior, operator, noise
 Prior = GaussianPrior | GaussianMixture
 Function = Callable[[Tensor, Problem, Any, int, int], Tensor]
+Given = Mapping[str, Any] | Function  # a solver: its options, or a function
 
 SHAPE = (1, 8, 8)
 PRIORS: dict[str, Callable[[], Prior]] = {
@@ -94,7 +95,8 @@ PROBLEMS: list[Case] = list(itertools.product(PRIORS, OPERATORS, (0.05, 0.3)))
 
 SPREAD, COVERAGE, BIAS, POINT = 0.1, 0.05, 0.05, 0.25  # what "posterior" and "point" allow
 LEVEL = 0.9  # of the intervals whose coverage is measured
-FIRST_LOOK, SURE = 16, 5  # draws / FIRST_LOOK come first; SURE is in standard errors
+PRECISE = 3.5  # BIAS^2 in standard errors of mean_error^2, which says how many draws are made
+FIRST, GROW, SURE = 32, 4, 5  # looks after 32, 128, ... draws; SURE is in standard errors
 UNSEEN = 1e-3  # singular values below this part of the largest count as zero
 DIRECTIONS = 64  # of the sliced Wasserstein distance
 RANK: dict[Any, int] = {"heuristic": 0, "point": 1, "posterior": 2}
@@ -135,6 +137,9 @@ class Row:
     seconds: float = 0.0  # wall time of all draws
     error: str | None = None
     """Why there are no samples."""
+    square_bar: float | None = None
+    spread_bar: float | None = None
+    """Standard errors of mean_error^2 and, relative, of the spreads (the larger one)."""
 
     @property
     def excess(self) -> float | None:
@@ -164,8 +169,6 @@ class _Exam:
     def __init__(self, case: Case, images: int, seed: int) -> None:
         self.case, self.root = case, seed
         name, operator, noise = case
-        if name not in PRIORS:
-            raise InputError(f"prior '{name}' is unknown: choose from {', '.join(PRIORS)}")
         self.prior = PRIORS[name]()
         self.problem = Problem(operator, noise).at(range(images), SHAPE)
         truth = self.prior.sample(images, seed=self.seed("truth"))
@@ -185,6 +188,19 @@ class _Exam:
         """A seed of its own for every problem and purpose."""
         path = zlib.crc32(repr((self.case, purpose)).encode())
         return int(torch.randint(2**31, (), generator=generator(self.root, path)))
+
+    def draws(self, most: int) -> int:
+        """How many draws tell mean_error^2 well enough, `FIRST` to `most`."""
+        _, bar = standard_errors(self.covariance, 2)  # falls as 1 / sqrt(S (S - 1))
+        wanted = 0.5 + math.sqrt(0.25 + 2 * (bar * PRECISE / BIAS**2) ** 2)
+        return min(max(math.ceil(wanted), FIRST), most)
+
+    def bars(self, draws: int, bias: float) -> dict[str, float]:
+        """The standard errors of a row's figures."""
+        sides = [p @ self.covariance @ p for p in self.sides if p is not None]
+        spread = max(standard_errors(side, draws)[0] for side in sides)
+        square = standard_errors(self.covariance, draws, bias)[1]
+        return {"square_bar": square, "spread_bar": spread}
 
     def moments(self, samples: Tensor) -> tuple[float, list[float | None]]:
         """Squared mean_error (may be below 0), and the spreads, of samples (S, B, C, H, W)."""
@@ -225,6 +241,7 @@ class _Exam:
             "swd": self._swd(samples, exact),
             "swd_exact": self._swd(other, exact),
             "draws": len(samples),
+            **self.bars(len(samples), mean_error),
         }
 
     def _swd(self, a: Tensor, b: Tensor) -> float:
@@ -278,19 +295,23 @@ def standard_errors(covariance: Tensor, draws: int, bias: float = 0.0) -> tuple[
 
 
 def default_solvers() -> dict[str, dict[str, Any]]:
-    """Every method with its defaults, and the released RED-diff with 200 steps for its 1000."""
-    paper = {"method": "red-diff", "preset": "paper", "steps": 200}
-    return {name: {} for name in METHODS} | {"red-diff (paper, 200 steps)": paper}
+    """Every method and every preset with its defaults.
+
+    Names of presets are "METHOD:PRESET".
+    """
+    presets = {f"{name}:{preset}": {"method": name, "preset": preset} for name, preset in PRESETS}
+    return {name: {} for name in METHODS} | presets
 
 
 def certify(
-    solvers: Mapping[str, Mapping[str, Any] | Function] | None = None,
+    solvers: Mapping[str, Given] | None = None,
     *,
     seed: int = 0,
     draws: int = 512,
     images: int = 4,
     problems: Iterable[Case] | None = None,
     progress: Callable[[Row], Any] | None = None,
+    processes: int = 1,
 ) -> list[Row]:
     """Run solvers where the posterior is known, and compare: problem by problem, each solver.
 
@@ -300,30 +321,74 @@ def certify(
             attribute `claims`, if any, says what it claims ("heuristic" else), and `denoise` is
             an `ExactDenoiser`. None: `default_solvers()`.
         seed: Of the truths, the noise, the solvers and the exact samples.
-        draws: Samples for each measurement, at least 32. Fewer where a first look settles it.
+        draws: Most samples for each measurement, at least 32. Fewer where fewer settle it.
         images: Measurements for each problem.
         problems: Which ones; None: `PROBLEMS`.
         progress: Called with every row when it is done.
+        processes: How many work at it. With more than one, functions have to be importable (at
+            the top of a module), and a script needs its `if __name__ == "__main__"`.
+
+    Returns:
+        The rows, for each problem those of all solvers. They do not depend on `processes`.
 
     Raises:
         InputError: Unknown method, option or prior, or numbers out of range. One that a solver
             raises while it runs goes into its row instead.
     """
-    if draws < 32 or images < 1:
+    if draws < FIRST or images < 1:
         raise InputError(f"draws is {draws} and images {images}: at least 32 and 1 are needed")
     given = default_solvers() if solvers is None else solvers
-    ready = {name: _runner(name, solver) for name, solver in given.items()}
-    rows = []
-    for case in PROBLEMS if problems is None else problems:
-        exam = _Exam(case, images, seed)
-        for name, (run, claims) in ready.items():
-            rows.append(_examine(name, run, claims, exam, draws))
-            if progress is not None:
-                progress(rows[-1])
-    return rows
+    for name, solver in given.items():
+        _runner(name, solver)
+    cases = list(PROBLEMS if problems is None else problems)
+    for prior, _, _ in cases:
+        if prior not in PRIORS:
+            raise InputError(f"prior '{prior}' is unknown: choose from {', '.join(PRIORS)}")
+    jobs = [(*one, case, images, seed, draws) for case in cases for one in given.items()]
+    rows: dict[int, Row] = {}
+    for number, row in _all(jobs, processes):
+        rows[number] = row
+        if progress is not None:
+            progress(row)
+    return [rows[number] for number in range(len(jobs))]
 
 
-def _runner(name: str, solver: Mapping[str, Any] | Function) -> tuple[Function, Claim]:
+def _all(jobs: Sequence[Any], processes: int) -> Iterator[tuple[int, Row]]:
+    """The rows of all jobs with their numbers, as they are done."""
+    if processes == 1:
+        yield from ((number, _row(*job)) for number, job in enumerate(jobs))
+        return
+    others = multiprocessing.active_children()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_alone) as pool:
+        try:
+            numbers = {pool.submit(_row, *job): number for number, job in enumerate(jobs)}
+            for done in as_completed(numbers):
+                yield numbers[done], done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - set(others):
+                child.terminate()
+            raise
+
+
+def _alone() -> None:
+    """A process of several: one thread, and an interrupt is its parent's affair."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _row(name: str, solver: Given, case: Case, images: int, seed: int, draws: int) -> Row:
+    run, claims = _runner(name, solver)
+    return _examine(name, run, claims, _exam(case, images, seed), draws)
+
+
+@lru_cache(maxsize=1)
+def _exam(case: Case, images: int, seed: int) -> _Exam:
+    return _Exam(case, images, seed)
+
+
+def _runner(name: str, solver: Given) -> tuple[Function, Claim]:
     """A solver as a function, and what it claims."""
     if callable(solver):
         claims: Any = getattr(solver, "claims", "heuristic")
@@ -331,32 +396,47 @@ def _runner(name: str, solver: Mapping[str, Any] | Function) -> tuple[Function, 
             raise InputError(f"{name} claims '{claims}': choose from {', '.join(RANK)}")
         return solver, claims
     options = dict(solver)
-    method = options.pop("method", name)
+    method = configure(options.pop("method", name), options)
 
     def run(y: Tensor, problem: Problem, denoise: Any, samples: int, seed: int) -> Tensor:
-        settings = {**options, "samples": samples, "seed": seed, "batch": samples * len(y)}
-        return solve(y, problem, denoise, method, **settings).samples
+        rows = list(range(len(y))) * samples
+        noise = _Shared(seed, len(rows))
+        x = method.run(y[rows], problem.take(rows), denoise, None, noise, lambda *_, **__: False)
+        return x.detach().reshape(samples, len(y), *x.shape[1:])
 
-    return run, configure(method, options).claims
+    return run, method.claims
 
 
-def _examine(name: str, run: Function, claims: Claim, exam: _Exam, draws: int) -> Row:
-    """One row: a first look, and if that leaves it open, all draws."""
+class _Shared(Streams):
+    """One stream for all rows, for speed."""
+
+    def __init__(self, seed: int, rows: int) -> None:
+        self.generators = [generator(seed)] * rows
+
+    def _stack(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        return draw((len(self), *shape), generator=self.generators[0])
+
+
+def _examine(name: str, run: Function, claims: Claim, exam: _Exam, most: int) -> Row:
+    """One row, of as many draws as it takes to settle it."""
     denoise = ExactDenoiser(exam.prior)
     prior, operator, noise = exam.case
     row: Any = dict(solver=name, claims=claims, prior=prior, operator=operator, noise=noise)
-    first = max(draws // FIRST_LOOK, 32)
-    samples, began = None, time.perf_counter()
+    shape, wanted = exam.posterior.mean.shape, exam.draws(most)
+    samples, found, evaluations, goal = torch.empty(0, *shape), None, 0, FIRST
+    began = time.perf_counter()
     try:
-        samples = run(exam.y, exam.problem, denoise, first, exam.seed("first"))
-        _check(samples, (first, *exam.posterior.mean.shape))
-        evaluations = denoise.nfe
-        if draws > first and not exam.missed(samples):
-            more = run(exam.y, exam.problem, denoise, draws - first, exam.seed("more"))
-            _check(more, (draws - first, *exam.posterior.mean.shape))
-            samples = torch.cat([samples, more])
+        while True:
+            more = min(goal, wanted) - len(samples)
+            found = run(exam.y, exam.problem, denoise, more, exam.seed(f"draws to {goal}"))
+            _check(found, (more, *shape))
+            samples = torch.cat([samples, found])
+            evaluations = evaluations or denoise.nfe
+            if len(samples) == wanted or exam.missed(samples):
+                break
+            goal *= GROW
     except InputError as error:
-        refused = samples is None and denoise.nfe == 0
+        refused = found is None and denoise.nfe == 0
         return Row(**row, earned=None if refused else "heuristic", error=str(error))
     row |= {"evaluations": evaluations, "seconds": time.perf_counter() - began}
     return Row(**row, **exam.figures(samples))
@@ -367,133 +447,3 @@ def _check(samples: Tensor, shape: tuple[int, ...]) -> None:
         raise InputError(f"it returned samples of shape {tuple(samples.shape)} instead of {shape}")
     if not samples.isfinite().all():
         raise InputError("it returned numbers that are not finite")
-
-
-# -- what the rows say ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One solver on all problems.
-
-    `earned` is the weakest of those it did not refuse (None: it refused all); `figures` holds
-    (median, worst) of mean_error, both spreads, coverage and excess (see `Row`), None where there
-    is none; `evaluations` is the most that one sample has cost.
-    """
-
-    solver: str
-    claims: Claim
-    earned: Claim | None
-    problems: int
-    refused: int
-    figures: dict[str, tuple[float, float] | None]
-    evaluations: int
-    seconds: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether it earns what it claims, on every problem it takes."""
-        return self.earned is not None and RANK[self.earned] >= RANK[self.claims]
-
-
-def summary(rows: Sequence[Row]) -> dict[str, Summary]:
-    """What every solver of these rows earns on all problems together, by name."""
-    names = dict.fromkeys(row.solver for row in rows)
-    return {name: _summarise([row for row in rows if row.solver == name]) for name in names}
-
-
-def holds(rows: Sequence[Row]) -> dict[str, bool]:
-    """By solver: whether it earns what it claims (or more) on every problem it takes."""
-    return {name: found.holds for name, found in summary(rows).items()}
-
-
-def _summarise(rows: list[Row]) -> Summary:
-    earned = [row.earned for row in rows if row.earned is not None]
-    return Summary(
-        solver=rows[0].solver,
-        claims=rows[0].claims,
-        earned=min(earned, key=RANK.__getitem__, default=None),
-        problems=len(rows),
-        refused=len(rows) - len(earned),
-        figures={name: _pair(rows, name) for name in WORSE},
-        evaluations=max(row.evaluations for row in rows),
-        seconds=sum(row.seconds for row in rows),
-    )
-
-
-def _off(spread: float) -> float:
-    """How far a ratio is from 1, up or down alike."""
-    return abs(math.log(spread)) if spread > 0 else math.inf
-
-
-WORSE: dict[str, Callable[[float], float]] = {
-    "mean_error": float,
-    "spread_observed": _off,
-    "spread_unobserved": _off,
-    "coverage": lambda coverage: abs(coverage - LEVEL),
-    "excess": float,
-}
-"""Figures of a row, and how bad a value is."""
-
-
-def _pair(rows: list[Row], name: str) -> tuple[float, float] | None:
-    """Median and worst of what there is."""
-    found = (getattr(row, name) for row in rows)
-    known = [value for value in found if value is not None]
-    return (statistics.median(known), max(known, key=WORSE[name])) if known else None
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The summary in Markdown, one line for each solver, figures as "median (worst)"."""
-    head = "solver | claims | earned | problems | mean error | spread observed"
-    head += " | spread unobserved | coverage of 90 % | SWD / exact | NFE | seconds"
-    lines = [head, " | ".join(["---"] * len(head.split("|")))]
-    for found in summary(rows).values():
-        earned = (found.earned or "refused all") + ("" if found.holds else " (!)")
-        taken = f"{found.problems - found.refused} of {found.problems}"
-        cells = [f"{p[0]:.2f} ({p[1]:.2f})" if p else "" for p in found.figures.values()]
-        cost = [str(found.evaluations), f"{found.seconds:.1f}"]
-        lines.append(" | ".join([found.solver, found.claims, earned, taken, *cells, *cost]))
-    return "\n".join(f"| {line} |" for line in lines) + "\n"
-
-
-INKS, MARKS = dict(posterior="#1b7f4d", point="#d98a00", heuristic="#b3261e"), "osD^vPX*<>hp"
-LEAST, MOST_ERROR, MOST_SPREAD = 0.01, 10.0, 2.0  # what lies beyond is drawn on the edge
-
-
-def picture(rows: Sequence[Row], path: str | Path) -> None:
-    """Draw every row as a dot: its spread ratio (the worse of the two) against its mean error.
-
-    Colours tell what it earned, marks the solver; the box is where a posterior sampler belongs.
-    The ending of `path` says which kind of file: .png, .svg or .pdf.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained", dpi=150)
-    axes: Any = figure.add_subplot()
-    style: Any = {"linestyle": "", "markersize": 6, "clip_on": False}
-    marks = dict(zip(summary(rows), itertools.cycle(MARKS), strict=False))
-    for row in rows:
-        spreads = [s for s in (row.spread_observed, row.spread_unobserved) if s is not None]
-        if row.mean_error is not None and row.earned is not None:
-            x = min(max(spreads, key=_off), MOST_SPREAD)
-            y = min(max(row.mean_error, LEAST), MOST_ERROR)
-            axes.plot(x, y, marks[row.solver], color=INKS[row.earned], alpha=0.7, **style)
-    corner, sides = (1 - SPREAD, LEAST), (2 * SPREAD, BIAS - LEAST)
-    axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=INKS["posterior"]))
-    axes.set(xlim=(-0.02, MOST_SPREAD), ylim=(LEAST, MOST_ERROR), yscale="log")
-    axes.set_xlabel("spread of the samples / exact spread, the worse of observed and unobserved")
-    axes.set_ylabel("error of the mean / posterior standard deviation")
-    for name, ink in INKS.items():
-        axes.plot([], [], "o", color=ink, label=name, **style)
-    for name, mark in marks.items():
-        axes.plot([], [], mark, color="#555", label=name, **style)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot draw to {path}: {str(error).splitlines()[0]}") from error

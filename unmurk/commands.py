@@ -7,7 +7,7 @@ writes at its end.
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +15,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from .errors import InputError
-from .output import lines, output, plain, save_like, save_new
+from .options import (
+    FILES,
+    AnyPrior,
+    Clean,
+    Command,
+    Corrupted,
+    Json,
+    MaybeInt,
+    MaybePath,
+    MaybeText,
+    Seed,
+    SkipBad,
+    Text,
+)
+from .output import output, save_like, save_new
 
 if TYPE_CHECKING:
     import torch
@@ -24,43 +38,6 @@ if TYPE_CHECKING:
     from .problem import Problem
 
 __all__ = ["COMMANDS", "Command"]
-
-FILES = "a folder of PNG or JPEG pictures, or a .npy, .npz or idx file."
-Corrupted = Annotated[Positional[Path], arg(metavar="DATA", help=f"The corrupted images: {FILES}")]
-Clean = Annotated[Positional[Path], arg(metavar="DATA", help=f"Clean images: {FILES}")]
-Text = Annotated[str, arg(metavar="TEXT")]
-MaybeText = Annotated[str | None, arg(metavar="TEXT")]
-MaybeInt = Annotated[int | None, arg(metavar="INT")]
-MaybePath = Annotated[Path | None, arg(metavar="PATH")]
-AnyPrior = Annotated[
-    str,
-    arg(
-        metavar="TEXT",
-        help="Run folder, folder or Hub name (owner/name) of an unconditional diffusers pipeline, "
-        "guided-diffusion checkpoint (adm:ffhq256:FILE, adm:imagenet256:FILE), or digits (in the "
-        "package).",
-    ),
-]
-Seed = Annotated[int, arg(help="Seed of every random draw.")]
-SkipBad = Annotated[
-    bool,
-    arg(help="Leave out files that cannot be read or differ in size from most, and list them."),
-]
-Json = Annotated[
-    bool, arg(help="Print one JSON object on stdout; a number that is not finite is null.")
-]
-
-
-class Command:
-    """What every command has: `run` does the work, `show` prints its result for a person."""
-
-    json: bool
-
-    def run(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def show(self, result: dict[str, Any]) -> None:
-        print("\n".join(lines(plain(result))))
 
 
 @dataclass
@@ -326,6 +303,33 @@ class Evaluate(Command):
 
 
 @dataclass
+class Certify(Command):
+    """Hold the solvers against posteriors known in closed form (minutes on two cores)."""
+
+    methods: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
+    """Solvers, such as pnp-dm or red-diff:paper (method:preset); unset: all."""
+    out: MaybePath = None
+    """Folder for certify.json, every figure, and certify.png, a picture of them."""
+    seed: Seed = 0
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        from . import certificate
+
+        with output(self.out) if self.out else nullcontext():
+            return certificate.run(self.methods, self.out, seed=self.seed)
+
+    def show(self, result: dict[str, Any]) -> None:
+        from rich.console import Console
+
+        from . import certificate
+
+        wide = Console(width=max(Console().width, certificate.WIDTH))
+        wide.print(certificate.lines(certificate.read(result)))
+        print(certificate.CAPTION)
+
+
+@dataclass
 class Report(Command):
     """Write the page of a run: settings, curves, pictures."""
 
@@ -339,7 +343,7 @@ class Report(Command):
 
 COMMANDS: dict[str, Callable[..., Command]] = {
     kind.__name__.lower(): kind
-    for kind in (Demo, Learn, Restore, Solve, Sample, Corrupt, Evaluate, Report)
+    for kind in (Demo, Learn, Restore, Solve, Sample, Corrupt, Evaluate, Certify, Report)
 }
 
 

@@ -42,6 +42,7 @@ from .projdiff import ProjDiff
 from .red_diff import RedDiff
 from .red_diff_paper import RedDiffPaper
 from .red_diff_spread import RedDiffSpread
+from .snips import Snips
 from .tds import Tds
 from .tmpd import Tmpd
 from .whiten import whiten
@@ -60,6 +61,7 @@ METHODS: dict[str, type[Solver]] = {
     "mmps": Mmps,
     "pnp-dm": PnpDm,
     "daps": Daps,
+    "snips": Snips,
     "tds": Tds,
     "projdiff": ProjDiff,
     "ddiff": Ddiff,

@@ -64,7 +64,7 @@ class RedDiffPaper:
     """
 
     name: ClassVar[str] = "red-diff"
-    claims: ClassVar[Claim] = "point"
+    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "differentiable"
 
     steps: int = 1000
