@@ -85,12 +85,13 @@ def read(result: dict[str, Any]) -> list[Row]:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[Row], None]]:
-    """What is done and the time that is left, on stderr: a bar, or a line every ten seconds."""
+    """What is done and the time that is left, on stderr: a bar, or a line at first and every ten
+    seconds."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    start = said = time.monotonic()
+    start, said = time.monotonic(), -math.inf
     done = 0
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("certify", total=total)

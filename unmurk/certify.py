@@ -36,7 +36,8 @@ errors below 1 % in spread (threshold 10 %) and below 0.01 in coverage (threshol
 
 A solver is looked at after 32, 128, ... draws. If its mean or its spread misses by then what a
 posterior sampler needs by more than 5 standard errors, it makes no more, and its figures are as
-sure as so few draws make them: a row says how sure (`Row.square_bar`, `Row.spread_bar`).
+sure as so few draws make them: a row says how sure (`Row.square_bar`, `Row.spread_bar`). Nor does
+it make more than 160,000 evaluations of the denoiser for a measurement pay for.
 
 The solvers here draw their noise from one stream for all rows, which is quicker than the stream
 for each row of `solve` and has the same distribution.
@@ -96,6 +97,7 @@ PROBLEMS: list[Case] = list(itertools.product(PRIORS, OPERATORS, (0.05, 0.3)))
 SPREAD, COVERAGE, BIAS, POINT = 0.1, 0.05, 0.05, 0.25  # what "posterior" and "point" allow
 LEVEL = 0.9  # of the intervals whose coverage is measured
 PRECISE = 3.5  # BIAS^2 in standard errors of mean_error^2, which says how many draws are made
+EVALUATIONS = 160_000  # of the denoiser, that all draws for a measurement may cost
 FIRST, GROW, SURE = 32, 4, 5  # looks after 32, 128, ... draws; SURE is in standard errors
 UNSEEN = 1e-3  # singular values below this part of the largest count as zero
 DIRECTIONS = 64  # of the sliced Wasserstein distance
@@ -432,7 +434,8 @@ def _examine(name: str, run: Function, claims: Claim, exam: _Exam, most: int) ->
             _check(found, (more, *shape))
             samples = torch.cat([samples, found])
             evaluations = evaluations or denoise.nfe
-            if len(samples) == wanted or exam.missed(samples):
+            wanted = min(wanted, max(FIRST, EVALUATIONS // max(evaluations, 1)))
+            if len(samples) >= wanted or exam.missed(samples):
                 break
             goal *= GROW
     except InputError as error:

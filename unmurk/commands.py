@@ -6,7 +6,7 @@ writes at its end.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from .options import (
     Seed,
     SkipBad,
     Text,
+    at_least,
+    solver_options,
 )
 from .output import output, save_like, save_new
 
@@ -164,9 +166,12 @@ class Solve(Command):
     out: Path
     """Folder for the restored images (the mean where there are several samples)."""
     method: Text = "red-diff"
-    """Name of the solver; an unknown one lists those there are."""
+    """Name of the solver; an unknown one lists those there are. auto: one that fits the operator,
+    the number of samples and --option budget=100, network evaluations for each."""
     samples: int = 1
     """Solutions of every image; with more than one, samples.npy and std.npy are written too."""
+    restarts: int = 1
+    """Runs for each solution, of which the one that fits best is kept (phase retrieval)."""
     steps: MaybeInt = None
     """Steps of the solver; unset: its own."""
     option: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")] = ()
@@ -180,8 +185,8 @@ class Solve(Command):
 
     def run(self) -> dict[str, Any]:
         with output(self.out, folder=False):
-            _at_least(1, samples=self.samples)
-            options = _options(self.method, self.option, self.steps)
+            at_least(1, samples=self.samples, restarts=self.restarts)
+            options = solver_options(self.method, self.option, self.steps)
             problem = _problem(self.operator, self.noise)
             data = _images(self.data, skip_bad=self.skip_bad)
             from .posterior import Posterior
@@ -198,6 +203,7 @@ class Solve(Command):
                     prior,
                     method=self.method,
                     samples=self.samples,
+                    restarts=self.restarts,
                     seed=self.seed,
                     init="posterior" if starts else None,
                     posterior=posterior,
@@ -207,7 +213,7 @@ class Solve(Command):
             several = {"samples": result.samples, "std": result.std} if self.samples > 1 else {}
             written = save_like(self.out, data, result.mean, **several)
         residual = result.trace[-1].get("residual") if result.trace else None
-        return {**written, "method": self.method, "nfe": result.nfe, "residual": residual}
+        return {**written, "method": result.method, "nfe": result.nfe, "residual": residual}
 
 
 @dataclass
@@ -226,8 +232,8 @@ class Sample(Command):
 
     def run(self) -> dict[str, Any]:
         with output(self.out, folder=False):
-            _at_least(1, n=self.n)
-            _at_least(2, steps=self.steps)
+            at_least(1, n=self.n)
+            at_least(2, steps=self.steps)
             from .prior import Prior
 
             prior = _place(Prior.load(self.prior))[0]
@@ -347,12 +353,6 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 }
 
 
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise InputError(f"--{name} {value}: give a number of {least} or more")
-
-
 def _shape(images: "torch.Tensor") -> str:
     return "x".join(map(str, images.shape))
 
@@ -416,41 +416,6 @@ def _restore(
         parts.append(part)
     means, stds = zip(*parts, strict=True)
     return torch.cat(means), torch.cat(stds)
-
-
-def _options(method: str, pairs: Sequence[str], steps: int | None) -> dict[str, Any]:
-    """The options of a solver from key=value pairs, read as the type that each has there."""
-    from .solve import configure
-
-    texts = dict(_pair(pair) for pair in pairs)
-    options: dict[str, Any] = {} if steps is None else {"steps": steps}
-    if "preset" in texts:
-        options["preset"] = texts.pop("preset")
-    solver = configure(method, options)
-    for key, text in texts.items():
-        kind = type(getattr(solver, key, ""))
-        try:
-            options[key] = READ[kind](text)
-        except (ValueError, KeyError) as error:
-            raise InputError(f"--option {key}={text}: write it as {kind.__name__}") from error
-    _at_least(1, steps=options.get("steps", 1))
-    configure(method, options)
-    return options
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise InputError(f"--option {text}: write it as key=value")
-    return key, value
-
-
-READ: dict[type, Callable[[str], Any]] = {
-    bool: {"true": True, "false": False}.__getitem__,
-    int: int,
-    float: float,
-    str: str,
-}
 
 
 def _page(run: Path) -> Path:

@@ -1,10 +1,12 @@
 """What the options of several commands share, and what every command has."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from .errors import InputError
 from .output import lines, plain
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Seed",
     "SkipBad",
     "Text",
+    "at_least",
+    "solver_options",
 ]
 
 FILES = "a folder of PNG or JPEG pictures, or a .npy, .npz or idx file."
@@ -60,3 +64,49 @@ class Command:
 
     def show(self, result: dict[str, Any]) -> None:
         print("\n".join(lines(plain(result))))
+
+
+def at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise InputError(f"--{name} {value}: give a number of {least} or more")
+
+
+def solver_options(method: str, pairs: Sequence[str], steps: int | None) -> dict[str, Any]:
+    """The options of a solver from key=value pairs, read as the type that each has there."""
+    from .solve import configure
+    from .solve.auto import Auto
+
+    texts = dict(_pair(pair) for pair in pairs)
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    if "preset" in texts:
+        options["preset"] = texts.pop("preset")
+    auto = method == "auto"
+    solver: Any = Auto() if auto else configure(method, options)
+    for key, text in texts.items():
+        kind = type(getattr(solver, key, ""))
+        try:
+            options[key] = READ[kind](text)
+        except (ValueError, KeyError) as error:
+            raise InputError(f"--option {key}={text}: write it as {kind.__name__}") from error
+    at_least(1, steps=options.get("steps", 1))
+    if auto:
+        Auto.read(options)
+    else:
+        configure(method, options)
+    return options
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise InputError(f"--option {text}: write it as key=value")
+    return key, value
+
+
+READ: dict[type, Callable[[str], Any]] = {
+    bool: {"true": True, "false": False}.__getitem__,
+    int: int,
+    float: float,
+    str: str,
+}

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 CG_ITERATIONS = 100
+FACTORED = 1024  # sides above which small matrices are no longer small
 CG_TOLERANCE = 1e-6  # of the residual norm, relative to the right-hand side: float32's reach
 
 
@@ -122,6 +123,7 @@ class Operator:
     tensors: ClassVar[tuple[str, ...]] = ()
     dagger_iterations: int = CG_ITERATIONS
     device: torch.device = torch.device("cpu")
+    _kept: dict[Any, Spectrum | None] = {}
 
     @property
     def linear(self) -> bool:
@@ -181,7 +183,11 @@ class Operator:
             like: Images (B, C, H, W) of the shape it is for.
             gamma: (B or 1, 1, 1, 1), >= 0.
         """
-        return None
+        found = self._factored(like)
+        if found is None:
+            return None
+        gain = 1 / (1 + gamma * found.s.square())
+        return lambda r: found.out(gain * found.into(r))
 
     # -- binding to images -----------------------------------------------------------------------
 
@@ -284,6 +290,10 @@ class Operator:
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         """`prox_l2` with gamma of shape (B or 1, 1, 1, 1). From z, so that gamma = 0 gives z."""
+        found = self._factored(z)
+        if found is not None:
+            gain = gamma * found.s / (1 + gamma * found.s.square())
+            return z + found.out(gain * found.measured(y - self._A(z)))
         step = conjugate_gradient(
             lambda x: x + gamma * self._A_adjoint(self._A(x)),
             gamma * self._A_adjoint(y - self._A(z)),
@@ -291,8 +301,19 @@ class Operator:
         return z + step
 
     def _svd(self, x: Tensor) -> Spectrum:
-        factors = self._factors(tuple(x.shape[-3:]))
-        return dense(self, x) if factors is None else factored(factors, x)
+        found = self._factored(x)
+        return dense(self, x) if found is None else found
+
+    def _factored(self, like: Tensor) -> Spectrum | None:
+        """The decomposition by `_factors`, kept for images like these; None if there is none."""
+        if max(like.shape[-2:]) > FACTORED:
+            return None
+        key = tuple(like.shape[-3:]), like.dtype, like.device
+        if key not in self._kept:
+            factors = self._factors(key[0])
+            found = None if factors is None else factored(factors, like)
+            self._kept = {**self._kept, key: found}
+        return self._kept[key]
 
     def _factors(self, shape: tuple[int, ...]) -> Factors | None:
         """A on images of shape (C, H, W) as a Kronecker product, if it is one."""
@@ -300,8 +321,11 @@ class Operator:
 
     def _with(self, **changes: Any) -> "Operator":
         other = copy.copy(self)
-        other.__dict__.update(changes)
+        other.__dict__.update({"_kept": {}} | changes)
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_kept"}
 
     def _bound(self, batch: Tensor, shape: Sequence[int]) -> "Operator":
         """Self, bound to the rows of the batch if that has not been done, and checked."""

@@ -93,6 +93,8 @@ class Blur(Operator):
             transfer = self._transfer(z)
             weight = gamma * transfer.conj() / (1 + gamma * transfer.abs().square())
             return z + _filter(y - self._A(z), weight)
+        if self._factored(z) is not None:
+            return super()._prox(z, y, gamma)
         step = conjugate_gradient(
             lambda x: x + gamma * self._correlate(self._convolve(x)),
             gamma * self._correlate(y - self._convolve(z)),
@@ -119,10 +121,13 @@ class Blur(Operator):
         return one._A(unit).reshape(pixels.shape).T.cpu()
 
     def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor]:
-        """See `Operator.near_inverse`: the inverse itself where the borders are circular."""
+        """See `Operator.near_inverse`: the inverse itself, but for kernels that do not factor."""
         if self.pad == "circular":
             inverse = 1 / (1 + gamma * self._transfer(like).abs().square())
             return lambda r: _filter(r, inverse)
+        exact = super().near_inverse(like, gamma)
+        if exact is not None:
+            return exact
         weights = _weights(like)
         power = self._transfer(_mirror(like)).abs().square()
         even = (power + power.flip(-2).roll(1, -2)) / 2  # at (k, l) and (-k, l)

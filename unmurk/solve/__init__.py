@@ -26,6 +26,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..problem import Problem
 from ..seeds import Streams
+from .auto import Auto
 from .base import Callback, Claim, Denoiser, Monitor, Solver
 from .daps import Daps
 from .ddiff import Ddiff
@@ -112,7 +113,7 @@ def configure(method: str, options: dict[str, Any]) -> Solver:
     """
     options = dict(options)
     if method not in METHODS:
-        raise InputError(f"method '{method}' is unknown: choose from {', '.join(METHODS)}")
+        raise InputError(f"method '{method}' is unknown: choose from auto, {', '.join(METHODS)}")
     cls = METHODS[method]
     preset = options.pop("preset", "default")
     if preset != "default":
@@ -153,7 +154,8 @@ def solve(
         y: Measurements (B, ...), in units of [0, 1] images.
         problem: How they were made; of images 0..B-1 unless it is bound to others.
         prior: An object with `denoise(x, sigma)`, or a function (x, sigma): E[clean | x].
-        method: A name in `METHODS`: "red-diff", "ddrm", "pnp-dm" and so on.
+        method: A name in `METHODS`: "red-diff", "ddrm", "pnp-dm" and so on; or "auto", which
+            takes `budget` (100 network evaluations) and chooses (see `solve.auto`).
         samples: How many for each measurement, each from its own noise.
         restarts: Runs for each sample, of which the one with the least residual is kept: against
             local minima (phase retrieval). Samples chosen so are no draws of a posterior.
@@ -170,8 +172,10 @@ def solve(
         InputError: Unknown method or option, unfit shapes, an operator that the method cannot
             handle, or a result that is not finite.
     """
-    solver = configure(method, options)
     _check(y, samples, batch, restarts)
+    if method == "auto":
+        method, options = Auto.read(options).choose(problem, samples)
+    solver = configure(method, options)
     shape = _image_shape(y, problem, prior, init)
     problem = _bind(y, problem, shape)
     _fits(y, problem, shape, solver)

@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..operators.weighted import Weighted
 from ..prior import karras
 from ..problem import Problem
 from ..seeds import Streams, generator
@@ -85,7 +86,7 @@ class RedDiff:
     """First noise level where `init` is given: about the error of that image."""
     final: Literal["mean", "denoised", "mmse"] = "mmse"
     """Return mu, or h of the last level (smoother; does not know y's last word), or for a linear
-    A what the denoiser makes of the noise of y itself: nearer the mean of the posterior."""
+    A and Gaussian noise what the denoiser makes of y's own noise: nearer the posterior's mean."""
 
     def __post_init__(self) -> None:
         if not 0 < self.relax < 2:
@@ -134,7 +135,10 @@ class RedDiff:
 
     def _own(self, problem: Problem, y: Tensor) -> float:
         """The level at which y's own noise stands for e; 0 where it is below the grid."""
-        if self.final != "mmse" or problem.sigma < self.sigma_min or not problem.operator.linear:
+        operator = problem.operator
+        # weights are those of single images, and the level must be the same for all
+        unfit = not operator.linear or isinstance(operator, Weighted)
+        if self.final != "mmse" or problem.sigma < self.sigma_min or unfit:
             return 0.0
         level = problem.sigma / max(1.0, norm(problem, grey(y[:1], problem)))
         return level if level >= self.sigma_min else 0.0

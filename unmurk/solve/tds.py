@@ -29,8 +29,8 @@ nonlinear A as well. The paper's own examples take the same form for masks and c
 Steps are of second order (`reverse`): m and m' extrapolate from the step before, whose denoised
 images a particle carries along. The path stays a chain of Gaussian steps, so the weights hold.
 
-Particles of one image are put through the network together and apart from all others, so that
-memory is that of K images (with the network's gradient), and a result depends on nothing else.
+Particles go through the network in calls of bounded size, those of one image together: memory is
+that of 2^18 numbers of images, or of K images if they are larger, with the network's gradient.
 """
 
 import math
@@ -48,6 +48,8 @@ from .reverse import Reverse
 from .start import begin
 
 __all__ = ["Tds", "resample", "twist"]
+
+NUMBERS = 2**18  # of images in one call of the network: 64 of 64 x 64 pixels
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,11 @@ class Tds:
     def _look(
         self, problem: Problem, denoise: Denoiser, x: Tensor, y: Tensor, t: float, images: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`twist` of all particles, image by image: K evaluations for each."""
+        """`twist` of all particles, some images at a time: K evaluations for each."""
         r = self.pixel_std * t / math.sqrt(self.pixel_std**2 + t**2)
         trust = max(problem.sigma, self.noise_floor)
-        rows = torch.arange(len(x)).chunk(images)
+        together = max(1, NUMBERS // (self.particles * x[0].numel()))
+        rows = torch.arange(len(x)).chunk(math.ceil(images / together))
         with denoise.counted_as(self.particles):
             found = [
                 twist(problem.take(own), denoise, x[own], y[own], t, r, trust, self.data_steps)

@@ -1,0 +1,51 @@
+"""method="auto": what it chooses, that it keeps to the budget, and that it is that solver."""
+
+import pytest
+import torch
+
+from unmurk.errors import InputError
+from unmurk.exact import GaussianPrior
+from unmurk.problem import Problem
+from unmurk.solve import solve
+from unmurk.solve.auto import Auto
+
+PRIOR = GaussianPrior.exponential((1, 8, 8))
+MASK = Problem("inpaint:random,keep=0.5", 0.1)
+CLIP = Problem("hdr:clip,factor=2", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("problem", "samples", "budget", "method"),
+    [
+        (MASK, 1, 100, "red-diff"),
+        (MASK, 4, 100, "red-diff"),
+        (MASK, 4, 310, "snips"),
+        (MASK, 4, 600, "pnp-dm"),
+        (CLIP, 1, 40, "red-diff"),
+        (CLIP, 4, 40, "daps"),
+    ],
+)
+def test_it_is_the_solver_it_names_and_keeps_to_the_budget(problem, samples, budget, method):
+    y = problem.simulate(PRIOR.sample(2, seed=1), seed=2)
+    found = solve(y, problem, PRIOR, "auto", samples=samples, budget=budget)
+    assert found.method == method and 0.9 * budget <= found.nfe <= budget
+    name, options = Auto(budget).choose(problem, samples)
+    again = solve(y, problem, PRIOR, name, samples=samples, **options)
+    assert torch.equal(found.samples, again.samples)
+
+
+def test_several_samples_spread_as_the_posterior_does():
+    y = MASK.simulate(PRIOR.sample(2, seed=1), seed=2)
+    exact = PRIOR.posterior(y, MASK)
+    for budget, slack in ((100, 0.15), (600, 0.1)):
+        found = solve(y, MASK, PRIOR, "auto", samples=64, budget=budget, batch=128)
+        ratio = (found.std.square().sum() / exact.std.square().sum()).sqrt()
+        assert abs(float(ratio) - 1) < slack
+
+
+def test_what_is_wrong_is_said():
+    y = MASK.simulate(PRIOR.sample(1, seed=1), seed=2)
+    with pytest.raises(InputError, match="budget is 3: at least 10"):
+        solve(y, MASK, PRIOR, "auto", budget=3)
+    with pytest.raises(InputError, match="auto has no option 'steps': it takes budget"):
+        solve(y, MASK, PRIOR, "auto", steps=3)
