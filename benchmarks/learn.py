@@ -84,11 +84,11 @@ PROFILES = {
     # about four minutes of learning for each row on two cores, 25 for everything; an image costs
     # the joint objective four times what it costs the default, so images are not the same
     "small": Profile(
-        Settings("tiny", kimg=94.0, precision="bf16"),
+        Settings("tiny", kimg=102.0, precision="bf16"),
         digits=20_000,
         samples=1_000,
         levels=18,
-        kimg={"noisy": 30.0, "elbo": 29.0, "mean": 100.0, "clean": 30.0},
+        kimg={"noisy": 30.0, "elbo": 30.0, "mean": 120.0, "clean": 36.0},
     ),
     # every row within 10 minutes on one GPU
     "full": Profile(

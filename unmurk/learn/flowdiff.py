@@ -19,7 +19,7 @@ leaves, so the prior keeps noise that the flow can match (docs/experiments.md ha
     2. prior        below sigma_y on m(y), above it (A = I) from the noisy images themselves, with
                     m(y) as the target: the "anchor";
     3. polish       x ~ p(x | y) under the current prior, kept in a slowly refreshed replay
-                    buffer. On it the prior is fitted below sigma_y, and the flow (forward KL) to
+                    buffer. On it the prior is fitted at all levels, and the flow (forward KL) to
                     pairs of a buffer's image and a fresh corruption of it: expectation
                     maximisation with an amortised posterior. Beside it m is fitted again: for A =
                     I to D(y, sigma_y), which is E[x | y] too, else to the pairs.
@@ -71,8 +71,8 @@ class Recipe:
         polish: Share at which the buffer is first filled, and the prior turns to it. Early: what
             it learns below sigma_y from m(y), which has no spread, has to be unlearnt.
         flow: Share at which the flow begins.
-        anchor: What the prior is matched to above sigma_y, for A = I: m(y); the noisy image
-            itself, unbiased but with its noise; or none, for x at all levels.
+        anchor: What the prior is matched to above sigma_y before the polish, for A = I: m(y); the
+            noisy image itself, unbiased but with its noise; or none, for x at all levels.
         refresh: Images polished for each image seen from the first polish on.
         buffer: Images kept in the replay buffer.
         steps: Steps of the reverse diffusion that polishes.
@@ -80,10 +80,10 @@ class Recipe:
         reset: Share at which the prior starts afresh on the buffer; None: never.
     """
 
-    mean: float = 0.52
+    mean: float = 0.48
     a: float = 0.6
-    polish: float = 0.6
-    flow: float = 0.93
+    polish: float = 0.76
+    flow: float = 0.94
     anchor: Literal["mean", "image", "none"] = "mean"
     refresh: float = 0.05
     buffer: int = 8192
@@ -179,12 +179,12 @@ class FlowDiff:
         problem = self.at(rows)
         if progress < self.recipe.mean:
             return {"mean": recorrupted(self.posterior, y, problem, self.recipe.a, generator)}
-        with torch.no_grad():
-            mean = self.student.mean(y, problem)
-        polished = self.buffers["filled"] > 0
-        x = self.replay(len(y), generator) if polished else mean
-        losses = {"prior": self.prior_loss(x, y, mean, generator)}
-        if progress < self.flow_start or not polished:
+        sigma = levels(len(y), generator)
+        if not self.buffers["filled"]:
+            return {"prior": self.first_prior(y, problem, sigma, generator)}
+        x = self.replay(len(y), generator)
+        losses = {"prior": denoising(self.prior, x, sigma, generator)}
+        if progress < self.flow_start:
             return losses
         losses["flow"], error = forward_kl(self.posterior, x, problem, generator)
         if self.denoising:
@@ -195,14 +195,17 @@ class FlowDiff:
             losses["reverse"] = self.recipe.reverse * reverse
         return losses
 
-    def prior_loss(self, x: Tensor, y: Tensor, mean: Tensor, noise: torch.Generator) -> Tensor:
-        """Score matching on x, anchored to the noisy images above sigma_y where A = I."""
-        sigma = levels(len(y), noise)
+    def first_prior(
+        self, y: Tensor, problem: Problem, sigma: Tensor, noise: torch.Generator
+    ) -> Tensor:
+        """Score matching before there are draws: on m(y), anchored above sigma_y where A = I."""
+        with torch.no_grad():
+            mean = self.student.mean(y, problem)
         anchor = self.recipe.anchor
         if not self.denoising or anchor == "none":
-            return denoising(self.prior, x, sigma, noise)
+            return denoising(self.prior, mean, sigma, noise)
         target = mean if anchor == "mean" else None
-        return anchored(self.prior, x, y, self.problem.sigma, sigma, noise, target)
+        return anchored(self.prior, mean, y, problem.sigma, sigma, noise, target)
 
     # ------------------------------------------------------------------ the replay buffer
 
