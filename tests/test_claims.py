@@ -7,6 +7,7 @@ same on all problems, with all draws.
 import pytest
 
 from unmurk.certify import BIAS, COVERAGE, LEVEL, POINT, SPREAD, certify, default_solvers
+from unmurk.solve import configure
 
 SOME = [
     ("gaussian", "inpaint:box,size=4", 0.3),
@@ -18,8 +19,10 @@ DRAWS = 64
 
 @pytest.mark.parametrize("name", default_solvers())
 def test_solver_earns_what_it_claims(name):
-    rows = certify({name: default_solvers()[name]}, draws=DRAWS, problems=SOME)
-    for row in rows:
+    options = dict(default_solvers()[name])
+    claims = configure(options.pop("method", name), options).claims
+    some = SOME[:1] if claims == "heuristic" else SOME  # which has only to run
+    for row in certify({name: default_solvers()[name]}, draws=DRAWS, problems=some):
         assert row.error is None and row.evaluations > 0, row
         bias = {"posterior": BIAS, "point": POINT}.get(row.claims)
         if bias is not None:

@@ -310,6 +310,29 @@ def test_prox_that_trusts_the_data(blur):
 # -- bicubic reduction ----------------------------------------------------------------------------
 
 
+FACTORED = (
+    *("blur:gaussian,sigma=1.5", "blur:uniform,size=5", "blur:motion,length=5,angle=90"),
+    *("sr:bicubic,factor=2", "blur:gaussian,sigma=1|sr:average,factor=2"),
+    "colour:grey|blur:gaussian,sigma=1",
+)
+
+
+@pytest.mark.parametrize("form", FACTORED)
+@pytest.mark.parametrize("gamma", [1e-2, 1.0, 1e6])
+def test_what_factors_has_its_prox_in_closed_form_however_far_the_data_are_trusted(form, gamma):
+    shape = (3, 8, 12)
+    z, op = draw(2, *shape).double(), parse(form)
+    matrix = dense(op, shape)
+    y = op.A(draw(2, *shape, seed=1).double())
+    found = op.prox_l2(z, y, torch.tensor([gamma, gamma / 2]))
+    eye = torch.eye(matrix.shape[1], dtype=torch.float64)
+    for row, weight in enumerate((gamma, gamma / 2)):
+        right = z[row].flatten() + weight * matrix.T @ y[row].flatten()
+        exact = torch.linalg.solve(eye + weight * matrix.T @ matrix, right)
+        # the kernels are made in single precision
+        assert (found[row].flatten() - exact).norm() < 2e-5 * exact.norm()
+
+
 @pytest.mark.parametrize("factor", [1, 2, 3, 4])
 def test_bicubic_keeps_constants_and_ramps(factor):
     op, height, width = parse(f"sr:bicubic,factor={factor}"), 8 * factor, 9 * factor
