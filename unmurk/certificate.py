@@ -223,7 +223,8 @@ def lines(rows: Sequence[Row]) -> "Lines":
     return found
 
 
-INKS, MARKS = dict(posterior="#1b7f4d", point="#d98a00", heuristic="#b3261e"), "osD^vPX*<>hp"
+INKS = dict(posterior="#1b7f4d", point="#d98a00", heuristic="#b3261e")
+MARKS = (*"osD^vPX*<>hp8dH", "$S$", "$T$", "$Y$", "$Z$")
 LEAST, MOST_ERROR, MOST_SPREAD = 0.01, 10.0, 2.0  # what lies beyond is drawn on the edge
 
 
