@@ -249,7 +249,8 @@ def picture(rows: Sequence[Row], path: str | Path) -> None:
         if row.mean_error is not None and row.earned is not None:
             x = min(max(spreads, key=_off), MOST_SPREAD)
             y = min(max(row.mean_error, LEAST), MOST_ERROR)
-            axes.plot(x, y, marks[row.solver], color=INKS[row.earned], alpha=0.7, **style)
+            ink = INKS[row.earned]
+            axes.plot(x, y, marker=marks[row.solver], color=ink, alpha=0.7, **style)
     corner, sides = (1 - SPREAD, LEAST), (2 * SPREAD, BIAS - LEAST)
     axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=INKS["posterior"]))
     axes.set(xlim=(-0.02, MOST_SPREAD), ylim=(LEAST, MOST_ERROR), yscale="log")
@@ -258,7 +259,7 @@ def picture(rows: Sequence[Row], path: str | Path) -> None:
     for name, ink in INKS.items():
         axes.plot([], [], "o", color=ink, label=name, **style)
     for name, mark in marks.items():
-        axes.plot([], [], mark, color="#555", label=name, **style)
+        axes.plot([], [], marker=mark, color="#555", label=name, **style)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     drawn = io.BytesIO()
     try:
