@@ -297,6 +297,8 @@ def test_interrupt_ends_all_processes_and_leaves_nothing(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell's background jobs ignore interrupts, and what they start inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stderr is not None and "s left" in run.stderr.readline()
     os.killpg(run.pid, signal.SIGINT)

@@ -473,7 +473,7 @@ def test_bad_input_is_named(monkeypatch):
             solve(*args, **kwargs)
         assert "\n" not in str(caught.value)
 
-    says("choose from red-diff, dps", y, problem, PRIOR, "reddiff")
+    says("choose from auto, red-diff, dps", y, problem, PRIOR, "reddiff")
     says("no option 'stepz'.*it takes steps", y, problem, PRIOR, stepz=3)
     says("preset 'fast'", y, problem, PRIOR, preset="fast")
     says("dps has default", y, problem, PRIOR, "dps", preset="paper")
