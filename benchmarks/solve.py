@@ -325,7 +325,9 @@ def status(key: str) -> float:
 def table(rows: list[dict[str, Any]], name: SetName) -> str:
     """The solvers of a set, best first: means over the tasks that all of them ran."""
     rows = [row for row in rows if row["set"] == name and row["error"] is None]
-    head = ["solver", "evaluations", "clean prior, dB", "flowdiff prior, dB", "SSIM", "accuracy"]
+    kinds = [k for k in ("clean", "flowdiff") if any(row["prior"] == k for row in rows)]
+    head = ["solver", "evaluations", *(f"{kind} prior, dB" for kind in kinds)]
+    head += ["SSIM", "accuracy"]
     head += ["residual", "ms/evaluation", "memory, MiB"]
     if name != "digits":
         head.remove("accuracy")
@@ -334,9 +336,9 @@ def table(rows: list[dict[str, Any]], name: SetName) -> str:
     lines = []
     for method in ran:
         own = [row for row in rows if row["method"] == method and key(row) in common]
-        by = {kind: [row for row in own if row["prior"] == kind] for kind in ("clean", "flowdiff")}
+        by = {kind: [row for row in own if row["prior"] == kind] for kind in kinds}
         values = [mean(by[kind], "psnr") for kind in by]
-        last = by["flowdiff"] or by["clean"]
+        last = by[kinds[-1]]
         cells = [method, f"{statistics.median(row['evaluations'] for row in own):.0f}"]
         cells += ["" if v is None else f"{v:.2f}" for v in values]
         cells.append(f"{mean(last, 'ssim'):.3f}")
@@ -387,13 +389,14 @@ READING = """\
 Every solver with its defaults; "red-diff paper" is the released algorithm with 1,000 evaluations
 and its settings for the task. Priors were learnt with the same network, from clean images, and
 by `flowdiff` from noisy ones alone. Figures are means over images and over the tasks that all
-solvers ran; SSIM and the columns after it are those of the flowdiff prior. *Accuracy*: share of
-the restored digits that a classifier reads as what they are. *Residual*: chi-square per measured
-value at the end, 1 for a good fit (below: the noise is fitted, above: the data are missed).
-*ms/evaluation*: the time of all images together over the evaluations. *Memory*: what the solver
-took beyond what was held before. LPIPS is not shown: its weights cannot be had without a
-network. Sampling solvers (`docs/certification.md`) pay for their spread with the distance of one
-sample: their mean over several is better."""
+solvers ran; SSIM and the columns after it are those of the last prior shown. *Accuracy*: share
+of the restored digits that a classifier reads as what they are. *Residual*: chi-square per
+measured value at the end, 1 for a good fit (below: the noise is fitted, above: the data are
+missed). *ms/evaluation*: the time of all images together over the evaluations. *Memory*: what
+the solver took beyond what was held before. LPIPS is not shown: its weights cannot be had
+without a network. Sampling solvers (`docs/certification.md`) pay for their spread with the
+distance of one sample: their mean over several is better. Parts can be run at a time: what is
+not in the tables has not been run."""
 
 
 def page(folder: Path = RESULTS) -> str:
