@@ -3,9 +3,9 @@
 The rule, and the measurement behind each line:
 
     one image, linear A          red-diff with budget / 2 levels: the highest PSNR with a hundred
-                                 evaluations, and the exact MAP's neighbour (docs/solvers.md,
-                                 docs/benchmark_solve.md)
-    one image, another A         the same; below 100 evaluations nothing here does better
+                                 evaluations (docs/benchmark_solve.md)
+    one image, another A         the same, by analogy: nothing was compared there with a learnt
+                                 prior yet
     several images, linear A     a sampler of the posterior if the budget reaches for one (pnp-dm
                                  from 600 evaluations on, snips from 310 on), else red-diff's
                                  preset "spread" (docs/certification.md)
