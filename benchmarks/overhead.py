@@ -41,6 +41,8 @@ PAGE = ROOT / "docs" / "benchmark_overhead.md"
 class Options:
     """Measure what solvers cost beside their network."""
 
+    methods: tuple[str, ...] = ()
+    """Solvers to measure; none named: all."""
     repeats: int = 5
     """Runs of every solver on every operator; their median counts."""
     out: Path = FIGURES
@@ -116,7 +118,7 @@ def measure(options: Options) -> dict[str, Any]:
     torch.manual_seed(0)
     prior = Prior.create("tiny", SHAPE[1:]).to(device).eval()
     ratios: dict[str, dict[str, float | None]] = {}
-    for method in METHODS:
+    for method in options.methods or METHODS:
         ratios[method] = {}
         for operator in OPERATORS:
             try:
