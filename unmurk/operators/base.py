@@ -310,8 +310,12 @@ class Operator:
             return None
         key = tuple(like.shape[-3:]), like.dtype, like.device
         if key not in self._kept:
-            factors = self._factors(key[0])
-            found = None if factors is None else factored(factors, like)
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # it outlives the mode it is made in
+                factors = self._factors(key[0])
+                found = None if factors is None else factored(factors, like)
             self._kept = {**self._kept, key: found}
         return self._kept[key]
 

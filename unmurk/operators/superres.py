@@ -23,7 +23,7 @@ values of A are the products s_i t_j, none of them zero, and
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -141,18 +141,8 @@ class BicubicDown(Down):
         h, w = self._axes(self.x_shape(y.shape), y)
         return h.v @ (h.u.mT @ y @ w.u / (h.s[:, None] * w.s)) @ w.v.mT
 
-    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        h, w = self._axes(z.shape, z)
-        values = h.s[:, None] * w.s
-        gain = gamma * values / (1 + gamma * values.square())
-        return z + h.v @ (gain * (h.u.mT @ (y - self._A(z)) @ w.u)) @ w.v.mT
-
     def _line(self, n: int) -> Tensor:
         return _bicubic(n, self.factor)
-
-    def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor]:
-        """The inverse itself."""
-        return lambda r: self._prox(r, r.new_zeros(()), gamma)
 
 
 class _Axis(NamedTuple):
