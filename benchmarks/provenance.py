@@ -2,7 +2,9 @@
 
 import json
 import platform
+import resource
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,16 @@ import torch
 
 from unmurk.learn.loop import write_atomically
 
-__all__ = ["ROOT", "commit", "cpu", "machine", "write_json"]
+__all__ = [
+    "ROOT",
+    "commit",
+    "cpu",
+    "forget_peak",
+    "held",
+    "machine",
+    "peak",
+    "write_json",
+]
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,3 +59,35 @@ def cpu() -> str:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes the file whole or not at all."""
     write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def forget_peak() -> None:
+    """Makes the present memory the peak so far, where the system can (Linux, CUDA)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def held() -> float:
+    """Memory in use, MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() / 2**20
+    return status("VmRSS")
+
+
+def peak() -> float:
+    """Highest memory in use since `forget_peak`, MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return status("VmHWM")
+
+
+def status(key: str) -> float:
+    """A line of /proc/self/status in MiB; elsewhere the peak of the process."""
+    file = Path("/proc/self/status")
+    if not file.exists():
+        scale = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    lines = (line.split() for line in file.read_text().splitlines())
+    return next(int(words[1]) / 1024 for words in lines if words[0] == key + ":")

@@ -18,7 +18,6 @@ benchmarks/results/solve-PROFILE.json (and .png) `--table` writes docs/benchmark
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import time
@@ -32,7 +31,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import tyro
-from provenance import ROOT, machine, write_json
+from provenance import ROOT, forget_peak, held, machine, peak, write_json
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -285,38 +284,6 @@ def scores(task: Task, x: Tensor, truth: Tensor) -> dict[str, Any]:
         read = load_digit_classifier()(x.clamp(0, 1)).argmax(1)
         found["accuracy"] = float((read == labels(len(x))).float().mean())
     return found
-
-
-def forget_peak() -> None:
-    """Makes the present memory the peak so far, where the system can (Linux, CUDA)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def held() -> float:
-    """Memory in use, MiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated() / 2**20
-    return status("VmRSS")
-
-
-def peak() -> float:
-    """Highest memory in use since `forget_peak`, MiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return status("VmHWM")
-
-
-def status(key: str) -> float:
-    """A line of /proc/self/status in MiB; elsewhere the peak of the process."""
-    file = Path("/proc/self/status")
-    if not file.exists():
-        scale = 2**20 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-    lines = (line.split() for line in file.read_text().splitlines())
-    return next(int(words[1]) / 1024 for words in lines if words[0] == key + ":")
 
 
 # ------------------------------------------------------------------------------------- the page

@@ -1,7 +1,6 @@
 """The comparison of ways to learn: who sees what, its scores on known laws, and its page."""
 
 import gzip
-import importlib.util
 import json
 import math
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import imported
 from torch import nn
 
 from unmurk.errors import InputError
@@ -21,16 +21,7 @@ SCRIPT = Path(__file__).parent.parent / "benchmarks" / "learn.py"
 DIGITS = Path(__file__).parent.parent / "unmurk" / "assets" / "digits"
 
 
-def imported():
-    spec = importlib.util.spec_from_file_location("benchmark_learn", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(SCRIPT.parent))  # as for a script: it imports from beside it
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = imported()
+benchmark = imported("learn")
 TOY = benchmark.PROFILES["toy"]
 
 
@@ -258,6 +249,4 @@ def test_the_page_names_its_conditions(tmp_path):
 
 
 def test_the_page_in_the_docs_is_the_one_of_the_figures_kept():
-    if not (benchmark.RESULTS / "learn-small.json").exists():
-        pytest.skip("no figures are kept")
     assert benchmark.PAGE.read_text() == benchmark.page()

@@ -1,12 +1,11 @@
 """The comparison of solvers: its rows against solving by hand, its tables against sums."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import imported
 
 from unmurk.errors import InputError
 from unmurk.metrics import psnr
@@ -17,16 +16,7 @@ from unmurk.solve import solve
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "solve.py"
 
 
-def imported():
-    spec = importlib.util.spec_from_file_location("benchmark_solve", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(SCRIPT.parent))  # as for a script: it imports from beside it
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = imported()
+benchmark = imported("solve")
 
 
 @pytest.fixture
@@ -110,3 +100,11 @@ def test_what_is_wrong_is_said():
         benchmark.compare(benchmark.Options())
     with pytest.raises(InputError, match="method 'magic' is unknown"):
         list(benchmark.tasks(benchmark.Options(methods=("magic",))))
+
+
+def test_the_pages_in_the_docs_are_those_of_the_figures_kept():
+    assert benchmark.PAGE.read_text() == benchmark.page()
+    overhead, certify = imported("overhead"), imported("certify")
+    assert overhead.PAGE.read_text() == overhead.page()
+    figures = json.loads(certify.FIGURES.read_text())
+    assert certify.PAGE.read_text() == certify.page(figures)
