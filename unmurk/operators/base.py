@@ -176,6 +176,28 @@ class Operator:
             raise InputError(f"{op.spec} is not linear, so it has no singular values")
         return op._svd(x)
 
+    def norm(self, x: Tensor, iterations: int = 30) -> Tensor:
+        """The largest singular value of a linear A for each image, shape (B,).
+
+        Exact where it is known in closed form or all that are not 0 are equal. Else it comes from
+        power iteration on A^T A, and may be a little low.
+
+        Args:
+            x: Images (B, C, H, W) with something of every direction in them (noise).
+            iterations: Products with A^T A.
+
+        Raises:
+            InputError: if A is not linear.
+        """
+        found = self._bound(x, x.shape)._factored(x)
+        if found is not None:
+            return found.s.amax().clamp_min(1e-6).expand(len(x))
+        for _ in range(iterations):
+            x = self.A_adjoint(self.A(x))
+            square = x.flatten(1).norm(dim=1).clamp_min(1e-12)  # where nothing is seen, A = 0
+            x = x / per_image(square, x)
+        return square.sqrt()
+
     def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor] | None:
         """A preconditioner: a symmetric positive map near (I + gamma A^T A)^-1, if one is known.
 
@@ -293,7 +315,7 @@ class Operator:
         found = self._factored(z)
         if found is not None:
             gain = gamma * found.s / (1 + gamma * found.s.square())
-            return z + found.out(gain * found.measured(y - self._A(z)))
+            return z + found.out(gain * (found.measured(y) - found.s * found.into(z)))
         step = conjugate_gradient(
             lambda x: x + gamma * self._A_adjoint(self._A(x)),
             gamma * self._A_adjoint(y - self._A(z)),

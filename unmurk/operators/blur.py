@@ -107,11 +107,11 @@ class Blur(Operator):
 
     def _factors(self, shape: tuple[int, ...]) -> Factors | None:
         assert self.kernel is not None
-        kernel = self.kernel.double() / self.kernel.double().sum((-2, -1), keepdim=True)
-        down, across = kernel.sum(-1, keepdim=True), kernel.sum(-2, keepdim=True)
-        if len(kernel) > 1 or not torch.allclose(kernel, down * across, rtol=0, atol=1e-7):
+        lines = _lines(self.kernel)
+        if lines is None:
             return None
-        channels, height, width = (torch.eye(n).to(kernel) for n in shape)
+        down, across = (line.double() for line in lines)
+        channels, height, width = (torch.eye(n).to(down) for n in shape)
         return channels.cpu(), self._line(down, height), self._line(across, width)
 
     def _line(self, kernel: Tensor, pixels: Tensor) -> Tensor:
@@ -153,18 +153,26 @@ class Blur(Operator):
             for n, k in zip(shape[-2:], self.kernel.shape[-2:], strict=True)
         ]
 
+    def _passes(self, like: Tensor) -> Sequence[Tensor]:
+        """Kernels that one after another are the kernel: two lines where it is their product."""
+        kernel = self._held(like)
+        return _lines(kernel) or (kernel,)
+
     def _convolve(self, x: Tensor) -> Tensor:
         rows, columns = self._borders(x.shape, x.device)
         wide = x.index_select(-2, rows).index_select(-1, columns)
-        # conv2d correlates: the flip makes it a convolution
-        return _per_channel(wide, self._held(x).flip(-2, -1))
+        for kernel in self._passes(x):
+            # conv2d correlates: the flip makes it a convolution
+            wide = _per_channel(wide, kernel.flip(-2, -1))
+        return wide
 
     def _correlate(self, y: Tensor) -> Tensor:
         """The transpose of `_convolve`."""
-        kernel = self._held(y)
         rows, columns = self._borders(y.shape, y.device)
-        # every place that a tap of the convolution reached: the whole correlation
-        wide = _per_channel(y, kernel, (kernel.shape[-2] - 1, kernel.shape[-1] - 1))
+        wide = y
+        for kernel in self._passes(y):
+            # every place that a tap of the convolution reached: the whole correlation
+            wide = _per_channel(wide, kernel, (kernel.shape[-2] - 1, kernel.shape[-1] - 1))
         tall = wide.new_zeros(*wide.shape[:-1], y.shape[-1]).index_add(-1, columns, wide)
         return tall.new_zeros(*tall.shape[:-2], *y.shape[-2:]).index_add(-2, rows, tall)
 
@@ -295,6 +303,14 @@ def _per_channel(x: Tensor, kernel: Tensor, border: tuple[int, int] = (0, 0)) ->
     x = x.reshape(1, -1, *x.shape[-2:])
     flat = F.conv2d(x, weights, padding=border, groups=rows * channels)
     return flat.reshape(rows, channels, *flat.shape[-2:])
+
+
+def _lines(kernel: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The column and the row whose product a kernel (1, 1, kh, kw) that sums to 1 is, if it is."""
+    down, across = kernel.sum(-1, keepdim=True), kernel.sum(-2, keepdim=True)
+    if len(kernel) > 1 or not torch.allclose(kernel, down * across, rtol=0, atol=1e-7):
+        return None
+    return down, across
 
 
 def _bell(taps: int, sigma: float) -> Tensor:

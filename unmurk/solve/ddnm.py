@@ -52,7 +52,7 @@ from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement, randn
 from .start import begin
 
-__all__ = ["Ddnm", "largest_singular_value", "mend"]
+__all__ = ["Ddnm", "mend"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Ddnm:
         """See `Solver.run`."""
         span = (self.sigma_max, self.sigma_min)
         levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        top = largest_singular_value(problem, x)
+        top = problem.operator.norm(x)
         for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
             x0 = denoise(x, t)
             mended, fresh = mend(problem, x0, y, randn(noise, x), self.eta * s, top)
@@ -126,19 +126,3 @@ def mend(
     mended = x0 + weight * (problem.operator.prox_l2(x0, y, gamma) - x0)
     fresh = 2 * problem.operator.prox_l2(n, torch.zeros_like(y), gamma) - n
     return mended, c * fresh
-
-
-def largest_singular_value(problem: Problem, x: Tensor, iterations: int = 30) -> Tensor:
-    """That of A for each image, shape (B,), by power iteration on A^T A.
-
-    Exact at once where all that are not 0 are equal. Else it may come out a little low, which lets
-    Sigma exceed 1 by as little and leaves the total noise as it is.
-
-    Args:
-        x: Images with something of every direction in them (noise) to start from.
-    """
-    for _ in range(iterations):
-        x = problem.A_adjoint(problem.A(x))
-        square = x.flatten(1).norm(dim=1).clamp_min(1e-12)  # where nothing is seen, A = 0
-        x = x / per_image(square, x)
-    return square.sqrt()

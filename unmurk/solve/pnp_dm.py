@@ -40,7 +40,6 @@ from ..prior import karras
 from ..problem import Problem
 from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement, randn
-from .ddnm import largest_singular_value
 from .reverse import diffuse
 from .start import begin
 
@@ -101,7 +100,7 @@ class PnpDm:
         falling, x = begin(
             y, problem, denoise, x, noise, self.turns - still, span, self.init_sigma
         )
-        top = largest_singular_value(problem, x)
+        top = problem.operator.norm(x)
         for turn, rho in enumerate([*falling, *falling[-1:] * still], 1):
             z = likelihood_step(problem, x, y, rho, trust, noise, top)
             x = diffuse(denoise, z, karras(self.steps, rho, DEPTH * rho).tolist(), noise)

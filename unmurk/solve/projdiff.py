@@ -41,7 +41,7 @@ from ..operators.base import per_image
 from ..problem import Problem
 from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement, randn
-from .ddnm import largest_singular_value, mend
+from .ddnm import mend
 from .start import begin
 
 __all__ = ["ProjDiff"]
@@ -88,7 +88,7 @@ class ProjDiff:
         """See `Solver.run`."""
         span = (self.sigma_max, self.sigma_min)
         levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        top = largest_singular_value(problem, x)
+        top = problem.operator.norm(x)
         x0 = x
         for step, t in enumerate(levels, 1):
             if step > 1:

@@ -36,7 +36,6 @@ from ..prior import karras
 from ..problem import Problem
 from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement, randn
-from .ddnm import largest_singular_value
 from .pnp_dm import DEPTH, filtered, toward
 from .reverse import diffuse
 from .start import begin
@@ -99,7 +98,7 @@ class Snips:
         falling, x = begin(
             y, problem, denoise, x, noise, self.steps - still, span, self.init_sigma
         )
-        top = largest_singular_value(problem, x)
+        top = problem.operator.norm(x)
         for step, t in enumerate([*falling, *falling[-1:] * still], 1):
             x0 = denoise(x, t)
             ratio = (t / trust) ** 2
