@@ -449,3 +449,17 @@ def test_blur_comes_from_the_seed_alone():
     found = parse("blur:nonlinear,length=5,seed=0").A(ramp)[0, 0, [0, 2, 5], [0, 4, 7]]
     expected = torch.tensor([0.00782618521947458, 0.18141396623793438, 0.7246515045023701])
     torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-5)
+
+
+def test_vector_jacobian_products():
+    """<A_vjp(x, v), d> is the derivative of <A(x), v> along d, by central differences."""
+    for form in ("phase:fourier", "hdr:clip", "blur:nonlinear", "blur:gaussian,sigma=1"):
+        op = parse(form).at([0], (1, 8, 8))
+        x, d = (
+            0.2 + 0.2 * torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(k))
+            for k in (0, 1)
+        )
+        x, d = x.double(), d.double()
+        v = torch.randn(op.A(x).shape, generator=torch.Generator().manual_seed(2)).double()
+        slope = ((op.A(x + 1e-5 * d) - op.A(x - 1e-5 * d)) * v).sum() / 2e-5
+        assert float((op.A_vjp(x, v) * d).sum()) == pytest.approx(float(slope), rel=1e-5)

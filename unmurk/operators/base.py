@@ -6,6 +6,7 @@ work in the other:
 
     A_adjoint     A^T y              <A x, y> = <x, A^T y>
     A_dagger      A^+ y              the least-squares solution of smallest norm
+    A_vjp         J(x)^T v           the same as A_adjoint(v) for a linear A
     prox_l2       argmin_x gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2
                   = (I + gamma A^T A)^-1 (z + gamma A^T y)
 
@@ -148,6 +149,14 @@ class Operator:
     def A_dagger(self, y: Tensor) -> Tensor:
         """The pseudo-inverse A^+ y, shape (B, C, H, W). Raises InputError if A is not linear."""
         return self._bound(y, self.x_shape(y.shape))._A_dagger(y)
+
+    def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """J^T v, with J the Jacobian of A at x (B, C, H, W), for v (B, ...)."""
+        if self.linear:
+            return self.A_adjoint(v)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.A(x), x, v)[0]
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """argmin_x gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2, shape of z.
