@@ -85,7 +85,7 @@ PROFILES = {
     "small": Profile(
         *("tiny", 32),
         {"digits": (36.0, 102.0), "nuclei": (20.0, 45.0)},
-        {"digits": 16, "nuclei": 6},
+        {"digits": 16, "nuclei": 4},
         *((0.05, 0.2, 0.01), 150),
         left_out=("tds",),  # 1280 evaluations with gradient for each sample
     ),
