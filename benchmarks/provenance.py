@@ -1,4 +1,4 @@
-"""Where figures come from: the code and the hardware that made them."""
+"""Where figures come from, the code and the hardware that made them; and how they are shown."""
 
 import json
 import platform
@@ -19,6 +19,7 @@ __all__ = [
     "forget_peak",
     "held",
     "machine",
+    "markdown",
     "peak",
     "write_json",
 ]
@@ -59,6 +60,12 @@ def cpu() -> str:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes the file whole or not at all."""
     write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table; the first line is its head, the first column its labels."""
+    rule = ["---", *("---:" for _ in lines[0][1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
 
 
 def forget_peak() -> None:

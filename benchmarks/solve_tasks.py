@@ -1,0 +1,226 @@
+"""What the comparison of solvers consists of: images, tasks, solvers and their settings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import unmurk
+from unmurk.errors import InputError
+from unmurk.images import read_idx
+from unmurk.problem import Problem
+from unmurk.solve import METHODS
+
+__all__ = [
+    "HOLE",
+    "LEARNT_AT",
+    "NONLINEAR",
+    "PAPER",
+    "PROFILES",
+    "RUNS",
+    "PartName",
+    "PriorName",
+    "Profile",
+    "ProfileName",
+    "SetName",
+    "Task",
+    "chosen",
+    "images",
+    "labels",
+    "operators",
+    "part_of",
+    "released_start",
+    "tasks",
+]
+
+SetName = Literal["digits", "nuclei"]
+PriorName = Literal["clean", "flowdiff"]
+PartName = Literal["linear", "nonlinear"]
+ProfileName = Literal["small", "full", "toy"]
+ASSETS = Path(unmurk.__file__).parent / "assets"
+LEARNT_AT = {"digits": 0.3, "nuclei": 0.2}  # noise of the images that flowdiff learns from
+HOLE = {"digits": 10, "nuclei": 24}
+PAPER = "red-diff paper"
+NONLINEAR = {
+    "phase:fourier,oversample=2": 0.01,
+    "hdr:clip,factor=2": 0.01,
+    "blur:nonlinear,length=7": 0.01,
+    "jpeg,quality=10": 0.01,
+    "quantise,bits=2": 0.01,
+}
+"""Operators that are not linear, and the noise level that each is run at."""
+RUNS = {"phase:fourier,oversample=2": 4}
+"""Runs of each image where luck decides, for every solver alike; the least residual is kept."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large the comparison is.
+
+    Attributes:
+        network: Preset of the networks.
+        batch: Images in a step of learning.
+        kimg: Images seen by (clean, flowdiff), for digits and for nuclei.
+        images: Images restored, of digits and of nuclei.
+        noises: Noise levels of the measurements.
+        slow: Network evaluations above which a solver runs at the first noise level only.
+        left_out: Solvers that a profile has no time for at all.
+        rare: Solvers that it has time for with one prior on digits only.
+    """
+
+    network: str
+    batch: int
+    kimg: dict[SetName, tuple[float, float]]
+    images: dict[SetName, int]
+    noises: tuple[float, ...]
+    slow: int
+    left_out: tuple[str, ...] = ()
+    rare: tuple[str, ...] = ()
+
+
+PROFILES = {
+    "small": Profile(
+        *("tiny", 32),
+        {"digits": (36.0, 102.0), "nuclei": (20.0, 45.0)},
+        {"digits": 16, "nuclei": 4},
+        *((0.05, 0.2, 0.01), 150),
+        left_out=("tds",),  # 1280 evaluations with gradient for each sample
+        rare=("dps",),  # 1000
+    ),
+    "full": Profile(
+        *("small", 128),
+        {"digits": (2000.0, 3000.0), "nuclei": (1000.0, 1500.0)},
+        {"digits": 256, "nuclei": 50},
+        *((0.05, 0.2, 0.01), 10**9),
+    ),
+    "toy": Profile(
+        *("tiny", 8),
+        {"digits": (0.016, 0.032), "nuclei": (0.008, 0.016)},
+        {"digits": 2, "nuclei": 2},
+        *((0.05,), 0),
+        left_out=("tds", "dps", "pnp-dm", "snips"),
+    ),
+}
+
+
+def operators(name: SetName) -> tuple[str, ...]:
+    """The linear tasks of a set: text forms of operators."""
+    return (
+        "identity",
+        f"inpaint:box,size={HOLE[name]}",
+        "inpaint:random,keep=0.4",
+        "sr:average,factor=4",
+        "blur:gaussian,sigma=1.5",
+        "blur:motion,length=9,angle=30",
+    )
+
+
+def part_of(operator: str) -> PartName:
+    """The tables that an operator belongs to."""
+    return "nonlinear" if operator in NONLINEAR else "linear"
+
+
+def images(name: SetName, part: Literal["train", "test"]) -> Tensor:
+    """Clean images (N, 1, H, W) in [0, 1]."""
+    if name == "digits":
+        data = read_idx(ASSETS / "digits" / f"{part}.idx3-ubyte.gz")
+        return torch.from_numpy(data.copy())[:, None].float() / 255
+    with np.load(ASSETS / "nuclei" / "nuclei.npz", allow_pickle=False) as file:
+        data = file["train" if part == "train" else "val"]
+    return torch.from_numpy(data.copy()).permute(0, 3, 1, 2).float() / 255
+
+
+def labels(count: int) -> Tensor:
+    """What the first test digits are, (count,)."""
+    return torch.from_numpy(read_idx(ASSETS / "digits" / "test.idx1-ubyte.gz").copy())[:count]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row: a solver on a problem with a prior."""
+
+    set: SetName
+    prior: PriorName
+    operator: str
+    noise: float
+    method: str
+
+    @property
+    def file(self) -> str:
+        """Name of its files, without suffix."""
+        text = "-".join((self.set, self.prior, self.operator, f"{self.noise:g}", self.method))
+        return "".join(c if c.isalnum() or c in "-.=" else "_" for c in text)
+
+
+def tasks(
+    profile: Profile,
+    parts: tuple[PartName, ...],
+    sets: tuple[SetName, ...],
+    priors: tuple[PriorName, ...],
+    methods: tuple[str, ...] = (),
+    noises: tuple[float, ...] = (),
+) -> Iterator[Task]:
+    """The rows of a profile: linear tasks by noise level, the first one first, then the others.
+
+    Nonlinear tasks are digits with the flowdiff prior, for the solvers that do not need a linear
+    operator.
+    """
+    known = (*METHODS, PAPER)
+    unknown = [m for m in methods if m not in known]
+    if unknown:
+        raise InputError(f"method '{unknown[0]}' is unknown: choose from {', '.join(known)}")
+    wanted = methods or tuple(m for m in known if m not in profile.left_out)
+    if "linear" in parts:
+        for noise in noises or profile.noises:
+            for name in sets:
+                for operator in operators(name):
+                    for prior in priors:
+                        for method in wanted:
+                            common = (name, prior) == ("digits", "flowdiff")
+                            if common or methods or method not in profile.rare:
+                                yield Task(name, prior, operator, noise, method)
+    if "nonlinear" in parts and "digits" in sets and "flowdiff" in priors:
+        for operator, noise in NONLINEAR.items():
+            for method in wanted:
+                if method == PAPER or METHODS[method].requires != "linear":
+                    yield Task("digits", "flowdiff", operator, noise, method)
+
+
+def chosen(task: Task) -> dict[str, Any]:
+    """Method and options of a row: defaults, but for the paper preset the released settings.
+
+    They are by task (Mardani et al., 2023, arXiv 2305.04391, released code): lr 0.25 for
+    inpainting, with lam 1 where there is noise to speak of, 0.1 for averages, and 0.5 for blur and
+    all that is not linear, lam 0.25. Denoising, not among them, has those of inpainting.
+    """
+    runs = {"restarts": RUNS[task.operator]} if task.operator in RUNS else {}
+    if task.method != PAPER:
+        return {"method": task.method, **runs}
+    family = task.operator.split(":")[0]
+    lr = {"inpaint": 0.25, "identity": 0.25, "sr": 0.1}.get(family, 0.5)
+    lam = 1.0 if family in ("inpaint", "identity") and task.noise >= 0.05 else 0.25
+    return {"method": "red-diff", "preset": "paper", "lr": lr, "lam": lam, **runs}
+
+
+def released_start(task: Task, problem: Problem, y: Tensor) -> Tensor | None:
+    """Where solvers of the released kind begin if A is not linear, (B, 1, H, W); else None.
+
+    As released for RED-diff: the middle of |F^-1 y| for Fourier magnitudes, half the contrast for
+    HDR (u = y_u / 2, so x = y / 2 + 1/4), y itself for the others. Restarts, which begin at one
+    image, differ by their noise alone.
+    """
+    if task.method not in (PAPER, "hrdis") or part_of(task.operator) == "linear":
+        return None
+    family = task.operator.split(":")[0]
+    if family == "phase":
+        wide = torch.fft.ifft2(torch.fft.ifftshift(y, dim=(-2, -1)), norm="ortho")
+        wide = torch.fft.fftshift(wide, dim=(-2, -1)).abs()
+        height, width = problem.operator.x_shape(y.shape[1:])[-2:]
+        down, across = ((n - m) // 2 for n, m in zip(y.shape[-2:], (height, width), strict=True))
+        return F.pad(wide, (-across, -across, -down, -down))
+    return y / 2 + 0.25 if family == "hdr" else y
