@@ -32,7 +32,7 @@ from .base import Claim, Denoiser, Report, Requirement
 from .reverse import Reverse
 from .start import begin
 
-__all__ = ["Mmps", "informed", "moments"]
+__all__ = ["Mmps", "correction", "informed", "moments"]
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,42 @@ def informed(
         InputError: No gradient comes through the prior.
     """
     x0, spread = moments(denoise, x, sigma, Mmps.name)
+    return x0 + correction(problem, x0, spread, y, problem.sigma, iterations, tolerance)[0]
+
+
+@torch.no_grad()
+def correction(
+    problem: Problem,
+    x0: Tensor,
+    spread: Callable[[Tensor], Tensor],
+    y: Tensor,
+    trust: float,
+    iterations: int,
+    tolerance: float,
+) -> tuple[Tensor, Tensor]:
+    """How y corrects the denoised image, and how little it had been expected.
+
+    Args:
+        x0: Denoised images D (B, C, H, W), and their covariance `spread`, as from `moments`.
+        y: Measurements (B, ...), believed to have noise `trust`.
+        iterations: Most steps of conjugate gradients.
+        tolerance: Residual of the system, relative to y - A D, at which an image takes no more.
+
+    Returns:
+        V A^T S^-1 m (B, C, H, W) and m^T S^-1 m (B,), float64, with m = y - A D and
+        S = trust^2 I + A V A^T.
+    """
 
     def back(v: Tensor) -> Tensor:
         """V A^T v."""
         return spread(problem.A_adjoint(v))
 
     def system(v: Tensor) -> Tensor:
-        return problem.sigma**2 * v + problem.A(back(v))
+        return trust**2 * v + problem.A(back(v))
 
-    with torch.no_grad():
-        missing = problem.residual(x0, y)
-        v = conjugate_gradient(system, missing, iterations, tolerance)
-        return x0 + back(v)
+    missing = problem.residual(x0, y)
+    v = conjugate_gradient(system, missing, iterations, tolerance)
+    return back(v), (missing.double() * v.double()).flatten(1).sum(1)
 
 
 def moments(
