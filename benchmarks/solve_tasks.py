@@ -89,7 +89,7 @@ PROFILES = {
         {"digits": (36.0, 102.0), "nuclei": (20.0, 45.0)},
         {"digits": 16, "nuclei": 4},
         *((0.05, 0.2, 0.01), 150),
-        left_out=("tds",),  # 1280 evaluations with gradient for each sample
+        left_out=("tds",),  # 320 evaluations with several gradients each
         rare=("dps",),  # 1000
     ),
     "full": Profile(
