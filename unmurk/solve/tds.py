@@ -77,7 +77,7 @@ class Tds:
     claims: ClassVar[Claim] = "posterior"
     requires: ClassVar[Requirement] = "differentiable"
 
-    particles: int = 8
+    particles: int = 10
     """K. More bring the samples closer to the posterior: 32 where the operator is not linear."""
     steps: int = 40
     """Noise levels: `particles` x `steps` network evaluations in all. Particles that differ in
