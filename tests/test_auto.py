@@ -29,7 +29,8 @@ def test_it_is_the_solver_it_names_and_keeps_to_the_budget(problem, samples, bud
     y = problem.simulate(PRIOR.sample(2, seed=1), seed=2)
     found = solve(y, problem, PRIOR, "auto", samples=samples, budget=budget)
     assert found.method == method and 0.9 * budget <= found.nfe <= budget
-    name, options = Auto(budget).choose(problem, samples)
+    name, options, restarts = Auto(budget).choose(problem, samples)
+    assert restarts == 1
     again = solve(y, problem, PRIOR, name, samples=samples, **options)
     assert torch.equal(found.samples, again.samples)
 
@@ -41,6 +42,18 @@ def test_several_samples_spread_as_the_posterior_does():
         found = solve(y, MASK, PRIOR, "auto", samples=64, budget=budget, batch=128)
         ratio = (found.std.square().sum() / exact.std.square().sum()).sqrt()
         assert abs(float(ratio) - 1) < slack
+
+
+def test_phase_retrieval_is_restarted_unless_told_otherwise():
+    phase = Problem("phase:fourier", 0.1)
+    y = phase.simulate(PRIOR.sample(2, seed=1), seed=2)
+    options = {"steps": 5}
+    found = solve(y, phase, PRIOR, "auto", budget=10)
+    assert found.nfe == 4 * 10 + 33  # of four runs, and of the choice between twins
+    assert torch.equal(found.samples, solve(y, phase, PRIOR, restarts=4, **options).samples)
+    once = solve(y, phase, PRIOR, "auto", budget=10, restarts=1)
+    assert once.nfe == 10
+    assert torch.equal(once.samples, solve(y, phase, PRIOR, **options).samples)
 
 
 def test_what_is_wrong_is_said():

@@ -7,8 +7,10 @@ from unmurk.exact import GaussianPrior
 from unmurk.operators import Function, parse
 from unmurk.operators.base import conjugate_gradient
 from unmurk.problem import Problem
+from unmurk.seeds import Streams
 from unmurk.solve import solve
-from unmurk.solve.base import _descend, _linearised, prox, pull
+from unmurk.solve.base import Denoiser, _descend, _linearised, prox, pull
+from unmurk.solve.twins import likeliest
 
 SHAPE = (1, 8, 8)
 
@@ -181,3 +183,60 @@ def test_a_chain_with_a_nonlinear_member_is_solved():
     y, problem, truth = measured("blur:gaussian,sigma=1|hdr:clip,factor=2", 0.02)
     x = solve(y, problem, PRIOR, steps=20).mean
     assert rms(x - truth) < 0.7 * rms((y + 0.5) / 2 - truth)
+
+
+# -- images that y cannot tell apart --------------------------------------------------------------
+
+PHASE = Problem("phase:fourier,oversample=2", 0.02)
+
+
+def corner(n=3, side=16):
+    """A shape without symmetry in the middle of a black frame, of several brightnesses."""
+    x = torch.zeros(n, 1, side, side, dtype=torch.float64)
+    x[..., 5:11, 6] = 1.0
+    x[..., 9:11, 6:10] = 0.5
+    return x * torch.linspace(0.6, 1.0, n).double().view(-1, 1, 1, 1)
+
+
+def test_twins_have_the_same_magnitudes_and_the_place_of_what_they_should_resemble():
+    x = corner()
+    turn = PHASE.operator.twins(x.roll((2, -3), (-2, -1)), x)
+    twins = turn(x.roll((2, -3), (-2, -1)))
+    torch.testing.assert_close(twins[0], x)
+    for twin in twins:
+        torch.testing.assert_close(PHASE.A(twin), PHASE.A(x), rtol=0, atol=1e-7)
+    # the turned one lies as near to the middle as whole pixels allow
+    light = twins[1].sum(1)
+    grid = torch.arange(16.0).double()
+    there, here = (
+        torch.stack([v.sum(2) @ grid, v.sum(1) @ grid]) / v.sum((1, 2)) for v in (x.sum(1), light)
+    )
+    assert (there - here).abs().max() <= 0.5
+    assert not torch.equal(twins[1], x)
+    # what is moved and turned is the same for every image given, noise too
+    e = torch.randn(x.shape, dtype=torch.float64)
+    torch.testing.assert_close(turn(e)[0], e.roll((-2, 3), (-2, -1)))
+
+
+def test_an_image_that_fills_the_frame_stays():
+    x = torch.rand(2, 3, 12, 10, generator=torch.Generator().manual_seed(0))
+    like = torch.zeros_like(x)
+    like[..., 2, 2] = 1.0
+    twins = PHASE.operator.twins(x, like)(x)
+    assert torch.equal(twins, torch.stack([x, x.flip(-2, -1)]))
+    assert Problem("blur:nonlinear").operator.twins(x, like)(x).shape == (1, *x.shape)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_prior_chooses_the_twin(batch):
+    x = corner()
+    prior = GaussianPrior(x.mean(0), 0.01 * torch.eye(256).double())
+    y = PHASE.simulate(x, seed=2)
+    lost = x.flip(-2, -1).roll((1, -2), (-2, -1))
+    rows = range(3) if batch == 3 else (1,)
+    denoise = Denoiser(prior)
+    found = likeliest(
+        lost[list(rows)], y[list(rows)], PHASE.at(rows, x.shape[1:]), denoise, Streams(0, rows)
+    )
+    assert denoise.nfe == 33
+    assert rms(found - x[list(rows)]) < 0.03

@@ -111,6 +111,7 @@ class Operator:
 
     Attributes:
         linear: Whether A is linear.
+        ambiguous: Whether A gives the same y for images that `twins` knows of.
         form: First word of the text form.
         options: Readers of the text form's options by name; each is also an attribute.
         tensors: Names of the attributes that hold parameters of the images, of shape (B, ...), or
@@ -119,6 +120,7 @@ class Operator:
             passes much only just, because bringing that back would multiply the noise.
     """
 
+    ambiguous: ClassVar[bool] = False
     form: ClassVar[str] = ""
     options: ClassVar[dict[str, Callable[[str], Any]]] = {}
     tensors: ClassVar[tuple[str, ...]] = ()
@@ -253,6 +255,19 @@ class Operator:
             if getattr(self, name) is not None
         }
         return self._with(device=device, **moved)
+
+    # -- what y leaves open ----------------------------------------------------------------------
+
+    def twins(self, x: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """The map that makes of images those that A cannot tell from them, nor from each other.
+
+        It takes (B, C, H, W) to (T, B, C, H, W), and white noise to white noise.
+
+        Args:
+            x: Images (B, C, H, W) whose twins are looked for.
+            like: What the twins should resemble, of the same shape.
+        """
+        return lambda images: images[None]
 
     # -- shapes ----------------------------------------------------------------------------------
 

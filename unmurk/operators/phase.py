@@ -8,14 +8,14 @@ middle. These are the conventions of Chung et al. (2023), arXiv 2209.14687 (DPS)
 shares: for n = 256 and oversample = 2, sides of 384, so that 2.25 numbers are seen for each pixel;
 oversample = 4 doubles the sides.
 
-Images that are turned by 180 degrees, or moved within black borders, have the same y. So which one
-comes out is luck: take several samples and keep that of the smallest residual.
+Images that are turned by 180 degrees, or moved within black borders, have the same y: `twins`. Of
+them the prior has to choose, and does where a solver is run with restarts (`solve.twins`).
 
 Where a magnitude is 0 its gradient is taken to be 0.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ from .base import NonlinearOperator, size_text
 
 __all__ = ["FourierMagnitude"]
 
+LEAVING = 1e-3  # of an image's power that may be lost by moving it
+
 
 class FourierMagnitude(NonlinearOperator):
     """The magnitude of the Fourier transform. Text form: "phase:fourier,oversample=2".
@@ -35,6 +37,7 @@ class FourierMagnitude(NonlinearOperator):
             >= 0.
     """
 
+    ambiguous = True
     form = "phase:fourier"
     options = {"oversample": float}
 
@@ -68,3 +71,49 @@ class FourierMagnitude(NonlinearOperator):
         down, across = (self._pad(side) for side in x.shape[-2:])
         wide = F.pad(x, (across, across, down, down))
         return torch.fft.fftshift(torch.fft.fft2(wide, norm="ortho"), dim=(-2, -1)).abs()
+
+    def twins(self, x: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """x and x turned, both moved to where `like` is; see `Operator.twins`.
+
+        Moved is the centre of brightness, by whole pixels, of images that have black borders for
+        it: those of which more than `LEAVING` would leave the frame stay. What little leaves comes
+        in at the other side, and so does noise.
+        """
+        moves = [_move(image, like) for image in (x, x.flip(-2, -1))]
+
+        def turned_and_moved(images: Tensor) -> Tensor:
+            return torch.stack(list(map(_moved, (images, images.flip(-2, -1)), moves)))
+
+        return turned_and_moved
+
+
+def _move(x: Tensor, like: Tensor) -> Tensor:
+    """By how many rows and columns every image is to be moved, (B, 2)."""
+    by = (_centre(like) - _centre(x)).round().long()
+    down, across = (
+        torch.arange(n, device=x.device) + by[:, k : k + 1] for k, n in enumerate(x.shape[-2:])
+    )
+    height, width = x.shape[-2:]
+    kept = ((down >= 0) & (down < height))[:, :, None] & ((across >= 0) & (across < width))[
+        :, None
+    ]
+    power = x.square().sum(1)
+    leaving = (power * ~kept).sum((1, 2)) > LEAVING * power.sum((1, 2))
+    return torch.where(leaving[:, None], 0, by)
+
+
+def _centre(x: Tensor) -> Tensor:
+    """Row and column of the centre of brightness, (B, 2)."""
+    light = x.clamp_min(0).sum(1)
+    whole = light.sum((1, 2)).clamp_min(torch.finfo(x.dtype).tiny)
+    down, across = (torch.arange(n, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
+    return torch.stack([light.sum(2) @ down, light.sum(1) @ across], 1) / whole[:, None]
+
+
+def _moved(x: Tensor, by: Tensor) -> Tensor:
+    """Every image moved by its own rows and columns (B, 2), around the frame."""
+    height, width = x.shape[-2:]
+    rows = (torch.arange(height, device=x.device) - by[:, :1]) % height
+    columns = (torch.arange(width, device=x.device) - by[:, 1:]) % width
+    number = torch.arange(len(x), device=x.device)[:, None, None]
+    return x.movedim(1, -1)[number, rows[:, :, None], columns[:, None]].movedim(-1, 1)

@@ -5,7 +5,7 @@
 Images and samples make one flat list of rows, worked off in batches. Row (image b, sample k) draws
 all its noise from the stream of (seed, b, k), so a result does not depend on the batch size. With
 restarts every row is run several times, each time from a stream of its own, and the image that
-fits y best is kept.
+fits y best is kept; where y does not tell it from others, the likeliest of them (see `twins`).
 
 Solvers take Gaussian noise of one level. Poisson noise is brought to it first; see `whiten`.
 
@@ -46,6 +46,7 @@ from .red_diff_spread import RedDiffSpread
 from .snips import Snips
 from .tds import Tds
 from .tmpd import Tmpd
+from .twins import likeliest
 from .whiten import whiten
 
 __all__ = ["METHODS", "PRESETS", "Result", "configure", "solve"]
@@ -140,7 +141,7 @@ def solve(
     method: str = "red-diff",
     *,
     samples: int = 1,
-    restarts: int = 1,
+    restarts: int | None = None,
     seed: int = 0,
     init: Tensor | Literal["posterior"] | None = None,
     posterior: Any = None,
@@ -158,7 +159,10 @@ def solve(
             takes `budget` (100 network evaluations) and chooses (see `solve.auto`).
         samples: How many for each measurement, each from its own noise.
         restarts: Runs for each sample, of which the one with the least residual is kept: against
-            local minima (phase retrieval). Samples chosen so are no draws of a posterior.
+            local minima. If there are several and the operator is ambiguous (phase retrieval), of
+            the images that y cannot tell apart the prior then chooses one, for another 33
+            evaluations. Samples chosen so are no draws of a posterior. None: 1, or what "auto"
+            thinks best.
         seed: Sample k of image b depends on (seed, b, k) alone.
         init: Where to start: None for the solver's own, images (B, C, H, W), or "posterior" for
             draws of `posterior`, a fresh one for each sample.
@@ -174,7 +178,9 @@ def solve(
     """
     _check(y, samples, batch, restarts)
     if method == "auto":
-        method, options = Auto.read(options).choose(problem, samples)
+        method, options, wanted = Auto.read(options).choose(problem, samples)
+        restarts = restarts or wanted
+    restarts = restarts or 1
     solver = configure(method, options)
     shape = _image_shape(y, problem, prior, init)
     problem = _bind(y, problem, shape)
@@ -188,15 +194,17 @@ def solve(
         picked, denoise = problem.take(images), Denoiser(prior)
         x = None if start is None else start[rows]
         runs = []
+        numbers = picked.index or images
+        of = [(row // len(y), number) for row, number in zip(rows, numbers, strict=True)]
         for restart in range(restarts):
-            streams = Streams.join(
-                Streams(seed, [image], _SOLVE, *_path(row // len(y), restart), device=y.device)
-                for row, image in zip(rows, picked.index or images, strict=True)
-            )
+            streams = _streams(seed, of, restart, y.device)
             monitor = Monitor(y[images], picked, denoise, callback)
             found = solver.run(y[images], picked, denoise, x, streams, monitor).detach()
             runs.append((found, monitor))
         found, kept = _best(runs)
+        if restarts > 1 and problem.operator.ambiguous:
+            streams = _streams(seed, of, restarts, y.device)
+            found = likeliest(found, y[images], picked, denoise, streams)
         done.append(found)
         traces.extend(kept)
         nfe = max(nfe, denoise.nfe)
@@ -207,12 +215,12 @@ def solve(
     return Result(found, found.mean(0), std, _merge(traces), nfe, method, solver.claims)
 
 
-def _check(y: Tensor, samples: int, batch: int, restarts: int) -> None:
+def _check(y: Tensor, samples: int, batch: int, restarts: int | None) -> None:
     if y.ndim < 2 or not len(y) or not y.is_floating_point():
         raise InputError(
             f"y is {y.dtype} of shape {tuple(y.shape)}: give floats (B, ...), one row an image"
         )
-    if min(samples, batch, restarts) < 1:
+    if min(samples, batch, 1 if restarts is None else restarts) < 1:
         raise InputError(
             f"samples is {samples}, batch {batch}, restarts {restarts}: each must be at least 1"
         )
@@ -286,9 +294,14 @@ def _batches(total: int, batch: int) -> Iterator[range]:
         yield range(first, min(first + batch, total))
 
 
-def _path(sample: int, restart: int) -> tuple[int, ...]:
-    """Where the stream of a run lies: the first run is that of a call without restarts."""
-    return (sample, restart) if restart else (sample,)
+def _streams(
+    seed: int, rows: list[tuple[int, int]], restart: int, device: torch.device
+) -> Streams:
+    """The streams of a run of rows (sample, image): the first is that of one without restarts."""
+    again = (restart,) if restart else ()
+    return Streams.join(
+        Streams(seed, [image], _SOLVE, sample, *again, device=device) for sample, image in rows
+    )
 
 
 def _best(runs: list[tuple[Tensor, Monitor]]) -> tuple[Tensor, list[list[dict[str, Any]]]]:
