@@ -54,7 +54,7 @@ NONLINEAR = {
     "quantise,bits=2": 0.01,
 }
 """Operators that are not linear, and the noise level that each is run at."""
-RUNS = {"phase:fourier,oversample=2": 4}
+RUNS = {"phase:fourier,oversample=2": 2}
 """Runs of each image where luck decides, for every solver alike; the least residual is kept."""
 
 
