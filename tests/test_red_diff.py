@@ -1,5 +1,7 @@
 """RED-diff: optimisers, grids, parallel levels, momentum, spread; and restarts of any solver."""
 
+import math
+
 import pytest
 import torch
 from test_solve import PRIOR, SHAPE, SOLVE, measured, vp_levels, vp_noise_prediction, walk
@@ -13,6 +15,7 @@ from unmurk.problem import Problem
 from unmurk.seeds import Streams
 from unmurk.solve import METHODS, RedDiff, solve
 from unmurk.solve.optimise import Adam, Sgd, lbfgs
+from unmurk.solve.red_diff_last import risk
 
 # -- optimisers ----------------------------------------------------------------------------------
 
@@ -155,14 +158,83 @@ def test_momentum_shortens_the_distance_to_the_best_estimate():
     torch.testing.assert_close(found, wide.map(y, problem), rtol=0, atol=1e-5)
 
 
+def decibel(x, truth):
+    return float(-10 * (x - truth).square().flatten(1).mean(1).log10().mean())
+
+
 def test_final_is_the_denoised_measurement_where_that_is_the_best_there_is():
-    y, problem, _ = measured("identity", 0.1)
+    y, problem, truth = measured("identity", 0.1, n=48)
     result = solve(y, problem, PRIOR)
-    torch.testing.assert_close(result.mean, PRIOR(y, 0.1), rtol=0, atol=1e-6)
+    assert decibel(result.mean, truth) > decibel(PRIOR(y, 0.1), truth) - 0.02
     assert result.nfe == 100 and result.trace[-1]["sigma"] == pytest.approx(0.1, rel=1e-5)
+    few = solve(y, problem, PRIOR, steps=4).mean  # too few to try other labels
+    torch.testing.assert_close(few, PRIOR(y, 0.1), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("gain, level", [(0.5, 0.1), (4.0, 0.025)])
+def test_a_denoiser_that_takes_too_much_off_is_told_of_less_noise():
+    prior = GaussianPrior.exponential((1, 16, 16), std=0.2)
+    truth = prior.sample(24, seed=1).double()
+    problem = Problem("identity", 0.1)
+    y = problem.simulate(truth, seed=2)
+    wrong = lambda x, sigma: prior(x, 2 * sigma)  # noqa: E731
+    best, plain = decibel(prior(y, 0.1), truth), decibel(prior(y, 0.2), truth)
+    found = decibel(solve(y, problem, wrong, steps=8).mean, truth)
+    assert best - plain > 1.0
+    assert best - found < 0.2 * (best - plain)
+
+
+def test_weights_are_those_of_steins_estimate():
+    """By hand: the exact trace of the linear denoiser stands in for that along one draw."""
+    y, problem, _ = measured("identity", 0.1, n=40)
+    powers, modes = torch.linalg.eigh(PRIOR.covariance)
+    away = (y - PRIOR.mean).flatten(1) @ modes
+    logits, means = [], []
+    for c, q in zip((1, 0.85, 0.7, 0.5), (0.91, 0.03, 0.03, 0.03), strict=True):
+        gain = powers / (powers + (c * 0.1) ** 2)
+        misfit = ((1 - gain) * away).square().sum(1) / 0.1**2
+        logits.append(math.log(q) - (misfit - 64 + 2 * gain.sum()) / 8)
+        means.append((gain * away) @ modes.T)
+    weights = torch.stack(logits).softmax(0)
+    expected = PRIOR.mean.flatten() + (weights[..., None] * torch.stack(means)).sum(0)
+    found = solve(y, problem, PRIOR, samples=32, steps=8).mean.flatten(1)
+    # what the draws of the trace and the clipping leave of the correction
+    plain = PRIOR(y, 0.1).flatten(1)
+    assert (found - expected).norm() < 0.35 * (found - plain).norm()
+
+
+def test_risk_is_that_of_the_estimate():
+    truth = PRIOR.sample(4000, seed=1).double()
+    g = torch.Generator().manual_seed(0)
+    n, e = (torch.randn(truth.shape, generator=g, dtype=torch.float64) for _ in range(2))
+    v, b = truth + 0.1 * n, 0.01 * e
+    pair = torch.stack([PRIOR(v + b, 0.07), PRIOR(v - b, 0.07)]).clamp(0, 1)
+    true = (pair.mean(0) - truth).square().flatten(1).sum(1) / 0.1**2
+    away = risk(v, pair, b, 0.1) - true
+    assert abs(away.mean()) < 3 * away.std() / 4000**0.5
+
+
+def test_labels_are_tried_for_those_images_alone_that_y_holds_whole():
+    mask = torch.ones(2, *SHAPE)
+    mask[1, :, :, :4] = 0
+    truth = PRIOR.sample(2, seed=1).double()
+    problem = Problem(Function(lambda x: mask[: len(x)].to(x) * x), 0.1)
+    y = problem.simulate(truth, seed=2)
+    both = solve(y, problem, PRIOR).samples[0]
+    labels = []
+
+    def told(x, sigma):
+        labels.append(sigma / 0.1)
+        return PRIOR(x, sigma)
+
+    alone = solve(y[:1], problem, told).samples[0]
+    torch.testing.assert_close(both[:1], alone)
+    assert labels[-8:] == pytest.approx([1, 1, 0.85, 0.85, 0.7, 0.7, 0.5, 0.5])
+    # the other is denoised with what it is: noise of y where it is seen, drawn where it is not
+    best = PRIOR.map(y[1:], Problem(Function(lambda x: mask[1:].to(x) * x), 0.1))
+    assert (both[1] - best[0]).square().mean().sqrt() < 0.03
+
+
+@pytest.mark.parametrize("gain, level", [(0.5, 0.2), (4.0, 0.025)])
 def test_the_last_level_is_that_of_the_noise_on_the_image(gain, level):
     problem = Problem(Function(lambda x: gain * x), 0.1)
     y = problem.simulate(PRIOR.sample(3, seed=1).double(), seed=2)

@@ -26,12 +26,9 @@ the fixed point at level sg is the posterior mean under the prior N(m, S + sg^2)
 The first of them is taken not from mu but a little ahead, by `momentum` times the last change,
 which halves how far mu lags behind the falling levels.
 
-Last comes an estimate nearer the mean of the posterior than its mode. A part of the noise of y
-can be left on the image: v = mu + (sg / sigma_y)^2 A^T (y - A mu) has, where singular values of A
-are 1 and sg is sigma_y, just the noise that D expects, and for A = I the return is D(y, sigma_y).
-Where A sees nothing the pair puts noise on v as before; between the two it puts
-(I - (sg / sigma_y)^2 A^T A) e. So levels end at sigma_y (lower where A is larger than I), and what
-D makes of v is returned: `final`.
+Last comes an estimate nearer the mean of the posterior than its mode, `red_diff_last.py`: what D
+makes of an image on which y's own noise is left in the place of e. For A = I it is D(y, sigma_y),
+with a check that D takes as much noise off as there is. So levels end at the noise of y: `final`.
 
 The released algorithm is in `red_diff_paper.py`, samples with the posterior's spread in
 `red_diff_spread.py`.
@@ -44,11 +41,11 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..operators.weighted import Weighted
 from ..prior import karras
 from ..problem import Problem
-from ..seeds import Streams, generator
-from .base import Claim, Denoiser, Report, Requirement, prox, pull, randn
+from ..seeds import Streams
+from .base import Claim, Denoiser, Report, Requirement, prox, randn
+from .red_diff_last import LABELS, last_level, posterior_mean
 from .start import grey
 
 __all__ = ["RedDiff"]
@@ -110,51 +107,40 @@ class RedDiff:
         trust = max(problem.sigma, self.noise_floor)
         first = self.sigma_max if x is None else self.init_sigma
         first = max(min(first, denoise.sigma_max), self.sigma_min)
-        own = self._own(problem, y)
-        levels = karras(self.steps, first, min(own or self.sigma_min, first)).tolist()
+        own, labels = self._last(problem, y)
+        steps = self.steps - max(len(labels) - 1, 0)
+        levels = karras(steps, first, min(own or self.sigma_min, first)).tolist()
         mu = self._start(y, problem, trust) if x is None else x
         before = mu
         for step, sg in enumerate(levels, 1):
             ahead = mu + (self.momentum if step > 2 else 0.0) * (mu - before)
             before, e = mu, sg * randn(noise, mu)
-            if own and step == self.steps:
-                # y's noise, where A sees any, takes the place of e
-                weight = (sg / problem.sigma) ** 2
-                ahead = ahead + weight * pull(problem, ahead, y)
-                e = e - weight * problem.A_adjoint(problem.A(e))
+            if labels and step == steps:
+
+                def report(k: int, mean: Tensor, h: Tensor, sg: float = sg) -> bool:
+                    return callback(steps + k, self.steps, sg, mean, h)
+
+                signs = (1, -1) if self.pairs else (1,)
+                return posterior_mean(ahead, y, problem, denoise, sg, e, labels, signs, report)
             h = denoise(ahead + e, sg)
             if self.pairs:
                 h = (h + denoise(ahead - e, sg)) / 2
             z = ahead + self.relax * (h - ahead)
             mu = prox(problem, z, y, self.relax**0.5 * sg, trust, self.data_steps)
-            if own and step == self.steps:
-                mu = h
             if callback(step, self.steps, sg, mu, h):
                 break
         return h if self.final == "denoised" else mu
 
-    def _own(self, problem: Problem, y: Tensor) -> float:
-        """The level at which y's own noise stands for e; 0 where it is below the grid."""
-        operator = problem.operator
-        # weights are those of single images, and the level must be the same for all
-        unfit = not operator.linear or isinstance(operator, Weighted)
-        if self.final != "mmse" or problem.sigma < self.sigma_min or unfit:
-            return 0.0
-        level = problem.sigma / max(1.0, norm(problem, grey(y[:1], problem)))
-        return level if level >= self.sigma_min else 0.0
+    def _last(self, problem: Problem, y: Tensor) -> tuple[float, tuple[float, ...]]:
+        """The level at which y's own noise stands for e, and what D is told of it; 0 and nothing
+        where that is below the grid."""
+        if self.final != "mmse" or problem.sigma < self.sigma_min:
+            return 0.0, ()
+        level, whole = last_level(problem, y)
+        if level < self.sigma_min:
+            return 0.0, ()
+        return level, LABELS if whole and self.pairs and self.steps > len(LABELS) else LABELS[:1]
 
     def _start(self, y: Tensor, problem: Problem, trust: float) -> Tensor:
         """Grey as far as y does not say otherwise: a pseudo-inverse that fears noise."""
         return prox(problem, grey(y, problem), y, 0.5, trust, self.data_steps)
-
-
-def norm(problem: Problem, like: Tensor) -> float:
-    """The largest singular value of a linear A, that of image 0, by twenty power iterations.
-
-    One image speaks for all: levels are shared, and must not depend on what else is in a batch.
-    """
-    operator = problem.operator.at([0], like.shape[1:])
-    x = torch.randn(like.shape[1:], generator=generator(0)).to(like)[None]
-    for _ in range(20):
-        x = operator.A_adjoint(operator.A(x / x.norm()))
-    return float(x.norm().sqrt())
