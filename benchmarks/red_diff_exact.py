@@ -133,7 +133,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
         if own:
             below = [r["psnr"][BEST] - r["psnr"][solver] for r in own]
             ahead = gains(rows, solver)
-            cells = [solver, statistics.median_low(r["evaluations"][solver] for r in own), len(own)]
+            cells = [
+                solver,
+                statistics.median_low(r["evaluations"][solver] for r in own),
+                len(own),
+            ]
             values = [statistics.mean(below), max(below), statistics.mean(ahead), min(ahead)]
             lines.append((values[0], [*cells, *(f"{v:.2f}" for v in values)]))
     lines.sort(key=lambda line: line[0])
