@@ -78,11 +78,12 @@ class Learn(Command):
     noise: Text = "0"
     """Standard deviation of the noise in the images, in units where the image range is 1; needed
     unless the images are clean."""
-    method: Literal["flowdiff", "noisy", "clean"] = "flowdiff"
-    """flowdiff: prior and flow learnt together; noisy: a prior of the images as they are (floor);
-    clean: DATA are clean, a prior of them (ceiling)."""
+    method: Literal["flowdiff", "ambient", "sure", "ambientflow", "noisy", "clean"] = "flowdiff"
+    """flowdiff: prior and flow learnt together; ambient: Ambient Diffusion, for holes or for noise
+    alone; sure: SURE-Score; ambientflow: a flow as the prior; noisy: a prior of the images as they
+    are (floor); clean: DATA are clean, a prior of them (ceiling). See docs/learning.md."""
     objective: Literal["default", "elbo"] = "default"
-    """elbo: the paper's objective alone; default: ours, which is easier to optimise."""
+    """Of flowdiff. elbo: the paper's objective alone; default: ours, easier to optimise."""
     network: Literal["tiny", "small", "base"] = "tiny"
     """Size of the networks."""
     kimg: float = 100.0
@@ -106,6 +107,9 @@ class Learn(Command):
                 y = problem.simulate(y, seed=self.seed)
             from .learn import learn
 
+            options: dict[str, Any] = {}
+            if self.objective != "default":
+                options["objective"] = self.objective
             learn(
                 y,
                 problem,
@@ -114,9 +118,9 @@ class Learn(Command):
                 network=self.network,
                 kimg=self.kimg,
                 seed=self.seed,
-                objective=self.objective,
                 precision=self.precision,
                 compile=self.compile,
+                **options,
             )
             page = _page(self.out)
         skipped = dict(data.skipped)

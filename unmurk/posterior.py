@@ -34,9 +34,21 @@ from .prior import locate
 from .problem import Problem
 from .seeds import Streams
 
-__all__ = ["Context", "Posterior"]
+__all__ = ["Context", "Flow", "Posterior", "Scale", "bounded", "unbounded"]
 
 LOG_SPREAD = (math.log(1e-3), 0.0)  # the spread s stays between 0.001 and 1 of the range
+
+
+def bounded(raw: Tensor) -> Tensor:
+    """log s, between its bounds, of a free number."""
+    low, high = LOG_SPREAD
+    return (low + high) / 2 + (high - low) / 2 * torch.tanh(raw)
+
+
+def unbounded(spread: float) -> float:
+    """The free number of which log s is that of a spread."""
+    low, high = LOG_SPREAD
+    return math.atanh((math.log(spread) - (low + high) / 2) / ((high - low) / 2))
 
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
@@ -202,6 +214,42 @@ class Context:
         return Context(*(p.repeat(n, 1, 1, 1) for p in parts))
 
 
+class Flow(nn.Module):
+    """A two-scale coupling flow; all that it depends on comes as a `Context`."""
+
+    shape: tuple[int, int, int]
+    fine: Scale
+    coarse: Scale
+
+    def transform(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """From latent to image: x (B, C, H, W) and log |det dx/dz|, (B,)."""
+        c = self.shape[0]
+        blocks = F.pixel_unshuffle(z, 2)
+        out, deep = blocks[:, : 2 * c], F.pixel_unshuffle(blocks[:, 2 * c :], 2)
+        deep, first = self.coarse(deep, context.quarter)
+        blocks, second = self.fine(torch.cat([out, F.pixel_shuffle(deep, 2)], 1), context.half)
+        u = F.pixel_shuffle(blocks, 2)
+        log_det = first + second + context.log_spread.flatten(1).sum(1)
+        return context.mean + context.log_spread.exp() * u, log_det
+
+    def invert(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """From image to latent: z (B, C, H, W) and log |det dz/dx|, (B,)."""
+        c = self.shape[0]
+        u = (x - context.mean) * (-context.log_spread).exp()
+        blocks, second = self.fine.inverse(F.pixel_unshuffle(u, 2), context.half)
+        deep, first = self.coarse.inverse(
+            F.pixel_unshuffle(blocks[:, 2 * c :], 2), context.quarter
+        )
+        blocks = torch.cat([blocks[:, : 2 * c], F.pixel_shuffle(deep, 2)], 1)
+        return F.pixel_shuffle(blocks, 2), first + second - context.log_spread.flatten(1).sum(1)
+
+    def log_density(self, x: Tensor, context: Context) -> Tensor:
+        """log q(x | y), (B,), in nats of density per unit of intensity."""
+        z, log_det = self.invert(x, context)
+        d = z[0].numel()
+        return log_det - z.flatten(1).square().sum(1) / 2 - d / 2 * math.log(2 * math.pi)
+
+
 @dataclass(frozen=True)
 class Config:
     """What a posterior is built from; written beside its weights."""
@@ -215,7 +263,7 @@ class Config:
     hidden: int
 
 
-class Posterior(nn.Module):
+class Posterior(Flow):
     """The conditional flow q(x | y) for images of one shape (C, H, W), H and W multiples of 4.
 
     Args:
@@ -240,9 +288,7 @@ class Posterior(nn.Module):
         self.context_net = Features(2 * c + 2, c, config.context)
         self.fine = Scale(4 * c, config.context, config.hidden, config.couplings)
         self.coarse = Scale(8 * c, 2 * config.context, config.hidden, config.couplings)
-        low, high = LOG_SPREAD
-        start = (math.log(spread) - (low + high) / 2) / ((high - low) / 2)
-        self.log_spread = nn.Parameter(torch.full((c, 1, 1), math.atanh(start)))
+        self.log_spread = nn.Parameter(torch.full((c, 1, 1), unbounded(spread)))
 
     @classmethod
     def create(
@@ -281,37 +327,7 @@ class Posterior(nn.Module):
         start, known = self.known(y, problem)
         mean = start + self.mean_net(known)[0]
         raw, half, quarter = self.context_net(torch.cat([known, mean.detach()], 1))
-        low, high = LOG_SPREAD
-        spread = (low + high) / 2 + (high - low) / 2 * torch.tanh(self.log_spread + raw)
-        return Context(mean, spread, half, quarter)
-
-    def transform(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """From latent to image: x (B, C, H, W) and log |det dx/dz|, (B,)."""
-        c = self.config.channels
-        blocks = F.pixel_unshuffle(z, 2)
-        out, deep = blocks[:, : 2 * c], F.pixel_unshuffle(blocks[:, 2 * c :], 2)
-        deep, first = self.coarse(deep, context.quarter)
-        blocks, second = self.fine(torch.cat([out, F.pixel_shuffle(deep, 2)], 1), context.half)
-        u = F.pixel_shuffle(blocks, 2)
-        log_det = first + second + context.log_spread.flatten(1).sum(1)
-        return context.mean + context.log_spread.exp() * u, log_det
-
-    def invert(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """From image to latent: z (B, C, H, W) and log |det dz/dx|, (B,)."""
-        c = self.config.channels
-        u = (x - context.mean) * (-context.log_spread).exp()
-        blocks, second = self.fine.inverse(F.pixel_unshuffle(u, 2), context.half)
-        deep, first = self.coarse.inverse(
-            F.pixel_unshuffle(blocks[:, 2 * c :], 2), context.quarter
-        )
-        blocks = torch.cat([blocks[:, : 2 * c], F.pixel_shuffle(deep, 2)], 1)
-        return F.pixel_shuffle(blocks, 2), first + second - context.log_spread.flatten(1).sum(1)
-
-    def log_density(self, x: Tensor, context: Context) -> Tensor:
-        """log q(x | y), (B,), in nats of density per unit of intensity."""
-        z, log_det = self.invert(x, context)
-        d = z[0].numel()
-        return log_det - z.flatten(1).square().sum(1) / 2 - d / 2 * math.log(2 * math.pi)
+        return Context(mean, bounded(self.log_spread + raw), half, quarter)
 
     def log_prob(self, x: Tensor, y: Tensor, problem: Problem) -> Tensor:
         """log q(x | y) of images x (B, C, H, W) given measurements y, (B,), in nats."""

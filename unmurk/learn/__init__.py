@@ -2,53 +2,68 @@
 
     prior, posterior = unmurk.learn(y, unmurk.Problem("identity", noise=0.3), out="runs/digits")
 
-One file for each way to learn, one loop for all of them. The run folder holds `config.json`
-(every setting, versions, a fingerprint of the data), `prior/` (a diffusers pipeline),
-`posterior/`, `state/` (to continue from) and `metrics.jsonl`. The same call on the same folder
-continues a run, or returns what it learnt.
+One file for each way to learn (`METHODS`), one loop for all of them. The run folder holds
+`config.json` (every setting, versions, a fingerprint of the data), `prior/` (a diffusers
+pipeline), `posterior/`, `state/` (to continue from) and `metrics.jsonl`. The same call on the same
+folder continues a run, or returns what it learnt.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError
+from ..glow import Glow
 from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
+from .ambient import Ambient
+from .ambientflow import AmbientFlow
 from .clean import Clean
-from .flowdiff import FlowDiff, Recipe, Solver
+from .flowdiff import FlowDiff, Recipe
 from .loop import Method, Settings, Trainer, write_atomically
 from .noisy import Noisy
+from .sure import Sure
 
-__all__ = ["Recipe", "Settings", "learn"]
+__all__ = ["METHODS", "Recipe", "Settings", "learn"]
 
-METHODS = ("flowdiff", "noisy", "clean")
+METHODS: dict[str, Callable[..., Method]] = {
+    "flowdiff": FlowDiff,
+    "ambient": Ambient,
+    "sure": Sure,
+    "ambientflow": AmbientFlow,
+    "noisy": Noisy,
+    "clean": Clean,
+}
+"""The ways to learn by name. Each is a class in a file of its own, built from (y, problem, shape,
+network=, seed=); what else it takes are its options, each kept as an attribute. A static method
+`takes(problem)` says which problems it can learn from; without one these are all linear ones."""
+
+GIVEN = ("self", "y", "problem", "shape", "network", "seed")  # what every method takes
 
 
 def learn(
     data: Any,
     problem: Problem,
-    method: Literal["flowdiff", "noisy", "clean"] = "flowdiff",
+    method: str = "flowdiff",
     *,
     out: str | Path,
-    objective: Literal["default", "elbo"] = "default",
-    recipe: Recipe | None = None,
     settings: Settings | None = None,
-    solver: Solver | None = None,
     quiet: bool = False,
-    **changes: Any,
+    **options: Any,
 ) -> tuple[Prior, Posterior]:
     """Learns a prior p(x) and a posterior q(x | y) from corrupted images.
 
@@ -56,29 +71,27 @@ def learn(
         data: Measurements y (N, ...), or any object with an attribute `y` that holds them; nothing
             else of it is ever read. For method "clean": clean images.
         problem: How the measurements were made (image i of the data is number i).
-        method: "flowdiff" (arXiv 2407.11162 and our recipe), "noisy" (floor) or "clean" (ceiling).
+        method: A name in `METHODS`; docs/learning.md says which for what.
         out: Run folder.
-        objective: For flowdiff: our "default", or the paper's "elbo" alone.
-        recipe: Schedule of flowdiff's default objective.
         settings: How to train; single fields can be given by name instead (network, kimg, ...).
-        solver: For flowdiff with A other than the identity: draws posterior samples for the
-        polish.
         quiet: Whether to show no progress.
+        options: Fields of the settings, and options of the method: those that its class takes,
+            such as `objective`, `recipe` and `solver` of flowdiff.
 
     Returns:
         The averaged prior and posterior, in evaluation mode, on the device of the data.
 
     Raises:
-        InputError: data, problem and networks that do not fit, or a run folder of other settings.
+        InputError: data, problem, networks and options that do not fit, or a run folder of other
+            settings.
     """
     if method not in METHODS:
         raise InputError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
-    if objective not in ("default", "elbo"):
-        raise InputError(f"unknown objective '{objective}': choose default or elbo")
-    try:
-        settings = replace(settings or Settings(), **changes)
-    except TypeError as error:
-        raise InputError(f"unknown setting: {str(error).split()[-1]}") from error
+    names = {field.name for field in fields(Settings)}
+    changes = {key: options.pop(key) for key in names & set(options)}
+    settings = Settings(**asdict(settings or Settings()) | changes)
+    kind = METHODS[method]
+    _check(method, options)
     y = data if isinstance(data, Tensor) else data.y
     y = y.float()
     if y.ndim != 4 or not len(y):
@@ -87,21 +100,16 @@ def learn(
         raise InputError("learning needs the noise level: give a noise above 0")
     if settings.kimg <= 0 or settings.batch < 2 or settings.rate <= 0:
         raise InputError("kimg and rate must be positive and batch at least 2")
-    clean = method == "clean"
-    shape = tuple(y.shape[1:] if clean else problem.operator.x_shape(y.shape))
-    learner: Method
-    if method == "flowdiff":
-        learner = FlowDiff(
-            y, problem, shape, settings.network, objective, recipe, settings.seed, solver
-        )
-    else:
-        kind = Clean if clean else Noisy
-        learner = kind(y, problem, shape, settings.network, settings.seed)
+    if not takes(method, problem):
+        others = [name for name in METHODS if name != "clean" and takes(name, problem)]
+        hint = f"take one of {', '.join(others)}" if others else "no method can"
+        raise InputError(f"{method} cannot learn from {problem.operator.spec}: {hint}")
+    shape = tuple(y.shape[1:] if method == "clean" else problem.operator.x_shape(y.shape))
+    learner = kind(y, problem, shape, network=settings.network, seed=settings.seed, **options)
     folder = Path(out)
     config = {
         "method": method,
-        "objective": objective if method == "flowdiff" else None,
-        "recipe": asdict(recipe or Recipe()) if method == "flowdiff" else None,
+        **_recorded(learner, method),
         "settings": asdict(settings),
         "problem": problem.to_dict(),
         "data": {"shape": list(y.shape), "sha256": _fingerprint(y)},
@@ -114,9 +122,43 @@ def learn(
     prior, posterior = learner.averages["prior"], learner.averages["posterior"]
     assert isinstance(prior, Prior) and isinstance(posterior, Posterior)
     if trainer.accelerator.is_main_process:
-        _replace(folder / "prior", prior)
-        _replace(folder / "posterior", posterior)
+        for name, model in learner.averages.items():
+            if isinstance(model, Prior | Posterior | Glow):
+                _replace(folder / name, model)
     return prior.to(y.device).eval(), posterior.to(y.device).eval()
+
+
+def takes(method: str, problem: Problem) -> bool:
+    """Whether a method can learn from measurements of this kind."""
+    own = getattr(METHODS[method], "takes", None)
+    return problem.linear if own is None else bool(own(problem))
+
+
+def _options(method: str) -> dict[str, Any]:
+    """The options of a method and their types."""
+    own = METHODS[method].__init__
+    names = [name for name in inspect.signature(own).parameters if name not in GIVEN]
+    hints = get_type_hints(own)
+    return {name: hints[name] for name in names}
+
+
+def _check(method: str, options: dict[str, Any]) -> None:
+    """Raises InputError for an option that the method lacks or a value that it does not know."""
+    known = _options(method)
+    for name, value in options.items():
+        if name not in known:
+            listed = f"its options are {', '.join(known)}" if known else "it has none"
+            raise InputError(f"unknown setting or option '{name}' of {method}: {listed}")
+        if get_origin(known[name]) is Literal and value not in get_args(known[name]):
+            choices = ", ".join(get_args(known[name]))
+            raise InputError(f"unknown {name} '{value}': choose one of {choices}")
+
+
+def _recorded(learner: Method, method: str) -> dict[str, Any]:
+    """The options of a method as config.json keeps them; functions are not kept."""
+    values = {name: getattr(learner, name) for name in _options(method)}
+    plain = {k: asdict(v) if is_dataclass(v) else v for k, v in values.items()}  # type: ignore[arg-type]
+    return {k: v for k, v in plain.items() if not callable(v)}
 
 
 def _fingerprint(y: Tensor) -> str:
@@ -150,7 +192,7 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
     write_atomically(path, text.encode())
 
 
-def _replace(folder: Path, model: Prior | Posterior) -> None:
+def _replace(folder: Path, model: Prior | Posterior | Glow) -> None:
     """Writes a model's folder beside the old one, then puts it in its place."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,88 @@
+"""A posterior for a prior that is learnt alone: forward KL on draws of that prior.
+
+`ambient` and `sure` learn a denoiser D and no posterior. From the share PRIOR of the run on the
+averaged D stands still, images x are drawn with it, and the flow is fitted by maximum likelihood
+to pairs of such an x and a fresh corruption of it, whose fixed point is Bayes' rule under the
+prior learnt:
+
+    A = I      x ~ p(x | y), the reverse diffusion from (y, sigma_y); m(y) to D(y, sigma_y)
+    other A    x ~ p(x), the probability flow from noise;             m(y) to the pairs
+
+The posterior is therefore as good as the prior, and says nothing that the prior does not.
+"""
+
+import torch
+from torch import Tensor
+
+from ..prior import heun, karras
+from ..seeds import Streams
+from .loop import Span, Trainer
+from .objectives import distilled, forward_kl
+from .pair import Pair
+
+__all__ = ["PRIOR", "Amortised"]
+
+PRIOR = 0.7  # share of the run at which the prior is finished
+DRAW = 7006  # path below the seed and the number of a draw
+BUFFER, FIRST, REFRESH = 4096, 512, 0.05  # images kept, drawn at once, and for each image seen
+STEPS, TOP = 16, 20.0  # noise levels of a draw, and the highest of them
+
+
+class Amortised(Pair):
+    """A prior by `prior_losses` of the members, then its posterior."""
+
+    def stores(self) -> dict[str, Tensor]:
+        """The images drawn, and how many they are."""
+        images = torch.zeros(BUFFER, *self.shape, dtype=torch.float16)
+        return {"images": images, "drawn": torch.zeros((), dtype=torch.int64)}
+
+    def spans(self) -> dict[str, tuple[Span, ...]]:
+        """The prior first, then the posterior."""
+        return {"mean": (Span(PRIOR),), "flow": (Span(PRIOR),), "prior": (Span(0.0, PRIOR),)}
+
+    def prior_losses(
+        self, y: Tensor, rows: Tensor, part: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The losses while the prior is learnt; part runs from 0 to 1 in that time."""
+        raise NotImplementedError
+
+    def losses(
+        self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The losses of a step at a progress from 0 to 1."""
+        drawn = int(self.buffers["drawn"])
+        if progress < PRIOR or not drawn:
+            return self.prior_losses(y, rows, progress / PRIOR, generator)
+        problem = self.at(rows, y)
+        picked = torch.randint(drawn, (len(y),), generator=generator, device=generator.device)
+        x = self.buffers["images"][picked.cpu()].to(y)
+        flow, mean = forward_kl(self.posterior, x, problem, generator)
+        if self.denoising:
+            mean = distilled(self.posterior, self.teacher, y, problem)
+        return {"flow": flow, "mean": mean}
+
+    @torch.no_grad()
+    def draw(self, count: int, device: torch.device) -> None:
+        """Puts further images into the buffer."""
+        drawn = int(self.buffers["drawn"])
+        number = torch.arange(drawn, drawn + count)
+        streams = Streams(self.seed, number.tolist(), DRAW, device=device)
+        if self.denoising:
+            y = self.y[number % len(self.y)].to(device)
+            x = self.teacher.restore(y, self.problem.sigma, streams, STEPS)
+        else:
+            sigmas = karras(STEPS, min(TOP, self.teacher.sigma_max), self.teacher.sigma_min)
+            noise = 0.5 + float(sigmas[0]) * streams.randn(*self.shape)
+            x = heun(self.teacher.denoise, noise, sigmas)
+        self.buffers["images"][number] = x.to(self.buffers["images"])
+        self.buffers["drawn"] += count
+
+    def before(self, trainer: Trainer, step: int, progress: float) -> None:
+        """Draws the first images when the prior is finished, then further ones."""
+        if progress < PRIOR:
+            return
+        seen = trainer.settings.batch * (step - int(PRIOR * trainer.steps))
+        chunk = min(256, len(self.y))
+        wanted = min(BUFFER, min(FIRST, len(self.y)) + int(REFRESH * seen))
+        while int(self.buffers["drawn"]) + chunk <= wanted:
+            self.draw(chunk, trainer.device)
