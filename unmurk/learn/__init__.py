@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError
+from ..noise import Gaussian
 from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
@@ -83,7 +84,12 @@ def learn(
     y = y.float()
     if y.ndim != 4 or not len(y):
         raise InputError(f"measurements must be (N, C, H, W) with N > 0, not {tuple(y.shape)}")
-    if problem.sigma <= 0 and method != "clean":
+    if not isinstance(problem.noise, Gaussian) and problem.operator.spec != "identity":
+        raise InputError(
+            f"noise '{problem.noise.spec}' is not Gaussian: learning takes it from images that are"
+            " only noisy (--operator identity)"
+        )
+    if problem.level <= 0 and method != "clean":
         raise InputError("learning needs the noise level: give a noise above 0")
     if settings.kimg <= 0 or settings.batch < 2 or settings.rate <= 0:
         raise InputError("kimg and rate must be positive and batch at least 2")
