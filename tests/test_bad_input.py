@@ -100,13 +100,28 @@ def malformed_noise(here: Path) -> tuple:
 
 def learning_from_photons(here: Path) -> tuple:
     argv = ["learn", good(here), "--noise", "poisson,gain=0.1", "--out", here / "out"]
-    return argv, "'poisson,gain=0.1' is not Gaussian"
+    return [*argv, "--operator", "blur:gaussian,sigma=1"], "'poisson,gain=0.1' is not Gaussian"
 
 
 def restoring_photons_in_one_pass(here: Path) -> tuple:
     Posterior.create("tiny", (1, 16, 16)).save(here / "run" / "posterior")
     argv = ["restore", good(here), "--prior", here / "run", "--out", here / "out"]
-    return [*argv, "--operator", "identity", "--noise", "poisson,gain=0.1"], "not Gaussian"
+    argv += ["--operator", "inpaint:box,size=4"]
+    return [*argv, "--noise", "poisson,gain=0.1"], "not Gaussian"
+
+
+def noise_of_no_image(here: Path) -> tuple:
+    argv = ["solve", good(here), "--prior", "digits", "--operator", "cs:structured,ratio=0.5"]
+    return [*argv, "--noise", "auto", "--out", here / "out"], "which are no images"
+
+
+def noise_of_too_little(here: Path) -> tuple:
+    argv = ["learn", good(here), "--noise", "auto", "--out", here / "out"]
+    return argv, "give more images"
+
+
+def adding_noise_that_nobody_knows(here: Path) -> tuple:
+    return ["corrupt", good(here), "--noise", "auto", "--out", here / "out"], "measurements first"
 
 
 def mask_of_another_size(here: Path) -> tuple:
@@ -215,6 +230,9 @@ CASES: list[Callable[[Path], tuple]] = [
     malformed_noise,
     learning_from_photons,
     restoring_photons_in_one_pass,
+    noise_of_no_image,
+    noise_of_too_little,
+    adding_noise_that_nobody_knows,
     mask_of_another_size,
     output_below_a_file,
     output_that_nobody_can_write,

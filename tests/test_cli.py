@@ -199,12 +199,13 @@ def test_restore_is_the_posterior_of_the_runs_problem(data, trained, tmp_path, c
 
 def test_given_parts_replace_the_runs_problem(trained):
     """--operator and --noise stand in for what the run was trained with, each alone."""
-    trained_with = commands._trained_problem(str(trained), None, None)
-    assert trained_with == Problem("inpaint:random,keep=0.5", 0.1)
-    assert commands._trained_problem(str(trained), None, 0.0) == Problem(
-        "inpaint:random,keep=0.5", 0.0
-    )
-    assert commands._trained_problem(str(trained), "identity", None) == Problem("identity", 0.1)
+
+    def found(operator, noise):
+        return commands._trained_problem(str(trained), operator, noise, torch.zeros(1, 1, 8, 8))
+
+    assert found(None, None) == Problem("inpaint:random,keep=0.5", 0.1)
+    assert found(None, "0.0") == Problem("inpaint:random,keep=0.5", 0.0)
+    assert found("identity", None) == Problem("identity", 0.1)
 
 
 def test_solve_is_the_library_call(data, trained, tmp_path, capsys):

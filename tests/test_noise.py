@@ -12,6 +12,7 @@ from unmurk.errors import InputError
 from unmurk.noise import Gaussian, PoissonGaussian, as_noise
 from unmurk.problem import Problem
 from unmurk.seeds import Streams
+from unmurk.solve.whiten import rates, whiten
 
 TEXTS = ["0.3", "gaussian,sigma=0.3", "poisson,gain=0.01", "poisson-gaussian,gain=0.01,sigma=0.02"]
 
@@ -64,6 +65,32 @@ def test_same_image_same_noise_in_any_batch(text):
     taken = problem.at(range(5), (3, 8, 6)).take([4, 2, 2])
     assert torch.equal(taken.simulate(x[[4, 2, 2]], seed=3), whole[[4, 2, 2]])
     assert not torch.equal(problem.simulate(x, seed=4), whole)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.05])
+def test_an_offset_moves_measurement_and_black_alike(sigma):
+    dark, light = PoissonGaussian(0.02, sigma), PoissonGaussian(0.02, sigma, 0.25)
+    clean = torch.rand(3, 1, 9, 9, generator=torch.manual_seed(0), dtype=torch.float64)
+    y = dark.draw(clean, Streams(0, range(3)))
+    moved = light.draw(clean + 0.25, Streams(0, range(3)))
+    assert torch.allclose(moved, y + 0.25, atol=1e-12)
+    assert torch.allclose(light.variance(clean + 0.25), dark.variance(clean))
+    found = light.log_likelihood(clean + 0.25, moved)
+    assert torch.allclose(found, dark.log_likelihood(clean, y), atol=1e-8)
+    black = light.variance(torch.full((1,), 0.1, dtype=torch.float64))
+    assert black.item() == pytest.approx(sigma**2)
+
+
+def test_whitening_knows_the_offset():
+    problem = Problem("identity", "poisson,gain=0.02,offset=0.25")
+    moved = Problem("identity", "poisson,gain=0.02")
+    x = torch.rand(2, 1, 12, 12, generator=torch.manual_seed(0), dtype=torch.float64)
+    y = moved.simulate(x)
+    found, expected = (rates(*pair) for pair in ((y + 0.25, problem), (y, moved)))
+    assert torch.allclose(found, expected)
+    weights = (a.operator.weights for _, a in (whiten(y + 0.25, problem), whiten(y, moved)))
+    first, second = weights
+    assert torch.allclose(first / first.mean(), second / second.mean())
 
 
 # -- likelihoods ----------------------------------------------------------------------------------
@@ -147,7 +174,7 @@ gains = st.floats(1e-12, 1e6)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.one_of(st.builds(Gaussian, sizes), st.builds(PoissonGaussian, gains, sizes)))
+@given(st.one_of(st.builds(Gaussian, sizes), st.builds(PoissonGaussian, gains, sizes, sizes)))
 def test_text_round_trip(noise):
     again = as_noise(noise.spec)
     assert again == noise and again.spec == noise.spec and hash(again) == hash(noise)
@@ -176,6 +203,9 @@ def test_forms():
     assert as_noise("poisson-gaussian,sigma=1,gain=2") == PoissonGaussian(2, 1)
     assert PoissonGaussian(0.01).spec == "poisson,gain=0.01"
     assert PoissonGaussian(1, 2).spec == "poisson-gaussian,gain=1,sigma=2"
+    assert as_noise("poisson,offset=0.5,gain=1") == PoissonGaussian(1, 0, 0.5)
+    assert PoissonGaussian(1, 0, 0.5).spec == "poisson,gain=1,offset=0.5"
+    assert PoissonGaussian(1, 2, 0.5).spec == "poisson-gaussian,gain=1,sigma=2,offset=0.5"
     assert Problem("identity", "0.3").to_dict() == {"operator": "identity", "noise": 0.3}
     assert Problem("identity", "poisson,gain=1").to_dict()["noise"] == "poisson,gain=1"
     assert Problem("identity", "poisson,gain=1") != Problem("identity", 1.0)

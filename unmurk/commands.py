@@ -76,8 +76,9 @@ class Learn(Command):
     operator: Text = "identity"
     """How the images were made, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
     noise: Text = "0"
-    """Standard deviation of the noise in the images, in units where the image range is 1; needed
-    unless the images are clean."""
+    """Standard deviation of the noise in the images, in units where the image range is 1; or
+    poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto: estimated from DATA.
+    Needed unless the images are clean."""
     method: Literal["flowdiff", "ambient", "sure", "ambientflow", "noisy", "clean"] = "flowdiff"
     """flowdiff: prior and flow learnt together; ambient: Ambient Diffusion, for holes or for noise
     alone; sure: SURE-Score; ambientflow: a flow as the prior; noisy: a prior of the images as they
@@ -100,9 +101,10 @@ class Learn(Command):
 
     def run(self) -> dict[str, Any]:
         with output(self.out):
-            problem = _problem(self.operator, self.noise)
             data = _images(self.data, skip_bad=self.skip_bad)
             y = data.images
+            noise = _run_noise(self.out, self.noise) if not self.simulate else self.noise
+            problem = _problem(self.operator, noise, None if self.simulate else y)
             if self.simulate and self.method != "clean":
                 y = problem.simulate(y, seed=self.seed)
             from .learn import learn
@@ -124,7 +126,8 @@ class Learn(Command):
             )
             page = _page(self.out)
         skipped = dict(data.skipped)
-        return {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
+        found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
+        return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
 
 
 @dataclass
@@ -139,7 +142,8 @@ class Restore(Command):
     operator: MaybeText = None
     """How the images were made; unset: as those that the run was trained with."""
     noise: MaybeText = None
-    """Standard deviation of the noise, in units where the image range is 1; unset: the run's."""
+    """Standard deviation of the noise, in units where the image range is 1, or another noise; auto
+    or poisson-gaussian,auto: estimated from DATA; unset: the run's."""
     samples: int = 16
     """Draws from the posterior behind every mean and standard deviation; an even number."""
     std: bool = False
@@ -150,8 +154,8 @@ class Restore(Command):
 
     def run(self) -> dict[str, Any]:
         with output(self.out, folder=False):
-            problem = _trained_problem(self.prior, self.operator, self.noise)
             data = _images(self.data, skip_bad=self.skip_bad)
+            problem = _trained_problem(self.prior, self.operator, self.noise, data.images)
             mean, std = _restore(self.prior, problem, data.images, self.samples, self.seed)
             return save_like(self.out, data, mean, std=std if self.std else None)
 
@@ -166,7 +170,8 @@ class Solve(Command):
     """How the images were made, such as inpaint:box,size=12 or sr:average,factor=4."""
     noise: Text
     """Standard deviation of the noise in the measurements, in units where the image range is 1; or
-    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02 (docs/data_and_files.md)."""
+    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto:
+    estimated from DATA (docs/data_and_files.md)."""
     out: Path
     """Folder for the restored images (the mean where there are several samples)."""
     method: Text = "red-diff"
@@ -191,8 +196,8 @@ class Solve(Command):
         with output(self.out, folder=False):
             at_least(1, samples=self.samples, restarts=self.restarts)
             options = solver_options(self.method, self.option, self.steps)
-            problem = _problem(self.operator, self.noise)
             data = _images(self.data, skip_bad=self.skip_bad)
+            problem = _problem(self.operator, self.noise, data.images)
             from .posterior import Posterior
             from .prior import Prior
             from .solve import solve
@@ -361,10 +366,23 @@ def _shape(images: "torch.Tensor") -> str:
     return "x".join(map(str, images.shape))
 
 
-def _problem(operator: str, noise: str) -> "Problem":
+def _problem(operator: str, noise: str, y: "torch.Tensor | None" = None) -> "Problem":
+    """The problem of two text forms; a noise that they leave open is estimated from y."""
+    from .noise_estimate import known_noise
     from .problem import Problem
 
-    return Problem(operator, noise)
+    return Problem(operator, noise if y is None else known_noise(noise, y, operator))
+
+
+def _run_noise(run: Path, noise: str) -> str:
+    """The noise for a run: where it is to be estimated and the run has begun, what it found."""
+    config = run / "config.json"
+    if "auto" not in noise or not config.exists():
+        return noise
+    try:
+        return str(json.loads(config.read_text())["problem"]["noise"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read {config}: give another folder") from error
 
 
 def _images(path: Path, skip_bad: bool = False) -> "ImageSet":
@@ -385,10 +403,12 @@ def _place(*things: Any) -> list[Any]:
     return [thing.to(device) for thing in things]
 
 
-def _trained_problem(run: str, operator: str | None, noise: str | None) -> "Problem":
+def _trained_problem(
+    run: str, operator: str | None, noise: str | None, y: "torch.Tensor"
+) -> "Problem":
     """The problem of a run's config.json, with the parts that are given in its place."""
     if operator is not None and noise is not None:
-        return _problem(operator, noise)
+        return _problem(operator, noise, y)
     from .prior import locate
     from .problem import Problem
 
@@ -400,7 +420,8 @@ def _trained_problem(run: str, operator: str | None, noise: str | None) -> "Prob
             f"{config} does not say what '{run}' was trained with: give --operator and --noise"
         ) from error
     spec = trained.to_dict()
-    return _problem(operator or spec["operator"], spec["noise"] if noise is None else noise)
+    noise = str(spec["noise"]) if noise is None else noise
+    return _problem(operator or spec["operator"], noise, y)
 
 
 def _restore(

@@ -6,7 +6,10 @@
 
 gain is what one count (a photon, an electron) is worth in units of the image range [0, 1]: at
 white 1 / gain counts are expected. Mean and variance are E y = c and var y = gain c + sigma^2.
-There is no negative light: where c < 0 the rate of the counts is 0.
+There is no negative light: where c < 0 the rate of the counts is 0. A camera may put black at an
+offset o > 0: then the two models hold for y - o and c - o in the place of y and c, and
+
+    E y = c,    var y = gain (c - o) + sigma^2.
 
     log p(y | c), Gaussian           - (y - c)^2 / (2 sigma^2) - log(2 pi sigma^2) / 2
                   Poisson            k log r - r - log k!,    r = c / gain,  k = y / gain
@@ -24,7 +27,7 @@ deviation s over every h-th number, times h, is off by 2 exp(-2 pi^2 (s / h)^2),
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,7 +35,7 @@ from torch import Tensor
 from .errors import InputError
 from .seeds import Streams
 
-__all__ = ["Gaussian", "Noise", "PoissonGaussian", "as_noise"]
+__all__ = ["AUTO", "Gaussian", "Noise", "PoissonGaussian", "as_noise"]
 
 NODES, STRIDE = 80, 4  # s / h < 8, so that the window reaches 10 s to each side
 HALVINGS = 60  # of the interval that the maximum lies in
@@ -96,21 +99,23 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class PoissonGaussian:
-    """y = gain k + sigma n, k ~ Poisson(c / gain). Text form: "poisson,gain=0.01", or
-    "poisson-gaussian,gain=0.01,sigma=0.02".
+    """y = o + gain k + sigma n, k ~ Poisson((c - o) / gain). Text form: "poisson,gain=0.01", or
+    "poisson-gaussian,gain=0.01,sigma=0.02"; either may end with ",offset=0.05".
 
     Raises:
-        InputError: gain is not a finite number > 0, or sigma not one >= 0.
+        InputError: gain is not a finite number > 0, or sigma or offset not one >= 0.
     """
 
     gain: float
     """What one count is worth in units of the image range [0, 1], > 0."""
     sigma: float = 0.0
     """Standard deviation of the Gaussian noise on top, in the same units; 0 has none."""
+    offset: float = 0.0
+    """o, the value of black, where no light falls, in the same units."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "gain", _number(self.gain))
-        object.__setattr__(self, "sigma", _number(self.sigma))
+        for field in fields(self):
+            object.__setattr__(self, field.name, _number(getattr(self, field.name)))
         if self.gain == 0:
             raise InputError("the gain of Poisson noise must be > 0: what one count is worth")
 
@@ -122,8 +127,8 @@ class PoissonGaussian:
 
     def draw(self, clean: Tensor, streams: Streams) -> Tensor:
         """See `Noise.draw`."""
-        counts = streams.poisson(clean.detach().double().cpu().clamp_min(0) / self.gain)
-        y = (self.gain * counts).to(clean)
+        counts = streams.poisson(self.rate(clean.detach().cpu()))
+        y = (self.offset + self.gain * counts).to(clean)
         return y + self.sigma * _randn(clean, streams) if self.sigma > 0 else y
 
     def log_likelihood(self, clean: Tensor, y: Tensor) -> Tensor:
@@ -132,7 +137,7 @@ class PoissonGaussian:
         Without Gaussian noise this is the log of a probability, and y has to hold whole counts;
         between them the formula is continued by the gamma function, below 0 it is -infinity.
         """
-        rate, count = clean.double().clamp_min(0) / self.gain, y.double() / self.gain
+        rate, count = self.rate(clean), (y.double() - self.offset) / self.gain
         if self.sigma == 0:
             known = torch.where(count >= 0, _log_poisson(count.clamp_min(0), rate), -math.inf)
             return known.to(clean)
@@ -155,13 +160,26 @@ class PoissonGaussian:
 
     def variance(self, clean: Tensor) -> Tensor:
         """See `Noise.variance`."""
-        return self.gain * clean.clamp_min(0) + self.sigma**2
+        return self.gain * (clean - self.offset).clamp_min(0) + self.sigma**2
 
+    def rate(self, clean: Tensor) -> Tensor:
+        """Counts expected, number by number, in double precision."""
+        return (clean.double() - self.offset).clamp_min(0) / self.gain
+
+
+AUTO: dict[str, Literal["gaussian", "poisson-gaussian"]] = {
+    "auto": "gaussian",
+    "gaussian,auto": "gaussian",
+    "poisson-gaussian,auto": "poisson-gaussian",
+}
+"""Text forms that leave the numbers to `unmurk.noise_estimate`, and the kind of noise of each."""
 
 FORMS: dict[tuple[str, ...], type[Gaussian] | type[PoissonGaussian]] = {
     ("gaussian", "sigma"): Gaussian,
     ("poisson", "gain"): PoissonGaussian,
+    ("poisson", "gain", "offset"): PoissonGaussian,
     ("poisson-gaussian", "gain", "sigma"): PoissonGaussian,
+    ("poisson-gaussian", "gain", "offset", "sigma"): PoissonGaussian,
 }
 """Text forms: the first word and the options, all of which are needed."""
 
@@ -182,6 +200,11 @@ def as_noise(value: Any) -> Noise:
 
 
 def _parse(text: str) -> Noise:
+    if text in AUTO:
+        raise InputError(
+            f"noise '{text}' must be estimated from measurements first: learn, solve and restore"
+            " do, and so does unmurk.noise_estimate.estimate_noise"
+        )
     form, *pieces = text.split(",")
     pairs = [piece.partition("=") for piece in pieces]
     values: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
@@ -214,8 +237,8 @@ def _number(value: Any) -> float:
 
 def _options(noise: Gaussian | PoissonGaussian) -> str:
     values = {field.name: getattr(noise, field.name) for field in fields(noise)}
-    if values.get("gain") and not values["sigma"]:
-        del values["sigma"]
+    if isinstance(noise, PoissonGaussian):
+        values = {name: value for name, value in values.items() if value}  # 0 goes without saying
     return ",".join(f"{name}={value!r}".removesuffix(".0") for name, value in values.items())
 
 

@@ -315,7 +315,9 @@ class Posterior(Flow):
         b, _, h, w = start.shape
         mask = problem.operator.mask
         mask = start.new_ones(b, 1, h, w) if mask is None else mask.to(start).expand(b, 1, h, w)
-        return start, torch.cat([start, mask, start.new_full((b, 1, h, w), problem.sigma)], 1)
+        noise = torch.as_tensor(problem.deviation(y)).to(start)  # a number or a map
+        noise = noise.mean(1, keepdim=True) if noise.ndim else noise
+        return start, torch.cat([start, mask, noise.expand(b, 1, h, w)], 1)
 
     def mean(self, y: Tensor, problem: Problem) -> Tensor:
         """m(y), the centre of the flow, (B, C, H, W)."""

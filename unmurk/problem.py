@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError
@@ -55,10 +56,30 @@ class Problem:
         """The standard deviation of Gaussian noise. Raises InputError for any other noise."""
         if not isinstance(self.noise, Gaussian):
             raise InputError(
-                f"noise '{self.noise.spec}' is not Gaussian: simulate (corrupt) and solve take it,"
-                " learning, the posterior flow and closed forms need a number"
+                f"noise '{self.noise.spec}' is not Gaussian: corrupt, solve, and learning from"
+                " images that are only noisy take it, all else needs a number"
             )
         return self.noise.sigma
+
+    @property
+    def level(self) -> float:
+        """The standard deviation of the noise; of one that varies, at mid-grey."""
+        return float(self.noise.variance(torch.tensor(0.5, dtype=torch.float64))) ** 0.5
+
+    def deviation(self, y: Tensor) -> float | Tensor:
+        """The standard deviation of the noise as the measurements y (B, C, H, W) tell it.
+
+        sigma where it is Gaussian. Else, shape of y, that of the mean of 3 x 3 numbers around,
+        the number itself among them: an estimate of the variance with little noise of its own and,
+        where the image is smooth, without bias.
+
+        Raises:
+            InputError: for noise that is not Gaussian, where A is not the identity.
+        """
+        if isinstance(self.noise, Gaussian) or self.operator.spec != "identity":
+            return self.sigma
+        mean = F.avg_pool2d(y, 3, stride=1, padding=1, count_include_pad=False)
+        return self.noise.variance(mean).sqrt()
 
     def __eq__(self, other: object) -> bool:
         return (

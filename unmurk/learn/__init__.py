@@ -27,6 +27,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import InputError
 from ..glow import Glow
+from ..noise import Gaussian
 from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
@@ -96,14 +97,20 @@ def learn(
     y = y.float()
     if y.ndim != 4 or not len(y):
         raise InputError(f"measurements must be (N, C, H, W) with N > 0, not {tuple(y.shape)}")
-    if problem.sigma <= 0 and method != "clean":
+    if not isinstance(problem.noise, Gaussian) and problem.operator.spec != "identity":
+        raise InputError(
+            f"noise '{problem.noise.spec}' is not Gaussian: learning takes it from images that are"
+            " only noisy (--operator identity)"
+        )
+    if problem.level <= 0 and method != "clean":
         raise InputError("learning needs the noise level: give a noise above 0")
     if settings.kimg <= 0 or settings.batch < 2 or settings.rate <= 0:
         raise InputError("kimg and rate must be positive and batch at least 2")
     if not takes(method, problem):
         others = [name for name in METHODS if name != "clean" and takes(name, problem)]
         hint = f"take one of {', '.join(others)}" if others else "no method can"
-        raise InputError(f"{method} cannot learn from {problem.operator.spec}: {hint}")
+        what = f"{problem.operator.spec} with noise {problem.noise.spec}"
+        raise InputError(f"{method} cannot learn from {what}: {hint}")
     shape = tuple(y.shape[1:] if method == "clean" else problem.operator.x_shape(y.shape))
     learner = kind(y, problem, shape, network=settings.network, seed=settings.seed, **options)
     folder = Path(out)

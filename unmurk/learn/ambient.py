@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..noise import Gaussian
 from ..operators.base import per_image
 from ..operators.inpaint import Inpaint, RandomInpaint
 from ..prior import Prior
@@ -143,7 +144,8 @@ class Ambient(Amortised):
     @staticmethod
     def takes(problem: Problem) -> bool:
         """Whether the method can learn from such measurements."""
-        return problem.operator.spec == "identity" or isinstance(problem.operator, Inpaint)
+        fits = problem.operator.spec == "identity" or isinstance(problem.operator, Inpaint)
+        return fits and isinstance(problem.noise, Gaussian)
 
     def others(self, network: str) -> dict[str, nn.Module]:
         """The channel of hidden pixels; it has no say at the start."""

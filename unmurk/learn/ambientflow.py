@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..glow import Glow
+from ..noise import Gaussian
 from ..posterior import Posterior
 from ..problem import Problem
 from .loop import Span
@@ -78,6 +79,11 @@ class AmbientFlow(Pair):
         bound: "elbo", or "importance" for the tighter one.
         draws: K, draws from the posterior flow for each measurement.
     """
+
+    @staticmethod
+    def takes(problem: Problem) -> bool:
+        """Whether the method can learn from such measurements."""
+        return problem.linear and isinstance(problem.noise, Gaussian)
 
     def __init__(
         self,

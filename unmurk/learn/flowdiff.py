@@ -25,7 +25,8 @@ leaves, so the prior keeps noise that the flow can match (docs/experiments.md ha
                     I to D(y, sigma_y), which is E[x | y] too, else to the pairs.
 
 For A = I the reverse diffusion started at (y, sigma_y) is itself a draw from p(x | y). For other
-A the polish is the flow's own draw, unless a solver is given.
+A the polish is the flow's own draw, unless a solver is given. So it is for noise that depends on
+the brightness (A = I): no level of the diffusion is its level, and there is no anchor either.
 """
 
 import copy
@@ -37,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nets import preset
+from ..noise import Gaussian
 from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
@@ -121,10 +123,13 @@ class FlowDiff:
         self.y, self.problem, self.shape, self.seed = y, problem, shape, seed
         self.network, self.objective, self.solver = network, objective, solver
         self.recipe = recipe or Recipe()
-        self.denoising = problem.operator.spec == "identity"
+        gaussian = isinstance(problem.noise, Gaussian)
+        self.denoising = problem.operator.spec == "identity" and gaussian
         # other operators are polished by the flow itself, so it cannot come later
         self.flow_start = self.recipe.flow if self.denoising else self.recipe.polish
         spread = 0.05 if objective == "default" else problem.sigma / 2
+        if not gaussian:  # what the flow starts from should be less than the noise
+            spread = float(problem.noise.variance(y.mean())) ** 0.5 / 4
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
             self.posterior = Posterior.create(network, shape, spread)

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..noise import PoissonGaussian
 from ..operators.base import per_image
 from ..posterior import Posterior
 from ..prior import Prior
@@ -33,6 +34,16 @@ __all__ = [
 def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal noise shaped like a batch."""
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Tensor:
+    """Fresh measurements of noiseless ones, all from one generator."""
+    noise = problem.noise
+    if not isinstance(noise, PoissonGaussian):
+        return clean + problem.sigma * gaussian(clean, generator)
+    counts = torch.poisson(noise.rate(clean.detach()), generator=generator)
+    y = (noise.offset + noise.gain * counts).to(clean)
+    return y + noise.sigma * gaussian(clean, generator)
 
 
 def levels(n: int, generator: torch.Generator) -> Tensor:
@@ -96,8 +107,11 @@ def recorrupted(
     With n ~ N(0, I), the errors of y + a sigma_y n and of y - sigma_y n / a are independent (Pang
     et al., 2021, CVPR, "Recorrupted-to-Recorrupted"), so the minimiser of the squared distance
     between A m(y + a sigma_y n) and y - sigma_y n / a is A E[x | y + a sigma_y n].
+
+    Noise that depends on the brightness has its own sigma_y at every number, estimated from y. The
+    two errors are then uncorrelated to the extent that this estimate is right on average.
     """
-    noise = problem.sigma * gaussian(y, generator)
+    noise = problem.deviation(y) * gaussian(y, generator)
     mean = posterior.mean(y + a * noise, problem)
     return problem.residual(mean, y - noise / a).square().mean()  # zero where nothing is measured
 
@@ -112,11 +126,11 @@ def forward_kl(
     1995, Science 268), whose fixed point is Bayes' rule for any A and any noise.
     """
     clean = problem.A(x)
-    y = clean + problem.sigma * gaussian(clean, generator)
+    y = corrupted(clean, problem, generator)
     context = posterior.context(y, problem)
     held = replace(context, mean=context.mean.detach())
     nats = -posterior.log_density(x, held).mean() / x[0].numel()
-    error = (context.mean - x).square().mean() / max(problem.sigma, 0.01) ** 2
+    error = (context.mean - x).square().mean() / max(problem.level, 0.01) ** 2
     return nats, error
 
 

@@ -27,6 +27,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..noise import Gaussian
 from ..problem import Problem
 from .amortised import PRIOR, Amortised
 from .loop import Span
@@ -58,6 +59,11 @@ def sure(
 
 class Sure(Amortised):
     """The method, for linear A and Gaussian noise."""
+
+    @staticmethod
+    def takes(problem: Problem) -> bool:
+        """Whether the method can learn from such measurements."""
+        return problem.linear and isinstance(problem.noise, Gaussian)
 
     def spans(self) -> dict[str, tuple[Span, ...]]:
         """The prior first, then the posterior; m from the start where it is the denoiser."""

@@ -50,7 +50,7 @@ def whiten(y: Tensor, problem: Problem) -> tuple[Tensor, Problem]:
     if not isinstance(noise, PoissonGaussian):
         return y, problem
     y = problem.operator.seen(y)
-    variance = noise.variance(noise.gain * rates(y, problem))
+    variance = noise.variance(noise.offset + noise.gain * rates(y, problem))
     level = float(noise.variance(torch.tensor(0.5))) ** 0.5
     weights = level / variance.sqrt()
     white = Problem(Weighted(problem.operator, weights), level)
@@ -66,7 +66,8 @@ def rates(y: Tensor, problem: Problem) -> Tensor:
         problem: Operator and Poisson or Poisson-Gaussian noise.
     """
     assert isinstance(problem.noise, PoissonGaussian)
-    counts, numbers = y / problem.noise.gain, problem.operator.seen(torch.ones_like(y))
+    counts = problem.operator.seen(y - problem.noise.offset) / problem.noise.gain
+    numbers = problem.operator.seen(torch.ones_like(y))
     every = tuple(range(1, y.ndim))
     whole = counts.sum(every, keepdim=True).clamp_min(0) + 1
     mean = whole / numbers.sum(every, keepdim=True).clamp_min(1)
