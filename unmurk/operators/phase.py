@@ -36,6 +36,7 @@ class FourierMagnitude(NonlinearOperator):
     """
 
     form = "phase:fourier"
+    pictorial = False
     options = {"oversample": float}
 
     def __init__(self, oversample: float = 2.0) -> None:
