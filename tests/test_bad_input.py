@@ -59,11 +59,48 @@ def two_channels_as_pictures(here: Path) -> tuple:
     return ["corrupt", here / "two.npy", "--out", here / "out"], "2"
 
 
-def colour_for_a_grey_posterior(here: Path) -> tuple:
-    Posterior.create("tiny", (1, 16, 16)).save(here / "run" / "posterior")
-    png(here / "rgb" / "a.png", (16, 16, 3))
-    argv = ["restore", here / "rgb", "--prior", here / "run", "--out", here / "out"]
-    return [*argv, "--operator", "identity", "--noise", "0.1"], "(3, 16, 16)"
+def restoring(here: Path, shape: tuple[int, ...], *more: object) -> list:
+    Posterior.create("tiny", shape).save(here / "run" / "posterior")
+    argv = ["restore", good(here), "--prior", here / "run", "--out", here / "out"]
+    return [*argv, "--operator", "identity", "--noise", "0.1", *more]
+
+
+def grey_for_a_colour_posterior(here: Path) -> tuple:
+    return restoring(here, (3, 16, 16)), "3x16x16"
+
+
+def smaller_than_the_posterior(here: Path) -> tuple:
+    return restoring(here, (1, 32, 16)), "1x32x16"
+
+
+def tiles_without_room(here: Path) -> tuple:
+    return restoring(here, (1, 16, 16), "--tile", "2"), "tile is 2"
+
+
+def white_below_black(here: Path) -> tuple:
+    return restoring(here, (1, 16, 16), "--range", "255", "0"), "white must be above black"
+
+
+def several_pictures_into_one(here: Path) -> tuple:
+    argv = restoring(here, (1, 16, 16))
+    return [*argv[:4], "--out", here / "one.png", *argv[6:]], "one.png"
+
+
+def pictures_of_measurements(here: Path) -> tuple:
+    argv = ["solve", good(here), "--prior", "digits", "--operator", "cs:structured,ratio=0.5"]
+    return [*argv, "--noise", "0.1", "--out", here / "out"], "pictures cannot hold"
+
+
+def colours_for_a_grey_prior(here: Path) -> tuple:
+    np.save(here / "grey.npy", np.zeros((2, 28, 28), np.uint8))
+    argv = ["solve", here / "grey.npy", "--prior", "digits", "--operator", "colour:grey"]
+    return [*argv, "--noise", "0.1", "--out", here / "out"], "mixes the 3 channels"
+
+
+def tiff_of_other_pixels(here: Path) -> tuple:
+    (here / "good").mkdir()
+    Image.fromarray(np.zeros((16, 16, 4), np.uint8)).save(here / "good" / "a.tif")
+    return restoring(here, (1, 16, 16)), "alpha"
 
 
 def run_that_does_not_say_its_problem(here: Path) -> tuple:
@@ -220,7 +257,14 @@ CASES: list[Callable[[Path], tuple]] = [
     mixed_channels,
     five_channels,
     two_channels_as_pictures,
-    colour_for_a_grey_posterior,
+    grey_for_a_colour_posterior,
+    smaller_than_the_posterior,
+    tiles_without_room,
+    white_below_black,
+    several_pictures_into_one,
+    pictures_of_measurements,
+    colours_for_a_grey_prior,
+    tiff_of_other_pixels,
     run_that_does_not_say_its_problem,
     unknown_operator,
     malformed_operator,
@@ -304,6 +348,29 @@ def test_skip_bad_leaves_out_and_lists(tmp_path, capsys):
     assert said["images"] == 3 and set(said["skipped"]) == {"text.png", "wide.png"}
     assert "text.png" in shown.err and "wide.png" in shown.err
     assert np.load(tmp_path / "y.npy").shape[0] == 3
+
+
+def test_learning_must_not_shift_numbers(tmp_path, capsys):
+    """Masks go by an image's number: learning refuses a set that --skip-bad made a hole in."""
+    (good(tmp_path) / "1a.png").write_text("this is no picture")
+    argv = ["learn", tmp_path / "good", "--operator", "inpaint:random,keep=0.5", "--skip-bad"]
+    argv += ["--noise", "0.1", "--out", tmp_path / "out"]
+    assert cli.main([str(a) for a in argv]) == 2
+    left_out, line = capsys.readouterr().err.splitlines()
+    assert "1a.png" in left_out and "1a.png" in line and "numbers" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_closed_pipe_is_quiet(tmp_path):
+    """`unmurk --help | head -1`: nobody reads on, nothing is said about it."""
+    program = subprocess.Popen(
+        [sys.executable, "-m", "unmurk", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert program.stdout is not None and program.stderr is not None
+    program.stdout.close()  # before a word is written
+    said = program.stderr.read()
+    program.stderr.close()
+    assert program.wait() == 141 and said == b""
 
 
 def test_the_program_itself(tmp_path):

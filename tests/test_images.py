@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -297,7 +298,7 @@ def test_bad_folders(tmp_path):
     assert "none of the 2 pictures" in refused(tmp_path, skip_bad=True)
 
 
-def test_bad_pictures(tmp_path):
+def test_bad_pictures(tmp_path, monkeypatch):
     rgba = np.full((4, 5, 4), 128, np.uint8)
     write_png(tmp_path / "a.png", rgba)
     assert "transparent" in refused(tmp_path / "a.png")
@@ -306,10 +307,12 @@ def test_bad_pictures(tmp_path):
         (tmp_path / "b.png").write_bytes(data)
         assert "b.png" in refused(tmp_path / "b.png")
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "f.tif")
-    assert "save it as a .npy" in refused(tmp_path / "f.tif")
-    pages = [Image.fromarray(pixels(4, 4)) for _ in range(2)]
-    pages[0].save(tmp_path / "p.tif", save_all=True, append_images=pages[1:])
-    assert "several pictures" in refused(tmp_path / "p.tif")
+    for name in ("f.tif", "p.tif"):
+        pages = [Image.fromarray(pixels(4, 4)) for _ in range(2)]
+        pages[0].save(tmp_path / "p.tif", save_all=True, append_images=pages[1:])
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "tifffile", None)  # as if it were not installed
+            assert "unmurk[tiff]" in refused(tmp_path / name)
 
 
 def test_bad_arrays(tmp_path):

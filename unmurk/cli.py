@@ -3,11 +3,12 @@
 Arguments are parsed before anything heavy is imported, so that `--help` answers at once.
 
 Exit codes: 0 done; 2 bad input or options (one line on stderr, nothing left behind);
-130 interrupted.
+130 interrupted; 141 nobody reads what is printed.
 """
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -33,7 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `unmurk --help | head -1`
+        # what is left in the buffer goes nowhere, so that Python's own end is quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _main(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"unmurk {__version__}")
         return 0

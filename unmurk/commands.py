@@ -5,15 +5,15 @@ writes at its end.
 """
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from .commands_restore import Restore, Solve
 from .errors import InputError
 from .options import (
     FILES,
@@ -22,16 +22,16 @@ from .options import (
     Command,
     Corrupted,
     Json,
-    MaybeInt,
     MaybePath,
-    MaybeText,
     Seed,
     SkipBad,
     Text,
     at_least,
-    solver_options,
+    images_of,
+    place,
+    problem_of,
 )
-from .output import output, save_like, save_new
+from .output import output, save_new
 
 if TYPE_CHECKING:
     import torch
@@ -101,10 +101,11 @@ class Learn(Command):
 
     def run(self) -> dict[str, Any]:
         with output(self.out):
-            data = _images(self.data, skip_bad=self.skip_bad)
+            data = images_of(self.data, skip_bad=self.skip_bad)
             y = data.images
-            noise = _run_noise(self.out, self.noise) if not self.simulate else self.noise
-            problem = _problem(self.operator, noise, None if self.simulate else y)
+            noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
+            problem = problem_of(self.operator, noise, None if self.simulate else lambda: y)
+            _keeps_numbers(data, problem)
             if self.simulate and self.method != "clean":
                 y = problem.simulate(y, seed=self.seed)
             from .learn import learn
@@ -131,101 +132,6 @@ class Learn(Command):
 
 
 @dataclass
-class Restore(Command):
-    """Restore corrupted images in one pass, with the posterior that was learnt with a prior."""
-
-    data: Corrupted
-    prior: Text
-    """Run folder, or digits (in the package)."""
-    out: Path
-    """Where the restored images go, in the type and the range that they came in."""
-    operator: MaybeText = None
-    """How the images were made; unset: as those that the run was trained with."""
-    noise: MaybeText = None
-    """Standard deviation of the noise, in units where the image range is 1, or another noise; auto
-    or poisson-gaussian,auto: estimated from DATA; unset: the run's."""
-    samples: int = 16
-    """Draws from the posterior behind every mean and standard deviation; an even number."""
-    std: bool = False
-    """Also write every pixel's standard deviation (image range 1), (N, C, H, W), to std.npy."""
-    seed: Seed = 0
-    skip_bad: SkipBad = False
-    json: Json = False
-
-    def run(self) -> dict[str, Any]:
-        with output(self.out, folder=False):
-            data = _images(self.data, skip_bad=self.skip_bad)
-            problem = _trained_problem(self.prior, self.operator, self.noise, data.images)
-            mean, std = _restore(self.prior, problem, data.images, self.samples, self.seed)
-            return save_like(self.out, data, mean, std=std if self.std else None)
-
-
-@dataclass
-class Solve(Command):
-    """Restore images of any operator with a prior, by an iterative solver."""
-
-    data: Corrupted
-    prior: AnyPrior
-    operator: Text
-    """How the images were made, such as inpaint:box,size=12 or sr:average,factor=4."""
-    noise: Text
-    """Standard deviation of the noise in the measurements, in units where the image range is 1; or
-    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto:
-    estimated from DATA (docs/data_and_files.md)."""
-    out: Path
-    """Folder for the restored images (the mean where there are several samples)."""
-    method: Text = "red-diff"
-    """Name of the solver; an unknown one lists those there are. auto: one that fits the operator,
-    the number of samples and --option budget=100, network evaluations for each."""
-    samples: int = 1
-    """Solutions of every image; with more than one, samples.npy and std.npy are written too."""
-    restarts: int = 1
-    """Runs for each solution, of which the one that fits best is kept (phase retrieval)."""
-    steps: MaybeInt = None
-    """Steps of the solver; unset: its own."""
-    option: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")] = ()
-    """Other options of the solver; an unknown key lists those there are."""
-    init: Literal["pinv", "posterior"] = "pinv"
-    """Where it starts: where the solver itself starts (docs/solvers.md), or at a draw of the run's
-    posterior."""
-    seed: Seed = 0
-    skip_bad: SkipBad = False
-    json: Json = False
-
-    def run(self) -> dict[str, Any]:
-        with output(self.out, folder=False):
-            at_least(1, samples=self.samples, restarts=self.restarts)
-            options = solver_options(self.method, self.option, self.steps)
-            data = _images(self.data, skip_bad=self.skip_bad)
-            problem = _problem(self.operator, self.noise, data.images)
-            from .posterior import Posterior
-            from .prior import Prior
-            from .solve import solve
-
-            starts = self.init == "posterior"
-            posterior = _place(Posterior.load(self.prior))[0] if starts else None
-            prior, y = _place(Prior.load(self.prior), data.images)
-            with _progress(self.method) as callback:
-                result = solve(
-                    y,
-                    problem,
-                    prior,
-                    method=self.method,
-                    samples=self.samples,
-                    restarts=self.restarts,
-                    seed=self.seed,
-                    init="posterior" if starts else None,
-                    posterior=posterior,
-                    callback=callback,
-                    **options,
-                )
-            several = {"samples": result.samples, "std": result.std} if self.samples > 1 else {}
-            written = save_like(self.out, data, result.mean, **several)
-        residual = result.trace[-1].get("residual") if result.trace else None
-        return {**written, "method": result.method, "nfe": result.nfe, "residual": residual}
-
-
-@dataclass
 class Sample(Command):
     """Draw new images from a prior."""
 
@@ -245,7 +151,7 @@ class Sample(Command):
             at_least(2, steps=self.steps)
             from .prior import Prior
 
-            prior = _place(Prior.load(self.prior))[0]
+            prior = place(Prior.load(self.prior))[0]
             images = prior.sample(self.n, steps=self.steps, seed=self.seed)
             save_new(images, self.out)
         return {"out": self.out, "images": len(images)}
@@ -269,9 +175,9 @@ class Corrupt(Command):
 
     def run(self) -> dict[str, Any]:
         with output(self.out, folder=False):
-            problem = _problem(self.operator, self.noise)
-            data = _images(self.data, skip_bad=self.skip_bad)
-            y = problem.simulate(data.images, seed=self.seed)
+            problem = problem_of(self.operator, self.noise)
+            data = images_of(self.data, skip_bad=self.skip_bad)
+            y = problem.simulate(data.images, seed=self.seed, index=data.numbers)
             save_new(y, self.out, data)
         return {"out": self.out, "images": len(y), "skipped": dict(data.skipped)}
 
@@ -295,7 +201,7 @@ class Evaluate(Command):
     def run(self) -> dict[str, Any]:
         if not 0 < self.level < 1:
             raise InputError(f"--level {self.level}: a level lies between 0 and 1")
-        restored, truth = _images(self.restored).images, _images(self.reference).images
+        restored, truth = images_of(self.restored).images, images_of(self.reference).images
         if restored.shape != truth.shape:
             raise InputError(
                 f"{self.restored} has images {_shape(restored)}, {self.reference} "
@@ -362,16 +268,24 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 }
 
 
+def _keeps_numbers(data: "ImageSet", problem: "Problem") -> None:
+    """Learning numbers the images it is given: none may be missing where numbers matter."""
+    if not data.skipped:
+        return
+    shape = problem.operator.x_shape(data.images.shape)
+    bound = problem.operator.at([0, 1], shape)
+    parts = getattr(bound, "members", (bound,))
+    held = [getattr(part, name) for part in parts for name in part.tensors]
+    if any(value is not None and len(value) > 1 for value in held):
+        raise InputError(
+            f"{len(data.skipped)} images were left out, and '{problem.operator.spec}' goes by "
+            f"their numbers, which learning would shift: mend {data.skipped[0][0]}, or learn from "
+            "a set without --skip-bad"
+        )
+
+
 def _shape(images: "torch.Tensor") -> str:
     return "x".join(map(str, images.shape))
-
-
-def _problem(operator: str, noise: str, y: "torch.Tensor | None" = None) -> "Problem":
-    """The problem of two text forms; a noise that they leave open is estimated from y."""
-    from .noise_estimate import known_noise
-    from .problem import Problem
-
-    return Problem(operator, noise if y is None else known_noise(noise, y, operator))
 
 
 def _run_noise(run: Path, noise: str) -> str:
@@ -385,64 +299,6 @@ def _run_noise(run: Path, noise: str) -> str:
         raise InputError(f"cannot read {config}: give another folder") from error
 
 
-def _images(path: Path, skip_bad: bool = False) -> "ImageSet":
-    """The images of a path; those that were left out are listed on stderr."""
-    from .images import load_images
-
-    data = load_images(path, skip_bad=skip_bad)
-    for name, reason in data.skipped:
-        print(f"left out {name}: {reason}", file=sys.stderr)
-    return data
-
-
-def _place(*things: Any) -> list[Any]:
-    """Models and tensors on the accelerator, if there is one."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return [thing.to(device) for thing in things]
-
-
-def _trained_problem(
-    run: str, operator: str | None, noise: str | None, y: "torch.Tensor"
-) -> "Problem":
-    """The problem of a run's config.json, with the parts that are given in its place."""
-    if operator is not None and noise is not None:
-        return _problem(operator, noise, y)
-    from .prior import locate
-    from .problem import Problem
-
-    config = locate(run, "posterior", "model.safetensors").parent / "config.json"
-    try:
-        trained = Problem.from_dict(json.loads(config.read_text())["problem"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{config} does not say what '{run}' was trained with: give --operator and --noise"
-        ) from error
-    spec = trained.to_dict()
-    noise = str(spec["noise"]) if noise is None else noise
-    return _problem(operator or spec["operator"], noise, y)
-
-
-def _restore(
-    prior: str, problem: "Problem", y: "torch.Tensor", draws: int, seed: int, batch: int = 256
-) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Mean and standard deviation of the posterior, batch by batch."""
-    import torch
-
-    from .posterior import Posterior
-
-    posterior, y = _place(Posterior.load(prior), y)
-    problem = problem.to(y.device).at(range(len(y)), problem.operator.x_shape(y.shape[1:]))
-    parts = []
-    for start in range(0, len(y), batch):
-        rows = range(start, min(start + batch, len(y)))
-        part = posterior.mean_std(y[rows.start : rows.stop], problem.take(rows), draws, seed, rows)
-        parts.append(part)
-    means, stds = zip(*parts, strict=True)
-    return torch.cat(means), torch.cat(stds)
-
-
 def _page(run: Path) -> Path:
     """The page of a run, with new images from its prior once there is one."""
     from .report import Images, Section, run_report
@@ -451,7 +307,7 @@ def _page(run: Path) -> Path:
     if (run / "config.json").exists() and (run / "prior" / "model_index.json").exists():
         from .prior import Prior
 
-        new = _place(Prior.load(run))[0].sample(16).cpu()
+        new = place(Prior.load(run))[0].sample(16).cpu()
         sections.append(Images("Drawn from the prior", [list(new[:8]), list(new[8:])], tile=84))
     return run_report(run, sections=sections)
 
@@ -473,14 +329,3 @@ def _samples(path: Path, shape: tuple[int, ...]) -> "torch.Tensor":
             f"{path} has shape {_shape(samples)}: samples x {'x'.join(map(str, shape))} is needed"
         )
     return samples
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar on stderr, moved by a solver's callback."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda at: bar.update(task, completed=at["step"], total=at["steps"])

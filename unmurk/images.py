@@ -15,26 +15,49 @@ import io
 import math
 import os
 import shutil
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import read_array, read_idx, split_key
 from .errors import InputError
-from .pictures import ENDINGS, encode_picture, read_picture
+from .output import part_of, write
+from .pictures import ENDINGS, encode_picture, read_pages
 
-__all__ = ["ImageSet", "Scale", "load_images", "read_idx", "save_images"]
+__all__ = [
+    "ImageSet",
+    "Scale",
+    "load_images",
+    "load_measurements",
+    "pictures_in",
+    "read_idx",
+    "save_images",
+    "stems",
+]
 
 FORMATS = ("png", "npy", "npz", "idx")
 UNIT = (-2.0, 3.0)  # floats in here are in units of [0, 1] already: the range and strong noise
 LARGEST = {"uint8": 255.0, "uint16": 65535.0}
+
+
+Span = tuple[float, float]
+
+
+def _range(kind: np.dtype, low: float, high: float) -> Span:
+    """Offset and gain of numbers of a type between low and high."""
+    if kind.name in LARGEST:
+        return 0.0, LARGEST[kind.name]
+    if kind.kind == "b" or (UNIT[0] <= low and high <= UNIT[1]):
+        return 0.0, 1.0
+    if low >= 0 and high <= 255:
+        return 0.0, 255.0
+    return low, (high - low) or 1.0
 
 
 @dataclass(frozen=True)
@@ -57,14 +80,43 @@ class Scale:
     layout: str = "NCHW"
     key: str = "images"
 
+    @classmethod
+    def of(cls, dtype: Any, limits: tuple[float, float], span: Span | None = None) -> "Scale":
+        """The scale of numbers of a type that lie between limits.
+
+        Args:
+            dtype: Their type.
+            limits: The least and the largest of them.
+            span: The numbers of black and of white, where they are known.
+
+        Raises:
+            InputError: white is not above black.
+        """
+        kind = np.dtype(dtype)
+        if span is None:
+            return cls(*_range(kind, *limits), kind.name)
+        black, white = span
+        if not -math.inf < black < white < math.inf:
+            raise InputError(f"black is {black:g}, white {white:g}: white must be above black")
+        return cls(black, white - black, kind.name)
+
+    def from_file(self, values: np.ndarray) -> Tensor:
+        """File values as images, float32."""
+        if self.dtype in LARGEST and not self.offset:
+            images = torch.from_numpy(np.array(values, np.float32, order="C"))
+            return images.div_(self.gain)
+        scaled = (values.astype(np.float64) - self.offset) / self.gain
+        return torch.from_numpy(np.ascontiguousarray(scaled, np.float32))
+
     def to_file(self, images: Tensor) -> np.ndarray:
         """Images (..., H, W) as file values: scaled, rounded, and clipped to the type's range."""
-        values = self.offset + self.gain * images.detach().cpu().double().numpy()
+        values = images.detach().cpu().double().numpy() * self.gain
+        values += self.offset
         kind = np.dtype(self.dtype)
         if kind.kind == "f":
             return values.astype(kind)
         low, high = (0, 1) if kind.kind == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
-        return np.clip(np.rint(values), low, high).astype(kind)
+        return np.clip(np.rint(values, out=values), low, high, out=values).astype(kind)
 
 
 @dataclass
@@ -76,12 +128,15 @@ class ImageSet:
         names: File names, or running numbers for the images of an array file.
         scale: How to write them back.
         skipped: Name and reason of each image that was left out.
+        numbers: Place of each image in the file or the folder, those left out counted too: what
+            differs from image to image (a mask) goes by it.
     """
 
     images: Tensor
     names: list[str]
     scale: Scale
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,6 +148,7 @@ def load_images(
     channels: int | None = None,
     skip_bad: bool = False,
     limit: int | None = None,
+    span: Span | None = None,
 ) -> ImageSet:
     """Read images of one size.
 
@@ -105,21 +161,22 @@ def load_images(
         skip_bad: Leave out, and list, pictures that cannot be read or differ in size, channels or
             bits from most, and array images that are not finite. Otherwise the first stops it.
         limit: Read at most so many.
+        span: The file's numbers of black and white, which become 0 and 1; None: see `Scale`.
 
     Raises:
         InputError: nothing there, unreadable, mixed sizes, channels or bits, wrong channels.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit must be >= 1, got {limit}")
-    file, key = _split_key(str(path))
+    file, key = split_key(str(path))
     if not file.exists():
         raise InputError(f"there is nothing at {file}")
     if file.is_dir():
-        found = _load_pictures(_pictures_in(file), skip_bad, limit)
+        found = _load_pictures(pictures_in(file), skip_bad, limit, span)
     elif file.suffix.lower() in ENDINGS:
-        found = _load_pictures([file], False, None)
+        found = _load_pictures([file], False, limit, span)
     else:
-        found = _load_array(file, key, skip_bad, limit)
+        found = _load_array(file, key, skip_bad, limit, span)
     if channels is not None and found.images.shape[1] != channels:
         raise InputError(
             f"{file} has images of {found.images.shape[1]} channels where {channels} are needed"
@@ -130,7 +187,8 @@ def load_images(
 # -- pictures -------------------------------------------------------------------------------------
 
 
-def _pictures_in(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder, in the order of their names. Raises InputError for none."""
     files = sorted(
         f for f in folder.iterdir() if f.suffix.lower() in ENDINGS and not f.name.startswith(".")
     )
@@ -139,123 +197,114 @@ def _pictures_in(folder: Path) -> list[Path]:
     return files
 
 
-def _load_pictures(files: list[Path], skip_bad: bool, limit: int | None) -> ImageSet:
-    good: list[tuple[str, np.ndarray]] = []
+def _load_pictures(
+    files: list[Path], skip_bad: bool, limit: int | None, span: Span | None
+) -> ImageSet:
+    good: list[tuple[int, str, np.ndarray]] = []
     skipped: list[tuple[str, str]] = []
-    for file in files if skip_bad else files[:limit]:
+    number = 0
+    for file in files:
+        if not skip_bad and limit is not None and len(good) >= limit:
+            break
         try:
-            good.append((file.name, read_picture(file)))
+            pages = read_pages(file)
+            good += [(number + i, name, page) for i, (name, page) in enumerate(pages)]
+            number += len(pages)
         except InputError as error:
             if not skip_bad:
                 raise
             skipped.append((file.name, str(error)))
+            number += 1
     if not good:
         raise InputError(f"none of the {len(files)} pictures in {files[0].parent} can be read")
-    kinds = Counter(_kind(pixels) for _, pixels in good)
+    kinds = Counter(_kind(pixels) for _, _, pixels in good)
     usual = kinds.most_common(1)[0][0]
     if len(kinds) > 1 and not skip_bad:
-        first, other = good[0], next(g for g in good if _kind(g[1]) != _kind(good[0][1]))
+        first, other = good[0], next(g for g in good if _kind(g[2]) != _kind(good[0][2]))
         raise InputError(
-            f"the pictures in {files[0].parent} differ: {first[0]} is {_kind(first[1])} but "
-            f"{other[0]} is {_kind(other[1])}; make them alike, or use skip_bad"
+            f"the pictures in {files[0].parent} differ: {first[1]} is {_kind(first[2])} but "
+            f"{other[1]} is {_kind(other[2])}; make them alike, or use skip_bad"
         )
-    skipped += [(n, f"{_kind(p)}, others are {usual}") for n, p in good if _kind(p) != usual]
-    kept = [(name, pixels) for name, pixels in good if _kind(pixels) == usual][:limit]
-    stack = np.stack([pixels for _, pixels in kept])
-    scale = Scale(gain=LARGEST[stack.dtype.name], dtype=stack.dtype.name, format="png")
-    images = _to_images(stack, scale, "NHWC")
-    return ImageSet(images, [name for name, _ in kept], scale, sorted(skipped))
+    skipped += [(n, f"{_kind(p)}, others are {usual}") for _, n, p in good if _kind(p) != usual]
+    kept = [found for found in good if _kind(found[2]) == usual][:limit]
+    stack = np.stack([pixels for _, _, pixels in kept])
+    scale = Scale.of(stack.dtype, (float(stack.min()), float(stack.max())), span)
+    images = _to_images(stack, replace(scale, format="png"), "NHWC")
+    names, numbers = [name for _, name, _ in kept], [number for number, _, _ in kept]
+    return ImageSet(images, names, replace(scale, format="png"), sorted(skipped), numbers)
 
 
 def _kind(pixels: np.ndarray) -> str:
     height, width, channels = pixels.shape
     colour = "grey" if channels == 1 else "RGB"
-    return f"{height}x{width} {colour} {8 * pixels.dtype.itemsize}-bit"
+    kind = " float" if pixels.dtype.kind == "f" else ""
+    return f"{height}x{width} {colour} {8 * pixels.dtype.itemsize}-bit{kind}"
 
 
 # -- arrays ---------------------------------------------------------------------------------------
 
 
-def _split_key(path: str) -> tuple[Path, str | None]:
-    """ "set.npz:train" -> the file and the name of the array in it."""
-    head, colon, key = path.rpartition(":")
-    if colon and head.lower().endswith(".npz"):
-        return Path(head), key
-    return Path(path), None
-
-
-def _load_array(file: Path, key: str | None, skip_bad: bool, limit: int | None) -> ImageSet:
-    try:
-        array, form, key = _read_array(file, key)
-    except InputError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        zlib.error,
-        BadZipFile,
-    ) as error:
-        raise InputError(f"cannot read {file}: {_line(error)}") from error
+def _load_array(
+    file: Path, key: str | None, skip_bad: bool, limit: int | None, span: Span | None
+) -> ImageSet:
+    array, form, key = read_array(file, key)
     layout = _layout(file, array)
     if "N" not in layout:
         array = array[None]
+    array, numbers, bad = _finite(file, array, skip_bad)
+    scale = Scale.of(array.dtype, (float(array.min()), float(array.max())), span)
+    scale = replace(scale, format=form, layout=layout, key=key or "images")
+    images = _to_images(array[:limit], scale, layout)
+    return ImageSet(images, [_name(i) for i in numbers[:limit]], scale, bad, numbers[:limit])
+
+
+def _finite(
+    file: Path, array: np.ndarray, skip_bad: bool
+) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+    """The images (N, ..) that are finite, their numbers, and the names of the others."""
     fine = np.isfinite(array.reshape(len(array), -1)).all(1)
-    names = [f"{i:05d}" for i in range(len(array))]
-    bad = [(names[i], "not finite") for i in np.flatnonzero(~fine)]
+    bad = [(_name(int(i)), "not finite") for i in np.flatnonzero(~fine)]
     if bad and (not skip_bad or not fine.any()):
         raise InputError(f"image {bad[0][0]} in {file} has values that are not finite")
-    array = array[fine]
-    offset, gain = _range(array)
-    scale = Scale(offset, gain, array.dtype.name, form, layout, key or "images")
-    kept = [name for name, good in zip(names, fine, strict=True) if good][:limit]
-    return ImageSet(_to_images(array[:limit], scale, layout), kept, scale, bad)
+    return array[fine], np.flatnonzero(fine).tolist(), bad
 
 
-def _read_array(file: Path, key: str | None) -> tuple[np.ndarray, str, str | None]:
-    """The array, the format, and the array's name."""
-    suffix = file.suffix.lower()
-    if suffix == ".npy":
-        return np.load(file, allow_pickle=False), "npy", None
-    if suffix == ".npz":
-        with np.load(file, allow_pickle=False) as arrays:
-            key = key or ("images" if "images" in arrays.files else None)
-            if key is None and len(arrays.files) == 1:
-                key = arrays.files[0]
-            if key not in arrays.files:
-                raise InputError(
-                    f"{file} holds the arrays {', '.join(arrays.files) or 'none'}; choose one as "
-                    f"{file.name}:name"
-                )
-            return arrays[key], "npz", key
-    if suffix == ".gz" or "idx" in file.name:
-        return read_idx(file), "idx", None
-    raise InputError(
-        f"{file}: unknown type of file; known are a folder, png, jpg, tif, bmp, npy, npz and idx"
-    )
+def _name(number: int) -> str:
+    return f"{number:05d}"
 
 
-def read_idx(path: str | Path) -> np.ndarray:
-    """The uint8 array of an idx file (the format of MNIST; images or labels), gzipped or not.
+def load_measurements(path: str | Path, *, skip_bad: bool = False) -> ImageSet:
+    """Read measurements that are no images (k-space, sinograms): their numbers are kept.
+
+    Args:
+        path: A .npy or .npz array (N, C, H, W), or (N, H, W) for C = 1, of any C.
+        skip_bad: Leave out, and list, those with values that are not finite.
+
+    Returns:
+        The measurements, with a scale that writes images in units of [0, 1], float32.
 
     Raises:
-        InputError: not such a file, or cut short.
+        InputError: nothing there, pictures, complex numbers, another number of axes, not finite.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {_line(error)}") from error
-    if len(data) < 4 or data[:3] != b"\0\0\x08" or not 1 <= data[3] <= 4:
-        raise InputError(f"{path} is not an idx file of bytes")
-    start = 4 + 4 * data[3]
-    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
-    if len(data) - start != math.prod(shape):
-        raise InputError(f"{path} is cut short or damaged")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    file, key = split_key(str(path))
+    if not file.exists():
+        raise InputError(f"there is nothing at {file}")
+    if file.is_dir() or file.suffix.lower() in ENDINGS:
+        raise InputError(
+            f"{file}: these measurements are numbers without a range, which pictures cannot hold; "
+            "give a .npy or .npz array"
+        )
+    array, form, key = read_array(file, key)
+    if array.dtype.kind not in "buif" or array.ndim not in (3, 4) or not array.size:
+        raise InputError(
+            f"{file} holds {array.dtype} of shape {array.shape}, which is not (N, C, H, W) or "
+            "(N, H, W); complex numbers are two channels, real and imaginary part"
+        )
+    array, numbers, bad = _finite(file, array, skip_bad)
+    y = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    y = y[:, None] if y.ndim == 3 else y
+    form = form if form in ("npy", "npz") else "npy"
+    return ImageSet(y, [_name(i) for i in numbers], Scale(format=form), bad, numbers)
 
 
 def _layout(file: Path, array: np.ndarray) -> str:
@@ -279,32 +328,13 @@ def _layout(file: Path, array: np.ndarray) -> str:
     return layout
 
 
-def _range(array: np.ndarray) -> tuple[float, float]:
-    """Offset and gain of numbers of any type."""
-    if array.dtype.name in LARGEST:
-        return 0.0, LARGEST[array.dtype.name]
-    low, high = float(array.min()), float(array.max())
-    if array.dtype.kind == "b" or (UNIT[0] <= low and high <= UNIT[1]):
-        return 0.0, 1.0
-    if low >= 0 and high <= 255:
-        return 0.0, 255.0
-    return low, (high - low) or 1.0
-
-
 def _to_images(array: np.ndarray, scale: Scale, layout: str) -> Tensor:
     """Numbers with an N axis as images (N, C, H, W)."""
     if layout in ("NHW", "HW"):
         array = array[:, None]
     elif layout != "NCHW":
         array = np.moveaxis(array, -1, 1)
-    if array.dtype.name in LARGEST:
-        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).div_(scale.gain)
-    values = (array.astype(np.float64) - scale.offset) / scale.gain
-    return torch.from_numpy(np.ascontiguousarray(values, np.float32))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return scale.from_file(array)
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -372,11 +402,11 @@ def _save_pictures(
     if out.suffix.lower() == ".png" and not out.is_dir():
         if len(pixels) > 1:
             raise InputError(f"{out} can hold one image, not {len(pixels)}; give a folder")
-        _write(out, encode_picture(pixels[0]))
+        write(out, encode_picture(pixels[0]))
         return [out]
-    files = _file_names(names, len(pixels))
+    files = _png_names(names, len(pixels))
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(out)
+    part = part_of(out)
     part.mkdir(exist_ok=True)
     try:
         for file, array in zip(files, pixels, strict=True):
@@ -391,21 +421,30 @@ def _save_pictures(
     return [out / file for file in files]
 
 
-def _file_names(names: Sequence[str] | None, count: int) -> list[str]:
-    """Distinct names of PNG files. Where a.jpg and a.png would meet, both keep their ending."""
-    given = [f"{i:05d}" for i in range(count)] if names is None else [str(n) for n in names]
+def _png_names(names: Sequence[str] | None, count: int) -> list[str]:
+    """Distinct names of PNG files."""
+    given = [_name(i) for i in range(count)] if names is None else [str(n) for n in names]
     if len(given) != count:
         raise InputError(f"{count} images but {len(given)} names")
-    wrong = [n for n in given if not n or Path(n).name != n]
+    return [f"{stem}.png" for stem in stems(given)]
+
+
+def stems(names: Sequence[str]) -> list[str]:
+    """Names without their ending. Where a.jpg and a.png would meet, both keep it.
+
+    Raises:
+        InputError: names that are none of a file, or two that are the same.
+    """
+    wrong = [n for n in names if not n or Path(n).name != n]
     if wrong:
         raise InputError(f"{wrong[0]!r} is not the name of a file")
-    stems = [n[: -len(Path(n).suffix)] if Path(n).suffix.lower() in ENDINGS else n for n in given]
-    often = Counter(stems)
-    files = [f"{s if often[s] == 1 else n}.png" for s, n in zip(stems, given, strict=True)]
-    twice = [name for name, times in Counter(files).items() if times > 1]
+    short = [n[: -len(Path(n).suffix)] if Path(n).suffix.lower() in ENDINGS else n for n in names]
+    often = Counter(short)
+    found = [s if often[s] == 1 else n for s, n in zip(short, names, strict=True)]
+    twice = [name for name, times in Counter(found).items() if times > 1]
     if twice:
         raise InputError(f"two images are called {twice[0]}; names must differ")
-    return files
+    return found
 
 
 def _save_array(images: Tensor, out: Path, scale: Scale, form: str) -> Path:
@@ -418,7 +457,7 @@ def _save_array(images: Tensor, out: Path, scale: Scale, form: str) -> Path:
     array = _arranged(scale.to_file(images), scale.layout)
     if _format_of(out) != form:
         out = out / ("images-idx3-ubyte" if form == "idx" else f"images.{form}")
-    _write(out, _array_bytes(array, form, scale.key, out.suffix.lower() == ".gz"))
+    write(out, _array_bytes(array, form, scale.key, out.suffix.lower() == ".gz"))
     return out
 
 
@@ -442,22 +481,3 @@ def _arranged(array: np.ndarray, layout: str) -> np.ndarray:
     elif layout != "NCHW":
         array = np.moveaxis(array, 1, -1)
     return array[0] if "N" not in layout and len(array) == 1 else array
-
-
-def _part(out: Path) -> Path:
-    """Where `out` is put together: beside it, so that one rename finishes it."""
-    return out.with_name(f".{out.name}.{os.getpid()}.part")
-
-
-def _write(out: Path, data: bytes) -> None:
-    """Write a file under another name, flush it to disk, and give it its name."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(out)
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)

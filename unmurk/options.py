@@ -1,13 +1,21 @@
 """What the options of several commands share, and what every command has."""
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from .errors import InputError
 from .output import lines, plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .images import ImageSet
+    from .problem import Problem
 
 __all__ = [
     "FILES",
@@ -24,10 +32,13 @@ __all__ = [
     "SkipBad",
     "Text",
     "at_least",
+    "images_of",
+    "place",
+    "problem_of",
     "solver_options",
 ]
 
-FILES = "a folder of PNG or JPEG pictures, or a .npy, .npz or idx file."
+FILES = "a folder of PNG, JPEG or TIFF pictures, one picture, or a .npy, .npz or idx file."
 Corrupted = Annotated[Positional[Path], arg(metavar="DATA", help=f"The corrupted images: {FILES}")]
 Clean = Annotated[Positional[Path], arg(metavar="DATA", help=f"Clean images: {FILES}")]
 Text = Annotated[str, arg(metavar="TEXT")]
@@ -70,6 +81,48 @@ def at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise InputError(f"--{name} {value}: give a number of {least} or more")
+
+
+def problem_of(
+    operator: str, noise: str, images: "Callable[[], Tensor] | None" = None
+) -> "Problem":
+    """The problem of two text forms; a noise that they leave open is estimated from images."""
+    from .problem import Problem
+
+    if images is not None and "auto" in str(noise):
+        from .noise_estimate import known_noise
+
+        noise = known_noise(noise, images(), operator)
+    return Problem(operator, noise)
+
+
+def images_of(
+    path: Path, skip_bad: bool = False, span: tuple[float, float] | None = None
+) -> "ImageSet":
+    """The images of a path; what a person should know of them goes to stderr."""
+    from .images import UNIT, load_images
+
+    data = load_images(path, skip_bad=skip_bad, span=span)
+    for name, reason in data.skipped:
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    scale = data.scale
+    if span is None and scale.dtype not in ("uint8", "uint16") and scale.gain not in (1.0, 255.0):
+        low, high = scale.offset, scale.offset + scale.gain
+        print(
+            f"{path}: read as images from black {low:g} to white {high:g}, the least and the "
+            f"largest number, as some are beyond [{UNIT[0]:g}, {UNIT[1]:g}] and [0, 255]",
+            file=sys.stderr,
+        )
+    return data
+
+
+def place(*things: Any) -> list[Any]:
+    """Models and tensors on the accelerator, if there is one: that of LOCAL_RANK of several."""
+    import torch
+
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    return [thing.to(device) for thing in things]
 
 
 def solver_options(method: str, pairs: Sequence[str], steps: int | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,14 +17,26 @@ if TYPE_CHECKING:
 
     from .images import ImageSet
 
-__all__ = ["lines", "output", "plain", "save_like", "save_new"]
+__all__ = [
+    "finished",
+    "lines",
+    "output",
+    "part_of",
+    "plain",
+    "save_like",
+    "save_new",
+    "write",
+]
+
+LOG = "unmurk.jsonl"  # what a folder of results says of how they were made
 
 
 @contextmanager
 def output(path: Path, folder: bool = True) -> Iterator[None]:
     """Check that `path` can be written; when the command fails, remove what it made there.
 
-    A run with a state to continue from stays. What was there before is never removed.
+    A run with a state or finished files to continue from stays. What was there before is never
+    removed.
 
     Raises:
         InputError: when nothing can be written there, or a folder is wanted and a file is there.
@@ -40,7 +53,9 @@ def output(path: Path, folder: bool = True) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if missing and not any(path.rglob("state/*")):
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"  # others may have written there
+        kept = any(path.rglob("state/*")) or (path / LOG).exists()
+        if missing and alone and not kept:
             _remove(missing)
         raise
 
@@ -55,6 +70,29 @@ def _remove(paths: list[Path]) -> None:
     for parent in parents:
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
+
+
+def part_of(out: Path) -> Path:
+    """Where `out` is put together: beside it, so that one rename finishes it."""
+    return out.with_name(f".{out.name}.{os.getpid()}.part")
+
+
+def finished(part: Path, out: Path) -> None:
+    """Give a file that was put together at `part` its name, once it is on the disk."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, out)
+
+
+def write(out: Path, data: bytes) -> None:
+    """Write a file beside its place, flush it to disk, and give it its name."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = part_of(out)
+    try:
+        part.write_bytes(data)
+        finished(part, out)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def save_new(images: "torch.Tensor", out: Path, like: "ImageSet | None" = None) -> None:
@@ -76,7 +114,6 @@ def save_like(
     import numpy as np
 
     from .images import save_images
-    from .learn.loop import write_atomically
 
     result: dict[str, Any] = {"images": len(images), "skipped": dict(data.skipped)}
     files = save_images(images, out, data.names, data.scale)
@@ -86,7 +123,7 @@ def save_like(
             path = out / f"{name}.npy" if out.is_dir() else out.with_name(f"{out.stem}-{name}.npy")
             stream = io.BytesIO()
             np.save(stream, array.cpu().numpy())
-            write_atomically(path, stream.getvalue())
+            write(path, stream.getvalue())
             result[name] = path
     return result
 

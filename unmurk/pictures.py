@@ -12,13 +12,34 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from . import png16
+from . import png16, tiff
 from .errors import InputError
 
-__all__ = ["ENDINGS", "encode_picture", "read_picture"]
+__all__ = ["ENDINGS", "encode_picture", "read_pages", "read_picture"]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 BITS_PER_SAMPLE = 258  # TIFF tag
+
+
+def read_pages(file: Path) -> list[tuple[str, np.ndarray]]:
+    """Name and pixels (H, W, C), C = 1 or 3, of every picture in a file.
+
+    One picture is called after its file, the pages of a TIFF stem-00000.tif and so on. TIFFs of
+    several pages, of 16-bit colour and of other numbers need tifffile.
+
+    Raises:
+        InputError: see `read_picture` and `tiff.Stack`.
+    """
+    try:
+        return [(file.name, read_picture(file))]
+    except InputError:
+        if file.suffix.lower() not in tiff.ENDINGS:
+            raise
+    with tiff.Stack(file) as stack:
+        if len(stack) == 1:
+            return [(file.name, stack.read(0))]
+        names = [f"{file.stem}-{page:05d}{file.suffix}" for page in range(len(stack))]
+        return [(name, stack.read(page)) for page, name in enumerate(names)]
 
 
 def read_picture(file: Path) -> np.ndarray:

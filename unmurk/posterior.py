@@ -19,7 +19,7 @@ batch.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -34,7 +34,7 @@ from .prior import locate
 from .problem import Problem
 from .seeds import Streams
 
-__all__ = ["Context", "Flow", "Posterior", "Scale", "bounded", "unbounded"]
+__all__ = ["Context", "Flow", "Posterior", "Scale", "bounded", "known", "unbounded"]
 
 LOG_SPREAD = (math.log(1e-3), 0.0)  # the spread s stays between 0.001 and 1 of the range
 
@@ -49,6 +49,21 @@ def unbounded(spread: float) -> float:
     """The free number of which log s is that of a spread."""
     low, high = LOG_SPREAD
     return math.atanh((math.log(spread) - (low + high) / 2) / ((high - low) / 2))
+
+
+def known(start: Tensor, mask: Tensor | None, noise: float | Tensor) -> Tensor:
+    """The networks' input (B, C + 2, H, W).
+
+    Args:
+        start: A_dagger(y), (B, C, H, W).
+        mask: 1 where a pixel is seen, (B or 1, 1, H, W); None where all are.
+        noise: Standard deviation of the noise, a number or (B, 1 or C, H, W).
+    """
+    b, _, h, w = start.shape
+    mask = start.new_ones(b, 1, h, w) if mask is None else mask.to(start).expand(b, 1, h, w)
+    level = torch.as_tensor(noise).to(start)
+    level = level.mean(1, keepdim=True) if level.ndim else level
+    return torch.cat([start, mask, level.expand(b, 1, h, w)], 1)
 
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
@@ -312,23 +327,21 @@ class Posterior(Flow):
                 f"measurements of images of shape {tuple(start.shape[1:])} do not fit "
                 f"a posterior of images of shape {self.shape}"
             )
-        b, _, h, w = start.shape
-        mask = problem.operator.mask
-        mask = start.new_ones(b, 1, h, w) if mask is None else mask.to(start).expand(b, 1, h, w)
-        noise = torch.as_tensor(problem.deviation(y)).to(start)  # a number or a map
-        noise = noise.mean(1, keepdim=True) if noise.ndim else noise
-        return start, torch.cat([start, mask, noise.expand(b, 1, h, w)], 1)
+        return start, known(start, problem.operator.mask, problem.deviation(y))
 
     def mean(self, y: Tensor, problem: Problem) -> Tensor:
         """m(y), the centre of the flow, (B, C, H, W)."""
-        start, known = self.known(y, problem)
-        return start + self.mean_net(known)[0]
+        start, inputs = self.known(y, problem)
+        return start + self.mean_net(inputs)[0]
 
     def context(self, y: Tensor, problem: Problem) -> Context:
         """Everything the flow reads of y."""
-        start, known = self.known(y, problem)
-        mean = start + self.mean_net(known)[0]
-        raw, half, quarter = self.context_net(torch.cat([known, mean.detach()], 1))
+        return self.read(*self.known(y, problem))
+
+    def read(self, start: Tensor, inputs: Tensor) -> Context:
+        """Everything the flow reads of a start image and the networks' input; see `known`."""
+        mean = start + self.mean_net(inputs)[0]
+        raw, half, quarter = self.context_net(torch.cat([inputs, mean.detach()], 1))
         return Context(mean, bounded(self.log_spread + raw), half, quarter)
 
     def log_prob(self, x: Tensor, y: Tensor, problem: Problem) -> Tensor:
@@ -351,9 +364,9 @@ class Posterior(Flow):
             problem: How they were made.
             n: Draws for each measurement.
             seed: Draw k of image i depends on (seed, i, k) only.
-            index: The images' numbers; 0, 1, ... unless given.
+            index: The images' numbers; those the problem is bound to, else 0, 1, ... unless given.
         """
-        index = range(len(y)) if index is None else index
+        index = _numbers(y, problem, index)
         context = self.context(y, problem)
         draws = []
         for k in range(n):
@@ -379,13 +392,23 @@ class Posterior(Flow):
         """
         if n < 2 or n % 2:
             raise InputError(f"mean_std takes an even number of draws of at least 2, not {n}")
-        index = range(len(y)) if index is None else index
+        index = _numbers(y, problem, index)
         context = self.context(y, problem)
+
+        def noise(k: int) -> Tensor:
+            return Streams(seed, index, k, device=context.mean.device).randn(*self.shape)
+
+        return self.moments(context, n, noise)
+
+    def moments(
+        self, context: Context, n: int, noise: Callable[[int], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of n draws, of which noise(k) gives z of two, (z, -z)."""
         total, square = torch.zeros_like(context.mean), torch.zeros_like(context.mean)
         for k in range(n // 2):
-            z = Streams(seed, index, k, device=context.mean.device).randn(*self.shape)
+            z = noise(k).to(context.mean)
             for sign in (1.0, -1.0):
-                offset = self.transform(sign * z.to(context.mean), context)[0] - context.mean
+                offset = self.transform(sign * z, context)[0] - context.mean
                 total, square = total + offset, square + offset**2
         mean = total / n
         return context.mean + mean, (square / n - mean**2).clamp_min(0).sqrt()
@@ -419,3 +442,10 @@ class Posterior(Flow):
             reason = str(error).splitlines()[0]
             raise InputError(f"cannot load the posterior in {folder}: {reason}") from error
         return posterior.eval()
+
+
+def _numbers(y: Tensor, problem: Problem, index: Sequence[int] | None) -> Sequence[int]:
+    """The numbers given, else those of the problem, else 0, 1, .. of the rows of y."""
+    if index is not None:
+        return index
+    return range(len(y)) if problem.index is None else problem.index

@@ -121,6 +121,8 @@ def learn(
         "problem": problem.to_dict(),
         "data": {"shape": list(y.shape), "sha256": _fingerprint(y)},
     }
+    if problem.operator.digests():
+        config["mask or kernel"] = problem.operator.digests()
     _open(folder, config)
     trainer = Trainer(learner, y, settings, folder, quiet=quiet)
     if settings.compile:

@@ -18,7 +18,9 @@ through `A`; a few have the prox in closed form.
 """
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -116,6 +118,8 @@ class Operator:
         options: Readers of the text form's options by name; each is also an attribute.
         tensors: Names of the attributes that hold parameters of the images, of shape (B, ...), or
             (1, ...) where all images share one; None until `at` has drawn or read them.
+        pictorial: Whether measurements are images in units of [0, 1], which picture files can
+            hold; else they are numbers that must not be rescaled.
         dagger_iterations: Conjugate gradients for A^+ stop after so many steps; early where A
             passes much only just, because bringing that back would multiply the noise.
     """
@@ -124,6 +128,7 @@ class Operator:
     form: ClassVar[str] = ""
     options: ClassVar[dict[str, Callable[[str], Any]]] = {}
     tensors: ClassVar[tuple[str, ...]] = ()
+    pictorial: bool = True
     dagger_iterations: int = CG_ITERATIONS
     device: torch.device = torch.device("cpu")
     _kept: dict[Any, Spectrum | None] = {}
@@ -307,6 +312,13 @@ class Operator:
         values = {name: getattr(self, name) for name in self.options}
         parts = [f"{name}={_text(value)}" for name, value in values.items() if value is not None]
         return ",".join([self.form, *parts])
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file that the text form names, by its path: what `spec` does not say."""
+        path = getattr(self, "path", None)
+        if path is None or not Path(path).is_file():
+            return {}
+        return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Operator) or self.spec != other.spec:

@@ -52,6 +52,15 @@ class Compose(Operator):
         """Whether all operators are linear."""
         return all(member.linear for member in self.members)
 
+    @property
+    def pictorial(self) -> bool:  # type: ignore[override]
+        """Whether all operators make images of images."""
+        return all(member.pictorial for member in self.members)
+
+    def digests(self) -> dict[str, str]:
+        """See `Operator.digests`."""
+        return {path: value for m in self.members for path, value in m.digests().items()}
+
     # -- text form -------------------------------------------------------------------------------
 
     @property

@@ -65,6 +65,7 @@ class ParallelCt(Operator):
     """
 
     form = "ct:parallel"
+    pictorial = False
     options = {"angles": int, "detectors": int}
     dagger_iterations = ITERATIONS
 

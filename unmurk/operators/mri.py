@@ -75,6 +75,7 @@ class CartesianMri(Operator):
     """
 
     form = "mri:cartesian"
+    pictorial = False
     options = {"acceleration": float, "center": float, "coils": int, "channels": int, "seed": int}
     tensors = ("columns", "maps")
     columns: Tensor | None = None

@@ -39,6 +39,7 @@ class FourierMagnitude(NonlinearOperator):
 
     ambiguous = True
     form = "phase:fourier"
+    pictorial = False
     options = {"oversample": float}
 
     def __init__(self, oversample: float = 2.0) -> None:

@@ -48,6 +48,7 @@ class StructuredSensing(Operator):
     """
 
     form = "cs:structured"
+    pictorial = False
     options = {"ratio": float, "seed": int}
     tensors = ("signs", "kept")
     signs: Tensor | None = None

@@ -1,0 +1,359 @@
+"""The commands that restore images: `restore` in one pass, `solve` by an iterative solver.
+
+Pictures are worked off file by file (see `files`), whatever their sizes; an array file is one set.
+Images larger than a network was trained on are covered by tiles (see `tiles`).
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from .errors import InputError
+from .options import (
+    AnyPrior,
+    Command,
+    Corrupted,
+    Json,
+    MaybeInt,
+    MaybeText,
+    Seed,
+    SkipBad,
+    Text,
+    at_least,
+    place,
+    problem_of,
+    solver_options,
+)
+from .output import LOG, output, save_like
+
+if TYPE_CHECKING:
+    import torch
+
+    from .files import Engine, Summary
+    from .images import ImageSet
+    from .problem import Problem
+
+__all__ = ["Restore", "Solve"]
+
+ENOUGH = 512  # images that the noise is estimated from
+
+MaybeTile = Annotated[
+    int | None,
+    arg(
+        metavar="INT",
+        help="Side in pixels of the tiles that larger images are worked on in; unset: the side of "
+        "the images that the prior was trained on.",
+    ),
+]
+MaybeRange = Annotated[
+    tuple[float, float] | None,
+    arg(
+        metavar="BLACK WHITE",
+        help="Numbers of black and of white in the files, such as 0 4095 for a 12-bit camera; "
+        "unset: docs/data_and_files.md.",
+    ),
+]
+
+
+@dataclass
+class Restore(Command):
+    """Restore corrupted images in one pass, with the posterior that was learnt with a prior.
+
+    A folder is worked off file by file; the same command continues it.
+    """
+
+    data: Corrupted
+    prior: Text
+    """Run folder, or digits (in the package)."""
+    out: Path
+    """Where the restored images go, in the type and the range that they came in."""
+    operator: MaybeText = None
+    """How the images were made; unset: as those that the run was trained with."""
+    noise: MaybeText = None
+    """Standard deviation of the noise, in units where the image range is 1, or another noise; auto
+    or poisson-gaussian,auto: estimated from DATA; unset: the run's."""
+    samples: int = 16
+    """Draws from the posterior behind every mean and standard deviation; an even number."""
+    std: bool = False
+    """Also write every pixel's standard deviation (image range 1), (N, C, H, W), to NAME-std.npy
+    (std.npy in a folder for an array)."""
+    tile: MaybeTile = None
+    range: MaybeRange = None
+    seed: Seed = 0
+    skip_bad: SkipBad = False
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        with output(self.out, folder=False):
+            problem = trained_problem(self.prior, self.operator, self.noise, _some(self))
+            from .posterior import Posterior
+            from .tiles import posterior_for
+
+            posterior = place(Posterior.load(self.prior))[0]
+
+            def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
+                y = place(y)[0]
+                shape = problem.operator.x_shape(y.shape[1:])
+                bound = problem.to(y.device).at(numbers, shape)
+                flow = posterior_for(posterior, shape, self.tile)
+                mean, std = flow.mean_std(y, bound, self.samples, self.seed, numbers)
+                return {"images": mean, "std": std} if self.std else {"images": mean}
+
+            settings = _settings(self, problem, {"weights": weights_of(posterior)})
+            return _run(self, problem, engine, settings)
+
+
+@dataclass
+class Solve(Command):
+    """Restore images of any operator with a prior, by an iterative solver.
+
+    A folder is worked off file by file; the same command continues it.
+    """
+
+    data: Corrupted
+    prior: AnyPrior
+    operator: Text
+    """How the images were made, such as inpaint:box,size=12 or sr:average,factor=4."""
+    noise: Text
+    """Standard deviation of the noise in the measurements, in units where the image range is 1; or
+    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto:
+    estimated from DATA (docs/data_and_files.md)."""
+    out: Path
+    """Folder for the restored images (the mean where there are several samples)."""
+    method: Text = "red-diff"
+    """Name of the solver; an unknown one lists those there are. auto: one that fits the operator,
+    the number of samples and --option budget=100, network evaluations for each."""
+    samples: int = 1
+    """Solutions of every image; with more than one, NAME-samples.npy and NAME-std.npy are written
+    too (samples.npy and std.npy in a folder for an array)."""
+    restarts: MaybeInt = None
+    """Runs for each solution, of which the one that fits best is kept (phase retrieval); unset: 1,
+    or what --method auto chooses."""
+    steps: MaybeInt = None
+    """Steps of the solver; unset: its own."""
+    option: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")] = ()
+    """Other options of the solver; an unknown key lists those there are."""
+    init: Literal["pinv", "posterior"] = "pinv"
+    """Where it starts: where the solver itself starts (docs/solvers.md), or at a draw of the run's
+    posterior."""
+    tile: MaybeTile = None
+    range: MaybeRange = None
+    seed: Seed = 0
+    skip_bad: SkipBad = False
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        with output(self.out, folder=False):
+            at_least(1, samples=self.samples, restarts=self.restarts or 1)
+            options = solver_options(self.method, self.option, self.steps)
+            problem = problem_of(self.operator, self.noise, _some(self))
+            from .posterior import Posterior
+            from .prior import Prior
+            from .solve import solve
+            from .tiles import posterior_for, prior_for
+
+            starts = self.init == "posterior"
+            posterior = place(Posterior.load(self.prior))[0] if starts else None
+            prior = place(Prior.load(self.prior))[0]
+            ends: list[End] = []
+
+            def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
+                y = place(y)[0]
+                shape = _shape(problem, y, prior.shape)
+                flow = None if posterior is None else posterior_for(posterior, shape, self.tile)
+                with _progress(self.method) as callback:
+                    result = solve(
+                        y,
+                        problem.to(y.device).at(numbers, shape),
+                        prior_for(prior, shape, self.tile),
+                        method=self.method,
+                        samples=self.samples,
+                        restarts=self.restarts,
+                        seed=self.seed,
+                        init="posterior" if starts else None,
+                        posterior=flow,
+                        callback=callback,
+                        **options,
+                    )
+                residual = result.trace[-1]["residual"] if result.trace else None
+                ends.append((len(y), residual, result.method, result.nfe))
+                several = {"samples": result.samples, "std": result.std}
+                return {"images": result.mean, **(several if self.samples > 1 else {})}
+
+            weights = {"weights": weights_of(prior)}
+            if posterior is not None:
+                weights["posterior"] = weights_of(posterior)
+            settings = _settings(self, problem, {**weights, "options": options})
+            written = _run(self, problem, engine, settings)
+        return {**written, **_sum_up(ends)}
+
+
+End = tuple[int, float | None, str, int]
+"""Images of a batch, their mean residual at the end, the method, network evaluations."""
+
+
+def _sum_up(ends: list[End]) -> dict[str, Any]:
+    """What is told of several batches together."""
+    if not ends:
+        return {}
+    *_, (_, _, method, nfe) = ends
+    weighed = [count * end for count, end, *_ in ends if end is not None]
+    residual = sum(weighed) / sum(end[0] for end in ends) if weighed else None
+    return {"method": method, "nfe": nfe, "residual": residual}
+
+
+# -- one run --------------------------------------------------------------------------------------
+
+
+def _run(
+    command: Restore | Solve, problem: "Problem", engine: "Engine", settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Restores the data of a command: pictures file by file, an array as one set."""
+    from .files import jobs_of, process
+    from .pictures import ENDINGS
+
+    data, out = command.data, command.out
+    pictures = data.is_dir() or data.suffix.lower() in ENDINGS
+    if not pictures or out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial:
+        return _whole(command, problem, engine)
+    jobs = jobs_of(data, out, command.skip_bad)
+    log = out / LOG if jobs[0].out.parent == out else None
+    done = process(jobs, engine, settings, log=log, span=command.range, skip_bad=command.skip_bad)
+    _complain(done)
+    target = jobs[0].out if len(jobs) == 1 else out
+    return {
+        "images": done.images,
+        "finished": done.before or None,
+        "skipped": done.skipped,
+        "out": target,
+    }
+
+
+def _complain(done: "Summary") -> None:
+    for name, reason in done.skipped.items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
+
+
+def _whole(command: Restore | Solve, problem: "Problem", engine: "Engine") -> dict[str, Any]:
+    """Restores a set of images of one size that goes into one file or folder of arrays."""
+    import torch
+
+    from .files import ranks
+    from .images import load_measurements
+    from .options import images_of
+
+    if ranks()[0] > 0:
+        return {"images": 0, "out": command.out}
+    if problem.operator.pictorial:
+        data = images_of(command.data, skip_bad=command.skip_bad, span=command.range)
+    else:
+        data = load_measurements(command.data, skip_bad=command.skip_bad)
+    parts = [
+        engine(data.images[rows.start : rows.stop], data.numbers[rows.start : rows.stop])
+        for rows in _rows(data)
+    ]
+    found = {name: torch.cat([part[name].cpu() for part in parts], -4) for name in parts[0]}
+    return save_like(command.out, data, found.pop("images"), **found)
+
+
+def _rows(data: "ImageSet") -> Iterator[range]:
+    """Images that are worked on together."""
+    from .files import PIXELS
+
+    pixels = data.images.shape[-2] * data.images.shape[-1]
+    step = max(1, min(256, PIXELS // pixels))
+    for first in range(0, len(data), step):
+        yield range(first, min(first + step, len(data)))
+
+
+def _shape(problem: "Problem", y: "torch.Tensor", known: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the images behind y: the prior's where they fit, else what the operator says."""
+    try:
+        fits = problem.operator.y_shape(known) == tuple(y.shape[1:])
+    except InputError:
+        fits = False
+    shape = tuple(known) if fits else tuple(problem.operator.x_shape(y.shape[1:]))
+    if shape[0] != known[0] == 1 and y.shape[1] != shape[0]:
+        raise InputError(
+            f"operator '{problem.operator.spec}' mixes the {shape[0]} channels of an image, which "
+            "a prior of grey images cannot tell apart: take a prior of colour images"
+        )
+    return shape
+
+
+def _settings(
+    command: Restore | Solve, problem: "Problem", more: dict[str, Any]
+) -> dict[str, Any]:
+    """All that a restored image depends on, but its file."""
+    own = {
+        name: value
+        for name, value in asdict(command).items()
+        if name not in {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std"}
+    }
+    own |= {"command": type(command).__name__.lower(), **problem.to_dict()}
+    own |= {
+        "std": getattr(command, "std", None),
+        "mask or kernel": problem.operator.digests(),
+        **more,
+    }
+    return json.loads(json.dumps(own))
+
+
+def weights_of(model: Any) -> str:
+    """SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _some(command: Restore | Solve) -> "Callable[[], torch.Tensor]":
+    """What the noise is estimated from: the first images of the most frequent size."""
+    from .images import load_images
+
+    return lambda: (
+        load_images(command.data, skip_bad=True, limit=ENOUGH, span=command.range).images
+    )
+
+
+def trained_problem(
+    run: str,
+    operator: str | None,
+    noise: str | None,
+    images: "Callable[[], torch.Tensor] | None" = None,
+) -> "Problem":
+    """The problem of a run's config.json, with the parts that are given in its place."""
+    if operator is not None and noise is not None:
+        return problem_of(operator, noise, images)
+    from .prior import locate
+    from .problem import Problem
+
+    config = locate(run, "posterior", "model.safetensors").parent / "config.json"
+    try:
+        trained = Problem.from_dict(json.loads(config.read_text())["problem"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{config} does not say what '{run}' was trained with: give --operator and --noise"
+        ) from error
+    spec = trained.to_dict()
+    noise = spec["noise"] if noise is None else noise
+    return problem_of(operator or spec["operator"], noise, images)
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar on stderr, moved by a solver's callback."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda at: bar.update(task, completed=at["step"], total=at["steps"])
