@@ -78,9 +78,13 @@ class Learn(Command):
     noise: Text = "0"
     """Standard deviation of the noise in the images, in units where the image range is 1; needed
     unless the images are clean."""
-    method: Literal["flowdiff", "noisy", "clean"] = "flowdiff"
-    """flowdiff: prior and flow learnt together; noisy: a prior of the images as they are (floor);
-    clean: DATA are clean, a prior of them (ceiling)."""
+    method: Literal["flowdiff", "em", "noisy", "clean"] = "flowdiff"
+    """flowdiff: prior and flow learnt together; em: a prior refitted to its own restorations,
+    round after round; noisy: a prior of the images as they are (floor); clean: DATA are clean, a
+    prior of them (ceiling)."""
+    solver: Text = "diffpir"
+    """Solver that flowdiff and em draw images with while learning, where the operator is not
+    identity; 16 steps."""
     objective: Literal["default", "elbo"] = "default"
     """elbo: the paper's objective alone; default: ours, which is easier to optimise."""
     network: Literal["tiny", "small", "base"] = "tiny"
@@ -105,6 +109,7 @@ class Learn(Command):
             if self.simulate and self.method != "clean":
                 y = problem.simulate(y, seed=self.seed)
             from .learn import learn
+            from .solve.draws import Draws
 
             learn(
                 y,
@@ -117,6 +122,7 @@ class Learn(Command):
                 objective=self.objective,
                 precision=self.precision,
                 compile=self.compile,
+                solver=None if self.operator == "identity" else Draws(self.solver, steps=16),
             )
             page = _page(self.out)
         skipped = dict(data.skipped)

@@ -28,23 +28,26 @@ from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
 from .clean import Clean
-from .flowdiff import FlowDiff, Recipe, Solver
+from .em import Em, Rounds
+from .flowdiff import FlowDiff, Recipe
 from .loop import Method, Settings, Trainer, write_atomically
 from .noisy import Noisy
+from .replay import Solver
+from .selection import Checks
 
-__all__ = ["Recipe", "Settings", "learn"]
+__all__ = ["Recipe", "Rounds", "Settings", "learn"]
 
-METHODS = ("flowdiff", "noisy", "clean")
+METHODS = ("flowdiff", "em", "noisy", "clean")
 
 
 def learn(
     data: Any,
     problem: Problem,
-    method: Literal["flowdiff", "noisy", "clean"] = "flowdiff",
+    method: Literal["flowdiff", "em", "noisy", "clean"] = "flowdiff",
     *,
     out: str | Path,
     objective: Literal["default", "elbo"] = "default",
-    recipe: Recipe | None = None,
+    recipe: Recipe | Rounds | None = None,
     settings: Settings | None = None,
     solver: Solver | None = None,
     quiet: bool = False,
@@ -56,13 +59,14 @@ def learn(
         data: Measurements y (N, ...), or any object with an attribute `y` that holds them; nothing
             else of it is ever read. For method "clean": clean images.
         problem: How the measurements were made (image i of the data is number i).
-        method: "flowdiff" (arXiv 2407.11162 and our recipe), "noisy" (floor) or "clean" (ceiling).
+        method: "flowdiff" (arXiv 2407.11162 and our recipe), "em" (arXiv 2405.13712), "noisy"
+            (floor) or "clean" (ceiling).
         out: Run folder.
         objective: For flowdiff: our "default", or the paper's "elbo" alone.
-        recipe: Schedule of flowdiff's default objective.
+        recipe: Schedule: a `Recipe` of flowdiff's default objective, or `Rounds` of em.
         settings: How to train; single fields can be given by name instead (network, kimg, ...).
-        solver: For flowdiff with A other than the identity: draws posterior samples for the
-        polish.
+        solver: For A other than the identity: draws posterior samples, for flowdiff's polish and
+            em's E-step (em cannot do without).
         quiet: Whether to show no progress.
 
     Returns:
@@ -90,7 +94,13 @@ def learn(
     clean = method == "clean"
     shape = tuple(y.shape[1:] if clean else problem.operator.x_shape(y.shape))
     learner: Method
-    if method == "flowdiff":
+    schedule = {"flowdiff": Recipe, "em": Rounds}.get(method, type(None))
+    if recipe is not None and not isinstance(recipe, schedule):
+        raise InputError(f"method {method} does not take a recipe of type {type(recipe).__name__}")
+    if isinstance(recipe, Rounds) or method == "em":
+        rounds = recipe if isinstance(recipe, Rounds) else Rounds()
+        learner = Em(y, problem, shape, settings.network, rounds, settings.seed, solver)
+    elif method == "flowdiff":
         learner = FlowDiff(
             y, problem, shape, settings.network, objective, recipe, settings.seed, solver
         )
@@ -101,13 +111,17 @@ def learn(
     config = {
         "method": method,
         "objective": objective if method == "flowdiff" else None,
-        "recipe": asdict(recipe or Recipe()) if method == "flowdiff" else None,
+        "solver": getattr(solver, "spec", "own") if solver else None,
+        "recipe": asdict(recipe or schedule()) if schedule is not type(None) else None,
         "settings": asdict(settings),
         "problem": problem.to_dict(),
         "data": {"shape": list(y.shape), "sha256": _fingerprint(y)},
     }
     _open(folder, config)
-    trainer = Trainer(learner, y, settings, folder, quiet=quiet)
+    checks = None
+    if method != "clean":
+        checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
+    trainer = Trainer(learner, y, settings, folder, quiet=quiet, checks=checks)
     if settings.compile:
         learner.modules["prior"].unet.compile()  # type: ignore[union-attr]
     trainer.run()

@@ -95,7 +95,8 @@ def conjugate_gradient(
         x = x + per_image(step, x) * p
         r = r - per_image(step, x) * q
         s = r if precondition is None else precondition(r)
-        before, rs = torch.where(active, rs, 1.0), _dot(r, s)
+        # its direction must not grow either: infinity times a step of zero is not a number
+        before, rs = torch.where(active, rs, torch.inf), _dot(r, s)
         p = s + per_image(rs / before, x) * p
         active = active & (_dot(r, r) > goal)
     return x
@@ -175,6 +176,14 @@ class Operator:
         if not op.linear:
             raise InputError(f"{op.spec} is not linear, so it has no singular values")
         return op._svd(x)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """A^T A x, shape of x: by small matrices where A is a product of such."""
+        op = self._bound(x, x.shape)
+        found = op._factored(x)
+        if found is None:
+            return op._A_adjoint(op._A(x))
+        return found.out(found.s.square() * found.into(x))
 
     def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor] | None:
         """A preconditioner: a symmetric positive map near (I + gamma A^T A)^-1, if one is known.
