@@ -20,6 +20,7 @@ from unmurk.learn import Recipe, Settings, learn
 from unmurk.learn.loop import Group, Span, Trainer, write_atomically
 from unmurk.learn.objectives import (
     anchored,
+    anchored_masked,
     denoising,
     distilled,
     evidence,
@@ -30,6 +31,7 @@ from unmurk.learn.objectives import (
 from unmurk.posterior import Context
 from unmurk.prior import nelbo
 from unmurk.problem import Problem
+from unmurk.wiener import Wiener
 
 # ------------------------------------------------------------------ x ~ N(0, 1), y = x + N(0, 1/4)
 
@@ -39,6 +41,11 @@ PROBLEM = Problem("identity", SIGMA)
 
 class LinearFlow(nn.Module):
     """q(x | y) = N(gain y, spread^2), written as the flow is."""
+
+    start = None
+
+    def parts(self, y, problem):
+        return torch.zeros_like(y), self.mean(y, problem)
 
     def __init__(self):
         super().__init__()
@@ -126,6 +133,90 @@ def test_recorrupted_finds_the_conditional_mean_without_clean_images():
     flow, a = LinearFlow(), 0.6
     descend(lambda x, y, g: recorrupted(flow, y, PROBLEM, a, g), [flow])
     assert abs(flow.gain.item() * (1 + SIGMA**2 * (1 + a**2)) - 1) < 0.02
+
+
+class Neighbours(nn.Module):
+    """Of two pixels, m_i = own y_i where it is seen, else other y_j."""
+
+    start = None
+
+    def parts(self, y, problem):
+        return torch.zeros_like(y), self.mean(y, problem)
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.tensor(0.4))
+        self.other = nn.Parameter(torch.tensor(0.0))
+
+    def mean(self, y, problem):
+        return torch.where(problem.mask > 0, self.own * y, self.other * y.flip(-1))
+
+
+@pytest.mark.parametrize("hide", [0.0, 0.5])
+def test_withheld_pixels_teach_what_masks_hide(hide):
+    """Pixels of correlation 0.9, half of them hidden: E[x_i | y_j + a sigma n] = 0.9 gain y_j.
+
+    Without withheld pixels nothing is learnt of the hidden ones.
+    """
+    m, a = Neighbours(), 0.6
+    problem = Problem("inpaint:random,keep=0.5", SIGMA).at(range(2048), (1, 1, 2))
+
+    def loss(x, y, g):
+        both = torch.stack([x[:2048], x[2048:]], -1).view(-1, 1, 1, 2)
+        both[..., 1] = 0.9 * both[..., 0] + math.sqrt(1 - 0.9**2) * both[..., 1]
+        y = problem.A(both) + SIGMA * torch.randn(both.shape, generator=g)
+        return recorrupted(m, problem.operator.seen(y), problem, a, g, hide)
+
+    descend(loss, [m], steps=600)
+    gain = 1 / (1 + SIGMA**2 * (1 + a**2))
+    assert abs(m.own.item() / gain - 1) < 0.03
+    assert abs(m.other.item() - (0.9 * gain if hide else 0.0)) < 0.03
+
+
+def test_what_nothing_shows_draws_the_correction_to_zero():
+    """The gradient of sigma_y^2 d^T S^-1 d / d alone, for a correction along what A cannot see."""
+
+    class Start(nn.Module):
+        start = Wiener((1, 4, 4))
+
+        def parts(self, y, problem):
+            return torch.zeros(len(y), 1, 4, 4), self.correction
+
+    m, problem = Start(), Problem("sr:average,factor=4", SIGMA)
+    checks = torch.ones(4, 4)
+    checks[::2, ::2], checks[1::2, 1::2] = -1, -1  # 8 of each sign: no mean
+    m.correction = (0.1 * checks).expand(5, 1, 4, 4).clone().requires_grad_()
+    g = torch.Generator().manual_seed(0)
+    recorrupted(m, torch.zeros(5, 1, 1, 1), problem, 0.6, g).backward()
+    c = m.start.waves(m.correction.detach()) / m.start.power
+    expected = 2 * SIGMA**2 * m.start.out(c) / 16 / 5
+    each = m.correction.grad.mean((1, 2, 3), keepdim=True)  # what the misfit adds
+    torch.testing.assert_close(m.correction.grad - each, expected)
+
+
+def test_the_anchor_of_masks_that_show_all_is_the_anchor():
+    """Nothing hidden and nothing withheld: the loss on noisy images, above the level."""
+    prior, problem = GaussianPrior(), Problem("inpaint:random,keep=1", SIGMA)
+    problem = problem.at(range(64), (1, 2, 2))
+    y, sigma = torch.randn(64, 1, 2, 2), torch.full((64,), 0.9)
+
+    class Mean:
+        def mean(self, y, problem):
+            return torch.zeros_like(y)
+
+    def g():
+        return torch.Generator().manual_seed(1)
+
+    start = g()
+    torch.rand(64, 1, 2, 2, generator=start)  # the mask of what is withheld
+    a = anchored_masked(prior, Mean(), y, problem, sigma, g(), 0.0, 0.6)
+    b = anchored(prior, y, y, SIGMA, sigma, start)
+    torch.testing.assert_close(a, b)
+    # below the level m stands in for x
+    low = anchored_masked(prior, Mean(), y, problem, sigma, g(), 0.0, 1.0)
+    start = g()
+    torch.rand(64, 1, 2, 2, generator=start)
+    torch.testing.assert_close(low, denoising(prior, torch.zeros_like(y), sigma, start))
 
 
 def test_the_distilled_mean_is_that_of_the_prior():

@@ -156,9 +156,11 @@ def test_recorruption_is_uncorrelated_with_the_target():
     """E (y + a w - x)(y - w / a - x) = var y - E v: 0 within five standard errors."""
 
     class Kept:
-        def mean(self, y, problem):
+        start = None
+
+        def parts(self, y, problem):
             self.input = y
-            return torch.zeros_like(y)
+            return torch.zeros_like(y), torch.zeros_like(y)
 
     kept, a = Kept(), 0.6
     problem = Problem("identity", "poisson-gaussian,gain=0.04,sigma=0.01,offset=0.1")

@@ -79,10 +79,16 @@ class Learn(Command):
     """Standard deviation of the noise in the images, in units where the image range is 1; or
     poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto: estimated from DATA.
     Needed unless the images are clean."""
-    method: Literal["flowdiff", "ambient", "sure", "ambientflow", "noisy", "clean"] = "flowdiff"
-    """flowdiff: prior and flow learnt together; ambient: Ambient Diffusion, for holes or for noise
-    alone; sure: SURE-Score; ambientflow: a flow as the prior; noisy: a prior of the images as they
-    are (floor); clean: DATA are clean, a prior of them (ceiling). See docs/learning.md."""
+    method: Literal["flowdiff", "em", "ambient", "sure", "ambientflow", "noisy", "clean"] = (
+        "flowdiff"
+    )
+    """flowdiff: prior and flow learnt together; em: a prior refitted to its own restorations,
+    round after round; ambient: Ambient Diffusion, for holes or for noise alone; sure: SURE-Score;
+    ambientflow: a flow as the prior; noisy: a prior of the images as they are (floor); clean: DATA
+    are clean, a prior of them (ceiling). See docs/learning.md."""
+    solver: Text = "diffpir"
+    """Solver that flowdiff and em draw images with while learning, where the operator is not
+    identity; 16 steps."""
     objective: Literal["default", "elbo"] = "default"
     """Of flowdiff. elbo: the paper's objective alone; default: ours, easier to optimise."""
     network: Literal["tiny", "small", "base"] = "tiny"
@@ -109,10 +115,13 @@ class Learn(Command):
             if self.simulate and self.method != "clean":
                 y = problem.simulate(y, seed=self.seed)
             from .learn import learn
+            from .solve.draws import Draws
 
             options: dict[str, Any] = {}
             if self.objective != "default":
                 options["objective"] = self.objective
+            if self.method in ("flowdiff", "em") and self.operator != "identity":
+                options["solver"] = Draws(self.solver, steps=16)
             learn(
                 y,
                 problem,

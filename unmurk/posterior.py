@@ -15,6 +15,10 @@ affine coupling whose log-scale is bounded by a tanh. Couplings see features of 
 scale; all that is known of y enters through (A_dagger(y), mask, sigma_y). The last layer of every
 coupling starts at zero, so g starts as a rotation and q as N(m, s^2). Nothing normalises over the
 batch.
+
+m(y) is a network's correction to a start image: A_dagger(y), or, where a Gaussian prior has been
+fitted to the measurements (`learn.moments`), the Wiener solution under it, which then takes the
+place of A_dagger(y) everywhere.
 """
 
 import json
@@ -33,6 +37,7 @@ from .nets import preset
 from .prior import locate
 from .problem import Problem
 from .seeds import Streams
+from .wiener import Wiener
 
 __all__ = ["Context", "Flow", "Posterior", "Scale", "bounded", "known", "unbounded"]
 
@@ -284,12 +289,13 @@ class Posterior(Flow):
     Args:
         config: Shape and sizes; `Posterior.create` takes them from a preset.
         spread: Value of s(y) at the start, in units of intensity.
+        start: Gaussian prior whose Wiener solution m(y) starts from; None: from A_dagger(y).
 
     Raises:
         InputError: when H or W is no multiple of 4.
     """
 
-    def __init__(self, config: Config, spread: float = 0.05) -> None:
+    def __init__(self, config: Config, spread: float = 0.05, start: Wiener | None = None) -> None:
         super().__init__()
         if config.height % 4 or config.width % 4:
             raise InputError(
@@ -299,6 +305,7 @@ class Posterior(Flow):
         self.config = config
         c = config.channels
         self.shape = (c, config.height, config.width)
+        self.start = start
         self.mean_net = Features(c + 2, c, config.mean)
         self.context_net = Features(2 * c + 2, c, config.context)
         self.fine = Scale(4 * c, config.context, config.hidden, config.couplings)
@@ -307,12 +314,16 @@ class Posterior(Flow):
 
     @classmethod
     def create(
-        cls, network: str, shape: tuple[int, int, int], spread: float = 0.05
+        cls,
+        network: str,
+        shape: tuple[int, int, int],
+        spread: float = 0.05,
+        start: Wiener | None = None,
     ) -> "Posterior":
         """An untrained posterior of a preset's sizes (weights from torch's global stream)."""
         size = preset(network)
         config = Config(*shape, size.mean, size.context, size.couplings, size.hidden)
-        return cls(config, spread)
+        return cls(config, spread, start)
 
     def flow_parameters(self) -> list[nn.Parameter]:
         """All parameters but those of the mean network."""
@@ -320,8 +331,12 @@ class Posterior(Flow):
         return [p for p in self.parameters() if p not in mean]
 
     def known(self, y: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-        """The start image A_dagger(y), (B, C, H, W), and the networks' input (B, C + 2, H, W)."""
-        start = problem.A_dagger(y)
+        """The start image, (B, C, H, W), and the networks' input (B, C + 2, H, W)."""
+        if self.start is None:
+            start = problem.A_dagger(y)
+        else:
+            with torch.no_grad():
+                start = self.start.restore(y, problem)
         if tuple(start.shape[1:]) != self.shape:
             raise InputError(
                 f"measurements of images of shape {tuple(start.shape[1:])} do not fit "
@@ -331,8 +346,13 @@ class Posterior(Flow):
 
     def mean(self, y: Tensor, problem: Problem) -> Tensor:
         """m(y), the centre of the flow, (B, C, H, W)."""
+        start, correction = self.parts(y, problem)
+        return start + correction
+
+    def parts(self, y: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+        """m(y) as the start image and the network's correction to it, (B, C, H, W) each."""
         start, inputs = self.known(y, problem)
-        return start + self.mean_net(inputs)[0]
+        return start, self.mean_net(inputs)[0]
 
     def context(self, y: Tensor, problem: Problem) -> Context:
         """Everything the flow reads of y."""
@@ -436,8 +456,10 @@ class Posterior(Flow):
         folder = locate(source, "posterior", "model.safetensors")
         try:
             config = Config(**json.loads((folder / "config.json").read_text()))
-            posterior = cls(config)
-            posterior.load_state_dict(load_file(folder / "model.safetensors"))
+            weights = load_file(folder / "model.safetensors")
+            shape = (config.channels, config.height, config.width)
+            posterior = cls(config, start=Wiener(shape) if "start.mean" in weights else None)
+            posterior.load_state_dict(weights)
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"cannot load the posterior in {folder}: {reason}") from error

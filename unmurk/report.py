@@ -293,8 +293,8 @@ def _summary(lines: list[dict[str, Any]]) -> dict[str, str]:
     shown = {"images seen": _text(round(1000 * last["kimg"]))}
     if _is_number(last.get("seconds")):
         shown["time"] = str(timedelta(seconds=round(last["seconds"])))
-    losses = [k for k, v in last.items() if k.startswith("loss/") and _is_number(v)]
-    return shown | {f"last {k.replace('/', ' ')}": _text(last[k]) for k in losses[:4]}
+    keys = [k for k, v in last.items() if k.startswith(("loss/", "check/")) and _is_number(v)]
+    return shown | {f"last {k.replace('/', ' ')}": _text(last[k]) for k in keys[:7]}
 
 
 def _course(lines: list[dict[str, Any]]) -> list[Section]:

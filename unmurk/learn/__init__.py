@@ -34,15 +34,18 @@ from ..problem import Problem
 from .ambient import Ambient
 from .ambientflow import AmbientFlow
 from .clean import Clean
+from .em import Em, Rounds
 from .flowdiff import FlowDiff, Recipe
 from .loop import Method, Settings, Trainer, write_atomically
 from .noisy import Noisy
+from .selection import Checks
 from .sure import Sure
 
-__all__ = ["METHODS", "Recipe", "Settings", "learn"]
+__all__ = ["METHODS", "Recipe", "Rounds", "Settings", "learn"]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "flowdiff": FlowDiff,
+    "em": Em,
     "ambient": Ambient,
     "sure": Sure,
     "ambientflow": AmbientFlow,
@@ -124,7 +127,10 @@ def learn(
     if problem.operator.digests():
         config["mask or kernel"] = problem.operator.digests()
     _open(folder, config)
-    trainer = Trainer(learner, y, settings, folder, quiet=quiet)
+    checks = None
+    if method != "clean" and isinstance(problem.noise, Gaussian):
+        checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
+    trainer = Trainer(learner, y, settings, folder, quiet=quiet, checks=checks)
     if settings.compile:
         learner.modules["prior"].unet.compile()  # type: ignore[union-attr]
     trainer.run()
@@ -164,10 +170,15 @@ def _check(method: str, options: dict[str, Any]) -> None:
 
 
 def _recorded(learner: Method, method: str) -> dict[str, Any]:
-    """The options of a method as config.json keeps them; functions are not kept."""
+    """The options of a method as config.json keeps them; of a function its `spec`, or "own"."""
     values = {name: getattr(learner, name) for name in _options(method)}
-    plain = {k: asdict(v) if is_dataclass(v) else v for k, v in values.items()}  # type: ignore[arg-type]
-    return {k: v for k, v in plain.items() if not callable(v)}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        return getattr(value, "spec", "own")
+    return asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
 
 
 def _fingerprint(y: Tensor) -> str:

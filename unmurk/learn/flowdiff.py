@@ -15,9 +15,11 @@ leaves, so the prior keeps noise that the flow can match (docs/experiments.md ha
 
 `objective="default"` approaches from the smooth side instead, where noise cannot hide:
 
-    1. mean start   m(y) alone, by Recorrupted-to-Recorrupted;
+    1. mean start   m(y) alone, by Recorrupted-to-Recorrupted. For A = I from y; for other linear A
+                    from the Wiener solution of a Gaussian prior fitted by expectation maximisation
+                    (`moments`), and with further pixels withheld where A is a mask.
     2. prior        below sigma_y on m(y), above it (A = I) from the noisy images themselves, with
-                    m(y) as the target: the "anchor";
+                    m(y) as the target: the "anchor". For other A on m(y) at all levels.
     3. polish       x ~ p(x | y) under the current prior, kept in a slowly refreshed replay
                     buffer. On it the prior is fitted at all levels, and the flow (forward KL) to
                     pairs of a buffer's image and a fresh corruption of it: expectation
@@ -25,12 +27,11 @@ leaves, so the prior keeps noise that the flow can match (docs/experiments.md ha
                     I to D(y, sigma_y), which is E[x | y] too, else to the pairs.
 
 For A = I the reverse diffusion started at (y, sigma_y) is itself a draw from p(x | y). For other
-A the polish is the flow's own draw, unless a solver is given. So it is for noise that depends on
-the brightness (A = I): no level of the diffusion is its level, and there is no anchor either.
+A the polish is a solver's draw; without a solver the flow's own. So it is for noise that depends
+on the brightness (A = I): no level of the diffusion is its level, and there is no anchor either.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -43,9 +44,12 @@ from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
 from ..seeds import Streams, generator
+from ..wiener import Wiener
 from .loop import Group, Span, Trainer
+from .moments import fit
 from .objectives import (
     anchored,
+    anchored_masked,
     denoising,
     distilled,
     evidence,
@@ -53,10 +57,9 @@ from .objectives import (
     levels,
     recorrupted,
 )
+from .replay import Replay, Solver, draw, identity
 
 __all__ = ["FlowDiff", "Recipe"]
-
-Solver = Callable[[Tensor, Problem, Prior, Streams], Tensor]
 
 JOINT_RATE = 0.4  # at the full rate the paper's objective diverged (docs/experiments.md)
 AGAIN_RATE = 0.3  # of the mean network, when it is fitted a second time
@@ -73,8 +76,11 @@ class Recipe:
         polish: Share at which the buffer is first filled, and the prior turns to it. Early: what
             it learns below sigma_y from m(y), which has no spread, has to be unlearnt.
         flow: Share at which the flow begins.
+        hide: Share of the seen pixels withheld from m in the mean start, where A is a mask.
         anchor: What the prior is matched to above sigma_y before the polish, for A = I: m(y); the
-            noisy image itself, unbiased but with its noise; or none, for x at all levels.
+            noisy image itself, unbiased but with its noise; or none, for m(y) at all levels. For
+            masks "image" means the seen pixels, above the level `above`; else m(y).
+        above: That level.
         refresh: Images polished for each image seen from the first polish on.
         buffer: Images kept in the replay buffer.
         steps: Steps of the reverse diffusion that polishes.
@@ -86,7 +92,9 @@ class Recipe:
     a: float = 0.6
     polish: float = 0.76
     flow: float = 0.94
+    hide: float = 0.2
     anchor: Literal["mean", "image", "none"] = "mean"
+    above: float = 0.5
     refresh: float = 0.05
     buffer: int = 8192
     steps: int = 16
@@ -124,27 +132,26 @@ class FlowDiff:
         self.network, self.objective, self.solver = network, objective, solver
         self.recipe = recipe or Recipe()
         gaussian = isinstance(problem.noise, Gaussian)
-        self.denoising = problem.operator.spec == "identity" and gaussian
-        # other operators are polished by the flow itself, so it cannot come later
-        self.flow_start = self.recipe.flow if self.denoising else self.recipe.polish
+        self.denoising = identity(problem)
+        # where the flow itself polishes it cannot come later
+        alone = not self.denoising and solver is None
+        self.flow_start = self.recipe.polish if alone else self.recipe.flow
+        moments = objective == "default" and not self.denoising and problem.linear and gaussian
+        start = Wiener(shape) if moments else None
         spread = 0.05 if objective == "default" else problem.sigma / 2
         if not gaussian:  # what the flow starts from should be less than the noise
             spread = float(problem.noise.variance(y.mean())) ** 0.5 / 4
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
-            self.posterior = Posterior.create(network, shape, spread)
+            self.posterior = Posterior.create(network, shape, spread, start)
             self.prior = Prior.create(network, shape)
         self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
         self.averages = copy.deepcopy(self.modules)
         self.teacher = cast(Prior, self.averages["prior"])
         self.student = cast(Posterior, self.averages["posterior"])
         self.groups = self.spans()
-        rows = self.recipe.buffer if objective == "default" else 0
-        self.buffers = {
-            "images": torch.zeros(rows, *shape, dtype=torch.float16),
-            "filled": torch.zeros((), dtype=torch.int64),
-            "drawn": torch.zeros((), dtype=torch.int64),
-        }
+        self.replay = Replay(self.recipe.buffer if objective == "default" else 0, shape)
+        self.buffers = self.replay.tensors | {"begun": torch.zeros((), dtype=torch.bool)}
 
     def spans(self) -> list[Group]:
         """Which part is trained when."""
@@ -156,20 +163,21 @@ class FlowDiff:
         start = Span(0.0, recipe.mean)
         again = Span(self.flow_start, 1.0, AGAIN_RATE)
         return [
-            Group(mean, (start, again) if self.denoising else (Span(),)),
+            Group(mean, (Span(),) if self.flow_start == recipe.polish else (start, again)),
             Group(flow, (Span(self.flow_start),)),
             Group(prior, (Span(recipe.mean),)),
         ]
 
-    def at(self, rows: Tensor) -> Problem:
+    def at(self, rows: Tensor, device: torch.device) -> Problem:
         """The problem of the measurements with these numbers."""
-        return self.problem.at(rows.tolist(), self.shape)
+        problem = self.problem.at(rows.tolist(), self.shape)
+        return problem if device.type == "cpu" else problem.to(device)
 
     # ------------------------------------------------------------------ the paper's objective
 
     def joint(self, y: Tensor, rows: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
         """One step of the paper's objective: the flow's loss, then the prior's on its draws."""
-        flow, x = evidence(self.posterior, self.teacher, y, self.at(rows), noise)
+        flow, x = evidence(self.posterior, self.teacher, y, self.at(rows, y.device), noise)
         prior = denoising(self.prior, x, levels(len(x), noise), noise)
         return {"flow": flow, "prior": prior}
 
@@ -181,13 +189,15 @@ class FlowDiff:
         """The losses of a step at a progress from 0 to 1."""
         if self.objective == "elbo":
             return self.joint(y, rows, generator)
-        problem = self.at(rows)
+        problem = self.at(rows, y.device)
         if progress < self.recipe.mean:
-            return {"mean": recorrupted(self.posterior, y, problem, self.recipe.a, generator)}
+            recipe = self.recipe
+            loss = recorrupted(self.posterior, y, problem, recipe.a, generator, recipe.hide)
+            return {"mean": loss}
         sigma = levels(len(y), generator)
-        if not self.buffers["filled"]:
+        if not self.replay.filled:
             return {"prior": self.first_prior(y, problem, sigma, generator)}
-        x = self.replay(len(y), generator)
+        x = self.replay.pick(len(y), generator)
         losses = {"prior": denoising(self.prior, x, sigma, generator)}
         if progress < self.flow_start:
             return losses
@@ -203,52 +213,53 @@ class FlowDiff:
     def first_prior(
         self, y: Tensor, problem: Problem, sigma: Tensor, noise: torch.Generator
     ) -> Tensor:
-        """Score matching before there are draws: on m(y), anchored above sigma_y where A = I."""
+        """Score matching before there are draws: on m(y), anchored at high levels."""
+        anchor, recipe = self.recipe.anchor, self.recipe
+        if anchor == "image" and problem.operator.mask is not None:
+            return anchored_masked(
+                self.prior, self.student, y, problem, sigma, noise, recipe.hide, recipe.above
+            )
         with torch.no_grad():
             mean = self.student.mean(y, problem)
-        anchor = self.recipe.anchor
         if not self.denoising or anchor == "none":
             return denoising(self.prior, mean, sigma, noise)
         target = mean if anchor == "mean" else None
         return anchored(self.prior, mean, y, problem.sigma, sigma, noise, target)
 
-    # ------------------------------------------------------------------ the replay buffer
+    # ------------------------------------------------------------------ between steps
 
-    def replay(self, n: int, noise: torch.Generator) -> Tensor:
-        """Images drawn from the buffer."""
-        filled = int(self.buffers["filled"])
-        rows = torch.randint(filled, (n,), generator=noise, device=noise.device)
-        return self.buffers["images"][rows.cpu()].to(noise.device, torch.float32)
+    def begin(self, device: torch.device) -> None:
+        """Fits the Gaussian prior that the mean starts from."""
+        model = fit(self.y.to(device), self.problem.to(device), self.shape, self.seed)
+        for posterior in (self.posterior, self.student):
+            assert posterior.start is not None
+            posterior.start.load_state_dict(model.state_dict())
 
     @torch.no_grad()
     def polish(self, count: int, device: torch.device) -> None:
         """Replaces the buffer's oldest images by draws from p(x | y) for the next measurements."""
-        images, recipe = self.buffers["images"], self.recipe
-        drawn = int(self.buffers["drawn"])
-        number = torch.arange(drawn, drawn + count)
+        number = self.replay.numbers(count)
         rows = number % len(self.y)
-        y, problem = self.y[rows].to(device), self.at(rows)
+        y, problem = self.y[rows.to(self.y.device)].to(device), self.at(rows, device)
         streams = Streams(self.seed, number.tolist(), POLISH, device=device)
-        if self.denoising:
-            x = self.teacher.restore(y, self.problem.sigma, streams, recipe.steps)
-        elif self.solver is not None:
-            x = self.solver(y, problem, self.teacher, streams)
-        else:
+        x = draw(y, problem, self.teacher, streams, self.solver, self.recipe.steps)
+        if x is None:
             z = streams.randn(*self.shape)
             x = self.student.transform(z, self.student.context(y, problem))[0]
-        images[number % len(images)] = x.to(images)
-        self.buffers["drawn"] += count
-        self.buffers["filled"].fill_(min(drawn + count, len(images)))
+        self.replay.put(x)
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """Fills and refreshes the buffer; starts the prior afresh when its time has come."""
         recipe = self.recipe
+        if self.posterior.start is not None and not self.buffers["begun"]:
+            self.begin(trainer.device)
+            self.buffers["begun"].fill_(True)
         if self.objective == "elbo" or progress < recipe.polish:
             return
-        first = min(len(self.buffers["images"]), len(self.y), 1024)
+        first = min(len(self.replay), len(self.y), 1024)
         seen = trainer.settings.batch * (step - int(recipe.polish * trainer.steps))
         chunk = min(256, first)
-        while first + int(recipe.refresh * seen) - int(self.buffers["drawn"]) >= chunk:
+        while first + int(recipe.refresh * seen) - self.replay.drawn >= chunk:
             self.polish(chunk, trainer.device)
         if recipe.reset is not None and step == round(recipe.reset * trainer.steps):
             with torch.random.fork_rng(devices=[]):

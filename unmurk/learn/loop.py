@@ -13,18 +13,22 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..posterior import Posterior
+from ..prior import Prior
 from ..seeds import generator
 from .optimizer import Optimizer
+from .selection import Checks
 
 __all__ = ["Group", "Method", "Settings", "Span", "Trainer", "write_atomically"]
 
@@ -141,6 +145,7 @@ class Trainer:
         out: Run folder; its `state/` and `metrics.jsonl` belong to the trainer.
         every: Seconds between two writings of the state.
         quiet: Whether to show no progress.
+        checks: Figures taken of the averaged weights at a few steps; None: none.
     """
 
     def __init__(
@@ -151,12 +156,13 @@ class Trainer:
         out: Path,
         every: float = 30.0,
         quiet: bool = False,
+        checks: Checks | None = None,
     ) -> None:
         from accelerate import Accelerator
 
         self.accelerator = Accelerator()
         self.method, self.y, self.settings = method, y, settings
-        self.out, self.every, self.quiet = out, every, quiet
+        self.out, self.every, self.quiet, self.checks = out, every, quiet, checks
         self.device = self.accelerator.device
         self.steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
         self.step, self.seconds, self.skipped, self.factor = 0, 0.0, 0, 1.0
@@ -329,7 +335,7 @@ class Trainer:
                     self.back(record)
                     start, bad = time.perf_counter() - self.seconds, 0
                     continue
-                record.add(losses)
+                record.add(losses, self.figures())
                 if time.perf_counter() - saved > self.every and bad == 0:
                     self.save()
                     saved = time.perf_counter()
@@ -337,6 +343,15 @@ class Trainer:
             record.close()
             if bad == 0:
                 self.save()
+
+    def figures(self) -> dict[str, float]:
+        """The checks that are due after this step, of the averaged weights."""
+        main = self.accelerator.is_main_process
+        if self.checks is None or not main or not self.checks.due(self.step, self.steps):
+            return {}
+        prior, posterior = self.method.averages["prior"], self.method.averages["posterior"]
+        assert isinstance(prior, Prior) and isinstance(posterior, Posterior)
+        return self.checks.measure(prior, posterior)
 
     def back(self, record: "Record") -> None:
         """Returns to the last good state with half the learning rate."""
@@ -389,12 +404,14 @@ class Record:
         """Prints a line above the progress."""
         self.console.print(text, highlight=False)
 
-    def add(self, losses: dict[str, float] | None) -> None:
-        """Takes the losses of one step."""
+    def add(
+        self, losses: dict[str, float] | None, figures: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """Takes the losses of one step, and the figures taken after it."""
         for key, value in (losses or {}).items():
             self.sums.setdefault(key, []).append(value)
         step = self.trainer.step
-        if step % self.every and step != self.trainer.steps:
+        if step % self.every and step != self.trainer.steps and not figures:
             return
         means = {k: sum(v) / len(v) for k, v in self.sums.items()}
         self.sums = {}
@@ -404,6 +421,7 @@ class Record:
             "skipped": self.trainer.skipped,
         }
         line |= {f"loss/{k}": round(v, 6) for k, v in means.items()}
+        line |= {f"check/{k}": round(v, 6) for k, v in figures.items()}
         if self.file is not None:
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()

@@ -16,18 +16,21 @@ from torch import Tensor
 
 from ..noise import PoissonGaussian
 from ..operators.base import per_image
+from ..operators.inpaint import Inpaint
 from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
 
 __all__ = [
     "anchored",
+    "anchored_masked",
     "denoising",
     "distilled",
     "evidence",
     "forward_kl",
     "levels",
     "recorrupted",
+    "with_hidden",
 ]
 
 
@@ -99,8 +102,30 @@ def anchored(
     return weighted(expected - torch.where(above, y, x), sigma)
 
 
+def with_hidden(problem: Problem, share: float, generator: torch.Generator) -> Problem:
+    """The problem with a share of what its masks show hidden too; itself where there is no mask.
+
+    Raises:
+        InputError: the problem is not bound to images.
+    """
+    operator = problem.operator
+    if not isinstance(operator, Inpaint) or operator.mask is None:
+        return problem
+    mask = operator.mask
+    numbers = problem.index or range(len(mask))
+    more = torch.rand(len(numbers), *mask.shape[1:], generator=generator, device=generator.device)
+    hidden = Problem(operator.hiding((more < share).to(mask)), problem.noise)
+    hidden.index = problem.index
+    return hidden
+
+
 def recorrupted(
-    posterior: Posterior, y: Tensor, problem: Problem, a: float, generator: torch.Generator
+    posterior: Posterior,
+    y: Tensor,
+    problem: Problem,
+    a: float,
+    generator: torch.Generator,
+    hide: float = 0.0,
 ) -> Tensor:
     """The mean network's loss without clean images (Recorrupted-to-Recorrupted).
 
@@ -110,10 +135,64 @@ def recorrupted(
 
     Noise that depends on the brightness has its own sigma_y at every number, estimated from y. The
     two errors are then uncorrelated to the extent that this estimate is right on average.
+
+    What a mask hides has no target. With a share `hide` of the seen pixels withheld from m, these
+    have: y itself, whose noise m has not met (Batson and Royer, 2019, arXiv 1901.11365). So m
+    learns E[x | all but the withheld] there, at places that are like the hidden ones if masks are
+    random.
+
+    What no A shows would leave the correction to the Wiener solution free to be anything. With
+    sigma_y^2 d^T S^-1 d added, d the correction and S the covariance of the Gaussian prior, it is
+    zero there, and free where y tells much more than that prior.
     """
     noise = problem.deviation(y) * gaussian(y, generator)
-    mean = posterior.mean(y + a * noise, problem)
-    return problem.residual(mean, y - noise / a).square().mean()  # zero where nothing is measured
+    given = with_hidden(problem, hide, generator) if hide else problem
+    start, correction = posterior.parts(given.operator.seen(y + a * noise), given)
+    mean = start + correction
+    target = y - noise / a
+    if given is not problem:
+        target = torch.where(given.operator.seen(torch.ones_like(y)) > 0, target, y)
+    loss = problem.residual(mean, target).square().mean()  # zero where nothing is measured
+    if posterior.start is None:
+        return loss
+    return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()
+
+
+def anchored_masked(
+    prior: Prior,
+    posterior: Posterior,
+    y: Tensor,
+    problem: Problem,
+    sigma: Tensor,
+    generator: torch.Generator,
+    hide: float,
+    above: float,
+) -> Tensor:
+    """Score matching with the seen pixels of masked images as the truth, some of them withheld.
+
+    The loss of Ambient Diffusion (Daras et al., 2023, arXiv 2305.19256, section 3) for a network
+    that knows no masks: what is hidden or withheld is filled with m. At sigma > above,
+
+        x_t = y + sqrt(sigma^2 - sigma_y^2) n on what is given,   m + sigma n elsewhere,
+
+    and on all that y shows D(x_t) is matched to y (given pixels: as in `anchored`). That x_t is
+    one of the images that D will meet is true only as far as the error of m is small beside sigma;
+    at sigma <= above it is not, and m(y) stands in for x.
+    """
+    with torch.no_grad():
+        given = with_hidden(problem, hide, generator)
+        seen, kept = (p.operator.seen(torch.ones_like(y)) for p in (problem, given))
+        mean = posterior.mean(y, problem)
+        filled = posterior.mean(given.operator.seen(y), given)
+    high = per_image(sigma, y) > max(above, problem.sigma)
+    noise, level = gaussian(y, generator), per_image(sigma, y)
+    extra = (level**2 - problem.sigma**2).clamp_min(0).sqrt()
+    image = torch.where(kept > 0, y + extra * noise, filled + level * noise)
+    noisy = torch.where(high, image, mean + level * noise)
+    ratio = torch.where(high & (kept > 0), problem.sigma**2 / level**2, 0.0)
+    expected = ratio * noisy + (1 - ratio) * prior.denoise(noisy, sigma)
+    error = torch.where(high, seen * (expected - y), expected - mean)
+    return weighted(error, sigma)
 
 
 def forward_kl(

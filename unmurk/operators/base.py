@@ -98,7 +98,8 @@ def conjugate_gradient(
         x = x + per_image(step, x) * p
         r = r - per_image(step, x) * q
         s = r if precondition is None else precondition(r)
-        before, rs = torch.where(active, rs, 1.0), _dot(r, s)
+        # its direction must not grow either: infinity times a step of zero is not a number
+        before, rs = torch.where(active, rs, torch.inf), _dot(r, s)
         p = s + per_image(rs / before, x) * p
         active = active & (_dot(r, r) > goal)
     return x
@@ -213,6 +214,14 @@ class Operator:
             square = x.flatten(1).norm(dim=1).clamp_min(1e-12)  # where nothing is seen, A = 0
             x = x / per_image(square, x)
         return square.sqrt()
+
+    def normal(self, x: Tensor) -> Tensor:
+        """A^T A x, shape of x: by small matrices where A is a product of such."""
+        op = self._bound(x, x.shape)
+        found = op._factored(x)
+        if found is None:
+            return op._A_adjoint(op._A(x))
+        return found.out(found.s.square() * found.into(x))
 
     def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor] | None:
         """A preconditioner: a symmetric positive map near (I + gamma A^T A)^-1, if one is known.

@@ -55,6 +55,13 @@ class Inpaint(Operator):
         assert isinstance(op, Inpaint) and op.held is not None
         return torch.where(op.held > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
 
+    def hiding(self, more: Tensor) -> "Inpaint":
+        """The operator that hides further pixels: those where `more` (B, 1, H, W) is not 0."""
+        assert self.held is not None
+        other = self._with(held=torch.where(more != 0, 0.0, self.held))
+        assert isinstance(other, Inpaint)
+        return other
+
     def _check(self, shape: tuple[int, ...]) -> None:
         assert self.held is not None
         if self.held.shape[-2:] != tuple(shape[-2:]):

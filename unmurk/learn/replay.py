@@ -1,0 +1,91 @@
+"""Images drawn from the posterior, kept to train on: the E-step of expectation maximisation.
+
+x ~ p(x | y) under the current prior takes many evaluations of its network, a step of training a
+few. So draws are kept and used again, and the oldest give way to new ones.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..noise import Gaussian
+from ..prior import Prior
+from ..problem import Problem
+from ..seeds import Streams
+
+__all__ = ["Replay", "Solver", "draw", "identity"]
+
+Solver = Callable[[Tensor, Problem, Prior, Streams], Tensor]
+"""Draws images (B, C, H, W) given (y, problem, prior, streams), a stream for each row."""
+
+
+class Replay:
+    """A buffer of images.
+
+    Args:
+        rows: How many it holds.
+        shape: Their shape (C, H, W).
+
+    Attributes:
+        tensors: All that it remembers, for the state of a run.
+    """
+
+    def __init__(self, rows: int, shape: tuple[int, int, int]) -> None:
+        self.tensors = {
+            "images": torch.zeros(rows, *shape, dtype=torch.float16),
+            "filled": torch.zeros((), dtype=torch.int64),
+            "drawn": torch.zeros((), dtype=torch.int64),
+        }
+
+    def __len__(self) -> int:
+        return len(self.tensors["images"])
+
+    @property
+    def drawn(self) -> int:
+        """Images ever put in."""
+        return int(self.tensors["drawn"])
+
+    @property
+    def filled(self) -> int:
+        """Images held."""
+        return int(self.tensors["filled"])
+
+    def numbers(self, count: int) -> Tensor:
+        """Numbers of the next images to put in, (count,): a draw's stream hangs on its number."""
+        return torch.arange(self.drawn, self.drawn + count)
+
+    def put(self, x: Tensor) -> None:
+        """Takes images (B, C, H, W), B <= rows, in place of the oldest."""
+        images = self.tensors["images"]
+        images[self.numbers(len(x)) % len(images)] = x.to(images)
+        self.tensors["drawn"] += len(x)
+        self.tensors["filled"].fill_(min(self.drawn, len(images)))
+
+    def pick(self, n: int, noise: torch.Generator) -> Tensor:
+        """Images at random, (n, C, H, W), on the generator's device."""
+        rows = torch.randint(self.filled, (n,), generator=noise, device=noise.device)
+        return self.tensors["images"][rows.cpu()].to(noise.device, torch.float32)
+
+
+def identity(problem: Problem) -> bool:
+    """Whether A = I with Gaussian noise, so that y is an image at noise level sigma_y."""
+    return problem.operator.spec == "identity" and isinstance(problem.noise, Gaussian)
+
+
+def draw(
+    y: Tensor,
+    problem: Problem,
+    prior: Prior,
+    streams: Streams,
+    solver: Solver | None,
+    steps: int,
+) -> Tensor | None:
+    """One image (B, C, H, W) for each measurement from p(x | y) under the prior.
+
+    For A = I the reverse diffusion from (y, sigma_y) is exactly that; other A take the solver, and
+    None is returned where there is none.
+    """
+    if identity(problem):
+        return prior.restore(y, problem.sigma, streams, steps)
+    return None if solver is None else solver(y, problem, prior, streams)
