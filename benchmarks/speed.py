@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from unmurk.learn.clean import Clean
 from unmurk.learn.loop import Group, Settings, Trainer, write_atomically
 from unmurk.learn.objectives import denoising, levels
+from unmurk.learn.source import Source
 from unmurk.prior import Prior
 from unmurk.problem import Problem
 
@@ -68,7 +69,7 @@ class Options:
 class PriorAlone(Clean):
     """Training of the prior and of nothing else."""
 
-    def __init__(self, images: Tensor, network: str) -> None:
+    def __init__(self, images: Tensor | Source, network: str) -> None:
         shape = (images.shape[1], images.shape[2], images.shape[3])
         super().__init__(images, Problem("identity", 0.1), shape, network)
         self.modules = {"prior": self.prior}

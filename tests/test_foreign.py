@@ -320,18 +320,27 @@ def test_levels_without_betas_are_refused(folder):
         Prior.load(folder)
 
 
-def test_images_of_another_shape_get_one_line(folder, tmp_path, capsys):
+def test_images_of_another_shape(folder, tmp_path, capsys):
+    """Larger ones are worked on in tiles; smaller ones, and other channels, get one line."""
     prior = Prior.load(folder)
     with pytest.raises(InputError, match="images 1x8x8 .* is given 3x8x8"):
         prior.denoise(torch.rand(2, 3, 8, 8), 0.1)
     import numpy as np
 
-    np.save(tmp_path / "y.npy", np.random.default_rng(0).random((2, 12, 12)).astype("float32"))
-    argv = ["solve", str(tmp_path / "y.npy"), "--prior", str(folder), "--operator", "identity"]
-    assert main([*argv, "--noise", "0.1", "--out", str(tmp_path / "out")]) == 2
+    def solve(side):
+        y = np.random.default_rng(0).random((2, side, side)).astype("float32")
+        np.save(tmp_path / f"{side}.npy", y)
+        argv = ["solve", str(tmp_path / f"{side}.npy"), "--prior", str(folder), "--noise", "0.1"]
+        argv += ["--operator", "identity", "--out", str(tmp_path / f"out-{side}")]
+        return main(argv), tmp_path / f"out-{side}"
+
+    code, out = solve(12)
+    assert code == 0 and np.load(out / "images.npy").shape == (2, 12, 12)
+    capsys.readouterr()
+    code, out = solve(6)
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "images 1x8x8" in line and "1x12x12" in line
-    assert not (tmp_path / "out").exists()
+    assert code == 2 and "images 1x8x8" in line and "1x6x6" in line
+    assert not out.exists()
 
 
 def test_commands_take_a_pipeline_of_diffusers(folder, tmp_path):

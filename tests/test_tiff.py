@@ -237,11 +237,11 @@ def peak(tmp_path: Path, side: int) -> int:
     source = tmp_path / f"{side}.tif"
     tifffile.imwrite(source, numbers(side, side), photometric="minisblack")
     argv = ["restore", source, "--prior", tmp_path / "run", "--operator", "identity"]
-    argv += ["--noise", 0.1, "--samples", 2, "--out", tmp_path / "out"]
+    argv += ["--noise", 0.1, "--samples", 2, "--out", tmp_path / f"out-{side}"]
     done = subprocess.run(
         [sys.executable, "-c", PEAK, *map(str, argv)], capture_output=True, text=True, check=True
     )
-    assert tifffile.imread(tmp_path / "out" / source.name).shape == (side, side)
+    assert tifffile.imread(tmp_path / f"out-{side}" / source.name).shape == (side, side)
     return int(done.stdout.split()[-1])
 
 

@@ -70,6 +70,8 @@ def _main(argv: list[str]) -> int:
         return _stop(f"cannot write {error.filename or 'the output'}: {error.strerror}", 2)
     except KeyboardInterrupt:
         return _stop("interrupted; the same command continues or starts again", 130)
+    if not result:  # another process of the same run has it
+        return 0
     if command.json:
         print(json.dumps(plain(result)))
     else:

@@ -28,6 +28,7 @@ from .options import (
     Text,
     at_least,
     images_of,
+    measured,
     place,
     problem_of,
 )
@@ -36,7 +37,6 @@ from .output import output, save_new
 if TYPE_CHECKING:
     import torch
 
-    from .images import ImageSet
     from .problem import Problem
 
 __all__ = ["COMMANDS", "Command"]
@@ -107,14 +107,14 @@ class Learn(Command):
 
     def run(self) -> dict[str, Any]:
         with output(self.out):
-            data = images_of(self.data, skip_bad=self.skip_bad)
-            y = data.images
+            from .learn.source import simulated, some
+
+            y, skipped = measured(self.data, self.skip_bad)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
-            problem = problem_of(self.operator, noise, None if self.simulate else lambda: y)
-            _keeps_numbers(data, problem)
-            if self.simulate and self.method != "clean":
-                y = problem.simulate(y, seed=self.seed)
+            problem = problem_of(self.operator, noise, None if self.simulate else lambda: some(y))
+            _keeps_numbers(skipped, y, problem)
             from .learn import learn
+            from .learn.processes import first_process
             from .solve.draws import Draws
 
             options: dict[str, Any] = {}
@@ -122,6 +122,8 @@ class Learn(Command):
                 options["objective"] = self.objective
             if self.method in ("flowdiff", "em") and self.operator != "identity":
                 options["solver"] = Draws(self.solver, steps=16)
+            if self.simulate and self.method != "clean":
+                y = simulated(y, problem, self.seed)
             learn(
                 y,
                 problem,
@@ -134,8 +136,9 @@ class Learn(Command):
                 compile=self.compile,
                 **options,
             )
+            if not first_process():
+                return {}
             page = _page(self.out)
-        skipped = dict(data.skipped)
         found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
         return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
 
@@ -277,19 +280,19 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 }
 
 
-def _keeps_numbers(data: "ImageSet", problem: "Problem") -> None:
+def _keeps_numbers(skipped: dict[str, str], y: Any, problem: "Problem") -> None:
     """Learning numbers the images it is given: none may be missing where numbers matter."""
-    if not data.skipped:
+    if not skipped:
         return
-    shape = problem.operator.x_shape(data.images.shape)
+    shape = problem.operator.x_shape(y.shape)
     bound = problem.operator.at([0, 1], shape)
     parts = getattr(bound, "members", (bound,))
     held = [getattr(part, name) for part in parts for name in part.tensors]
     if any(value is not None and len(value) > 1 for value in held):
         raise InputError(
-            f"{len(data.skipped)} images were left out, and '{problem.operator.spec}' goes by "
-            f"their numbers, which learning would shift: mend {data.skipped[0][0]}, or learn from "
-            "a set without --skip-bad"
+            f"{len(skipped)} images were left out, and '{problem.operator.spec}' goes by "
+            f"their numbers, which learning would shift: mend {next(iter(skipped))}, or learn "
+            "from a set without --skip-bad"
         )
 
 

@@ -116,6 +116,19 @@ def images_of(
     return data
 
 
+def measured(path: Path, skip_bad: bool) -> tuple[Any, dict[str, str]]:
+    """What is learnt from, in memory or, if it is large, read when it is wanted; what is not."""
+    from .learn.source import large, open_source
+
+    if not large(path):
+        data = images_of(path, skip_bad)
+        return data.images, dict(data.skipped)
+    source = open_source(path, skip_bad)
+    for name, reason in source.skipped:
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    return source, dict(source.skipped)
+
+
 def place(*things: Any) -> list[Any]:
     """Models and tensors on the accelerator, if there is one: that of LOCAL_RANK of several."""
     import torch

@@ -46,7 +46,7 @@ from .errors import InputError
 from .foreign import Adm, adm, download, hub_name, pipeline
 from .nets import backbone
 from .operators.base import per_image
-from .seeds import Streams
+from .seeds import Streams, normal, permutation, uniform, whole
 
 __all__ = ["Denoiser", "Prior", "ancestral", "heun", "karras", "nelbo"]
 
@@ -138,17 +138,18 @@ def nelbo(
     """
     b, d = len(x), x[0].numel()
     span = math.log(sigma_max / sigma_min)
-    n = b * draws
-    offset = torch.rand(n, generator=generator, device=x.device, dtype=x.dtype)
-    order = torch.randperm(n, generator=generator, device=x.device)
-    sigma = sigma_min * torch.exp(span * (order + offset) / n)
+    kind: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
+    offset = uniform((b, draws), generator, **kind)
+    order = permutation((b, draws), generator, x.device)
+    n = whole(b, generator) * draws
+    sigma = sigma_min * torch.exp(span * (order + offset).flatten() / n)
     many = x.repeat_interleave(draws, 0)
-    noise = torch.randn(many.shape, generator=generator, device=x.device, dtype=x.dtype)
+    noise = normal((b, draws, *x.shape[1:]), generator, **kind).reshape(many.shape)
     error = denoise(many + per_image(sigma, many) * noise, sigma) - many
     bound = span * (error.flatten(1).square().sum(1) / sigma**2).view(b, draws).mean(1)
     if not constants:
         return bound
-    noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    noise = normal(x.shape, generator, **kind)
     sigma = torch.full((b,), sigma_min, dtype=x.dtype, device=x.device)
     error = denoise(x + sigma_min * noise, sigma) - x
     decoder = error.flatten(1).square().sum(1) / (2 * sigma_min**2)

@@ -4,15 +4,31 @@ Every draw in unmurk comes from a `torch.Generator` reached by a path of integer
 (seed, image number, sample number). Two paths give independent streams
 (`numpy.random.SeedSequence` mixes them), and a path always gives the same stream: a result is the
 same for any batch size, and a training step is the same after a restart.
+
+Where several processes share a batch, each draws for the whole batch and keeps its own rows
+(`Share`): the numbers that an image meets do not depend on how many processes there are.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Streams", "generator"]
+__all__ = [
+    "Share",
+    "Streams",
+    "generator",
+    "integers",
+    "normal",
+    "permutation",
+    "poisson",
+    "uniform",
+    "whole",
+]
 
 
 def generator(seed: int, *path: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -66,3 +82,87 @@ class Streams:
         """Poisson draws of these rates (B, ...), which lie where the streams do."""
         rows = zip(rates, self.generators, strict=True)
         return torch.stack([torch.poisson(rate, generator=g) for rate, g in rows])
+
+
+# ---------------------------------------------------------------- one generator for a whole batch
+
+
+class Share(torch.Generator):
+    """A generator of the draws for a batch of which this process holds rows rank, rank + ranks, ..
+
+    The functions below take the rows of one process and advance the generator as those of all
+    processes: so the generators of all of them stay alike. Made by `Share.of`.
+
+    Attributes:
+        rank: Number of the process, 0 .. ranks - 1.
+        ranks: How many processes there are, each with as many rows.
+    """
+
+    rank: int
+    ranks: int
+
+    @classmethod
+    def of(cls, generator: torch.Generator, rank: int, ranks: int) -> "Share":
+        """A generator in the state of another, for one of several processes."""
+        share = cls(generator.device)
+        share.set_state(generator.get_state())
+        share.rank, share.ranks = rank, ranks
+        return share
+
+
+def whole(n: int, generator: torch.Generator | None) -> int:
+    """Rows of the whole batch of which n are held here."""
+    return n * generator.ranks if isinstance(generator, Share) else n
+
+
+def _rows(draws: Tensor, generator: torch.Generator | None) -> Tensor:
+    return draws[generator.rank :: generator.ranks] if isinstance(generator, Share) else draws
+
+
+def _drawn(
+    draw: Callable[..., Tensor],
+    shape: Sequence[int],
+    generator: torch.Generator | None,
+    **kind: Any,
+) -> Tensor:
+    if generator is not None:
+        kind.setdefault("device", generator.device)
+    size = (whole(shape[0], generator), *shape[1:])
+    return _rows(draw(size, generator=generator, **kind), generator)
+
+
+def normal(shape: Sequence[int], generator: torch.Generator | None, **kind: Any) -> Tensor:
+    """Standard normal draws (B, ...); `kind` says device and dtype."""
+    return _drawn(torch.randn, shape, generator, **kind)
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator | None, **kind: Any) -> Tensor:
+    """Draws uniform on [0, 1), (B, ...); `kind` says device and dtype."""
+    return _drawn(torch.rand, shape, generator, **kind)
+
+
+def integers(high: int, shape: Sequence[int], generator: torch.Generator, **kind: Any) -> Tensor:
+    """Draws uniform on 0 .. high - 1, (B, ...)."""
+    return _drawn(partial(torch.randint, high), shape, generator, **kind)
+
+
+def permutation(
+    shape: Sequence[int], generator: torch.Generator | None, device: torch.device | str
+) -> Tensor:
+    """A random order of all numbers of the whole batch, of which these are the rows (B, ...)."""
+    size = (whole(shape[0], generator), *shape[1:])
+    order = torch.randperm(math.prod(size), generator=generator, device=device)
+    return _rows(order.view(size), generator)
+
+
+def poisson(rates: Tensor, generator: torch.Generator) -> Tensor:
+    """Poisson draws of these rates (B, ...).
+
+    How many numbers such a draw uses up depends on its rate, which other processes do not know:
+    every row has a generator of its own.
+    """
+    seeds = integers(2**62, (len(rates),), generator).tolist()
+    rows = [torch.Generator(rates.device).manual_seed(seed) for seed in seeds]
+    return torch.stack(
+        [torch.poisson(rate, generator=g) for rate, g in zip(rates, rows, strict=True)]
+    )

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import __version__
@@ -36,12 +37,14 @@ from .ambientflow import AmbientFlow
 from .clean import Clean
 from .em import Em, Rounds
 from .flowdiff import FlowDiff, Recipe
-from .loop import Method, Settings, Trainer, write_atomically
+from .loop import Method, Settings, Trainer, unwritable, write_atomically
 from .noisy import Noisy
+from .processes import first_process
 from .selection import Checks
+from .source import Source, as_source
 from .sure import Sure
 
-__all__ = ["METHODS", "Recipe", "Rounds", "Settings", "learn"]
+__all__ = ["METHODS", "Recipe", "Rounds", "Settings", "Source", "learn"]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "flowdiff": FlowDiff,
@@ -72,8 +75,9 @@ def learn(
     """Learns a prior p(x) and a posterior q(x | y) from corrupted images.
 
     Args:
-        data: Measurements y (N, ...), or any object with an attribute `y` that holds them; nothing
-            else of it is ever read. For method "clean": clean images.
+        data: Measurements y (N, ...): a tensor, an array (mapped from a file, say), the path of a
+            .npy file or of a folder of pictures, a `Source`; or any object with an attribute `y`
+            that holds them, nothing else of which is ever read. For method "clean": clean images.
         problem: How the measurements were made (image i of the data is number i).
         method: A name in `METHODS`; docs/learning.md says which for what.
         out: Run folder.
@@ -96,8 +100,7 @@ def learn(
     settings = Settings(**asdict(settings or Settings()) | changes)
     kind = METHODS[method]
     _check(method, options)
-    y = data if isinstance(data, Tensor) else data.y
-    y = y.float()
+    y: Any = as_source(data)
     if y.ndim != 4 or not len(y):
         raise InputError(f"measurements must be (N, C, H, W) with N > 0, not {tuple(y.shape)}")
     if not isinstance(problem.noise, Gaussian) and problem.operator.spec != "identity":
@@ -122,11 +125,11 @@ def learn(
         **_recorded(learner, method),
         "settings": asdict(settings),
         "problem": problem.to_dict(),
-        "data": {"shape": list(y.shape), "sha256": _fingerprint(y)},
     }
     if problem.operator.digests():
         config["mask or kernel"] = problem.operator.digests()
-    _open(folder, config)
+    if first_process():
+        _open(folder, config | {"data": _fingerprint(y)})
     checks = None
     if method != "clean" and isinstance(problem.noise, Gaussian):
         checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
@@ -140,6 +143,7 @@ def learn(
         for name, model in learner.averages.items():
             if isinstance(model, Prior | Posterior | Glow):
                 _replace(folder / name, model)
+    trainer.accelerator.wait_for_everyone()
     return prior.to(y.device).eval(), posterior.to(y.device).eval()
 
 
@@ -181,8 +185,11 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
 
 
-def _fingerprint(y: Tensor) -> str:
-    return hashlib.sha256(y.contiguous().cpu().numpy().tobytes()).hexdigest()
+def _fingerprint(y: Tensor | Source) -> dict[str, Any]:
+    if isinstance(y, Source):
+        return y.fingerprint()
+    digest = hashlib.sha256(y.contiguous().cpu().numpy().tobytes()).hexdigest()
+    return {"shape": list(y.shape), "sha256": digest}
 
 
 def _open(folder: Path, config: dict[str, Any]) -> None:
@@ -216,9 +223,13 @@ def _replace(folder: Path, model: Prior | Posterior | Glow) -> None:
     """Writes a model's folder beside the old one, then puts it in its place."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    try:
+        model.save(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise unwritable(folder, error) from error
 
 
 class _Callable(ModuleType):

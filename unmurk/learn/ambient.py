@@ -34,6 +34,7 @@ from ..operators.base import per_image
 from ..operators.inpaint import Inpaint, RandomInpaint
 from ..prior import Prior
 from ..problem import Problem
+from ..seeds import integers, uniform
 from .amortised import PRIOR, Amortised
 from .loop import Span
 from .objectives import anchored, gaussian, levels, weighted
@@ -174,7 +175,7 @@ class Ambient(Amortised):
         with torch.no_grad():
             x = self.masked_teacher.denoise(y, level, seen)
         shown = seen * self.mask(seen, generator)
-        coin = torch.rand(len(y), generator=generator, device=y.device)
+        coin = uniform((len(y),), generator)
         whole = (coin < 0.5) & (part >= WHOLE)
         loss = masked(self.network, y, x, sigma_y, sigma, seen, shown, whole, generator)
         return {"prior": loss}
@@ -182,8 +183,8 @@ class Ambient(Amortised):
     def mask(self, seen: Tensor, generator: torch.Generator) -> Tensor:
         """The further masks B, (B, 1, H, W)."""
         if isinstance(self.problem.operator, RandomInpaint):
-            draw = torch.rand(seen.shape, generator=generator, device=seen.device)
+            draw = uniform(seen.shape, generator)
             return (draw >= self.further).to(seen)
-        numbers = torch.randint(len(self.y), (len(seen),), generator=generator, device=seen.device)
+        numbers = integers(len(self.y), (len(seen),), generator)
         other = self.problem.operator.at(numbers.tolist(), self.shape)
         return cast(Tensor, other.mask).to(seen)

@@ -32,6 +32,7 @@ from ..glow import Glow
 from ..noise import Gaussian
 from ..posterior import Posterior
 from ..problem import Problem
+from ..seeds import normal
 from .loop import Span
 from .objectives import denoising, gaussian, levels
 from .pair import Pair
@@ -117,7 +118,7 @@ class AmbientFlow(Pair):
         size = math.prod(self.shape)
         if progress >= FLOWS:
             with torch.no_grad():
-                z = torch.randn(len(y), *self.shape, generator=generator, device=y.device)
+                z = normal((len(y), *self.shape), generator)
                 x = cast(Glow, self.averages["glow"]).draw(z)
             return {"prior": denoising(self.prior, x, levels(len(x), generator), generator)}
         glow, problem = cast(Glow, self.modules["glow"]), self.at(rows, y)

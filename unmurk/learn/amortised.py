@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..prior import heun, karras
-from ..seeds import Streams
+from ..seeds import Streams, integers
 from .loop import Span, Trainer
 from .objectives import distilled, forward_kl
 from .pair import Pair
@@ -54,7 +54,7 @@ class Amortised(Pair):
         if progress < PRIOR or not drawn:
             return self.prior_losses(y, rows, progress / PRIOR, generator)
         problem = self.at(rows, y)
-        picked = torch.randint(drawn, (len(y),), generator=generator, device=generator.device)
+        picked = integers(drawn, (len(y),), generator)
         x = self.buffers["images"][picked.cpu()].to(y)
         flow, mean = forward_kl(self.posterior, x, problem, generator)
         if self.denoising:

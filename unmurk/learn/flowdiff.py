@@ -58,6 +58,7 @@ from .objectives import (
     recorrupted,
 )
 from .replay import Replay, Solver, draw, identity
+from .source import some
 
 __all__ = ["FlowDiff", "Recipe"]
 
@@ -140,7 +141,7 @@ class FlowDiff:
         start = Wiener(shape) if moments else None
         spread = 0.05 if objective == "default" else problem.sigma / 2
         if not gaussian:  # what the flow starts from should be less than the noise
-            spread = float(problem.noise.variance(y.mean())) ** 0.5 / 4
+            spread = float(problem.noise.variance(some(y).mean())) ** 0.5 / 4
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
             self.posterior = Posterior.create(network, shape, spread, start)

@@ -3,17 +3,19 @@
 Every random draw of step k comes from generators at (seed, k), so a run continued from step k
 equals one that was never stopped (bit for bit on a CPU with as many threads). The state is one
 file, written beside the old one and renamed over it: at any moment a complete state is on disk.
+Several processes take the same steps as one (`processes`).
 
 The averaged weights follow Karras et al. (2022, arXiv 2206.00364): a half-life in images that
 grows with the images seen, so that the average never remembers the start.
 """
 
+import io
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +28,13 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..posterior import Posterior
 from ..prior import Prior
-from ..seeds import generator
+from ..seeds import Share, generator
 from .optimizer import Optimizer
+from .processes import average_over, divides, interruptible, processes, tell
 from .selection import Checks
+from .source import Batches, Source
 
-__all__ = ["Group", "Method", "Settings", "Span", "Trainer", "write_atomically"]
+__all__ = ["Group", "Method", "Settings", "Span", "Trainer", "unwritable", "write_atomically"]
 
 STEP, BATCH = 0xFFFF0001, 0xFFFF0002  # paths below the seed, beyond any image number
 
@@ -130,9 +134,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise InputError(
-            f"cannot write {path}: {error.strerror}; mend that and run the same command to go on"
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: Exception) -> InputError:
+    """What to say when the disk says no."""
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return InputError(
+        f"cannot write {path}: {reason}; mend that and run the same command to go on"
+    )
 
 
 class Trainer:
@@ -140,7 +150,7 @@ class Trainer:
 
     Args:
         method: What is learnt.
-        y: Measurements (N, ...), on any device.
+        y: Measurements (N, ...), on any device or in files.
         settings: How.
         out: Run folder; its `state/` and `metrics.jsonl` belong to the trainer.
         every: Seconds between two writings of the state.
@@ -151,19 +161,20 @@ class Trainer:
     def __init__(
         self,
         method: Method,
-        y: Tensor,
+        y: Tensor | Source,
         settings: Settings,
         out: Path,
         every: float = 30.0,
         quiet: bool = False,
         checks: Checks | None = None,
     ) -> None:
-        from accelerate import Accelerator
-
-        self.accelerator = Accelerator()
+        self.accelerator = processes()
         self.method, self.y, self.settings = method, y, settings
         self.out, self.every, self.quiet, self.checks = out, every, quiet, checks
         self.device = self.accelerator.device
+        self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
+        divides(settings.batch, self.ranks)
+        self.batches = Batches(y, self.rows, self.device)
         self.steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
         self.step, self.seconds, self.skipped, self.factor = 0, 0.0, 0, 1.0
         self.precision: str = settings.precision
@@ -201,16 +212,22 @@ class Trainer:
         """Writes the state atomically."""
         if not self.accelerator.is_main_process:
             return
-        import io
-
         stream = io.BytesIO()
         torch.save(self.state(), stream)
         write_atomically(self.state_file, stream.getvalue())
 
-    def load(self) -> None:
-        """Takes up the last state written."""
+    def load(self) -> bool:
+        """Takes up the last state written; False where there is none."""
+        there = self.accelerator.is_main_process and self.state_file.exists()
         try:
-            state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+            data = self.state_file.read_bytes() if there else None
+        except OSError as error:
+            raise InputError(f"cannot read {self.state_file}: {error.strerror}") from error
+        data = tell(data, self.ranks, self.device)
+        if data is None:
+            return False
+        try:
+            state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
         except Exception as error:
             raise InputError(
                 f"cannot read {self.state_file}: it is damaged; remove it to start again"
@@ -230,6 +247,7 @@ class Trainer:
                 f"{self.state_file} was written by another version of unmurk: "
                 "finish the run with that version, or give another folder"
             ) from error
+        return True
 
     def reset(self, name: str, fresh: nn.Module) -> None:
         """Gives a module the weights of a fresh one and forgets its average and its moments."""
@@ -246,8 +264,7 @@ class Trainer:
 
     def probe(self) -> str:
         """Whichever of fp32 and bf16 trains faster in a second's trial; leaves no trace."""
-        y = self.y[: self.settings.batch].to(self.device)
-        rows = torch.arange(len(y))
+        rows, y = self.batches.read(0)
         times = {}
         for precision in ("fp32", "bf16"):
             self.precision = precision
@@ -255,7 +272,7 @@ class Trainer:
             begin = time.perf_counter()
             while len(durations) < 3 or time.perf_counter() - begin < 0.5:
                 start = time.perf_counter()
-                noise = generator(0, STEP, device=self.device)
+                noise = self.noise(0)
                 with self.autocast():
                     losses = self.method.losses(y, rows, 1.0, noise)
                 self.accelerator.backward(sum(losses.values()))
@@ -264,7 +281,8 @@ class Trainer:
                 durations.append(time.perf_counter() - start)
             times[precision] = min(durations)
             self.optimizer.zero_grad()
-        return min(times, key=lambda k: times[k])
+        best = min(times, key=lambda k: times[k])
+        return (tell(best.encode(), self.ranks, self.device) or b"").decode()
 
     def average(self) -> None:
         """Moves the averages of the parts in training; a late one forgets its start as fast."""
@@ -280,44 +298,56 @@ class Trainer:
 
     def update(self) -> dict[str, float] | None:
         """One step; None when its gradient was not finite and it was skipped."""
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        choose = generator(self.settings.seed, BATCH, self.step)
-        rows = torch.randint(len(self.y), (self.settings.batch,), generator=choose)[rank::ranks]
-        y = self.y[rows.to(self.y.device)].to(self.device)
-        noise = generator(self.settings.seed, STEP, self.step, rank, device=self.device)
+        rows, y = self.batches.at(self.step)
         progress = self.step / self.steps
         peak = self.settings.rate * self.factor
         rates = [peak * group.rate(progress) for group in self.method.groups]
         with self.autocast():
-            losses = self.method.losses(y, rows, progress, noise)
+            losses = self.method.losses(y, rows, progress, self.noise(self.step))
         self.accelerator.backward(sum(losses.values()))
-        norms = []
-        for group in self.method.groups:
-            held = [p for p in group.parameters if p.grad is not None]
-            if ranks > 1:
-                for p in held:
-                    p.grad = self.accelerator.reduce(p.grad, "mean")
-            if held:
-                norms.append(nn.utils.clip_grad_norm_(held, 1.0))
-        finite = all(math.isfinite(float(n)) for n in norms)
+        values = torch.stack([value.detach().float() for value in losses.values()])
+        groups = [[p for p in g.parameters if p.grad is not None] for g in self.method.groups]
+        gradients = [p.grad for group in groups for p in group if p.grad is not None]
+        average_over([*gradients, values], self.ranks)
+        norms = [nn.utils.clip_grad_norm_(held, 1.0) for held in groups if held]
+        # one look at the device for all numbers of a step
+        numbers = torch.cat([torch.stack(norms), values]).tolist()
+        finite = all(map(math.isfinite, numbers[: len(norms)]))
         if finite:
             self.optimizer.step(rates)
         self.optimizer.zero_grad()
         if not finite:
             return None
         self.average()
-        return {k: float(v.detach()) for k, v in losses.items()}
+        return dict(zip(losses, numbers[len(norms) :], strict=True))
+
+    def rows(self, step: int) -> Tensor:
+        """This process's rows of the batch of a step."""
+        choose = generator(self.settings.seed, BATCH, step)
+        rows = torch.randint(len(self.y), (self.settings.batch,), generator=choose)
+        return rows[self.rank :: self.ranks]
+
+    def noise(self, step: int) -> torch.Generator:
+        """Where the draws of a step come from."""
+        noise = generator(self.settings.seed, STEP, step, 0, device=self.device)
+        return noise if self.ranks == 1 else Share.of(noise, self.rank, self.ranks)
 
     def run(self) -> None:
         """Trains to the end of the budget, from the last state written if there is one.
 
         Raises:
-            InputError: when the state cannot be read or written, or training keeps diverging.
+            InputError: when files cannot be read or written, training keeps diverging, or another
+                process of the run has ended.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is done and the state saved.
         """
-        if self.state_file.exists():
-            self.load()
-        else:
+        with interruptible() as check:
+            self.train(check)
+
+    def train(self, check: Callable[[], None]) -> None:
+        """The same; `check` is called between steps."""
+        if not self.load():
             if self.precision == "auto":
+                self.method.before(self, 0, 0.0)  # some have no losses before
                 self.precision = self.probe()
             self.save()
         record = Record(self.out / "metrics.jsonl", self)
@@ -339,8 +369,10 @@ class Trainer:
                 if time.perf_counter() - saved > self.every and bad == 0:
                     self.save()
                     saved = time.perf_counter()
+                check()
         finally:
             record.close()
+            self.batches.close()
             if bad == 0:
                 self.save()
 
@@ -388,7 +420,7 @@ class Record:
                 limit = trainer.step * trainer.settings.batch / 1000 + 1e-9
                 keep = [s for s in path.read_text().splitlines() if _kimg(s) <= limit]
             write_atomically(path, "".join(s + "\n" for s in keep).encode())
-            self.file = open(path, "a")
+            self.file = open(path, "ab", buffering=0)  # nothing is left to write at the end
         self.bar = Progress(
             TextColumn("learning"),
             BarColumn(),
@@ -423,8 +455,10 @@ class Record:
         line |= {f"loss/{k}": round(v, 6) for k, v in means.items()}
         line |= {f"check/{k}": round(v, 6) for k, v in figures.items()}
         if self.file is not None:
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
+            try:
+                self.file.write(json.dumps(line).encode() + b"\n")
+            except OSError as error:
+                raise unwritable(Path(self.file.name), error) from error
         text = "  ".join(f"{k} {v:.4f}" for k, v in means.items())
         self.bar.update(self.task, completed=step, losses=text)
         if not self.console.is_terminal and time.perf_counter() - self.shown > 10:

@@ -20,6 +20,7 @@ from ..operators.inpaint import Inpaint
 from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
+from ..seeds import normal, permutation, poisson, uniform, whole
 
 __all__ = [
     "anchored",
@@ -36,7 +37,7 @@ __all__ = [
 
 def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal noise shaped like a batch."""
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    return normal(like.shape, generator, device=like.device, dtype=like.dtype)
 
 
 def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Tensor:
@@ -44,18 +45,16 @@ def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Te
     noise = problem.noise
     if not isinstance(noise, PoissonGaussian):
         return clean + problem.sigma * gaussian(clean, generator)
-    counts = torch.poisson(noise.rate(clean.detach()), generator=generator)
+    counts = poisson(noise.rate(clean.detach()), generator)
     y = (noise.offset + noise.gain * counts).to(clean)
     return y + noise.sigma * gaussian(clean, generator)
 
 
 def levels(n: int, generator: torch.Generator) -> Tensor:
     """Training noise levels sigma, (n,), stratified over the batch."""
-    device = generator.device
-    place = torch.randperm(n, generator=generator, device=device)
-    place = (place + torch.rand(n, generator=generator, device=device)) / n
-    normal = torch.special.ndtri(place.clamp(1e-4, 1 - 1e-4))
-    return (1.2 * normal).exp() / 2
+    place = permutation((n,), generator, generator.device) + uniform((n,), generator)
+    place = place / whole(n, generator)
+    return (1.2 * torch.special.ndtri(place.clamp(1e-4, 1 - 1e-4))).exp() / 2
 
 
 def weighted(error: Tensor, sigma: Tensor) -> Tensor:
@@ -113,7 +112,7 @@ def with_hidden(problem: Problem, share: float, generator: torch.Generator) -> P
         return problem
     mask = operator.mask
     numbers = problem.index or range(len(mask))
-    more = torch.rand(len(numbers), *mask.shape[1:], generator=generator, device=generator.device)
+    more = uniform((len(numbers), *mask.shape[1:]), generator)
     hidden = Problem(operator.hiding((more < share).to(mask)), problem.noise)
     hidden.index = problem.index
     return hidden

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..noise import Gaussian
 from ..prior import Prior
 from ..problem import Problem
-from ..seeds import Streams
+from ..seeds import Streams, integers
 
 __all__ = ["Replay", "Solver", "draw", "identity"]
 
@@ -64,7 +64,7 @@ class Replay:
 
     def pick(self, n: int, noise: torch.Generator) -> Tensor:
         """Images at random, (n, C, H, W), on the generator's device."""
-        rows = torch.randint(self.filled, (n,), generator=noise, device=noise.device)
+        rows = integers(self.filled, (n,), noise)
         return self.tensors["images"][rows.cpu()].to(noise.device, torch.float32)
 
 
