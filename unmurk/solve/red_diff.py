@@ -69,8 +69,10 @@ class RedDiff:
     """First noise level, no higher than the prior's highest."""
     sigma_min: float = 0.01
     """Last noise level: finer detail of the prior than this is not used."""
-    relax: float = 1.0
-    """c: length of a step in units of sg^2; smaller averages more noise, and follows slower."""
+    relax: float | None = None
+    """c: length of a step in units of sg^2; smaller averages more noise, and follows slower.
+    Unset: 1, or 1.5 where A is neither linear nor ambiguous. What saturates gives no gradient, so
+    that the denoiser alone moves it (HDR: +0.5 to +0.8 dB; no change where nothing saturates)."""
     momentum: float = 0.5
     """beta: how much of the last change of mu is added before a step."""
     pairs: bool = True
@@ -86,7 +88,7 @@ class RedDiff:
     A and Gaussian noise what the denoiser makes of y's own noise: nearer the posterior's mean."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.relax < 2:
+        if self.relax is not None and not 0 < self.relax < 2:
             raise InputError(f"relax is {self.relax}: the step is stable between 0 and 2")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum is {self.momentum}: it is stable from 0 to below 1")
@@ -105,6 +107,7 @@ class RedDiff:
     ) -> Tensor:
         """See `Solver.run`."""
         trust = max(problem.sigma, self.noise_floor)
+        c = self._length(problem)
         first = self.sigma_max if x is None else self.init_sigma
         first = max(min(first, denoise.sigma_max), self.sigma_min)
         own, labels = self._last(problem, y)
@@ -125,11 +128,17 @@ class RedDiff:
             h = denoise(ahead + e, sg)
             if self.pairs:
                 h = (h + denoise(ahead - e, sg)) / 2
-            z = ahead + self.relax * (h - ahead)
-            mu = prox(problem, z, y, self.relax**0.5 * sg, trust, self.data_steps)
+            z = ahead + c * (h - ahead)
+            mu = prox(problem, z, y, c**0.5 * sg, trust, self.data_steps)
             if callback(step, self.steps, sg, mu, h):
                 break
         return h if self.final == "denoised" else mu
+
+    def _length(self, problem: Problem) -> float:
+        """c."""
+        if self.relax is not None:
+            return self.relax
+        return 1.0 if problem.linear or problem.operator.ambiguous else 1.5
 
     def _last(self, problem: Problem, y: Tensor) -> tuple[float, tuple[float, ...]]:
         """The level at which y's own noise stands for e, and what D is told of it; 0 and nothing
