@@ -325,8 +325,8 @@ def page(folder: Path = RESULTS) -> str:
 def draw_picture(
     path: Path, rows: list[Row], folder: Path, name: SetName, part: PartName, seed: int
 ) -> None:
-    """A line for each operator at its first noise level: truth, y or A^+ y, and every solver's
-    image, with the flowdiff prior if there are rows of it."""
+    """A line for each operator at its first noise level: truth, y, and every solver's image,
+    with the flowdiff prior if there are rows of it."""
     own = [r for r in rows if r["set"] == name and part_of(r["operator"]) == part]
     own = [r for r in own if r["error"] is None]
     kind = "flowdiff" if any(r["prior"] == "flowdiff" for r in own) else "clean"
@@ -342,7 +342,7 @@ def draw_picture(
         problem = Problem(operator, noise).at(range(len(truth)), truth.shape[1:])
         y = problem.simulate(truth, seed)
         panels[operator] = {"truth": truth[1]}
-        panels[operator]["y"] = problem.A_dagger(y)[1] if part == "linear" else middle(y, truth)[1]
+        panels[operator]["y"] = sized(y, truth)[1]
         for method in (*METHODS, PAPER):
             if method in shown:
                 panels[operator][method] = restored(shown[method], folder)[1]
@@ -356,10 +356,12 @@ def first_noise(rows: list[Row]) -> float | None:
     return max(dict.fromkeys(levels), key=levels.count, default=None)
 
 
-def middle(y: Tensor, x: Tensor) -> Tensor:
-    """The middle of y, of the size of x, as much of it as there is."""
+def sized(y: Tensor, x: Tensor) -> Tensor:
+    """y in the size of x: as it is, its pixels enlarged, or its middle."""
+    if y.shape[-1] < x.shape[-1]:
+        return F.interpolate(y, x.shape[-2:], mode="nearest")
     cut = [(n - m) // 2 for n, m in zip(y.shape[-2:], x.shape[-2:], strict=True)]
-    return F.pad(y, (-cut[1], -cut[1], -cut[0], -cut[0])) if y.shape != x.shape else y
+    return F.pad(y, (-cut[1], -cut[1], -cut[0], -cut[0]))
 
 
 def paint(path: Path, panels: dict[str, dict[str, Tensor]], side: int) -> None:

@@ -47,7 +47,7 @@ def test_several_samples_spread_as_the_posterior_does():
 def test_phase_retrieval_is_restarted_unless_told_otherwise():
     phase = Problem("phase:fourier", 0.1)
     y = phase.simulate(PRIOR.sample(2, seed=1), seed=2)
-    options = {"steps": 5}
+    options = {"method": "ddiff", "steps": 10}
     found = solve(y, phase, PRIOR, "auto", budget=10)
     assert found.nfe == 2 * 10 + 33  # of two runs, and of the choice between twins
     assert torch.equal(found.samples, solve(y, phase, PRIOR, restarts=2, **options).samples)
