@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unmurk.errors import InputError
-from unmurk.learn import Settings, learn
+from unmurk.learn import METHODS, Settings, learn
 from unmurk.learn.loop import Trainer
 from unmurk.problem import Problem
 
@@ -44,7 +44,7 @@ RUN = Settings(network="tiny", kimg=1.6, batch=8, seed=3, precision="fp32")  # 2
 class Options:
     """Kill runs and see them end as if nothing had happened."""
 
-    methods: tuple[str, ...] = ("flowdiff", "noisy", "clean")
+    methods: tuple[str, ...] = tuple(METHODS)
     """Methods to try."""
     kills: int = 20
     """Kills of every method's run."""

@@ -31,14 +31,18 @@ from .output import part_of, write
 from .pictures import ENDINGS, encode_picture, read_pages
 
 __all__ = [
+    "LARGEST",
     "ImageSet",
     "Scale",
+    "describe",
+    "layout_of",
     "load_images",
     "load_measurements",
     "pictures_in",
     "read_idx",
     "save_images",
     "stems",
+    "to_images",
 ]
 
 FORMATS = ("png", "npy", "npz", "idx")
@@ -217,24 +221,27 @@ def _load_pictures(
             number += 1
     if not good:
         raise InputError(f"none of the {len(files)} pictures in {files[0].parent} can be read")
-    kinds = Counter(_kind(pixels) for _, _, pixels in good)
+    kinds = Counter(describe(pixels) for _, _, pixels in good)
     usual = kinds.most_common(1)[0][0]
     if len(kinds) > 1 and not skip_bad:
-        first, other = good[0], next(g for g in good if _kind(g[2]) != _kind(good[0][2]))
+        first, other = good[0], next(g for g in good if describe(g[2]) != describe(good[0][2]))
         raise InputError(
-            f"the pictures in {files[0].parent} differ: {first[1]} is {_kind(first[2])} but "
-            f"{other[1]} is {_kind(other[2])}; make them alike, or use skip_bad"
+            f"the pictures in {files[0].parent} differ: {first[1]} is {describe(first[2])} but "
+            f"{other[1]} is {describe(other[2])}; make them alike, or use skip_bad"
         )
-    skipped += [(n, f"{_kind(p)}, others are {usual}") for _, n, p in good if _kind(p) != usual]
-    kept = [found for found in good if _kind(found[2]) == usual][:limit]
+    skipped += [
+        (n, f"{describe(p)}, others are {usual}") for _, n, p in good if describe(p) != usual
+    ]
+    kept = [found for found in good if describe(found[2]) == usual][:limit]
     stack = np.stack([pixels for _, _, pixels in kept])
     scale = Scale.of(stack.dtype, (float(stack.min()), float(stack.max())), span)
-    images = _to_images(stack, replace(scale, format="png"), "NHWC")
+    images = to_images(stack, replace(scale, format="png"), "NHWC")
     names, numbers = [name for _, name, _ in kept], [number for number, _, _ in kept]
     return ImageSet(images, names, replace(scale, format="png"), sorted(skipped), numbers)
 
 
-def _kind(pixels: np.ndarray) -> str:
+def describe(pixels: np.ndarray) -> str:
+    """Size, colour and type of a picture (H, W, C), in words."""
     height, width, channels = pixels.shape
     colour = "grey" if channels == 1 else "RGB"
     kind = " float" if pixels.dtype.kind == "f" else ""
@@ -248,13 +255,13 @@ def _load_array(
     file: Path, key: str | None, skip_bad: bool, limit: int | None, span: Span | None
 ) -> ImageSet:
     array, form, key = read_array(file, key)
-    layout = _layout(file, array)
+    layout = layout_of(file, array)
     if "N" not in layout:
         array = array[None]
     array, numbers, bad = _finite(file, array, skip_bad)
     scale = Scale.of(array.dtype, (float(array.min()), float(array.max())), span)
     scale = replace(scale, format=form, layout=layout, key=key or "images")
-    images = _to_images(array[:limit], scale, layout)
+    images = to_images(array[:limit], scale, layout)
     return ImageSet(images, [_name(i) for i in numbers[:limit]], scale, bad, numbers[:limit])
 
 
@@ -307,7 +314,7 @@ def load_measurements(path: str | Path, *, skip_bad: bool = False) -> ImageSet:
     return ImageSet(y, [_name(i) for i in numbers], Scale(format=form), bad, numbers)
 
 
-def _layout(file: Path, array: np.ndarray) -> str:
+def layout_of(file: Path, array: np.ndarray) -> str:
     """What the axes are. A channel axis has at most 4 entries, 1 or 3 in a single image."""
     shape = array.shape
     layout = ""
@@ -328,7 +335,7 @@ def _layout(file: Path, array: np.ndarray) -> str:
     return layout
 
 
-def _to_images(array: np.ndarray, scale: Scale, layout: str) -> Tensor:
+def to_images(array: np.ndarray, scale: Scale, layout: str) -> Tensor:
     """Numbers with an N axis as images (N, C, H, W)."""
     if layout in ("NHW", "HW"):
         array = array[:, None]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..images import LARGEST, Scale, _kind, _layout, _to_images, pictures_in
+from ..images import LARGEST, Scale, describe, layout_of, pictures_in, to_images
 from ..pictures import ENDINGS, read_picture
 from ..problem import Problem
 
@@ -100,13 +100,13 @@ class Array(Source):
 
     def __init__(self, array: np.ndarray, scale: Scale, kept: np.ndarray | None = None) -> None:
         self.array, self.scale, self.kept = array, scale, kept
-        one = _to_images(np.zeros((1, *array.shape[1:]), array.dtype), scale, scale.layout)
+        one = to_images(np.zeros((1, *array.shape[1:]), array.dtype), scale, scale.layout)
         self.shape = (len(array) if kept is None else len(kept), *one.shape[1:])
         self.file = _file_of(array)
 
     def read(self, rows: list[int]) -> Tensor:
         numbers = rows if self.kept is None else self.kept[rows].tolist()
-        return _to_images(self.raw(numbers), self.scale, self.scale.layout)
+        return to_images(self.raw(numbers), self.scale, self.scale.layout)
 
     def raw(self, numbers: list[int]) -> np.ndarray:
         """Images with these numbers as they are in the array."""
@@ -162,7 +162,7 @@ class Pictures(Source):
         if skip_bad:
             self.kind, self.skipped = self.look()
         else:
-            self.kind = _kind(read_picture(self.files[0]))
+            self.kind = describe(read_picture(self.files[0]))
         first = read_picture(self.files[0])
         self.scale = Scale(gain=LARGEST[first.dtype.name], dtype=first.dtype.name, format="png")
         self.shape = (len(self.files), first.shape[2], *first.shape[:2])
@@ -172,7 +172,7 @@ class Pictures(Source):
 
         def kind(file: Path) -> tuple[str, str]:
             try:
-                return _kind(read_picture(file)), ""
+                return describe(read_picture(file)), ""
             except InputError as error:
                 return "", str(error)
 
@@ -195,15 +195,15 @@ class Pictures(Source):
     def read(self, rows: list[int]) -> Tensor:
         with ThreadPoolExecutor(READERS) as pool:
             pixels = list(pool.map(self.one, rows))
-        return _to_images(np.stack(pixels), self.scale, "NHWC")
+        return to_images(np.stack(pixels), self.scale, "NHWC")
 
     def one(self, row: int) -> np.ndarray:
         """The pixels of one picture (H, W, C)."""
         pixels = read_picture(self.files[row])
-        if _kind(pixels) != self.kind:
+        if describe(pixels) != self.kind:
             raise InputError(
-                f"{self.files[row]} is {_kind(pixels)}, others are {self.kind}: make them alike, "
-                "or use skip_bad"
+                f"{self.files[row]} is {describe(pixels)}, others are {self.kind}: make them "
+                "alike, or use skip_bad"
             )
         return pixels
 
@@ -276,7 +276,7 @@ def as_source(data: Any) -> Tensor | Source:
 
 def _scale(file: Path, array: np.ndarray, limits: tuple[float, float] = (0.0, 1.0)) -> Scale:
     """What the numbers of an array between limits mean."""
-    return replace(Scale.of(array.dtype, limits), layout=_layout(file, array))
+    return replace(Scale.of(array.dtype, limits), layout=layout_of(file, array))
 
 
 def large(path: Path) -> bool:
@@ -316,7 +316,7 @@ def open_source(path: Path, skip_bad: bool = False) -> Source:
     if path.suffix.lower() in ENDINGS or path.suffix.lower() != ".npy" or not path.is_file():
         raise InputError(f"{path}: give a folder of pictures or a .npy file")
     array = _mapped(path)
-    if "N" not in _layout(path, array):
+    if "N" not in layout_of(path, array):
         array = array[None]
     if array.dtype.name in LARGEST:
         return Array(array, _scale(path, array))
