@@ -132,7 +132,7 @@ class Operator:
     pictorial: bool = True
     dagger_iterations: int = CG_ITERATIONS
     device: torch.device = torch.device("cpu")
-    _kept: dict[Any, Spectrum | None] = {}
+    _kept: dict[Any, Any] = {}
 
     @property
     def linear(self) -> bool:

@@ -49,6 +49,7 @@ __all__ = ["Blur", "FileBlur", "GaussianBlur", "UniformBlur", "check_pad", "fold
 
 CUTOFF = 3e-2  # smallest singular value that A^+ inverts, relative to the largest
 ITERATIONS = 20  # of conjugate gradients on A^T A x = A^T y for A^+ with reflecting borders
+SMALL = 128  # pixels of a side up to which products with matrices are faster than convolutions
 PADS = ("reflect", "circular")
 
 
@@ -67,12 +68,14 @@ class Blur(Operator):
 
     def _A(self, x: Tensor) -> Tensor:
         if self.pad == "reflect":
-            return self._convolve(x)
+            lines = self._matrices(x)
+            return self._convolve(x) if lines is None else lines[0] @ x @ lines[1].mT
         return _filter(x, self._transfer(x))
 
     def _A_adjoint(self, y: Tensor) -> Tensor:
         if self.pad == "reflect":
-            return self._correlate(y)
+            lines = self._matrices(y)
+            return self._correlate(y) if lines is None else lines[0].mT @ y @ lines[1]
         return _filter(y, self._transfer(y).conj())
 
     def _A_dagger(self, y: Tensor) -> Tensor:
@@ -117,8 +120,23 @@ class Blur(Operator):
     def _line(self, kernel: Tensor, pixels: Tensor) -> Tensor:
         """A with a kernel that is one line, as a matrix on a line of as many pixels."""
         one = self._with(kernel=kernel)
+        assert isinstance(one, Blur)
         unit = pixels[:, None, :, None] if kernel.shape[-1] == 1 else pixels[:, None, None]
-        return one._A(unit).reshape(pixels.shape).T.cpu()
+        moved = one._convolve(unit) if self.pad == "reflect" else one._A(unit)
+        return moved.reshape(pixels.shape).T.cpu()
+
+    def _matrices(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(D, C) with A x = D x C^T, kept for images like these; None for large ones, and for
+        kernels that are not the product of two lines. Small images are blurred faster so."""
+        if max(like.shape[-2:]) > SMALL:
+            return None
+        key = "lines", tuple(like.shape[-2:]), like.dtype, like.device
+        if key not in self._kept:
+            with torch.inference_mode(False), torch.no_grad():
+                factors = self._factors((1, *like.shape[-2:]))
+                found = None if factors is None else (factors[1].to(like), factors[2].to(like))
+            self._kept = {**self._kept, key: found}
+        return self._kept[key]
 
     def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor]:
         """See `Operator.near_inverse`: the inverse itself, but for kernels that do not factor."""
