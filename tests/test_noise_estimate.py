@@ -12,9 +12,11 @@ from unmurk import cli
 from unmurk.errors import InputError
 from unmurk.images import load_images
 from unmurk.learn.objectives import corrupted, recorrupted
+from unmurk.noise import PoissonGaussian
 from unmurk.noise_estimate import FREEDOM, SIDE, envelope, estimate_noise, known_noise, textures
 from unmurk.operators import as_operator
 from unmurk.problem import Problem
+from unmurk.seeds import generator
 
 ASSETS = Path(cli.__file__).parent / "assets"
 IDENTITY = as_operator("identity")
@@ -152,9 +154,40 @@ def test_fresh_corruptions_have_the_noise(nuclei):
     assert y.var().item() == pytest.approx(0.05 * 0.2 + 0.02**2, rel=0.05)
 
 
-def test_recorruption_is_uncorrelated_with_the_target():
-    """E (y + a w - x)(y - w / a - x) = var y - E v: 0 within five standard errors."""
+def close(values, expected, noise=5):
+    """The mean of independent values, within so many of its standard errors."""
+    assert abs(values.mean() - expected) < noise * values.std() / values.numel() ** 0.5
 
+
+@pytest.mark.parametrize("c", [0.11, 0.3, 0.8])
+def test_parts_of_counts_are_independent(c):
+    """Of whole Poisson counts: means, variances over p and 1 - p, no covariance, not even between
+    the square of one part and the other."""
+    noise, p = PoissonGaussian(gain=0.04, offset=0.1), 0.7
+    y = Problem("identity", noise).simulate(torch.full((8, 1, 100, 100), c))
+    one, other = (part.double() - c for part in noise.split(y, p, generator(0)))
+    torch.testing.assert_close((p * one + (1 - p) * other).float(), y - c, rtol=0, atol=1e-5)
+    for part, share in ((one, p), (other, 1 - p)):
+        close(part, 0)
+        close(part.square(), 0.04 * (c - 0.1) / share)
+    close(one * other, 0)
+    close((one.square() - one.square().mean()) * other, 0)
+
+
+@pytest.mark.parametrize("c", [0.3, 0.8])
+def test_parts_of_counts_with_gaussian_noise_are_uncorrelated(c):
+    noise, p = PoissonGaussian(gain=0.02, sigma=0.03, offset=0.05), 0.7
+    y = Problem("identity", noise).simulate(torch.full((8, 1, 100, 100), c))
+    one, other = (part.double() - c for part in noise.split(y, p, generator(0)))
+    variance = 0.02 * (c - 0.05) + 0.03**2
+    for part, share in ((one, p), (other, 1 - p)):
+        close(part, 0)
+        # rounding adds 1/12 of a count squared
+        close(part.square(), (variance + 0.02**2 / 12) / share)
+    close(one * other, 0)
+
+
+def test_the_mean_start_is_given_one_part_and_scored_on_the_other():
     class Kept:
         start = None
 
@@ -164,16 +197,11 @@ def test_recorruption_is_uncorrelated_with_the_target():
 
     kept, a = Kept(), 0.6
     problem = Problem("identity", "poisson-gaussian,gain=0.04,sigma=0.01,offset=0.1")
-    row = torch.linspace(0.3, 0.8, 64, dtype=torch.float64)
-    x = row.expand(40, 1, 64, 64)
-    y = problem.simulate(x)
-    loss = recorrupted(kept, y, problem, a, torch.Generator().manual_seed(0))
-    target = y - (kept.input - y) / a**2
-    assert loss.item() == pytest.approx(target.square().mean().item())
-    products = (kept.input - x) * (target - x)
-    inner = products[..., 1:-1]  # at the border the window's mean is not that of its centre
-    assert abs(inner.mean()) < 5 * inner.std() / inner.numel() ** 0.5
-    assert (y - x).square().mean() == pytest.approx(0.04 * 0.45 + 0.01**2, rel=0.02)
+    y = problem.simulate(torch.linspace(0.3, 0.8, 64).expand(4, 1, 64, 64))
+    loss = recorrupted(kept, y, problem, a, generator(0))
+    one, other = problem.noise.split(y, 1 / 1.36, generator(0))
+    assert torch.equal(kept.input, one)
+    assert loss.item() == pytest.approx(other.square().mean().item())
 
 
 def test_captures_are_learnt_from_and_restored(nuclei, tmp_path, capsys):

@@ -33,12 +33,13 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .seeds import Streams
+from .seeds import Streams, binomial
 
 __all__ = ["AUTO", "Gaussian", "Noise", "PoissonGaussian", "as_noise"]
 
 NODES, STRIDE = 80, 4  # s / h < 8, so that the window reaches 10 s to each side
 HALVINGS = 60  # of the interval that the maximum lies in
+WHOLE = 1e-2  # counts that numbers in single precision may be off
 
 
 @runtime_checkable
@@ -161,6 +162,29 @@ class PoissonGaussian:
     def variance(self, clean: Tensor) -> Tensor:
         """See `Noise.variance`."""
         return self.gain * (clean - self.offset).clamp_min(0) + self.sigma**2
+
+    def split(self, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two measurements of one image made of one (B, ...), with independent noises.
+
+        A count goes to the first with probability p = `share`, else to the second. Of k counts
+        from a Poisson law that makes k_1 and k - k_1, independent and from the laws of rates p r
+        and (1 - p) r. Gaussian noise is taken for more counts: s^2 = sigma^2 / gain^2 of them
+        have its variance (D. L. Snyder, A. M. Hammoud, R. L. White, 1993, J. Opt. Soc. Am. A 10,
+        p. 1014), and 1/12 that of rounding, where y is not whole counts. So in general the two
+        noises are uncorrelated; for whole Poisson counts they are independent. Variances are
+        those of y over p and over 1 - p.
+        """
+        counts = (y.double() - self.offset) / self.gain
+        near = counts.round()
+        more = (self.sigma / self.gain) ** 2
+        if self.sigma > 0 or (counts - near).abs().max() > WHOLE:
+            more += 1 / 12
+            near = (counts + more).round()
+        near = near.clamp_min(0)
+        first = binomial(near, share, generator)
+        parts = (first / share, (near - first) / (1 - share))
+        one, other = ((self.offset + self.gain * (part - more)).to(y) for part in parts)
+        return one, other
 
     def rate(self, clean: Tensor) -> Tensor:
         """Counts expected, number by number, in double precision."""

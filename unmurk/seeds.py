@@ -21,6 +21,7 @@ from torch import Tensor
 __all__ = [
     "Share",
     "Streams",
+    "binomial",
     "generator",
     "integers",
     "normal",
@@ -156,13 +157,25 @@ def permutation(
 
 
 def poisson(rates: Tensor, generator: torch.Generator) -> Tensor:
-    """Poisson draws of these rates (B, ...).
+    """Poisson draws of these rates (B, ...)."""
+    return _row_by_row(torch.poisson, rates, generator)
 
-    How many numbers such a draw uses up depends on its rate, which other processes do not know:
+
+def binomial(counts: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """How many of these counts (B, ...) are drawn, each with a probability `share`."""
+
+    def draw(row: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.binomial(row, torch.full_like(row, share), generator=generator)
+
+    return _row_by_row(draw, counts, generator)
+
+
+def _row_by_row(draw: Callable[..., Tensor], given: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws that depend on rows (B, ...).
+
+    How many numbers such a draw uses up depends on the row, which other processes do not know:
     every row has a generator of its own.
     """
-    seeds = integers(2**62, (len(rates),), generator).tolist()
-    rows = [torch.Generator(rates.device).manual_seed(seed) for seed in seeds]
-    return torch.stack(
-        [torch.poisson(rate, generator=g) for rate, g in zip(rates, rows, strict=True)]
-    )
+    seeds = integers(2**62, (len(given),), generator).tolist()
+    rows = [torch.Generator(given.device).manual_seed(seed) for seed in seeds]
+    return torch.stack([draw(row, generator=g) for row, g in zip(given, rows, strict=True)])

@@ -132,8 +132,9 @@ def recorrupted(
     et al., 2021, CVPR, "Recorrupted-to-Recorrupted"), so the minimiser of the squared distance
     between A m(y + a sigma_y n) and y - sigma_y n / a is A E[x | y + a sigma_y n].
 
-    Noise that depends on the brightness has its own sigma_y at every number, estimated from y. The
-    two errors are then uncorrelated to the extent that this estimate is right on average.
+    Photons are split instead: each goes to m with probability 1 / (1 + a^2), else to the target
+    (`PoissonGaussian.split`; B. Monroy, J. Bacca, J. Tachella, 2024, arXiv 2412.04648). The
+    variances of the two are those above.
 
     What a mask hides has no target. With a share `hide` of the seen pixels withheld from m, these
     have: y itself, whose noise m has not met (Batson and Royer, 2019, arXiv 1901.11365). So m
@@ -144,11 +145,14 @@ def recorrupted(
     sigma_y^2 d^T S^-1 d added, d the correction and S the covariance of the Gaussian prior, it is
     zero there, and free where y tells much more than that prior.
     """
-    noise = problem.deviation(y) * gaussian(y, generator)
+    if isinstance(problem.noise, PoissonGaussian):
+        noisier, target = problem.noise.split(y, 1 / (1 + a**2), generator)
+    else:
+        noise = problem.sigma * gaussian(y, generator)
+        noisier, target = y + a * noise, y - noise / a
     given = with_hidden(problem, hide, generator) if hide else problem
-    start, correction = posterior.parts(given.operator.seen(y + a * noise), given)
+    start, correction = posterior.parts(given.operator.seen(noisier), given)
     mean = start + correction
-    target = y - noise / a
     if given is not problem:
         target = torch.where(given.operator.seen(torch.ones_like(y)) > 0, target, y)
     loss = problem.residual(mean, target).square().mean()  # zero where nothing is measured
