@@ -1,5 +1,5 @@
 # setup: a virtual environment with pinned packages     demo: learn from noisy digits and restore
-# lint:  ruff and mypy                                  test: lint and every test
+# lint:  ruff and mypy      test: lint and every test, one process for each core
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +29,7 @@ lint: setup
 	@$(BIN)/mypy
 
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 clean:
 	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
