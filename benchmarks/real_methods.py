@@ -35,6 +35,7 @@ from unmurk.learn.loop import Group
 from unmurk.learn.optimizer import Optimizer
 from unmurk.nets import backbone
 from unmurk.noise import PoissonGaussian
+from unmurk.operators.blur import GaussianBlur
 from unmurk.seeds import generator
 from unmurk.tiles import TiledPrior
 
@@ -104,9 +105,7 @@ def each(y: Tensor, restore: Callable[[np.ndarray], np.ndarray]) -> Tensor:
 
 def gaussian_filter(y: Tensor, width: float) -> Tensor:
     """The images (N, 1, H, W) under a Gaussian of a standard deviation in pixels."""
-    from scipy import ndimage
-
-    return each(y, lambda plane: ndimage.gaussian_filter(plane, width))
+    return GaussianBlur(width).A(y)
 
 
 def non_local_means(y: Tensor, strength: float, sigma: float | None = None) -> Tensor:

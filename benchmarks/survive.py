@@ -138,7 +138,7 @@ def killed(method: str, folder: Path, steps: int, kills: int, seconds: float, se
     rng, count = random.Random(seed), 0
     for _ in range(kills):
         run = start(method, folder, steps)
-        time.sleep(rng.uniform(0.05, 2 * seconds / kills))
+        time.sleep(rng.uniform(0.05, max(0.1, seconds / kills)))
         count += kill(run)
     whole(method, folder, steps)
     return count
@@ -149,6 +149,8 @@ def full_disk(method: str, folder: Path, steps: int, seconds: float) -> dict[str
     state = folder / "state" / "latest.pt"
     run = start(method, folder, steps)
     time.sleep(seconds / 3)
+    while run.poll() is None and not state.exists():  # a machine may be slower now
+        time.sleep(0.01)
     kill(run)
     before = state.read_bytes()
     run = start(method, folder, steps, most=len(before) // 2)

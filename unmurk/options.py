@@ -4,7 +4,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 
@@ -150,7 +151,7 @@ def solver_options(method: str, pairs: Sequence[str], steps: int | None) -> dict
     auto = method == "auto"
     solver: Any = Auto() if auto else configure(method, options)
     for key, text in texts.items():
-        kind = type(getattr(solver, key, ""))
+        kind = _kind(solver, key)
         try:
             options[key] = READ[kind](text)
         except (ValueError, KeyError) as error:
@@ -161,6 +162,14 @@ def solver_options(method: str, pairs: Sequence[str], steps: int | None) -> dict
     else:
         configure(method, options)
     return options
+
+
+def _kind(solver: Any, key: str) -> type:
+    """The type that an option is declared with, None aside; str for a Literal or no option."""
+    declared = get_type_hints(type(solver)).get(key, str)
+    if get_origin(declared) is UnionType:
+        declared = next(kind for kind in get_args(declared) if kind is not NoneType)
+    return declared if declared in READ else str
 
 
 def _pair(text: str) -> tuple[str, str]:
