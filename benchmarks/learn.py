@@ -105,7 +105,7 @@ def run_row(name: SetName, row: RowName, how: Options) -> None:
     tasks = downstream(prior, name, x, scoring)
     rows = how.out / "rows"
     write_atomically(rows / f"{name}-{row}.safetensors", safetensors.torch.save(pictures))
-    made: dict[str, Any] = {"settings": settings(name, how), "machine": machine()}
+    made: dict[str, Any] = {"settings": settings(name, how, row), "machine": machine()}
     made |= {"sampling": "bf16 autocast" if bf16 else "fp32", "downstream": tasks}
     made["scoring_seconds"] = time.perf_counter() - began
     write_json(rows / f"{name}-{row}.json", made | scores | figures)
@@ -119,7 +119,7 @@ def train(
     plan, problem = profile.plans[name], SETS[name].problem
     trained = Settings(
         profile.network,
-        plan.kimg.get(row, plan.kimg.get("", 0.0)),
+        plan.budget(row),
         plan.batch,
         seed=how.seed,
         precision=profile.precision,
@@ -155,23 +155,26 @@ def cost(run: Path) -> dict[str, Any]:
     return figures
 
 
-def settings(name: SetName, how: Options) -> dict[str, Any]:
-    """All that decides a figure of a set; rows of other settings are never put side by side."""
+def settings(name: SetName, how: Options, row: RowName | None = None) -> dict[str, Any]:
+    """All that decides a figure of a set, or of a row of it; rows of other settings are never put
+    side by side."""
     profile, kind = PROFILES[how.profile], SETS[name]
     fixed = {"restorations": RESTORATIONS, "draws": DRAWS, "network": profile.network}
     tasks = {title: task.to_dict() for title, task in downstream_tasks(name).items()}
     made = {"profile": how.profile, "seed": how.seed, **fixed, **kind.problem.to_dict()}
-    return made | {"downstream": tasks, **asdict(profile.plans[name])}
+    plan = profile.plans[name]
+    made |= {"downstream": tasks, **asdict(plan)}
+    return made if row is None else made | {"kimg": plan.budget(row)}
 
 
 def finished(name: SetName, how: Options) -> dict[RowName, dict[str, Any]]:
     """The rows that are done, in their order; raises InputError for rows of other settings."""
     assert how.out
-    rows, wanted = {}, json.loads(json.dumps(settings(name, how)))
+    rows = {}
     files = {row: how.out / "rows" / f"{name}-{row}.json" for row in ROWS}
     for row, file in ((row, file) for row, file in files.items() if file.exists()):
         rows[row] = json.loads(file.read_text())
-        if rows[row]["settings"] != wanted:
+        if rows[row]["settings"] != json.loads(json.dumps(settings(name, how, row))):
             raise InputError(f"{file} was made with other settings: give another --out")
     return rows
 

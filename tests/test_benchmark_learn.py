@@ -135,12 +135,15 @@ def test_only_the_ceiling_sees_clean_images(name, data, monkeypatch, tmp_path):
         benchmark.train(name, row, images, how, tmp_path)
         assert torch.equal(seen["data"], images.train if row == "clean" else y)
         assert seen["problem"] == sets.SETS[name].problem
-        assert seen["method"] == ("flowdiff" if row in ("elbo", "mean") else row)
+        known = {"elbo": "flowdiff", "mean": "flowdiff", "diffem": "em"}
+        assert seen["method"] == known.get(row, row)
+        assert seen.get("e_step") == ("conditional" if row == "diffem" else None)
         assert seen.get("objective", "default") == ("elbo" if row == "elbo" else "default")
         assert (seen["settings"].kimg, seen["settings"].seed) == (0.064, 3)
         bare = replace(TOY.recipe, polish=1.0, flow=1.0, anchor="none")
         assert seen.get("recipe") == {"mean": bare, "flowdiff": TOY.recipe}.get(row)
-        assert seen.get("rounds") == (TOY.rounds if row == "em" else None)
+        rounds = {"em": TOY.rounds, "diffem": replace(TOY.rounds, steps=1)}
+        assert seen.get("rounds") == rounds.get(row)
         assert ("solver" in seen) == (row == "em" and name.startswith("dogs"))
 
 

@@ -1,17 +1,24 @@
 """Expectation maximisation: a fixed point in closed form, and runs that can be continued."""
 
+import copy
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_learn import TINY, blobs, equal, weights
 
+from unmurk.cli import main
 from unmurk.errors import InputError
 from unmurk.learn import Rounds, learn
+from unmurk.learn.conditional import Conditional, stem
 from unmurk.learn.em import Em
 from unmurk.learn.loop import Trainer
 from unmurk.learn.replay import Replay
+from unmurk.prior import Prior
 from unmurk.problem import Problem
+from unmurk.seeds import Streams
 from unmurk.solve.draws import Draws
 
 ROUNDS = Rounds(rounds=3, images=16, flow=0.6, steps=2)
@@ -109,3 +116,105 @@ def test_what_em_cannot_do_is_named(tmp_path):
     with pytest.raises(InputError, match="unknown"):
         Draws("nothing")
     assert not (tmp_path / "run").exists()
+
+
+# -- the conditional E-step -----------------------------------------------------------------------
+
+
+def flat(n, seed=0):
+    """Images of one grey each, dark or bright: half a pixel seen tells all others."""
+    bright = torch.rand(n, 1, 1, 1, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return torch.where(bright, 0.8, 0.2).expand(n, 1, 8, 8).contiguous()
+
+
+def test_channels_enter_as_if_stacked_on_the_noisy_image():
+    torch.manual_seed(0)
+    prior = Prior.create("tiny", (1, 8, 8))
+    v, plain = stem(prior, 3), copy.deepcopy(prior)
+    network, c = Conditional(prior, v), torch.randn(2, 3, 8, 8)
+    x, sigma = torch.rand(2, 1, 8, 8), torch.tensor([0.1, 2.0])
+    first, stacked = plain.unet.conv_in, torch.nn.Conv2d(4, 32, 3, padding=1)
+    stacked.weight = torch.nn.Parameter(torch.cat([first.weight, v.weight], 1))
+    stacked.bias = first.bias
+    both, seen = copy.deepcopy(plain), []
+    both.unet.conv_in.register_forward_hook(
+        lambda layer, inputs, out: seen.append(inputs[0]) or stacked(torch.cat([inputs[0], c], 1))
+    )
+    found = network.denoise(x, sigma, c)
+    torch.testing.assert_close(found, both.denoise(x, sigma))
+    assert len(seen) == 1 and not torch.equal(found, plain.denoise(x, sigma))
+    assert torch.equal(prior.denoise(x, sigma), plain.denoise(x, sigma))  # no trace is left
+
+
+def test_the_conditional_loss_is_that_of_a_regression_on_fresh_measurements(monkeypatch):
+    """The channels are those of A x + sigma_y n, not of the y at hand; independent formula."""
+    method = Em(
+        torch.full((4, 1, 8, 8), 9.0), MASKS, (1, 8, 8), rounds=ROUNDS, e_step="conditional"
+    )
+    x, sigma = flat(4), torch.tensor([0.05, 0.2, 1.0, 5.0])
+    heard = {}
+
+    def denoise(noisy, levels, channels):
+        heard.update(noisy=noisy, channels=channels)
+        return x + 0.1
+
+    monkeypatch.setattr(method.network, "denoise", denoise)
+    problem, noise = MASKS.at(range(4), (1, 8, 8)), torch.Generator().manual_seed(3)
+    loss = method.matching(x, problem, sigma, noise)
+    again = torch.Generator().manual_seed(3)
+    y = problem.A(x) + 0.1 * torch.randn(x.shape, generator=again)
+    weight = 4 * (1 + 4 * sigma**2) / (4 * sigma**2)
+    assert float(loss) == pytest.approx(float((weight * 0.01).mean()), rel=1e-5)
+    torch.testing.assert_close(heard["channels"], method.posterior.known(y, problem)[1])
+    n = (heard["noisy"] - x) / sigma.view(-1, 1, 1, 1)
+    torch.testing.assert_close(n, torch.randn(x.shape, generator=again), atol=1e-4, rtol=1e-4)
+
+
+def test_its_rounds_refit_the_conditional_network_and_the_last_the_prior(tmp_path):
+    y = MASKS.simulate(blobs())
+    method = Em(y, MASKS, (1, 8, 8), rounds=ROUNDS, e_step="conditional")
+    trainer = Trainer(method, y, TINY, tmp_path, quiet=True)
+    trained = []
+    for step in range(trainer.steps):
+        method.before(trainer, step, step / trainer.steps)
+        rows = torch.arange(8)
+        noise = torch.Generator().manual_seed(step)
+        trained.append(set(method.losses(y[rows], rows, step / trainer.steps, noise)))
+    assert trained[:24] == [{"conditional"}] * 24  # of 40 steps; the flow begins at 0.6
+    assert trained[24:27] == [{"conditional", "flow", "mean"}] * 3
+    assert trained[27:] == [{"prior", "flow", "mean"}] * 13
+
+
+@pytest.mark.slow
+def test_its_draws_obey_what_is_seen_and_what_was_learnt(tmp_path):
+    """Greys of two kinds, three pixels in four hidden: draws are flat and of the right kind."""
+    problem = Problem("inpaint:random,keep=0.25", 0.05)
+    y = problem.simulate(flat(256))
+    rounds = Rounds(rounds=3, images=256, steps=8)
+    learn(
+        y, problem, "em", out=tmp_path, rounds=rounds, settings=TINY, kimg=1.2, rate=5e-3,
+        e_step="conditional", quiet=True,
+    )  # fmt: skip
+    method = Em(y, problem, (1, 8, 8), rounds=rounds, e_step="conditional")
+    trainer = Trainer(method, y, replace(TINY, kimg=1.2, rate=5e-3), tmp_path, quiet=True)
+    assert trainer.load()
+    truth, other = flat(64, 1), problem.at(range(64), (1, 8, 8))
+    given = problem.simulate(truth)
+    channels = method.posterior.known(given, other)[1]
+    x = method.teacher.sample(channels, Streams(0, range(64)), 8)
+    assert ((x.mean((1, 2, 3)) > 0.5) == (truth[:, 0, 0, 0] > 0.5)).float().mean() > 0.95
+    assert float((x - truth).square().mean().sqrt()) < 0.3  # 0.42 for draws that know nothing
+    assert not (tmp_path / "conditional").exists()  # what is saved is what can be used
+
+
+def test_the_command_takes_the_conditional_step(tmp_path):
+    np.save(tmp_path / "y.npy", MASKS.simulate(blobs()).numpy())
+    run = tmp_path / "run"
+    code = main(
+        ["learn", str(tmp_path / "y.npy"), "--out", str(run), "--method", "em", "--kimg", "0.1",
+         "--operator", MASKS.operator.spec, "--noise", "0.1", "--e-step", "conditional"]
+    )  # fmt: skip
+    config = json.loads((run / "config.json").read_text())
+    assert code == 0 and config["e_step"] == "conditional" and config["solver"] is None
+    with pytest.raises(InputError, match="at least 2"):
+        Em(torch.rand(4, 1, 8, 8), MASKS, (1, 8, 8), rounds=Rounds(1), e_step="conditional")

@@ -17,7 +17,7 @@ from test_learn import RECIPE, TINY, Fragile, blobs, weights
 import unmurk.learn as learning
 from unmurk import seeds
 from unmurk.errors import InputError
-from unmurk.learn import Settings, learn
+from unmurk.learn import Rounds, Settings, learn
 from unmurk.learn.loop import Trainer
 from unmurk.learn.objectives import levels
 from unmurk.learn.processes import divides, interruptible
@@ -86,7 +86,7 @@ class Ready(Exception):
     """Raised in place of training."""
 
 
-@pytest.mark.parametrize("method", list(learning.METHODS))
+@pytest.mark.parametrize("method", [*learning.METHODS, "diffem"])
 def test_the_losses_of_two_processes_have_the_mean_of_one(tmp_path, monkeypatch, method):
     """At every part of the run, whatever the method draws: its losses are means over rows."""
     held = []
@@ -98,6 +98,8 @@ def test_the_losses_of_two_processes_have_the_mean_of_one(tmp_path, monkeypatch,
     monkeypatch.setattr(Trainer, "run", ready)
     problem = Problem("identity", 0.2)
     options = {"recipe": RECIPE} if method == "flowdiff" else {}
+    if method == "diffem":
+        method, options = "em", {"e_step": "conditional", "rounds": Rounds(2, 16, steps=2)}
     with pytest.raises(Ready):
         learn(problem.simulate(blobs()), problem, method, out=tmp_path, settings=TINY, **options)
     (trainer,) = held

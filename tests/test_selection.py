@@ -10,9 +10,10 @@ from torch import nn
 
 from unmurk.exact import GaussianPrior
 from unmurk.learn import learn
+from unmurk.learn.loop import Trainer
 from unmurk.learn.selection import BOUND, LEVELS, SHARES, Checks, evidence_bound, gap, residual
 from unmurk.posterior import Context
-from unmurk.prior import nelbo
+from unmurk.prior import Prior, nelbo
 from unmurk.problem import Problem
 
 PROBLEM = Problem("identity", 0.3)
@@ -129,3 +130,71 @@ def test_a_run_records_them_and_learns_the_same(tmp_path, monkeypatch):
     assert [line["kimg"] for line in taken] == pytest.approx([0.128, 0.192, 0.256, 0.32])
     for line in taken:
         assert all(math.isfinite(line[f"check/{k}"]) for k in ("gap", "residual", "evidence"))
+
+
+# -- the best weights are kept --------------------------------------------------------------------
+
+
+class Judge(Checks):
+    """Says what it is told, and remembers what it saw."""
+
+    def script(self, verdicts):
+        object.__setattr__(self, "verdicts", verdicts)
+        object.__setattr__(self, "seen", [])
+        return self
+
+    def measure(self, prior, posterior):
+        self.seen.append({k: v.clone() for k, v in prior.state_dict().items()})
+        return self.verdicts[len(self.seen) - 1]
+
+
+BETTER = {"gap": 0.1, "residual": 1.0, "evidence": -1.0}
+WORSE = {"gap": 0.1, "residual": 1.0, "evidence": -2.0}
+
+
+def judged(out, monkeypatch, verdicts, stop=None):
+    y = PROBLEM.simulate(blobs())
+    judge = Judge(y, PROBLEM, (1, 8, 8), 16).script(verdicts)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checks, "within", lambda *_: judge)
+        if stop is not None:
+            update = Trainer.update
+
+            def stops(self):
+                if self.step == stop:
+                    raise KeyboardInterrupt
+                return update(self)
+
+            patch.setattr(Trainer, "update", stops)
+        prior, _ = learn(y, PROBLEM, "noisy", out=out, settings=TINY, quiet=True)
+    return prior.state_dict(), judge.seen
+
+
+def kept(out):
+    lines = [json.loads(s) for s in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["check/kept"] for line in lines if "check/kept" in line]
+
+
+def same(one, other):
+    return all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_run_ends_with_the_weights_judged_best(tmp_path, monkeypatch):
+    """The second of four is preferred; a run that was stopped, or is called again, agrees."""
+    verdicts = [WORSE, BETTER, WORSE, WORSE]
+    found, seen = judged(tmp_path / "a", monkeypatch, verdicts)
+    assert same(found, seen[1]) and not same(found, seen[3])
+    assert kept(tmp_path / "a") == [1, 1, 0, 0]
+    saved = Prior.load(tmp_path / "a" / "prior").state_dict()
+    assert same(saved, seen[1])
+    again, _ = judged(tmp_path / "a", monkeypatch, verdicts)
+    assert same(again, seen[1])
+    with pytest.raises(KeyboardInterrupt):
+        judged(tmp_path / "b", monkeypatch, verdicts[:2], stop=27)  # of 40 steps
+    rest, _ = judged(tmp_path / "b", monkeypatch, verdicts[2:])
+    assert same(rest, seen[1]) and kept(tmp_path / "b") == [1, 1, 0, 0]
+
+
+def test_the_last_weights_are_kept_where_they_are_best(tmp_path, monkeypatch):
+    found, seen = judged(tmp_path, monkeypatch, [WORSE, WORSE, WORSE, BETTER])
+    assert same(found, seen[3]) and kept(tmp_path) == [1, 0, 0, 1]

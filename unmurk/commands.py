@@ -89,6 +89,8 @@ class Learn(Command):
     solver: Text = "diffpir"
     """Solver that flowdiff and em draw images with while learning, where the operator is not
     identity; 16 steps."""
+    e_step: Literal["prior", "conditional"] = "prior"
+    """Of em: draw under the prior, or by a diffusion model of x given y (DiffEM)."""
     objective: Literal["default", "elbo"] = "default"
     """Of flowdiff. elbo: the paper's objective alone; default: ours, easier to optimise."""
     network: Literal["tiny", "small", "base"] = "tiny"
@@ -120,7 +122,9 @@ class Learn(Command):
             options: dict[str, Any] = {}
             if self.objective != "default":
                 options["objective"] = self.objective
-            if self.method in ("flowdiff", "em") and self.operator != "identity":
+            if self.e_step != "prior":
+                options["e_step"] = self.e_step
+            elif self.method in ("flowdiff", "em") and self.operator != "identity":
                 options["solver"] = Draws(self.solver, steps=16)
             if self.simulate and self.method != "clean":
                 y = simulated(y, problem, self.seed)

@@ -36,6 +36,7 @@ from ..prior import Prior
 from ..problem import Problem
 from ..seeds import integers, uniform
 from .amortised import PRIOR, Amortised
+from .conditional import Conditional, stem
 from .loop import Span
 from .objectives import anchored, gaussian, levels, weighted
 
@@ -53,21 +54,11 @@ class Masked:
     """
 
     def __init__(self, prior: Prior, stem: nn.Module) -> None:
-        self.prior, self.stem = prior, stem
-        self.hidden: Tensor | None = None
-        prior.unet.conv_in.register_forward_hook(self.add)
-
-    def add(self, layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        """The output of the first convolution, with the further channel."""
-        return out if self.hidden is None else out + self.stem(self.hidden)
+        self.network = Conditional(prior, stem)
 
     def denoise(self, x: Tensor, sigma: Tensor, shown: Tensor) -> Tensor:
         """D(A' x, A', sigma), (B, C, H, W), with the mask `shown` = A', (B, 1, H, W)."""
-        self.hidden = 1 - shown
-        try:
-            return self.prior.denoise(torch.where(shown > 0, x, 0.5), sigma)
-        finally:
-            self.hidden = None
+        return self.network.denoise(torch.where(shown > 0, x, 0.5), sigma, 1 - shown)
 
 
 def masked(
@@ -152,9 +143,9 @@ class Ambient(Amortised):
         """The channel of hidden pixels; it has no say at the start."""
         if self.denoising:
             return {}
-        stem = nn.Conv2d(1, self.prior.unet.conv_in.out_channels, 3, padding=1, bias=False)
-        nn.init.zeros_(stem.weight)
-        return {"stem": stem}
+        hidden = stem(self.prior, 1)
+        nn.init.zeros_(hidden.weight)
+        return {"stem": hidden}
 
     def spans(self) -> dict[str, tuple[Span, ...]]:
         """The prior first, then the posterior."""

@@ -11,17 +11,25 @@ and with exact draws and fits never lowers the likelihood of the y_i. The E-step
     moment matching    a solver that draws x given y: "mmps" makes it EM-MMPS (Rozet et al.)
     DPS                the solver "dps": EMDiffusion (Bai et al.), who start from clean images
     A = I              the reverse diffusion started at (y, sigma_y), which needs no solver
+    conditional        a diffusion model of x given y, D(x_t, sigma, c(y)): DiffEM (2025, arXiv
+                       2510.12691)
 
 The first round draws, exactly, from the posterior under a Gaussian prior that EM has fitted to the
 measurements (`moments`); no clean image is used. The last share of the run also fits the flow q(x
 | y), by forward KL on the draws, so that restoring takes one pass.
 
-Left out: an E-step by a conditional diffusion network (DiffEM, 2025, arXiv 2510.12691), which is
-another network to train in every round.
+With the conditional E-step that model is what the rounds refit,
+
+    M'  D(., ., c) <- score matching on the x_i, with c(y_i') of fresh y_i' ~ p(y | x_i)
+
+and the unconditional prior is fitted in the last round alone, to the draws of that round. c(y) is
+what the flow reads of y: the Wiener solution under the moment prior, the mask, sigma_y. (Theirs
+sees A^+ y; one network a round instead of two, and no solver.)
 """
 
 import copy
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +37,16 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..nets import preset
 from ..noise import Gaussian
+from ..operators.base import per_image
 from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
 from ..seeds import Streams, generator
 from ..wiener import Wiener
+from .conditional import Conditional, stem
 from .loop import Group, Span, Trainer
 from .moments import fit
-from .objectives import denoising, forward_kl, levels
+from .objectives import corrupted, denoising, forward_kl, gaussian, levels, weighted
 from .replay import Replay, Solver, draw, identity
 
 __all__ = ["Em", "Rounds"]
@@ -53,7 +63,7 @@ class Rounds:
         rounds: How many; the prior's learning rate rises and falls in each.
         images: Images drawn in each, of the next measurements in turn.
         flow: Share of the run at which the flow begins.
-        steps: Steps of the reverse diffusion, where A = I.
+        steps: Steps of the reverse diffusion, where A = I or the E-step is conditional.
     """
 
     rounds: int = 6
@@ -72,10 +82,11 @@ class Em:
         network: Preset of the networks.
         rounds: Schedule.
         seed: Seed of the initial weights and of the draws.
-        solver: Draws x given (y, problem, prior, streams); needed unless A = I.
+        solver: Draws x given (y, problem, prior, streams); needed for e_step="prior" unless A = I.
+        e_step: Draw under the "prior", by the solver, or by a "conditional" diffusion model.
 
     Raises:
-        InputError: No solver, a nonlinear A, or a schedule without rounds or images.
+        InputError: No solver, a nonlinear A, or a schedule with too few rounds or images.
     """
 
     def __init__(
@@ -87,29 +98,42 @@ class Em:
         rounds: Rounds | None = None,
         seed: int = 0,
         solver: Solver | None = None,
+        e_step: Literal["prior", "conditional"] = "prior",
     ) -> None:
         preset(network)
         self.y, self.problem, self.shape, self.seed, self.solver = y, problem, shape, seed, solver
-        self.rounds = rounds or Rounds()
-        if self.rounds.rounds < 1 or self.rounds.images < 1:
-            raise InputError("em: rounds and images must be at least 1")
-        if solver is None and not identity(problem):
+        self.rounds, self.e_step = rounds or Rounds(), e_step
+        conditional = e_step == "conditional"
+        if self.rounds.rounds < 1 + conditional or self.rounds.images < 1:
+            least = "rounds must be at least 2 (the last is the prior's)" if conditional else ""
+            raise InputError(f"em: {least or 'rounds and images must be at least 1'}")
+        if not conditional and solver is None and not identity(problem):
             raise InputError(f"em with '{problem.operator.spec}' draws by a solver: give solver=")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
             self.posterior = Posterior.create(network, shape, start=Wiener(shape))
             self.prior = Prior.create(network, shape)
-        self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
+            self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
+            if conditional:
+                own = Prior.create(network, shape)
+                parts = {"prior": own, "stem": stem(own, shape[0] + 2)}
+                self.modules["conditional"] = nn.ModuleDict(parts)
         self.averages = copy.deepcopy(self.modules)
         k, last = self.rounds.rounds, (Span(self.rounds.flow),)
+        spans = tuple(Span(i / k, (i + 1) / k) for i in range(k))
         self.groups = [
             Group(list(self.posterior.mean_net.parameters()), last),
             Group(self.posterior.flow_parameters(), last),
-            Group(
-                list(self.prior.parameters()),
-                tuple(Span(i / k, (i + 1) / k) for i in range(k)),
-            ),
+            Group(list(self.prior.parameters()), spans[-1:] if conditional else spans),
         ]
+        if conditional:
+            of, averaged = (
+                cast(nn.ModuleDict, m["conditional"]) for m in (self.modules, self.averages)
+            )
+            self.network = Conditional(cast(Prior, of["prior"]), of["stem"])
+            self.teacher = Conditional(cast(Prior, averaged["prior"]), averaged["stem"])
+            parameters = list(self.modules["conditional"].parameters())
+            self.groups.append(Group(parameters, spans[:-1]))
         self.replay = Replay(min(self.rounds.images, len(y)), shape)
         self.buffers = self.replay.tensors
 
@@ -123,9 +147,13 @@ class Em:
         problem = self.problem.at(rows.tolist(), self.shape)
         return problem if device.type == "cpu" else problem.to(device)
 
+    def done(self, progress: float) -> int:
+        """Rounds that are over."""
+        return int(progress * self.rounds.rounds + 1e-9)
+
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """The E-step, when a round begins; the moment prior before the first."""
-        done = int(progress * self.rounds.rounds + 1e-9)  # rounds that are over
+        done = self.done(progress)
         if self.replay.drawn == 0:
             self.begin(trainer.device)
         while self.replay.drawn < (done + 1) * len(self.replay):
@@ -150,6 +178,9 @@ class Em:
         assert isinstance(teacher, Prior) and start is not None
         if done == 0:
             x = start.draw(y, problem, streams)
+        elif self.e_step == "conditional":
+            channels = self.posterior.known(y, problem)[1]
+            x = self.teacher.sample(channels, streams, self.rounds.steps)
         else:
             found = draw(y, problem, teacher, streams, self.solver, self.rounds.steps)
             assert found is not None
@@ -161,8 +192,22 @@ class Em:
     ) -> dict[str, Tensor]:
         """The M-step: score matching on the draws, and late the flow's maximum likelihood."""
         x = self.replay.pick(len(y), generator)
-        losses = {"prior": denoising(self.prior, x, levels(len(x), generator), generator)}
+        problem, sigma = self.at(rows, y.device), levels(len(x), generator)
+        last = self.done(progress) == self.rounds.rounds - 1
+        if self.e_step == "conditional" and not last:
+            losses = {"conditional": self.matching(x, problem, sigma, generator)}
+        else:
+            losses = {"prior": denoising(self.prior, x, sigma, generator)}
         if progress >= self.rounds.flow:
-            problem = self.at(rows, y.device)
             losses["flow"], losses["mean"] = forward_kl(self.posterior, x, problem, generator)
         return losses
+
+    def matching(
+        self, x: Tensor, problem: Problem, sigma: Tensor, noise: torch.Generator
+    ) -> Tensor:
+        """Score matching of the conditional network on images x and fresh corruptions of them."""
+        with torch.no_grad():
+            y = corrupted(problem.A(x), problem, noise)
+            channels = self.posterior.known(y, problem)[1]
+        noisy = x + per_image(sigma, x) * gaussian(x, noise)
+        return weighted(self.network.denoise(noisy, sigma, channels) - x, sigma)

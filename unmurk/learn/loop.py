@@ -9,6 +9,7 @@ The averaged weights follow Karras et al. (2022, arXiv 2206.00364): a half-life 
 grows with the images seen, so that the average never remembers the start.
 """
 
+import copy
 import io
 import json
 import math
@@ -31,7 +32,7 @@ from ..prior import Prior
 from ..seeds import Share, generator
 from .optimizer import Optimizer
 from .processes import average_over, divides, interruptible, processes, tell
-from .selection import Checks
+from .selection import Checks, preferred
 from .source import Batches, Source
 
 __all__ = ["Group", "Method", "Settings", "Span", "Trainer", "unwritable", "write_atomically"]
@@ -155,7 +156,8 @@ class Trainer:
         out: Run folder; its `state/` and `metrics.jsonl` belong to the trainer.
         every: Seconds between two writings of the state.
         quiet: Whether to show no progress.
-        checks: Figures taken of the averaged weights at a few steps; None: none.
+        checks: Figures taken of the averaged weights at a few steps; None: none. The weights with
+            the best of them are those that the method has in the end.
     """
 
     def __init__(
@@ -178,6 +180,7 @@ class Trainer:
         self.steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
         self.step, self.seconds, self.skipped, self.factor = 0, 0.0, 0, 1.0
         self.precision: str = settings.precision
+        self.best: dict[str, Any] | None = None
         for module in [*method.modules.values(), *method.averages.values()]:
             module.to(self.device)
         for average in method.averages.values():
@@ -206,6 +209,7 @@ class Trainer:
             "averages": {k: m.state_dict() for k, m in self.method.averages.items()},
             "buffers": self.method.buffers,
             "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
         }
 
     def save(self) -> None:
@@ -233,7 +237,7 @@ class Trainer:
                 f"cannot read {self.state_file}: it is damaged; remove it to start again"
             ) from error
         try:
-            for key in ("step", "seconds", "skipped", "factor", "precision"):
+            for key in ("step", "seconds", "skipped", "factor", "precision", "best"):
                 setattr(self, key, state[key])
             for key, module in self.method.modules.items():
                 module.load_state_dict(state["modules"][key])
@@ -342,6 +346,7 @@ class Trainer:
         """
         with interruptible() as check:
             self.train(check)
+        self.take_best()
 
     def train(self, check: Callable[[], None]) -> None:
         """The same; `check` is called between steps."""
@@ -365,7 +370,7 @@ class Trainer:
                     self.back(record)
                     start, bad = time.perf_counter() - self.seconds, 0
                     continue
-                record.add(losses, self.figures())
+                record.add(losses, self.judge())
                 if time.perf_counter() - saved > self.every and bad == 0:
                     self.save()
                     saved = time.perf_counter()
@@ -376,14 +381,28 @@ class Trainer:
             if bad == 0:
                 self.save()
 
-    def figures(self) -> dict[str, float]:
-        """The checks that are due after this step, of the averaged weights."""
-        main = self.accelerator.is_main_process
-        if self.checks is None or not main or not self.checks.due(self.step, self.steps):
+    def judge(self) -> dict[str, float]:
+        """The checks that are due after this step, of the averaged weights; keeps the best."""
+        if self.checks is None or not self.checks.due(self.step, self.steps):
             return {}
-        prior, posterior = self.method.averages["prior"], self.method.averages["posterior"]
-        assert isinstance(prior, Prior) and isinstance(posterior, Posterior)
-        return self.checks.measure(prior, posterior)
+        figures: dict[str, float] = {}
+        better: bytes | None = None
+        if self.accelerator.is_main_process:
+            prior, posterior = self.method.averages["prior"], self.method.averages["posterior"]
+            assert isinstance(prior, Prior) and isinstance(posterior, Posterior)
+            figures = self.checks.measure(prior, posterior)
+            if self.best is None or preferred(figures, self.best["figures"]):
+                better = b"yes"
+        if tell(better, self.ranks, self.device):
+            averages = copy.deepcopy({k: m.state_dict() for k, m in self.method.averages.items()})
+            self.best = {"step": self.step, "figures": figures, "averages": averages}
+        return figures | {"kept": float(better is not None)} if figures else {}
+
+    def take_best(self) -> None:
+        """Gives the averages the weights that were judged best."""
+        if self.best is not None and self.best["step"] != self.step:
+            for key, module in self.method.averages.items():
+                module.load_state_dict(self.best["averages"][key])
 
     def back(self, record: "Record") -> None:
         """Returns to the last good state with half the learning rate."""

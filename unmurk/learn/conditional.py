@@ -1,0 +1,58 @@
+"""A denoiser that sees more than the noisy image: D(x_t, sigma, c).
+
+The channels c enter where x_t does. The first convolution of the network becomes
+
+    W * x_t + b  ->  W * x_t + V * c + b,
+
+which is the same as stacking c on x_t, and leaves the network as it is: where V * c = 0 it is
+D(x_t, sigma).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..prior import Prior, heun, karras
+from ..seeds import Streams
+
+__all__ = ["Conditional", "stem"]
+
+TOP = 20.0  # first noise level of a draw, if the network knows one so high
+
+
+def stem(prior: Prior, channels: int) -> nn.Conv2d:
+    """V for the network of a prior (weights from torch's global stream)."""
+    width = prior.unet.conv_in.out_channels
+    return nn.Conv2d(channels, width, 3, padding=1, bias=False)
+
+
+class Conditional:
+    """A prior's network with further channels.
+
+    Args:
+        prior: The prior; used by itself, it works as before.
+        stem: V, a convolution without a bias from the channels to those of the first layer.
+    """
+
+    def __init__(self, prior: Prior, stem: nn.Module) -> None:
+        self.prior, self.stem = prior, stem
+        self.channels: Tensor | None = None
+        prior.unet.conv_in.register_forward_hook(self._add)
+
+    def _add(self, layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out if self.channels is None else out + self.stem(self.channels)
+
+    def denoise(self, x: Tensor, sigma: float | Tensor, channels: Tensor) -> Tensor:
+        """D(x, sigma, c), (B, C, H, W), with channels c (B, K, H, W)."""
+        self.channels = channels
+        try:
+            return self.prior.denoise(x, sigma)
+        finally:
+            self.channels = None
+
+    @torch.no_grad()
+    def sample(self, channels: Tensor, streams: Streams, steps: int) -> Tensor:
+        """An image for each row of the channels, by Heun's method: 2 steps - 1 evaluations."""
+        prior = self.prior
+        sigmas = karras(steps, min(TOP, prior.sigma_max), prior.sigma_min)
+        x = 0.5 + float(sigmas[0]) * streams.randn(*prior.shape)
+        return heun(lambda x, sigma: self.denoise(x, sigma, channels), x, sigmas)
