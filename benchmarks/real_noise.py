@@ -91,13 +91,13 @@ class Profile:
 # what a run of minutes can afford: the mean start is cheap, draws for the buffer and the flow dear
 SHORT = Recipe(mean=0.7, polish=0.85, flow=0.92, buffer=128, steps=6, refresh=0.02)
 PROFILES = {
-    # about 90 seconds of learning for each row on two cores, under 15 minutes for everything;
+    # about 3 minutes of learning for each row on two cores, under half an hour for everything;
     # crops do not cost the same in all rows
     "small": Profile(
-        Settings("tiny", kimg=14.0, batch=16, precision="bf16"),
+        Settings("tiny", kimg=28.0, batch=16, precision="bf16"),
         crops=4096,
         recipe=SHORT,
-        kimg={"noise2void": 12.0, "noisy": 3.0, "ambient_anscombe": 4.0},
+        kimg={"noise2void": 24.0, "noisy": 6.0, "ambient_anscombe": 8.0},
     ),
     # every row within 10 minutes on one GPU
     "full": Profile(
@@ -124,7 +124,7 @@ class Options:
     out: Path | None = None
     """Folder for runs, figures and picture."""
     profile: ProfileName = "small"
-    """small: two cores, 15 minutes; full: a GPU; toy: seconds, figures without meaning."""
+    """small: two cores, half an hour; full: a GPU; toy: seconds, figures without meaning."""
     rows: tuple[RowName, ...] = get_args(RowName)
     """Rows to run now; rows that are finished are shown with them."""
     seed: int = 0
