@@ -107,6 +107,8 @@ seconds (small), or as many images seen (full), but for those that an image cost
 - **seconds** and **memory** (peak of a process of its own) are those of the learning.
 - **Other problems**: PSNR of held-out images, restored with each prior by `red-diff` with its
   defaults. No row has learnt from such measurements; the tasks are those of FlowDiff's table.
+- `clean` is a ceiling for what the prior does. Its flow starts from A^+ y, those of `flowdiff` and
+  `em` from a Wiener solution, which tells more where pixels are hidden.
 - In `mean start alone` the prior is trained on m(y) at all levels and the flow never: its
   posterior samples are m(y) + 0.05 n."""
 

@@ -404,6 +404,5 @@ def test_the_page_names_its_conditions_and_shows_what_may_be_shown(tmp_path):
 KEPT = shown.RESULTS / "learn-small.json"
 
 
-@pytest.mark.skipif("sets" not in json.loads(KEPT.read_text()), reason="figures of one set")
 def test_the_page_in_the_docs_is_the_one_of_the_figures_kept():
     assert shown.PAGE.read_text() == shown.page()
