@@ -311,6 +311,16 @@ def test_a_run_that_has_just_begun(run):
     report.run_report(run)
 
 
+def test_the_weights_kept_are_said_and_not_drawn(run):
+    taken = [(4, 1), (6, 1), (8, 0), (10, 0)]
+    lines = [{"kimg": k, "check/gap": 1 / k, "check/kept": kept} for k, kept in taken]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = Page(report.run_report(run, path=run / "other.html").read_text())
+    words = " ".join(page.words).replace(",", "")
+    assert "those after 6000 images" in words
+    assert "check/gap" in words and "check/kept" not in words
+
+
 def test_a_folder_that_holds_no_run(run, tmp_path):
     with pytest.raises(InputError, match="holds no run: config.json"):
         report.run_report(tmp_path)

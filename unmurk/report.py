@@ -43,6 +43,7 @@ __all__ = [
 
 # Colours that matplotlib draws with, and what the page puts in their place.
 INKS = {"#010101": "var(--soft)", "#020202": "var(--grid)", "#030303": "var(--line)"}
+KEPT = "check/kept"  # 1 where figures were the best so far; see learn.selection
 INKS |= {f"#04040{i}": f"var(--c{i})" for i in range(6)}
 SOFT, GRID, LINE, *LINES = INKS
 
@@ -293,14 +294,19 @@ def _summary(lines: list[dict[str, Any]]) -> dict[str, str]:
     shown = {"images seen": _text(round(1000 * last["kimg"]))}
     if _is_number(last.get("seconds")):
         shown["time"] = str(timedelta(seconds=round(last["seconds"])))
+    kept = [line["kimg"] for line in lines if line.get(KEPT) == 1]
+    if kept:
+        shown["weights kept"] = f"those after {_text(round(1000 * kept[-1]))} images"
     keys = [k for k, v in last.items() if k.startswith(("loss/", "check/")) and _is_number(v)]
+    keys = [k for k in keys if k != KEPT]
     return shown | {f"last {k.replace('/', ' ')}": _text(last[k]) for k in keys[:7]}
 
 
 def _course(lines: list[dict[str, Any]]) -> list[Section]:
     """Small charts of every numeric key; keys that never change are named instead."""
     keys = dict.fromkeys(k for line in lines for k, v in line.items() if _is_number(v))
-    keys.pop("kimg", None)
+    for key in ("kimg", KEPT):
+        keys.pop(key, None)
     charts, constant = [], []
     for key in sorted(keys, key=lambda k: (not k.startswith("loss/"), k == "seconds")):
         points = [(line["kimg"], line[key]) for line in lines if _is_number(line.get(key))]
