@@ -316,8 +316,8 @@ def test_the_weights_kept_are_said_and_not_drawn(run):
     lines = [{"kimg": k, "check/gap": 1 / k, "check/kept": kept} for k, kept in taken]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     page = Page(report.run_report(run, path=run / "other.html").read_text())
-    words = " ".join(page.words).replace(",", "")
-    assert "those after 6000 images" in words
+    words = " ".join(page.words)
+    assert f"those after {report._text(6000)} images" in words
     assert "check/gap" in words and "check/kept" not in words
 
 
