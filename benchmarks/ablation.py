@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from provenance import ROOT, machine, markdown, write_json
+from provenance import ROOT, command, machine, markdown, write_json
 from solve_scores import fidelity
 from solve_tasks import PAPER, Task, chosen, images
 
@@ -380,18 +380,14 @@ def draw(path: Path, rows: list[Row]) -> None:
     figure.savefig(path)
 
 
-def main() -> int:
+@command
+def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        if options.table:
-            write_atomically(PAGE, page().encode())
-            return 0
-        rows = measure(options)["rows"]
-        print("\n\n".join(table(rows, study) for study in STUDIES))
-    except InputError as error:
-        print(f"ablation.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.table:
+        write_atomically(PAGE, page().encode())
+        return
+    rows = measure(options)["rows"]
+    print("\n\n".join(table(rows, study) for study in STUDIES))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ moments in the eyes of the oracle.
     gap, gap'     the least distance of re-corrupted samples from measurements
     residual      chi-square nearest to 1
 
+Learning keeps the weights with the highest evidence, of the moments at which every part of them
+is in training. The rules here may choose any moment.
+
 On 20,000 images, and on 500, which the methods see about a hundred times.
 
     python benchmarks/choice.py --data DIR --out OUT             # two cores, half an hour
@@ -36,7 +39,7 @@ import torch
 import tyro
 from learn_profiles import PROFILES, RowName, method, options
 from learn_sets import SETS, TEST, Images, load, measure
-from provenance import ROOT, machine, markdown, write_json
+from provenance import ROOT, command, machine, markdown, write_json
 
 import unmurk.learn
 from unmurk.errors import InputError
@@ -276,17 +279,13 @@ def page(file: Path = FIGURES) -> str:
     return f"{head}\n\n{tables(result)}\n"
 
 
-def main() -> int:
+@command
+def main() -> None:
     how = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        if how.table:
-            write_atomically(PAGE, page().encode())
-        else:
-            print(tables(compare(how)))
-    except InputError as error:
-        print(f"choice.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if how.table:
+        write_atomically(PAGE, page().encode())
+    else:
+        print(tables(compare(how)))
 
 
 if __name__ == "__main__":

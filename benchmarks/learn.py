@@ -54,7 +54,7 @@ from learn_profiles import (
 )
 from learn_scores import DRAWS, RESTORATIONS, SHOWN, Scoring, downstream, evaluate, scale
 from learn_sets import SETS, TEST, Images, SetName, downstream_tasks, load, measure
-from provenance import machine, write_json
+from provenance import command, machine, write_json
 
 from unmurk.errors import InputError
 from unmurk.learn import Settings, learn
@@ -223,17 +223,13 @@ def show(name: SetName, how: Options) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+@command
+def main() -> None:
     how = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        if how.table:
-            write_atomically(PAGE, page().encode())
-        else:
-            print("\n\n".join(tables(compare(how))))
-    except InputError as error:
-        print(f"learn.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if how.table:
+        write_atomically(PAGE, page().encode())
+    else:
+        print("\n\n".join(tables(compare(how))))
 
 
 if __name__ == "__main__":

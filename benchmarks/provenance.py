@@ -5,15 +5,19 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unmurk.errors import InputError
 from unmurk.learn.loop import write_atomically
 
 __all__ = [
     "ROOT",
+    "command",
     "commit",
     "cpu",
     "forget_peak",
@@ -25,6 +29,21 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).parent.parent
+
+
+def command(action: Callable[[], None]) -> Callable[[], int]:
+    """A script's action as what gives its exit status: 0, or 2 after one line that says why."""
+
+    @wraps(action)
+    def run() -> int:
+        try:
+            action()
+        except InputError as error:
+            print(f"{Path(action.__code__.co_filename).name}: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    return run
 
 
 def machine() -> dict[str, Any]:
@@ -62,10 +81,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
-def markdown(lines: list[list[str]]) -> str:
+def markdown(lines: Sequence[Sequence[Any]]) -> str:
     """A table; the first line is its head, the first column its labels."""
     rule = ["---", *("---:" for _ in lines[0][1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+    return "\n".join(
+        "| " + " | ".join(map(str, line)) + " |" for line in [lines[0], rule, *lines[1:]]
+    )
 
 
 def forget_peak() -> None:

@@ -29,7 +29,7 @@ import numpy as np
 import real_methods as others
 import torch
 import tyro
-from provenance import machine, write_json
+from provenance import command, machine, write_json
 from real_methods import Anscombe, BlindSpot
 from real_page import LABELS, NEEDS, PAGE, draw_picture, finding, middle, page, table
 from torch import Tensor
@@ -444,18 +444,14 @@ def compare(options: Options) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
+@command
+def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        if options.table:
-            write_atomically(PAGE, page().encode())
-        else:
-            result = compare(options)
-            print(f"{table(result)}\n\n{finding(result)}")
-    except InputError as error:
-        print(f"real_noise.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.table:
+        write_atomically(PAGE, page().encode())
+    else:
+        result = compare(options)
+        print(f"{table(result)}\n\n{finding(result)}")
 
 
 if __name__ == "__main__":

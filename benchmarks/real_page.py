@@ -106,7 +106,7 @@ median; most of a field is dark.
   the transform's exact unbiased inverse (Makitalo and Foi 2013). Without it non-local means is
   given one noise level for each image, estimated by scikit-image.
 - **Noise2Void** (arXiv 1811.10980): the same U-Net as the priors', crops, batches and precision;
-  about the same seconds of learning.
+  for at least as many seconds of learning.
 - **learning**: seconds of one run, which gives prior and posterior; **restoring**: seconds for one
   field."""
 

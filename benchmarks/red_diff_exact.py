@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import tyro
-from provenance import ROOT, machine, write_json
+from provenance import ROOT, command, machine, markdown, write_json
 from torch import Tensor
 
 from unmurk.errors import InputError
@@ -156,14 +156,6 @@ def details(rows: list[dict[str, Any]]) -> str:
     return markdown(lines)
 
 
-def markdown(lines: list[list[Any]]) -> str:
-    """A table; the first line is its head."""
-    rule = ["---", *("---:" for _ in lines[0][1:])]
-    return "\n".join(
-        "| " + " | ".join(map(str, line)) + " |" for line in [lines[0], rule, *lines[1:]]
-    )
-
-
 def page(figures: Path = FIGURES) -> str:
     """The page, from the figures kept; raises InputError if there are none."""
     if not figures.exists():
@@ -196,16 +188,12 @@ solvers that draw samples this is the error of one draw, which has the posterior
 Tasks are added as they are run: what is not in the tables has not been."""
 
 
-def main() -> int:
+@command
+def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        if not options.table:
-            run(options)
-        write_atomically(PAGE, page(options.figures).encode())
-    except InputError as error:
-        print(f"red_diff_exact.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not options.table:
+        run(options)
+    write_atomically(PAGE, page(options.figures).encode())
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import tyro
-from provenance import commit, forget_peak, held, machine, peak, write_json
+from provenance import command, commit, forget_peak, held, machine, peak, write_json
 from solve_page import PAGE, draw_picture, page, tables
 from solve_scores import fidelity, pooled, restored
 from solve_tasks import (
@@ -215,21 +215,17 @@ def score(options: Options) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
+@command
+def main() -> None:
     options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        if options.table:
-            write_atomically(PAGE, page().encode())
-            return 0
-        if options.out is None:
-            raise InputError("give --out, or --table")
-        if not options.score:
-            run(options)
-        print("\n\n".join(tables(score(options))))
-    except InputError as error:
-        print(f"solve.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.table:
+        write_atomically(PAGE, page().encode())
+        return
+    if options.out is None:
+        raise InputError("give --out, or --table")
+    if not options.score:
+        run(options)
+    print("\n\n".join(tables(score(options))))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,5 @@ def test_the_page_is_made_of_the_figures(tmp_path):
     assert "commit c0ffee" in text and "20,000 images" not in text.split("commit")[1]
 
 
-@pytest.mark.skipif(not benchmark.FIGURES.exists(), reason="no figures are kept")
 def test_the_page_in_the_docs_is_the_one_of_the_figures_kept():
     assert benchmark.PAGE.read_text() == benchmark.page()

@@ -223,6 +223,5 @@ def test_every_result_has_a_label():
     assert rows == {"capture", "noise2void", *benchmark.FILTERS, *benchmark.LEARNT}
 
 
-@pytest.mark.skipif(not shown.RESULTS.exists(), reason="no figures are kept")
 def test_the_page_in_the_docs_is_the_one_of_the_figures_kept():
     assert shown.PAGE.read_text() == shown.page()

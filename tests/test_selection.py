@@ -152,7 +152,7 @@ BETTER = {"gap": 0.1, "residual": 1.0, "evidence": -1.0}
 WORSE = {"gap": 0.1, "residual": 1.0, "evidence": -2.0}
 
 
-def judged(out, monkeypatch, verdicts, stop=None):
+def judged(out, monkeypatch, verdicts, stop=None, method="noisy", **options):
     y = PROBLEM.simulate(blobs())
     judge = Judge(y, PROBLEM, (1, 8, 8), 16).script(verdicts)
     with monkeypatch.context() as patch:
@@ -166,7 +166,7 @@ def judged(out, monkeypatch, verdicts, stop=None):
                 return update(self)
 
             patch.setattr(Trainer, "update", stops)
-        prior, _ = learn(y, PROBLEM, "noisy", out=out, settings=TINY, quiet=True)
+        prior, _ = learn(y, PROBLEM, method, out=out, settings=TINY, quiet=True, **options)
     return prior.state_dict(), judge.seen
 
 
@@ -198,3 +198,12 @@ def test_a_run_ends_with_the_weights_judged_best(tmp_path, monkeypatch):
 def test_the_last_weights_are_kept_where_they_are_best(tmp_path, monkeypatch):
     found, seen = judged(tmp_path, monkeypatch, [WORSE, WORSE, WORSE, BETTER])
     assert same(found, seen[3]) and kept(tmp_path) == [1, 0, 0, 1]
+
+
+def test_weights_of_which_a_part_never_trained_are_not_kept(tmp_path, monkeypatch):
+    """The flow begins at half of the run: what the figures say at 40 % does not count."""
+    found, seen = judged(
+        tmp_path, monkeypatch, [BETTER, WORSE, WORSE, WORSE], method="flowdiff", recipe=RECIPE
+    )
+    assert RECIPE.flow == 0.5 and kept(tmp_path) == [0, 1, 0, 0]
+    assert same(found, seen[1]) and not same(found, seen[0])

@@ -13,7 +13,6 @@ import html
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from . import output
 from .errors import InputError
 
 __all__ = [
@@ -214,7 +214,10 @@ def write(path: str | Path, title: str, sections: Iterable[Section], subtitle: s
     page = environment.get_template("report.jinja").render(
         title=title, subtitle=subtitle, version=__version__, sections=list(sections)
     )
-    _write_atomically(Path(path), page)
+    try:
+        output.write(Path(path), page.encode())
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {_one_line(error)}") from error
     return Path(path)
 
 
@@ -489,17 +492,3 @@ def _text(value: Any) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {_one_line(error)}") from error

@@ -140,10 +140,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def unwritable(path: Path, error: Exception) -> InputError:
     """What to say when the disk says no."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return InputError(
-        f"cannot write {path}: {reason}; mend that and run the same command to go on"
-    )
+    why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return InputError(f"cannot write {path}: {why}; mend that and run the same command to go on")
 
 
 class Trainer:
@@ -382,16 +380,17 @@ class Trainer:
                 self.save()
 
     def judge(self) -> dict[str, float]:
-        """The checks that are due after this step, of the averaged weights; keeps the best."""
+        """The checks that are due after this step, of the averaged weights; keeps the best of
+        those all parts of which have begun to train."""
         if self.checks is None or not self.checks.due(self.step, self.steps):
             return {}
-        figures: dict[str, float] = {}
-        better: bytes | None = None
+        figures, better = {}, None
         if self.accelerator.is_main_process:
             prior, posterior = self.method.averages["prior"], self.method.averages["posterior"]
             assert isinstance(prior, Prior) and isinstance(posterior, Posterior)
             figures = self.checks.measure(prior, posterior)
-            if self.best is None or preferred(figures, self.best["figures"]):
+            begun = all(g.spans[0].start <= self.step / self.steps for g in self.method.groups)
+            if begun and (self.best is None or preferred(figures, self.best["figures"])):
                 better = b"yes"
         if tell(better, self.ranks, self.device):
             averages = copy.deepcopy({k: m.state_dict() for k, m in self.method.averages.items()})

@@ -17,10 +17,10 @@ n under the prior) and the measurements say what they are:
                b the prior's evidence bound: equal to log p(y) if q is the posterior and b tight.
 
 All three are of the averaged weights. "gap" needs the prior alone; the other two need the flow,
-and mean nothing before it is trained. The weights with the highest evidence are kept: it alone
-judges prior and posterior together, and it is low while the flow is not trained. Rates fall to
-zero over a run, so that these are as a rule the last. docs/benchmark_choice.md has this choice
-beside others and beside an oracle's.
+and mean nothing before it is trained. Of the moments at which every part is in training, the
+weights with the highest evidence are kept: it alone judges prior and posterior together. Rates
+fall to zero over a run, so that these are as a rule the last. docs/benchmark_choice.md has this
+choice beside others and beside an oracle's.
 """
 
 from dataclasses import dataclass
