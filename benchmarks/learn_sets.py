@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unmurk.errors import InputError
-from unmurk.images import read_idx
+from unmurk.io.images import read_idx
 from unmurk.problem import Problem
 from unmurk.seeds import generator
 

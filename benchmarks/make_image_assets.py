@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unmurk.images import read_idx
+from unmurk.io.images import read_idx
 
 DIGITS = {"train": ("train", 12_000), "test": ("t10k", 1_000)}
 NUCLEI = {"train": 600, "val": 100}

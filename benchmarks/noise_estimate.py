@@ -25,7 +25,7 @@ from provenance import ROOT, machine, write_json
 from torch import Tensor
 
 from unmurk.errors import InputError
-from unmurk.images import load_images
+from unmurk.io.images import load_images
 from unmurk.learn.loop import write_atomically
 from unmurk.noise import PoissonGaussian
 from unmurk.noise_estimate import estimate_noise, textures

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import unmurk
 from unmurk.errors import InputError
-from unmurk.images import read_idx
+from unmurk.io.images import read_idx
 from unmurk.problem import Problem
 from unmurk.solve import METHODS
 

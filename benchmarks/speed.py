@@ -31,10 +31,10 @@ import tyro
 from provenance import ROOT, machine, write_json
 from torch import Tensor, nn
 
+from unmurk.io.datasets import Source
 from unmurk.learn.clean import Clean
 from unmurk.learn.loop import Group, Settings, Trainer, write_atomically
 from unmurk.learn.objectives import denoising, levels
-from unmurk.learn.source import Source
 from unmurk.prior import Prior
 from unmurk.problem import Problem
 

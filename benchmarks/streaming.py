@@ -33,8 +33,8 @@ from speed import PriorAlone
 from torch import Tensor
 
 from unmurk.errors import InputError
+from unmurk.io.datasets import Source, open_source
 from unmurk.learn.loop import Settings, Trainer, write_atomically
-from unmurk.learn.source import Source, open_source
 
 __all__: list[str] = []
 

@@ -15,7 +15,7 @@ from scripts import imported
 from torch import nn
 
 from unmurk.errors import InputError
-from unmurk.images import read_idx
+from unmurk.io.images import read_idx
 from unmurk.metrics import load_digit_classifier
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "learn.py"

@@ -6,7 +6,7 @@ import torch
 from scripts import imported
 
 from unmurk.errors import InputError
-from unmurk.images import load_images
+from unmurk.io.images import load_images
 
 speed, streaming = imported("speed"), imported("streaming")
 

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 
 from unmurk import cli, commands, commands_restore, demo
+from unmurk.io.atomic import output
 from unmurk.learn import Recipe, Settings
-from unmurk.output import output
 from unmurk.posterior import Posterior
 from unmurk.prior import Prior
 from unmurk.problem import Problem
@@ -295,7 +295,7 @@ def test_full_disk_is_one_line(data, tmp_path, capsys, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device", "y.npy")
 
-    monkeypatch.setattr("unmurk.images.save_images", full)
+    monkeypatch.setattr("unmurk.io.images.save_images", full)
     assert unmurk("corrupt", data, "--out", tmp_path / "y.npy") == 2
     assert capsys.readouterr().err == "unmurk: cannot write y.npy: No space left on device\n"
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import unmurk
-from unmurk import png16
 from unmurk.errors import InputError
-from unmurk.images import Scale, load_images, read_idx, save_images
+from unmurk.io.formats import png16
+from unmurk.io.images import load_images, read_idx, save_images
+from unmurk.io.scale import Scale
 
 ASSETS = Path(unmurk.__file__).parent / "assets"
 rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from scripts import imported
 
 from unmurk import cli
 from unmurk.errors import InputError
-from unmurk.images import load_images
+from unmurk.io.images import load_images
 from unmurk.learn.objectives import corrupted, recorrupted
 from unmurk.noise import PoissonGaussian
 from unmurk.noise_estimate import FREEDOM, SIDE, envelope, estimate_noise, known_noise, textures

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from unmurk import tiff
 from unmurk.errors import InputError
-from unmurk.files import jobs_of, process
-from unmurk.images import Scale, load_images
+from unmurk.io.formats import tiff
+from unmurk.io.formats.tiff import Stack, StackWriter
+from unmurk.io.images import load_images
+from unmurk.io.jobs import jobs_of, process
+from unmurk.io.scale import Scale
 from unmurk.posterior import Config, Posterior
-from unmurk.tiff import Stack, StackWriter
 
 tifffile = pytest.importorskip("tifffile")
 rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import InputError
-    from .images import load_images, save_images
+    from .io.images import load_images, save_images
     from .learn import learn
     from .operators import parse as operator
     from .posterior import Posterior
@@ -36,9 +36,9 @@ _ROOMS = {
     "Prior": ("prior", "Prior"),
     "Problem": ("problem", "Problem"),
     "learn": ("learn", "learn"),
-    "load_images": ("images", "load_images"),
+    "load_images": ("io.images", "load_images"),
     "operator": ("operators", "parse"),
-    "save_images": ("images", "save_images"),
+    "save_images": ("io.images", "save_images"),
     "solve": ("solve", "solve"),
 }
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .certify import BIAS, LEVEL, PROBLEMS, RANK, SPREAD, Row, certify, default_solvers
+from .console import plain
 from .errors import InputError
 from .learn.loop import write_atomically
-from .output import plain
 from .solve.base import Claim
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import tyro
 
 from . import __version__
 from .commands import COMMANDS
+from .console import plain
 from .errors import InputError
-from .output import plain
 
 __all__ = ["main"]
 

@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from .commands_restore import Restore, Solve
 from .errors import InputError
+from .io.atomic import output
 from .options import (
     FILES,
     AnyPrior,
@@ -32,7 +33,6 @@ from .options import (
     place,
     problem_of,
 )
-from .output import output, save_new
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +109,7 @@ class Learn(Command):
 
     def run(self) -> dict[str, Any]:
         with output(self.out):
-            from .learn.source import simulated, some
+            from .io.datasets import simulated, some
 
             y, skipped = measured(self.data, self.skip_bad)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
@@ -165,6 +165,7 @@ class Sample(Command):
         with output(self.out, folder=False):
             at_least(1, n=self.n)
             at_least(2, steps=self.steps)
+            from .io.images import save_new
             from .prior import Prior
 
             prior = place(Prior.load(self.prior))[0]
@@ -191,6 +192,8 @@ class Corrupt(Command):
 
     def run(self) -> dict[str, Any]:
         with output(self.out, folder=False):
+            from .io.images import save_new
+
             problem = problem_of(self.operator, self.noise)
             data = images_of(self.data, skip_bad=self.skip_bad)
             y = problem.simulate(data.images, seed=self.seed, index=data.numbers)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from .errors import InputError
+from .io.atomic import LOG, output
 from .options import (
     AnyPrior,
     Command,
@@ -31,13 +32,12 @@ from .options import (
     problem_of,
     solver_options,
 )
-from .output import LOG, output, save_like
 
 if TYPE_CHECKING:
     import torch
 
-    from .files import Engine, Summary
-    from .images import ImageSet
+    from .io.images import ImageSet
+    from .io.jobs import Engine, Summary
     from .problem import Problem
 
 __all__ = ["Restore", "Solve"]
@@ -216,8 +216,8 @@ def _run(
     command: Restore | Solve, problem: "Problem", engine: "Engine", settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Restores the data of a command: pictures file by file, an array as one set."""
-    from .files import jobs_of, process
-    from .pictures import ENDINGS
+    from .io.formats.pictures import ENDINGS
+    from .io.jobs import jobs_of, process
 
     data, out = command.data, command.out
     pictures = data.is_dir() or data.suffix.lower() in ENDINGS
@@ -245,8 +245,8 @@ def _whole(command: Restore | Solve, problem: "Problem", engine: "Engine") -> di
     """Restores a set of images of one size that goes into one file or folder of arrays."""
     import torch
 
-    from .files import ranks
-    from .images import load_measurements
+    from .io.images import load_measurements, save_like
+    from .io.jobs import ranks
     from .options import images_of
 
     if ranks()[0] > 0:
@@ -265,7 +265,7 @@ def _whole(command: Restore | Solve, problem: "Problem", engine: "Engine") -> di
 
 def _rows(data: "ImageSet") -> Iterator[range]:
     """Images that are worked on together."""
-    from .files import PIXELS
+    from .io.jobs import PIXELS
 
     pixels = data.images.shape[-2] * data.images.shape[-1]
     step = max(1, min(256, PIXELS // pixels))
@@ -317,7 +317,7 @@ def weights_of(model: Any) -> str:
 
 def _some(command: Restore | Solve) -> "Callable[[], torch.Tensor]":
     """What the noise is estimated from: the first images of the most frequent size."""
-    from .images import load_images
+    from .io.images import load_images
 
     return lambda: (
         load_images(command.data, skip_bad=True, limit=ENOUGH, span=command.range).images

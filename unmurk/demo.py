@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from . import metrics
-from .images import load_images
+from .io.images import load_images
 from .learn import Recipe, learn
 from .posterior import Posterior
 from .prior import Prior
@@ -38,7 +38,7 @@ TASK_NOISE = 0.05
 KIMG = 88.0
 SOLVED = 64  # of the held-out digits, for each task: the solver runs the network 100 times
 SHOWN, NEW = 8, 32  # pictures in the report: of each task, drawn from the prior
-COLUMNS = ("images", "PSNR (dB)", "SSIM", "spread", "error")
+COLUMNS = ("io.images", "PSNR (dB)", "SSIM", "spread", "error")
 
 
 def run(

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 from tyro.conf import Positional, arg
 
+from .console import lines, plain
 from .errors import InputError
-from .output import lines, plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .images import ImageSet
+    from .io.images import ImageSet
     from .problem import Problem
 
 __all__ = [
@@ -101,7 +101,8 @@ def images_of(
     path: Path, skip_bad: bool = False, span: tuple[float, float] | None = None
 ) -> "ImageSet":
     """The images of a path; what a person should know of them goes to stderr."""
-    from .images import UNIT, load_images
+    from .io.images import load_images
+    from .io.scale import UNIT
 
     data = load_images(path, skip_bad=skip_bad, span=span)
     for name, reason in data.skipped:
@@ -119,7 +120,7 @@ def images_of(
 
 def measured(path: Path, skip_bad: bool) -> tuple[Any, dict[str, str]]:
     """What is learnt from, in memory or, if it is large, read when it is wanted; what is not."""
-    from .learn.source import large, open_source
+    from .io.datasets import large, open_source
 
     if not large(path):
         data = images_of(path, skip_bad)

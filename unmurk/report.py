@@ -24,8 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import output
 from .errors import InputError
+from .io import atomic
 
 __all__ = [
     "Column",
@@ -215,7 +215,7 @@ def write(path: str | Path, title: str, sections: Iterable[Section], subtitle: s
         title=title, subtitle=subtitle, version=__version__, sections=list(sections)
     )
     try:
-        output.write(Path(path), page.encode())
+        atomic.write(Path(path), page.encode())
     except OSError as error:
         raise InputError(f"cannot write {path}: {_one_line(error)}") from error
     return Path(path)

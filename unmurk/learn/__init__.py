@@ -28,6 +28,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import InputError
 from ..glow import Glow
+from ..io.datasets import Source, as_source
 from ..noise import Gaussian
 from ..posterior import Posterior
 from ..prior import Prior
@@ -41,7 +42,6 @@ from .loop import Method, Settings, Trainer, unwritable, write_atomically
 from .noisy import Noisy
 from .processes import first_process
 from .selection import Checks
-from .source import Source, as_source
 from .sure import Sure
 
 __all__ = ["METHODS", "Recipe", "Rounds", "Settings", "Source", "learn"]

@@ -38,6 +38,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ..io.datasets import some
 from ..nets import preset
 from ..noise import Gaussian
 from ..posterior import Posterior
@@ -58,7 +59,6 @@ from .objectives import (
     recorrupted,
 )
 from .replay import Replay, Solver, draw, identity
-from .source import some
 
 __all__ = ["FlowDiff", "Recipe"]
 

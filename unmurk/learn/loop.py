@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..io.datasets import Batches, Source
 from ..posterior import Posterior
 from ..prior import Prior
 from ..seeds import Share, generator
 from .optimizer import Optimizer
 from .processes import average_over, divides, interruptible, processes, tell
 from .selection import Checks, preferred
-from .source import Batches, Source
 
 __all__ = ["Group", "Method", "Settings", "Span", "Trainer", "unwritable", "write_atomically"]
 

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..images import LARGEST, Scale, describe, layout_of, pictures_in, to_images
-from ..pictures import ENDINGS, read_picture
 from ..problem import Problem
+from .formats.pictures import ENDINGS, read_picture
+from .images import describe, layout_of, pictures_in, to_images
+from .scale import LARGEST, Scale
 
 __all__ = [
     "HELD",

@@ -9,9 +9,11 @@ from test_learn import TINY
 
 from unmurk import cli
 from unmurk.errors import InputError
-from unmurk.images import LARGEST, Scale, load_images, save_images
-from unmurk.learn import learn, source
-from unmurk.learn.source import Array, Batches, Pictures, Simulated, as_source, large, open_source
+from unmurk.io import datasets as source
+from unmurk.io.datasets import Array, Batches, Pictures, Simulated, as_source, large, open_source
+from unmurk.io.images import load_images, save_images
+from unmurk.io.scale import LARGEST, Scale
+from unmurk.learn import learn
 from unmurk.problem import Problem
 
 ROWS = torch.tensor([3, 0, 3, 5])

@@ -8,17 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from unmurk import cli, files
+from unmurk import cli
 from unmurk.errors import InputError
-from unmurk.files import jobs_of, process, ranks
-from unmurk.images import load_images, load_measurements
+from unmurk.io import jobs as files
+from unmurk.io.atomic import LOG
+from unmurk.io.formats.tiff import Stack
+from unmurk.io.images import load_images, load_measurements
+from unmurk.io.jobs import jobs_of, process, ranks
 from unmurk.learn import learn
-from unmurk.output import LOG
 from unmurk.posterior import Posterior
 from unmurk.prior import Prior
 from unmurk.problem import Problem
 from unmurk.solve import solve
-from unmurk.tiff import Stack
 
 rng = np.random.default_rng(0)
 

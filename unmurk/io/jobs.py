@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import tiff
-from .errors import InputError
-from .images import Scale, Span, pictures_in, stems
-from .output import finished, part_of, write
-from .pictures import encode_picture, read_picture
+from ..errors import InputError
+from .atomic import finished, part_of, write
+from .formats import tiff
+from .formats.pictures import encode_picture, read_picture
+from .images import pictures_in, stems
+from .scale import Scale, Span
 
 __all__ = ["Engine", "Job", "Summary", "jobs_of", "process", "ranks"]
 

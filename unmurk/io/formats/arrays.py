@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from .errors import InputError
+from ...errors import InputError
 
 __all__ = ["one_line", "read_array", "read_idx", "split_key"]
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .output import finished, part_of
+from ...errors import InputError
+from ..atomic import finished, part_of
 
 __all__ = ["ENDINGS", "Stack", "StackWriter"]
 

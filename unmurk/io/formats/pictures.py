@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ...errors import InputError
 from . import png16, tiff
-from .errors import InputError
 
 __all__ = ["ENDINGS", "encode_picture", "read_pages", "read_picture"]
 
