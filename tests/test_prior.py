@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unmurk.errors import InputError
-from unmurk.prior import Prior, ancestral, karras, nelbo
+from unmurk.prior import Prior, nelbo
 from unmurk.seeds import Streams
 
 SHAPE = (1, 8, 8)
@@ -143,16 +143,23 @@ def test_surrogate_gradient_through_the_denoiser_matches_finite_differences():
     assert abs((gradient * direction).sum() - slope) < 1e-4 * abs(slope)
 
 
-def test_ancestral_from_the_measurement_draws_from_the_posterior():
+def test_restore_from_the_measurement_draws_from_the_posterior():
     """For A = I and a Gaussian prior: mean and variance of p(x | y) in closed form."""
     variance, sigma, y = 0.09, 0.3, 0.9
-    denoise = Gaussian(0.4, variance)
-    streams = Streams(0, range(2000))
-    start = torch.full((2000, 1, 2, 2), y)
-    x = ancestral(denoise, start, karras(64, sigma, 0.005), streams.randn)
+    prior, exact = small(), Gaussian(0.4, variance)
+    prior.denoise = lambda x, s: exact(x, torch.as_tensor(s).expand(len(x)))
+    x = prior.restore(torch.full((2000, *SHAPE), y), sigma, Streams(0, range(2000)))
     gain = variance / (variance + sigma**2)
-    assert abs(x.mean() - (0.4 + gain * (y - 0.4))) < 0.01
-    assert abs(x.std() / math.sqrt(variance * (1 - gain)) - 1) < 0.05
+    assert abs(x.mean() - (0.4 + gain * (y - 0.4))) < 0.003
+    assert abs(x.std() / math.sqrt(variance * (1 - gain)) - 1) < 0.015
+
+
+def test_draw_gives_new_images():
+    prior, exact = small(), Gaussian(0.4, 0.09)
+    prior.denoise = lambda x, s: exact(x, torch.as_tensor(s).expand(len(x)))
+    x = prior.draw(Streams(0, range(2000)))
+    assert abs(x.mean() - 0.4) < 0.005 and abs(x.std() / 0.3 - 1) < 0.02
+    torch.testing.assert_close(prior.draw(Streams(0, [7])), x[7:8], rtol=0, atol=1e-5)
 
 
 def test_sample_draws_from_the_prior_whatever_the_batch():

@@ -11,7 +11,15 @@ from torch import nn
 from unmurk.exact import GaussianPrior
 from unmurk.learn import learn
 from unmurk.learn.loop import Trainer
-from unmurk.learn.selection import BOUND, LEVELS, SHARES, Checks, evidence_bound, gap, residual
+from unmurk.learn.selection import (
+    BOUND,
+    EVALUATIONS,
+    SHARES,
+    Checks,
+    evidence_bound,
+    gap,
+    residual,
+)
 from unmurk.posterior import Context
 from unmurk.prior import Prior, nelbo
 from unmurk.problem import Problem
@@ -110,7 +118,7 @@ def test_checks_cost_less_than_a_twentieth():
     y = torch.zeros(5000, 1, 8, 8)
     for kimg in (20.0, 100.0):
         checks = Checks.within(y, PROBLEM, (1, 8, 8), kimg, 0)
-        evaluations = checks.count * len(SHARES) * (2 * LEVELS - 1 + BOUND + 1)
+        evaluations = checks.count * len(SHARES) * (EVALUATIONS + BOUND + 1)
         assert 0.04 < evaluations / (3 * 1000 * kimg) <= 0.05
     assert Checks.within(y, PROBLEM, (1, 8, 8), 1.0, 0) is None
     assert [s for s in range(1, 51) if checks.due(s, 50)] == [20, 30, 40, 50]

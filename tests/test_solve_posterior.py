@@ -13,13 +13,13 @@ import torch
 from unmurk.errors import InputError
 from unmurk.exact import GaussianPrior, operator_matrix
 from unmurk.problem import Problem
+from unmurk.samplers import Reverse, diffuse
 from unmurk.seeds import Streams
 from unmurk.solve import METHODS, solve
 from unmurk.solve.base import Denoiser
 from unmurk.solve.daps import Daps, flow
 from unmurk.solve.mmps import Mmps, informed
 from unmurk.solve.pnp_dm import PnpDm, filtered, likelihood_step
-from unmurk.solve.reverse import Reverse, diffuse
 from unmurk.solve.snips import Snips
 
 SHAPE = (1, 4, 4)

@@ -46,74 +46,14 @@ from .errors import InputError
 from .foreign import Adm, adm, download, hub_name, pipeline
 from .nets import backbone
 from .operators.base import per_image
+from .samplers import heun, karras, posterior_draw, prior_draw
 from .seeds import Streams, normal, permutation, uniform, whole
 
-__all__ = ["Denoiser", "Prior", "ancestral", "heun", "karras", "nelbo"]
+__all__ = ["Denoiser", "Prior", "heun", "karras", "nelbo"]
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 ASSETS = Path(__file__).parent / "assets"
-
-
-def karras(steps: int, sigma_max: float, sigma_min: float, rho: float = 7.0) -> Tensor:
-    """Noise levels (steps,), float64, from sigma_max down to sigma_min (arXiv 2206.00364, eq. 5).
-
-    Raises:
-        InputError: steps < 1, or not sigma_max >= sigma_min > 0.
-    """
-    if steps < 1:
-        raise InputError(f"steps is {steps}: at least 1 is needed")
-    if not sigma_max >= sigma_min > 0:
-        raise InputError(
-            f"noise levels from {sigma_max} down to {sigma_min}: need sigma_max >= sigma_min > 0"
-        )
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return (high + ramp * (low - high)) ** rho
-
-
-def ancestral(
-    denoise: Denoiser, x: Tensor, sigmas: Tensor, randn: Callable[..., Tensor]
-) -> Tensor:
-    """The reverse diffusion from x at level sigmas[0] down to a clean image, stochastic.
-
-    Each step draws from the Gaussian bridge q(x_s | x_t, x0 = D(x_t, t)) (arXiv 2006.11239, eq.
-    7, in variance-exploding form). Started from y = x + sigma_y n at sigma_y it draws from p(x |
-    y).
-
-    Args:
-        x: Images at the first level, (B, C, H, W).
-        sigmas: Falling levels, (K,); the last step goes to zero noise.
-        randn: Draws noise of the shape (B, C, H, W), called with (C, H, W).
-    """
-    levels = sigmas.tolist()
-    for t, s in zip(levels, [*levels[1:], 0.0], strict=True):
-        x0 = denoise(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))
-        if s == 0:
-            return x0
-        keep = s**2 / t**2
-        x = x0 + keep * (x - x0) + s * math.sqrt(1 - keep) * randn(*x.shape[1:])
-    return x
-
-
-def heun(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
-    """The probability flow from x at level sigmas[0] down to a clean image, deterministic.
-
-    Heun's method (arXiv 2206.00364, Algorithm 1): 2 K - 1 evaluations.
-
-    Args:
-        x: Images at the first level, (B, C, H, W).
-        sigmas: Falling levels, (K,); the last step goes to zero noise.
-    """
-    levels = sigmas.tolist()
-    for t, s in zip(levels, [*levels[1:], 0.0], strict=True):
-        slope = (x - denoise(x, x.new_full((len(x),), t))) / t
-        ahead = x + (s - t) * slope
-        if s > 0:
-            slope = (slope + (ahead - denoise(ahead, x.new_full((len(x),), s))) / s) / 2
-            ahead = x + (s - t) * slope
-        x = ahead
-    return x
 
 
 def nelbo(
@@ -264,9 +204,14 @@ class Prior(nn.Module):
 
     @torch.no_grad()
     def restore(self, y: Tensor, sigma: float, streams: Streams, steps: int = 16) -> Tensor:
-        """One draw from p(x | y) for y = x + sigma n, by the reverse diffusion from (y, sigma)."""
-        sigmas = karras(steps, sigma, min(self.sigma_min, sigma / 2))
-        return ancestral(self.denoise, y, sigmas, streams.randn)
+        """One draw from p(x | y) for y = x + sigma n; see `samplers.posterior_draw`."""
+        return posterior_draw(self.denoise, y, sigma, streams, steps)
+
+    @torch.no_grad()
+    def draw(self, streams: Streams, steps: int = 31) -> Tensor:
+        """One new image for each stream, stochastic; see `samplers.prior_draw`."""
+        shape, low, high = self.shape, self.sigma_min, self.sigma_max
+        return prior_draw(self.denoise, shape, streams, steps, low, high)
 
     def save(self, folder: str | Path) -> None:
         """Writes a `DDPMPipeline` folder (safetensors)."""

@@ -6,7 +6,7 @@ to pairs of such an x and a fresh corruption of it, whose fixed point is Bayes' 
 prior learnt:
 
     A = I      x ~ p(x | y), the reverse diffusion from (y, sigma_y); m(y) to D(y, sigma_y)
-    other A    x ~ p(x), the probability flow from noise;             m(y) to the pairs
+    other A    x ~ p(x), the reverse diffusion from pure noise;       m(y) to the pairs
 
 The posterior is therefore as good as the prior, and says nothing that the prior does not.
 """
@@ -14,7 +14,6 @@ The posterior is therefore as good as the prior, and says nothing that the prior
 import torch
 from torch import Tensor
 
-from ..prior import heun, karras
 from ..seeds import Streams, integers
 from .loop import Span, Trainer
 from .objectives import distilled, forward_kl
@@ -25,7 +24,7 @@ __all__ = ["PRIOR", "Amortised"]
 PRIOR = 0.7  # share of the run at which the prior is finished
 DRAW = 7006  # path below the seed and the number of a draw
 BUFFER, FIRST, REFRESH = 4096, 512, 0.05  # images kept, drawn at once, and for each image seen
-STEPS, TOP = 16, 20.0  # noise levels of a draw, and the highest of them
+STEPS, NEW = 16, 31  # evaluations of a draw from p(x | y), and of one from p(x)
 
 
 class Amortised(Pair):
@@ -71,9 +70,7 @@ class Amortised(Pair):
             y = self.y[number % len(self.y)].to(device)
             x = self.teacher.restore(y, self.problem.sigma, streams, STEPS)
         else:
-            sigmas = karras(STEPS, min(TOP, self.teacher.sigma_max), self.teacher.sigma_min)
-            noise = 0.5 + float(sigmas[0]) * streams.randn(*self.shape)
-            x = heun(self.teacher.denoise, noise, sigmas)
+            x = self.teacher.draw(streams, NEW)
         self.buffers["images"][number] = x.to(self.buffers["images"])
         self.buffers["drawn"] += count
 

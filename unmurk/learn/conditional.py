@@ -11,12 +11,11 @@ D(x_t, sigma).
 import torch
 from torch import Tensor, nn
 
-from ..prior import Prior, heun, karras
+from ..prior import Prior
+from ..samplers import prior_draw
 from ..seeds import Streams
 
 __all__ = ["Conditional", "stem"]
-
-TOP = 20.0  # first noise level of a draw, if the network knows one so high
 
 
 def stem(prior: Prior, channels: int) -> nn.Conv2d:
@@ -51,8 +50,10 @@ class Conditional:
 
     @torch.no_grad()
     def sample(self, channels: Tensor, streams: Streams, steps: int) -> Tensor:
-        """An image for each row of the channels, by Heun's method: 2 steps - 1 evaluations."""
+        """An image for each row of the channels, by so many evaluations; see `prior_draw`."""
         prior = self.prior
-        sigmas = karras(steps, min(TOP, prior.sigma_max), prior.sigma_min)
-        x = 0.5 + float(sigmas[0]) * streams.randn(*prior.shape)
-        return heun(lambda x, sigma: self.denoise(x, sigma, channels), x, sigmas)
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            return self.denoise(x, sigma, channels)
+
+        return prior_draw(denoise, prior.shape, streams, steps, prior.sigma_min, prior.sigma_max)

@@ -63,7 +63,8 @@ class Rounds:
         rounds: How many; the prior's learning rate rises and falls in each.
         images: Images drawn in each, of the next measurements in turn.
         flow: Share of the run at which the flow begins.
-        steps: Steps of the reverse diffusion, where A = I or the E-step is conditional.
+        steps: Evaluations of a draw where A = I; a conditional E-step, which begins at pure
+            noise, takes 2 steps - 1. Below 16 the draws lose spread (`samplers`).
     """
 
     rounds: int = 6
@@ -180,7 +181,7 @@ class Em:
             x = start.draw(y, problem, streams)
         elif self.e_step == "conditional":
             channels = self.posterior.known(y, problem)[1]
-            x = self.teacher.sample(channels, streams, self.rounds.steps)
+            x = self.teacher.sample(channels, streams, 2 * self.rounds.steps - 1)
         else:
             found = draw(y, problem, teacher, streams, self.solver, self.rounds.steps)
             assert found is not None

@@ -84,7 +84,8 @@ class Recipe:
         above: That level.
         refresh: Images polished for each image seen from the first polish on.
         buffer: Images kept in the replay buffer.
-        steps: Steps of the reverse diffusion that polishes.
+        steps: Evaluations of a draw from the posterior, where A = I. Below 16 the draws lose
+            spread (`samplers.posterior_draw`).
         reverse: Weight of the paper's objective for the flow beside the forward KL.
         reset: Share at which the prior starts afresh on the buffer; None: never.
     """

@@ -32,13 +32,13 @@ from ..metrics import sliced_wasserstein
 from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
-from ..seeds import generator
+from ..seeds import Streams, generator
 
 __all__ = ["Checks", "evidence_bound", "gap", "preferred", "residual"]
 
 CHECK = 0xFFFF0008  # path below the seed
 SHARES = 0.4, 0.6, 0.8, 1.0  # of the run at which figures are taken
-LEVELS = 8  # of the sampler: its error is the same at every check
+EVALUATIONS = 15  # of the sampler: its error is the same at every check
 FEWEST, MOST = 16, 512  # images behind a figure
 BOUND = 4  # noise levels for each image of the evidence bound
 PATCH = 7
@@ -68,10 +68,10 @@ class Checks:
     ) -> "Checks | None":
         """Checks that cost less than 5 % of a run; None where that is too few images to tell.
 
-        An image costs a step of training about three evaluations of a network; a check takes 2
-        LEVELS - 1 for a sample of the prior and BOUND + 1 for the evidence.
+        An image costs a step of training about three evaluations of a network; a check takes
+        EVALUATIONS for a sample of the prior and BOUND + 1 for the evidence.
         """
-        each = 2 * LEVELS - 1 + BOUND + 1
+        each = EVALUATIONS + BOUND + 1
         count = min(int(0.05 * 3 * 1000 * kimg / (len(SHARES) * each)), MOST, len(y))
         return cls(y, problem, shape, count, seed) if count >= FEWEST else None
 
@@ -87,7 +87,8 @@ class Checks:
         rows = torch.randperm(len(self.y), generator=generator(self.seed, CHECK, 1))[: self.count]
         y = self.y[rows.to(self.y.device)].to(device)
         problem = self.problem.at(rows.tolist(), self.shape).to(device)
-        x = prior.sample(self.count, LEVELS, self.seed)
+        streams = Streams(self.seed, range(self.count), CHECK, device=device)
+        x = prior.draw(streams, EVALUATIONS)
         drawn = posterior.sample(y, problem, 1, self.seed, rows.tolist())[0]
         return {
             "gap": gap(x, y, problem, noise),

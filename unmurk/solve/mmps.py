@@ -27,9 +27,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..operators.base import conjugate_gradient
 from ..problem import Problem
+from ..samplers import Reverse
 from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement
-from .reverse import Reverse
 from .start import begin
 
 __all__ = ["Mmps", "correction", "informed", "moments"]

@@ -38,9 +38,9 @@ from ..errors import InputError
 from ..operators.base import per_image
 from ..prior import karras
 from ..problem import Problem
+from ..samplers import diffuse
 from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement, randn
-from .reverse import diffuse
 from .start import begin
 
 __all__ = ["PnpDm", "filtered", "likelihood_step", "toward"]

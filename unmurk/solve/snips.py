@@ -34,10 +34,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..prior import karras
 from ..problem import Problem
+from ..samplers import diffuse
 from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement, randn
 from .pnp_dm import DEPTH, filtered, toward
-from .reverse import diffuse
 from .start import begin
 
 __all__ = ["Snips"]

@@ -50,10 +50,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
+from ..samplers import Reverse
 from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement, prox, randn
 from .mmps import correction, moments
-from .reverse import Reverse
 from .start import begin
 
 __all__ = ["Tds", "moment_twist", "resample", "twist"]

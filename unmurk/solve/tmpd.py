@@ -25,10 +25,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
+from ..samplers import Reverse
 from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement
 from .mmps import moments
-from .reverse import Reverse
 from .start import begin
 
 __all__ = ["Tmpd", "projected"]
