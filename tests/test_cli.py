@@ -155,7 +155,7 @@ def test_json_is_one_object_with_known_scores(data, tmp_path, capsys):
     assert scores["psnr"] == pytest.approx(20, abs=1e-4)
     assert unmurk("evaluate", data, data, "--json") == 0
     same = json.loads(capsys.readouterr().out)
-    assert same["psnr"] is None
+    assert same["psnr"] is None and same["exact"] == 5
     assert same["ssim"] == pytest.approx(1, abs=1e-6)
 
 

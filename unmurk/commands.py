@@ -228,11 +228,7 @@ class Evaluate(Command):
             )
         from . import metrics
 
-        scores: dict[str, Any] = {
-            "images": len(truth),
-            "psnr": float(metrics.psnr(restored, truth).mean()),
-            "ssim": float(metrics.ssim(restored, truth).mean()),
-        }
+        scores: dict[str, Any] = {"images": len(truth), **metrics.fidelity(restored, truth)}
         if tuple(truth.shape[1:]) in {(1, 28, 28), (1, 32, 32)} and len(truth) > 1:
             scores["frechet"] = metrics.frechet(truth, restored)
         if self.samples is not None:

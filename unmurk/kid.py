@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .metrics import Features, load_digit_classifier
+from .metrics import Features, _check_finite, load_digit_classifier
 
 __all__ = ["kid"]
 
@@ -51,6 +51,7 @@ def kid(
             raise InputError(
                 f"kid needs at least 2 {name} images (N, C, H, W), got {tuple(images.shape)}"
             )
+        _check_finite(images, f"kid, {name} images")
     if families is None:
         families = torch.arange(len(fake))
     if families.shape != (len(fake),) or len(families.unique()) < 2:

@@ -3,7 +3,9 @@ r"""Scores: how close images are to the truth, and how honest posterior samples 
 An image is float, (B, C, H, W), with values in [0, 1] that may leave it. What each score sees:
 
 - **Fidelity**, one number per image, of x against the reference r, both clipped to [0, 1] as a
-  file writer would: PSNR = -10 log10 mean (x - r)^2 dB, and SSIM (Wang et al., IEEE TIP 2004).
+  file writer would: PSNR = -10 log10 mean (x - r)^2 dB, and SSIM (Wang et al., IEEE TIP 2004). An
+  image that equals its reference has an infinite PSNR: `fidelity` takes the mean over the others
+  and counts such images.
 - **Realism**, one number per pair of image sets. The Frechet distance between Gaussians fitted to
   features f of clipped images,
 
@@ -22,22 +24,31 @@ An image is float, (B, C, H, W), with values in [0, 1] that may leave it. What e
   lies in the central interval of probability `level`, so its expectation is `level` for every S.
 """
 
+import math
 import warnings
-from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import InputError
+from .features import (
+    DigitClassifier,
+    Features,
+    absent,
+    inception_features,
+    load_digit_classifier,
+    three_channels,
+)
 from .seeds import generator
 
 __all__ = [
     "DigitClassifier",
+    "Features",
     "coverage",
+    "fidelity",
     "frechet",
     "inception_features",
     "load_digit_classifier",
@@ -49,7 +60,8 @@ __all__ = [
     "varying_pixels",
 ]
 
-Features = Callable[[Tensor], Tensor]
+WINDOW = 11  # side of the window of SSIM
+ROUNDING = 1e-12  # of the variances: a Frechet distance below is one of equal sets
 
 
 def psnr(x: Tensor, ref: Tensor) -> Tensor:
@@ -71,26 +83,60 @@ def psnr(x: Tensor, ref: Tensor) -> Tensor:
 def ssim(x: Tensor, ref: Tensor) -> Tensor:
     """Structural similarity of each image (Wang et al., IEEE TIP 2004, eq. 13).
 
-    Gaussian window of 11 x 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, range 1, borders
-    reflected; the mean over all pixels and channels.
+    The published convention: a Gaussian window of 11 x 11 pixels and sigma 1.5, K1 = 0.01, K2 =
+    0.03, range 1, and the mean over all channels and all pixels around which the window fits, that
+    is without a border of five pixels. It equals `skimage.metrics.structural_similarity` with
+    gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.
 
     Args:
         x: Images (B, C, H, W), H and W at least 11.
         ref: Their references, same shape. Both are clipped to [0, 1] first.
 
     Returns:
-        (B,). Other shapes, and images smaller than the window, raise InputError.
+        (B,).
+
+    Raises:
+        InputError: Other shapes, images smaller than the window, or numbers that are not finite.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    x, ref = _pair(x, ref, "ssim")
-    if min(x.shape[-2:]) < 11:
+    x, ref = (images.double() for images in _pair(x, ref, "ssim"))
+    if min(x.shape[-2:]) < WINDOW:
         raise InputError(
             f"ssim needs images of at least 11 x 11 pixels, got {x.shape[-2]} x {x.shape[-1]}; "
             "use psnr for smaller ones"
         )
-    score = structural_similarity_index_measure(x, ref, data_range=1.0, reduction="none")
-    return score.reshape(-1)
+    _, full = structural_similarity_index_measure(
+        x, ref, data_range=1.0, reduction="none", return_full_image=True
+    )
+    border = WINDOW // 2
+    return full[..., border:-border, border:-border].mean((1, 2, 3)).float()
+
+
+def fidelity(x: Tensor, ref: Tensor) -> dict[str, float | int | None]:
+    """What a set of images scores against its references: "psnr", "exact" and "ssim".
+
+    Args:
+        x: Images (B, C, H, W).
+        ref: Their references, same shape. Both are clipped to [0, 1] first.
+
+    Returns:
+        psnr: The mean over the images that differ from their reference, in dB; infinite if none
+            does.
+        exact: How many do not differ.
+        ssim: The mean over all images; None if they are smaller than 11 x 11 pixels.
+
+    Raises:
+        InputError: Other shapes, no image, or numbers that are not finite.
+    """
+    each = psnr(x, ref)
+    differ = each.isfinite()
+    small = min(x.shape[-2:]) < WINDOW
+    return {
+        "psnr": float(each[differ].mean()) if differ.any() else math.inf,
+        "exact": int((~differ).sum()),
+        "ssim": None if small else float(ssim(x, ref).mean()),
+    }
 
 
 @torch.no_grad()
@@ -118,7 +164,7 @@ def lpips(x: Tensor, ref: Tensor, net: str = "alex") -> Tensor:
             "enlarge or zero-pad them"
         )
     model = _lpips_model(net).to(x.device)
-    x, ref = _three_channels(x, "lpips"), _three_channels(ref, "lpips")
+    x, ref = three_channels(x, "lpips"), three_channels(ref, "lpips")
     return model(x, ref, normalize=True).flatten()
 
 
@@ -147,59 +193,45 @@ def frechet(
     Raises:
         InputError: A set has fewer than 2 images, or the shapes do not fit the features.
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
     for name, images in (("real", real), ("fake", fake)):
         if images.ndim != 4 or len(images) < 2:
             raise InputError(
                 f"frechet needs at least 2 {name} images (N, C, H, W), got {tuple(images.shape)}"
             )
+        _check_finite(images, f"frechet, {name} images")
     features = features or load_digit_classifier().to(real.device).features
-    score = FrechetInceptionDistance(_Float64Features(features, real[:1]), normalize=True)
-    score = score.set_dtype(torch.float64).to(real.device)
-    for images, is_real in ((real, True), (fake, False)):
-        for part in images.split(batch):
-            score.update(part.to(real.device), real=is_real)
-    return float(score.compute())
+    (mean, covariance), (other_mean, other) = (
+        _moments(features, images, batch, real.device) for images in (real, fake)
+    )
+    # tr (S_1 S_2)^(1/2) is the sum of the singular values of R_1 R_2, R = S^(1/2): unlike the
+    # eigenvalues of S_1 S_2 these lose no digits to a square root at the end
+    shared = torch.linalg.svdvals(_root(covariance) @ _root(other)).sum()
+    size = covariance.trace() + other.trace()
+    distance = (mean - other_mean).square().sum() + size - 2 * shared
+    return float(distance) if distance > ROUNDING * size else 0.0
 
 
-class _Float64Features(nn.Module):
-    """A feature map as torchmetrics wants it: images clipped, features (B, d) in float64."""
+def _moments(
+    features: Features, images: Tensor, batch: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of the features of images, in float64."""
+    shift = total = square = torch.zeros((), dtype=torch.float64, device=device)
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch].to(device).float().clamp(0, 1)
+        values = features(part).flatten(1).double()
+        if start == 0:
+            shift = values.mean(0)  # keeps the digits of features that hardly vary
+        values = values - shift
+        total, square = total + values.sum(0), square + values.T @ values
+    n = len(images)
+    covariance = (square - total[:, None] * total / n) / (n - 1)
+    return shift + total / n, covariance
 
-    def __init__(self, features: Features, example: Tensor) -> None:
-        super().__init__()
-        # In a tuple: moving or casting the metric must not reach into the caller's module.
-        self._features = (features,)
-        self.num_features = self(example).shape[1]
 
-    def forward(self, images: Tensor) -> Tensor:
-        (features,) = self._features
-        return features(images.float().clamp(0, 1)).flatten(1).double()
-
-
-def inception_features() -> Features:
-    """The 2048 pooled features of the Inception network that published FIDs are made with.
-
-    Pass it as `frechet(..., features=inception_features())`. Needs the extra `inception`, whose
-    torch-fidelity downloads the weights once into torch's hub folder. The protocol of that network
-    is kept: images are rounded to 8 bits, grey ones repeated to three channels, and resized to
-    299 x 299 inside.
-
-    Raises:
-        InputError: The package or its weights are absent.
-    """
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    except (ImportError, RuntimeError, OSError) as error:
-        raise _absent("inception features", error) from error
-
-    def features(x: Tensor) -> Tensor:
-        rounded = (_three_channels(x, "inception features") * 255).round()
-        return net.to(x.device)(rounded.to(torch.uint8))[0]
-
-    return features
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric square root of a covariance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 @torch.no_grad()
@@ -317,6 +349,7 @@ def coverage(
         InputError: Shapes or level do not fit, or the mask is empty.
     """
     _check_samples(samples, truth.shape, "coverage")
+    _check_finite(truth, "coverage, truth")
     if not 0 < level < 1:
         raise InputError(f"coverage: level must lie between 0 and 1, got {level:g}")
     slots = len(samples) + 1
@@ -366,64 +399,8 @@ def varying_pixels(images: Tensor, least: float = 0.02) -> Tensor:
         raise InputError(
             f"varying_pixels needs at least 2 images (N, C, H, W), got {tuple(images.shape)}"
         )
+    _check_finite(images, "varying_pixels")
     return images.std(dim=0) > least
-
-
-class DigitClassifier(nn.Module):
-    """A small convolutional network that reads digits; its features serve `frechet`.
-
-    No layer depends on the mode or on the batch: an image's features are its own. Input: grey
-    images (B, 1, 28, 28) or (B, 1, 32, 32) in [0, 1]; 28 is zero-padded to 32. The features are
-    scaled so that their mean variance over the training digits is 1.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 5, padding=2)
-        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
-        self.conv3 = nn.Conv2d(32, 48, 3, padding=1)
-        self.penultimate = nn.Linear(48 * 4 * 4, 128)
-        self.head = nn.Linear(128, 10)
-
-    def features(self, x: Tensor) -> Tensor:
-        """(B, 128) non-negative features; InputError for images of another shape."""
-        if x.ndim != 4 or tuple(x.shape[1:]) not in ((1, 28, 28), (1, 32, 32)):
-            raise InputError(
-                "the digit classifier reads images (B, 1, 28, 28) or (B, 1, 32, 32), got "
-                f"{tuple(x.shape)}; pass features= for other images"
-            )
-        if x.shape[-1] == 28:
-            x = F.pad(x, (2, 2, 2, 2))
-        for conv in (self.conv1, self.conv2, self.conv3):
-            x = F.max_pool2d(F.relu(conv(x)), 2)
-        return F.relu(self.penultimate(x.flatten(1)))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """(B, 10) unnormalised log probabilities of the digits."""
-        return self.head(self.features(x))
-
-    forward = logits
-
-
-def load_digit_classifier(folder: str | Path | None = None) -> DigitClassifier:
-    """A digit classifier with frozen weights, in evaluation mode.
-
-    Args:
-        folder: Folder with `model.safetensors`; None means the one shipped with the package.
-            InputError if it is missing or of another network.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    folder = Path(folder) if folder else Path(__file__).parent / "assets" / "classifier"
-    model = DigitClassifier()
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(
-            f"no digit classifier in {folder}: model.safetensors is missing or of another network"
-        ) from error
-    return model.eval().requires_grad_(False)
 
 
 def _pair(x: Tensor, ref: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -432,7 +409,21 @@ def _pair(x: Tensor, ref: Tensor, name: str) -> tuple[Tensor, Tensor]:
             f"{name} needs image and reference of one shape (B, C, H, W), got {tuple(x.shape)} "
             f"and {tuple(ref.shape)}"
         )
+    if not x.numel():
+        raise InputError(f"{name} needs at least one image, got {tuple(x.shape)}")
+    for images, which in ((x, "images"), (ref, "references")):
+        _check_finite(images, f"{name}, {which}")
     return x.float().clamp(0, 1), ref.to(x.device).float().clamp(0, 1)
+
+
+def _check_finite(images: Tensor, what: str) -> None:
+    """Raises InputError for the first image (the rows) with a number that is not finite."""
+    fine = images.isfinite().flatten(1).all(1)
+    if not fine.all():
+        raise InputError(
+            f"{what}: number {int(fine.int().argmin())} has values that are not finite: leave it "
+            "out, or mend it"
+        )
 
 
 def _check_patch_sets(a: Tensor, b: Tensor, patch: int | None) -> None:
@@ -441,6 +432,8 @@ def _check_patch_sets(a: Tensor, b: Tensor, patch: int | None) -> None:
         raise InputError(
             f"sliced_wasserstein needs two image sets (N, C, H, W) of equal C, got {shapes}"
         )
+    for images, which in ((a, "first"), (b, "second")):
+        _check_finite(images, f"sliced_wasserstein, {which} set")
     if patch is None and a.shape[1:] != b.shape[1:]:
         raise InputError(f"sliced_wasserstein of whole images needs one size, got {shapes}")
     if patch is not None and not 1 <= patch <= min(*a.shape[2:], *b.shape[2:]):
@@ -453,6 +446,7 @@ def _check_samples(samples: Tensor, shape: torch.Size, name: str) -> None:
             f"{name} needs samples (S, B, C, H, W) of truth (B, C, H, W), got "
             f"{tuple(samples.shape)} and {tuple(shape)}"
         )
+    _check_finite(samples, f"{name}, samples")
 
 
 def _pick(values: Tensor, where: Tensor | None) -> Tensor:
@@ -469,12 +463,6 @@ def _pick(values: Tensor, where: Tensor | None) -> Tensor:
     return values[mask]
 
 
-def _three_channels(x: Tensor, name: str) -> Tensor:
-    if x.shape[1] not in (1, 3):
-        raise InputError(f"{name} reads images of 1 or 3 channels, got {x.shape[1]}")
-    return x.expand(-1, 3, -1, -1)
-
-
 @lru_cache(maxsize=3)
 def _lpips_model(net: str) -> Any:
     if net not in ("alex", "vgg", "squeeze"):
@@ -487,12 +475,4 @@ def _lpips_model(net: str) -> Any:
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
             return LPIPS(net=net, verbose=False).requires_grad_(False)
     except (ImportError, RuntimeError, OSError) as error:  # Runtime: torchvision of another torch
-        raise _absent("lpips", error) from error
-
-
-def _absent(what: str, error: Exception) -> InputError:
-    """Of weights that cannot be fetched (OSError), or a package that is absent or does not fit."""
-    reason = " ".join(str(error).split())
-    if isinstance(error, OSError):
-        return InputError(f"{what}: no weights ({reason}); connect once to fetch them")
-    return InputError(f"{what}: a package is absent ({reason}); pip install 'unmurk[inception]'")
+        raise absent("lpips", error) from error

@@ -1,11 +1,24 @@
 """Draws, estimates and scores against the numbers that they should have."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from unmurk import metrics
+from unmurk.io.images import load_images
+from unmurk.kid import kid
 from unmurk.samplers import posterior_draw, prior_draw
+
+DIGITS = Path(metrics.__file__).parent / "assets" / "digits"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images(DIGITS / "test.idx3-ubyte.gz", limit=300).images
+
 
 # -- draws: the spread of a Gaussian posterior, exactly ------------------------------------------
 
@@ -109,3 +122,96 @@ def test_draw_and_refit_ends_at_the_variance_of_the_truth(truth, least, most):
             before, variance = variance, gain**2 * (truth + 1) + within
             assert (variance - before) * (truth - start) > -1e-9
         assert least < variance / truth < most
+
+
+# -- scores --------------------------------------------------------------------------------------
+
+
+def bordered(digits):
+    """A digit in a black frame, and the same with noise inside the frame and nowhere else."""
+    truth = torch.zeros(1, 1, 28, 28)
+    truth[..., 6:22, 6:22] = digits[:1, :, 6:22, 6:22]
+    draw = torch.Generator().manual_seed(0)
+    x = truth.clone()
+    x[..., 6:22, 6:22] += 0.1 * torch.randn(1, 1, 16, 16, generator=draw)
+    return x, truth
+
+
+def windows(x, truth):
+    """SSIM as published, by the windows of 11 x 11 pixels that fit, in float64."""
+    place = torch.arange(11, dtype=torch.float64) - 5
+    weight = (-(place.square()[:, None] + place.square()) / 4.5).exp()
+    weight = weight / weight.sum()
+    a, b = (v.double()[0, 0].unfold(0, 11, 1).unfold(1, 11, 1) for v in (x.clamp(0, 1), truth))
+    ma, mb = ((weight * v).sum((2, 3), keepdim=True) for v in (a, b))
+    va, vb = ((weight * (v - m).square()).sum((2, 3)) for v, m in ((a, ma), (b, mb)))
+    both = (weight * (a - ma) * (b - mb)).sum((2, 3))
+    ma, mb = ma[..., 0, 0], mb[..., 0, 0]
+    light = (2 * ma * mb + 1e-4) / (ma.square() + mb.square() + 1e-4)
+    return float((light * (2 * both + 9e-4) / (va + vb + 9e-4)).mean())
+
+
+def test_ssim_is_the_published_one(digits):
+    for x, truth in (bordered(digits), (digits[:1] * 0.8 + 0.1, digits[:1])):
+        assert float(metrics.ssim(x, truth)) == pytest.approx(windows(x, truth), abs=1e-5)
+
+
+def test_ssim_is_that_of_scikit_image(digits):
+    published = pytest.importorskip("skimage.metrics").structural_similarity
+    draw = torch.Generator().manual_seed(0)
+    colour = torch.rand(1, 3, 21, 34, generator=draw)
+    pairs = [bordered(digits), (digits[:1] * 0.8 + 0.1, digits[:1])]
+    pairs.append((colour + 0.1 * torch.randn(colour.shape, generator=draw), colour))
+    for x, truth in pairs:
+        expected = published(
+            truth[0].double().numpy(),
+            x[0].double().clamp(0, 1).numpy(),
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            channel_axis=0,
+        )
+        assert float(metrics.ssim(x, truth)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_exact_images_are_counted_and_the_mean_is_of_the_others():
+    truth = torch.full((4, 1, 16, 16), 0.5)
+    x = truth + torch.tensor([0.1, 0.0, 0.01, 0.0]).view(4, 1, 1, 1)
+    found = metrics.fidelity(x, truth)
+    assert found["psnr"] == pytest.approx(30, abs=1e-4) and found["exact"] == 2
+    assert found["ssim"] == pytest.approx(float(metrics.ssim(x, truth).mean()))
+    assert metrics.fidelity(truth, truth) == {"psnr": math.inf, "exact": 4, "ssim": 1.0}
+    small = metrics.fidelity(x[..., :8], truth[..., :8])
+    assert small["ssim"] is None and small["psnr"] == pytest.approx(30, abs=1e-4)
+
+
+def test_a_set_is_no_distance_from_itself(digits):
+    """In any order, of any rank; and the distance of two sets is never below 0."""
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    assert metrics.frechet(digits, digits) == 0
+    assert metrics.frechet(digits, digits[order]) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet(digits[:2], digits[:2]) == 0
+    black = torch.zeros(3, 1, 28, 28)
+    assert metrics.frechet(black, black) == 0
+    near = metrics.frechet(digits, digits + 1e-6)
+    assert 0 <= near < 1e-6
+    assert metrics.sliced_wasserstein(digits, digits) == 0
+
+
+def test_frechet_of_features_that_move_alone_is_the_square_of_the_move():
+    """Equal covariances of rank 1 of 16: |mu_1 - mu_2|^2, to more digits than eps^(1/2)."""
+    steps = torch.linspace(0.2, 0.7, 11, dtype=torch.float64).view(11, 1, 1, 1)
+    a = steps.expand(11, 1, 4, 4)
+    found = metrics.frechet(a, a + 0.125, lambda x: x.flatten(1).double())
+    assert found == pytest.approx(16 * 0.125**2, rel=1e-6)
+
+
+def test_kid_of_a_set_and_itself_is_that_of_its_definition(digits):
+    """Without pairs of an image and itself it is below 0: an estimate without bias may be."""
+    x = digits[:20]
+    f = metrics.load_digit_classifier().features(x).double().detach()
+    k = (f @ f.T / f.shape[1] + 1) ** 3
+    apart = (k.sum() - k.diagonal().sum()) / (20 * 19)
+    assert kid(x, x) == pytest.approx(float(2 * apart - 2 * k.mean()), rel=1e-6)
+    assert np.isfinite(kid(x, x))
