@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from unmurk import metrics
+from unmurk.errors import InputError
 from unmurk.io.images import load_images
 from unmurk.kid import kid
+from unmurk.noise_estimate import envelope, estimate_noise, powers, uncertainty
+from unmurk.operators import as_operator
+from unmurk.problem import Problem
 from unmurk.samplers import posterior_draw, prior_draw
 
 DIGITS = Path(metrics.__file__).parent / "assets" / "digits"
@@ -215,3 +219,91 @@ def test_kid_of_a_set_and_itself_is_that_of_its_definition(digits):
     apart = (k.sum() - k.diagonal().sum()) / (20 * 19)
     assert kid(x, x) == pytest.approx(float(2 * apart - 2 * k.mean()), rel=1e-6)
     assert np.isfinite(kid(x, x))
+
+
+# -- noise told from images ----------------------------------------------------------------------
+
+IDENTITY = as_operator("identity")
+
+
+def errors(count, size, seeds=100, sigma=0.1):
+    """Relative errors of the estimate from flat images, one for each seed."""
+    found = []
+    for seed in range(seeds):
+        draw = torch.Generator().manual_seed(seed)
+        y = 0.5 + sigma * torch.randn(count, 1, size, size, generator=draw)
+        found.append(estimate_noise(y, IDENTITY).sigma / sigma - 1)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("count, size", [(1, 64), (2, 64), (4, 64), (1, 128)])
+def test_the_noise_of_few_flat_images_is_found(count, size):
+    found = errors(count, size)
+    assert abs(found.mean()) < 0.03
+    assert np.sqrt((found**2).mean()) < 0.04
+    best = 1 / math.sqrt(2 * 43 * count * (size // 8) ** 2)  # by all patches, were they known flat
+    assert np.sqrt((found**2).mean()) < 2.5 * best
+
+
+def slopes(count, gain, seed):
+    """Images of a slope from dark to bright, with noise of the variance gain x + 0.002."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.linspace(0.1, 0.9, 64, dtype=torch.float64).expand(count, 1, 64, 64)
+    z = torch.randn(x.shape, generator=draw, dtype=torch.float64)
+    return x + (gain * x + 0.002).sqrt() * z
+
+
+def test_the_uncertainty_of_the_gain_is_its_deviation():
+    found, told = [], []
+    for seed in range(150):
+        patches = powers(slopes(4, 0.02, seed), torch.ones(4, 1, 64, 64) > 0, counts=True)
+        terms = torch.stack([patches.mean, torch.ones_like(patches.mean)], 1)
+        line = envelope(patches.power, patches.freedom, terms)
+        found.append(float(line[0]))
+        told.append(float(uncertainty(patches.power, patches.freedom, terms, line)[0, 0]) ** 0.5)
+    assert np.mean(found) == pytest.approx(0.02, rel=0.02)
+    assert np.median(told) == pytest.approx(np.std(found), rel=0.2)
+
+
+def test_a_gain_is_found_where_there_is_one_and_refused_where_there_is_none():
+    for seed in range(20):
+        found = estimate_noise(slopes(4, 0.02, seed), IDENTITY, "poisson-gaussian")
+        assert found.gain == pytest.approx(0.02, rel=0.25)
+        with pytest.raises(InputError, match="the gain cannot be estimated"):
+            estimate_noise(slopes(4, 0.0, seed), IDENTITY, "poisson-gaussian")
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize("count", [20, 300])
+def test_texture_of_digits_is_no_gain(digits, sigma, count):
+    """Strokes are bright and never flat: with Gaussian noise they looked like a gain of 0.033."""
+    y = Problem("identity", sigma).simulate(digits[:count])
+    with pytest.raises(InputError, match="the gain cannot be estimated"):
+        estimate_noise(y, IDENTITY, "poisson-gaussian")
+
+
+def test_one_brightness_tells_no_gain():
+    flat = 0.5 + 0.1 * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="the gain cannot be estimated"):
+        estimate_noise(flat, IDENTITY, "poisson-gaussian")
+    same = torch.stack([flat[0] - flat[0].mean()] * 2)
+    stripes = same.clone()
+    stripes[...] = torch.tensor([0.1, -0.1]).repeat(32)  # every patch the same, mean 0 exactly
+    with pytest.raises(InputError, match=r"cannot be estimated"):
+        estimate_noise(stripes, IDENTITY, "poisson-gaussian")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_named_not_measured(value):
+    y = 0.5 + 0.1 * torch.randn(3, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    y[1, 0, 5, 5] = value
+    for kind in ("gaussian", "poisson-gaussian"):
+        with pytest.raises(InputError, match="image number 1 has values that are not finite"):
+            estimate_noise(y, IDENTITY, kind)
+
+
+def test_what_is_hidden_may_be_anything():
+    mask = as_operator("inpaint:random,keep=0.7")
+    y = Problem(mask, 0.1).simulate(torch.full((3, 1, 64, 64), 0.5))
+    hidden = mask.at(range(3), (1, 64, 64)).mask == 0
+    assert estimate_noise(torch.where(hidden, math.nan, y), mask) == estimate_noise(y, mask)
