@@ -60,7 +60,9 @@ from torch import Tensor
 
 from .errors import InputError
 from .exact import GaussianMixture, GaussianPrior, operator_matrix
+from .gibbs import GibbsPosterior
 from .problem import Problem
+from .scale_mixture import ScaleMixture
 from .seeds import Streams, generator
 from .solve import METHODS, PRESETS, configure
 from .solve.base import Claim, Denoiser
@@ -76,22 +78,50 @@ __all__ = [
 ]
 
 Case = tuple[str, str, float]  # prior, operator, noise
-Prior = GaussianPrior | GaussianMixture
+Prior = GaussianPrior | GaussianMixture | ScaleMixture
 Function = Callable[[Tensor, Problem, Any, int, int], Tensor]
 Given = Mapping[str, Any] | Function  # a solver: its options, or a function
 
-SHAPE = (1, 8, 8)
+SHAPE, WIDE = (1, 8, 8), (1, 6, 10)
 PRIORS: dict[str, Callable[[], Prior]] = {
     "gaussian": lambda: GaussianPrior.exponential(SHAPE),
     "mixture": lambda: GaussianMixture.example(SHAPE),
+    "wavelet": lambda: ScaleMixture.example(SHAPE),
+    "gaussian-wide": lambda: GaussianPrior.exponential(WIDE),
+    "mixture-wide": lambda: GaussianMixture.example(WIDE),
+    "wavelet-wide": lambda: ScaleMixture.example(WIDE),
 }
-"""Priors of the certification by name."""
+"""Priors of the certification by name: 8 x 8 pixels, "-wide" 6 x 10."""
 
-OPERATORS = (
-    *("identity", "inpaint:random,keep=0.5", "inpaint:box,size=4"),
-    *("blur:gaussian,sigma=1,pad=circular", "sr:average,factor=2"),
-)
-PROBLEMS: list[Case] = list(itertools.product(PRIORS, OPERATORS, (0.05, 0.3)))
+MASK, BOX = "inpaint:random,keep=0.5", "inpaint:box,size=4"
+BLUR, REDUCED = "blur:gaussian,sigma=1,pad=circular", "sr:average,factor=2"
+OPERATORS = ("identity", MASK, BOX, BLUR, REDUCED)
+
+FEW: list[Case] = [
+    ("gaussian", MASK, 0.005),
+    ("gaussian", BOX, 0.02),
+    ("gaussian", BLUR, 0.01),
+    ("gaussian", REDUCED, 0.3),
+    ("mixture", "identity", 0.3),
+    ("mixture", BOX, 0.02),
+    ("mixture", MASK, 0.3),
+    ("mixture-wide", BLUR, 0.02),
+    ("wavelet", BOX, 0.02),
+    ("wavelet", BLUR, 0.02),
+    ("wavelet", "identity", 0.5),
+    ("wavelet-wide", REDUCED, 0.05),
+]
+"""The problems of a short certification: (prior, operator, noise)."""
+
+MORE: list[Case] = [
+    *(("gaussian", "identity", 0.005), ("gaussian", BLUR, 0.02), ("gaussian", BOX, 0.5)),
+    *(("mixture", "identity", 0.005), ("mixture", BLUR, 0.01), ("mixture", REDUCED, 0.5)),
+    *(("wavelet", MASK, 0.005), ("wavelet", BLUR, 0.01), ("wavelet", REDUCED, 0.01)),
+    *(("gaussian-wide", BOX, 0.02), ("gaussian-wide", REDUCED, 0.3)),
+    *(("mixture-wide", MASK, 0.1), ("wavelet-wide", BLUR, 0.1), ("wavelet-wide", BOX, 0.02)),
+]
+PROBLEMS: list[Case] = [*itertools.product(tuple(PRIORS)[:3], OPERATORS, (0.05, 0.3)), *MORE]
+PROBLEMS += [case for case in FEW if case not in PROBLEMS]
 """Problems of the certification: (prior, operator, noise)."""
 
 SPREAD, COVERAGE, BIAS, POINT = 0.1, 0.05, 0.05, 0.25  # what "posterior" and "point" allow
@@ -172,19 +202,35 @@ class _Exam:
         self.case, self.root = case, seed
         name, operator, noise = case
         self.prior = PRIORS[name]()
-        self.problem = Problem(operator, noise).at(range(images), SHAPE)
+        self.problem = Problem(operator, noise).at(range(images), self.prior.shape)
         truth = self.prior.sample(images, seed=self.seed("truth"))
         self.y = self.problem.simulate(truth, seed=self.seed("noise"))
         self.posterior = self.prior.posterior(self.y, self.problem)
         self.mean = self.posterior.mean.double().flatten(1)
         self.covariance = self.posterior.covariance.expand(images, -1, -1)
         self.rms = (_trace(self.covariance).mean() / self.mean.shape[1]).sqrt()
-        matrix = operator_matrix(self.problem, SHAPE, self.y).expand(images, -1, -1)
+        self.mean_error, self.tails, self.spread_errors = 0.0, [1.0, 1.0], [0.0, 0.0]
+        matrix = operator_matrix(self.problem, self.prior.shape, self.y).expand(images, -1, -1)
         _, singular, rows = torch.linalg.svd(matrix, full_matrices=False)
         passed = (singular > UNSEEN * singular.amax(1, keepdim=True)).double()
         observed = rows.mT @ (passed[:, :, None] * rows)
         unobserved = torch.eye(observed.shape[-1], dtype=observed.dtype) - observed
         self.sides = [p if _trace(p).sum() > 0.5 else None for p in (observed, unobserved)]
+        if isinstance(self.posterior, GibbsPosterior):
+            self._sampled(self.posterior)
+
+    def _sampled(self, posterior: GibbsPosterior) -> None:
+        """What a reference adds to the errors that is known by its samples only."""
+        self.mean_error = float(posterior.mean_variance.sum() / _trace(self.covariance).sum())
+        away = posterior.chains - self.mean[:, None]  # (T, B, K, d)
+        for number, p in enumerate(self.sides):
+            if p is not None:
+                square = (away @ p).square().sum(-1)
+                gaussian = 2 * (p @ self.covariance @ p).square().sum()
+                self.tails[number] = float(square.var((0, 2)).sum() / gaussian) ** 0.5
+                chains = square.mean(0).sum(0)
+                bar = chains.std() / len(chains) ** 0.5 / chains.mean()
+                self.spread_errors[number] = float(bar / 2)
 
     def seed(self, purpose: str) -> int:
         """A seed of its own for every problem and purpose."""
@@ -197,12 +243,25 @@ class _Exam:
         wanted = 0.5 + math.sqrt(0.25 + 2 * (bar * PRECISE / BIAS**2) ** 2)
         return min(max(math.ceil(wanted), FIRST), most)
 
+    def square_bar(self, draws: int, bias: float) -> float:
+        """The standard error of mean_error^2."""
+        return standard_errors(self.covariance, draws, bias, self.mean_error)[1]
+
+    def spread_bars(self, draws: int) -> list[float | None]:
+        """The standard error of both spreads; None: A has no such directions."""
+        bars: list[float | None] = []
+        for p, tail, own in zip(self.sides, self.tails, self.spread_errors, strict=True):
+            if p is None:
+                bars.append(None)
+                continue
+            bar, _ = standard_errors(p @ self.covariance @ p, draws)
+            bars.append(math.hypot(bar * tail, own))
+        return bars
+
     def bars(self, draws: int, bias: float) -> dict[str, float]:
         """The standard errors of a row's figures."""
-        sides = [p @ self.covariance @ p for p in self.sides if p is not None]
-        spread = max(standard_errors(side, draws)[0] for side in sides)
-        square = standard_errors(self.covariance, draws, bias)[1]
-        return {"square_bar": square, "spread_bar": spread}
+        spread = max(bar for bar in self.spread_bars(draws) if bar is not None)
+        return {"square_bar": self.square_bar(draws, bias), "spread_bar": spread}
 
     def moments(self, samples: Tensor) -> tuple[float, list[float | None]]:
         """Squared mean_error (may be below 0), and the spreads, of samples (S, B, C, H, W)."""
@@ -212,20 +271,18 @@ class _Exam:
         bias = (mean[:, 0] - self.mean).square().sum() - _trace(found).sum() / x.shape[1]
         exact = self.covariance
         spreads = [None if p is None else _ratio(p @ found, p @ exact) for p in self.sides]
-        return float(bias / _trace(exact).sum()), spreads
+        return float(bias / _trace(exact).sum()) - self.mean_error, spreads
 
     def missed(self, samples: Tensor) -> bool:
         """Whether mean or spread are beyond doubt not those of a posterior sampler."""
         square, spreads = self.moments(samples)
-        _, bar = standard_errors(self.covariance, len(samples), max(square, 0) ** 0.5)
-        if square > BIAS**2 + SURE * bar:
+        if square > BIAS**2 + SURE * self.square_bar(len(samples), max(square, 0) ** 0.5):
             return True
-        for spread, p in zip(spreads, self.sides, strict=True):
-            if spread is not None and p is not None:
-                bar, _ = standard_errors(p @ self.covariance @ p, len(samples))
-                if abs(spread - 1) > SPREAD + SURE * bar:
-                    return True
-        return False
+        bars = self.spread_bars(len(samples))
+        return any(
+            spread is not None and bar is not None and abs(spread - 1) > SPREAD + SURE * bar
+            for spread, bar in zip(spreads, bars, strict=True)
+        )
 
     def figures(self, samples: Tensor) -> dict[str, Any]:
         """The fields of a row that hold figures, and what they earn."""
@@ -280,16 +337,20 @@ def _earned(mean_error: float, spreads: Sequence[float | None], coverage: float)
     return "point" if mean_error <= POINT else "heuristic"
 
 
-def standard_errors(covariance: Tensor, draws: int, bias: float = 0.0) -> tuple[float, float]:
+def standard_errors(
+    covariance: Tensor, draws: int, bias: float = 0.0, reference: float = 0.0
+) -> tuple[float, float]:
     """Standard errors of a spread (relative) and of mean_error^2; see the head of this module.
 
     Args:
         covariance: Of the exact posterior, of every measurement, (B, d, d).
         draws: S, the samples for each measurement, at least 2.
         bias: The mean_error around which the second is wanted.
+        reference: Squared standard error of the exact mean, in units of tr C (0: closed form).
     """
     nu = float(_trace(covariance).sum() ** 2 / covariance.square().sum())
-    square = 2 / (draws * (draws - 1)) + 4 * bias**2 / draws
+    square = 2 / (draws * (draws - 1)) + 4 * reference / draws + 2 * reference**2
+    square += 4 * bias**2 * (1 / draws + reference)
     return (2 * (draws - 1) * nu) ** -0.5, (square / nu) ** 0.5
 
 
