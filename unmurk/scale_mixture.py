@@ -17,8 +17,8 @@ With z = c + sigma n and q(v) = sigma^2 / (v + sigma^2),
 One-dimensional integrals over log v, by the trapezoidal rule. The integrand is analytic in a strip
 of half-width pi / 2 around the real axis, so the rule with step h has an error of the order of
 exp(-pi^2 / h). E[q | z] and its first two derivatives are kept on a grid in z for each noise
-level; quintic Hermite polynomials join them, differentiable by autograd like any function. The
-distance to the integral is below 1e-7 sigma.
+level; quintic Hermite polynomials join them, differentiable by autograd like any function. With
+nu = 5 and sigma up to 10^4 s the denoiser is off by less than 1e-6 sigma.
 
 The posterior under a linear operator is a sum over all v, which has no closed form:
 `gibbs.py` samples it.
@@ -44,8 +44,9 @@ __all__ = ["ScaleMixture", "haar", "shrinkage"]
 _PRIOR, _SCALE = 26, 27  # random streams, apart from those of exact.py
 
 STEP = 0.25  # of the trapezoidal rule in log v
-SPACING = 0.006  # of the grid in asinh(z / (10 sigma))
-FAR = 2000.0  # the grid ends at this many sigma; the asymptote follows
+SPACING = 0.0025  # of the grid in asinh(z / (10 sigma))
+FAR = 100.0  # the grid ends at this many sigma; the asymptote follows
+NU = (3, 10)  # degrees of freedom: fewer have no variance, more would need a finer rule
 LEVELS = 512  # noise levels whose grids are kept: 0.1 MB each
 
 
@@ -138,6 +139,17 @@ def _quintic(left: Tensor, right: Tensor, at: Tensor) -> Tensor:
     return f + at * (g + at * (h / 2 + at * (c3 + at * (c4 + at * c5))))
 
 
+def _far(z: Tensor, sigma: float, scale: Tensor, nu: int) -> Tensor:
+    """E[q | z] where the density p of c is smooth on the scale of sigma.
+
+    By E[c | z] = z + sigma^2 (log m)' with m = p + sigma^2 p'' / 2 + ..., to second order.
+    """
+    n, square = nu * scale**2, z.square()
+    total = n + square
+    second = (3 * n - square - (nu + 1) * (square - n)) * sigma**2 / total**2
+    return (nu + 1) * sigma**2 / total * (1 - second)
+
+
 class ScaleMixture:
     """Images whose coefficients in an orthonormal basis have Student's t distribution.
 
@@ -145,7 +157,7 @@ class ScaleMixture:
         mean: (C, H, W).
         basis: W, orthonormal, (d, d) with d = C H W, one basis image in each column.
         scales: s_i > 0 of the d coefficients.
-        nu: Degrees of freedom, an integer from 3 to 100 (with fewer than 3 there is no variance).
+        nu: Degrees of freedom, an integer from 3 to 10.
 
     Raises:
         InputError: The numbers are out of range, or the shapes do not fit.
@@ -173,8 +185,8 @@ class ScaleMixture:
             raise InputError(
                 "a scale is not a positive number: give the scale of each coefficient"
             )
-        if not (isinstance(nu, int) and 3 <= nu <= 100):
-            raise InputError(f"nu is {nu}: give an integer from 3 to 100")
+        if not (isinstance(nu, int) and NU[0] <= nu <= NU[1]):
+            raise InputError(f"nu is {nu}: give an integer from {NU[0]} to {NU[1]}")
         values, self._group = self.scales.unique(return_inverse=True)
         self._values = tuple(values.tolist())
 
@@ -257,7 +269,7 @@ class ScaleMixture:
         index = self._group * nodes + cell
         rows = grid.reshape(-1, 3)
         near = _quintic(rows[index], rows[index + 1], (place - cell).clamp(max=1))
-        far = (self.nu + 1) * sigma**2 / (self.nu * self.scales**2 + c.square())
+        far = _far(c, sigma, self.scales, self.nu)
         return torch.where(c.abs() <= FAR * sigma, near, far)
 
     def _log_density(self, c: Tensor, sigma: float) -> Tensor:
