@@ -179,7 +179,7 @@ def certify(
             a linear operator and a noise level of 0.001 to 10. None: `PROBLEMS`.
         progress: Called with every row when it is done.
         processes: How many work at it, 1 to 64. With more than one, functions have to be
-            importable (at the top of a module), and a script needs its `if __name__ == "__main__"`.
+            importable (at the top of a module), and a script needs `if __name__ == "__main__"`.
 
     Returns:
         The rows, for each problem those of all solvers. They do not depend on `processes`.
