@@ -15,11 +15,16 @@ import torch
 
 from unmurk import certificate, cli
 from unmurk.certificate import holds, lines, picture, summary, table
-from unmurk.certify import PROBLEMS, Row, _coverage, _Exam, certify, standard_errors
+from unmurk.certify import PROBLEMS, SHORT, Row, certify, standard_errors
 from unmurk.errors import InputError
 from unmurk.exact import operator_matrix
+from unmurk.exam import PRIORS, Exam, coverage
+from unmurk.exam import exam as exam_of
 
 SOME = [("gaussian", "inpaint:box,size=4", 0.3), ("mixture", "sr:average,factor=2", 0.05)]
+
+
+WAVELETS = [("wavelet", "inpaint:box,size=4", 0.02), ("wavelet-wide", "sr:average,factor=2", 0.05)]
 
 
 def oracle(change=lambda x, posterior, problem: x, claims="posterior"):
@@ -53,17 +58,22 @@ def shifted(x, posterior, problem):
 
 def bars(row, images=4):
     """Standard errors of both spreads (None: A has no such directions), and of mean_error^2."""
-    exam = _Exam((row.prior, row.operator, row.noise), images, 0)
+    exam = exam_of((row.prior, row.operator, row.noise), images, 0)
+    if "wavelet" in row.prior:
+        return exam.spread_bars(row.draws), exam.square_bar(row.draws, 0)
     sides = [None if p is None else p @ exam.covariance @ p for p in exam.sides]
     spreads = [None if side is None else standard_errors(side, row.draws)[0] for side in sides]
     return spreads, standard_errors(exam.covariance, row.draws)[1]
 
 
 def test_exact_samples_earn_posterior_everywhere_within_the_derived_errors():
-    rows = certify({"oracle": oracle()})
-    assert [(r.prior, r.operator, r.noise) for r in rows] == PROBLEMS and len(rows) == 20
-    pulls = []
-    for row in rows:
+    some = [case for case in PROBLEMS if "wavelet" not in case[0] or case in WAVELETS]
+    assert len(some) == 36
+    pulls, rows = [], []
+    for case in some:  # one by one: the last exam is kept for `bars`
+        (row,) = certify({"oracle": oracle()}, problems=[case])
+        rows.append(row)
+        assert (row.prior, row.operator, row.noise) == case
         assert row.earned == "posterior" and 120 <= row.draws <= 512, row
         spreads, square = bars(row)
         assert row.mean_error**2 < 3.5 * square < 0.003 and square <= row.square_bar
@@ -81,7 +91,7 @@ def test_exact_samples_earn_posterior_everywhere_within_the_derived_errors():
 
 
 def test_standard_errors_are_those_of_repeated_experiments():
-    exam = _Exam(("gaussian", "inpaint:box,size=4", 0.3), 4, 0)
+    exam = Exam(("gaussian", "inpaint:box,size=4", 0.3), 4, 0)
     moments = [exam.moments(exam.posterior.sample(32, seed=s)) for s in range(200)]
     square = torch.tensor([m[0] for m in moments])
     spread_bar, _ = standard_errors(exam.sides[1] @ exam.covariance @ exam.sides[1], 32)
@@ -126,8 +136,8 @@ def test_coverage_is_exact_for_any_number_of_samples():
     g = torch.Generator().manual_seed(0)
     for draws in (7, 32, 100):
         samples, exact = (torch.rand(n, 20000, generator=g) for n in (draws, 3))
-        assert _coverage(samples, exact) == pytest.approx(0.9, abs=0.006)
-    assert _coverage(torch.zeros(32, 5), torch.ones(4, 5)) == 0
+        assert coverage(samples, exact) == pytest.approx(0.9, abs=0.006)
+    assert coverage(torch.zeros(32, 5), torch.ones(4, 5)) == 0
 
 
 def test_solvers_by_name_and_by_options():
@@ -172,6 +182,21 @@ def test_refusals_and_failures_are_told_apart():
     assert "shape (1,) instead of (32, 4, 1, 8, 8)" in wrong.error
 
 
+def test_problems_cover_noise_shapes_and_priors():
+    assert len(PROBLEMS) == len(set(PROBLEMS)) >= 30 and set(SHORT) <= set(PROBLEMS)
+    assert len(SHORT) == 12
+    for some in (PROBLEMS, SHORT):
+        priors, operators, noises = (set(column) for column in zip(*some, strict=True))
+        assert min(noises) == 0.005 and max(noises) == 0.5 and {0.01, 0.02} <= noises
+        assert len(operators) == 5
+        shapes = {PRIORS[prior]().shape for prior in priors}
+        assert shapes == {(1, 8, 8), (1, 6, 10)}
+        assert {prior.split("-")[0] for prior in priors} == {"gaussian", "mixture", "wavelet"}
+        for prior in ("gaussian", "mixture", "wavelet"):
+            assert (prior, "inpaint:box,size=4", 0.02) in some
+        assert {n for _, o, n in some if o.startswith("blur")} >= {0.01, 0.02}
+
+
 def rows_by_hand():
     def row(solver, earned, mean_error, unobserved, operator="identity"):
         return Row(
@@ -209,11 +234,39 @@ def test_summary_is_the_weakest_and_the_worst(tmp_path):
         picture(rows_by_hand(), tmp_path / "dots.doc")
 
 
-def test_bad_input_is_named():
-    with pytest.raises(InputError, match="draws is 8"):
-        certify(draws=8)
-    with pytest.raises(InputError, match="prior 'cats'"):
-        certify({"oracle": oracle()}, problems=[("cats", "identity", 0.1)])
+BAD_NUMBERS = [
+    *(("draws", bad) for bad in (31, 4097, 64.0, True, None, 10**12)),
+    *(("images", bad) for bad in (0, 17, -1, "4", 10**12)),
+    *(("processes", bad) for bad in (0, 65, 1.5)),
+    *(("seed", bad) for bad in (-1, 0.5, 2**63)),
+]
+IDENTITY = ("gaussian", "identity", 0.1)
+BAD_PROBLEMS = [
+    ("identity", "write it as"),
+    (("gaussian", "identity"), "write it as"),
+    (("cats", "identity", 0.1), "prior 'cats'"),
+    (("gaussian", None, 0.1), "operator as text"),
+    *((("gaussian", "identity", bad), "from 0.001 to 10") for bad in (0, -1, 11, "0.1", True)),
+    (("gaussian", "identity", float("nan")), "from 0.001 to 10"),
+    (("gaussian", "jpeg,quality=50", 0.1), "is not linear"),
+    (("gaussian-wide", "sr:average,factor=4", 0.1), "sr:average"),
+    (("gaussian", "unknown", 0.1), "unknown"),
+]
+
+
+@pytest.mark.parametrize(("name", "bad"), BAD_NUMBERS)
+def test_numbers_have_bounds(name, bad):
+    with pytest.raises(InputError, match=f"{name} is .*: give an integer from"):
+        certify({"oracle": oracle()}, problems=[IDENTITY], **{name: bad})
+
+
+@pytest.mark.parametrize(("problem", "message"), BAD_PROBLEMS)
+def test_bad_problems_are_named_before_anything_runs(problem, message):
+    with pytest.raises(InputError, match=message):
+        certify({"broken": broken}, problems=[IDENTITY, problem])
+
+
+def test_bad_solvers_are_named():
     with pytest.raises(InputError, match="method 'magic'"):
         certify({"magic": {}})
     with pytest.raises(InputError, match="claims 'truth'"):
@@ -226,8 +279,7 @@ def test_bad_input_is_named():
 @pytest.fixture
 def few(monkeypatch):
     """Two problems, in this process."""
-    monkeypatch.setattr("unmurk.certify.PROBLEMS", SOME)
-    monkeypatch.setattr(certificate, "PROBLEMS", SOME)
+    monkeypatch.setattr(certificate, "SHORT", SOME)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
 
 

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .certify import BIAS, LEVEL, PROBLEMS, RANK, SPREAD, Row, certify, default_solvers
+from .certify import RANK, Row, certify, claiming_solvers, default_solvers
 from .console import plain
 from .errors import InputError
+from .exam import BIAS, LEVEL, PROBLEMS, SHORT, SPREAD
 from .learn.loop import write_atomically
 from .solve.base import Claim
 
@@ -30,6 +31,7 @@ __all__ = [
     "lines",
     "picture",
     "read",
+    "reference",
     "run",
     "summary",
     "table",
@@ -43,34 +45,43 @@ WIDTHS = (14, 9, 13, 9)  # of its first columns
 CAPTION = """\
 Every figure is the worst of all problems; 1.00 is right for spreads and SWD, 0.90 for the
 coverage, 0 for the mean error (in posterior standard deviations). NFE: network evaluations for one
-sample; s: seconds of all draws. (!): less than the solver claims. --json prints every row."""
+sample; s: seconds of all draws. (!): less than the solver claims. --json prints every row;
+--thorough runs all solvers on all problems."""
 
 
-def run(methods: Sequence[str] = (), out: Path | None = None, *, seed: int = 0) -> dict[str, Any]:
-    """Certify solvers on all problems, a process for each core; progress goes to stderr.
+def run(
+    methods: Sequence[str] = (), out: Path | None = None, *, seed: int = 0, thorough: bool = False
+) -> dict[str, Any]:
+    """Certify solvers, a process of one thread for each core; progress goes to stderr.
 
     Args:
-        methods: Names as in `certify.default_solvers`; none: all.
+        methods: Names as in `certify.default_solvers`; none: all if thorough, else those that
+            claim more than "heuristic".
         out: Folder for certify.json and certify.png, if any.
         seed: See `certify.certify`.
+        thorough: All problems (`exam.PROBLEMS`) instead of a dozen that cover them (`exam.SHORT`).
 
     Returns:
-        seed; seconds of wall time; holds, whether each solver earns what it claims; rows, the
-        fields of each `certify.Row`. `read` makes rows of them again.
+        seed; thorough; seconds of wall time; holds, whether each solver earns what it claims;
+        rows, the fields of each `certify.Row`. `read` makes rows of them again.
 
     Raises:
-        InputError: A name is unknown.
+        InputError: A name is unknown, or the seed is below 0.
     """
     known, start = default_solvers(), time.monotonic()
     for name in methods:
         if name not in known:
             raise InputError(f"solver '{name}' is unknown: choose from {', '.join(known)}")
-    solvers = {name: known[name] for name in methods or known}
-    with _progress(len(solvers) * len(PROBLEMS)) as step:
+    solvers = {name: known[name] for name in methods} or (
+        known if thorough else claiming_solvers()
+    )
+    problems = PROBLEMS if thorough else SHORT
+    with _progress(len(solvers) * len(problems)) as step:
         processes = min(os.cpu_count() or 1, PROCESSES)
-        rows = certify(solvers, seed=seed, progress=step, processes=processes)
-    result: dict[str, Any] = {"seed": seed, "seconds": time.monotonic() - start}
-    result |= {"holds": holds(rows), "rows": [asdict(row) for row in rows]}
+        rows = certify(solvers, seed=seed, problems=problems, progress=step, processes=processes)
+    result: dict[str, Any] = {"seed": seed, "thorough": thorough}
+    result |= {"seconds": time.monotonic() - start, "holds": holds(rows)}
+    result |= {"rows": [asdict(row) for row in rows]}
     if out is not None:
         text = json.dumps(plain(result), indent=1) + "\n"
         write_atomically(out / "certify.json", text.encode())
@@ -221,6 +232,20 @@ def lines(rows: Sequence[Row]) -> "Lines":
         worst = [f"{p[1]:.2f}" if p else "" for p in one.figures.values()]
         found.add_row(solver, claims, earned, counts, *worst, evaluations, seconds)
     return found
+
+
+def reference(rows: Sequence[Row]) -> str:
+    """How well the sampled references of these rows are known, in a sentence; "" without any."""
+    known = [row for row in rows if row.rhat is not None]
+    if not known:
+        return ""
+    rhat, ess = max(row.rhat or 0 for row in known), min(row.ess or 0 for row in known)
+    error = max(row.reference_error or 0 for row in known)
+    return (
+        f"The Gibbs sampler of the heavy-tailed prior: split R-hat at most {rhat:.3f}, at least\n"
+        f"{ess:.0f} effective samples of every coefficient, standard error of the mean at most\n"
+        f"{error:.4f} posterior standard deviations.\n"
+    )
 
 
 INKS = dict(posterior="#1b7f4d", point="#d98a00", heuristic="#b3261e")

@@ -1,38 +1,7 @@
-"""Certification: what a solver returns, held against a posterior known in closed form.
+"""Certification: what a solver returns, held against a posterior known exactly.
 
-Priors with an exact denoiser (see `exact.py`) leave a solver no network to blame: whatever its
-samples lack is its own doing. For B measurements a solver draws x_1 ... x_S each. With the exact
-posterior's mean m and covariance C, the samples' mean xb and covariance Ch (divisor S - 1), and
-sums over the measurements,
-
-    mean_error^2 = sum (|xb - m|^2 - tr Ch / S) / sum tr C
-    spread^2     = sum tr(P Ch) / sum tr(P C)                       P = P_row or I - P_row
-    coverage     = P(q_l < x < q_u) for x drawn from the exact posterior, pixel by pixel
-    SWD          = E_w int_0^1 |F_w^-1(q) - G_w^-1(q)| dq / sqrt(sum tr C / (B d))
-
-P_row projects on the row space of A, the directions y tells of (those that A passes with more than
-1e-3 of its largest singular value); I - P_row on those that only the prior knows. tr Ch / S is
-what a finite number of draws adds to the first term of mean_error^2, so its expectation is the
-squared bias, for any S; where it comes out below 0, mean_error is 0. q_l, q_u bound the central
-90 % of the solver's samples, reckoned by ranks so that the expectation is 0.9 for exact samples
-and any S (as in `metrics.coverage`). F_w, G_w are the solver's and exact samples along a random
-unit vector w; `swd_exact` puts a second set of exact samples in the solver's place.
-
-Standard errors. For Gaussian samples |x - m|^2 has the variance 2 tr C^2. With
-
-    nu = (sum tr C)^2 / sum tr C^2,
-
-B times the number of directions that share the variance,
-
-    spread         1 / sqrt(2 (S - 1) nu)                           relative; C -> P C P in nu
-    mean_error^2   sqrt(2 / (S (S - 1)) + 4 mean_error^2 / S) / sqrt(nu)
-    coverage       about sqrt(2 * 0.9 * 0.1 / (S nu))               S draws for q, S for x
-
-The mean is the hard part: its error falls with S sqrt(B), that of the spread with sqrt(S B). Hence
-many draws of few measurements. With B = 4 nu is 55 to 250 on these problems, and 14 on two where
-the mixture's components stay mixed up. S is chosen for each problem (`draws` is the most it may
-be) such that mean_error^2 is known to 0.05^2 / 3.5: from 128 to 512 draws. That leaves standard
-errors below 1 % in spread (threshold 10 %) and below 0.01 in coverage (threshold 0.05).
+Priors with an exact denoiser (`exact.py`, `scale_mixture.py`) leave a solver no network to blame:
+whatever its samples lack is its own doing. `exam.py` has the problems and defines every figure.
 
 A solver is looked at after 32, 128, ... draws. If its mean or its spread misses by then what a
 posterior sampler needs by more than 5 standard errors, it makes no more, and its figures are as
@@ -40,67 +9,67 @@ sure as so few draws make them: a row says how sure (`Row.square_bar`, `Row.spre
 it make more than 160,000 evaluations of the denoiser for a measurement pay for.
 
 The solvers here draw their noise from one stream for all rows, which is quicker than the stream
-for each row of `solve` and has the same distribution.
+for each row of `solve` and has the same distribution. Everything runs on the CPU: images of 60
+pixels leave an accelerator nothing to do.
 """
 
-import itertools
-import math
 import multiprocessing
 import signal
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
-from .exact import GaussianMixture, GaussianPrior, operator_matrix
+from .exam import (
+    BIAS,
+    COVERAGE,
+    FIRST,
+    LEVEL,
+    POINT,
+    PRIORS,
+    PROBLEMS,
+    SHORT,
+    SPREAD,
+    Case,
+    Exam,
+    Prior,
+    checked,
+    exam,
+    standard_errors,
+)
 from .problem import Problem
 from .seeds import Streams, generator
 from .solve import METHODS, PRESETS, configure
 from .solve.base import Claim, Denoiser
 
 __all__ = [
+    "BIAS",
+    "COVERAGE",
+    "LEVEL",
+    "POINT",
     "PRIORS",
     "PROBLEMS",
+    "SHORT",
+    "SPREAD",
     "ExactDenoiser",
     "Row",
     "certify",
+    "claiming_solvers",
     "default_solvers",
     "standard_errors",
 ]
 
-Case = tuple[str, str, float]  # prior, operator, noise
-Prior = GaussianPrior | GaussianMixture
 Function = Callable[[Tensor, Problem, Any, int, int], Tensor]
 Given = Mapping[str, Any] | Function  # a solver: its options, or a function
 
-SHAPE = (1, 8, 8)
-PRIORS: dict[str, Callable[[], Prior]] = {
-    "gaussian": lambda: GaussianPrior.exponential(SHAPE),
-    "mixture": lambda: GaussianMixture.example(SHAPE),
-}
-"""Priors of the certification by name."""
-
-OPERATORS = (
-    *("identity", "inpaint:random,keep=0.5", "inpaint:box,size=4"),
-    *("blur:gaussian,sigma=1,pad=circular", "sr:average,factor=2"),
-)
-PROBLEMS: list[Case] = list(itertools.product(PRIORS, OPERATORS, (0.05, 0.3)))
-"""Problems of the certification: (prior, operator, noise)."""
-
-SPREAD, COVERAGE, BIAS, POINT = 0.1, 0.05, 0.05, 0.25  # what "posterior" and "point" allow
-LEVEL = 0.9  # of the intervals whose coverage is measured
-PRECISE = 3.5  # BIAS^2 in standard errors of mean_error^2, which says how many draws are made
+DRAWS, IMAGES, PROCESSES = (FIRST, 4096), (1, 16), (1, 64)  # bounds of certify's numbers
 EVALUATIONS = 160_000  # of the denoiser, that all draws for a measurement may cost
-FIRST, GROW, SURE = 32, 4, 5  # looks after 32, 128, ... draws; SURE is in standard errors
-UNSEEN = 1e-3  # singular values below this part of the largest count as zero
-DIRECTIONS = 64  # of the sliced Wasserstein distance
+GROW = 4  # looks after 32, 128, ... draws
 RANK: dict[Any, int] = {"heuristic": 0, "point": 1, "posterior": 2}
 
 
@@ -142,6 +111,12 @@ class Row:
     square_bar: float | None = None
     spread_bar: float | None = None
     """Standard errors of mean_error^2 and, relative, of the spreads (the larger one)."""
+    reference_error: float | None = None
+    """Standard error of the exact mean, RMS, in RMS posterior standard deviations; this and the
+    next two are None where the posterior is known in closed form."""
+    rhat: float | None = None
+    ess: float | None = None
+    """Largest split R-hat and smallest effective sample size of the reference's Markov chains."""
 
     @property
     def excess(self) -> float | None:
@@ -162,137 +137,6 @@ class ExactDenoiser(Denoiser):
         self.prior = prior
 
 
-# -- the problems and their exact answers ---------------------------------------------------------
-
-
-class _Exam:
-    """One problem: measurements, and the posterior they leave."""
-
-    def __init__(self, case: Case, images: int, seed: int) -> None:
-        self.case, self.root = case, seed
-        name, operator, noise = case
-        self.prior = PRIORS[name]()
-        self.problem = Problem(operator, noise).at(range(images), SHAPE)
-        truth = self.prior.sample(images, seed=self.seed("truth"))
-        self.y = self.problem.simulate(truth, seed=self.seed("noise"))
-        self.posterior = self.prior.posterior(self.y, self.problem)
-        self.mean = self.posterior.mean.double().flatten(1)
-        self.covariance = self.posterior.covariance.expand(images, -1, -1)
-        self.rms = (_trace(self.covariance).mean() / self.mean.shape[1]).sqrt()
-        matrix = operator_matrix(self.problem, SHAPE, self.y).expand(images, -1, -1)
-        _, singular, rows = torch.linalg.svd(matrix, full_matrices=False)
-        passed = (singular > UNSEEN * singular.amax(1, keepdim=True)).double()
-        observed = rows.mT @ (passed[:, :, None] * rows)
-        unobserved = torch.eye(observed.shape[-1], dtype=observed.dtype) - observed
-        self.sides = [p if _trace(p).sum() > 0.5 else None for p in (observed, unobserved)]
-
-    def seed(self, purpose: str) -> int:
-        """A seed of its own for every problem and purpose."""
-        path = zlib.crc32(repr((self.case, purpose)).encode())
-        return int(torch.randint(2**31, (), generator=generator(self.root, path)))
-
-    def draws(self, most: int) -> int:
-        """How many draws tell mean_error^2 well enough, `FIRST` to `most`."""
-        _, bar = standard_errors(self.covariance, 2)  # falls as 1 / sqrt(S (S - 1))
-        wanted = 0.5 + math.sqrt(0.25 + 2 * (bar * PRECISE / BIAS**2) ** 2)
-        return min(max(math.ceil(wanted), FIRST), most)
-
-    def bars(self, draws: int, bias: float) -> dict[str, float]:
-        """The standard errors of a row's figures."""
-        sides = [p @ self.covariance @ p for p in self.sides if p is not None]
-        spread = max(standard_errors(side, draws)[0] for side in sides)
-        square = standard_errors(self.covariance, draws, bias)[1]
-        return {"square_bar": square, "spread_bar": spread}
-
-    def moments(self, samples: Tensor) -> tuple[float, list[float | None]]:
-        """Squared mean_error (may be below 0), and the spreads, of samples (S, B, C, H, W)."""
-        x = samples.double().flatten(2).transpose(0, 1)  # (B, S, d)
-        mean = x.mean(1, keepdim=True)
-        found = (x - mean).mT @ (x - mean) / (x.shape[1] - 1)
-        bias = (mean[:, 0] - self.mean).square().sum() - _trace(found).sum() / x.shape[1]
-        exact = self.covariance
-        spreads = [None if p is None else _ratio(p @ found, p @ exact) for p in self.sides]
-        return float(bias / _trace(exact).sum()), spreads
-
-    def missed(self, samples: Tensor) -> bool:
-        """Whether mean or spread are beyond doubt not those of a posterior sampler."""
-        square, spreads = self.moments(samples)
-        _, bar = standard_errors(self.covariance, len(samples), max(square, 0) ** 0.5)
-        if square > BIAS**2 + SURE * bar:
-            return True
-        for spread, p in zip(spreads, self.sides, strict=True):
-            if spread is not None and p is not None:
-                bar, _ = standard_errors(p @ self.covariance @ p, len(samples))
-                if abs(spread - 1) > SPREAD + SURE * bar:
-                    return True
-        return False
-
-    def figures(self, samples: Tensor) -> dict[str, Any]:
-        """The fields of a row that hold figures, and what they earn."""
-        square, (observed, unobserved) = self.moments(samples)
-        seeds = self.seed("exact"), self.seed("other")
-        exact, other = (self.posterior.sample(len(samples), seed=s) for s in seeds)
-        mean_error = max(square, 0) ** 0.5
-        coverage = _coverage(samples, exact)
-        return {
-            "earned": _earned(mean_error, [observed, unobserved], coverage),
-            "mean_error": mean_error,
-            "spread_observed": observed,
-            "spread_unobserved": unobserved,
-            "coverage": coverage,
-            "swd": self._swd(samples, exact),
-            "swd_exact": self._swd(other, exact),
-            "draws": len(samples),
-            **self.bars(len(samples), mean_error),
-        }
-
-    def _swd(self, a: Tensor, b: Tensor) -> float:
-        g = generator(self.seed("directions"))
-        w = torch.randn(self.mean.shape[1], DIRECTIONS, generator=g, dtype=torch.float64)
-        w = w / w.norm(dim=0)
-        ranked = [(x.double().flatten(2) @ w).sort(0).values for x in (a, b)]
-        return float((ranked[0] - ranked[1]).abs().mean() / self.rms)
-
-
-def _trace(matrices: Tensor) -> Tensor:
-    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def _ratio(found: Tensor, exact: Tensor) -> float:
-    return float((_trace(found).sum() / _trace(exact).sum()).sqrt())
-
-
-def _coverage(samples: Tensor, exact: Tensor) -> float:
-    """Share of exact draws (M, B, ...) in the central interval of samples (S, B, ...)."""
-    ranked = samples.double().flatten(1).T.sort(1).values.contiguous()
-    truth = exact.double().flatten(1).T.contiguous()
-    slots = len(samples) + 1
-    start = torch.searchsorted(ranked, truth) / slots
-    stop = (torch.searchsorted(ranked, truth, right=True) + 1) / slots
-    overlap = stop.clamp(max=(1 + LEVEL) / 2) - start.clamp(min=(1 - LEVEL) / 2)
-    return float((overlap.clamp(min=0) / (stop - start)).mean())
-
-
-def _earned(mean_error: float, spreads: Sequence[float | None], coverage: float) -> Claim:
-    calibrated = all(spread is None or abs(spread - 1) <= SPREAD for spread in spreads)
-    if calibrated and mean_error <= BIAS and abs(coverage - LEVEL) <= COVERAGE:
-        return "posterior"
-    return "point" if mean_error <= POINT else "heuristic"
-
-
-def standard_errors(covariance: Tensor, draws: int, bias: float = 0.0) -> tuple[float, float]:
-    """Standard errors of a spread (relative) and of mean_error^2; see the head of this module.
-
-    Args:
-        covariance: Of the exact posterior, of every measurement, (B, d, d).
-        draws: S, the samples for each measurement, at least 2.
-        bias: The mean_error around which the second is wanted.
-    """
-    nu = float(_trace(covariance).sum() ** 2 / covariance.square().sum())
-    square = 2 / (draws * (draws - 1)) + 4 * bias**2 / draws
-    return (2 * (draws - 1) * nu) ** -0.5, (square / nu) ** 0.5
-
-
 # -- the run --------------------------------------------------------------------------------------
 
 
@@ -303,6 +147,12 @@ def default_solvers() -> dict[str, dict[str, Any]]:
     """
     presets = {f"{name}:{preset}": {"method": name, "preset": preset} for name, preset in PRESETS}
     return {name: {} for name in METHODS} | presets
+
+
+def claiming_solvers() -> dict[str, dict[str, Any]]:
+    """Those of `default_solvers` that claim more than "heuristic"."""
+    known = default_solvers().items()
+    return {name: options for name, options in known if _runner(name, options)[1] != "heuristic"}
 
 
 def certify(
@@ -322,13 +172,14 @@ def certify(
             a function (y, problem, denoise, samples, seed) -> (samples, B, C, H, W), float; its
             attribute `claims`, if any, says what it claims ("heuristic" else), and `denoise` is
             an `ExactDenoiser`. None: `default_solvers()`.
-        seed: Of the truths, the noise, the solvers and the exact samples.
-        draws: Most samples for each measurement, at least 32. Fewer where fewer settle it.
-        images: Measurements for each problem.
-        problems: Which ones; None: `PROBLEMS`.
+        seed: Of the truths, the noise, the solvers and the exact samples; an integer >= 0.
+        draws: Most samples for each measurement, 32 to 4,096. Fewer where fewer settle it.
+        images: Measurements for each problem, 1 to 16.
+        problems: Which ones, each (prior, operator, noise): a name in `PRIORS`, the text form of
+            a linear operator and a noise level of 0.001 to 10. None: `PROBLEMS`.
         progress: Called with every row when it is done.
-        processes: How many work at it. With more than one, functions have to be importable (at
-            the top of a module), and a script needs its `if __name__ == "__main__"`.
+        processes: How many work at it, 1 to 64. With more than one, functions have to be
+            importable (at the top of a module), and a script needs `if __name__ == "__main__"`.
 
     Returns:
         The rows, for each problem those of all solvers. They do not depend on `processes`.
@@ -337,15 +188,12 @@ def certify(
         InputError: Unknown method, option or prior, or numbers out of range. One that a solver
             raises while it runs goes into its row instead.
     """
-    if draws < FIRST or images < 1:
-        raise InputError(f"draws is {draws} and images {images}: at least 32 and 1 are needed")
+    _within(seed=(seed, 0, 2**63 - 1), draws=(draws, *DRAWS), images=(images, *IMAGES))
+    _within(processes=(processes, *PROCESSES))
     given = default_solvers() if solvers is None else solvers
     for name, solver in given.items():
         _runner(name, solver)
-    cases = list(PROBLEMS if problems is None else problems)
-    for prior, _, _ in cases:
-        if prior not in PRIORS:
-            raise InputError(f"prior '{prior}' is unknown: choose from {', '.join(PRIORS)}")
+    cases = checked(PROBLEMS if problems is None else problems)
     jobs = [(*one, case, images, seed, draws) for case in cases for one in given.items()]
     rows: dict[int, Row] = {}
     for number, row in _all(jobs, processes):
@@ -353,6 +201,13 @@ def certify(
         if progress is not None:
             progress(row)
     return [rows[number] for number in range(len(jobs))]
+
+
+def _within(**given: tuple[Any, int, int]) -> None:
+    """Raise InputError unless every value is an integer from its least to its most."""
+    for name, (value, least, most) in given.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise InputError(f"{name} is {value!r}: give an integer from {least} to {most}")
 
 
 def _all(jobs: Sequence[Any], processes: int) -> Iterator[tuple[int, Row]]:
@@ -382,12 +237,7 @@ def _alone() -> None:
 
 def _row(name: str, solver: Given, case: Case, images: int, seed: int, draws: int) -> Row:
     run, claims = _runner(name, solver)
-    return _examine(name, run, claims, _exam(case, images, seed), draws)
-
-
-@lru_cache(maxsize=1)
-def _exam(case: Case, images: int, seed: int) -> _Exam:
-    return _Exam(case, images, seed)
+    return _examine(name, run, claims, exam(case, images, seed), draws)
 
 
 def _runner(name: str, solver: Given) -> tuple[Function, Claim]:
@@ -419,7 +269,7 @@ class _Shared(Streams):
         return draw((len(self), *shape), generator=self.generators[0])
 
 
-def _examine(name: str, run: Function, claims: Claim, exam: _Exam, most: int) -> Row:
+def _examine(name: str, run: Function, claims: Claim, exam: Exam, most: int) -> Row:
     """One row, of as many draws as it takes to settle it."""
     denoise = ExactDenoiser(exam.prior)
     prior, operator, noise = exam.case
