@@ -415,8 +415,8 @@ BAD_FORMS = {
     "blur:gaussian,sigma=-1": "sigma must be a number from 0.01 to 256",
     "blur:gaussian,sigma=1,sigma=2": "given twice",
     "blur:gaussian,sigma=1,width=3": "no option 'width'",
-    "blur:gaussian,sigma=1,size=4": "must be an odd number from 1 to 1537, or two of them as in 9x5",
-    "blur:gaussian,sigma=1,size=3x5x7": "must be an odd number from 1 to 1537, or two of them as in 9x5",
+    "blur:gaussian,sigma=1,size=4": "an odd number from 1 to 1537, or two of them as in 9x5",
+    "blur:gaussian,sigma=1,size=3x5x7": "an odd number from 1 to 1537, or two of them",
     "blur:gaussian,sigma=1,pad=zero": "one of reflect, circular",
     "blur:uniform,size=0": "must be an odd number from 1 to 1537, or two of them as in 9x5",
     "inpaint:random,keep=0": "keep must be a number from 1e-06 to 1",
@@ -537,15 +537,20 @@ def test_a_linear_function_gets_everything():
     assert torch.allclose(op.A_dagger(y).double(), expected, atol=1e-5)
 
 
-def test_a_function_learns_its_shape_at_first_use():
+def test_a_function_is_a_value_that_no_call_changes():
     op = as_operator(shrink)
     with pytest.raises(InputError, match="bind it with at"):
         _ = op.linear
     with pytest.raises(InputError, match="at\\(index, shape\\)"):
         op.A_adjoint(torch.zeros(1, 2, 3, 2))
-    op = as_operator(shrink)
+    bound = op.at([0], (2, 3, 4))
+    before = dict(vars(op))
     op.A(torch.zeros(1, 2, 3, 4))
-    assert op.linear and op.A_adjoint(torch.zeros(1, 2, 3, 2)).shape == (1, 2, 3, 4)
+    op.y_shape((2, 3, 4))
+    assert vars(op) == before and op.shape is None
+    assert bound.linear and bound.A_adjoint(torch.zeros(1, 2, 3, 2)).shape == (1, 2, 3, 4)
+    bound.A(torch.zeros(1, 2, 5, 6))
+    assert bound.shape == (2, 3, 4)
 
 
 @pytest.mark.parametrize(

@@ -413,7 +413,7 @@ BAD_FORMS = {
     "inpaint:freeform,strokes=1,width=0.5": "width must be a number from 1 to 1024",
     "inpaint:freeform,strokes=1,width=nan": "width must be a number from 1 to 1024",
     "inpaint:freeform,strokes=1,width=inf": "width must be a number from 1 to 1024",
-    "inpaint:freeform,strokes=1,width=2,seed=-1": "must be a whole number from 0 to 9223372036854775807",
+    "inpaint:freeform,strokes=1,width=2,seed=-1": "from 0 to 9223372036854775807",
     "blur:anisotropic,sigma=1": "needs the option ratio",
     "blur:anisotropic,sigma=0,ratio=0.5": "sigma must be a number from 0.01 to 256",
     "blur:anisotropic,sigma=inf,ratio=0.5": "must be a number from 0.01 to 256",

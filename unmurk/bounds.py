@@ -162,7 +162,7 @@ class Whole(Option):
             raise TypeError
         if not isinstance(value, Integral) and not float(value).is_integer():
             raise ValueError
-        number = int(value)
+        number = int(value)  # type: ignore[call-overload]
         if not self.least <= number <= self.most or (self.even and number % 2):
             raise ValueError
         return number

@@ -16,12 +16,15 @@ those that are not linear
 
 and their compositions "a|b|..", a first: "blur:gaussian,sigma=1|sr:average,factor=2".
 
-`parse` reads a text form, `as_operator` takes a text form, an `Operator`, an object with a method
-`A` in deepinv's dialect, or a plain function of x.
+`parse` reads a text form, `as_operator` takes a text form, an `Operator`, a matrix, an object with
+a method `A` in deepinv's dialect, or a plain function of x.
 """
 
 import re
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from ..bounds import shown
 from ..errors import InputError
@@ -30,7 +33,7 @@ from .blur import FileBlur, GaussianBlur, UniformBlur
 from .colour import Grey
 from .compose import Compose
 from .ct import ParallelCt
-from .external import External, Function
+from .external import External, Function, Matrix
 from .hdr import ClipRange
 from .identity import Identity
 from .inpaint import BoxInpaint, FileInpaint, RandomInpaint
@@ -123,7 +126,8 @@ def as_operator(obj: Any) -> Operator:
     """An operator from what users have.
 
     Args:
-        obj: A text form; an `Operator`; an object with a method `A` (a deepinv physics, say); or a
+        obj: A text form; an `Operator`; a matrix (m, d), tensor or array, that acts on images of
+            d = C H W numbers; an object with a method `A` (a deepinv physics, say); or a
             differentiable function x (B, C, H, W) -> y (B, ...).
 
     Raises:
@@ -133,11 +137,13 @@ def as_operator(obj: Any) -> Operator:
         return obj
     if isinstance(obj, str):
         return parse(obj)
+    if isinstance(obj, Tensor | np.ndarray):
+        return Matrix(obj)
     if callable(getattr(obj, "A", None)):
         return External(obj)
     if callable(obj):
         return Function(obj)
     raise InputError(
-        f"an operator is a text such as 'identity', an object with A(x) or a function, not "
-        f"{type(obj).__name__}"
+        f"an operator is a text such as 'identity', a matrix, an object with A(x) or a function,"
+        f" not {type(obj).__name__}"
     )

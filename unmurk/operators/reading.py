@@ -125,7 +125,7 @@ def _read(form: str, path: str) -> np.ndarray:
     while array.ndim > 2 and len(array) == 1:
         array = array[0]
     if array.ndim not in (2, 3) or array.size == 0:
-        raise _wrong(form, path, f"it must be of shape (H, W) or (N, H, W), not {shape}")
+        raise _wrong(form, path, f"shape {shape} is not (H, W) or (N, H, W)")
     return array
 
 

@@ -44,9 +44,10 @@ class Weighted(Operator):
                 "the weights of measurements must be finite and > 0: leave out with a mask what"
                 " is not measured"
             )
+        self.operator: Operator = operator
+        self.weights: Tensor = weights
         if isinstance(operator, Weighted):
-            operator, weights = operator.operator, operator.weights * weights
-        self.operator, self.weights = operator, weights
+            self.operator, self.weights = operator.operator, operator.weights * weights
 
     @property
     def linear(self) -> bool:
