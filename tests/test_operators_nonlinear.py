@@ -122,14 +122,14 @@ def test_gradients_agree_with_finite_differences(form, shape):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("phase:fourier,oversample=-1", "oversample must be >= 0"),
-        ("phase:fourier,oversample=inf", "oversample must be >= 0"),
-        ("hdr:clip,factor=0.5", "factor must be >= 1"),
-        ("blur:nonlinear,length=0", "length must be >= 1"),
+        ("phase:fourier,oversample=-1", "oversample must be a number from 0 to 32"),
+        ("phase:fourier,oversample=inf", "oversample must be a number from 0 to 32"),
+        ("hdr:clip,factor=0.5", "factor must be a number from 1 to 1000"),
+        ("blur:nonlinear,length=0", "length must be a number from 1 to 1024"),
         ("blur:nonlinear,seed=-1", "seed"),
-        ("quantise,bits=0", "bits must be 1 to 12"),
+        ("quantise,bits=0", "bits must be a whole number from 1 to 12"),
         ("jpeg", "needs the option quality"),
-        ("jpeg,quality=0", "quality must be 1 to 100"),
+        ("jpeg,quality=0", "quality must be a whole number from 1 to 100"),
         ("jpeg,quality=50,chroma=4:1:1", "4:2:0, 4:4:4"),
     ],
 )

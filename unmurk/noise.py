@@ -27,19 +27,26 @@ deviation s over every h-th number, times h, is off by 2 exp(-2 pi^2 (s / h)^2),
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .bounds import Option, Real, shown
 from .errors import InputError
 from .seeds import Streams, binomial
 
-__all__ = ["AUTO", "Gaussian", "Noise", "PoissonGaussian", "as_noise"]
+__all__ = ["AUTO", "Gaussian", "Noise", "PoissonGaussian", "as_noise", "noise_of"]
 
 NODES, STRIDE = 80, 4  # s / h < 8, so that the window reaches 10 s to each side
 HALVINGS = 60  # of the interval that the maximum lies in
 WHOLE = 1e-2  # counts that numbers in single precision may be off
+
+SIGMA = Real(1e-6, 10, zero=True)
+"""Bounds of a standard deviation in units of the image range: of 10, no image is left."""
+GAIN = Real(1e-12, 10)
+"""Bounds of a gain: from 1e12 counts at white, hardly any noise, to one count in ten pixels."""
+OFFSET = Real(0, 10)
 
 
 @runtime_checkable
@@ -69,14 +76,16 @@ class Gaussian:
     """y = c + sigma n. Text form: "gaussian,sigma=0.3", or the number alone.
 
     Raises:
-        InputError: sigma is not a finite number >= 0.
+        InputError: a number out of its bounds.
     """
 
+    options: ClassVar[dict[str, Option]] = {"sigma": SIGMA}
+
     sigma: float
-    """Standard deviation in units of the image range [0, 1], >= 0."""
+    """Standard deviation in units of the image range [0, 1]: 0 or a number from 1e-06 to 10."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", _number(self.sigma))
+        _check_options(self)
 
     @property
     def spec(self) -> str:
@@ -104,21 +113,21 @@ class PoissonGaussian:
     "poisson-gaussian,gain=0.01,sigma=0.02"; either may end with ",offset=0.05".
 
     Raises:
-        InputError: gain is not a finite number > 0, or sigma or offset not one >= 0.
+        InputError: a number out of its bounds.
     """
 
+    options: ClassVar[dict[str, Option]] = {"gain": GAIN, "sigma": SIGMA, "offset": OFFSET}
+
     gain: float
-    """What one count is worth in units of the image range [0, 1], > 0."""
+    """What one count is worth in units of the image range [0, 1], a number from 1e-12 to 10."""
     sigma: float = 0.0
-    """Standard deviation of the Gaussian noise on top, in the same units; 0 has none."""
+    """Standard deviation of the Gaussian noise on top, in the same units: 0 or a number from
+    1e-06 to 10; 0 has none."""
     offset: float = 0.0
-    """o, the value of black, where no light falls, in the same units."""
+    """o, the value of black, where no light falls, in the same units, a number from 0 to 10."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, _number(getattr(self, field.name)))
-        if self.gain == 0:
-            raise InputError("the gain of Poisson noise must be > 0: what one count is worth")
+        _check_options(self)
 
     @property
     def spec(self) -> str:
@@ -218,9 +227,82 @@ def as_noise(value: Any) -> Noise:
     Raises:
         InputError: for anything else, or a number out of range.
     """
-    if isinstance(value, str) and not _is_number(value):
-        return _parse(value)
+    if isinstance(value, str):
+        try:
+            return Gaussian(SIGMA.read(value.strip()))
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            return _parse(value)
     return value if isinstance(value, Noise) else Gaussian(value)
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "ZeroNoise": (),
+    "GaussianNoise": ("sigma",),
+    "PoissonNoise": ("gain",),
+    "PoissonGaussianNoise": ("gain", "sigma"),
+}
+"""Noise models of deepinv that are ours too, by the name of their class, and their numbers."""
+
+ASIDE = {"normalize", "clip_positive", "rng", "initial_random_state", "noise_model", "training"}
+"""Attributes of a noise model that say nothing about the law of y: where random numbers come from,
+and what `noise_of` checks by itself."""
+
+
+def noise_of(operator: Any) -> Noise:
+    """The noise that an object of another library carries along as `noise_model`.
+
+    Args:
+        operator: A physics of deepinv, or any object. Without a `noise_model` the noise is 0.
+
+    Its noise is read where it is one of `KINDS`, or a record of numbers, `sigma` and `gain`, that
+    cannot be called. Any other noise would be lost without a word, so it is refused.
+
+    Raises:
+        InputError: a noise of another kind, one that varies from image to image, or one that
+            counts photons.
+    """
+    model = getattr(operator, "noise_model", None)
+    if model is None or isinstance(operator, str):
+        return Gaussian(0.0)
+    if isinstance(model, Noise):
+        return model
+    name = type(model).__name__
+    kind = next((k.__name__ for k in type(model).__mro__ if k.__name__ in KINDS), None)
+    held = {key for key in _attributes(model) if key not in ASIDE}
+    if kind is None and not callable(model) and held <= {"gain", "sigma"}:
+        wanted: tuple[str, ...] = tuple(held)
+    elif kind is not None and held <= set(KINDS[kind]):
+        wanted = KINDS[kind]
+    else:
+        what = f" ({', '.join(sorted(held))})" if held else ""
+        raise InputError(
+            f"the operator carries {name}{what}, a noise that unmurk does not have: give"
+            f" noise= as a number, or as one of {', '.join(sorted({f for f, *_ in FORMS}))}"
+        )
+    gain, sigma = (
+        _one(key, getattr(model, key, 0.0)) if key in wanted else 0.0 for key in ("gain", "sigma")
+    )
+    if not gain:
+        return Gaussian(sigma)
+    if not getattr(model, "normalize", True):
+        raise InputError("the operator's noise_model counts photons: give it normalize=True")
+    return PoissonGaussian(gain, sigma)
+
+
+def _attributes(model: Any) -> set[str]:
+    """The names of the public values that an object holds, those of every torch module aside."""
+    names = {key for key in dir(model) if not key.startswith("_")} - set(dir(torch.nn.Module))
+    return {key for key in names if not callable(getattr(model, key, None))}
+
+
+def _one(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor) and value.unique().numel() != 1:
+        raise InputError(
+            f"the operator's noise_model.{name} varies; give one noise for all images"
+        )
+    return float(value.flatten()[0]) if isinstance(value, Tensor) else value
 
 
 def _parse(text: str) -> Noise:
@@ -231,32 +313,24 @@ def _parse(text: str) -> Noise:
         )
     form, *pieces = text.split(",")
     pairs = [piece.partition("=") for piece in pieces]
-    values: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
     model = FORMS.get((form.strip(), *sorted(key.strip() for key, _, _ in pairs)))
     if model is None:
         raise InputError(
             f"noise must be a number, or one of gaussian,sigma=0.3; poisson,gain=0.01;"
-            f" poisson-gaussian,gain=0.01,sigma=0.02, got {text!r}"
+            f" poisson-gaussian,gain=0.01,sigma=0.02, got {shown(text)}"
         )
+    values = {
+        key.strip(): model.options[key.strip()].parse(f"noise: {key.strip()}", value.strip())
+        for key, _, value in pairs
+    }
     return model(**values)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _number(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"noise must be a number >= 0, got {value!r}") from error
-    if not math.isfinite(number) or number < 0:
-        raise InputError(f"noise must be a finite number >= 0, got {value}")
-    return number
+def _check_options(noise: "Gaussian | PoissonGaussian") -> None:
+    """Put the numbers of a noise model within their bounds, or raise InputError."""
+    for name, option in noise.options.items():
+        where = "noise" if isinstance(noise, Gaussian) else f"noise: {name}"
+        object.__setattr__(noise, name, option.check(where, getattr(noise, name)))
 
 
 def _options(noise: Gaussian | PoissonGaussian) -> str:

@@ -136,19 +136,27 @@ class Prior(nn.Module):
         return high - 1 + part
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """D(x, sigma) = E[image | x], shape (B, C, H, W) like x; sigma is a number or (B,).
+        """D(x, sigma) = E[image | x], shape (B, C, H, W) like x; sigma is a number, or one for
+        each image, (B,) or (B, 1, 1, 1).
 
         The network runs in its own precision; everything around it in that of x.
 
         Raises:
-            InputError: x holds images of another shape than the prior's.
+            InputError: x holds images of another shape than the prior's, or sigma is neither one
+                number nor one for each image.
         """
         if x.shape[1:] != self.shape:
             raise InputError(
                 f"the prior is one of images {_size(self.shape)} (channels, height, width) but is "
                 f"given {_size(x.shape[1:])}: crop, resize or convert them, or take another prior"
             )
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        if sigma.numel() not in (1, len(x)):
+            raise InputError(
+                f"sigma has shape {tuple(sigma.shape)}: give one number, or one for each of the"
+                f" {len(x)} images"
+            )
+        sigma = sigma.reshape(-1).expand(len(x))
         s = per_image(2 * sigma, x)
         shrink = (2 * self.sigma_max / s).clamp(max=1)
         u, s = shrink * (2 * x - 1), shrink * s

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError
-from .noise import Gaussian, Noise, PoissonGaussian, as_noise
+from .noise import Gaussian, Noise, as_noise, noise_of
 from .operators import Operator, as_operator
 from .operators.base import per_image
 from .seeds import Streams
@@ -34,8 +34,8 @@ class Problem:
         operator: A text form ("blur:gaussian,sigma=1.5"), an `Operator`, an object with `A`
             (a deepinv physics) or a differentiable function of x.
         noise: Standard deviation sigma of Gaussian noise in units of the image range [0, 1], >= 0;
-            or a text form ("poisson,gain=0.01") or model of `unmurk.noise`. None takes `sigma` and
-            `gain` of `operator.noise_model` where the object has them, else 0.
+            or a text form ("poisson,gain=0.01") or model of `unmurk.noise`. None takes the noise
+            of `operator.noise_model` where the object has one (see `noise.noise_of`), else 0.
 
     Attributes:
         operator: The `Operator`.
@@ -43,12 +43,13 @@ class Problem:
         index: Numbers of the images it is bound to, or None.
 
     Raises:
-        InputError: noise that cannot be read or is out of range, or not an operator.
+        InputError: noise that cannot be read, is out of range or of a kind that `unmurk.noise`
+            lacks; or not an operator.
     """
 
     def __init__(self, operator: Any, noise: float | str | Noise | None = None) -> None:
         self.operator: Operator = as_operator(operator)
-        self.noise: Noise = _noise_of(operator) if noise is None else as_noise(noise)
+        self.noise: Noise = noise_of(operator) if noise is None else as_noise(noise)
         self.index: list[int] | None = None
 
     @property
@@ -225,22 +226,3 @@ class Problem:
             return self.operator.prox_l2(z, y, (rho / self.sigma).square())
         free = per_image(rho, z) > 0
         return torch.where(free, z + self.operator.A_dagger(self.residual(z, y)), z)
-
-
-def _noise_of(operator: Any) -> Noise:
-    """The noise that a deepinv physics carries along."""
-    model = getattr(operator, "noise_model", None)
-    gain, sigma = (_one(name, getattr(model, name, 0.0)) for name in ("gain", "sigma"))
-    if not gain:
-        return Gaussian(sigma)
-    if not getattr(model, "normalize", True):
-        raise InputError("the operator's noise_model counts photons: give it normalize=True")
-    return PoissonGaussian(gain, sigma)
-
-
-def _one(name: str, value: Any) -> Any:
-    if isinstance(value, Tensor) and value.unique().numel() != 1:
-        raise InputError(
-            f"the operator's noise_model.{name} varies; give one noise for all images"
-        )
-    return float(value.flatten()[0]) if isinstance(value, Tensor) else value

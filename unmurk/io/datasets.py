@@ -257,8 +257,11 @@ def as_source(data: Any) -> Tensor | Source:
 
     Args:
         data: A tensor or an array (N, C, H, W), of 8 or 16 bits or in units of [0, 1]; the path of
-            a .npy file of these, or of a folder of pictures; a source; or an object whose
-            attribute `y` is one of these.
+            a .npy file of these, or of a folder of pictures; a source; a Dataset or DataLoader of
+            torch (see `torch_data`); or an object whose attribute `y` is one of these.
+
+    Raises:
+        InputError: for anything else.
     """
     if isinstance(data, Source):
         return data
@@ -272,6 +275,15 @@ def as_source(data: Any) -> Tensor | Source:
         return Array(data, _scale(Path("the array"), data))
     if isinstance(data, str | Path):
         return open_source(Path(data))
+    if isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader):
+        from .torch_data import from_torch
+
+        return from_torch(data)
+    if not hasattr(data, "y"):
+        raise InputError(
+            "measurements are a tensor, an array, a path, a source, a Dataset or DataLoader of"
+            f" torch, or an object with an attribute y, not {type(data).__name__}"
+        )
     return as_source(data.y)
 
 

@@ -16,20 +16,24 @@ those that are not linear
 
 and their compositions "a|b|..", a first: "blur:gaussian,sigma=1|sr:average,factor=2".
 
-`parse` reads a text form, `as_operator` takes a text form, an `Operator`, an object with a method
-`A` in deepinv's dialect, or a plain function of x.
+`parse` reads a text form, `as_operator` takes a text form, an `Operator`, a matrix, an object with
+a method `A` in deepinv's dialect, or a plain function of x.
 """
 
 import re
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from ..bounds import shown
 from ..errors import InputError
 from .base import Operator
 from .blur import FileBlur, GaussianBlur, UniformBlur
 from .colour import Grey
 from .compose import Compose
 from .ct import ParallelCt
-from .external import External, Function
+from .external import External, Function, Matrix
 from .hdr import ClipRange
 from .identity import Identity
 from .inpaint import BoxInpaint, FileInpaint, RandomInpaint
@@ -44,6 +48,8 @@ from .strokes import FreeformInpaint
 from .superres import AverageDown, BicubicDown
 
 __all__ = ["FAMILIES", "Compose", "Operator", "as_operator", "parse"]
+
+LONGEST = 16384  # characters of a text form: several long paths
 
 FAMILIES: dict[str, type[Operator]] = {
     family.form: family
@@ -78,9 +84,14 @@ def parse(text: str) -> Operator:
     "|" between them, the first to be applied first. (So no path may hold a "|".)
 
     Raises:
-        InputError: unknown family, unknown, missing, repeated or malformed option. Files that a
-            form names are read later, by `Operator.at`.
+        InputError: unknown family; an option that is unknown, missing, given twice, malformed or
+            out of its bounds; more than `LONGEST` characters. Files that a form names are read
+            later, by `Operator.at`.
     """
+    if len(text) > LONGEST:
+        raise InputError(
+            f"an operator's text form has at most {LONGEST} characters, this one {len(text)}"
+        )
     parts = [_parse_one(part) for part in text.split("|")]
     return Compose(*parts) if len(parts) > 1 else parts[0]
 
@@ -90,19 +101,20 @@ def _parse_one(text: str) -> Operator:
     form, *pieces = re.split(r",(?=\s*[A-Za-z_]+\s*=)", text.strip())
     form = form.strip()
     if form.startswith("python:"):
-        raise InputError(f"operator {form} was a Python object, not a text; give it again")
+        raise InputError(f"operator {shown(form)} was a Python object, not a text; give it again")
     if form not in FAMILIES:
-        raise InputError(f"unknown operator {text!r}; known are {', '.join(sorted(FAMILIES))}")
+        known = ", ".join(sorted(FAMILIES))
+        raise InputError(f"unknown operator {shown(text)}; known are {known}")
     family = FAMILIES[form]
     values: dict[str, Any] = {}
     for piece in pieces:
         key, _, value = (part.strip() for part in piece.partition("="))
         if key not in family.options:
             known = ", ".join(family.options) or "none"
-            raise InputError(f"operator {form} has no option {key!r}; known are {known}")
+            raise InputError(f"operator {form} has no option {shown(key)}; known are {known}")
         if key in values:
             raise InputError(f"operator {form}: the option {key} is given twice")
-        values[key] = _read(family, key, value)
+        values[key] = family.options[key].parse(f"{form}: {key}", value)
     try:
         return family(**values)
     except TypeError as error:  # the constructor says which option has no default
@@ -110,22 +122,12 @@ def _parse_one(text: str) -> Operator:
         raise InputError(f"operator {form} needs the option {missing}") from error
 
 
-def _read(family: type[Operator], key: str, value: str) -> Any:
-    try:
-        if not value:
-            raise ValueError
-        return family.options[key](value)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"operator {family.form}: cannot read {key}={value!r}") from error
-
-
 def as_operator(obj: Any) -> Operator:
     """An operator from what users have.
 
     Args:
-        obj: A text form; an `Operator`; an object with a method `A` (a deepinv physics, say); or a
+        obj: A text form; an `Operator`; a matrix (m, d), tensor or array, that acts on images of
+            d = C H W numbers; an object with a method `A` (a deepinv physics, say); or a
             differentiable function x (B, C, H, W) -> y (B, ...).
 
     Raises:
@@ -135,11 +137,13 @@ def as_operator(obj: Any) -> Operator:
         return obj
     if isinstance(obj, str):
         return parse(obj)
+    if isinstance(obj, Tensor | np.ndarray):
+        return Matrix(obj)
     if callable(getattr(obj, "A", None)):
         return External(obj)
     if callable(obj):
         return Function(obj)
     raise InputError(
-        f"an operator is a text such as 'identity', an object with A(x) or a function, not "
-        f"{type(obj).__name__}"
+        f"an operator is a text such as 'identity', a matrix, an object with A(x) or a function,"
+        f" not {type(obj).__name__}"
     )

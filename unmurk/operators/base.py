@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..bounds import Option
 from ..errors import InputError
 from .spectral import Factors, Spectrum, dense, factored
 
@@ -116,7 +117,7 @@ class Operator:
         linear: Whether A is linear.
         ambiguous: Whether A gives the same y for images that `twins` knows of.
         form: First word of the text form.
-        options: Readers of the text form's options by name; each is also an attribute.
+        options: The text form's options by name, with their bounds; each is also an attribute.
         tensors: Names of the attributes that hold parameters of the images, of shape (B, ...), or
             (1, ...) where all images share one; None until `at` has drawn or read them.
         pictorial: Whether measurements are images in units of [0, 1], which picture files can
@@ -127,7 +128,7 @@ class Operator:
 
     ambiguous: ClassVar[bool] = False
     form: ClassVar[str] = ""
-    options: ClassVar[dict[str, Callable[[str], Any]]] = {}
+    options: ClassVar[dict[str, Option]] = {}
     tensors: ClassVar[tuple[str, ...]] = ()
     pictorial: bool = True
     dagger_iterations: int = CG_ITERATIONS
@@ -343,6 +344,15 @@ class Operator:
         return f"<operator {self.spec}>"
 
     # -- for members -----------------------------------------------------------------------------
+
+    def _take_options(self, **values: Any) -> None:
+        """Check the values of options against their bounds, and keep them as attributes.
+
+        Raises:
+            InputError: for the first that is out of bounds; the message states these.
+        """
+        for name, value in values.items():
+            setattr(self, name, self.options[name].check(f"{self.form}: {name}", value))
 
     def _A(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -34,23 +34,30 @@ noise matters, prox_l2 is the better estimate: it weighs every frequency.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..bounds import Choice, File, Option, Real, Sides
 from ..errors import InputError
 from .base import Operator, conjugate_gradient, size_text
-from .reading import pick_rows, read_array, size
+from .reading import pick_rows, read_kernels
 from .spectral import Factors, Spectrum, fourier
 
-__all__ = ["Blur", "FileBlur", "GaussianBlur", "UniformBlur", "check_pad", "fold", "mirrored"]
+__all__ = ["PAD", "WIDEST", "Blur", "FileBlur", "GaussianBlur", "UniformBlur", "fold", "mirrored"]
 
 CUTOFF = 3e-2  # smallest singular value that A^+ inverts, relative to the largest
 ITERATIONS = 20  # of conjugate gradients on A^T A x = A^T y for A^+ with reflecting borders
 SMALL = 128  # pixels of a side up to which products with matrices are faster than convolutions
-PADS = ("reflect", "circular")
+WIDEST = (
+    256  # pixels, the largest standard deviation of a kernel; its side is 6 WIDEST + 1 at most
+)
+PAD = Choice(("reflect", "circular"))
+SIZE = Sides(1, 6 * WIDEST + 1, odd=True)
 
 
 class Blur(Operator):
@@ -199,23 +206,29 @@ class GaussianBlur(Blur):
     """An isotropic Gaussian kernel. Text form: "blur:gaussian,sigma=1.5".
 
     Args:
-        sigma: Standard deviation of the kernel in pixels, > 0.
-        size: Side of the kernel in pixels, odd (or height and width). None cuts it at 3 sigma.
-        pad: How the image continues outside, "reflect" or "circular".
+        sigma: Standard deviation of the kernel in pixels, a number from 0.01 to 256.
+        size: Side of the kernel in pixels, an odd number from 1 to 1537, or height and width,
+            "9x5". None cuts it at 3 sigma.
+        pad: How the image continues outside, one of reflect, circular.
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "blur:gaussian"
-    options = {"sigma": float, "size": size, "pad": str}
+    options: ClassVar[dict[str, Option]] = {
+        "sigma": Real(0.01, WIDEST),
+        "size": replace(SIZE, optional=True),
+        "pad": PAD,
+    }
+    sigma: float
+    size: tuple[int, int] | None
 
     def __init__(
         self, sigma: float, size: int | tuple[int, int] | None = None, pad: str = "reflect"
     ) -> None:
-        if not 0 < sigma < float("inf"):
-            raise InputError(f"blur:gaussian: sigma must be > 0, got {sigma}")
-        self.sigma = float(sigma)
-        self.size = None if size is None else _odd(self.form, size)
-        self.pad = check_pad(self.form, pad)
-        taps = self.size or (2 * int(3 * sigma + 0.999999) + 1,) * 2
+        self._take_options(sigma=sigma, size=size, pad=pad)
+        taps = self.size or (2 * int(3 * self.sigma + 0.999999) + 1,) * 2
         down, across = (_bell(n, self.sigma) for n in taps)
         self.kernel = (down[:, None] * across).float()[None, None]
 
@@ -224,16 +237,20 @@ class UniformBlur(Blur):
     """A kernel of equal weights. Text form: "blur:uniform,size=9".
 
     Args:
-        size: Side of the kernel in pixels, odd; or height and width, "9x1".
-        pad: How the image continues outside, "reflect" or "circular".
+        size: Side of the kernel in pixels, an odd number from 1 to 1537; or height and width,
+            "9x5".
+        pad: How the image continues outside, one of reflect, circular.
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "blur:uniform"
-    options = {"size": size, "pad": str}
+    options: ClassVar[dict[str, Option]] = {"size": SIZE, "pad": PAD}
+    size: tuple[int, int]
 
     def __init__(self, size: int | tuple[int, int], pad: str = "reflect") -> None:
-        self.size = _odd(self.form, size)
-        self.pad = check_pad(self.form, pad)
+        self._take_options(size=size, pad=pad)
         self.kernel = torch.full((1, 1, *self.size), 1 / (self.size[0] * self.size[1]))
 
 
@@ -241,32 +258,33 @@ class FileBlur(Blur):
     """A kernel from a file. Text form: "blur:file,path=kernel.npy".
 
     Args:
-        path: A .npy array (kh, kw), or (N, kh, kw) with a kernel for every image number, or a
-            grey PNG; not larger than the image. It is read by `at` and divided by its sum, which
-            must be positive.
-        pad: How the image continues outside, "reflect" or "circular".
+        path: The path of a file, at most 4096 characters: a .npy array (kh, kw), or (N, kh, kw)
+            with a kernel for every image number, or a grey picture. Axes of one entry are left
+            out: (9, 9, 1) is one kernel of 9x9. Both sides are odd, so that the centre is a
+            pixel, (kh // 2, kw // 2), and not larger than the image. It is read by `at` and
+            divided by its sum, which must be positive.
+        pad: How the image continues outside, one of reflect, circular.
+
+    Raises:
+        InputError: an option out of its bounds; from `at`, a file that holds no kernels.
     """
 
     form = "blur:file"
-    options = {"path": str, "pad": str}
+    options: ClassVar[dict[str, Option]] = {"path": File(), "pad": PAD}
+    path: str
 
     def __init__(self, path: str | Path, pad: str = "reflect") -> None:
-        self.path, self.pad = str(path), check_pad(self.form, pad)
+        self._take_options(path=path, pad=pad)
 
     def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """The operator with the kernels of these images; see `Operator.at`."""
-        array = read_array(self.form, self.path)
-        if array.shape[-2] > shape[-2] or array.shape[-1] > shape[-1]:
+        kernels = read_kernels(self.form, self.path)
+        if any(k > n for k, n in zip(kernels.shape[-2:], shape[-2:], strict=True)):
             raise InputError(
-                f"blur:file: the kernel in {self.path} is {size_text(array.shape[-2:])} but the "
+                f"blur:file: the kernel in {self.path} is {size_text(kernels.shape[-2:])} but the "
                 f"image is only {size_text(shape[-2:])}; give a kernel not larger than the image"
             )
-        kernels = torch.from_numpy(array.astype("float64"))
-        total = kernels.sum((-2, -1), keepdim=True)
-        if not bool((total > 0).all()):
-            raise InputError(f"blur:file: the kernel in {self.path} must have a positive sum")
-        numbers = [int(i) for i in index]
-        rows = pick_rows(self.form, self.path, (kernels / total).float(), numbers)
+        rows = pick_rows(self.form, self.path, kernels, [int(i) for i in index])
         return self._with(kernel=rows[:, None].to(self.device), symmetric=mirrored(rows))
 
 
@@ -338,21 +356,7 @@ def _bell(taps: int, sigma: float) -> Tensor:
     return values / values.sum()
 
 
-def _odd(form: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1 or height % 2 == 0 or width % 2 == 0:
-        raise InputError(f"{form}: size must be odd and >= 1, got {size_text((height, width))}")
-    return int(height), int(width)
-
-
 def mirrored(kernel: Tensor) -> bool:
     """Whether kernels (.., kh, kw) equal their mirror images in both axes about their centres."""
     odd = all(n % 2 for n in kernel.shape[-2:])
     return odd and all(torch.equal(kernel, kernel.flip(axis)) for axis in (-1, -2))
-
-
-def check_pad(form: str, pad: str) -> str:
-    """The pad, if it is one of PADS. Raises InputError."""
-    if pad not in PADS:
-        raise InputError(f"{form}: pad must be one of {', '.join(PADS)}, got {pad!r}")
-    return pad

@@ -5,10 +5,12 @@ prox_l2(z, y, gamma) = z + gamma / (C + gamma) A^+ (y - A z)
 """
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..bounds import Option, Whole
 from ..errors import InputError
 from .base import Operator
 from .spectral import Factors
@@ -20,19 +22,19 @@ class Grey(Operator):
     """The grey image of a colour image. Text form: "colour:grey".
 
     Args:
-        channels: Channels C of the colour image, >= 2.
+        channels: Channels C of the colour image, a whole number from 2 to 1024. (A grey image has
+            no colour to lose: use identity.)
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "colour:grey"
-    options = {"channels": int}
+    options: ClassVar[dict[str, Option]] = {"channels": Whole(2, 1024)}
+    channels: int
 
     def __init__(self, channels: int = 3) -> None:
-        if channels < 2:
-            raise InputError(
-                f"colour:grey: channels must be >= 2, got {channels}; a grey image has no colour "
-                f"to lose, use identity"
-            )
-        self.channels = int(channels)
+        self._take_options(channels=channels)
 
     def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Self, after a look at whether the image has the right number of channels."""

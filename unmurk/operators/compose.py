@@ -19,12 +19,14 @@ from .spectral import Factors, chained
 
 __all__ = ["Compose"]
 
+MOST = 16  # operators of a composition
+
 
 class Compose(Operator):
     """Operators applied one after another. Text form: "blur:gaussian,sigma=1|sr:average,factor=2".
 
     Args:
-        members: Two or more operators, the first to be applied first. A composition among them
+        members: From 2 to 16 operators, the first to be applied first. A composition among them
             counts as its members.
 
     Attributes:
@@ -43,6 +45,8 @@ class Compose(Operator):
         ]
         if len(flat) < 2:
             raise InputError(f"a composition needs two or more operators, got {len(flat)}")
+        if len(flat) > MOST:
+            raise InputError(f"a composition has at most {MOST} operators, got {len(flat)}")
         self.members: tuple[Operator, ...] = tuple(flat)
         self.shape: tuple[int, ...] | None = None
         self.dagger_iterations = min(member.dagger_iterations for member in self.members)

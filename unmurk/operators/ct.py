@@ -34,18 +34,20 @@ import functools
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..bounds import Option, Whole, check_tables
 from ..errors import InputError
-from .base import Operator
+from .base import Operator, size_text
 from .lines import direction
 
 __all__ = ["ParallelCt"]
 
 ITERATIONS = 30  # of conjugate gradients on A^T A x = A^T y for A^+
+BYTES = 36.0  # of A and A^T for each pixel and view
 
 
 class ParallelCt(Operator):
@@ -55,33 +57,46 @@ class ParallelCt(Operator):
     measured alike. View 0 holds the sums of the columns; the next turn counter-clockwise.
 
     Args:
-        angles: Number of views V, >= 1.
-        detectors: Number of detector bins D, each as wide as a pixel, >= 1. None takes just enough
-            to hold the diagonal; with fewer, what falls beside them is not measured.
+        angles: Number of views V, a whole number from 1 to 10000.
+        detectors: Number of detector bins D, each as wide as a pixel, a whole number from 1 to
+            65536. None takes just enough to hold the diagonal; with fewer, what falls beside them
+            is not measured.
 
     Attributes:
         shape: Shape (C, H, W) of the images it was bound to, or None. Unbound, a measurement is
             taken to be of a square image.
+
+    Raises:
+        InputError: an option out of its bounds; from `at` and the maps, matrices or measurements
+            above the limit of `bounds.TABLES`.
     """
 
     form = "ct:parallel"
     pictorial = False
-    options = {"angles": int, "detectors": int}
+    options: ClassVar[dict[str, Option]] = {
+        "angles": Whole(1, 10_000),
+        "detectors": Whole(1, 65_536, optional=True),
+    }
+    angles: int
+    detectors: int | None
     dagger_iterations = ITERATIONS
 
     def __init__(self, angles: int = 60, detectors: int | None = None) -> None:
-        if angles < 1:
-            raise InputError(f"{self.form}: angles must be >= 1, got {angles}")
-        if detectors is not None and detectors < 1:
-            raise InputError(f"{self.form}: detectors must be >= 1, got {detectors}")
-        self.angles = int(angles)
-        self.detectors = None if detectors is None else int(detectors)
+        self._take_options(angles=angles, detectors=detectors)
         self.shape: tuple[int, ...] | None = None
 
     # -- binding to images and shapes ------------------------------------------------------------
 
     def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """The operator for images of shape (C, H, W); the same for all numbers."""
+        channels, views, bins = self.y_shape(shape)
+        entries = BYTES * views * shape[-2] * shape[-1]
+        check_tables(
+            self.spec,
+            f"the matrix for images of {size_text(shape[-2:])}",
+            entries + 4.0 * channels * views * bins,
+            "lower angles or detectors, or give smaller images",
+        )
         return self._with(shape=tuple(shape[-3:]))
 
     def _bound(self, batch: Tensor, shape: Sequence[int]) -> Operator:

@@ -13,10 +13,12 @@ known, and no gradient comes from it. The prox needs none: pixel by pixel it is 
     above the range    x = max(z, (1 + c) / f)                               where A x = 1
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..bounds import Option, Real
 from .base import NonlinearOperator
 
 __all__ = ["ClipRange"]
@@ -26,16 +28,18 @@ class ClipRange(NonlinearOperator):
     """Stretched about grey and clipped. Text form: "hdr:clip,factor=2".
 
     Args:
-        factor: f, how far the contrast is stretched, >= 1.
+        factor: f, how far the contrast is stretched, a number from 1 to 1000.
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "hdr:clip"
-    options = {"factor": float}
+    options: ClassVar[dict[str, Option]] = {"factor": Real(1, 1000)}
+    factor: float
 
     def __init__(self, factor: float = 2.0) -> None:
-        if not 1 <= factor < float("inf"):
-            raise InputError(f"hdr:clip: factor must be >= 1, got {factor}")
-        self.factor = float(factor)
+        self._take_options(factor=factor)
         self._shift = (self.factor - 1) / 2
 
     @property

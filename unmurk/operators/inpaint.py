@@ -9,20 +9,24 @@ do not count as measurements.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..bounds import SEED, File, Option, Real, Sides, Whole
 from ..errors import InputError
 from ..seeds import Streams
 from .base import Operator, size_text
-from .reading import pick_rows, read_array, size
+from .reading import pick_rows, read_masks
 from .spectral import Spectrum, diagonal
 
-__all__ = ["MASKS", "BoxInpaint", "FileInpaint", "Inpaint", "RandomInpaint", "check_seed"]
+__all__ = ["MASKS", "BoxInpaint", "FileInpaint", "Inpaint", "RandomInpaint"]
 
 MASKS = 7001  # streams (seed, image number, MASKS): apart from those of noise and samplers
+SIDE = 65536  # pixels, above any image that fits memory
 
 
 class Inpaint(Operator):
@@ -96,17 +100,21 @@ class RandomInpaint(Inpaint):
     Text form: "inpaint:random,keep=0.4,seed=0".
 
     Args:
-        keep: Expected fraction of the pixels that are seen, in (0, 1].
-        seed: Seed of the masks; the mask of an image depends on it and on the image's number.
+        keep: Expected fraction of the pixels that are seen, a number from 1e-06 to 1.
+        seed: Seed of the masks, a whole number from 0 to 9223372036854775807; the mask of an
+            image depends on it and on the image's number.
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "inpaint:random"
-    options = {"keep": float, "seed": int}
+    options: ClassVar[dict[str, Option]] = {"keep": Real(1e-6, 1), "seed": SEED}
+    keep: float
+    seed: int
 
     def __init__(self, keep: float, seed: int = 0) -> None:
-        if not 0 < keep <= 1:
-            raise InputError(f"inpaint:random: keep must be in (0, 1], got {keep}")
-        self.keep, self.seed = float(keep), check_seed(self.form, seed)
+        self._take_options(keep=keep, seed=seed)
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         draws = Streams(self.seed, index, MASKS).rand(1, height, width)
@@ -120,14 +128,28 @@ class BoxInpaint(Inpaint):
     "inpaint:box,size=12,seed=0".
 
     Args:
-        size: Height and width of the hole in pixels.
-        top: First hidden row; with `left`.
-        left: First hidden column; with `top`.
-        seed: Draw the place of each image's hole from (seed, image number).
+        size: Height and width of the hole in pixels, a whole number from 1 to 65536, or two of
+            them as in 12x8; at least one pixel of the image stays visible.
+        top: First hidden row, a whole number from 0 to 65536; with `left`.
+        left: First hidden column, a whole number from 0 to 65536; with `top`.
+        seed: Draw the place of each image's hole from (seed, image number), a whole number from 0
+            to 9223372036854775807.
+
+    Raises:
+        InputError: an option out of its bounds, or options that exclude each other.
     """
 
     form = "inpaint:box"
-    options = {"size": size, "top": int, "left": int, "seed": int}
+    options: ClassVar[dict[str, Option]] = {
+        "size": Sides(1, SIDE),
+        "top": Whole(0, SIDE, optional=True),
+        "left": Whole(0, SIDE, optional=True),
+        "seed": replace(SEED, optional=True),
+    }
+    size: tuple[int, int]
+    top: int | None
+    left: int | None
+    seed: int | None
 
     def __init__(
         self,
@@ -136,17 +158,11 @@ class BoxInpaint(Inpaint):
         left: int | None = None,
         seed: int | None = None,
     ) -> None:
-        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        if min(self.size) < 1:
-            raise InputError(f"inpaint:box: size must be >= 1, got {size_text(self.size)}")
+        self._take_options(size=size, top=top, left=left, seed=seed)
         if (top is None) != (left is None):
             raise InputError("inpaint:box: give both top and left, or neither")
         if seed is not None and top is not None:
             raise InputError("inpaint:box: a seed draws the place; leave out top and left")
-        if top is not None and left is not None and min(top, left) < 0:
-            raise InputError(f"inpaint:box: top and left must be >= 0, got {top}, {left}")
-        self.top, self.left = top, left
-        self.seed = None if seed is None else check_seed(self.form, seed)
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         room = torch.tensor([height - self.size[0], width - self.size[1]])
@@ -154,6 +170,11 @@ class BoxInpaint(Inpaint):
             raise InputError(
                 f"inpaint:box: the hole is {size_text(self.size)} but the image is "
                 f"{height}x{width}; choose a smaller size"
+            )
+        if not bool((room > 0).any()):
+            raise InputError(
+                f"inpaint:box: a hole of {size_text(self.size)} hides the whole image; choose a "
+                f"smaller size"
             )
         if self.seed is not None:
             corners = (Streams(self.seed, index, MASKS).rand(2) * (room + 1)).long()
@@ -175,24 +196,29 @@ class FileInpaint(Inpaint):
     """A mask from a file. Text form: "inpaint:file,path=mask.png".
 
     Args:
-        path: A grey PNG, or a .npy array (H, W), or (N, H, W) with a mask for every image number.
-            Non-zero means seen. It is read by `at`.
+        path: The path of a file, at most 4096 characters: a grey picture, or a .npy array (H, W),
+            or either with a mask for every image number: an array (N, H, W), a TIFF of N pages.
+            It holds 0 where a pixel is hidden and one other value, 1 or the white of its type
+            (255, 65535), where it is seen. It is read by `at`.
+
+    Raises:
+        InputError: a path out of its bounds; from `at`, a file that is not plainly a mask.
     """
 
     form = "inpaint:file"
-    options = {"path": str}
+    options: ClassVar[dict[str, Option]] = {"path": File()}
+    path: str
 
     def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
+        self._take_options(path=path)
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
-        array = read_array(self.form, self.path)
-        if array.shape[-2:] != (height, width):
+        masks = read_masks(self.form, self.path)
+        if masks.shape[-2:] != (height, width):
             raise InputError(
-                f"inpaint:file: the mask in {self.path} is {size_text(array.shape[-2:])} but the "
+                f"inpaint:file: the mask in {self.path} is {size_text(masks.shape[-2:])} but the "
                 f"image is {height}x{width}; give a mask of the image's size"
             )
-        masks = torch.from_numpy(array != 0).float()
         return pick_rows(self.form, self.path, masks, index)[:, None]
 
 
@@ -200,10 +226,3 @@ def _outside(first: Tensor, length: int, total: int) -> Tensor:
     """(B, total) bool: which positions are not in [first, first + length)."""
     position = torch.arange(total)
     return (position < first[:, None]) | (position >= first[:, None] + length)
-
-
-def check_seed(form: str, seed: int) -> int:
-    """The seed, if it is >= 0. Raises InputError."""
-    if seed < 0:
-        raise InputError(f"{form}: seed must be >= 0, got {seed}")
-    return int(seed)

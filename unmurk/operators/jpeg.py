@@ -23,11 +23,13 @@ A for the identity.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..bounds import Choice, Option, Whole
 from ..errors import InputError
 from .base import NonlinearOperator, Operator
 from .quantise import nearest, straight_through
@@ -71,20 +73,24 @@ class Jpeg(NonlinearOperator):
     """A JPEG file of the image, decoded. Text form: "jpeg,quality=10,chroma=4:2:0".
 
     Args:
-        quality: 1 to 100.
-        chroma: "4:2:0", colours at half the size, or "4:4:4", at full size. No matter for a grey
-            image.
+        quality: A whole number from 1 to 100.
+        chroma: One of 4:2:0, 4:4:4: colours at half the size, or at full size. No matter for a
+            grey image.
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "jpeg"
-    options = {"quality": int, "chroma": str}
+    options: ClassVar[dict[str, Option]] = {
+        "quality": Whole(1, 100),
+        "chroma": Choice(tuple(CHROMA)),
+    }
+    quality: int
+    chroma: str
 
     def __init__(self, quality: int, chroma: str = "4:2:0") -> None:
-        if not 1 <= quality <= 100:
-            raise InputError(f"jpeg: quality must be 1 to 100, got {quality}")
-        if chroma not in CHROMA:
-            raise InputError(f"jpeg: chroma must be one of {', '.join(CHROMA)}, got {chroma!r}")
-        self.quality, self.chroma = int(quality), chroma
+        self._take_options(quality=quality, chroma=chroma)
 
     def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Self, after a look at whether the image has 1 or 3 channels."""

@@ -37,14 +37,16 @@ the pixel p, and is read as a complex number:
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..bounds import SEED, Option, Real, Whole, check_tables
 from ..errors import InputError
 from ..seeds import Streams
 from .base import Operator, size_text
-from .inpaint import MASKS, check_seed
+from .inpaint import MASKS
 
 __all__ = ["CartesianMri", "sensitivities"]
 
@@ -62,21 +64,38 @@ class CartesianMri(Operator):
     carry no noise and do not count.
 
     Args:
-        acceleration: How many times fewer columns than W are expected, >= 1.
-        center: Fraction of the columns that are always acquired, in the middle, in
-            [0, 1 / acceleration]; at least one is.
-        coils: Receiver coils, >= 1. One coil is uniform, with sensitivity 1.
-        channels: Of the image: 2 for complex images, 1 for real ones.
-        seed: Seed of the masks; the mask of an image depends on it and on the image's number.
+        acceleration: How many times fewer columns than W are expected, a number from 1 to 1024.
+        center: Fraction of the columns that are always acquired, in the middle, a number from 0 to
+            1, and at most 1 / acceleration; at least one column is.
+        coils: Receiver coils, a whole number from 1 to 256. One coil is uniform, with
+            sensitivity 1.
+        channels: Of the image, a whole number from 1 to 2: 2 for complex images, 1 for real ones.
+        seed: Seed of the masks, a whole number from 0 to 9223372036854775807; the mask of an
+            image depends on it and on the image's number.
 
     Attributes:
         columns: m, (B, 1, 1, W); None before `at`.
         maps: The sensitivities s_c, complex, (1, coils, H, W); None before `at`.
+
+    Raises:
+        InputError: an option out of its bounds; from `at`, sensitivities above the limit of
+            `bounds.TABLES`.
     """
 
     form = "mri:cartesian"
     pictorial = False
-    options = {"acceleration": float, "center": float, "coils": int, "channels": int, "seed": int}
+    options: ClassVar[dict[str, Option]] = {
+        "acceleration": Real(1, 1024),
+        "center": Real(0, 1),
+        "coils": Whole(1, 256),
+        "channels": Whole(1, 2),
+        "seed": SEED,
+    }
+    acceleration: float
+    center: float
+    coils: int
+    channels: int
+    seed: int
     tensors = ("columns", "maps")
     columns: Tensor | None = None
     maps: Tensor | None = None
@@ -89,23 +108,15 @@ class CartesianMri(Operator):
         channels: int = 2,
         seed: int = 0,
     ) -> None:
-        if not 1 <= acceleration < math.inf:
-            raise InputError(f"{self.form}: acceleration must be >= 1, got {acceleration}")
-        if not 0 <= center <= 1 / acceleration:
+        self._take_options(
+            acceleration=acceleration, center=center, coils=coils, channels=channels, seed=seed
+        )
+        if self.center > 1 / self.acceleration:
             raise InputError(
-                f"{self.form}: center must be in [0, 1 / acceleration], got {center} with "
+                f"{self.form}: center must be at most 1 / acceleration, got {center} with "
                 f"acceleration={acceleration:g}"
             )
-        if coils < 1:
-            raise InputError(f"{self.form}: coils must be >= 1, got {coils}")
-        if channels not in (1, 2):
-            raise InputError(
-                f"{self.form}: channels must be 2 (complex images) or 1 (real), got {channels}"
-            )
-        self.acceleration, self.center = float(acceleration), float(center)
-        self.coils, self.channels = int(coils), int(channels)
-        self.seed = check_seed(self.form, seed)
-        if coils > 1:
+        if self.coils > 1:
             self.dagger_iterations = ITERATIONS
 
     # -- binding to images and shapes ------------------------------------------------------------
@@ -117,6 +128,12 @@ class CartesianMri(Operator):
         if any(i < 0 for i in numbers):
             raise InputError(f"{self.form}: image numbers must be >= 0, got {min(numbers)}")
         height, width = shape[-2:]
+        check_tables(
+            f"{self.form},coils={self.coils}",
+            f"computing the sensitivities for images of {size_text(shape[-2:])}",
+            48.0 * self.coils * height * width,
+            "lower coils, or give smaller images",
+        )
         columns = self._draw(numbers, width).to(self.device)
         maps = sensitivities(self.coils, height, width).to(self.device)
         return self._with(columns=columns, maps=maps)

@@ -18,18 +18,18 @@ whose network is trained and not to be had with the package: results on the two 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..bounds import SEED, Option
 from ..seeds import generator
-from .base import NonlinearOperator
+from .base import NonlinearOperator, Operator
 from .blur import Blur, GaussianBlur, fold
-from .inpaint import check_seed
-from .oriented import MotionBlur
+from .oriented import LENGTH, MotionBlur, check_reach
 
 __all__ = ["NonlinearBlur"]
 
@@ -45,17 +45,21 @@ class NonlinearBlur(NonlinearOperator):
     Text form: "blur:nonlinear,length=7,seed=0".
 
     Args:
-        length: Longest motion in pixels, >= 1.
-        seed: Seed of the network and of the motions.
+        length: Longest motion in pixels, a number from 1 to 1024.
+        seed: Seed of the network and of the motions, a whole number from 0 to
+            9223372036854775807.
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "blur:nonlinear"
-    options = {"length": float, "seed": int}
+    options: ClassVar[dict[str, Option]] = {"length": LENGTH, "seed": SEED}
+    length: float
+    seed: int
 
     def __init__(self, length: float = 7.0, seed: int = 0) -> None:
-        if not 1 <= length < float("inf"):
-            raise InputError(f"blur:nonlinear: length must be >= 1 pixel, got {length}")
-        self.length, self.seed = float(length), check_seed(self.form, seed)
+        self._take_options(length=length, seed=seed)
         draws = generator(self.seed, NETWORK)
         order = torch.randperm(KERNELS, generator=draws)
         angles = 180 * (order + torch.rand(KERNELS, generator=draws)) / KERNELS
@@ -65,6 +69,14 @@ class NonlinearBlur(NonlinearOperator):
         self._v = 2 * torch.randn(HIDDEN, 3, generator=draws)
         self._b = torch.randn(HIDDEN, generator=draws)
         self._w = torch.randn(KERNELS, HIDDEN, generator=draws) * SHARP / math.sqrt(HIDDEN / 2)
+
+    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """Self, after a look at whether the motions fit the image."""
+        self._check(tuple(shape))
+        return self
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        check_reach(self.spec, self._bank, shape)
 
     def _A(self, x: Tensor) -> Tensor:
         bank = self._bank.to(x)

@@ -15,14 +15,16 @@ Where a magnitude is 0 its gradient is taken to be 0.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..bounds import Option, Real, check_tables
 from ..errors import InputError
-from .base import NonlinearOperator, size_text
+from .base import NonlinearOperator, Operator, size_text
 
 __all__ = ["FourierMagnitude"]
 
@@ -34,18 +36,35 @@ class FourierMagnitude(NonlinearOperator):
 
     Args:
         oversample: How far black surrounds the image: oversample / 8 of its side on every side,
-            >= 0.
+            a number from 0 to 32.
+
+    Raises:
+        InputError: an option out of its bounds; from `at` and A, spectra above the limit of
+            `bounds.TABLES`.
     """
 
     ambiguous = True
     form = "phase:fourier"
     pictorial = False
-    options = {"oversample": float}
+    options: ClassVar[dict[str, Option]] = {"oversample": Real(0, 32)}
+    oversample: float
 
     def __init__(self, oversample: float = 2.0) -> None:
-        if not 0 <= oversample < float("inf"):
-            raise InputError(f"phase:fourier: oversample must be >= 0, got {oversample}")
-        self.oversample = float(oversample)
+        self._take_options(oversample=oversample)
+
+    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """Self, after a look at the memory that the padded image takes."""
+        self._check(tuple(shape))
+        return self
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        channels, height, width = self.y_shape(shape)
+        check_tables(
+            self.spec,
+            f"the spectrum of an image of {size_text(shape[-2:])}",
+            16.0 * channels * height * width,
+            "lower oversample, or give smaller images",
+        )
 
     def _pad(self, side: int) -> int:
         return int(self.oversample * side / 8)

@@ -17,10 +17,12 @@ of its two neighbours, or an end. Values keep INSIDE of a level's edge, where ro
 of the last bit.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..bounds import Option, Whole
 from .base import NonlinearOperator
 
 __all__ = ["Quantise", "nearest", "straight_through"]
@@ -63,16 +65,18 @@ class Quantise(NonlinearOperator):
     """Few levels of grey, or of each colour. Text form: "quantise,bits=2".
 
     Args:
-        bits: 1 to 12; there are 2^bits levels from 0 to 1.
+        bits: A whole number from 1 to 12; there are 2^bits levels from 0 to 1.
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "quantise"
-    options = {"bits": int}
+    options: ClassVar[dict[str, Option]] = {"bits": Whole(1, 12)}
+    bits: int
 
     def __init__(self, bits: int = 2) -> None:
-        if not 1 <= bits <= 12:
-            raise InputError(f"quantise: bits must be 1 to 12, got {bits}")
-        self.bits = int(bits)
+        self._take_options(bits=bits)
         self._top = 2**self.bits - 1
 
     @property

@@ -21,14 +21,16 @@ holds zero, carries no noise and does not count. So the size of the image is kno
 """
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..bounds import SEED, Option, Real, check_tables
 from ..errors import InputError
 from ..seeds import generator
 from .base import Operator, size_text
-from .inpaint import MASKS, check_seed
+from .inpaint import MASKS
 
 __all__ = ["StructuredSensing"]
 
@@ -39,30 +41,41 @@ class StructuredSensing(Operator):
     Text form: "cs:structured,ratio=0.25,seed=0". All images and channels share one matrix.
 
     Args:
-        ratio: How many numbers are measured, as a fraction of the pixels of a channel, in (0, 1].
-        seed: Seed of the matrix.
+        ratio: How many numbers are measured, as a fraction of the pixels of a channel, a number
+            from 1e-06 to 1; at least one is.
+        seed: Seed of the matrix, a whole number from 0 to 9223372036854775807.
 
     Attributes:
         signs: d, (1, 1, H, W); None before `at`.
         kept: m, (1, 1, H, W); None before `at`.
+
+    Raises:
+        InputError: an option out of its bounds; from `at`, images above the limit of
+            `bounds.TABLES`.
     """
 
     form = "cs:structured"
     pictorial = False
-    options = {"ratio": float, "seed": int}
+    options: ClassVar[dict[str, Option]] = {"ratio": Real(1e-6, 1), "seed": SEED}
+    ratio: float
+    seed: int
     tensors = ("signs", "kept")
     signs: Tensor | None = None
     kept: Tensor | None = None
 
     def __init__(self, ratio: float, seed: int = 0) -> None:
-        if not 0 < ratio <= 1:
-            raise InputError(f"{self.form}: ratio must be in (0, 1], got {ratio}")
-        self.ratio, self.seed = float(ratio), check_seed(self.form, seed)
+        self._take_options(ratio=ratio, seed=seed)
 
     def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """The operator with the matrix for images of this size; the same for all numbers."""
         size = (1, 1, *shape[-2:])
         pixels = shape[-2] * shape[-1]
+        check_tables(
+            self.form,
+            f"the matrix for images of {size_text(shape[-2:])}",
+            24.0 * pixels,  # signs, mask, and the order that the mask is drawn by
+            "give smaller images",
+        )
         stream = generator(self.seed, MASKS)
         signs = 2.0 * torch.randint(2, size, generator=stream) - 1
         kept = torch.zeros(pixels)

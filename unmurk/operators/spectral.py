@@ -35,6 +35,7 @@ __all__ = [
     "Factors",
     "Spectrum",
     "chained",
+    "decomposed",
     "dense",
     "diagonal",
     "factored",
@@ -115,7 +116,12 @@ def dense(operator: "Operator", like: Tensor) -> Spectrum:
             f"operator '{operator.spec}' has no singular value decomposition at hand for images of"
             f" {shape.numel()} numbers, above {LIMIT}: use ddnm, diffpir or pnp-dm"
         )
-    s, ut, vt = _decompose(matrix(operator, shape, like), like)
+    return decomposed(matrix(operator, shape, like), tuple(shape), like)
+
+
+def decomposed(m: Tensor, shape: Sequence[int], like: Tensor) -> Spectrum:
+    """That of matrices (B or 1, m, d) or one (m, d) on images of shape (C, H, W), d = C H W."""
+    s, ut, vt = _decompose(m, like)
     return Spectrum(
         s,
         lambda x: _times(vt, x),

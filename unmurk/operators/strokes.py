@@ -12,12 +12,14 @@ within width / 2 of a piece. As SEGMENTS LENGTH = 1, a stroke is on average as l
 side of the image, and hides about width times that many pixels: fewer where strokes cross.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..bounds import SEED, Option, Real, Whole
 from ..seeds import Streams
-from .inpaint import MASKS, Inpaint, check_seed
+from .inpaint import MASKS, Inpaint
 from .lines import distance
 
 __all__ = ["FreeformInpaint"]
@@ -33,21 +35,27 @@ class FreeformInpaint(Inpaint):
     Text form: "inpaint:freeform,strokes=4,width=6,seed=0".
 
     Args:
-        strokes: How many strokes, >= 1.
-        width: Thickness of the brush in pixels, >= 1.
-        seed: Seed of the masks; the mask of an image depends on it and on the image's number.
+        strokes: How many strokes, a whole number from 1 to 1000.
+        width: Thickness of the brush in pixels, a number from 1 to 1024.
+        seed: Seed of the masks, a whole number from 0 to 9223372036854775807; the mask of an
+            image depends on it and on the image's number.
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "inpaint:freeform"
-    options = {"strokes": int, "width": float, "seed": int}
+    options: ClassVar[dict[str, Option]] = {
+        "strokes": Whole(1, 1000),
+        "width": Real(1, 1024),
+        "seed": SEED,
+    }
+    strokes: int
+    width: float
+    seed: int
 
     def __init__(self, strokes: int, width: float, seed: int = 0) -> None:
-        if strokes < 1:
-            raise InputError(f"inpaint:freeform: strokes must be >= 1, got {strokes}")
-        if not 1 <= width < float("inf"):
-            raise InputError(f"inpaint:freeform: width must be >= 1 pixel, got {width}")
-        self.strokes, self.width = int(strokes), float(width)
-        self.seed = check_seed(self.form, seed)
+        self._take_options(strokes=strokes, width=width, seed=seed)
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         # the path is longer than that of other masks: the draws must not be the same numbers
@@ -56,9 +64,11 @@ class FreeformInpaint(Inpaint):
         rows, columns = torch.arange(height), torch.arange(width)
         masks = torch.ones(len(index), 1, height, width)
         for mask, strokes in zip(masks, walks, strict=True):
-            for corners in strokes:  # one at a time: a whole image of them would be large
-                gap = distance(rows, columns, corners[:-1], corners[1:]).amin(0)
-                mask[:, gap <= self.width / 2] = 0
+            for corners in strokes:
+                for piece in range(SEGMENTS):  # one at a time: each is as large as the image
+                    start, end = corners[piece : piece + 1], corners[piece + 1 : piece + 2]
+                    gap = distance(rows, columns, start, end)
+                    mask[gap <= self.width / 2] = 0
         return masks
 
 

@@ -24,12 +24,13 @@ values of A are the products s_i t_j, none of them zero, and
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..bounds import Option, Whole, check_tables
 from ..errors import InputError
 from .base import Operator, size_text
 from .spectral import Factors
@@ -40,12 +41,11 @@ __all__ = ["AverageDown", "BicubicDown"]
 class Down(Operator):
     """What both share: the factor and the shapes."""
 
-    options = {"factor": int}
+    options: ClassVar[dict[str, Option]] = {"factor": Whole(1, 256)}
+    factor: int
 
     def __init__(self, factor: int) -> None:
-        if factor < 1:
-            raise InputError(f"{self.form}: factor must be >= 1, got {factor}")
-        self.factor = int(factor)
+        self._take_options(factor=factor)
 
     def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Self, after a look at whether the factor divides the image."""
@@ -59,8 +59,14 @@ class Down(Operator):
         return channels, height // self.factor, width // self.factor
 
     def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
-        """(C, f H, f W)."""
+        """(C, f H, f W). Raises InputError for images above the limit of `bounds.TABLES`."""
         channels, height, width = y_shape[-3:]
+        check_tables(
+            self.spec,
+            f"the image behind measurements of {size_text(y_shape[-2:])}",
+            4.0 * channels * height * width * self.factor**2,
+            "lower the factor, or give smaller measurements",
+        )
         return channels, height * self.factor, width * self.factor
 
     def _line(self, n: int) -> Tensor:
@@ -83,7 +89,11 @@ class AverageDown(Down):
     """Block average to a smaller image. Text form: "sr:average,factor=4".
 
     Args:
-        factor: Side f of the blocks in pixels, >= 1; it must divide height and width.
+        factor: Side f of the blocks in pixels, a whole number from 1 to 256; it must divide
+            height and width.
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "sr:average"
@@ -117,10 +127,25 @@ class BicubicDown(Down):
     """Bicubic reduction to a smaller image, without aliasing. Text form: "sr:bicubic,factor=4".
 
     Args:
-        factor: How many times smaller, f >= 1; it must divide height and width.
+        factor: How many times smaller, f, a whole number from 1 to 256; it must divide height
+            and width.
+
+    Raises:
+        InputError: an option out of its bounds.
     """
 
     form = "sr:bicubic"
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        super()._check(shape)
+        side = max(shape[-2:])
+        small = side // self.factor
+        check_tables(
+            self.spec,
+            f"the decomposition of its matrix for {side} pixels",
+            8.0 * small * (2 * side + small),
+            "raise the factor, or give smaller images",
+        )
 
     def _axes(self, x_shape: Sequence[int], like: Tensor) -> tuple["_Axis", "_Axis"]:
         height, width = x_shape[-2:]

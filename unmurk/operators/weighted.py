@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .base import Operator, conjugate_gradient, per_image
 
 __all__ = ["Weighted"]
@@ -27,6 +28,10 @@ class Weighted(Operator):
     Args:
         operator: A, bound to the images that the weights are for.
         weights: w > 0, of the shape of the measurements, (B, ...), or (1, ...) for all images.
+            Weights on a `Weighted` are multiplied with its own.
+
+    Raises:
+        InputError: weights that are not finite, or not positive.
 
     It has a label but no text form, and is as linear as A.
     """
@@ -34,7 +39,15 @@ class Weighted(Operator):
     tensors = ("weights",)
 
     def __init__(self, operator: Operator, weights: Tensor) -> None:
-        self.operator, self.weights = operator, weights
+        if not bool(((weights > 0) & weights.isfinite()).all()):
+            raise InputError(
+                "the weights of measurements must be finite and > 0: leave out with a mask what"
+                " is not measured"
+            )
+        self.operator: Operator = operator
+        self.weights: Tensor = weights
+        if isinstance(operator, Weighted):
+            self.operator, self.weights = operator.operator, operator.weights * weights
 
     @property
     def linear(self) -> bool:

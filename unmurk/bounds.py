@@ -1,0 +1,302 @@
+"""Options with bounds: what a text form, a constructor or a command takes, declared once.
+
+An option of an operator, of a noise model or of a command is declared as one of the classes of
+this module. The declaration reads the text, checks the number and states the bounds, so the
+parser, the Python constructor, the docstring and the error message cannot disagree.
+
+    options = {"sigma": Real(0.01, 256), "size": Sides(1, 1537, odd=True, optional=True)}
+    samples: Annotated[int, Whole(1, 100_000)] = 16
+
+Numbers are written with ASCII digits, without underscores: `int` and `float` read more than that.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from numbers import Real as RealNumber
+from typing import Any, get_args, get_type_hints
+
+from .errors import InputError
+
+__all__ = [
+    "SEED",
+    "TABLES",
+    "Choice",
+    "File",
+    "Option",
+    "Real",
+    "Sides",
+    "Whole",
+    "check_fields",
+    "check_memory",
+    "check_tables",
+    "shown",
+    "size_of_memory",
+]
+
+TABLES = 2 * 2**30
+"""Bytes that the matrices, masks and kernels of one operator may take for one image shape."""
+
+INTEGER = re.compile(r"[+-]?[0-9]{1,30}")
+NUMBER = re.compile(r"[+-]?([0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})([eE][+-]?[0-9]{1,4})?")
+LONGEST = 4096  # characters of a path
+
+
+def shown(value: Any) -> str:
+    """A value in a message: on one line, and never long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints
+        text = f"a {type(value).__name__} too long to print"
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
+
+
+def size_of_memory(size: float) -> str:
+    """Bytes as people write them: 3.2 GiB."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
+
+
+def _plain(value: Any) -> Any:
+    """The Python number in a tensor or array of one number; anything else as it is."""
+    if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):
+        return value.item()
+    return value
+
+
+@dataclass(frozen=True)
+class Option:
+    """What all options share.
+
+    Attributes:
+        optional: Whether None stands for "not given".
+    """
+
+    @property
+    def bounds(self) -> str:
+        """The values that are allowed, in words: "a number from 0.01 to 256"."""
+        raise NotImplementedError
+
+    def read(self, text: str) -> Any:
+        """The value that a text stands for. Raises ValueError; `check` follows."""
+        raise NotImplementedError
+
+    def fits(self, value: Any) -> Any:
+        """The value as it is kept. Raises ValueError or TypeError where it is out of bounds."""
+        raise NotImplementedError
+
+    def parse(self, where: str, text: str) -> Any:
+        """The value of a text. Raises InputError: "WHERE must be BOUNDS, got TEXT"."""
+        try:
+            return self.fits(self.read(text))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise self._refusal(where, text) from error
+
+    def check(self, where: str, value: Any) -> Any:
+        """A value given in Python. Raises InputError: "WHERE must be BOUNDS, got VALUE"."""
+        if value is None and getattr(self, "optional", False):
+            return None
+        try:
+            return self.fits(_plain(value))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise self._refusal(where, value) from error
+
+    def _refusal(self, where: str, value: Any) -> InputError:
+        return InputError(f"{where} must be {self.bounds}, got {shown(_plain(value))}")
+
+
+@dataclass(frozen=True)
+class Real(Option):
+    """A number between two bounds, both included; with `zero` also 0, below the lower one."""
+
+    least: float
+    most: float
+    optional: bool = False
+    zero: bool = False
+
+    @property
+    def bounds(self) -> str:
+        return f"{'0 or ' if self.zero else ''}a number from {self.least:g} to {self.most:g}"
+
+    def read(self, text: str) -> float:
+        if not NUMBER.fullmatch(text):
+            raise ValueError(text)
+        return float(text)
+
+    def fits(self, value: Any) -> float:
+        if not isinstance(value, RealNumber) or isinstance(value, bool):
+            raise TypeError
+        number = float(value) + 0.0  # -0 becomes 0
+        if not (self.least <= number <= self.most or (self.zero and number == 0)):
+            raise ValueError
+        return number
+
+
+@dataclass(frozen=True)
+class Whole(Option):
+    """A whole number between two bounds, both included; with `even` an even one."""
+
+    least: int
+    most: int
+    optional: bool = False
+    even: bool = False
+
+    @property
+    def bounds(self) -> str:
+        kind = "an even number" if self.even else "a whole number"
+        return f"{kind} from {self.least} to {self.most}"
+
+    def read(self, text: str) -> int:
+        if not INTEGER.fullmatch(text):
+            raise ValueError(text)
+        return int(text)
+
+    def fits(self, value: Any) -> int:
+        if not isinstance(value, RealNumber) or isinstance(value, bool):
+            raise TypeError
+        if not isinstance(value, Integral) and not float(value).is_integer():
+            raise ValueError
+        number = int(value)  # type: ignore[call-overload]
+        if not self.least <= number <= self.most or (self.even and number % 2):
+            raise ValueError
+        return number
+
+
+@dataclass(frozen=True)
+class Sides(Option):
+    """Height and width, "12x8", or one side for both, "12"; with `odd` odd ones."""
+
+    least: int
+    most: int
+    optional: bool = False
+    odd: bool = False
+
+    @property
+    def bounds(self) -> str:
+        kind = "an odd number" if self.odd else "a whole number"
+        return f"{kind} from {self.least} to {self.most}, or two of them as in 12x8".replace(
+            "12x8", "9x5" if self.odd else "12x8"
+        )
+
+    def read(self, text: str) -> tuple[int, int]:
+        parts = text.lower().split("x")
+        if len(parts) not in (1, 2) or not all(INTEGER.fullmatch(part) for part in parts):
+            raise ValueError(text)
+        return int(parts[0]), int(parts[-1])
+
+    def fits(self, value: Any) -> tuple[int, int]:
+        pair = value if isinstance(value, tuple | list) else (value, value)
+        if len(pair) != 2:
+            raise ValueError
+        side = Whole(self.least, self.most)
+        height, width = (side.fits(_plain(n)) for n in pair)
+        if self.odd and not (height % 2 and width % 2):
+            raise ValueError
+        return height, width
+
+
+@dataclass(frozen=True)
+class Choice(Option):
+    """One of a few words."""
+
+    words: tuple[str, ...]
+    optional: bool = False
+
+    @property
+    def bounds(self) -> str:
+        return f"one of {', '.join(self.words)}"
+
+    def read(self, text: str) -> str:
+        return text
+
+    def fits(self, value: Any) -> str:
+        if not isinstance(value, str) or value not in self.words:
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class File(Option):
+    """The path of a file, which is opened later."""
+
+    optional: bool = False
+
+    @property
+    def bounds(self) -> str:
+        return f"the path of a file, at most {LONGEST} characters"
+
+    def read(self, text: str) -> str:
+        return text
+
+    def fits(self, value: Any) -> str:
+        if not isinstance(value, str | os.PathLike):
+            raise TypeError
+        path = os.fspath(value)
+        if not isinstance(path, str) or not 0 < len(path) <= LONGEST or "\0" in path:
+            raise ValueError
+        return path
+
+
+SEED = Whole(0, 2**63 - 1)
+"""A seed of random draws."""
+
+
+def check_fields(values: object, names: Mapping[str, str] | None = None) -> None:
+    """Check the fields of an object that are annotated with an option.
+
+    Args:
+        values: An object whose class declares fields such as `n: Annotated[int, Whole(1, 9)]`.
+        names: What a field is called in a message; its own name unless it is listed.
+
+    Raises:
+        InputError: for the first value that is out of its bounds.
+    """
+    for name, hint in get_type_hints(type(values), include_extras=True).items():
+        for option in (extra for extra in _extras(hint) if isinstance(extra, Option)):
+            value = getattr(values, name)
+            if value is not None:
+                option.check((names or {}).get(name, name), value)
+
+
+def _extras(hint: Any) -> list[Any]:
+    """What `Annotated` adds to a type, at any depth of unions."""
+    found = list(getattr(hint, "__metadata__", ()))
+    return found + [extra for part in get_args(hint) for extra in _extras(part)]
+
+
+def check_tables(where: str, what: str, size: float, mend: str) -> None:
+    """Refuse tables above the limit before any of their memory is taken.
+
+    Args:
+        where: The operator's form and the option that decides: "ct:parallel,angles=9999".
+        what: What takes the memory: "the matrix for images of 512x512".
+        size: Its bytes.
+        mend: What to do.
+
+    Raises:
+        InputError: above `TABLES`.
+    """
+    if size > TABLES:
+        raise InputError(
+            f"{where}: {what} takes {size_of_memory(size)}, above the limit of"
+            f" {size_of_memory(TABLES)}: {mend}"
+        )
+
+
+def check_memory(what: str, size: float, mend: str) -> None:
+    """Refuse results that do not fit this machine's memory. Raises InputError."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # a system that does not tell
+        return
+    if size > memory:
+        raise InputError(
+            f"{what} would take {size_of_memory(size)}, but this machine has"
+            f" {size_of_memory(memory)} of memory: {mend}"
+        )

@@ -1,0 +1,137 @@
+"""Measurements from a Dataset or a DataLoader of torch.
+
+An item is y (C, H, W), or a tuple or list that begins with y: what follows (labels, clean images)
+is not read. Image i of a Dataset is item i, so masks and noise that go by an image's number fit.
+
+Learning draws its own batches, so of a DataLoader that only shuffles the items of a Dataset, the
+Dataset is taken, in its order. A loader that selects, repeats or collates items in a way of its
+own is read once, from its first batch to its last.
+
+Sets of up to `HELD` bytes are held in memory. Larger ones with a length are read item by item; a
+larger one without is refused.
+"""
+
+import hashlib
+import math
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import default_collate as collate
+
+from ..errors import InputError
+from .datasets import HELD, SAMPLE, Source
+
+__all__ = ["Items", "from_torch"]
+
+
+def from_torch(data: "Dataset[Any] | DataLoader[Any]") -> Tensor | Source:
+    """The measurements of a Dataset or DataLoader, (N, C, H, W) float32.
+
+    Raises:
+        InputError: no items, items that are not y or (y, ...), of different shapes or not finite;
+            or more than `HELD` bytes without a length.
+    """
+    if isinstance(data, DataLoader):
+        if not _plain(data):
+            return _gathered((_tensor(batch, 4) for batch in data), "the DataLoader")
+        data = data.dataset
+    if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        return _gathered((_tensor(item, 3)[None] for item in _walk(data)), "the Dataset")
+    source = Items(data)
+    if 4 * math.prod(source.shape) <= HELD:
+        return source.read(list(range(len(source))))
+    return source
+
+
+class Items(Source):
+    """The items of a Dataset with a length, read when they are wanted.
+
+    Args:
+        data: Items y (C, H, W) or (y, ...), of one shape.
+    """
+
+    def __init__(self, data: "Dataset[Any]") -> None:
+        self.data = data
+        count = len(data)  # type: ignore[arg-type]
+        if count < 1:
+            raise InputError("the Dataset holds no items")
+        self.shape = (count, *_tensor(data[0], 3).shape)
+        self._lock = threading.Lock()  # a Dataset may share a file between its items
+
+    def read(self, rows: list[int]) -> Tensor:
+        with self._lock:
+            items = [_tensor(self.data[row], 3) for row in rows]
+        for row, item in zip(rows, items, strict=True):
+            _check(item, self.shape[1:], f"item {row} of the Dataset")
+        return torch.stack(items)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Shape, and a hash of `SAMPLE` evenly spread items."""
+        count = min(SAMPLE, len(self))
+        places = sorted({round(i * (len(self) - 1) / max(1, count - 1)) for i in range(count)})
+        digest = hashlib.sha256()
+        for place in places:
+            digest.update(self.read([place]).numpy().tobytes())
+        sample = {"sha256": digest.hexdigest(), "of": f"{len(places)} items, evenly spread"}
+        return {"shape": list(self.shape), **sample}
+
+
+def _walk(data: Any) -> Iterable[Any]:
+    """The items of a Dataset that is iterable, or has no length."""
+    return iter(data)
+
+
+def _plain(loader: "DataLoader[Any]") -> bool:
+    """Whether a loader gives every item of its Dataset once, put together as torch does."""
+    sampler = loader.sampler
+    every = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler)
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+    )
+    whole = every and loader.batch_size is not None and not loader.drop_last
+    return whole and loader.collate_fn is collate and hasattr(loader.dataset, "__len__")
+
+
+def _gathered(parts: Iterable[Tensor], what: str) -> Tensor:
+    """The batches of a stream, one after another, up to `HELD` bytes."""
+    found: list[Tensor] = []
+    size = 0
+    for part in parts:
+        _check(
+            part, found[0].shape[1:] if found else part.shape[1:], f"batch {len(found)} of {what}"
+        )
+        size += 4 * part.numel()
+        if size > HELD:
+            raise InputError(
+                f"{what} gives more than {HELD // 2**20} MiB and has no length: give a Dataset"
+                " with __len__ and __getitem__, or a .npy file"
+            )
+        found.append(part)
+    if not found:
+        raise InputError(f"{what} gives no items")
+    return torch.cat(found)
+
+
+def _tensor(item: Any, axes: int) -> Tensor:
+    """y of an item or of a batch, float32."""
+    y = item[0] if isinstance(item, tuple | list) and item else item
+    y = torch.as_tensor(y) if not isinstance(y, str | dict | None.__class__) else None
+    if y is None or y.is_complex() or y.ndim not in (axes - 1, axes) or not y.numel():
+        held = f"{y.dtype} {tuple(y.shape)}" if y is not None else type(item).__name__
+        shape = "(C, H, W)" if axes == 3 else "(B, C, H, W)"
+        raise InputError(f"an item must be y {shape} or a tuple that begins with y, not {held}")
+    y = y.unsqueeze(axes - 3) if y.ndim == axes - 1 else y
+    whole = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(y.dtype, 1.0)
+    return y.detach().float().cpu() / whole
+
+
+def _check(y: Tensor, shape: Any, what: str) -> None:
+    if tuple(y.shape[-len(shape) :]) != tuple(shape):
+        raise InputError(f"{what} has shape {tuple(y.shape)}, others {tuple(shape)}")
+    if not bool(y.isfinite().all()):
+        raise InputError(f"{what} has values that are not finite")
