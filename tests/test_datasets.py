@@ -1,6 +1,7 @@
 """Measurements in files: the numbers and the run are those in memory; what is wrong is named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from unmurk.errors import InputError
 from unmurk.io import datasets as source
 from unmurk.io.datasets import Array, Batches, Pictures, Simulated, as_source, large, open_source
 from unmurk.io.images import load_images, save_images
-from unmurk.io.scale import LARGEST, Scale
+from unmurk.io.scale import Scale
 from unmurk.learn import learn
 from unmurk.problem import Problem
 
@@ -50,13 +51,14 @@ def test_rows_of_a_file_are_those_of_load_images(tmp_path, kind, shape):
 
 
 def test_other_numbers_have_the_units_of_load_images(tmp_path):
-    """Floats beyond [0, 1] are brought there by the least and largest of the finite images."""
+    """Floats are what they are, and images that are not finite are left out alike."""
     array = numbers((6, 4, 8), "float32") * 1000
     array[2, 0, 0] = np.nan
     path = file_of(tmp_path, array)
     expected = load_images(path, skip_bad=True)
     found = open_source(path, skip_bad=True)
     assert torch.equal(found[torch.arange(5)], expected.images)
+    assert torch.equal(expected.images[:, 0], torch.from_numpy(np.delete(array, 2, 0)))
     assert found.skipped == expected.skipped == [("00002", "not finite")]
     with pytest.raises(InputError, match="00002.*not finite"):
         open_source(path)
@@ -65,7 +67,7 @@ def test_other_numbers_have_the_units_of_load_images(tmp_path):
 @pytest.mark.parametrize("kind", ["uint8", "uint16"])
 def test_rows_of_a_folder_are_those_of_load_images(tmp_path, kind):
     folder = tmp_path / "set"
-    scale = Scale(gain=LARGEST[kind], dtype=kind, format="png")
+    scale = replace(Scale.of(kind), format="png")
     save_images(torch.rand(6, 3, 8, 8), folder, scale=scale)
     expected = load_images(folder).images
     assert torch.equal(Pictures(folder)[ROWS], expected[ROWS])

@@ -5,9 +5,10 @@ writes at its end.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,8 @@ from .options import (
     Corrupted,
     Json,
     MaybePath,
+    MaybeRange,
+    NanOption,
     Seed,
     SkipBad,
     Text,
@@ -100,6 +103,8 @@ class Learn(Command):
     seed: Seed = 0
     simulate: bool = False
     """DATA are clean: corrupt them first with the operator and the noise (for development)."""
+    range: MaybeRange = None
+    nan: NanOption = "refuse"
     skip_bad: SkipBad = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic inside the networks; auto: bf16 where a short probe says that it is faster."""
@@ -110,8 +115,10 @@ class Learn(Command):
     def run(self) -> dict[str, Any]:
         with output(self.out):
             from .io.datasets import simulated, some
+            from .io.images import ImageSet
 
-            y, skipped = measured(self.data, self.skip_bad)
+            data, skipped = measured(self.data, self.skip_bad, self.range, self.nan)
+            y = getattr(data, "images", data)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
             problem = problem_of(self.operator, noise, None if self.simulate else lambda: some(y))
             _keeps_numbers(skipped, y, problem)
@@ -129,7 +136,7 @@ class Learn(Command):
             if self.simulate and self.method != "clean":
                 y = simulated(y, problem, self.seed)
             learn(
-                y,
+                replace(data, images=y) if isinstance(data, ImageSet) else y,
                 problem,
                 method=self.method,
                 out=self.out,
@@ -138,6 +145,7 @@ class Learn(Command):
                 seed=self.seed,
                 precision=self.precision,
                 compile=self.compile,
+                nan=self.nan,
                 **options,
             )
             if not first_process():
@@ -180,12 +188,14 @@ class Corrupt(Command):
 
     data: Clean
     out: Path
-    """A .npy or .npz file keeps every value; a folder gets PNG files, clipped to the range."""
+    """A .npy or .npz file keeps every value. A folder gets PNG or TIFF files like those of DATA:
+    integers are clipped to their range, and a line says so."""
     operator: Text = "identity"
     """What to do to them, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
     noise: Text = "0"
     """Standard deviation of the noise to add, in units where the image range is 1; or
     poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02 (docs/data_and_files.md)."""
+    range: MaybeRange = None
     seed: Seed = 0
     skip_bad: SkipBad = False
     json: Json = False
@@ -195,9 +205,11 @@ class Corrupt(Command):
             from .io.images import save_new
 
             problem = problem_of(self.operator, self.noise)
-            data = images_of(self.data, skip_bad=self.skip_bad)
+            data = images_of(self.data, self.skip_bad, self.range, sigma=0.0)
             y = problem.simulate(data.images, seed=self.seed, index=data.numbers)
-            save_new(y, self.out, data)
+            clipped = save_new(y, self.out, data)
+            if clipped:
+                print(clipped, file=sys.stderr)
         return {"out": self.out, "images": len(y), "skipped": dict(data.skipped)}
 
 
@@ -215,12 +227,13 @@ class Evaluate(Command):
     """Posterior samples (S, N, C, H, W) in a .npy file, for coverage and spread."""
     level: float = 0.9
     """Level of the intervals whose coverage is counted."""
+    range: MaybeRange = None
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         if not 0 < self.level < 1:
             raise InputError(f"--level {self.level}: a level lies between 0 and 1")
-        restored, truth = images_of(self.restored).images, images_of(self.reference).images
+        restored, truth = _in_one_scale(self.restored, self.reference, self.range)
         if restored.shape != truth.shape:
             raise InputError(
                 f"{self.restored} has images {_shape(restored)}, {self.reference} "
@@ -306,6 +319,20 @@ def _keeps_numbers(skipped: dict[str, str], y: Any, problem: "Problem") -> None:
             f"their numbers, which learning would shift: mend {next(iter(skipped))}, or learn "
             "from a set without --skip-bad"
         )
+
+
+def _in_one_scale(
+    restored: Path, reference: Path, span: tuple[float, float] | None
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Restored images and the clean ones in the scale of the latter: numbers of the same type
+    have the same range. Files of another type go by their own; floats are what they are."""
+    from .io.scale import Span
+
+    truth = images_of(reference, span=span)
+    scale = truth.scale
+    whole = scale.dtype[0] in "iu"
+    known = Span(scale.offset, scale.offset + scale.gain, scale.dtype) if whole else None
+    return images_of(restored, span=span or known).images, truth.images
 
 
 def _shape(images: "torch.Tensor") -> str:

@@ -23,13 +23,16 @@ from .options import (
     Corrupted,
     Json,
     MaybeInt,
+    MaybeRange,
     MaybeText,
+    NanOption,
     Seed,
     SkipBad,
     Text,
     at_least,
     place,
     problem_of,
+    run_span,
     solver_options,
 )
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
     from .io.images import ImageSet
     from .io.jobs import Engine, Summary
+    from .io.scale import Spans
     from .problem import Problem
 
 __all__ = ["Restore", "Solve"]
@@ -50,14 +54,6 @@ MaybeTile = Annotated[
         metavar="INT",
         help="Side in pixels of the tiles that larger images are worked on in; unset: the side of "
         "the images that the prior was trained on.",
-    ),
-]
-MaybeRange = Annotated[
-    tuple[float, float] | None,
-    arg(
-        metavar="BLACK WHITE",
-        help="Numbers of black and of white in the files, such as 0 4095 for a 12-bit camera; "
-        "unset: docs/data_and_files.md.",
     ),
 ]
 
@@ -86,6 +82,7 @@ class Restore(Command):
     (std.npy in a folder for an array)."""
     tile: MaybeTile = None
     range: MaybeRange = None
+    nan: NanOption = "refuse"
     seed: Seed = 0
     skip_bad: SkipBad = False
     json: Json = False
@@ -93,6 +90,7 @@ class Restore(Command):
     def run(self) -> dict[str, Any]:
         with output(self.out, folder=False):
             problem = trained_problem(self.prior, self.operator, self.noise, _some(self))
+            from .missing import without_missing
             from .posterior import Posterior
             from .tiles import posterior_for
 
@@ -102,6 +100,7 @@ class Restore(Command):
                 y = place(y)[0]
                 shape = problem.operator.x_shape(y.shape[1:])
                 bound = problem.to(y.device).at(numbers, shape)
+                y, bound = without_missing(y, bound, self.nan, shape)
                 flow = posterior_for(posterior, shape, self.tile)
                 mean, std = flow.mean_std(y, bound, self.samples, self.seed, numbers)
                 return {"images": mean, "std": std} if self.std else {"images": mean}
@@ -145,6 +144,7 @@ class Solve(Command):
     posterior."""
     tile: MaybeTile = None
     range: MaybeRange = None
+    nan: NanOption = "refuse"
     seed: Seed = 0
     skip_bad: SkipBad = False
     json: Json = False
@@ -180,6 +180,7 @@ class Solve(Command):
                         init="posterior" if starts else None,
                         posterior=flow,
                         callback=callback,
+                        nan=self.nan,
                         **options,
                     )
                 residual = result.trace[-1]["residual"] if result.trace else None
@@ -225,7 +226,17 @@ def _run(
         return _whole(command, problem, engine)
     jobs = jobs_of(data, out, command.skip_bad)
     log = out / LOG if jobs[0].out.parent == out else None
-    done = process(jobs, engine, settings, log=log, span=command.range, skip_bad=command.skip_bad)
+    spans = _spans(command, [job.file for job in jobs], problem.level)
+    settings["range"] = spans or None
+    done = process(
+        jobs,
+        engine,
+        settings,
+        log=log,
+        span=spans,
+        skip_bad=command.skip_bad,
+        nan=command.nan,
+    )
     _complain(done)
     target = jobs[0].out if len(jobs) == 1 else out
     return {
@@ -234,6 +245,26 @@ def _run(
         "skipped": done.skipped,
         "out": target,
     }
+
+
+def _known_span(command: Restore | Solve) -> "Spans":
+    """Numbers of black and white that were given, or that the run was learnt with."""
+    return command.range or run_span(command.prior)
+
+
+def _spans(command: Restore | Solve, files: "list[Path]", sigma: float | None) -> list[Any]:
+    """Numbers of black and white in files: given, the run's, or found by a look at all of them.
+
+    What was found is said, and floats are checked, where the noise is known.
+    """
+    from .io.scale import Span
+    from .io.survey import survey
+
+    known = _known_span(command)
+    found, notes = survey(files, known, sigma)
+    for note in notes if sigma is not None else []:
+        print(note, file=sys.stderr)
+    return [list(Span(*span)) for span in ([known] if known else []) + found]
 
 
 def _complain(done: "Summary") -> None:
@@ -252,9 +283,10 @@ def _whole(command: Restore | Solve, problem: "Problem", engine: "Engine") -> di
     if ranks()[0] > 0:
         return {"images": 0, "out": command.out}
     if problem.operator.pictorial:
-        data = images_of(command.data, skip_bad=command.skip_bad, span=command.range)
+        span = _known_span(command)
+        data = images_of(command.data, command.skip_bad, span, command.nan, problem.level)
     else:
-        data = load_measurements(command.data, skip_bad=command.skip_bad)
+        data = load_measurements(command.data, skip_bad=command.skip_bad, nan=command.nan)
     parts = [
         engine(data.images[rows.start : rows.stop], data.numbers[rows.start : rows.stop])
         for rows in _rows(data)
@@ -296,6 +328,7 @@ def _settings(
         name: value
         for name, value in asdict(command).items()
         if name not in {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std"}
+        and (name, value) != ("nan", "refuse")
     }
     own |= {"command": type(command).__name__.lower(), **problem.to_dict()}
     own |= {
@@ -317,11 +350,18 @@ def weights_of(model: Any) -> str:
 
 def _some(command: Restore | Solve) -> "Callable[[], torch.Tensor]":
     """What the noise is estimated from: the first images of the most frequent size."""
-    from .io.images import load_images
 
-    return lambda: (
-        load_images(command.data, skip_bad=True, limit=ENOUGH, span=command.range).images
-    )
+    def images() -> "torch.Tensor":
+        from .io.formats.pictures import ENDINGS
+        from .io.images import load_images, pictures_in
+
+        span, data = _known_span(command), command.data
+        if data.is_dir() or data.suffix.lower() in ENDINGS:
+            files = pictures_in(data) if data.is_dir() else [data]
+            span = _spans(command, files, None)
+        return load_images(data, skip_bad=True, limit=ENOUGH, span=span).images
+
+    return images
 
 
 def trained_problem(

@@ -1,11 +1,12 @@
 """What the options of several commands share, and what every command has."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .io.images import ImageSet
+    from .io.scale import Span, Spans
     from .problem import Problem
 
 __all__ = [
@@ -28,7 +30,9 @@ __all__ = [
     "MaybeFloat",
     "MaybeInt",
     "MaybePath",
+    "MaybeRange",
     "MaybeText",
+    "NanOption",
     "Seed",
     "SkipBad",
     "Text",
@@ -36,6 +40,7 @@ __all__ = [
     "images_of",
     "place",
     "problem_of",
+    "run_span",
     "solver_options",
 ]
 
@@ -60,6 +65,22 @@ Seed = Annotated[int, arg(help="Seed of every random draw.")]
 SkipBad = Annotated[
     bool,
     arg(help="Leave out files that cannot be read or differ in size from most, and list them."),
+]
+MaybeRange = Annotated[
+    tuple[float, float] | None,
+    arg(
+        metavar="BLACK WHITE",
+        help="Numbers of black and of white in the files, such as 0 4095 for a 12-bit camera; "
+        "unset: those of the run, or what the type of the numbers says "
+        "(docs/data_and_files.md).",
+    ),
+]
+NanOption = Annotated[
+    Literal["refuse", "mask"],
+    arg(
+        help="Pixels that are not finite (NaN, infinite): refuse, or leave out the image with "
+        "--skip-bad; mask: count them as hidden."
+    ),
 ]
 Json = Annotated[
     bool, arg(help="Print one JSON object on stdout; a number that is not finite is null.")
@@ -98,37 +119,81 @@ def problem_of(
 
 
 def images_of(
-    path: Path, skip_bad: bool = False, span: tuple[float, float] | None = None
+    path: Path,
+    skip_bad: bool = False,
+    span: "Spans" = None,
+    nan: Literal["refuse", "mask"] = "refuse",
+    sigma: float | None = None,
 ) -> "ImageSet":
-    """The images of a path; what a person should know of them goes to stderr."""
-    from .io.images import load_images
-    from .io.scale import UNIT
+    """The images of a path; what a person should know of them goes to stderr.
 
-    data = load_images(path, skip_bad=skip_bad, span=span)
+    Args:
+        path: A folder or a file.
+        skip_bad: See `load_images`.
+        span: Numbers of black and white, where they are known.
+        nan: See `load_images`.
+        sigma: Standard deviation of the noise, for `scale.check_units`; None: no check.
+    """
+    from .io.images import load_images
+    from .io.scale import check_units, span_for
+
+    data = load_images(path, skip_bad=skip_bad, span=span, nan=nan)
     for name, reason in data.skipped:
         print(f"left out {name}: {reason}", file=sys.stderr)
-    scale = data.scale
-    if span is None and scale.dtype not in ("uint8", "uint16") and scale.gain not in (1.0, 255.0):
-        low, high = scale.offset, scale.offset + scale.gain
-        print(
-            f"{path}: read as images from black {low:g} to white {high:g}, the least and the "
-            f"largest number, as some are beyond [{UNIT[0]:g}, {UNIT[1]:g}] and [0, 255]",
-            file=sys.stderr,
-        )
+    if data.note:
+        print(f"{path}: {data.note}", file=sys.stderr)
+    floats = data.scale.dtype.startswith("float") and span_for(span, data.scale.dtype) is None
+    if floats and sigma is not None:
+        check_units(path, data.images[:: max(1, len(data) // 128)], sigma)
     return data
 
 
-def measured(path: Path, skip_bad: bool) -> tuple[Any, dict[str, str]]:
+def measured(
+    path: Path,
+    skip_bad: bool,
+    span: "Spans" = None,
+    nan: Literal["refuse", "mask"] = "refuse",
+) -> tuple[Any, dict[str, str]]:
     """What is learnt from, in memory or, if it is large, read when it is wanted; what is not."""
     from .io.datasets import large, open_source
 
     if not large(path):
-        data = images_of(path, skip_bad)
-        return data.images, dict(data.skipped)
-    source = open_source(path, skip_bad)
+        data = images_of(path, skip_bad, span, nan)
+        return data, dict(data.skipped)
+    source = open_source(path, skip_bad, span, nan)
     for name, reason in source.skipped:
         print(f"left out {name}: {reason}", file=sys.stderr)
+    if source.note:
+        print(source.note, file=sys.stderr)
     return source, dict(source.skipped)
+
+
+def run_span(run: str | Path) -> "Span | None":
+    """The numbers of black and white that a run was learnt with, for files of the same type.
+
+    Args:
+        run: Its folder, or the folder of its prior; of another prior there are none.
+
+    Raises:
+        InputError: the run's config.json holds no such numbers where they should be.
+    """
+    from .io.scale import Span
+
+    for config in (Path(run) / "config.json", Path(run).parent / "config.json"):
+        try:
+            kept = json.loads(config.read_text())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(kept, dict) or "problem" not in kept or kept.get("range") is None:
+            continue
+        try:
+            black, white = map(float, kept["range"])
+            return Span(black, white, str(kept["file_type"]))
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise InputError(
+                f"{config} holds no range of two numbers and a type: give --range BLACK WHITE"
+            ) from error
+    return None
 
 
 def place(*things: Any) -> list[Any]:

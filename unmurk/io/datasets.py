@@ -13,9 +13,9 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,21 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
-from .formats.pictures import ENDINGS, read_picture
-from .images import describe, layout_of, pictures_in, to_images
-from .scale import LARGEST, Scale
+from .folders import pictures_in, usual_kind
+from .formats.arrays import map_array
+from .formats.pictures import (
+    ENDINGS,
+    Nan,
+    check_finite,
+    describe,
+    number_type,
+    open_pages,
+    page_names,
+)
+from .images import ImageSet
+from .layouts import layout_of, to_images
+from .scale import Extent, Scale, Spans, span_for
+from .survey import survey
 
 __all__ = [
     "HELD",
@@ -57,11 +69,17 @@ class Source:
         shape: (N, C, H, W).
         device: Where rows are put.
         skipped: Name and reason of each measurement that was left out.
+        scale: How file values became these numbers, if they come from files.
+        note: What a person should know of the scale, or nothing.
+        floats: Whether a number may not be finite.
     """
 
     shape: tuple[int, ...]
     device = torch.device("cpu")
     skipped: Sequence[tuple[str, str]] = ()
+    scale: Scale | None = None
+    note = ""
+    floats = False
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -100,7 +118,9 @@ class Array(Source):
     """
 
     def __init__(self, array: np.ndarray, scale: Scale, kept: np.ndarray | None = None) -> None:
-        self.array, self.scale, self.kept = array, scale, kept
+        self.array, self.kept = array, kept
+        self.scale: Scale = scale
+        self.floats = array.dtype.kind == "f"
         one = to_images(np.zeros((1, *array.shape[1:]), array.dtype), scale, scale.layout)
         self.shape = (len(array) if kept is None else len(kept), *one.shape[1:])
         self.file = _file_of(array)
@@ -156,42 +176,59 @@ class Pictures(Source):
         folder: Pictures of one size, as for `load_images`.
         skip_bad: Read all of them once, and leave out those that cannot be read or differ from
             most. Otherwise the first bad one that is met ends the run.
+        span: The files' numbers of black and white; None: see `scale`.
+        nan: See `load_images`.
     """
 
-    def __init__(self, folder: Path, skip_bad: bool = False) -> None:
-        self.files = pictures_in(folder)
-        if skip_bad:
-            self.kind, self.skipped = self.look()
-        else:
-            self.kind = describe(read_picture(self.files[0]))
-        first = read_picture(self.files[0])
-        self.scale = Scale(gain=LARGEST[first.dtype.name], dtype=first.dtype.name, format="png")
-        self.shape = (len(self.files), first.shape[2], *first.shape[:2])
-
-    def look(self) -> tuple[str, list[tuple[str, str]]]:
-        """Keeps the good files; returns the kind of most, and the others with their reasons."""
-
-        def kind(file: Path) -> tuple[str, str]:
-            try:
-                return describe(read_picture(file)), ""
-            except InputError as error:
-                return "", str(error)
-
+    def __init__(
+        self, folder: Path, skip_bad: bool = False, span: Spans = None, nan: Nan = "refuse"
+    ) -> None:
+        files, self.nan = pictures_in(folder), nan
         with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(kind, self.files))
-        kinds = [k for k, _ in found if k]
+            found = list(pool.map(self.look if skip_bad else _count, files))
+        self.pages = [(f, page) for f, pages in zip(files, found, strict=True) for page in pages]
+        if skip_bad:
+            self.leave_out(folder)
+        first, place = self.pages[0][0], self.pages[0][1].place
+        with open_pages(first) as opened:
+            shape, dtype, bits = opened.shape, opened.dtype, opened.bits
+            describe(opened.read(place).shape, dtype)
+        self.kind = describe(shape, dtype)
+        spans, notes = survey([file for file, _ in self.pages], span)
+        known = span_for(span, dtype)
+        self.note = " ".join(notes) if known is None else ""
+        self.scale: Scale = Scale.of(dtype, [known] if known is not None else spans, bits)
+        self.floats = np.dtype(dtype).kind == "f"
+        self.shape = (len(self.pages), shape[2], *shape[:2])
+
+    def look(self, file: Path) -> list["_Found"]:
+        """The images of a file: what they are, or why they cannot be used."""
+        try:
+            found = []
+            with open_pages(file) as pages:
+                for place, name in enumerate(page_names(file, len(pages))):
+                    pixels = pages.read(place)
+                    try:
+                        check_finite(pixels, str(file), self.nan)
+                        found.append(_Found(place, name, describe(pixels.shape, pages.dtype)))
+                    except InputError:
+                        found.append(_Found(place, name, "", "not finite"))
+            return found
+        except InputError as error:
+            return [_Found(0, file.name, "", str(error))]
+
+    def leave_out(self, folder: Path) -> None:
+        """Keeps the good images; the others are listed with their reasons."""
+        kinds = [page.kind for _, page in self.pages if page.kind]
         if not kinds:
-            raise InputError(
-                f"none of the {len(self.files)} pictures in {self.files[0].parent} can be read"
-            )
-        usual = max(dict.fromkeys(kinds), key=kinds.count)
-        bad = [
-            (file.name, reason or f"{k}, others are {usual}")
-            for file, (k, reason) in zip(self.files, found, strict=True)
-            if k != usual
-        ]
-        self.files = [f for f, (k, _) in zip(self.files, found, strict=True) if k == usual]
-        return usual, bad
+            raise InputError(f"none of the {len(self.pages)} pictures in {folder} can be read")
+        usual = usual_kind(kinds)
+        self.skipped = sorted(
+            (page.name, page.reason or f"{page.kind}, others are {usual}")
+            for _, page in self.pages
+            if page.kind != usual
+        )
+        self.pages = [(file, page) for file, page in self.pages if page.kind == usual]
 
     def read(self, rows: list[int]) -> Tensor:
         with ThreadPoolExecutor(READERS) as pool:
@@ -200,19 +237,48 @@ class Pictures(Source):
 
     def one(self, row: int) -> np.ndarray:
         """The pixels of one picture (H, W, C)."""
-        pixels = read_picture(self.files[row])
-        if describe(pixels) != self.kind:
+        file, page = self.pages[row]
+        with open_pages(file) as pages:
+            pixels = pages.read(page.place)
+            found = describe(pixels.shape, pages.dtype)
+            where = str(file) if len(pages) == 1 else f"page {page.place} of {file}"
+        if found != self.kind:
             raise InputError(
-                f"{self.files[row]} is {describe(pixels)}, others are {self.kind}: make them "
-                "alike, or use skip_bad"
+                f"{file} is {found}, others are {self.kind}: make them alike, or use skip_bad"
             )
-        return pixels
+        return check_finite(pixels, where, self.nan)
 
     def fingerprint(self) -> dict[str, Any]:
-        """A hash of names, sizes and times of change."""
-        stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.files]
+        """A hash of names, pages, sizes and times of change."""
+        stats = [
+            (f.name, page.place, f.stat().st_size, f.stat().st_mtime_ns) for f, page in self.pages
+        ]
         digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-        return {"shape": list(self.shape), "sha256": digest, "of": "names, sizes and times"}
+        scale = {"offset": self.scale.offset, "gain": self.scale.gain}
+        return {
+            "shape": list(self.shape),
+            **scale,
+            "sha256": digest,
+            "of": "names, sizes and times",
+        }
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An image of a file: its page and name, what it is, or why it cannot be used."""
+
+    place: int
+    name: str
+    kind: str
+    reason: str = ""
+
+
+def _count(file: Path) -> list[_Found]:
+    """The images of a file, of which nothing but their number is looked up."""
+    if number_type(file) is not None:
+        return [_Found(0, file.name, "")]
+    with open_pages(file) as pages:
+        return [_Found(i, name, "") for i, name in enumerate(page_names(file, len(pages)))]
 
 
 class Simulated(Source):
@@ -226,7 +292,7 @@ class Simulated(Source):
 
     def __init__(self, clean: Source, problem: Problem, seed: int) -> None:
         self.clean, self.problem, self.seed = clean, problem, seed
-        self.skipped = clean.skipped
+        self.skipped, self.scale, self.note = clean.skipped, clean.scale, clean.note
         self.shape = (len(clean), *self.read([0]).shape[1:])
 
     def read(self, rows: list[int]) -> Tensor:
@@ -252,29 +318,36 @@ def simulated(clean: Tensor | Source, problem: Problem, seed: int) -> Tensor | S
 # ---------------------------------------------------------------- what data may be
 
 
-def as_source(data: Any) -> Tensor | Source:
+def as_source(data: Any, span: Spans = None, nan: Nan = "refuse") -> Tensor | Source:
     """Measurements as a float32 tensor, or as a source of them.
 
     Args:
-        data: A tensor or an array (N, C, H, W), of 8 or 16 bits or in units of [0, 1]; the path of
-            a .npy file of these, or of a folder of pictures; a source; a Dataset or DataLoader of
-            torch (see `torch_data`); or an object whose attribute `y` is one of these.
+        data: A tensor or an array (N, C, H, W), of integers or in units of [0, 1]; an `ImageSet`;
+            the path of a .npy file, or of a folder of pictures; a source; a Dataset or DataLoader
+            of torch (see `torch_data`); or an object whose attribute `y` is one of these.
+        span: Numbers of black and white in integers and files; None: see `scale`.
+        nan: See `load_images`.
 
     Raises:
         InputError: for anything else.
     """
     if isinstance(data, Source):
         return data
+    if isinstance(data, ImageSet):
+        return data.images
     if isinstance(data, Tensor):
-        if data.dtype not in (torch.uint8, torch.uint16):
+        if data.is_floating_point():
             return data.float()
-        data = data.cpu().numpy()
+        array = data.cpu().numpy()
+        if array.ndim == 4:  # no guess: a tensor is (N, C, H, W)
+            return _of_array("the tensor", array, span, "NCHW")
+        data = array
     if isinstance(data, np.ndarray):
         if data.ndim < 3:
             raise InputError(f"measurements must be (N, C, H, W), not {data.shape}")
-        return Array(data, _scale(Path("the array"), data))
+        return _of_array("the array", data, span)
     if isinstance(data, str | Path):
-        return open_source(Path(data))
+        return open_source(Path(data), span=span, nan=nan)
     if isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader):
         from .torch_data import from_torch
 
@@ -284,75 +357,84 @@ def as_source(data: Any) -> Tensor | Source:
             "measurements are a tensor, an array, a path, a source, a Dataset or DataLoader of"
             f" torch, or an object with an attribute y, not {type(data).__name__}"
         )
-    return as_source(data.y)
+    return as_source(data.y, span, nan)
 
 
-def _scale(file: Path, array: np.ndarray, limits: tuple[float, float] = (0.0, 1.0)) -> Scale:
-    """What the numbers of an array between limits mean."""
-    return replace(Scale.of(array.dtype, limits), layout=layout_of(file, array))
+def _of_array(what: Any, array: np.ndarray, span: Spans, layout: str | None = None) -> Array:
+    """An array with the scale of its numbers, for which integers may be read once."""
+    layout = layout or layout_of(Path(str(what)), array)
+    array = array if "N" in layout else array[None]
+    known = span_for(span, array.dtype)
+    if known is not None or array.dtype.kind == "f":
+        scale = Scale.of(array.dtype, known)
+        return Array(array, replace(scale, layout=layout))
+    source = Array(array, replace(Scale.of(array.dtype), layout=layout))
+    extent = Extent(array.dtype)
+    for numbers in _chunks(array):
+        if extent.full:
+            break
+        extent.add(source.raw(numbers))
+    found = Array(array, replace(Scale.of(array.dtype, bits=extent.bits), layout=layout))
+    found.note = f"{what}: {extent.note}" if extent.note else ""
+    return found
+
+
+def _chunks(array: np.ndarray) -> Iterator[list[int]]:
+    """Numbers of images that are looked at together."""
+    step = max(1, CHUNK // max(1, array[0].nbytes))
+    for start in range(0, len(array), step):
+        yield list(range(start, min(start + step, len(array))))
 
 
 def large(path: Path) -> bool:
     """Whether a folder or a .npy file holds more than `HELD` bytes as float32."""
     if path.is_dir():
         files = pictures_in(path)
-        count = next((read.size for read in map(_readable, files) if read is not None), 0)
-        return 4 * count * len(files) > HELD
-    return path.suffix.lower() == ".npy" and path.is_file() and 4 * _mapped(path).size > HELD
+        return 4 * len(files) * next((n for n in map(_readable, files) if n), 0) > HELD
+    return path.suffix.lower() == ".npy" and path.is_file() and 4 * map_array(path).size > HELD
 
 
-def _readable(file: Path) -> np.ndarray | None:
+def _readable(file: Path) -> int:
+    """Numbers in a file; 0 if it cannot be read."""
     try:
-        return read_picture(file)
+        with open_pages(file) as pages:
+            return len(pages) * math.prod(pages.shape)
     except InputError:
-        return None
+        return 0
 
 
-def _mapped(path: Path) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-    return array
-
-
-def open_source(path: Path, skip_bad: bool = False) -> Source:
+def open_source(
+    path: Path, skip_bad: bool = False, span: Spans = None, nan: Nan = "refuse"
+) -> Source:
     """The images of a folder of pictures or a .npy file, to be read when they are wanted.
 
-    The units are those of `load_images`, for which numbers that are not whole are read once.
+    The units are those of `load_images`. Floats are read once, to find numbers that are not
+    finite; integers of more than 8 bits until it is clear that they fill their type.
 
     Raises:
         InputError: nothing there, another type of file, images that are not finite.
     """
     if path.is_dir():
-        return Pictures(path, skip_bad)
+        return Pictures(path, skip_bad, span, nan)
     if path.suffix.lower() in ENDINGS or path.suffix.lower() != ".npy" or not path.is_file():
         raise InputError(f"{path}: give a folder of pictures or a .npy file")
-    array = _mapped(path)
-    if "N" not in layout_of(path, array):
-        array = array[None]
-    if array.dtype.name in LARGEST:
-        return Array(array, _scale(path, array))
-    return _looked_through(path, array, skip_bad)
+    found = _of_array(path, map_array(path), span)
+    return _finite(path, found, skip_bad) if found.floats and nan == "refuse" else found
 
 
-def _looked_through(path: Path, array: np.ndarray, skip_bad: bool) -> Array:
-    """An array of other numbers, without the images that are not finite."""
-    source = Array(array, _scale(path, array))
-    step = max(1, CHUNK // array[0].nbytes)
-    kept, low, high = [], np.inf, -np.inf
-    for start in range(0, len(array), step):
-        part = source.raw(list(range(start, min(start + step, len(array)))))
-        fine = np.isfinite(part.reshape(len(part), -1)).all(1)
-        kept.append(start + np.flatnonzero(fine))
-        if fine.any():
-            low, high = min(low, float(part[fine].min())), max(high, float(part[fine].max()))
-    numbers = np.concatenate(kept)
-    bad = np.setdiff1d(np.arange(len(array)), numbers)
-    if len(bad) and (not skip_bad or not len(numbers)):
-        raise InputError(f"image {bad[0]:05d} in {path} has values that are not finite")
-    scale = replace(_scale(path, array, (low, high)), layout=source.scale.layout)
-    found = Array(array, scale, numbers if len(bad) else None)
+def _finite(path: Path, source: Array, skip_bad: bool) -> Array:
+    """An array without the images that are not finite."""
+    kept = []
+    for numbers in _chunks(source.array):
+        part = source.raw(numbers)
+        kept.append(numbers[0] + np.flatnonzero(np.isfinite(part.reshape(len(part), -1)).all(1)))
+    good = np.concatenate(kept)
+    bad = np.setdiff1d(np.arange(len(source.array)), good)
+    if not len(bad):
+        return source
+    if not skip_bad or not len(good):
+        check_finite(source.raw([int(bad[0])]), f"image {bad[0]:05d} in {path}")
+    found = Array(source.array, source.scale, good)
     found.skipped = [(f"{number:05d}", "not finite") for number in bad]
     return found
 

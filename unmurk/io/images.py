@@ -20,13 +20,16 @@ from torch import Tensor
 
 from ..errors import InputError
 from .atomic import part_of, write
-from .formats.arrays import read_array, read_idx, split_key
-from .formats.pictures import ENDINGS, encode_picture, read_pages
-from .scale import LARGEST, Scale, Span
+from .folders import pictures_in, read_files, usual_kind
+from .formats.arrays import is_idx, read_array, read_idx, split_key
+from .formats.pictures import ENDINGS, Nan, check_finite, encode_picture
+from .formats.tiff import StackWriter
+from .layouts import layout_of, to_images
+from .limits import check_memory
+from .scale import Extent, Scale, Spans, span_for
 
 __all__ = [
     "ImageSet",
-    "describe",
     "layout_of",
     "load_images",
     "load_measurements",
@@ -37,9 +40,12 @@ __all__ = [
     "save_new",
     "stems",
     "to_images",
+    "written_scale",
 ]
 
-FORMATS = ("png", "npy", "npz", "idx")
+FORMATS = ("png", "tif", "npy", "npz", "idx")
+UNWRITTEN = (".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".jp2")  # formats that lose numbers
+PNG_TYPES = ("uint8", "uint16")
 
 
 @dataclass
@@ -53,6 +59,7 @@ class ImageSet:
         skipped: Name and reason of each image that was left out.
         numbers: Place of each image in the file or the folder, those left out counted too: what
             differs from image to image (a mask) goes by it.
+        note: What a person should know of the scale, or nothing.
     """
 
     images: Tensor
@@ -60,6 +67,7 @@ class ImageSet:
     scale: Scale
     skipped: list[tuple[str, str]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,35 +79,39 @@ def load_images(
     channels: int | None = None,
     skip_bad: bool = False,
     limit: int | None = None,
-    span: Span | None = None,
+    span: Spans = None,
+    nan: Nan = "refuse",
 ) -> ImageSet:
     """Read images of one size.
 
     Args:
-        path: A folder of PNG, JPEG, TIFF or BMP pictures (grey or RGB, 8 or 16 bits; taken in
-            the order of their names), one such picture, a .npy or .npz array (N, H, W),
-            (N, H, W, C), (N, C, H, W), (H, W) or (H, W, C), or an idx file, gzipped or not. The
-            array of an npz file is called "images" or is the only one; else "file.npz:name".
+        path: A folder of PNG, JPEG, TIFF or BMP pictures (taken in the order of their names), one
+            such picture, a .npy or .npz array (N, H, W), (N, H, W, C), (N, C, H, W), (H, W) or
+            (H, W, C) of 1 to 16 channels, or an idx file, gzipped or not. The array of an npz file
+            is called "images" or is the only one; else "file.npz:name".
         channels: Refuse images with another number of channels.
         skip_bad: Leave out, and list, pictures that cannot be read or differ in size, channels or
-            bits from most, and array images that are not finite. Otherwise the first stops it.
+            type from most, and images that are not finite. Otherwise the first stops it.
         limit: Read at most so many.
-        span: The file's numbers of black and white, which become 0 and 1; None: see `Scale`.
+        span: The file's numbers of black and white, which become 0 and 1; None: see `scale`.
+        nan: "mask" keeps images with numbers that are not finite as they are, for `learn` and
+            `solve` to count as hidden.
 
     Raises:
-        InputError: nothing there, unreadable, mixed sizes, channels or bits, wrong channels.
+        InputError: nothing there, unreadable, too large, mixed sizes, channels or types, wrong
+            channels, not finite.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit must be >= 1, got {limit}")
     file, key = split_key(str(path))
-    if not file.exists():
+    if not file.exists() and not file.is_symlink():
         raise InputError(f"there is nothing at {file}")
     if file.is_dir():
-        found = _load_pictures(pictures_in(file), skip_bad, limit, span)
+        found = _load_pictures(pictures_in(file), skip_bad, limit, span, nan)
     elif file.suffix.lower() in ENDINGS:
-        found = _load_pictures([file], False, limit, span)
+        found = _load_pictures([file], skip_bad, limit, span, nan)
     else:
-        found = _load_array(file, key, skip_bad, limit, span)
+        found = _load_array(file, key, skip_bad, limit, span, nan)
     if channels is not None and found.images.shape[1] != channels:
         raise InputError(
             f"{file} has images of {found.images.shape[1]} channels where {channels} are needed"
@@ -110,88 +122,68 @@ def load_images(
 # -- pictures -------------------------------------------------------------------------------------
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder, in the order of their names. Raises InputError for none."""
-    files = sorted(
-        f for f in folder.iterdir() if f.suffix.lower() in ENDINGS and not f.name.startswith(".")
-    )
-    if not files:
-        raise InputError(f"there is no PNG, JPEG, TIFF or BMP picture in the folder {folder}")
-    return files
-
-
 def _load_pictures(
-    files: list[Path], skip_bad: bool, limit: int | None, span: Span | None
+    files: list[Path], skip_bad: bool, limit: int | None, span: Spans, nan: Nan
 ) -> ImageSet:
-    good: list[tuple[int, str, np.ndarray]] = []
-    skipped: list[tuple[str, str]] = []
-    number = 0
-    for file in files:
-        if not skip_bad and limit is not None and len(good) >= limit:
-            break
-        try:
-            pages = read_pages(file)
-            good += [(number + i, name, page) for i, (name, page) in enumerate(pages)]
-            number += len(pages)
-        except InputError as error:
-            if not skip_bad:
-                raise
-            skipped.append((file.name, str(error)))
-            number += 1
-    if not good:
-        raise InputError(f"none of the {len(files)} pictures in {files[0].parent} can be read")
-    kinds = Counter(describe(pixels) for _, _, pixels in good)
-    usual = kinds.most_common(1)[0][0]
+    good, skipped = read_files(files, skip_bad, limit, nan)
+    kinds = Counter(page.kind for page in good)
+    usual = usual_kind([page.kind for page in good])
     if len(kinds) > 1 and not skip_bad:
-        first, other = good[0], next(g for g in good if describe(g[2]) != describe(good[0][2]))
+        first, other = good[0], next(g for g in good if g.kind != good[0].kind)
         raise InputError(
-            f"the pictures in {files[0].parent} differ: {first[1]} is {describe(first[2])} but "
-            f"{other[1]} is {describe(other[2])}; make them alike, or use skip_bad"
+            f"the pictures in {files[0].parent} differ: {first.name} is {first.kind} but "
+            f"{other.name} is {other.kind}; make them alike, or use skip_bad"
         )
-    skipped += [
-        (n, f"{describe(p)}, others are {usual}") for _, n, p in good if describe(p) != usual
-    ]
-    kept = [found for found in good if describe(found[2]) == usual][:limit]
-    stack = np.stack([pixels for _, _, pixels in kept])
-    scale = Scale.of(stack.dtype, (float(stack.min()), float(stack.max())), span)
-    images = to_images(stack, replace(scale, format="png"), "NHWC")
-    names, numbers = [name for _, name, _ in kept], [number for number, _, _ in kept]
-    return ImageSet(images, names, replace(scale, format="png"), sorted(skipped), numbers)
+    skipped += [(g.name, f"{g.kind}, others are {usual}") for g in good if g.kind != usual]
+    kept = [page for page in good if page.kind == usual][:limit]
+    stack = np.stack([page.pixels for page in kept])
+    scale, note = _scale_of(stack, span, max(page.bits for page in kept))
+    tiffs = all(file.suffix.lower() in (".tif", ".tiff") for file in files)
+    scale = replace(scale, format="tif" if tiffs else "png")
+    images = to_images(stack, scale, "NHWC")
+    names, numbers = [page.name for page in kept], [page.number for page in kept]
+    return ImageSet(images, names, scale, sorted(skipped), numbers, note)
 
 
-def describe(pixels: np.ndarray) -> str:
-    """Size, colour and type of a picture (H, W, C), in words."""
-    height, width, channels = pixels.shape
-    colour = "grey" if channels == 1 else "RGB"
-    kind = " float" if pixels.dtype.kind == "f" else ""
-    return f"{height}x{width} {colour} {8 * pixels.dtype.itemsize}-bit{kind}"
+def _scale_of(stack: np.ndarray, span: Spans, bits: int = 0) -> tuple[Scale, str]:
+    """The scale of a set, and what a person should know of it."""
+    if bits or span_for(span, stack.dtype) is not None:
+        return Scale.of(stack.dtype, span, bits), ""
+    extent = Extent(stack.dtype)
+    extent.add(stack)
+    return Scale.of(stack.dtype, bits=extent.bits), extent.note
 
 
 # -- arrays ---------------------------------------------------------------------------------------
 
 
 def _load_array(
-    file: Path, key: str | None, skip_bad: bool, limit: int | None, span: Span | None
+    file: Path, key: str | None, skip_bad: bool, limit: int | None, span: Spans, nan: Nan
 ) -> ImageSet:
     array, form, key = read_array(file, key)
     layout = layout_of(file, array)
     if "N" not in layout:
         array = array[None]
-    array, numbers, bad = _finite(file, array, skip_bad)
-    scale = Scale.of(array.dtype, (float(array.min()), float(array.max())), span)
+    array, numbers, bad = _finite(file, array, skip_bad, nan)
+    scale, note = _scale_of(array, span)
     scale = replace(scale, format=form, layout=layout, key=key or "images")
+    check_memory(file, 8 * array[:limit].size)
     images = to_images(array[:limit], scale, layout)
-    return ImageSet(images, [_name(i) for i in numbers[:limit]], scale, bad, numbers[:limit])
+    return ImageSet(images, [_name(i) for i in numbers[:limit]], scale, bad, numbers[:limit], note)
 
 
 def _finite(
-    file: Path, array: np.ndarray, skip_bad: bool
+    file: Path, array: np.ndarray, skip_bad: bool, nan: Nan
 ) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
     """The images (N, ..) that are finite, their numbers, and the names of the others."""
-    fine = np.isfinite(array.reshape(len(array), -1)).all(1)
+    if array.dtype.kind != "f" or nan == "mask":
+        return array, list(range(len(array))), []
+    fine = np.array([bool(np.isfinite(image).all()) for image in array])
     bad = [(_name(int(i)), "not finite") for i in np.flatnonzero(~fine)]
-    if bad and (not skip_bad or not fine.any()):
-        raise InputError(f"image {bad[0][0]} in {file} has values that are not finite")
+    if not bad:
+        return array, list(range(len(array))), []
+    if not skip_bad or not fine.any():
+        check_finite(array[~fine][:1], f"image {bad[0][0]} in {file}")
     return array[fine], np.flatnonzero(fine).tolist(), bad
 
 
@@ -199,12 +191,15 @@ def _name(number: int) -> str:
     return f"{number:05d}"
 
 
-def load_measurements(path: str | Path, *, skip_bad: bool = False) -> ImageSet:
+def load_measurements(
+    path: str | Path, *, skip_bad: bool = False, nan: Nan = "refuse"
+) -> ImageSet:
     """Read measurements that are no images (k-space, sinograms): their numbers are kept.
 
     Args:
         path: A .npy or .npz array (N, C, H, W), or (N, H, W) for C = 1, of any C.
         skip_bad: Leave out, and list, those with values that are not finite.
+        nan: See `load_images`.
 
     Returns:
         The measurements, with a scale that writes images in units of [0, 1], float32.
@@ -213,7 +208,7 @@ def load_measurements(path: str | Path, *, skip_bad: bool = False) -> ImageSet:
         InputError: nothing there, pictures, complex numbers, another number of axes, not finite.
     """
     file, key = split_key(str(path))
-    if not file.exists():
+    if not file.exists() and not file.is_symlink():
         raise InputError(f"there is nothing at {file}")
     if file.is_dir() or file.suffix.lower() in ENDINGS:
         raise InputError(
@@ -226,41 +221,11 @@ def load_measurements(path: str | Path, *, skip_bad: bool = False) -> ImageSet:
             f"{file} holds {array.dtype} of shape {array.shape}, which is not (N, C, H, W) or "
             "(N, H, W); complex numbers are two channels, real and imaginary part"
         )
-    array, numbers, bad = _finite(file, array, skip_bad)
+    array, numbers, bad = _finite(file, array, skip_bad, nan)
     y = torch.from_numpy(np.ascontiguousarray(array, np.float32))
     y = y[:, None] if y.ndim == 3 else y
     form = form if form in ("npy", "npz") else "npy"
     return ImageSet(y, [_name(i) for i in numbers], Scale(format=form), bad, numbers)
-
-
-def layout_of(file: Path, array: np.ndarray) -> str:
-    """What the axes are. A channel axis has at most 4 entries, 1 or 3 in a single image."""
-    shape = array.shape
-    layout = ""
-    if array.dtype.kind in "buif" and array.size:
-        if array.ndim == 2:
-            layout = "HW"
-        elif array.ndim == 3:
-            layout = "HWC" if shape[2] in (1, 3) else "NHW"
-        elif array.ndim == 4 and shape[3] <= 4:
-            layout = "NHWC"
-        elif array.ndim == 4 and shape[1] <= 4:
-            layout = "NCHW"
-    if not layout:
-        raise InputError(
-            f"{file} holds {array.dtype} of shape {shape}, which is not (N, H, W), (N, H, W, C) "
-            f"or (N, C, H, W) with at most 4 channels"
-        )
-    return layout
-
-
-def to_images(array: np.ndarray, scale: Scale, layout: str) -> Tensor:
-    """Numbers with an N axis as images (N, C, H, W)."""
-    if layout in ("NHW", "HW"):
-        array = array[:, None]
-    elif layout != "NCHW":
-        array = np.moveaxis(array, -1, 1)
-    return scale.from_file(array)
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -278,13 +243,15 @@ def save_images(
 
     Args:
         images: (N, C, H, W) in units of [0, 1].
-        out: For "png" a folder (made if needed), or a .png file for one image. For the others a
-            file; without the format's ending it is a folder, and the file in it is called
-            images.npy (.npz, -idx3-ubyte).
-        names: One for each image; pictures are called after them, with the ending .png. None
+        out: For "png" and "tif" a folder (made if needed), or a file: .png for one image, .tif for
+            any number. For the others a file; without the format's ending it is a folder, and the
+            file in it is called images.npy (.npz, -idx3-ubyte).
+        names: One for each image; pictures are called after them, with the format's ending. None
             numbers them.
-        scale: From `load_images`. None: float32 arrays, 8-bit pictures.
-        format: "png", "npy", "npz" or "idx". None follows the ending of `out`, then the scale.
+        scale: From `load_images`. None: float32 arrays, 8-bit PNG files. A PNG file of numbers
+            that it cannot hold has 8 bits, an idx file too.
+        format: "png", "tif", "npy", "npz" or "idx". None follows the ending of `out`, then the
+            scale.
 
     Returns:
         The files written.
@@ -301,42 +268,61 @@ def save_images(
     if not bool(images.isfinite().all()):
         raise InputError("the images have values that are not finite; nothing was written")
     try:
-        if form == "png":
-            return _save_pictures(images, out, names, scale)
+        scale = written_scale(form, scale)
+        if form in ("png", "tif"):
+            return _save_pictures(images, out, names, scale, form)
         return [_save_array(images, out, scale, form)]
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
 
 
 def _format_of(out: Path) -> str | None:
+    """The format that the name of a file asks for; of a folder None."""
     if out.is_dir():
         return None
-    if "idx" in out.name:
-        return "idx"
     ending = out.suffix.lower().lstrip(".")
-    return ending if ending in FORMATS else None
+    ending = "tif" if ending == "tiff" else ending
+    if f".{ending}" in UNWRITTEN:
+        raise InputError(f"cannot write {out}: give .png, .tif, .npy or .npz, or a folder")
+    if ending in FORMATS:
+        return ending
+    return "idx" if is_idx(out.name) else None
+
+
+def written_scale(form: str, scale: Scale) -> Scale:
+    """The scale that a format can hold."""
+    if form == "png" and scale.dtype not in PNG_TYPES:
+        return Scale(gain=255.0, dtype="uint8")
+    if form == "idx":
+        return Scale(gain=255.0, dtype="uint8") if scale.dtype != "uint8" else scale
+    if form == "tif" and scale.dtype == "bool":
+        return Scale(gain=255.0, dtype="uint8")
+    return scale
 
 
 def _save_pictures(
-    images: Tensor, out: Path, names: Sequence[str] | None, scale: Scale
+    images: Tensor, out: Path, names: Sequence[str] | None, scale: Scale, form: str
 ) -> list[Path]:
-    if images.shape[1] not in (1, 3):
-        raise InputError(f"a PNG has 1 or 3 channels, not {images.shape[1]}; use npy")
-    if scale.dtype not in LARGEST:
-        scale = Scale(gain=255.0, dtype="uint8")
-    pixels = np.moveaxis(scale.to_file(images), 1, -1)
-    if out.suffix.lower() == ".png" and not out.is_dir():
-        if len(pixels) > 1:
-            raise InputError(f"{out} can hold one image, not {len(pixels)}; give a folder")
-        write(out, encode_picture(pixels[0]))
+    if form == "png" and images.shape[1] not in (1, 3):
+        raise InputError(f"a PNG has 1 or 3 channels, not {images.shape[1]}; use npy or tif")
+    if _format_of(out) == form:
+        if form == "tif":
+            _write_tiff(out, images, scale)
+        elif len(images) > 1:
+            raise InputError(f"{out} can hold one image, not {len(images)}; give a folder")
+        else:
+            write(out, encode_picture(_pixels(images[0], scale)))
         return [out]
-    files = _png_names(names, len(pixels))
+    files = _file_names(names, len(images), form)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(out)
     part.mkdir(exist_ok=True)
     try:
-        for file, array in zip(files, pixels, strict=True):
-            (part / file).write_bytes(encode_picture(array))
+        for file, image in zip(files, images, strict=True):
+            if form == "tif":
+                _write_tiff(part / file, image[None], scale)
+            else:
+                (part / file).write_bytes(encode_picture(_pixels(image, scale)))
         if out.is_dir():
             for file in files:
                 os.replace(part / file, out / file)
@@ -347,12 +333,28 @@ def _save_pictures(
     return [out / file for file in files]
 
 
-def _png_names(names: Sequence[str] | None, count: int) -> list[str]:
-    """Distinct names of PNG files."""
+def _pixels(image: Tensor, scale: Scale) -> np.ndarray:
+    return np.moveaxis(scale.to_file(image), 0, -1)
+
+
+def _write_tiff(out: Path, images: Tensor, scale: Scale) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writer = StackWriter(out)
+    try:
+        for image in images:
+            writer.write(_pixels(image, scale))
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _file_names(names: Sequence[str] | None, count: int, form: str) -> list[str]:
+    """Distinct names of files of a format."""
     given = [_name(i) for i in range(count)] if names is None else [str(n) for n in names]
     if len(given) != count:
         raise InputError(f"{count} images but {len(given)} names")
-    return [f"{stem}.png" for stem in stems(given)]
+    return [f"{stem}.{form}" for stem in stems(given)]
 
 
 def stems(names: Sequence[str]) -> list[str]:
@@ -377,8 +379,6 @@ def _save_array(images: Tensor, out: Path, scale: Scale, form: str) -> Path:
     if form == "idx":
         if images.shape[1] != 1:
             raise InputError(f"an idx file holds grey images, not {images.shape[1]} channels")
-        if scale.dtype != "uint8":
-            scale = Scale(gain=255.0, dtype="uint8")
         scale = replace(scale, layout="NHW")
     array = _arranged(scale.to_file(images), scale.layout)
     if _format_of(out) != form:
@@ -409,14 +409,35 @@ def _arranged(array: np.ndarray, layout: str) -> np.ndarray:
     return array[0] if "N" not in layout and len(array) == 1 else array
 
 
-def save_new(images: Tensor, out: Path, like: ImageSet | None = None) -> None:
-    """Images that come from no file: all values in an array file, else a folder of pictures."""
-    if out.suffix.lower() in {".npy", ".npz"}:
+def save_new(images: Tensor, out: Path, like: ImageSet | None = None) -> str:
+    """Images that come from no file: all values in an array file, else pictures like others.
+
+    Args:
+        images: (N, C, H, W) in units of [0, 1].
+        out: See `save_images`. A folder gets TIFF files where the others were TIFF files, or have
+            numbers that PNG cannot hold; else PNG files.
+        like: The images that they were made of.
+
+    Returns:
+        What the files could not hold, in one line, or nothing.
+    """
+    form = _format_of(out)
+    if form in ("npy", "npz"):
         save_images(images, out)
-    elif like is None:
-        save_images(images, out, format="png")
-    else:
-        save_images(images, out, like.names, like.scale, format="png")
+        return ""
+    scale = Scale(gain=255.0, dtype="uint8") if like is None else like.scale
+    if form is None:
+        whole = np.dtype(scale.dtype).kind in "iu" and scale.dtype not in PNG_TYPES
+        form = "tif" if whole or scale.format == "tif" else "png"
+    save_images(images, out, None if like is None else like.names, scale, format=form)
+    scale = written_scale(form, scale)
+    clipped = scale.clipped(images)
+    if not clipped:
+        return ""
+    return (
+        f"{100 * clipped:.3g} % of the numbers are beyond what {scale.dtype} in {out} can hold "
+        "and were clipped, so their noise is not the one given: --out x.npy keeps every value"
+    )
 
 
 def save_like(

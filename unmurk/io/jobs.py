@@ -24,9 +24,9 @@ from torch import Tensor
 from ..errors import InputError
 from .atomic import finished, part_of, write
 from .formats import tiff
-from .formats.pictures import encode_picture, read_picture
-from .images import pictures_in, stems
-from .scale import Scale, Span
+from .formats.pictures import Nan, check_finite, encode_picture, open_pages
+from .images import pictures_in, stems, written_scale
+from .scale import Scale, Spans
 
 __all__ = ["Engine", "Job", "Summary", "jobs_of", "process", "ranks"]
 
@@ -60,7 +60,8 @@ class Job:
 
     def key(self) -> Key:
         """What it goes by in the log."""
-        return self.file.name, self.number, self.file.stat().st_size
+        size = self.file.stat().st_size if self.file.exists() else 0  # a link may lead nowhere
+        return self.file.name, self.number, size
 
     def beside(self, name: str) -> Path:
         """Where an array that comes with it goes."""
@@ -101,7 +102,7 @@ def jobs_of(path: Path, out: Path, skip_bad: bool = False) -> list[Job]:
     Raises:
         InputError: nothing there, or a file that cannot be read and is not to be skipped.
     """
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise InputError(f"there is nothing at {path}")
     files = pictures_in(path) if path.is_dir() else [path]
     names = [
@@ -127,8 +128,9 @@ def process(
     settings: dict[str, Any],
     *,
     log: Path | None,
-    span: Span | None = None,
+    span: Spans = None,
     skip_bad: bool = False,
+    nan: Nan = "refuse",
 ) -> Summary:
     """Restore this process's share of some files.
 
@@ -139,6 +141,7 @@ def process(
         log: The folder's log; None for a single file, which is always made.
         span: Numbers of black and white in the files; None: see `Scale`.
         skip_bad: Whether files that cannot be read are left out.
+        nan: "mask" hands numbers that are not finite on to the engine.
 
     Raises:
         InputError: unreadable files, results of other settings in the folder, or a full disk.
@@ -150,7 +153,7 @@ def process(
     summary = Summary(before=sum(job.pages for job in mine) - sum(job.pages for job in left))
     sink: Sink | None = None
     try:
-        for group in _groups(_pages_of(left, span, skip_bad, summary.skipped)):
+        for group in _groups(_pages_of(left, span, skip_bad, nan, summary.skipped)):
             y = torch.stack([page.image for page in group])
             found = engine(y, [page.job.number + page.place for page in group])
             parts = {name: value.cpu() for name, value in found.items()}
@@ -198,8 +201,8 @@ def _pages(file: Path, skip_bad: bool) -> int:
     if not _is_tiff(file):
         return 1
     try:
-        with tiff.Stack(file) as stack:
-            return len(stack)
+        with open_pages(file) as pages:
+            return len(pages)
     except InputError:
         if skip_bad:
             return 1
@@ -207,33 +210,25 @@ def _pages(file: Path, skip_bad: bool) -> int:
 
 
 def _pages_of(
-    jobs: Sequence[Job], span: Span | None, skip_bad: bool, skipped: dict[str, str]
+    jobs: Sequence[Job], span: Spans, skip_bad: bool, nan: Nan, skipped: dict[str, str]
 ) -> Iterator[Page]:
     """The images of files in order. A file that turns out bad half-way is put into `skipped`."""
     for job in jobs:
         try:
-            yield from _read(job, span)
+            yield from _read(job, span, nan)
         except InputError as error:
             if not skip_bad:
                 raise
             skipped[job.file.name] = str(error)
 
 
-def _read(job: Job, span: Span | None) -> Iterator[Page]:
-    if not _is_tiff(job.file):
-        pixels = read_picture(job.file)
-        scale = Scale.of(pixels.dtype, (0.0, 0.0), span)
-        yield Page(job, 0, scale.from_file(np.moveaxis(pixels, -1, 0)), scale)
-        return
-    with tiff.Stack(job.file) as stack:
-        known = span is not None or stack.dtype in ("uint8", "uint16")
-        limits = (0.0, 0.0) if known else stack.limits()
-        if not np.isfinite(limits).all():
-            raise InputError(f"{job.file} has values that are not finite")
-        scale = Scale.of(stack.dtype, limits, span)
-        for place in range(len(stack)):
-            pixels = np.moveaxis(stack.read(place), -1, 0)
-            yield Page(job, place, scale.from_file(pixels), scale)
+def _read(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
+    with open_pages(job.file) as pages:
+        scale = Scale.of(pages.dtype, span, pages.bits)
+        for place in range(len(pages)):
+            where = str(job.file) if len(pages) == 1 else f"page {place} of {job.file}"
+            pixels = check_finite(pages.read(place), where, nan)
+            yield Page(job, place, scale.from_file(np.moveaxis(pixels, -1, 0)), scale)
 
 
 def _groups(pages: Iterator[Page]) -> Iterator[list[Page]]:
@@ -262,7 +257,8 @@ class Sink:
     """
 
     def __init__(self, job: Job, scale: Scale) -> None:
-        self.job, self.scale, self.place = job, scale, 0
+        self.job, self.place = job, 0
+        self.scale = scale if _is_tiff(job.out) else written_scale("png", scale)
         self._open = ExitStack()
         self._stack: tiff.StackWriter | None = None
         self._arrays: dict[str, np.memmap] = {}
@@ -283,6 +279,8 @@ class Sink:
         if not bool(image.isfinite().all()):
             raise InputError(f"the restored {self.job.file.name} has values that are not finite")
         pixels = np.moveaxis(self.scale.to_file(image), 0, -1)
+        if self._stack is None and len(image) not in (1, 3):
+            raise InputError(f"{self.job.out}: a PNG has 1 or 3 channels, not {len(image)}")
         if self._stack is None:
             write(self.job.out, encode_picture(pixels))
         else:

@@ -1,18 +1,29 @@
-"""The scale of intensities: numbers of a file to images and back.
+"""The scale of intensities: numbers of a file to images and back, decided here and nowhere else.
 
 Inside unmurk an image is float32 (C, H, W) in units of [0, 1]. A file holds other numbers, and the
 `Scale` of a set remembers how to return to them:
 
-    file value = offset + gain * image,    rounded and clipped to the range of the file's type
+    file value = offset + gain * image
 
-8 bits have gain 255, 16 bits 65535. Numbers of other types keep their value where they are already
-in units of [0, 1] (noise may reach beyond it), have gain 255 where they lie in [0, 255], and else
-an offset and gain that take the smallest to 0 and the largest to 1.
+The scale is never taken from the least and the largest number of a file or a set:
+
+- Floats are what they are (gain 1).
+- Integers go by their type: its largest number is 1 (255, 65535, 4294967295, ...). Signed ones too
+  (32767 is 1); their negative numbers are below 0.
+- Metadata that say how many bits are significant (OME) take the place of the type.
+- If the numbers of a set, of more than 8 bits, all stay below 1/8 of what their type holds, they
+  are those of a camera of fewer bits: the smallest of 10, 12 and 14 bits that holds the whole set
+  (`Extent`).
+- Given numbers of black and white (`Span`) come before all of these.
+
+Integers are rounded and clipped to what their type, or the bits found, can hold. float32 keeps 24
+significant bits: integers below 2^24 come back exactly, and so do both ends of every type.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,23 +31,40 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["LARGEST", "UNIT", "Scale", "Span"]
+__all__ = ["Extent", "Scale", "Span", "Spans", "check_units", "span_for"]
 
-UNIT = (-2.0, 3.0)  # floats in here are in units of [0, 1] already: the range and strong noise
-LARGEST = {"uint8": 255.0, "uint16": 65535.0}
+BITS = (10, 12, 14)
+FULL = 8  # a set whose largest number is at least 1/8 of the type fills it
+SIGMAS = 8.0  # how far the median of a set of floats may lie outside [0, 1]
+LEAST = 0.05  # and how far at any noise, however small
 
-Span = tuple[float, float]
+
+class Span(NamedTuple):
+    """The numbers of black and of white in files.
+
+    Attributes:
+        black: Becomes 0.
+        white: Becomes 1.
+        dtype: The number type it is for; None: every type.
+    """
+
+    black: float
+    white: float
+    dtype: str | None = None
 
 
-def _range(kind: np.dtype, low: float, high: float) -> Span:
-    """Offset and gain of numbers of a type between low and high."""
-    if kind.name in LARGEST:
-        return 0.0, LARGEST[kind.name]
-    if kind.kind == "b" or (UNIT[0] <= low and high <= UNIT[1]):
-        return 0.0, 1.0
-    if low >= 0 and high <= 255:
-        return 0.0, 255.0
-    return low, (high - low) or 1.0
+Spans = tuple[float, float] | Span | Sequence[Span] | None
+"""A span for all files, or one for each number type; None: none is known."""
+
+
+def span_for(spans: Spans, dtype: Any) -> Span | None:
+    """The span that serves numbers of a type, if there is one."""
+    if not spans:
+        return None
+    several = isinstance(spans[0], tuple | list)
+    listed = [Span(*span) for span in (spans if several else (spans,))]  # type: ignore[misc]
+    name = np.dtype(dtype).name
+    return next((span for span in listed if span.dtype in (None, name)), None)
 
 
 @dataclass(frozen=True)
@@ -47,9 +75,10 @@ class Scale:
         offset: File value of image value 0.
         gain: File value of image value 1, less offset.
         dtype: Name of the file's number type.
-        format: "png", "npy", "npz" or "idx".
+        format: "png", "tif", "npy", "npz" or "idx".
         layout: Axes of an array file: "HW", "HWC", "NHW", "NHWC" or "NCHW".
         key: Name of the array in an npz file.
+        bits: Bits that hold the set, where these are fewer than the type has; 0: all.
     """
 
     offset: float = 0.0
@@ -58,41 +87,167 @@ class Scale:
     format: str = "npy"
     layout: str = "NCHW"
     key: str = "images"
+    bits: int = 0
 
     @classmethod
-    def of(cls, dtype: Any, limits: tuple[float, float], span: Span | None = None) -> "Scale":
-        """The scale of numbers of a type that lie between limits.
+    def of(cls, dtype: Any, spans: Spans = None, bits: int = 0) -> "Scale":
+        """The scale of numbers of a type.
 
         Args:
             dtype: Their type.
-            limits: The least and the largest of them.
-            span: The numbers of black and of white, where they are known.
+            spans: The numbers of black and white, where they are known.
+            bits: Bits that hold the set, as metadata or an `Extent` say; 0: all of the type.
 
         Raises:
             InputError: white is not above black.
         """
         kind = np.dtype(dtype)
-        if span is None:
-            return cls(*_range(kind, *limits), kind.name)
-        black, white = span
-        if not -math.inf < black < white < math.inf:
-            raise InputError(f"black is {black:g}, white {white:g}: white must be above black")
-        return cls(black, white - black, kind.name)
+        span = span_for(spans, kind)
+        if span is not None:
+            black, white, _ = span
+            if not -math.inf < black < white < math.inf or not math.isfinite(white - black):
+                raise InputError(f"black is {black:g}, white {white:g}: white must be above black")
+            return cls(float(black), float(white - black), kind.name)
+        if kind.kind in "fb":
+            return cls(dtype=kind.name)
+        if bits:
+            return cls(0.0, float(2**bits - 1), kind.name, bits=bits)
+        return cls(0.0, float(np.iinfo(kind).max), kind.name)
+
+    @property
+    def span(self) -> Span | None:
+        """The numbers of black and white, for files of the same type; None where the type alone
+        says so (floats as they are, 8 bits)."""
+        ends = {"f": 1.0, "b": 1.0}.get(np.dtype(self.dtype).kind)
+        plain = 255.0 if self.dtype == "uint8" else ends
+        if not self.offset and self.gain == plain:
+            return None
+        return Span(self.offset, self.offset + self.gain, self.dtype)
 
     def from_file(self, values: np.ndarray) -> Tensor:
         """File values as images, float32."""
-        if self.dtype in LARGEST and not self.offset:
+        if values.dtype.itemsize <= 2 and values.dtype.kind == "u" and not self.offset:
             images = torch.from_numpy(np.array(values, np.float32, order="C"))
             return images.div_(self.gain)
+        if values.dtype.kind == "f" and (self.offset, self.gain) == (0.0, 1.0):
+            return torch.from_numpy(np.array(values, np.float32, order="C"))
         scaled = (values.astype(np.float64) - self.offset) / self.gain
         return torch.from_numpy(np.ascontiguousarray(scaled, np.float32))
 
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest number that is written, of integers."""
+        kind = np.dtype(self.dtype)
+        if kind.kind == "b":
+            return 0, 1
+        info = np.iinfo(kind)
+        if self.bits:
+            return max(int(info.min), 1 - 2**self.bits), min(int(info.max), 2**self.bits - 1)
+        return int(info.min), int(info.max)
+
+    def clipped(self, images: Tensor) -> float:
+        """The fraction of the images' numbers that writing clips."""
+        if np.dtype(self.dtype).kind == "f":
+            return 0.0
+        low, high = self.limits()
+        values = images.double() * self.gain + self.offset
+        return float(((values < low - 0.5) | (values > high + 0.5)).double().mean())
+
     def to_file(self, images: Tensor) -> np.ndarray:
-        """Images (..., H, W) as file values: scaled, rounded, and clipped to the type's range."""
+        """Images (..., H, W) as file values: scaled, rounded, and clipped to `limits`."""
         values = images.detach().cpu().double().numpy() * self.gain
         values += self.offset
         kind = np.dtype(self.dtype)
         if kind.kind == "f":
             return values.astype(kind)
-        low, high = (0, 1) if kind.kind == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
-        return np.clip(np.rint(values, out=values), low, high, out=values).astype(kind)
+        low, high = self.limits()
+        np.rint(values, out=values)
+        # the ends are set as integers: 2^64 - 1 is no float64, and the next one is too large
+        below, above = values <= low, values >= high
+        inside = np.where(below | above, 0, values).astype(kind)
+        inside[below], inside[above] = low, high
+        return inside
+
+
+class Extent:
+    """How many bits the integers of a set fill; images are added until it is known.
+
+    Args:
+        dtype: Their type.
+
+    Attributes:
+        most: The largest absolute value so far.
+    """
+
+    def __init__(self, dtype: Any) -> None:
+        kind = np.dtype(dtype)
+        self.wide = kind.kind in "iu" and kind.itemsize > 1
+        self.top = int(np.iinfo(kind).max) if kind.kind in "iu" else 0
+        self.dtype, self.most = kind.name, 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no further image can change the answer."""
+        return not self.wide or self.most * FULL >= self.top
+
+    def add(self, values: np.ndarray) -> None:
+        """Takes the numbers of some images."""
+        if not self.full and values.size:
+            self.most = max(self.most, int(values.max()), -int(values.min()))
+
+    @property
+    def bits(self) -> int:
+        """10, 12 or 14 where these hold the set and it fills less than 1/8 of its type; else 0."""
+        if self.full or not self.most:
+            return 0
+        return next((bits for bits in BITS if self.most < 2**bits), 0)
+
+    @property
+    def note(self) -> str:
+        """What a person should know of it, or nothing."""
+        if self.full or not self.most:
+            return ""
+        if self.bits:
+            return (
+                f"the largest number is {self.most} of {self.top}: read as {self.bits} bits, with "
+                f"white at {2**self.bits - 1}; --range BLACK WHITE sets another range"
+            )
+        return (
+            f"the largest number is {self.most} of {self.top}, so the images are almost black: "
+            f"--range 0 {2 ** self.most.bit_length() - 1} sets a range that they fill"
+        )
+
+
+def check_units(what: Any, images: Tensor, sigma: float) -> None:
+    """Check that floats, read as they are, can be images in units of [0, 1].
+
+    Args:
+        what: The file or folder.
+        images: Some images of the set.
+        sigma: Standard deviation of their noise.
+
+    Raises:
+        InputError: the median lies outside [0, 1] by more than 8 sigma.
+    """
+    finite = images[images.isfinite()].double()
+    if not finite.numel():
+        return
+    median = float(finite.median())
+    reach = max(SIGMAS * sigma, LEAST)
+    if -reach <= median <= 1 + reach:
+        return
+    black, white = _guess(float(finite.min()), float(finite.max()))
+    raise InputError(
+        f"{what} holds floats with the median {median:.4g}, which are no images in [0, 1] with "
+        f"noise of {sigma:g}: say which numbers are black and white, such as "
+        f"--range {black:g} {white:g}"
+    )
+
+
+def _guess(low: float, high: float) -> tuple[float, float]:
+    """Numbers of black and white that a person can start from."""
+    if low >= 0:
+        for white in (255.0, *(2.0**bits - 1 for bits in (*BITS, 16))):
+            if high <= white:
+                return 0.0, white
+    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-30)) - 1)
+    return math.floor(low / step) * step, max(math.ceil(high / step), low // step + 1) * step

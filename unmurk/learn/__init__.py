@@ -29,6 +29,10 @@ from .. import __version__
 from ..errors import InputError
 from ..glow import Glow
 from ..io.datasets import Source, as_source
+from ..io.formats.pictures import Nan
+from ..io.gaps import gaps
+from ..io.scale import Scale, Spans, check_units
+from ..missing import with_missing
 from ..noise import Gaussian
 from ..posterior import Posterior
 from ..prior import Prior
@@ -59,6 +63,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 network=, seed=); what else it takes are its options, each kept as an attribute. A static method
 `takes(problem)` says which problems it can learn from; without one these are all linear ones."""
 
+LOOKED = 128  # images whose numbers must be in units of [0, 1]
 GIVEN = ("self", "y", "problem", "shape", "network", "seed")  # what every method takes
 
 
@@ -70,19 +75,25 @@ def learn(
     out: str | Path,
     settings: Settings | None = None,
     quiet: bool = False,
+    span: Spans = None,
+    nan: Nan = "refuse",
     **options: Any,
 ) -> tuple[Prior, Posterior]:
     """Learns a prior p(x) and a posterior q(x | y) from corrupted images.
 
     Args:
         data: Measurements y (N, ...): a tensor, an array (mapped from a file, say), the path of a
-            .npy file or of a folder of pictures, a `Source`; or any object with an attribute `y`
-            that holds them, nothing else of which is ever read. For method "clean": clean images.
+            .npy file or of a folder of pictures, what `load_images` returns, a `Source`; or any
+            object with an attribute `y` that holds them, nothing else of which is ever read. For
+            method "clean": clean images.
         problem: How the measurements were made (image i of the data is number i).
         method: A name in `METHODS`; docs/learning.md says which for what.
         out: Run folder.
         settings: How to train; single fields can be given by name instead (network, kimg, ...).
         quiet: Whether to show no progress.
+        span: Numbers of black and white in integers and files; None: see `io.scale`. What they
+            are found to be is kept in the run folder, for `restore` and `solve`.
+        nan: "mask" counts pixels with numbers that are not finite as hidden; "refuse" names them.
         options: Fields of the settings, and options of the method: those that its class takes,
             such as `objective`, `recipe` and `solver` of flowdiff.
 
@@ -100,7 +111,7 @@ def learn(
     settings = Settings(**asdict(settings or Settings()) | changes)
     kind = METHODS[method]
     _check(method, options)
-    y: Any = as_source(data)
+    y: Any = as_source(data, span, nan)
     if y.ndim != 4 or not len(y):
         raise InputError(f"measurements must be (N, C, H, W) with N > 0, not {tuple(y.shape)}")
     if not isinstance(problem.noise, Gaussian) and problem.operator.spec != "identity":
@@ -112,6 +123,11 @@ def learn(
         raise InputError("learning needs the noise level: give a noise above 0")
     if settings.kimg <= 0 or settings.batch < 2 or settings.rate <= 0:
         raise InputError("kimg and rate must be positive and batch at least 2")
+    if problem.operator.pictorial:
+        rows = torch.linspace(0, len(y) - 1, min(len(y), LOOKED)).long()
+        check_units("the set", y[rows], 0.0 if method == "clean" else problem.level)
+    given = problem
+    y, problem = _gaps(y, problem, nan, method, options)
     if not takes(method, problem):
         others = [name for name in METHODS if name != "clean" and takes(name, problem)]
         hint = f"take one of {', '.join(others)}" if others else "no method can"
@@ -124,8 +140,11 @@ def learn(
         "method": method,
         **_recorded(learner, method),
         "settings": asdict(settings),
-        "problem": problem.to_dict(),
+        "problem": given.to_dict(),
+        **_range(data, y),
     }
+    if problem is not given:
+        config["nan"] = nan
     if problem.operator.digests():
         config["mask or kernel"] = problem.operator.digests()
     if first_process():
@@ -145,6 +164,31 @@ def learn(
                 _replace(folder / name, model)
     trainer.accelerator.wait_for_everyone()
     return prior.to(y.device).eval(), posterior.to(y.device).eval()
+
+
+def _gaps(
+    y: Tensor | Source, problem: Problem, nan: Nan, method: str, options: dict[str, Any]
+) -> tuple[Tensor | Source, Problem]:
+    """Measurements without numbers that are not finite, and a problem that hides their pixels."""
+    y, pixels = gaps(y, nan)
+    if not pixels:
+        return y, problem
+    if method == "clean":
+        raise InputError("clean images have no missing pixels: leave these images out")
+    if "solver" in _options(method) and problem.operator.spec == "identity":
+        from ..solve.draws import Draws
+
+        options.setdefault("solver", Draws("diffpir", steps=16))
+    return y, Problem(with_missing(problem.operator, pixels), problem.noise)
+
+
+def _range(data: Any, y: Tensor | Source) -> dict[str, Any]:
+    """What config.json says of the numbers in the files, if more than their type is needed."""
+    scale = getattr(y if isinstance(y, Source) else data, "scale", None)
+    if not isinstance(scale, Scale) or scale.span is None:
+        return {}
+    black, white, dtype = scale.span
+    return {"range": [black, white], "file_type": dtype}
 
 
 def takes(method: str, problem: Problem) -> bool:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..missing import without_missing
 from ..problem import Problem
 from ..seeds import Streams
 from .auto import Auto
@@ -147,6 +148,7 @@ def solve(
     posterior: Any = None,
     callback: Callback | None = None,
     batch: int = 64,
+    nan: Literal["refuse", "mask"] = "refuse",
     **options: Any,
 ) -> Result:
     """Restore images from measurements with a prior.
@@ -170,6 +172,7 @@ def solve(
         callback: Called after every step of every batch with a dict: step, steps, sigma, x,
             denoised (B', C, H, W), nfe, residual. What it returns, if true, stops this batch.
         batch: Rows (images x samples) worked on together.
+        nan: "mask" counts pixels of y with numbers that are not finite as hidden.
         options: The solver's, by name, and `preset` (red-diff: "paper" or "spread").
 
     Raises:
@@ -184,6 +187,7 @@ def solve(
     solver = configure(method, options)
     shape = _image_shape(y, problem, prior, init)
     problem = _bind(y, problem, shape)
+    y, problem = without_missing(y, problem, nan, shape)
     _fits(y, problem, shape, solver)
     start = _starts(y, problem, init, posterior, samples, seed, shape)
     y, problem = whiten(y, problem)

@@ -1,16 +1,25 @@
-"""Array files: .npy and .npz of numpy, and idx, the format of MNIST. Nothing is ever unpickled."""
+"""Array files: .npy and .npz of numpy, and idx, the format of MNIST. Nothing is ever unpickled.
+
+Every header is read before memory is taken, and held against the length of the file or, where the
+numbers are compressed, against the limit of `limits`.
+"""
 
 import gzip
 import math
-import zlib
+import re
+import zipfile
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy
 
 from ...errors import InputError
+from ..limits import check_file, check_memory, check_numbers, reading
 
-__all__ = ["one_line", "read_array", "read_idx", "split_key"]
+__all__ = ["is_idx", "map_array", "read_array", "read_idx", "split_key"]
+
+IDX = re.compile(r"(^|[-.])idx\d?(-ubyte)?(\.gz)?$", re.IGNORECASE)
 
 
 def split_key(path: str) -> tuple[Path, str | None]:
@@ -21,6 +30,11 @@ def split_key(path: str) -> tuple[Path, str | None]:
     return Path(path), None
 
 
+def is_idx(name: str) -> bool:
+    """Whether a file's name ends as those of idx files do: -idx3-ubyte, .idx, gzipped or not."""
+    return IDX.search(name) is not None
+
+
 def read_array(file: Path, key: str | None = None) -> tuple[np.ndarray, str, str | None]:
     """The array of a file, the format ("npy", "npz" or "idx"), and the array's name.
 
@@ -29,67 +43,111 @@ def read_array(file: Path, key: str | None = None) -> tuple[np.ndarray, str, str
         key: Name of the array in an npz file; None: "images", or the only one.
 
     Raises:
-        InputError: unreadable, of another type, or with several arrays to choose from.
+        InputError: unreadable, too large, of another type, or with several arrays to choose from.
     """
-    try:
+    check_file(file)
+    with reading(file):
         return _read(file, key)
-    except InputError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        zlib.error,
-        BadZipFile,
-    ) as error:
-        raise InputError(f"cannot read {file}: {one_line(error)}") from error
 
 
 def _read(file: Path, key: str | None) -> tuple[np.ndarray, str, str | None]:
     suffix = file.suffix.lower()
     if suffix == ".npy":
+        with file.open("rb") as stream:
+            size = _declared(file, stream, file.stat().st_size)
+            check_memory(file, size)
         return np.load(file, allow_pickle=False), "npy", None
     if suffix == ".npz":
-        with np.load(file, allow_pickle=False) as arrays:
-            key = key or ("images" if "images" in arrays.files else None)
-            if key is None and len(arrays.files) == 1:
-                key = arrays.files[0]
-            if key not in arrays.files:
-                raise InputError(
-                    f"{file} holds the arrays {', '.join(arrays.files) or 'none'}; choose one as "
-                    f"{file.name}:name"
-                )
-            return arrays[key], "npz", key
-    if suffix == ".gz" or "idx" in file.name:
+        array, key = _read_npz(file, key)
+        return array, "npz", key
+    if suffix == ".gz" or is_idx(file.name):
         return read_idx(file), "idx", None
     raise InputError(
         f"{file}: unknown type of file; known are a folder, png, jpg, tif, bmp, npy, npz and idx"
     )
 
 
+def map_array(file: Path) -> np.ndarray:
+    """The array of a .npy file, mapped. Raises InputError: unreadable, or cut short."""
+    check_file(file)
+    with reading(file), file.open("rb") as stream:
+        _declared(file, stream, file.stat().st_size)
+        array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        return array
+
+
+def _declared(file: Path, stream: BinaryIO | Any, length: int) -> int:
+    """Bytes of numbers that a .npy stream of a length declares; it is left behind the header."""
+    version = npy.read_magic(stream)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise InputError(f"cannot read {file}: it is .npy of version {version}, 3.0 is known")
+    # (3, 0) differs from (2, 0) in the text's encoding only, which matters to field names
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject or dtype.kind not in "buifc":
+        raise InputError(f"cannot read {file}: it holds {dtype}, not numbers")
+    if any(not isinstance(n, int) or n < 0 for n in shape):
+        raise InputError(f"cannot read {file}: it declares the shape {shape}")
+    size = math.prod(shape) * dtype.itemsize
+    if size > length - stream.tell():
+        raise InputError(
+            f"cannot read {file}: it declares {size} bytes of numbers and is cut short"
+        )
+    return size
+
+
+def _read_npz(file: Path, key: str | None) -> tuple[np.ndarray, str]:
+    with zipfile.ZipFile(file) as archive:
+        members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+        key = key or ("images" if "images" in members else None)
+        if key is None and len(members) == 1:
+            key = next(iter(members))
+        if key is None or key not in members:
+            raise InputError(
+                f"{file} holds the arrays {', '.join(members) or 'none'}; choose one as "
+                f"{file.name}:name"
+            )
+        found = members[key]
+        check_numbers(file, found.file_size, 1)
+        check_memory(file, found.file_size)
+        with archive.open(found) as stream:
+            _declared(file, stream, found.file_size)
+        with archive.open(found) as stream:
+            return npy.read_array(stream, allow_pickle=False), key
+
+
 def read_idx(path: str | Path) -> np.ndarray:
     """The uint8 array of an idx file (the format of MNIST; images or labels), gzipped or not.
 
     Raises:
-        InputError: not such a file, or cut short.
+        InputError: not such a file, cut short, or larger than the limit.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {one_line(error)}") from error
-    if len(data) < 4 or data[:3] != b"\0\0\x08" or not 1 <= data[3] <= 4:
+    check_file(path)
+    with reading(path), path.open("rb") as plain:
+        packed = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        if not packed:
+            return _idx(path, plain, path.stat().st_size)
+        with gzip.open(plain) as stream:
+            return _idx(path, stream, None)
+
+
+def _idx(path: Path, stream: Any, length: int | None) -> np.ndarray:
+    """The array of an idx stream of a length, None for a compressed one."""
+    head = stream.read(4)
+    if len(head) < 4 or head[:3] != b"\0\0\x08" or not 1 <= head[3] <= 4:
         raise InputError(f"{path} is not an idx file of bytes")
-    start = 4 + 4 * data[3]
-    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
-    if len(data) - start != math.prod(shape):
+    sides = stream.read(4 * head[3])
+    shape = [int.from_bytes(sides[at : at + 4], "big") for at in range(0, len(sides), 4)]
+    size = math.prod(shape)
+    whole = len(shape) == head[3]
+    if whole and length is None:
+        check_numbers(path, size, 1)
+    if not whole or (length is not None and length != 4 + len(sides) + size):
         raise InputError(f"{path} is cut short or damaged")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-
-
-def one_line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    check_memory(path, size)
+    data = stream.read(size)
+    if len(data) != size or stream.read(1):
+        raise InputError(f"{path} is cut short or damaged")
+    return np.frombuffer(data, np.uint8).reshape(shape)

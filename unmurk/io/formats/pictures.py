@@ -1,92 +1,191 @@
-"""One picture file to pixels and back: PNG, JPEG, TIFF and BMP, grey or RGB, 8 or 16 bits.
+"""Picture files to pixels and back: PNG, JPEG, BMP and TIFF, one reader for all of them.
 
-Pixels are turned the way the camera was held (EXIF), a palette becomes RGB, an opaque alpha
-channel is dropped, and nothing is rounded: what cannot be read exactly is refused.
+`open_pages` gives what every command reads pictures with: an object with a length, a shape, a
+number type and `read(page)`. Pixels are turned the way the camera was held (EXIF), a palette
+becomes RGB, an opaque alpha channel is dropped, and nothing is rounded: what cannot be read
+exactly is refused. The declared size is checked before anything is decoded.
 """
 
 import io
-import struct
-import zlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import InputError
-from . import png16, tiff
+from ..limits import check_file, check_numbers, check_pixels, reading
+from . import tiff
+from .png import SIGNATURE, check_png
 
-__all__ = ["ENDINGS", "encode_picture", "read_pages", "read_picture"]
+__all__ = [
+    "ENDINGS",
+    "Nan",
+    "Pages",
+    "Picture",
+    "check_finite",
+    "describe",
+    "encode_picture",
+    "number_type",
+    "open_pages",
+    "page_names",
+]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-BITS_PER_SAMPLE = 258  # TIFF tag
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP")  # a wrong ending is no harm
+OPENING = threading.Lock()
+
+Nan = Literal["refuse", "mask"]
+"""What to do with numbers that are not finite: refuse them, or count their pixels as hidden."""
 
 
-def read_pages(file: Path) -> list[tuple[str, np.ndarray]]:
-    """Name and pixels (H, W, C), C = 1 or 3, of every picture in a file.
+class Pages(Protocol):
+    """The images of one file.
 
-    One picture is called after its file, the pages of a TIFF stem-00000.tif and so on. TIFFs of
-    several pages, of 16-bit colour and of other numbers need tifffile.
+    Attributes:
+        file: The file.
+        shape: Height, width and channels of every image.
+        dtype: Name of the number type.
+        bits: Bits of a number that carry the image, where metadata say fewer than the type has; 0.
+    """
+
+    file: Path
+    shape: tuple[int, int, int]
+    dtype: str
+    bits: int
+
+    def __len__(self) -> int: ...
+
+    def read(self, page: int) -> np.ndarray:
+        """The pixels of an image, (H, W, C) in the file's numbers."""
+        ...
+
+
+@contextmanager
+def open_pages(file: Path) -> Iterator[Pages]:
+    """The images of a picture file, while it is open.
 
     Raises:
-        InputError: see `read_picture` and `tiff.Stack`.
+        InputError: unreadable, too large, partly transparent, or of a kind that is not read; from
+            `Pages.read` too.
     """
-    try:
-        return [(file.name, read_picture(file))]
-    except InputError:
-        if file.suffix.lower() not in tiff.ENDINGS:
-            raise
-    with tiff.Stack(file) as stack:
-        if len(stack) == 1:
-            return [(file.name, stack.read(0))]
-        names = [f"{file.stem}-{page:05d}{file.suffix}" for page in range(len(stack))]
-        return [(name, stack.read(page)) for page, name in enumerate(names)]
+    check_file(file)
+    if file.suffix.lower() in tiff.ENDINGS:
+        with tiff.Stack(file) as stack:
+            yield stack
+    else:
+        yield Picture(file)
 
 
-def read_picture(file: Path) -> np.ndarray:
-    """The pixels of a file, uint8 or uint16 (H, W, C) with C = 1 or 3.
+def number_type(file: Path) -> str | None:
+    """Name of the number type of a PNG, JPEG or BMP file, from its head; None: open it to know."""
+    if file.suffix.lower() in tiff.ENDINGS:
+        return None
+    check_file(file)
+    with reading(file), file.open("rb") as stream:
+        head = stream.read(25)
+    return "uint16" if head.startswith(SIGNATURE) and head[24:] == b"\x10" else "uint8"
+
+
+def page_names(file: Path, pages: int) -> list[str]:
+    """Names of a file's images: its own for one, else stem-00000.tif and so on."""
+    if pages == 1:
+        return [file.name]
+    return [f"{file.stem}-{page:05d}{file.suffix}" for page in range(pages)]
+
+
+def check_finite(pixels: np.ndarray, where: str, nan: Nan = "refuse") -> np.ndarray:
+    """The numbers, if all are finite or the others are to be masked.
 
     Raises:
-        InputError: unreadable, several pictures, transparent, or a number type other than these.
+        InputError: some are not finite; `where` names file and page.
     """
-    try:
-        data = file.read_bytes()
-        pixels = png16.decode(data) if png16.is_png16(data[:32]) else _read_pillow(file)
-    except InputError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        KeyError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    if nan == "refuse" and pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise InputError(
-            f"cannot read {file}: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from error
-    if pixels.shape[-1] in (2, 4):
-        if (pixels[..., -1] < np.iinfo(pixels.dtype).max).any():
-            raise InputError(f"{file} is partly transparent; save it without an alpha channel")
-        pixels = pixels[..., :-1]
+            f"{where} has values that are not finite: mend it, leave it out with --skip-bad, or "
+            "count such pixels as hidden with --nan mask"
+        )
     return pixels
 
 
+def describe(shape: tuple[int, ...], dtype: str) -> str:
+    """Size, colour and type of a picture (H, W, C), in words."""
+    height, width, channels = shape
+    colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
+    kind = np.dtype(dtype)
+    word = {"f": " float", "i": " signed"}.get(kind.kind, "")
+    return f"{height}x{width} {colour} {8 * kind.itemsize}-bit{word}"
+
+
+class Picture:
+    """A PNG, JPEG or BMP file: one image, uint8 or uint16 with 1 or 3 channels.
+
+    Args:
+        file: The file.
+
+    Raises:
+        InputError: unreadable, too large, several pictures in it, or partly transparent.
+    """
+
+    bits = 0
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        with reading(file):
+            check_numbers(file, file.stat().st_size, 1)
+            self.pixels = _read(file)
+        if self.pixels.shape[-1] in (2, 4):
+            self.pixels = tiff.without_alpha(file, self.pixels)
+        height, width, channels = self.pixels.shape
+        self.shape: tuple[int, int, int] = (height, width, channels)
+        self.dtype = self.pixels.dtype.name
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, page: int) -> np.ndarray:
+        """The pixels (H, W, C)."""
+        return self.pixels
+
+
+def _read(file: Path) -> np.ndarray:
+    with file.open("rb") as stream:
+        png = stream.read(len(SIGNATURE)) == SIGNATURE
+    if png:
+        data, bits = check_png(file)
+        if bits == 16:
+            import imagecodecs
+
+            pixels = np.asarray(imagecodecs.png_decode(data))
+            return pixels[..., None] if pixels.ndim == 2 else pixels
+    return _read_pillow(file)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """A picture, opened but not decoded. Pillow's own limit, which warns, is ours here."""
+    with OPENING:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            opened = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise InputError(f"cannot read {file}: it is no picture, or damaged") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with opened:
+        yield opened
+
+
 def _read_pillow(file: Path) -> np.ndarray:
-    with Image.open(file) as opened:
+    with _opened(file) as opened:
+        check_pixels(file, opened.height, opened.width)
         if getattr(opened, "n_frames", 1) > 1:
             raise InputError(f"{file} holds several pictures; save it as a .npy array")
-        bits = getattr(opened, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
         opened.load()
         image: Image.Image = ImageOps.exif_transpose(opened)
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        pixels = np.asarray(image)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise InputError(f"{file} has 32 bits a sample; save it with 8 or 16")
-        return pixels.astype(np.uint16)[..., None]
-    if image.mode == "F" or max(bits) > 8:
-        raise InputError(f"{file} has {max(bits)} bits a sample; save it as a .npy array")
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif image.mode == "1":
@@ -99,8 +198,11 @@ def _read_pillow(file: Path) -> np.ndarray:
 
 def encode_picture(pixels: np.ndarray) -> bytes:
     """The PNG file of uint8 or uint16 pixels (H, W, C), C = 1 or 3."""
+    pixels = np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     if pixels.dtype == np.uint16:
-        return png16.encode(pixels)
+        import imagecodecs
+
+        return bytes(imagecodecs.png_encode(pixels, level=6))
     buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

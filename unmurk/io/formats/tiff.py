@@ -1,93 +1,205 @@
 """TIFF stacks, read and written page by page, with what a microscope wrote beside the pixels.
 
-A page is one image: (H, W) grey, or RGB with its three samples together or in three planes. What
-says how pages make up channels, slices and times stands in the first page's description (OME-XML,
-ImageJ's lines, or another program's text), so a stack of as many pages of the same shape, in the
-same order, with the same description, has the same axes: a copy of the tags is all it takes.
+The axes that tifffile reads from the descriptions (OME-XML, ImageJ's lines, its own JSON) say
+what an image is: C and the samples S of a pixel are channels, all others before Y and X number the
+images. What says so stands in the first page's description, so a stack of as many pages of the
+same shape, in the same order, with the same description, has the same axes: a copy of the tags is
+all it takes.
 
-Memory holds one page. Needs tifffile: pip install 'unmurk[tiff]'.
+A palette becomes RGB, white as the least number (MinIsWhite) becomes white as the largest, an
+opaque alpha channel is dropped, and pixels are turned as the orientation tag says. Memory holds
+one image.
 """
 
-import logging
-import struct
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
+import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import tifffile
 
 from ...errors import InputError
 from ..atomic import finished, part_of
+from ..limits import check_file, check_numbers, check_pixels, reading
 
-__all__ = ["ENDINGS", "Stack", "StackWriter"]
+__all__ = ["ENDINGS", "Stack", "StackWriter", "without_alpha"]
 
 ENDINGS = (".tif", ".tiff")
 DESCRIPTION, SOFTWARE, DATE, WIDTHS, HEIGHTS, UNIT = 270, 305, 306, 282, 283, 296
+ORIENTATION = 274
 COPIED = (
-    *(271, 272, 274, 285, 286, 287, 315, 316, 33432),  # camera, orientation, place, authors
+    *(271, 272, 285, 286, 287, 315, 316, 33432),  # camera, place, authors
     *(33550, 33922, 34264, 34735, 34736, 34737, 42113),  # GeoTIFF
     *(34675, 50838, 50839, 51123),  # colour profile, ImageJ, Micro-Manager
 )
 LARGE = 2**32 - 2**25  # bytes of pixels above which offsets of 32 bits may not do
-GREY, RGB = 1, 2
+WHITE_IS_ZERO, GREY, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+NUMBERED = "ZTIQRPMAVB"  # axes that number images
+RATIO = 2**14  # what compressed bytes may grow to
+ALPHA = (1, 2)  # kinds of extra samples
+TURNS = {  # orientation -> flips of rows and columns, after a transposition from 5 on
+    **{1: (False, False), 2: (False, True), 3: (True, True), 4: (True, False)},
+    **{5: (False, False), 6: (False, True), 7: (True, True), 8: (True, False)},
+}
+JPEGS = (6, 7, 34892)  # compressions that decode YCbCr to RGB
 
 
 class Stack:
-    """The pages of a TIFF file, all of one shape and type; a context manager.
+    """The images of a TIFF file, all of one shape and type; a context manager.
 
     Args:
         file: The file.
 
     Attributes:
-        shape: Height, width and channels (1 or 3) of every page.
-        dtype: Name of the pages' number type.
+        shape: Height, width and channels of every image.
+        dtype: Name of the images' number type.
+        bits: Significant bits of a number, where metadata say fewer than the type has; else 0.
 
     Raises:
-        InputError: tifffile is missing, the file is damaged, or holds what is no such stack.
+        InputError: the file is damaged or too large, or its axes or pixels are not read.
     """
 
     def __init__(self, file: Path) -> None:
+        check_file(file)
         self.file = file
-        self._tiff = _reading(file, lambda: _tifffile().TiffFile(file, _multifile=False))
+        with reading(file):
+            self._tiff = tifffile.TiffFile(file, _multifile=False)
         try:
-            first = _reading(file, lambda: self._tiff.pages[0])
-            self.planes = first.axes == "SYX"
-            if first.axes not in ("YX", "YXS", "SYX") or int(first.photometric) not in (GREY, RGB):
-                raise InputError(
-                    f"{file} has pages of axes {first.axes} in {_word(first.photometric)}: save "
-                    "them as grey or RGB"
-                )
-            shape = (*first.shape[1:], first.shape[0]) if self.planes else (*first.shape, 1)[:3]
-            self.shape: tuple[int, int, int] = shape
-            self.dtype = str(first.dtype)
-            if self.shape[2] not in (1, 3) or np.dtype(first.dtype).kind not in "uif":
-                raise InputError(
-                    f"{file} has pages of {self.shape[2]} channels of {self.dtype}: save them as "
-                    "grey or RGB numbers, without an alpha channel"
-                )
-            self._whole()
+            with reading(file, strict=True):
+                series = list(self._tiff.series)
+                len(self._tiff.pages)
+            with reading(file):
+                self._look(series)
         except BaseException:
             self._tiff.close()
             raise
 
-    def _whole(self) -> None:
-        """Raises InputError where pages are missing."""
-        # tifffile only logs that a file ends before its last page does
-        said: list[logging.LogRecord] = []
-        logger = logging.getLogger("tifffile")
-        with _listening(logger, said):
-            series = _reading(self.file, lambda: self._tiff.series)
-            _reading(self.file, lambda: len(self._tiff.pages))
-        if said:
-            raise InputError(f"cannot read {self.file}: {said[0].getMessage().splitlines()[0]}")
-        if sum(len(part.pages) for part in series) != len(self) and len(self) == 1:
+    def _look(self, series: list[Any]) -> None:
+        """Reads what all images have in common. Raises InputError for what is not taken."""
+        if not series:
+            raise InputError(f"cannot read {self.file}: it holds no image")
+        first = self._first = series[0].keyframe
+        self.planes = first.axes == "SYX"
+        self.kind = int(first.photometric)
+        self._check_kind(first)
+        kinds = [_kind(part.keyframe) for part in series]
+        for part, kind in zip(series, kinds, strict=True):
+            if kind != kinds[0]:
+                raise InputError(
+                    f"the pages of {self.file} differ: the first is {kinds[0]}, page "
+                    f"{part.keyframe.index} is {kind}; save them apart"
+                )
+        self._series = series
+        self._images = list(itertools.chain(*(self._numbered(n) for n in range(len(series)))))
+        if len({len(image) for image in self._images}) != 1:
+            raise InputError(f"the images of {self.file} differ in channels; save them apart")
+        height, width, samples = _sides(first)
+        self._check_size(first)
+        self.turn = _turn(first)
+        if self.turn > 4:
+            height, width = width, height
+        channels = len(self._images[0]) if len(self._images[0]) > 1 else self._channels(samples)
+        self.shape: tuple[int, int, int] = (height, width, channels)
+        check_pixels(self.file, *self.shape)
+        depth = first.bitspersample
+        self._depth = int(depth if isinstance(depth, int) else max(depth))
+        self.dtype = self._type(np.dtype(first.dtype))
+        self.bits = self._bits()
+
+    def _check_kind(self, first: Any) -> None:
+        kind, numbers = self.kind, np.dtype(first.dtype).kind
+        jpeg = int(first.compression) in JPEGS
+        known = kind in (WHITE_IS_ZERO, GREY, RGB, PALETTE) or (kind == YCBCR and jpeg)
+        if first.axes not in ("YX", "YXS", "SYX") or not known:
             raise InputError(
-                f"{self.file} has one page for all its images: save it as OME-TIFF, or as a "
-                "TIFF with a page for each"
+                f"{self.file} has pages of axes {first.axes} in {_word(first.photometric)}: save "
+                "them as grey or RGB"
             )
+        if numbers not in "buif":
+            raise InputError(
+                f"{self.file} holds {first.dtype}: save real numbers (complex ones as two "
+                "channels, real and imaginary part)"
+            )
+        if kind == WHITE_IS_ZERO and numbers not in "bu":
+            raise InputError(
+                f"{self.file} has {first.dtype} of which white is the least (MinIsWhite): save it "
+                "with black as the least"
+            )
+
+    def _check_size(self, page: Any) -> None:
+        """Holds what a page declares against the limits and the length of the file."""
+        height, width, samples = _sides(page)
+        check_pixels(self.file, height, width, samples)
+        size = height * width * samples * np.dtype(page.dtype).itemsize
+        check_numbers(self.file, size, 1)
+        kind = page.keyframe  # a frame has no tags of its own
+        if kind.is_tiled:
+            check_pixels(self.file, kind.tilelength, kind.tilewidth)
+        stored = min(sum(map(int, page.databytecounts)), int(self._tiff.filehandle.size))
+        bits = kind.bitspersample
+        packed = -(-width * samples * (bits if isinstance(bits, int) else max(bits)) // 8) * height
+        least = packed if int(kind.compression) == 1 and self.kind != YCBCR else size / RATIO
+        if stored < least:
+            raise InputError(
+                f"cannot read {self.file}: it declares {height}x{width} pixels and is cut short"
+            )
+
+    def _numbered(self, part: int) -> list[tuple[tuple[int, int], ...]]:
+        """Of every image of a series its planes, (series, plane), one for each channel."""
+        series = self._series[part]
+        axes, shape = series.axes, series.shape
+        tail = len(self._first.axes)
+        if axes[-tail:] != self._first.axes or tuple(shape[-tail:]) != self._first.shape:
+            raise InputError(
+                f"{self.file} has the axes {axes}, which are not pages of Y and X: save it with "
+                "the axes T, Z, C, Y, X in this order"
+            )
+        lead, sizes = axes[:-tail], shape[:-tail]
+        wrong = [a for a in lead if a not in NUMBERED + "C"]
+        if wrong or lead.count("C") > 1 or ("C" in lead and tail == 3):
+            raise InputError(
+                f"{self.file} has the axes {axes}, of which it is not clear what is a channel: "
+                "save it with C for channels and T or Z for images"
+            )
+        planes = np.arange(int(np.prod(sizes, dtype=np.int64))).reshape(sizes)
+        channels = 1
+        if "C" in lead:
+            planes = np.moveaxis(planes, lead.index("C"), -1)
+            channels = planes.shape[-1]
+        return [tuple((part, int(p)) for p in row) for row in planes.reshape(-1, channels)]
+
+    def _channels(self, samples: int) -> int:
+        """Channels of an image of so many samples: a palette has one, alpha is dropped."""
+        if self.kind == PALETTE:
+            return 3
+        return samples - 1 if self._alpha(samples) else samples
+
+    def _alpha(self, samples: int) -> bool:
+        extra = [int(kind) for kind in self._first.extrasamples]
+        return samples in (2, 4) and (
+            extra in ([1], [2]) or (samples == 4 and self.kind in (RGB, YCBCR))
+        )
+
+    def _type(self, found: np.dtype) -> str:
+        """Name of the type that `read` gives."""
+        if self.kind == PALETTE:
+            return "uint8" if (self._palette() % 257 == 0).all() else "uint16"
+        return "uint8" if found.kind == "b" else found.name
+
+    def _palette(self) -> np.ndarray:
+        return np.asarray(self._first.colormap).reshape(3, -1)
+
+    def _bits(self) -> int:
+        """Bits that OME-XML or the tag of the page say, if these are fewer than the type has."""
+        if self.kind == PALETTE or np.dtype(self.dtype).kind not in "iu":
+            return 0
+        most = 8 * np.dtype(self.dtype).itemsize
+        text = self._tiff.ome_metadata or ""
+        found = {int(bits) for bits in re.findall(r'SignificantBits="(\d{1,2})"', text)}
+        if len(found) == 1 and 1 < min(found) < most:
+            return min(found)
+        return self._depth if self._depth < most and self._depth not in (1, 2, 4) else 0
 
     def __enter__(self) -> "Stack":
         return self
@@ -96,28 +208,86 @@ class Stack:
         self._tiff.close()
 
     def __len__(self) -> int:
-        return len(self._tiff.pages)
+        return len(self._images)
 
     def read(self, page: int) -> np.ndarray:
-        """The pixels of a page, (H, W, C) in the file's numbers."""
-        found = _reading(self.file, lambda: self._tiff.pages[page].asarray())
-        if self.planes:
-            found = np.moveaxis(found, 0, -1)
-        found = found if found.ndim == 3 else found[..., None]
-        if found.shape != self.shape or str(found.dtype) != self.dtype:
-            raise InputError(
-                f"the pages of {self.file} differ: the first is {_kind(self.shape, self.dtype)}, "
-                f"page {page} is {_kind(found.shape, str(found.dtype))}; save them apart"
-            )
-        return found
+        """The pixels of an image, (H, W, C) in the file's numbers."""
+        with reading(self.file, strict=True):
+            found = [self._plane(*place) for place in self._images[page]]
+            pixels = found[0] if len(found) == 1 else np.concatenate(found, -1)
+        if self._alpha(pixels.shape[-1]) and self.shape[2] != pixels.shape[-1]:
+            pixels = without_alpha(self.file, pixels)
+        return _turned(pixels, self.turn)
 
-    def limits(self) -> tuple[float, float]:
-        """Least and largest number of all pages."""
-        low, high = np.inf, -np.inf
-        for page in range(len(self)):
-            pixels = self.read(page)
-            low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
-        return low, high
+    def _plane(self, part: int, plane: int) -> np.ndarray:
+        """The samples of a page, (H, W, S)."""
+        page = self._page(part, plane)
+        if page is None:
+            found = self._raw(part, plane)
+        else:
+            if tuple(page.shape) != tuple(self._first.shape) or page.dtype != self._first.dtype:
+                raise InputError(
+                    f"the pages of {self.file} differ: the first is {_kind(self._first)}, page "
+                    f"{page.index} is {_kind(page)}; save them apart"
+                )
+            self._check_size(page)
+            found = page.asarray()
+        if found.shape != tuple(self._first.shape):
+            raise InputError(f"cannot read {self.file}: page {plane} has the shape {found.shape}")
+        found = np.moveaxis(found, 0, -1) if self.planes else found
+        return self._plain(found if found.ndim == 3 else found[..., None])
+
+    def _plain(self, found: np.ndarray) -> np.ndarray:
+        """Pixels of which the largest number is white, in whole bytes, without a palette."""
+        if self.kind == PALETTE:
+            colours = self._palette().T
+            if found.max() >= len(colours):
+                raise InputError(f"cannot read {self.file}: its palette is too short")
+            return (colours // 257 if self.dtype == "uint8" else colours).astype(self.dtype)[
+                found[..., 0]
+            ]
+        if found.dtype.kind == "b":
+            found = found.astype(np.uint8) * np.uint8(255)
+        elif self._depth in (2, 4) and found.dtype == np.uint8:
+            found = found * np.uint8(255 // (2**self._depth - 1))
+        found = found.astype(found.dtype.newbyteorder("="), copy=False)
+        return self.inverted(found) if self.kind == WHITE_IS_ZERO else found
+
+    def inverted(self, pixels: np.ndarray) -> np.ndarray:
+        """The pixels with black and white exchanged: the same map back and forth."""
+        top = 2**self.bits - 1 if self.bits else np.iinfo(pixels.dtype).max
+        return np.asarray(pixels.dtype.type(top) - pixels)
+
+    def _page(self, part: int, plane: int) -> Any:
+        """A page of a series; None where one page stands for all of them."""
+        pages = self._series[part].pages
+        if plane < len(pages):
+            if pages[plane] is None:
+                raise InputError(f"cannot read {self.file}: page {plane} is missing")
+            return pages[plane]
+        return None
+
+    def _raw(self, part: int, plane: int) -> np.ndarray:
+        """A plane that no page describes: ImageJ writes one page for a large stack."""
+        offset, page = self._series[part].dataoffset, self._first
+        if offset is None or int(page.compression) != 1:
+            raise InputError(f"cannot read {self.file}: page {plane} is missing")
+        kind = np.dtype(page.dtype).newbyteorder(self._tiff.byteorder)
+        count = int(np.prod(page.shape))
+        handle = self._tiff.filehandle
+        handle.seek(offset + plane * count * kind.itemsize)
+        data = handle.read(count * kind.itemsize)
+        if len(data) != count * kind.itemsize:
+            raise InputError(f"cannot read {self.file}: it is cut short")
+        return np.frombuffer(data, kind).reshape(page.shape)
+
+    def places(self, image: int) -> list[int]:
+        """Numbers of an image's pages among all that are written, in the order of its channels."""
+        starts = np.cumsum([0, *(int(np.prod(s.shape)) // self._size() for s in self._series)])
+        return [int(starts[part]) + plane for part, plane in self._images[image]]
+
+    def _size(self) -> int:
+        return int(np.prod(self._first.shape))
 
     # -- what is copied ------------------------------------------------------------------------
 
@@ -131,11 +301,12 @@ class Stack:
 
     def tags(self, page: int) -> dict[str, Any]:
         """The tags of a page that say something other than how pixels are kept, for `write`."""
-        tags = self._page(page).tags
+        known = page < len(self._tiff.pages)
+        tags = self._tagged(page if known else 0).tags
         text = tags.get(DESCRIPTION)
         sides = [tags[code].value if code in tags else None for code in (WIDTHS, HEIGHTS)]
         return {
-            "description": self._bytes(text).rstrip(b"\0") if text else None,
+            "description": self._bytes(text).rstrip(b"\0") if text and known else None,
             "resolution": tuple(sides) if None not in sides else None,
             "resolutionunit": tags[UNIT].value if UNIT in tags else None,
             "datetime": tags[DATE].value if DATE in tags else None,
@@ -151,7 +322,7 @@ class Stack:
         """Whether the first page is."""
         return int(self._tiff.pages[0].compression) != 1
 
-    def _page(self, page: int) -> Any:
+    def _tagged(self, page: int) -> Any:
         """A page with its own tags, of which `pages` keeps those of the first only."""
         found = self._tiff.pages[page]
         return found.aspage() if hasattr(found, "aspage") else found
@@ -164,7 +335,10 @@ class Stack:
 
 
 class StackWriter:
-    """Writes a TIFF page by page, beside its place; `close` puts it there.
+    """Writes a TIFF image by image, beside its place; `close` puts it there.
+
+    Pages are written in the order of the stack they come from. Where its channels are not the
+    innermost axis, the later channels of an image wait in memory for their turn.
 
     Args:
         out: The file.
@@ -172,28 +346,46 @@ class StackWriter:
     """
 
     def __init__(self, out: Path, like: Stack | None = None) -> None:
-        self.out, self.like, self.pages = out, like, 0
+        self.out, self.like, self.images, self.pages = out, like, 0, 0
+        self._waiting: dict[int, np.ndarray] = {}
         self._part = part_of(out)
         layout = {} if like is None else like.layout()
-        self._writer = _tifffile().TiffWriter(self._part, **layout)
+        self._writer = tifffile.TiffWriter(self._part, **layout)
 
     def write(self, pixels: np.ndarray) -> None:
-        """The next page, (H, W, C)."""
-        grey, like = pixels.shape[-1] == 1, self.like
-        planes = like is not None and like.planes
-        compressed = like is not None and like.compressed()
+        """The next image, (H, W, C)."""
+        like = self.like
+        places = [self.images] if like is None else like.places(self.images)
+        if like is not None and like.kind == WHITE_IS_ZERO:
+            pixels = like.inverted(pixels)
+        if len(places) == 1:
+            self._waiting[places[0]] = pixels
+        else:
+            self._waiting |= {p: pixels[..., c : c + 1] for c, p in enumerate(places)}
+        self.images += 1
+        while self.pages in self._waiting:
+            self._write_page(self._waiting.pop(self.pages))
+            self.pages += 1
+
+    def _write_page(self, pixels: np.ndarray) -> None:
+        like, channels = self.like, pixels.shape[-1]
+        white = like is not None and like.kind == WHITE_IS_ZERO
+        planes = channels > 1 and (like.planes if like is not None else channels != 3)
+        colour = channels == 3 and (like is None or like.kind in (RGB, PALETTE, YCBCR))
+        grey = "miniswhite" if white else "minisblack"
         self._writer.write(
-            pixels[..., 0] if grey else np.moveaxis(pixels, -1, 0) if planes else pixels,
-            photometric="minisblack" if grey else "rgb",
-            planarconfig=None if grey else "separate" if planes else "contig",
-            compression="zlib" if compressed else None,
+            pixels[..., 0] if channels == 1 else np.moveaxis(pixels, -1, 0) if planes else pixels,
+            photometric="rgb" if colour else grey,
+            planarconfig=None if channels == 1 else "separate" if planes else "contig",
+            compression="zlib" if like is not None and like.compressed() else None,
             metadata=None,
             **({} if like is None else like.tags(self.pages)),
         )
-        self.pages += 1
 
     def close(self) -> None:
         """The file gets its name."""
+        for page in sorted(self._waiting):
+            self._write_page(self._waiting.pop(page))
         self._writer.close()
         finished(self._part, self.out)
 
@@ -203,55 +395,43 @@ class StackWriter:
         self._part.unlink(missing_ok=True)
 
 
-@contextmanager
-def _listening(logger: logging.Logger, said: list[logging.LogRecord]) -> Iterator[None]:
-    """Errors that are logged go into a list, and nowhere else."""
+def without_alpha(file: Path, pixels: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, C) without their last channel, which says how opaque they are.
 
-    def keep(record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.ERROR:
-            said.append(record)
-        return False
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
+    Raises:
+        InputError: some are not opaque.
+    """
+    kind = pixels.dtype
+    full = 1 if kind.kind == "f" else np.iinfo(kind).max
+    if (pixels[..., -1] != full).any():
+        raise InputError(f"{file} is partly transparent; save it without an alpha channel")
+    return pixels[..., :-1]
 
 
-def _tifffile() -> ModuleType:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise InputError(
-            "TIFF stacks need tifffile: pip install 'unmurk[tiff]', or save pictures as PNG"
-        ) from error
-    return tifffile
+def _sides(page: Any) -> tuple[int, int, int]:
+    """Height, width and samples of a page."""
+    shape = tuple(int(n) for n in page.shape)
+    if page.axes == "SYX":
+        return shape[1], shape[2], shape[0]
+    return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
 
 
-def _reading(file: Path, read: Any) -> Any:
-    """What `read` returns; what goes wrong in one line."""
-    try:
-        return read()
-    except InputError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        EOFError,
-        RuntimeError,
-        struct.error,
-        zlib.error,
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read {file}: {reason}") from error
+def _turn(page: Any) -> int:
+    tag = page.tags.get(ORIENTATION)
+    return int(tag.value) if tag is not None and tag.value in TURNS else 1
 
 
-def _kind(shape: tuple[int, ...], dtype: str) -> str:
-    return f"{shape[0]}x{shape[1]} {'grey' if shape[2] == 1 else 'RGB'} {dtype}"
+def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Pixels (H, W, C) the way the camera was held."""
+    rows, columns = TURNS[turn]
+    pixels = pixels.swapaxes(0, 1) if turn > 4 else pixels
+    pixels = pixels[::-1] if rows else pixels
+    return np.ascontiguousarray(pixels[:, ::-1] if columns else pixels)
+
+
+def _kind(page: Any) -> str:
+    height, width, samples = _sides(page)
+    return f"{height}x{width} {'grey' if samples == 1 else 'RGB'} {page.dtype}"
 
 
 def _word(photometric: Any) -> str:

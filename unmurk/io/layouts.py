@@ -1,0 +1,64 @@
+"""Axes of array files: which of them numbers images, and which the channels."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import InputError
+from .scale import Scale
+
+__all__ = ["layout_of", "to_images"]
+
+CHANNELS = 16  # most channels of an array
+FEW = 4  # channels that are taken for such whatever the other axes are
+
+
+def layout_of(file: Path, array: np.ndarray) -> str:
+    """What the axes are. A channel axis has at most 16 entries, 1 or 3 in a single image.
+
+    Raises:
+        InputError: no such axes, or two that could be the channels.
+    """
+    shape = array.shape
+    layout = ""
+    if array.dtype.kind in "buif" and array.size:
+        if array.ndim == 2:
+            layout = "HW"
+        elif array.ndim == 3:
+            layout = "HWC" if shape[2] in (1, 3) else "NHW"
+        elif array.ndim == 4:
+            layout = _channel_axis(file, shape)
+    if not layout:
+        hint = ""
+        if array.dtype.kind == "c":
+            hint = "; complex numbers are two channels, real and imaginary part"
+        raise InputError(
+            f"{file} holds {array.dtype} of shape {shape}, which is not (N, H, W), (N, H, W, C) "
+            f"or (N, C, H, W) with at most {CHANNELS} channels{hint}"
+        )
+    return layout
+
+
+def _channel_axis(file: Path, shape: tuple[int, ...]) -> str:
+    """ "NHWC" or "NCHW" by the axis that is short, nothing where neither is."""
+    for few in (FEW, CHANNELS):
+        last, first = shape[3] <= few, shape[1] <= few
+        if last and first and few == CHANNELS:
+            raise InputError(
+                f"{file} has the shape {shape}, of which either {shape[1]} or {shape[3]} may be "
+                "the channels: save it as (N, H, W) of one channel each, or pad the images to "
+                f"more than {CHANNELS} pixels a side"
+            )
+        if last or first:
+            return "NHWC" if last else "NCHW"
+    return ""
+
+
+def to_images(array: np.ndarray, scale: Scale, layout: str) -> Tensor:
+    """Numbers with an N axis as images (N, C, H, W)."""
+    if layout in ("NHW", "HW"):
+        array = array[:, None]
+    elif layout != "NCHW":
+        array = np.moveaxis(array, -1, 1)
+    return scale.from_file(array)
