@@ -218,6 +218,30 @@ def test_posterior_of_denoising_is_the_denoiser():
             assert float(found[row, i]) == pytest.approx(square - mean**2, rel=0.12)
 
 
+def test_conditional_draws_have_the_moments_of_dense_algebra():
+    """c | v, y by the covariance form of a Gaussian posterior; v | c by the mean of an inverse
+    gamma, (nu s^2 + c^2) / (nu - 1)."""
+    prior, sigma, chains = ScaleMixture.example((1, 2, 2), std=0.5), 0.05, 20000
+    matrix = doubles(1, 3, 4)  # rows far from orthogonal
+    sampler = GibbsSampler(prior, matrix, sigma, chains, generator(1))
+    v = (0.3 * doubles(4, seed=2)).exp() * prior.scales.square()
+    y = doubles(1, 1, 3, seed=3)
+    c, mu = sampler.coefficients(v.expand(1, chains, 4), sampler.data(y))
+    H, S = matrix[0] @ prior.basis, v.diag()
+    gain = S @ H.T @ torch.linalg.inv(H @ S @ H.T + sigma**2 * torch.eye(3).double())
+    mean = gain @ (y[0, 0] - matrix[0] @ prior.mean.flatten())
+    exact = S - gain @ H @ S
+    torch.testing.assert_close(mu, mean.expand_as(mu))
+    size = exact.diagonal().sqrt()
+    pulls = (c[0].mean(0) - mean) / size * chains**0.5
+    found = torch.cov(c[0].T) / (size[:, None] * size)
+    assert pulls.abs().max() < 4
+    torch.testing.assert_close(found, exact / (size[:, None] * size), atol=0.04, rtol=0)
+    drawn = sampler.variances(torch.tensor([0.0, 1.0, -2.0, 0.5]).double().expand(1, chains, 4))
+    expected = (5 * prior.scales.square() + torch.tensor([0.0, 1.0, 4.0, 0.25])) / 4
+    torch.testing.assert_close(drawn[0].mean(0), expected, rtol=0.03, atol=0)
+
+
 def test_sampler_passes_the_joint_test():
     """J. Geweke (2004), "Getting it right": y | c and c, v | y in turn leave the joint law alone.
 

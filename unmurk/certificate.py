@@ -62,8 +62,8 @@ def run(
         thorough: All problems (`exam.PROBLEMS`) instead of a dozen that cover them (`exam.SHORT`).
 
     Returns:
-        seed; thorough; seconds of wall time; holds, whether each solver earns what it claims;
-        rows, the fields of each `certify.Row`. `read` makes rows of them again.
+        seed; thorough; processes; seconds of wall time; holds, whether each solver earns what it
+        claims; rows, the fields of each `certify.Row`. `read` makes rows of them again.
 
     Raises:
         InputError: A name is unknown, or the seed is below 0.
@@ -79,7 +79,7 @@ def run(
     with _progress(len(solvers) * len(problems)) as step:
         processes = min(os.cpu_count() or 1, PROCESSES)
         rows = certify(solvers, seed=seed, problems=problems, progress=step, processes=processes)
-    result: dict[str, Any] = {"seed": seed, "thorough": thorough}
+    result: dict[str, Any] = {"seed": seed, "thorough": thorough, "processes": processes}
     result |= {"seconds": time.monotonic() - start, "holds": holds(rows)}
     result |= {"rows": [asdict(row) for row in rows]}
     if out is not None:

@@ -241,9 +241,10 @@ class Evaluate(Command):
             )
         from . import metrics
 
-        scores: dict[str, Any] = {"images": len(truth), **metrics.fidelity(restored, truth)}
+        placed = place(restored, truth)
+        scores: dict[str, Any] = {"images": len(truth), **metrics.fidelity(*placed)}
         if tuple(truth.shape[1:]) in {(1, 28, 28), (1, 32, 32)} and len(truth) > 1:
-            scores["frechet"] = metrics.frechet(truth, restored)
+            scores["frechet"] = metrics.frechet(*reversed(placed))
         if self.samples is not None:
             samples = _samples(self.samples, tuple(truth.shape))
             scores["coverage"] = metrics.coverage(samples, truth, level=self.level)
