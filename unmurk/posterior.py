@@ -26,13 +26,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bounds import Whole
 from .errors import InputError
+from .io.weights import load_model, read_settings, weight_names
 from .nets import preset
 from .prior import locate
 from .problem import Problem
@@ -274,13 +276,13 @@ class Flow(nn.Module):
 class Config:
     """What a posterior is built from; written beside its weights."""
 
-    channels: int
-    height: int
-    width: int
-    mean: int
-    context: int
-    couplings: int
-    hidden: int
+    channels: Annotated[int, Whole(1, 256)]
+    height: Annotated[int, Whole(4, 8192)]
+    width: Annotated[int, Whole(4, 8192)]
+    mean: Annotated[int, Whole(8, 4096)]
+    context: Annotated[int, Whole(8, 4096)]
+    couplings: Annotated[int, Whole(1, 64)]
+    hidden: Annotated[int, Whole(1, 4096)]
 
 
 class Posterior(Flow):
@@ -450,20 +452,15 @@ class Posterior(Flow):
         Raises:
             InputError: when there is none, or its files do not fit each other.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         folder = locate(source, "posterior", "model.safetensors")
-        try:
-            config = Config(**json.loads((folder / "config.json").read_text()))
-            weights = load_file(folder / "model.safetensors")
-            shape = (config.channels, config.height, config.width)
-            posterior = cls(config, start=Wiener(shape) if "start.mean" in weights else None)
-            posterior.load_state_dict(weights)
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"cannot load the posterior in {folder}: {reason}") from error
-        return posterior.eval()
+        config = read_settings(Config, folder / "config.json")
+        shape = (config.channels, config.height, config.width)
+        started = "start.mean" in weight_names(folder / "model.safetensors")
+
+        def build() -> Posterior:
+            return cls(config, start=Wiener(shape) if started else None)
+
+        return load_model(folder / "model.safetensors", build, "the posterior")
 
 
 def _numbers(y: Tensor, problem: Problem, index: Sequence[int] | None) -> Sequence[int]:
