@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bounds import Whole
+from .bounds import Whole, check_memory
 from .errors import InputError
 from .io.weights import load_model, read_settings, weight_names
 from .nets import preset
@@ -43,6 +43,7 @@ from .wiener import Wiener
 
 __all__ = ["Context", "Flow", "Posterior", "Scale", "bounded", "known", "unbounded"]
 
+DRAWS = Whole(2, 100_000, even=True)
 LOG_SPREAD = (math.log(1e-3), 0.0)  # the spread s stays between 0.001 and 1 of the range
 
 
@@ -387,7 +388,14 @@ class Posterior(Flow):
             n: Draws for each measurement.
             seed: Draw k of image i depends on (seed, i, k) only.
             index: The images' numbers; those the problem is bound to, else 0, 1, ... unless given.
+
+        Raises:
+            InputError: n below 1, or more draws than fit this machine's memory.
         """
+        if n < 1:
+            raise InputError(f"n is {n}: at least 1 draw of each image is needed")
+        size = 4.0 * n * len(y) * math.prod(self.shape)
+        check_memory(f"{n} draws of {len(y)} images", size, "draw fewer at a time")
         index = _numbers(y, problem, index)
         context = self.context(y, problem)
         draws = []
@@ -410,10 +418,9 @@ class Posterior(Flow):
         The draws come in antithetic pairs (z, -z): what is linear in z cancels in the mean.
 
         Raises:
-            InputError: when n is odd or below 2.
+            InputError: when n is no even number from 2 to 100000.
         """
-        if n < 2 or n % 2:
-            raise InputError(f"mean_std takes an even number of draws of at least 2, not {n}")
+        DRAWS.check("the number of draws", n)
         index = _numbers(y, problem, index)
         context = self.context(y, problem)
 

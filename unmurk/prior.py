@@ -43,7 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bounds import File
+from .bounds import File, check_memory
 from .errors import InputError
 from .foreign import Adm, adm, download, hub_name, image_size, pipeline
 from .nets import backbone
@@ -264,7 +264,14 @@ class Prior(nn.Module):
             seed: Image i depends on (seed, i) only.
             batch: Images drawn together.
             sigma_max: First level, if the network knows one so high; else its highest.
+
+        Raises:
+            InputError: n below 1, or more images than fit this machine's memory.
         """
+        if n < 1:
+            raise InputError(f"n is {n}: at least 1 image can be drawn")
+        size = 4.0 * n * math.prod(self.shape)
+        check_memory(f"{n} images of {_size(self.shape)}", size, "draw fewer at a time")
         sigmas = karras(steps, min(sigma_max, self.sigma_max), self.sigma_min)
         done = []
         for start in range(0, n, batch):

@@ -26,9 +26,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import __version__
+from ..bounds import check_fields
 from ..errors import InputError
 from ..glow import Glow
 from ..io.datasets import Source, as_source
+from ..io.json_files import read_object
 from ..noise import Gaussian
 from ..posterior import Posterior
 from ..prior import Prior
@@ -110,8 +112,7 @@ def learn(
         )
     if problem.level <= 0 and method != "clean":
         raise InputError("learning needs the noise level: give a noise above 0")
-    if settings.kimg <= 0 or settings.batch < 2 or settings.rate <= 0:
-        raise InputError("kimg and rate must be positive and batch at least 2")
+    check_fields(settings)
     if not takes(method, problem):
         others = [name for name in METHODS if name != "clean" and takes(name, problem)]
         hint = f"take one of {', '.join(others)}" if others else "no method can"
@@ -197,7 +198,7 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
     path = folder / "config.json"
     try:
         if path.exists():
-            old = json.loads(path.read_text())
+            old = read_object(path)
             for key, value in config.items():
                 if old.get(key) != value:
                     raise InputError(
@@ -208,7 +209,7 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run: give another folder")
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, json.JSONDecodeError) as error:
+    except OSError as error:
         raise InputError(f"cannot use {folder} as a run folder: {error}") from error
     versions = {
         "unmurk": __version__,
