@@ -49,10 +49,8 @@ class Settings:
         network: Preset of the networks: tiny, small or base.
         kimg: Budget in thousands of images seen, a number from 0.001 to 1e+07.
         batch: Images in a step, a whole number from 2 to 65536.
-        rate: Peak learning rate, a number from 1e-12 to 10; every group of parameters rises to it
-            and falls again.
-        average: Half-life of the averaged weights in kimg, a number from 0 to 1e+07, or 5 % of the
-            images a part has seen since it started, if less.
+        rate: Peak learning rate, a number from 1e-12 to 10; every group rises to it and falls.
+        average: Half-life of EMA weights in kimg, a number from 0 to 1e+07 (or 5 % of a part).
         seed: Seed of weights, batches and noise, a whole number from 0 to 9223372036854775807.
         precision: fp32, bf16, or auto: whichever a one-second probe finds faster.
         compile: Whether torch.compile is applied to the prior's network.

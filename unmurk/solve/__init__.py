@@ -165,10 +165,10 @@ def solve(
         samples: How many for each measurement, each from its own noise, a whole number from 1 to
             100000.
         restarts: Runs for each sample, a whole number from 1 to 10000, of which the one with the
-            least residual is kept: against local minima. If there are several and the operator is ambiguous (phase retrieval), of
-            the images that y cannot tell apart the prior then chooses one, for another 33
-            evaluations. Samples chosen so are no draws of a posterior. None: 1, or what "auto"
-            thinks best.
+            least residual is kept: against local minima. If there are several and the operator is
+            ambiguous (phase retrieval), of the images that y cannot tell apart the prior then
+            chooses one, for another 33 evaluations. Samples chosen so are no draws of a posterior.
+            None: 1, or what "auto" thinks best.
         seed: Sample k of image b depends on (seed, b, k) alone.
         init: Where to start: None for the solver's own, images (B, C, H, W), or "posterior" for
             draws of `posterior`, a fresh one for each sample.
