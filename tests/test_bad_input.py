@@ -242,7 +242,7 @@ def unknown_method(here: Path) -> tuple:
 
 
 def no_steps(here: Path) -> tuple:
-    return solving(here, "--steps", "0"), "--steps 0"
+    return solving(here, "--steps", "0"), "--steps must be a whole number from 1"
 
 
 def report_of_no_run(here: Path) -> tuple:

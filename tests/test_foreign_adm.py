@@ -152,7 +152,7 @@ def test_checkpoints_that_do_not_fit_get_one_line(checkpoint, tmp_path):
     torch.save(state | {"label_emb.weight": torch.zeros(2, 2)}, tmp_path / "labels.pt")
     refused(tmp_path / "labels.pt", "adm-ffhq256", "conditional on classes")
     torch.save({"state_dict": state}, tmp_path / "nested.pt")
-    refused(tmp_path / "nested.pt", "adm-ffhq256", "cannot read the weights")
+    refused(tmp_path / "nested.pt", "adm-ffhq256", "holds more than tensors")
     (tmp_path / "text.pt").write_text("not weights")
     refused(tmp_path / "text.pt", "adm-ffhq256", "text.pt")
     (tmp_path / "text.safetensors").write_text("not weights")

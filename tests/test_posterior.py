@@ -123,7 +123,7 @@ def test_save_and_load(tmp_path):
     y, problem = torch.rand(2, 1, 8, 8), Problem("identity", 0.3)
     assert torch.equal(posterior.sample(y, problem, 2), again.sample(y, problem, 2))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="cannot load the posterior"):
+    with pytest.raises(InputError, match="config.json: .* is missing"):
         Posterior.load(tmp_path)
 
 

@@ -329,5 +329,5 @@ def test_a_folder_that_holds_no_run(run, tmp_path):
         report.run_report(run)
     for text in ("{", "[1]", "3"):
         (run / "config.json").write_text(text)
-        with pytest.raises(InputError, match="settings of a run"):
+        with pytest.raises(InputError, match=r"config\.json"):
             report.run_report(run)

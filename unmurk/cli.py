@@ -61,6 +61,7 @@ def _main(argv: list[str]) -> int:
         return int(end.code or 0)
     try:
         with redirect_stdout(sys.stderr):
+            command.check()
             result = command.run()
     except InputError as error:
         return _stop(str(error), 2)

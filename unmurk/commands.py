@@ -4,7 +4,6 @@ Nothing heavy is imported until a command runs. `run` returns what is printed, a
 writes at its end.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from .bounds import Real, Whole
 from .commands_restore import Restore, Solve
 from .errors import InputError
 from .io.atomic import output
@@ -30,7 +30,6 @@ from .options import (
     Seed,
     SkipBad,
     Text,
-    at_least,
     images_of,
     measured,
     place,
@@ -98,8 +97,8 @@ class Learn(Command):
     """Of flowdiff. elbo: the paper's objective alone; default: ours, easier to optimise."""
     network: Literal["tiny", "small", "base"] = "tiny"
     """Size of the networks."""
-    kimg: float = 100.0
-    """Length of the run in thousands of images seen."""
+    kimg: Annotated[float, Real(0.001, 1e7)] = 100.0
+    """Length of the run in thousands of images seen, a number from 0.001 to 1e+07."""
     seed: Seed = 0
     simulate: bool = False
     """DATA are clean: corrupt them first with the operator and the noise (for development)."""
@@ -162,17 +161,16 @@ class Sample(Command):
     prior: AnyPrior
     out: Path
     """Folder for PNG files, or a .npy or .npz file."""
-    n: Annotated[int, arg(aliases=["-n"])] = 16
-    """How many images."""
-    steps: int = 24
-    """Noise levels of the sampler; the network runs 2 steps - 1 times."""
+    n: Annotated[int, arg(aliases=["-n"]), Whole(1, 10_000_000)] = 16
+    """How many images, a whole number from 1 to 10000000."""
+    steps: Annotated[int, Whole(2, 10_000)] = 24
+    """Noise levels of the sampler, a whole number from 2 to 10000; the network runs 2 steps - 1
+    times."""
     seed: Seed = 0
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         with output(self.out, folder=False):
-            at_least(1, n=self.n)
-            at_least(2, steps=self.steps)
             from .io.images import save_new
             from .prior import Prior
 
@@ -225,14 +223,12 @@ class Evaluate(Command):
     ]
     samples: MaybePath = None
     """Posterior samples (S, N, C, H, W) in a .npy file, for coverage and spread."""
-    level: float = 0.9
-    """Level of the intervals whose coverage is counted."""
+    level: Annotated[float, Real(0.001, 0.999)] = 0.9
+    """Level of the intervals whose coverage is counted, a number from 0.001 to 0.999."""
     range: MaybeRange = None
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        if not 0 < self.level < 1:
-            raise InputError(f"--level {self.level}: a level lies between 0 and 1")
         restored, truth = _in_one_scale(self.restored, self.reference, self.range)
         if restored.shape != truth.shape:
             raise InputError(
@@ -345,10 +341,12 @@ def _run_noise(run: Path, noise: str) -> str:
     config = run / "config.json"
     if "auto" not in noise or not config.exists():
         return noise
-    try:
-        return str(json.loads(config.read_text())["problem"]["noise"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {config}: give another folder") from error
+    from .io.json_files import read_object
+
+    problem = read_object(config).get("problem")
+    if not isinstance(problem, dict) or "noise" not in problem:
+        raise InputError(f"{config} does not say the noise of a run: give another folder")
+    return str(problem["noise"])
 
 
 def _page(run: Path) -> Path:

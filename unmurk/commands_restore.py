@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from .bounds import Whole
 from .errors import InputError
 from .io.atomic import LOG, output
 from .options import (
@@ -29,7 +30,6 @@ from .options import (
     Seed,
     SkipBad,
     Text,
-    at_least,
     place,
     problem_of,
     run_span,
@@ -52,10 +52,12 @@ MaybeTile = Annotated[
     int | None,
     arg(
         metavar="INT",
-        help="Side in pixels of the tiles that larger images are worked on in; unset: the side of "
-        "the images that the prior was trained on.",
+        help="Side in pixels of the tiles that larger images are worked on in, a whole number "
+        "from 1 to 65536; unset: the side of the images that the prior was trained on.",
     ),
+    Whole(1, 65536),
 ]
+UNUSUAL, STRANGE = 1.25, 10.0  # factors between a noise and the one that a flow was trained with
 
 
 @dataclass
@@ -75,8 +77,9 @@ class Restore(Command):
     noise: MaybeText = None
     """Standard deviation of the noise, in units where the image range is 1, or another noise; auto
     or poisson-gaussian,auto: estimated from DATA; unset: the run's."""
-    samples: int = 16
-    """Draws from the posterior behind every mean and standard deviation; an even number."""
+    samples: Annotated[int, Whole(2, 100_000, even=True)] = 16
+    """Draws from the posterior behind every mean and standard deviation, an even number from 2 to
+    100000."""
     std: bool = False
     """Also write every pixel's standard deviation (image range 1), (N, C, H, W), to NAME-std.npy
     (std.npy in a folder for an array)."""
@@ -129,14 +132,15 @@ class Solve(Command):
     method: Text = "red-diff"
     """Name of the solver; an unknown one lists those there are. auto: one that fits the operator,
     the number of samples and --option budget=100, network evaluations for each."""
-    samples: int = 1
-    """Solutions of every image; with more than one, NAME-samples.npy and NAME-std.npy are written
-    too (samples.npy and std.npy in a folder for an array)."""
-    restarts: MaybeInt = None
-    """Runs for each solution, of which the one that fits best is kept (phase retrieval); unset: 1,
-    or what --method auto chooses."""
-    steps: MaybeInt = None
-    """Steps of the solver; unset: its own."""
+    samples: Annotated[int, Whole(1, 100_000)] = 1
+    """Solutions of every image, a whole number from 1 to 100000; with more than one,
+    NAME-samples.npy and NAME-std.npy are written too (samples.npy and std.npy in a folder for an
+    array)."""
+    restarts: Annotated[MaybeInt, Whole(1, 10_000)] = None
+    """Runs for each solution, a whole number from 1 to 10000, of which the one that fits best is
+    kept (phase retrieval); unset: 1, or what --method auto chooses."""
+    steps: Annotated[MaybeInt, Whole(1, 100_000)] = None
+    """Steps of the solver, a whole number from 1 to 100000; unset: its own."""
     option: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")] = ()
     """Other options of the solver; an unknown key lists those there are."""
     init: Literal["pinv", "posterior"] = "pinv"
@@ -151,7 +155,6 @@ class Solve(Command):
 
     def run(self) -> dict[str, Any]:
         with output(self.out, folder=False):
-            at_least(1, samples=self.samples, restarts=self.restarts or 1)
             options = solver_options(self.method, self.option, self.steps)
             problem = problem_of(self.operator, self.noise, _some(self))
             from .posterior import Posterior
@@ -370,22 +373,44 @@ def trained_problem(
     noise: str | None,
     images: "Callable[[], torch.Tensor] | None" = None,
 ) -> "Problem":
-    """The problem of a run's config.json, with the parts that are given in its place."""
-    if operator is not None and noise is not None:
-        return problem_of(operator, noise, images)
+    """The problem of a run's config.json, with the parts that are given in its place.
+
+    A flow has met one level of noise while it learnt, so a noise of another strength is named.
+
+    Raises:
+        InputError: neither the run nor the options say what the problem is, or the noise is more
+            than `STRANGE` times stronger or weaker than the run's.
+    """
+    from .io.json_files import read_object
     from .prior import locate
     from .problem import Problem
 
     config = locate(run, "posterior", "model.safetensors").parent / "config.json"
+    trained: Problem | None = None
     try:
-        trained = Problem.from_dict(json.loads(config.read_text())["problem"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{config} does not say what '{run}' was trained with: give --operator and --noise"
-        ) from error
-    spec = trained.to_dict()
-    noise = spec["noise"] if noise is None else noise
-    return problem_of(operator or spec["operator"], noise, images)
+        trained = Problem.from_dict(read_object(config).get("problem", {}))
+    except InputError as error:
+        if operator is None or noise is None:
+            raise InputError(
+                f"{config} does not say what '{run}' was trained with ({error}): give --operator"
+                " and --noise"
+            ) from error
+    spec = {} if trained is None else trained.to_dict()
+    chosen = operator or spec["operator"]
+    problem = problem_of(chosen, spec["noise"] if noise is None else noise, images)
+    if trained is not None and noise is not None:
+        _compare_noise(run, trained.level, problem.level)
+    return problem
+
+
+def _compare_noise(run: str, known: float, given: float) -> None:
+    """Says on stderr that a flow has not met this noise; raises InputError where it is far off."""
+    if known <= 0 or known / UNUSUAL <= given <= known * UNUSUAL:
+        return
+    what = f"the posterior of '{run}' was trained with noise {known:g}, and this is {given:g}"
+    if not known / STRANGE <= given <= known * STRANGE:
+        raise InputError(f"{what}: use `unmurk solve`, whose prior knows every noise, or retrain")
+    print(f"{what}: its error bars do not hold there; `unmurk solve` does", file=sys.stderr)
 
 
 @contextmanager

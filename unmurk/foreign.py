@@ -22,10 +22,10 @@ path, resample(h) beside it. The time enters as GN(h) (1 + scale) + shift. The e
 """
 
 import inspect
-import json
-import pickle
+import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,13 +33,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .bounds import Real, Sides, Whole, shown
 from .errors import InputError
+from .io.json_files import read_object
+from .io.weights import count_weights, finite, read_weights, reason
 
-__all__ = ["LAYOUTS", "PREDICTIONS", "Adm", "adm", "download", "hub_name", "pipeline"]
+__all__ = [
+    "LAYOUTS",
+    "PREDICTIONS",
+    "Adm",
+    "adm",
+    "download",
+    "hub_name",
+    "image_size",
+    "pipeline",
+]
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 """What a network may predict of x_t: n, u, or v = sqrt(abar) n - sqrt(1 - abar) u."""
 
+SIDES = Sides(1, 16384)
+CHANNELS = Whole(1, 8192)
+LAYERS = Whole(1, 64)
+STEPS = Whole(2, 100_000)
+BETA = Real(0, 1)
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -53,25 +70,97 @@ def pipeline(folder: Path) -> tuple[Any, Any]:
         InputError: for any other kind of model, and for files that cannot be read.
     """
     from diffusers import UNet2DModel
-    from diffusers.utils import logging
 
-    _unconditional(_json(folder / "model_index.json"), folder)
-    scheduler = _schedule(_json(_part(folder, "scheduler") / "scheduler_config.json"), folder)
+    _unconditional(read_object(folder / "model_index.json"), folder)
+    # diffusers itself writes infinities into some of these
+    config = read_object(_part(folder, "scheduler") / "scheduler_config.json", infinite=True)
+    scheduler = _schedule(config, folder)
     place = _part(folder, "unet")
-    _unlabelled(_json(place / "config.json"), folder)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # what diffusers would log is said below, in a line
-    try:
+    config = read_object(place / "config.json")
+    _unlabelled(config, place)
+    _fits(config, place)
+    with _quietly(f"cannot load the network in {place}"):
         unet, info = UNet2DModel.from_pretrained(place, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"cannot load the network in {place}: {_first_line(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     if info["missing_keys"]:
         raise InputError(
             f"the weights in {place} lack {min(info['missing_keys'])}: they are of another network"
         )
+    finite(unet.state_dict(), place)
     return unet, scheduler
+
+
+@contextmanager
+def _quietly(what: str) -> Iterator[None]:
+    """Every error of diffusers as one of input, and none of its log lines.
+
+    What diffusers does with a stranger's settings ends in errors of many classes.
+    """
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what}: {reason(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def image_size(config: Any) -> tuple[int, int]:
+    """Height and width of the images of a network, of its config. Raises InputError."""
+    size = config["sample_size"]
+    return SIDES.check("sample_size in the config of the network", size)
+
+
+def _fits(config: dict[str, Any], place: Path) -> None:
+    """Raises InputError unless a network of this config runs, and is as large as its weights.
+
+    It is built and run on the device "meta", which takes no memory.
+    """
+    from diffusers import UNet2DModel
+
+    _bounded(config, place)
+    height, width = image_size(config)
+    channels = config.get("in_channels", 3)
+    with _quietly(f"the network in {place} cannot be built"), torch.device("meta"):
+        unet = UNet2DModel.from_config(config)
+    with _quietly(f"the network in {place} cannot run on images {channels}x{height}x{width}"):
+        unet.eval()(
+            torch.empty(1, channels, height, width, device="meta"), torch.zeros(1, device="meta")
+        )
+    needs = sum(value.numel() for value in unet.state_dict().values())
+    kept = [place / name for name in WEIGHTS if (place / name).is_file()]
+    if not kept or any(place.glob("*.index.json")):
+        found = "sharded weights: merge them into one file" if kept else f"no {WEIGHTS[0]}"
+        raise InputError(f"cannot load the network in {place}: there is {found}")
+    if kept[0].suffix == ".safetensors":
+        holds = count_weights(kept[0])
+    else:  # at least one byte a number; `from_pretrained` reads it after this
+        holds = sum(value.numel() for value in read_weights(kept[0]).values())
+    if needs > holds:
+        raise InputError(
+            f"the network in {place} has {needs} weights and {kept[0].name} only {holds}: they are"
+            " of another network"
+        )
+
+
+def _bounded(value: Any, place: Path) -> None:
+    """Raises InputError for numbers and lists that no network of images needs."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if len(parts) > 64 or (isinstance(value, int | float) and abs(value) > 65536):
+        raise InputError(f"the config in {place} asks for {shown(value)}, which is out of bounds")
+    for part in parts:
+        _bounded(part, place)
+    if isinstance(value, dict) and "layers_per_block" in value:
+        LAYERS.check(f"layers_per_block in the config in {place}", value["layers_per_block"])
+        widths = value.get("block_out_channels", [])
+        if not isinstance(widths, list) or len(widths) > 16:
+            raise InputError(f"the config in {place} has block_out_channels {shown(widths)}")
+        for width in widths:
+            CHANNELS.check(f"block_out_channels in the config in {place}", width)
 
 
 def _schedule(config: dict[str, Any], where: object) -> Any:
@@ -81,20 +170,33 @@ def _schedule(config: dict[str, Any], where: object) -> Any:
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS or "beta_schedule" not in config:
         raise InputError(
-            f"{where} has a {config.get('_class_name')} with prediction '{prediction}': only "
-            f"schedules of betas with {', '.join(PREDICTIONS)} are known"
+            f"{where} has a {config.get('_class_name')!s:.60} with prediction {shown(prediction)}:"
+            f" only schedules of betas with {', '.join(PREDICTIONS)} are known"
         )
+    trained = config.get("trained_betas") or []
+    STEPS.check(f"{where}: num_train_timesteps", config.get("num_train_timesteps", 1000))
+    if not isinstance(trained, list) or len(trained) > STEPS.most:
+        raise InputError(f"{where}: trained_betas must be a list of at most {STEPS.most} numbers")
+    for name in ("beta_start", "beta_end"):
+        BETA.check(f"{where}: {name}", config.get(name, 0.01))
+    for beta in trained:
+        BETA.check(f"{where}: every one of trained_betas", beta)
     known = inspect.signature(DDPMScheduler.__init__).parameters
     try:
-        return DDPMScheduler(**{key: config[key] for key in known if key in config})
-    except NotImplementedError as error:
-        name = config["beta_schedule"]
-        raise InputError(f"{where}: diffusers does not know the betas '{name}'") from error
+        with _quietly(f"{where}: the schedule cannot be built"):
+            return DDPMScheduler(**{key: config[key] for key in known if key in config})
+    except InputError as error:
+        if isinstance(error.__cause__, NotImplementedError):
+            name = shown(config["beta_schedule"])
+            raise InputError(f"{where}: diffusers does not know the betas {name}") from error
+        raise
 
 
 def hub_name(text: str) -> bool:
     """Whether a text can be the name of a model on the Hub, and is no path on this machine."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text)) and not Path(text).parent.exists()
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text)) and not os.path.exists(
+        os.path.dirname(text)
+    )
 
 
 def download(name: str) -> Path:
@@ -105,7 +207,7 @@ def download(name: str) -> Path:
     """
     folder = _fetch(name, "*.json")
     # refused before gigabytes are on their way
-    _unconditional(_json(folder / "model_index.json"), name)
+    _unconditional(read_object(folder / "model_index.json"), name)
     place = _part(folder, "unet").relative_to(folder)
     for file in WEIGHTS:
         if not (folder / place / file).exists():
@@ -129,22 +231,32 @@ def _fetch(name: str, pattern: str) -> Path:
 
 def _unconditional(index: dict[str, Any], where: object) -> None:
     """Raises InputError unless a pipeline is an image network and its schedule, nothing else."""
-    parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and v[1] is not None}
+    lists = {k: v for k, v in index.items() if isinstance(v, list)}
+    for key, value in lists.items():
+        if len(value) != 2 or not all(isinstance(v, str | None) for v in value):
+            raise InputError(
+                f"model_index.json in {where}: {shown(key)} must be [library, class], got"
+                f" {shown(value)}"
+            )
+    parts = {k: v[1] for k, v in lists.items() if v[1] is not None}
     others = sorted(parts.keys() - {"unet", "scheduler"})
     if others or parts.get("unet") != "UNet2DModel":
-        holds = ", ".join(others) or f"the network {parts.get('unet')}"
+        holds = ", ".join(others)[:200] or f"the network {shown(parts.get('unet'))}"
         raise InputError(
-            f"{where} is a {index.get('_class_name')} with {holds}: a prior is an unconditional "
-            "model of images (a UNet2DModel and its scheduler)"
+            f"{where} is a {index.get('_class_name')!s:.60} with {holds}: a prior is an"
+            " unconditional model of images (a UNet2DModel and its scheduler)"
         )
 
 
 def _unlabelled(config: dict[str, Any], where: object) -> None:
     """Raises InputError unless a network takes images and time only, and says their shape."""
-    channels, out = config.get("in_channels", 3), config.get("out_channels", 3)
+    channels, out = (
+        CHANNELS.check(f"{key} of the network in {where}", config.get(key, 3))
+        for key in ("in_channels", "out_channels")
+    )
     wrong = {
         "has classes": config.get("num_class_embeds") or config.get("class_embed_type"),
-        "takes time as " + str(config.get("time_embedding_type")): (
+        "takes time as " + str(config.get("time_embedding_type"))[:60]: (
             config.get("time_embedding_type", "positional") != "positional"
         ),
         f"maps {channels} channels to {out}": out not in (channels, 2 * channels),
@@ -157,13 +269,6 @@ def _unlabelled(config: dict[str, Any], where: object) -> None:
 
 def _part(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"cannot read {path}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -310,7 +415,7 @@ def adm(path: Path, layout: str | Adm) -> tuple[Any, Any]:
             theirs["input_blocks.0.0.weight"].shape[1], theirs["out.2.weight"].shape[0]
         )
         unet.load_state_dict(_renamed(theirs, layout), assign=True)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"the weights in {path} do not fit its layout ({_reason(error)}): "
             f"choose another of {', '.join(LAYOUTS)}"
@@ -341,23 +446,9 @@ def _renamed(theirs: dict[str, Tensor], layout: Adm) -> dict[str, Tensor]:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, in float32."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: value.float() for key, value in state.items()}
-    except FileNotFoundError as error:
-        raise InputError(f"no checkpoint {path}: check the path") from error
-    except (OSError, RuntimeError, EOFError, SafetensorError, AttributeError) as error:
-        raise InputError(f"cannot read the weights in {path}: {_first_line(error)}") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} holds more than tensors and is not opened: save its state dict by itself"
-        ) from error
+    state = read_weights(path)
+    finite(state, path)
+    return {key: value.float() for key, value in state.items()}
 
 
 def _reason(error: Exception) -> str:

@@ -12,11 +12,13 @@ normalisation of activations). It has samples and a density but no denoiser: sol
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from .bounds import Whole
+from .io.weights import load_model, read_settings
 from .nets import preset
 from .posterior import Context, Flow, Scale, bounded, unbounded
 from .prior import locate
@@ -29,11 +31,11 @@ __all__ = ["Glow"]
 class Config:
     """What a flow is built from; written beside its weights."""
 
-    channels: int
-    height: int
-    width: int
-    couplings: int
-    hidden: int
+    channels: Annotated[int, Whole(1, 256)]
+    height: Annotated[int, Whole(4, 8192)]
+    width: Annotated[int, Whole(4, 8192)]
+    couplings: Annotated[int, Whole(1, 64)]
+    hidden: Annotated[int, Whole(1, 4096)]
 
 
 class Glow(Flow):
@@ -101,14 +103,6 @@ class Glow(Flow):
         Raises:
             InputError: when there is none, or its files do not fit each other.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         folder = locate(source, "glow", "model.safetensors")
-        try:
-            flow = cls(Config(**json.loads((folder / "config.json").read_text())))
-            flow.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"cannot load the flow in {folder}: {reason}") from error
-        return flow.eval()
+        config = read_settings(Config, folder / "config.json")
+        return load_model(folder / "model.safetensors", lambda: cls(config), "the flow")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 from tyro.conf import Positional, arg
 
+from .bounds import SEED, Real, Whole, check_fields
 from .console import lines, plain
 from .errors import InputError
 
@@ -61,7 +62,11 @@ AnyPrior = Annotated[
         "package).",
     ),
 ]
-Seed = Annotated[int, arg(help="Seed of every random draw.")]
+Seed = Annotated[
+    int,
+    arg(help="Seed of every random draw, a whole number from 0 to 9223372036854775807."),
+    SEED,
+]
 SkipBad = Annotated[
     bool,
     arg(help="Leave out files that cannot be read or differ in size from most, and list them."),
@@ -88,9 +93,14 @@ Json = Annotated[
 
 
 class Command:
-    """What every command has: `run` does the work, `show` prints its result for a person."""
+    """What every command has: `check` looks at its options, `run` does the work, `show` prints its
+    result for a person."""
 
     json: bool
+
+    def check(self) -> None:
+        """Raises InputError for an option out of the bounds that it is declared with."""
+        check_fields(self, {name: f"--{name.replace('_', '-')}" for name in vars(self)})
 
     def run(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -247,7 +257,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 READ: dict[type, Callable[[str], Any]] = {
     bool: {"true": True, "false": False}.__getitem__,
-    int: int,
-    float: float,
+    int: Whole(0, 0).read,
+    float: Real(0, 0).read,
     str: str,
 }

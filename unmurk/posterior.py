@@ -26,13 +26,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bounds import Whole, check_memory
 from .errors import InputError
+from .io.weights import load_model, read_settings, weight_names
 from .nets import preset
 from .prior import locate
 from .problem import Problem
@@ -41,6 +43,7 @@ from .wiener import Wiener
 
 __all__ = ["Context", "Flow", "Posterior", "Scale", "bounded", "known", "unbounded"]
 
+DRAWS = Whole(2, 100_000, even=True)
 LOG_SPREAD = (math.log(1e-3), 0.0)  # the spread s stays between 0.001 and 1 of the range
 
 
@@ -274,13 +277,13 @@ class Flow(nn.Module):
 class Config:
     """What a posterior is built from; written beside its weights."""
 
-    channels: int
-    height: int
-    width: int
-    mean: int
-    context: int
-    couplings: int
-    hidden: int
+    channels: Annotated[int, Whole(1, 256)]
+    height: Annotated[int, Whole(4, 8192)]
+    width: Annotated[int, Whole(4, 8192)]
+    mean: Annotated[int, Whole(8, 4096)]
+    context: Annotated[int, Whole(8, 4096)]
+    couplings: Annotated[int, Whole(1, 64)]
+    hidden: Annotated[int, Whole(1, 4096)]
 
 
 class Posterior(Flow):
@@ -385,7 +388,14 @@ class Posterior(Flow):
             n: Draws for each measurement.
             seed: Draw k of image i depends on (seed, i, k) only.
             index: The images' numbers; those the problem is bound to, else 0, 1, ... unless given.
+
+        Raises:
+            InputError: n below 1, or more draws than fit this machine's memory.
         """
+        if n < 1:
+            raise InputError(f"n is {n}: at least 1 draw of each image is needed")
+        size = 4.0 * n * len(y) * math.prod(self.shape)
+        check_memory(f"{n} draws of {len(y)} images", size, "draw fewer at a time")
         index = _numbers(y, problem, index)
         context = self.context(y, problem)
         draws = []
@@ -408,10 +418,9 @@ class Posterior(Flow):
         The draws come in antithetic pairs (z, -z): what is linear in z cancels in the mean.
 
         Raises:
-            InputError: when n is odd or below 2.
+            InputError: when n is no even number from 2 to 100000.
         """
-        if n < 2 or n % 2:
-            raise InputError(f"mean_std takes an even number of draws of at least 2, not {n}")
+        DRAWS.check("the number of draws", n)
         index = _numbers(y, problem, index)
         context = self.context(y, problem)
 
@@ -450,20 +459,15 @@ class Posterior(Flow):
         Raises:
             InputError: when there is none, or its files do not fit each other.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         folder = locate(source, "posterior", "model.safetensors")
-        try:
-            config = Config(**json.loads((folder / "config.json").read_text()))
-            weights = load_file(folder / "model.safetensors")
-            shape = (config.channels, config.height, config.width)
-            posterior = cls(config, start=Wiener(shape) if "start.mean" in weights else None)
-            posterior.load_state_dict(weights)
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"cannot load the posterior in {folder}: {reason}") from error
-        return posterior.eval()
+        config = read_settings(Config, folder / "config.json")
+        shape = (config.channels, config.height, config.width)
+        started = "start.mean" in weight_names(folder / "model.safetensors")
+
+        def build() -> Posterior:
+            return cls(config, start=Wiener(shape) if started else None)
+
+        return load_model(folder / "model.safetensors", build, "the posterior")
 
 
 def _numbers(y: Tensor, problem: Problem, index: Sequence[int] | None) -> Sequence[int]:

@@ -35,6 +35,7 @@ Drawing log sigma uniformly is the importance sampling of Song et al. (2021, arX
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bounds import File, check_memory
 from .errors import InputError
-from .foreign import Adm, adm, download, hub_name, pipeline
+from .foreign import Adm, adm, download, hub_name, image_size, pipeline
 from .nets import backbone
 from .operators.base import per_image
 from .samplers import heun, karras, posterior_draw, prior_draw
@@ -119,6 +121,8 @@ class Prior(nn.Module):
         alpha = self.scheduler.alphas_cumprod.double()
         levels = ((1 - alpha) / alpha).sqrt() / 2  # in units of [0, 1]
         levels = levels[levels.isfinite()]
+        if len(levels) < 2 or float(levels[0]) <= 0 or not bool((levels.diff() > 0).all()):
+            raise InputError("the noise levels of the scheduler do not rise: it is of no use here")
         self.register_buffer("log_levels", levels.log().float(), persistent=False)
         self.sigma_min, self.sigma_max = float(levels[0]), float(levels[-1])
 
@@ -200,7 +204,14 @@ class Prior(nn.Module):
             seed: Image i depends on (seed, i) only.
             batch: Images drawn together.
             sigma_max: First level, if the network knows one so high; else its highest.
+
+        Raises:
+            InputError: n below 1, or more images than fit this machine's memory.
         """
+        if n < 1:
+            raise InputError(f"n is {n}: at least 1 image can be drawn")
+        size = 4.0 * n * math.prod(self.shape)
+        check_memory(f"{n} images of {_size(self.shape)}", size, "draw fewer at a time")
         sigmas = karras(steps, min(sigma_max, self.sigma_max), self.sigma_min)
         done = []
         for start in range(0, n, batch):
@@ -241,28 +252,30 @@ class Prior(nn.Module):
         Raises:
             InputError: when there is none, or it is another kind of model.
         """
-        text = str(source)
+        text = File().check("the name of a prior", source)
         if text.startswith("adm:") and text.count(":") > 1:
             kind, name, text = text.split(":", 2)
             layout = f"{kind}-{name}"
         if layout is not None:
             unet, scheduler = adm(Path(text), layout)
-        elif Path(text).is_file():
+        elif os.path.isfile(text):
             raise InputError(f"{text} is a file: say how it is laid out, as in adm:ffhq256:{text}")
         elif hub_name(text):
             unet, scheduler = pipeline(download(text))
         else:
             unet, scheduler = pipeline(locate(text, "prior", "model_index.json"))
-        size = unet.config.sample_size
-        h, w = (size, size) if isinstance(size, int) else size
+        h, w = image_size(unet.config)
         return cls(unet, (unet.config.in_channels, h, w), scheduler).eval()
 
 
 def locate(source: str | Path, part: str, marker: str) -> Path:
     """The folder that holds `marker`: the source itself, its sub-folder `part`, or an asset's."""
     for folder in (Path(source), Path(source) / part, ASSETS / f"{source}-model" / part):
-        if (folder / marker).is_file():
-            return folder
+        try:
+            if (folder / marker).is_file():
+                return folder
+        except OSError:  # a name that no file can have
+            break
     known = ", ".join(sorted(p.name.removesuffix("-model") for p in ASSETS.glob("*-model")))
     raise InputError(
         f"no {part} in '{source}': give a run folder, a {part} folder or one of: {known or '-'}"

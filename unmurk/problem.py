@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .bounds import shown
 from .errors import InputError
 from .noise import Gaussian, Noise, as_noise, noise_of
 from .operators import Operator, as_operator
@@ -116,8 +117,14 @@ class Problem:
     def from_dict(cls, values: dict[str, Any]) -> "Problem":
         """The problem that `to_dict` wrote. Raises InputError if it cannot be read."""
         if not isinstance(values, dict) or set(values) != {"operator", "noise"}:
-            raise InputError(f"a problem is written as operator and noise, not {values!r}")
-        return cls(values["operator"], values["noise"])
+            raise InputError(f"a problem is written as operator and noise, not {shown(values)}")
+        operator, noise = values["operator"], values["noise"]
+        if not isinstance(operator, str) or not isinstance(noise, str | int | float):
+            raise InputError(
+                "a problem is written as the text of an operator and the number or text of a"
+                f" noise, not {shown(values)}"
+            )
+        return cls(operator, noise)
 
     # -- binding to images -----------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .io import atomic
+from .io.json_files import json_lines, read_object
 
 __all__ = [
     "Column",
@@ -46,6 +47,10 @@ INKS = {"#010101": "var(--soft)", "#020202": "var(--grid)", "#030303": "var(--li
 KEPT = "check/kept"  # 1 where figures were the best so far; see learn.selection
 INKS |= {f"#04040{i}": f"var(--c{i})" for i in range(6)}
 SOFT, GRID, LINE, *LINES = INKS
+
+LARGE = 1e30  # of a figure on a chart
+MOST_KIMG, MOST_SECONDS = 1e9, 1e11
+MOST_KEYS = 200  # figures of a line: each is a chart
 
 
 @dataclass(frozen=True)
@@ -242,7 +247,7 @@ def run_report(
         InputError: The folder holds no run, or a file of it cannot be read.
     """
     run_dir = Path(run_dir)
-    config = _read_config(run_dir / "config.json")
+    config = read_object(_there(run_dir / "config.json"))
     lines = _read_metrics(run_dir / "metrics.jsonl")
     if not isinstance(pictures, Mapping):
         pictures = {Path(p).stem.replace("_", " "): p for p in pictures}
@@ -255,34 +260,24 @@ def run_report(
     return write(path or run_dir / "report.html", run_dir.resolve().name, page, subtitle)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent} holds no run: {path.name} is missing") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {_one_line(error)}") from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(_read(path)))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise InputError(f"{path} does not hold the settings of a run: no JSON object") from error
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"{path.parent} holds no run: {path.name} is missing")
+    return path
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines in order of kimg; what a continued run wrote again replaces what was there."""
-    raw = _read(path).splitlines()
     lines: list[dict[str, Any]] = []
-    for number, text in enumerate(raw, 1):
-        try:
-            line = json.loads(text)
-            line["kimg"] = kimg = float(line["kimg"])
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(raw):
-                break  # a sudden end cut it short
-            raise InputError(f"{path}, line {number}: no JSON object with 'kimg'") from error
+    for number, last, line in json_lines(_there(path)):
+        if line is None and last:
+            break  # a sudden end cut it short
+        if line is None or not _is_number(line.get("kimg")) or not 0 <= line["kimg"] <= MOST_KIMG:
+            raise InputError(f"{path}, line {number}: no JSON object with 'kimg'")
+        if len(line) > MOST_KEYS:
+            raise InputError(f"{path}, line {number}: {len(line)} figures, at most {MOST_KEYS}")
+        line = {key: _plotted(value) for key, value in line.items()}
+        line["kimg"] = kimg = float(line["kimg"])
         while lines and lines[-1]["kimg"] > kimg:
             lines.pop()
         same = lines and lines[-1]["kimg"] == kimg
@@ -290,12 +285,17 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def _plotted(value: Any) -> Any:
+    """A figure as it can be drawn: numbers beyond `LARGE` are not finite on a chart."""
+    return math.nan if _is_number(value) and not abs(value) <= LARGE else value
+
+
 def _summary(lines: list[dict[str, Any]]) -> dict[str, str]:
     if not lines:
         return {"images seen": "0"}
     last = lines[-1]
     shown = {"images seen": _text(round(1000 * last["kimg"]))}
-    if _is_number(last.get("seconds")):
+    if _is_number(last.get("seconds")) and 0 <= last["seconds"] < MOST_SECONDS:
         shown["time"] = str(timedelta(seconds=round(last["seconds"])))
     kept = [line["kimg"] for line in lines if line.get(KEPT) == 1]
     if kept:

@@ -26,6 +26,7 @@ from .atomic import finished, part_of, write
 from .formats import tiff
 from .formats.pictures import Nan, check_finite, encode_picture, open_pages
 from .images import pictures_in, stems, written_scale
+from .json_files import json_lines
 from .scale import Scale, Spans
 
 __all__ = ["Engine", "Job", "Summary", "jobs_of", "process", "ranks"]
@@ -331,11 +332,12 @@ def _finished(log: Path, settings: dict[str, Any]) -> set[Key]:
     if not log.exists():
         return set()
     found = set()
-    for line in log.read_text().splitlines():
+    for _, _, entry in json_lines(log):
         try:
-            entry = json.loads(line)
-            key, made = (entry["file"], entry["number"], entry["bytes"]), entry["settings"]
-        except (ValueError, TypeError, KeyError):  # the end of a line that was cut short
+            assert entry is not None
+            key, made = (entry["file"], entry["number"], entry["bytes"]), dict(entry["settings"])
+            hash(key)
+        except (AssertionError, ValueError, TypeError, KeyError):  # a line that was cut short
             continue
         other = [name for name in {**made, **settings} if made.get(name) != settings.get(name)]
         if other:

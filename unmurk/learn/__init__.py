@@ -26,11 +26,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import __version__
+from ..bounds import check_fields
 from ..errors import InputError
 from ..glow import Glow
 from ..io.datasets import Source, as_source
 from ..io.formats.pictures import Nan
 from ..io.gaps import gaps
+from ..io.json_files import read_object
 from ..io.scale import Scale, Spans, check_units
 from ..missing import with_missing
 from ..noise import Gaussian
@@ -121,8 +123,7 @@ def learn(
         )
     if problem.level <= 0 and method != "clean":
         raise InputError("learning needs the noise level: give a noise above 0")
-    if settings.kimg <= 0 or settings.batch < 2 or settings.rate <= 0:
-        raise InputError("kimg and rate must be positive and batch at least 2")
+    check_fields(settings)
     if problem.operator.pictorial:
         rows = torch.linspace(0, len(y) - 1, min(len(y), LOOKED)).long()
         check_units("the set", y[rows], 0.0 if method == "clean" else problem.level)
@@ -241,7 +242,7 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
     path = folder / "config.json"
     try:
         if path.exists():
-            old = json.loads(path.read_text())
+            old = read_object(path)
             for key, value in config.items():
                 if old.get(key) != value:
                     raise InputError(
@@ -252,7 +253,7 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run: give another folder")
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, json.JSONDecodeError) as error:
+    except OSError as error:
         raise InputError(f"cannot use {folder} as a run folder: {error}") from error
     versions = {
         "unmurk": __version__,

@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..bounds import SEED, Real, Whole
 from ..errors import InputError
 from ..io.datasets import Batches, Source
 from ..posterior import Posterior
@@ -46,22 +47,21 @@ class Settings:
 
     Attributes:
         network: Preset of the networks: tiny, small or base.
-        kimg: Budget in thousands of images seen.
-        batch: Images in a step.
-        rate: Peak learning rate; every group of parameters rises to it and falls again.
-        average: Half-life of the averaged weights in kimg, or 5 % of the images a part has seen
-            since it started, if less.
-        seed: Seed of weights, batches and noise.
+        kimg: Budget in thousands of images seen, a number from 0.001 to 1e+07.
+        batch: Images in a step, a whole number from 2 to 65536.
+        rate: Peak learning rate, a number from 1e-12 to 10; every group rises to it and falls.
+        average: Half-life of EMA weights in kimg, a number from 0 to 1e+07 (or 5 % of a part).
+        seed: Seed of weights, batches and noise, a whole number from 0 to 9223372036854775807.
         precision: fp32, bf16, or auto: whichever a one-second probe finds faster.
         compile: Whether torch.compile is applied to the prior's network.
     """
 
     network: str = "tiny"
-    kimg: float = 100.0
-    batch: int = 32
-    rate: float = 5e-3
-    average: float = 20.0
-    seed: int = 0
+    kimg: Annotated[float, Real(0.001, 1e7)] = 100.0
+    batch: Annotated[int, Whole(2, 65536)] = 32
+    rate: Annotated[float, Real(1e-12, 10)] = 5e-3
+    average: Annotated[float, Real(0, 1e7)] = 20.0
+    seed: Annotated[int, SEED] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
 
@@ -496,5 +496,5 @@ class Record:
 def _kimg(line: str) -> float:
     try:
         return float(json.loads(line)["kimg"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf  # a line that a sudden end cut short

@@ -15,7 +15,7 @@ borders A is not symmetric; what `blur` says about kernels that are not symmetri
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..bounds import Option, Real
 from ..errors import InputError
-from .base import size_text
+from .base import Operator, size_text
 from .blur import PAD, WIDEST, Blur, mirrored
 from .lines import direction, distance
 
@@ -60,6 +60,11 @@ class OrientedBlur(Blur):
     def _hold(self, kernel: Tensor) -> None:
         self.kernel = (kernel / kernel.sum()).float()[None, None]
         self.symmetric = mirrored(self.kernel)
+
+    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """Self, after a look at whether the kernel is in proportion to the image."""
+        self._check(tuple(shape))
+        return self
 
     def _check(self, shape: tuple[int, ...]) -> None:
         assert self.kernel is not None

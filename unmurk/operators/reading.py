@@ -14,7 +14,7 @@ from torch import Tensor
 from ..bounds import TABLES, check_tables, shown
 from ..errors import InputError
 from ..io.formats.arrays import read_array
-from ..io.formats.pictures import ENDINGS, read_pages
+from ..io.formats.pictures import ENDINGS, open_pages
 
 __all__ = ["pick_rows", "read_kernels", "read_masks"]
 
@@ -131,7 +131,8 @@ def _read(form: str, path: str) -> np.ndarray:
 
 def _pages(path: str) -> np.ndarray:
     """The grey pages of a picture file, (H, W) or (N, H, W)."""
-    pages = [np.asarray(pixels) for _, pixels in read_pages(Path(path))]
+    with open_pages(Path(path)) as opened:
+        pages = [opened.read(number) for number in range(len(opened))]
     grey = []
     for page in pages:
         flat = page[..., :1]

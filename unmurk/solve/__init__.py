@@ -14,6 +14,7 @@ in the table of this module. This package is itself callable: `unmurk.solve(...)
 `unmurk.solve.schedule` a module of it.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -23,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..bounds import Whole, check_memory
 from ..errors import InputError
 from ..missing import without_missing
 from ..problem import Problem
@@ -77,6 +79,9 @@ PRESETS: dict[tuple[str, str], type[Solver]] = {
     ("red-diff", "spread"): RedDiffSpread,
 }
 """What `preset` stands for: solvers by (name, preset)."""
+
+SAMPLES, BATCH = Whole(1, 100_000), Whole(1, 65_536)
+RESTARTS = Whole(1, 10_000, optional=True)
 
 _SOLVE = 7003  # streams (seed, image, _SOLVE, sample): apart from those of masks and noise
 
@@ -159,19 +164,20 @@ def solve(
         prior: An object with `denoise(x, sigma)`, or a function (x, sigma): E[clean | x].
         method: A name in `METHODS`: "red-diff", "ddrm", "pnp-dm" and so on; or "auto", which
             takes `budget` (100 network evaluations) and chooses (see `solve.auto`).
-        samples: How many for each measurement, each from its own noise.
-        restarts: Runs for each sample, of which the one with the least residual is kept: against
-            local minima. If there are several and the operator is ambiguous (phase retrieval), of
-            the images that y cannot tell apart the prior then chooses one, for another 33
-            evaluations. Samples chosen so are no draws of a posterior. None: 1, or what "auto"
-            thinks best.
+        samples: How many for each measurement, each from its own noise, a whole number from 1 to
+            100000.
+        restarts: Runs for each sample, a whole number from 1 to 10000, of which the one with the
+            least residual is kept: against local minima. If there are several and the operator is
+            ambiguous (phase retrieval), of the images that y cannot tell apart the prior then
+            chooses one, for another 33 evaluations. Samples chosen so are no draws of a posterior.
+            None: 1, or what "auto" thinks best.
         seed: Sample k of image b depends on (seed, b, k) alone.
         init: Where to start: None for the solver's own, images (B, C, H, W), or "posterior" for
             draws of `posterior`, a fresh one for each sample.
         posterior: An object with `sample(y, problem, n, seed)`.
         callback: Called after every step of every batch with a dict: step, steps, sigma, x,
             denoised (B', C, H, W), nfe, residual. What it returns, if true, stops this batch.
-        batch: Rows (images x samples) worked on together.
+        batch: Rows (images x samples) worked on together, a whole number from 1 to 65536.
         nan: "mask" counts pixels of y with numbers that are not finite as hidden.
         options: The solver's, by name, and `preset` (red-diff: "paper" or "spread").
 
@@ -186,6 +192,8 @@ def solve(
     restarts = restarts or 1
     solver = configure(method, options)
     shape = _image_shape(y, problem, prior, init)
+    size = 4.0 * samples * len(y) * math.prod(shape)
+    check_memory(f"{samples} samples of {len(y)} images", size, "ask for fewer at a time")
     problem = _bind(y, problem, shape)
     y, problem = without_missing(y, problem, nan, shape)
     _fits(y, problem, shape, solver)
@@ -224,10 +232,9 @@ def _check(y: Tensor, samples: int, batch: int, restarts: int | None) -> None:
         raise InputError(
             f"y is {y.dtype} of shape {tuple(y.shape)}: give floats (B, ...), one row an image"
         )
-    if min(samples, batch, 1 if restarts is None else restarts) < 1:
-        raise InputError(
-            f"samples is {samples}, batch {batch}, restarts {restarts}: each must be at least 1"
-        )
+    SAMPLES.check("samples", samples)
+    BATCH.check("batch", batch)
+    RESTARTS.check("restarts", restarts)
 
 
 def _image_shape(y: Tensor, problem: Problem, prior: Any, init: Any) -> tuple[int, ...]:

@@ -1,0 +1,128 @@
+"""JSON files, read with limits on their size, their depth and their numbers.
+
+Run folders and pipelines come from strangers. Python's own reader takes any size, follows nested
+lists until it runs out of stack, and turns 400 digits into a number that no float can hold.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+__all__ = ["json_lines", "read_json", "read_object", "typed"]
+
+SIZE = 16 * 2**20  # bytes of a file that is one value
+LINES = 2**30  # bytes of a file of lines
+DEPTH = 64  # brackets inside one another
+DIGITS = 20  # of a whole number: a 64-bit one has 19
+
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+BRACKETS = re.compile(r"[\[{\]}]")
+
+
+def read_json(path: str | Path, infinite: bool = False) -> Any:
+    """The value of a JSON file.
+
+    Args:
+        infinite: Whether NaN and infinities are read, which JSON does not have.
+
+    Raises:
+        InputError: no such file, more than `SIZE` bytes or `DEPTH` levels, whole numbers of more
+            than `DIGITS` digits, or no JSON.
+    """
+    return _parsed(_text(Path(path), SIZE), str(path), float if infinite else _no_constant)
+
+
+def read_object(path: str | Path, infinite: bool = False) -> dict[str, Any]:
+    """The object of a JSON file. Raises InputError as `read_json`, and for any other value."""
+    value = read_json(path, infinite)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds {type(value).__name__}, not an object {{...}}")
+    return value
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[int, bool, dict[str, Any] | None]]:
+    """The objects of a file with one a line: number of the line, whether it is the last, object.
+
+    The object is None where the line is no JSON object within the limits. Not finite numbers are
+    read: figures of a run may be NaN.
+
+    Raises:
+        InputError: no such file, or more than `LINES` bytes.
+    """
+    lines = _text(Path(path), LINES).splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            value = _parsed(line, str(path), float) if len(line) <= SIZE else None
+        except InputError:
+            value = None
+        yield number, number == len(lines), value if isinstance(value, dict) else None
+
+
+def typed(values: dict[str, Any], name: str, kind: type, where: object) -> Any:
+    """An entry of an object, which must be of a type. Raises InputError.
+
+    Args:
+        kind: bool, int, float (whole numbers too), str, list or dict.
+    """
+    value = values.get(name)
+    fits = isinstance(value, int | float if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        found = "is missing" if name not in values else f"is of type {type(value).__name__}"
+        raise InputError(f"{where}: {name} {found}, it must be of type {kind.__name__}")
+    return value
+
+
+def _text(path: Path, limit: int) -> str:
+    try:
+        if not path.is_file():
+            raise InputError(f"there is no file {path}")
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}") from error
+    if len(data) > limit:
+        raise InputError(f"{path} is larger than {limit // 2**20} MiB, so it is not what it says")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {path}: it is no text in UTF-8") from error
+
+
+def _parsed(text: str, where: str, constant: Any) -> Any:
+    if _depth(text) > DEPTH:
+        raise InputError(f"cannot read {where}: its values are nested more than {DEPTH} deep")
+    try:
+        value = json.loads(text, parse_int=_whole, parse_constant=constant)
+        if SURROGATE.search(text):  # half a character, which no page can be written with
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"cannot read {where}: {reason}") from error
+
+
+def _depth(text: str) -> int:
+    """How deep brackets outside of strings are nested."""
+    deep = most = 0
+    for bracket in BRACKETS.findall(STRING.sub("", text)):
+        deep += 1 if bracket in "[{" else -1
+        most = max(most, deep)
+    return most
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number that JSON has")

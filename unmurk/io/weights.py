@@ -1,0 +1,172 @@
+"""Files of weights: safetensors, and torch's own with `weights_only`; nothing is unpickled.
+
+Sizes are checked before memory is taken. A network is first built without memory (on the device
+"meta"); only where the file holds as many numbers as it needs, it is built for good.
+"""
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..bounds import check_fields, check_memory
+from ..errors import InputError
+from .json_files import read_object, typed
+
+__all__ = [
+    "count_weights",
+    "finite",
+    "load_model",
+    "read_settings",
+    "read_weights",
+    "reason",
+    "weight_names",
+]
+
+Settings = TypeVar("Settings")
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def read_settings(kind: type[Settings], path: Path) -> Settings:
+    """The settings in a JSON file: a dataclass of whole numbers, each within its bounds.
+
+    Raises:
+        InputError: no such file, no JSON object, entries that are missing, unknown, of another
+            type or out of bounds.
+    """
+    values = read_object(path)
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise InputError(f"{path} has an entry {unknown[0]!r:.60}: known are {', '.join(names)}")
+    found = kind(**{name: typed(values, name, int, path) for name in names})
+    check_fields(found, {name: f"{path}: {name}" for name in names})
+    return found
+
+
+def weight_names(path: Path) -> set[str]:
+    """The names of the tensors in a safetensors file. Raises InputError."""
+    return set(_shapes(path))
+
+
+def count_weights(path: Path) -> int:
+    """How many numbers a safetensors file holds, without reading them. Raises InputError."""
+    return sum(shape.numel() for shape in _shapes(path).values())
+
+
+def _shapes(path: Path) -> dict[str, torch.Size]:
+    from safetensors import safe_open
+
+    _regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}
+    except Exception as error:  # the library's errors have no common class
+        raise InputError(f"cannot read the weights in {path}: {reason(error)}") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of torch's own format, on the CPU.
+
+    Raises:
+        InputError: no such file, larger than this machine's memory, damaged, or anything in it but
+            tensors by name.
+    """
+    size = _regular(path)
+    state = _loaded(path, size)
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise InputError(
+            f"{path} holds more than tensors and is not opened: save its state dict by itself"
+        )
+    # views of a few numbers may claim to be gigabytes
+    if sum(value.numel() * value.element_size() for value in state.values()) > 2 * size + 4096:
+        raise InputError(
+            f"cannot read the weights in {path}: its tensors are larger than the file"
+        )
+    return state
+
+
+def _regular(path: Path) -> int:
+    """The size of a file that fits memory. Raises InputError."""
+    try:
+        if not path.is_file():
+            raise InputError(f"no checkpoint {path}: check the path")
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read the weights in {path}: {reason(error)}") from error
+    check_memory(f"the weights in {path}", size, "they are damaged, or need a larger machine")
+    return size
+
+
+def _loaded(path: Path, size: int) -> Any:
+    import pickle
+
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > size:
+                    raise ValueError("it unpacks to more than its own size")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than tensors and is not opened: save its state dict by itself"
+        ) from error
+    except Exception as error:  # damaged files raise errors of many classes
+        raise InputError(f"cannot read the weights in {path}: {reason(error)}") from error
+
+
+def finite(state: dict[str, Tensor], path: Path) -> None:
+    """Raises InputError for weights that are not finite."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise InputError(f"the weights in {path} are not finite ({name}): they are of no use")
+
+
+def load_model(path: Path, build: Callable[[], Model], what: str) -> Model:
+    """A module with the weights of a safetensors file, in evaluation mode.
+
+    Args:
+        path: The file; it holds exactly the module's state dict.
+        build: Makes the module with any weights. It is called on the device "meta" first.
+        what: What messages call it.
+
+    Raises:
+        InputError: a file that cannot be read, weights of another shape, or not finite ones.
+    """
+    there = _shapes(path)
+    try:
+        with torch.device("meta"):
+            wanted = {name: value.shape for name, value in build().state_dict().items()}
+        odd = sorted(there.keys() ^ wanted.keys())
+        odd += [name for name in wanted if name in there and wanted[name] != there[name]]
+        if odd:
+            raise ValueError(
+                f"its weights are of other sizes than its settings say ({odd[0]:.60})"
+            )
+        state = read_weights(path)
+        finite(state, path)
+        model = build()
+        model.load_state_dict(state)
+    except InputError:
+        raise
+    except Exception as error:  # settings of strangers break a module in many ways
+        raise InputError(f"cannot load {what} in {path.parent}: {reason(error)}") from error
+    return model.eval()
