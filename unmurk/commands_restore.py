@@ -218,7 +218,7 @@ def _run(
 ) -> dict[str, Any]:
     """Restores the data of a command: pictures file by file, an array as one set."""
     from .io.formats.pictures import ENDINGS
-    from .io.jobs import jobs_of, process
+    from .io.jobs import jobs_of, process, ranks
 
     data, out = command.data, command.out
     pictures = data.is_dir() or data.suffix.lower() in ENDINGS
@@ -237,6 +237,8 @@ def _run(
         skip_bad=command.skip_bad,
         nan=command.nan,
     )
+    if done.skipped and not done.images + done.before and ranks()[1] == 1:
+        raise InputError(f"nothing is left of {data}: {next(iter(done.skipped.values()))}")
     _complain(done)
     target = jobs[0].out if len(jobs) == 1 else out
     return {
