@@ -259,14 +259,16 @@ def _spans(command: Restore | Solve, files: "list[Path]", sigma: float | None) -
 
     What was found is said, and floats are checked, where the noise is known.
     """
-    from .io.scale import Span
+    from .io.scale import Scale
     from .io.survey import survey
 
     known = _known_span(command)
-    found, notes = survey(files, known, sigma)
-    for note in notes if sigma is not None else []:
-        print(note, file=sys.stderr)
-    return [list(Span(*span)) for span in ([known] if known else []) + found]
+    extents = survey(files, known, sigma).values()
+    for extent in extents:
+        if sigma is not None and extent.note:
+            print(f"{command.data}: {extent.note}", file=sys.stderr)
+    found = [Scale.of(e.dtype, bits=e.bits).span for e in extents if e.bits]
+    return [list(span) for span in ([known] if known else []) + found if span is not None]
 
 
 def _complain(done: "Summary") -> None:
