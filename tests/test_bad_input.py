@@ -49,9 +49,9 @@ def mixed_channels(here: Path) -> tuple:
     return ["corrupt", here / "good", "--out", here / "out"], "colour.png"
 
 
-def five_channels(here: Path) -> tuple:
-    np.save(here / "five.npy", np.zeros((4, 16, 16, 5), np.uint8))
-    return ["corrupt", here / "five.npy", "--out", here / "out"], "five.npy"
+def no_channel_axis(here: Path) -> tuple:
+    np.save(here / "many.npy", np.zeros((4, 18, 20, 22), np.uint8))
+    return ["corrupt", here / "many.npy", "--out", here / "out"], "many.npy"
 
 
 def two_channels_as_pictures(here: Path) -> tuple:
@@ -255,7 +255,7 @@ CASES: list[Callable[[Path], tuple]] = [
     text_named_png,
     mixed_sizes,
     mixed_channels,
-    five_channels,
+    no_channel_axis,
     two_channels_as_pictures,
     grey_for_a_colour_posterior,
     smaller_than_the_posterior,

@@ -227,7 +227,7 @@ BAD = {
     "cells": (lambda: report.Table("t", ["a"], [[1, 2]]), "1 cells"),
     "grid": (lambda: report.Images("t", [[IMAGE], []]), "one for each label"),
     "labels": (lambda: report.Images("t", [[IMAGE]], rows=["a", "b"]), "one for each label"),
-    "channels": (lambda: report.Images("t", [[IMAGE.repeat(2, 1, 1)]]), "(1 or 3, H, W)"),
+    "channels": (lambda: report.Images("t", [[IMAGE[None]]]), "(C, H, W)"),
     "colour": (lambda: report.Images("t", [[IMAGE]], [report.Column("", "unit", "x")]), "'x'"),
     "lengths": (lambda: report.Curves("t", {"a": ([1], [1, 2])}), "1 values of x for 2"),
     "picture": (lambda: report.Pictures("t", {"p": __file__}), "no PNG"),

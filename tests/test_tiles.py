@@ -139,7 +139,8 @@ def test_which_images_are_tiled():
     tiled = prior_for(prior, (1, 100, 16))
     assert isinstance(tiled, TiledPrior) and (tiled.tile, tiled.overlap) == (32, 8)
     assert isinstance(posterior_for(posterior, (3, 16, 16)), TiledPosterior)
-    for shape in ((1, 12, 64), (2, 64, 64)):
+    assert isinstance(prior_for(prior, (2, 16, 16)), TiledPrior)  # channel by channel
+    for shape in ((1, 12, 64), (3, 64, 12)):
         for choose, network in ((prior_for, prior), (posterior_for, posterior)):
             with pytest.raises(InputError, match="1x16x16"):
                 choose(network, shape)

@@ -221,7 +221,7 @@ def _run(
 ) -> dict[str, Any]:
     """Restores the data of a command: pictures file by file, an array as one set."""
     from .io.formats.pictures import ENDINGS
-    from .io.jobs import jobs_of, process
+    from .io.jobs import jobs_of, process, ranks
 
     data, out = command.data, command.out
     pictures = data.is_dir() or data.suffix.lower() in ENDINGS
@@ -240,6 +240,8 @@ def _run(
         skip_bad=command.skip_bad,
         nan=command.nan,
     )
+    if done.skipped and not done.images + done.before and ranks()[1] == 1:
+        raise InputError(f"nothing is left of {data}: {next(iter(done.skipped.values()))}")
     _complain(done)
     target = jobs[0].out if len(jobs) == 1 else out
     return {
@@ -260,14 +262,16 @@ def _spans(command: Restore | Solve, files: "list[Path]", sigma: float | None) -
 
     What was found is said, and floats are checked, where the noise is known.
     """
-    from .io.scale import Span
+    from .io.scale import Scale
     from .io.survey import survey
 
     known = _known_span(command)
-    found, notes = survey(files, known, sigma)
-    for note in notes if sigma is not None else []:
-        print(note, file=sys.stderr)
-    return [list(Span(*span)) for span in ([known] if known else []) + found]
+    extents = survey(files, known, sigma).values()
+    for extent in extents:
+        if sigma is not None and extent.note:
+            print(f"{command.data}: {extent.note}", file=sys.stderr)
+    found = [Scale.of(e.dtype, bits=e.bits).span for e in extents if e.bits]
+    return [list(span) for span in ([known] if known else []) + found if span is not None]
 
 
 def _complain(done: "Summary") -> None:

@@ -115,7 +115,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Images:
-    """A grid of images (C, H, W), C 1 or 3, in rows and columns; None leaves a cell empty.
+    """A grid of images (C, H, W) in rows and columns; None leaves a cell empty. Channels other
+    than 1 and 3 stand side by side.
 
     Under a column with a colour map, or with a range "shared" or given, stands its scale.
     """
@@ -361,10 +362,12 @@ def _extremes(images: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def _plain(image: Tensor, column: Column) -> Tensor:
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
+    if image.ndim != 3:
         shape = tuple(image.shape)
-        raise InputError(f"column '{column.label}': images are (1 or 3, H, W), got {shape}")
+        raise InputError(f"column '{column.label}': images are (C, H, W), got {shape}")
     image = image.detach().float().cpu().nan_to_num(0.0)
+    if image.shape[0] not in (1, 3):  # the channels side by side
+        image = torch.cat(list(image), -1)[None]
     return image.mean(dim=0, keepdim=True) if column.colour else image
 
 

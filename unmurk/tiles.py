@@ -35,6 +35,7 @@ from .posterior import Posterior, known
 from .prior import Prior
 from .problem import Problem
 from .seeds import generator
+from .solve.alike import equal_channels
 
 __all__ = ["NoiseField", "TiledPosterior", "TiledPrior", "Tiling", "posterior_for", "prior_for"]
 
@@ -253,7 +254,8 @@ class TiledPosterior:
             for k in range(n):
                 z = self._noise(tiling, places, numbers, seed, k, start)
                 tiling.add(draws[k], self.posterior.transform(z, context)[0], places)
-        return draws.reshape(n, len(y), -1, *start.shape[-2:])
+        draws = draws.reshape(n, len(y), -1, *start.shape[-2:])
+        return torch.stack([_equalised(draw, y) for draw in draws])
 
     @torch.no_grad()
     def mean_std(
@@ -285,7 +287,7 @@ class TiledPosterior:
             tiling.add(mean, found[0], places)
             tiling.add(std, found[1], places)
         shape = (len(y), -1, *start.shape[-2:])
-        return mean.reshape(shape), std.reshape(shape)
+        return _equalised(mean.reshape(shape), y), _equalised(std.reshape(shape), y)
 
     def _look(
         self, y: Tensor, problem: Problem, index: Sequence[int] | None
@@ -311,7 +313,11 @@ class TiledPosterior:
         if isinstance(spread, Tensor):
             spread = spread.flatten(0, 1)[:, None] if split > 1 else spread.mean(1, keepdim=True)
         tiling = Tiling(start.shape[-2:], self.tile, self.overlap, FLOW_STEP)
-        return start, mask, spread, tiling, [(i, c) for i in numbers for c in range(split)]
+        # equal channels meet equal noise
+        alike = equal_channels(y, split).tolist()
+        pairs = zip(numbers, alike, strict=True)
+        fields = [(i, 0 if same else c) for i, same in pairs for c in range(split)]
+        return start, mask, spread, tiling, fields
 
     def _context(
         self,
@@ -342,6 +348,13 @@ class TiledPosterior:
             for field, (_, corner) in zip(fields, places, strict=True)
         ]
         return torch.stack(crops).to(like)
+
+
+def _equalised(x: Tensor, y: Tensor) -> Tensor:
+    """Images of which the channels are exactly equal where those of their measurements are."""
+    alike = equal_channels(y, x.shape[1])
+    x[alike] = x[alike, :1]
+    return x
 
 
 def _apart(problem: Problem, x: Tensor) -> None:
@@ -404,7 +417,7 @@ def _tile(shape: Sequence[int], tile: int | None, step: int) -> tuple[int, int]:
 
 
 def _larger(what: str, shape: Sequence[int], trained: Sequence[int]) -> None:
-    fits = shape[-3] == trained[-3] or (trained[-3] == 1 and shape[-3] == 3)
+    fits = trained[-3] in (1, shape[-3])
     if not fits or shape[-2] < trained[-2] or shape[-1] < trained[-1]:
         text = ["x".join(map(str, s[-3:])) for s in (trained, shape)]
         raise InputError(

@@ -194,10 +194,11 @@ class Pictures(Source):
             shape, dtype, bits = opened.shape, opened.dtype, opened.bits
             describe(opened.read(place).shape, dtype)
         self.kind = describe(shape, dtype)
-        spans, notes = survey([file for file, _ in self.pages], span)
-        known = span_for(span, dtype)
-        self.note = " ".join(notes) if known is None else ""
-        self.scale: Scale = Scale.of(dtype, [known] if known is not None else spans, bits)
+        extents = survey([file for file, _ in self.pages], span)
+        extent = extents.get(dtype)
+        self.note = extent.note if extent is not None else ""
+        bits = bits or (extent.bits if extent is not None else 0)
+        self.scale: Scale = Scale.of(dtype, span, bits)
         self.floats = np.dtype(dtype).kind == "f"
         self.shape = (len(self.pages), shape[2], *shape[:2])
 

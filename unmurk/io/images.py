@@ -304,7 +304,9 @@ def _save_pictures(
     images: Tensor, out: Path, names: Sequence[str] | None, scale: Scale, form: str
 ) -> list[Path]:
     if form == "png" and images.shape[1] not in (1, 3):
-        raise InputError(f"a PNG has 1 or 3 channels, not {images.shape[1]}; use npy or tif")
+        raise InputError(
+            f"{out}: a PNG has 1 or 3 channels, not {images.shape[1]}; use npy or tif"
+        )
     if _format_of(out) == form:
         if form == "tif":
             _write_tiff(out, images, scale)

@@ -45,14 +45,23 @@ def _channel_axis(file: Path, shape: tuple[int, ...]) -> str:
     for few in (FEW, CHANNELS):
         last, first = shape[3] <= few, shape[1] <= few
         if last and first and few == CHANNELS:
-            raise InputError(
-                f"{file} has the shape {shape}, of which either {shape[1]} or {shape[3]} may be "
-                "the channels: save it as (N, H, W) of one channel each, or pad the images to "
-                f"more than {CHANNELS} pixels a side"
-            )
+            return _square(file, shape)
         if last or first:
             return "NHWC" if last else "NCHW"
     return ""
+
+
+def _square(file: Path, shape: tuple[int, ...]) -> str:
+    """Of small images with two axes short enough for channels: the one beside two equal sides."""
+    if shape[2] == shape[3] != shape[1]:
+        return "NCHW"
+    if shape[1] == shape[2] != shape[3]:
+        return "NHWC"
+    raise InputError(
+        f"{file} has the shape {shape}, of which either {shape[1]} or {shape[3]} may be the "
+        f"channels: save it as (N, H, W) of one channel each, or pad the images to more than "
+        f"{CHANNELS} pixels a side"
+    )
 
 
 def to_images(array: np.ndarray, scale: Scale, layout: str) -> Tensor:

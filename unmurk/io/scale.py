@@ -162,7 +162,9 @@ class Scale:
         low, high = self.limits()
         np.rint(values, out=values)
         # the ends are set as integers: 2^64 - 1 is no float64, and the next one is too large
-        below, above = values <= low, values >= high
+        # (and float32 does not tell -2^31 from 1 - 2^31)
+        wide = kind.kind == "i" and kind.itemsize > 2 and not self.bits
+        below, above = values <= (low + 1 if wide else low), values >= high
         inside = np.where(below | above, 0, values).astype(kind)
         inside[below], inside[above] = low, high
         return inside
@@ -249,5 +251,7 @@ def _guess(low: float, high: float) -> tuple[float, float]:
         for white in (255.0, *(2.0**bits - 1 for bits in (*BITS, 16))):
             if high <= white:
                 return 0.0, white
-    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-30)) - 1)
-    return math.floor(low / step) * step, max(math.ceil(high / step), low // step + 1) * step
+    width = max(high - low, 0.1 * max(abs(low), abs(high)), 1e-6)
+    step = 10.0 ** math.floor(math.log10(width) - 1)
+    black = math.floor(low / step)
+    return black * step, max(math.ceil(high / step), black + 1) * step

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError
 from .formats.pictures import Pages, number_type, open_pages
-from .scale import Extent, Scale, Span, Spans, check_units, span_for
+from .scale import Extent, Spans, check_units, span_for
 
 __all__ = ["survey"]
 
@@ -22,8 +22,8 @@ PIXELS = 4096  # and so many of their numbers
 
 def survey(
     files: Sequence[Path], spans: Spans = None, sigma: float | None = None
-) -> tuple[list[Span], list[str]]:
-    """The spans of a set of files, one for each number type that needs one.
+) -> dict[str, Extent]:
+    """How far the integers of a set of files reach, by number type.
 
     Args:
         files: Pictures; those that cannot be read are passed over.
@@ -31,7 +31,7 @@ def survey(
         sigma: Standard deviation of the noise, for `scale.check_units`; None: no check.
 
     Returns:
-        Spans of the types for which none was known, and what a person should know of them.
+        The types of more than 8 bits for which no span is known.
 
     Raises:
         InputError: floats that are no images in units of [0, 1].
@@ -49,10 +49,7 @@ def survey(
             continue  # named, or left out, when it is its turn
     if floats and sigma is not None:
         check_units(files[0] if len(files) == 1 else files[0].parent, torch.cat(floats), sigma)
-    where = files[0] if len(files) == 1 else files[0].parent
-    found = [(e, Scale.of(e.dtype, bits=e.bits).span) for e in extents.values() if e.bits]
-    notes = [f"{where}: {e.note}" for e in extents.values() if e.note]
-    return [span for _, span in found if span is not None], notes
+    return extents
 
 
 def _open(dtype: str, spans: Spans, extents: dict[str, Extent]) -> bool:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from ..errors import InputError
 from ..missing import without_missing
 from ..problem import Problem
 from ..seeds import Streams
+from .alike import AlikeStreams, equal_channels
 from .auto import Auto
 from .base import Callback, Claim, Denoiser, Monitor, Solver
 from .daps import Daps
@@ -198,6 +199,7 @@ def solve(
     y, problem = without_missing(y, problem, nan, shape)
     _fits(y, problem, shape, solver)
     start = _starts(y, problem, init, posterior, samples, seed, shape)
+    alike = _alike(y, prior, shape, init)
     y, problem = whiten(y, problem)
 
     done, traces, nfe = [], [], 0
@@ -207,16 +209,18 @@ def solve(
         x = None if start is None else start[rows]
         runs = []
         numbers = picked.index or images
+        same = alike[images]
         of = [(row // len(y), number) for row, number in zip(rows, numbers, strict=True)]
         for restart in range(restarts):
-            streams = _streams(seed, of, restart, y.device)
+            streams = _streams(seed, of, restart, y.device, same, shape[0])
             monitor = Monitor(y[images], picked, denoise, callback)
             found = solver.run(y[images], picked, denoise, x, streams, monitor).detach()
             runs.append((found, monitor))
         found, kept = _best(runs)
         if restarts > 1 and problem.operator.ambiguous:
-            streams = _streams(seed, of, restarts, y.device)
+            streams = _streams(seed, of, restarts, y.device, same, shape[0])
             found = likeliest(found, y[images], picked, denoise, streams)
+        found[same] = found[same, :1]
         done.append(found)
         traces.extend(kept)
         nfe = max(nfe, denoise.nfe)
@@ -305,14 +309,27 @@ def _batches(total: int, batch: int) -> Iterator[range]:
         yield range(first, min(first + batch, total))
 
 
+def _alike(y: Tensor, prior: Any, shape: tuple[int, ...], init: Any) -> Tensor:
+    """Images whose equal channels a prior of grey images must leave equal, (B,) bool."""
+    grey = getattr(prior, "channels", None) == 1
+    alike = equal_channels(y, shape[0] if grey else 0)
+    return alike & equal_channels(init, shape[0]) if isinstance(init, Tensor) else alike
+
+
 def _streams(
-    seed: int, rows: list[tuple[int, int]], restart: int, device: torch.device
+    seed: int,
+    rows: list[tuple[int, int]],
+    restart: int,
+    device: torch.device,
+    alike: Tensor,
+    channels: int,
 ) -> Streams:
     """The streams of a run of rows (sample, image): the first is that of one without restarts."""
     again = (restart,) if restart else ()
-    return Streams.join(
+    streams = Streams.join(
         Streams(seed, [image], _SOLVE, sample, *again, device=device) for sample, image in rows
     )
+    return cast(Streams, AlikeStreams(streams, alike, channels)) if bool(alike.any()) else streams
 
 
 def _best(runs: list[tuple[Tensor, Monitor]]) -> tuple[Tensor, list[list[dict[str, Any]]]]:

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP")  # a wrong ending is no harm
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP")  # a wrong ending is no harm
 OPENING = threading.Lock()
 
 Nan = Literal["refuse", "mask"]

@@ -322,6 +322,10 @@ class Stack:
         """Whether the first page is."""
         return int(self._tiff.pages[0].compression) != 1
 
+    def contiguous(self) -> bool:
+        """Whether readers expect all pixels behind each other: so tifffile keeps its own files."""
+        return self._series[0].kind == "shaped" and not self.compressed()
+
     def _tagged(self, page: int) -> Any:
         """A page with its own tags, of which `pages` keeps those of the first only."""
         found = self._tiff.pages[page]
@@ -379,6 +383,7 @@ class StackWriter:
             planarconfig=None if channels == 1 else "separate" if planes else "contig",
             compression="zlib" if like is not None and like.compressed() else None,
             metadata=None,
+            contiguous=like is not None and like.contiguous(),
             **({} if like is None else like.tags(self.pages)),
         )
 

@@ -1,0 +1,186 @@
+"""Files that declare, or inflate to, more than there is: refused before memory is taken."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from unmurk.errors import InputError
+from unmurk.io import limits
+from unmurk.io.datasets import open_source
+from unmurk.io.images import load_images
+from unmurk.io.limits import check_memory
+
+BLOCK = 2**24
+
+
+def zeros(blocks: int, kind: int) -> bytes:
+    """`blocks` times 16 MiB of zeros, deflated; kind 31: as gzip, 15: as zlib. Without an end, so
+    that it takes no time to make."""
+    head = zlib.compressobj(9, zlib.DEFLATED, kind).flush(zlib.Z_SYNC_FLUSH)
+    raw = zlib.compressobj(9, zlib.DEFLATED, -15)
+    body = raw.compress(bytes(BLOCK)) + raw.flush(zlib.Z_FULL_FLUSH)
+    return head + body * blocks
+
+
+def png(side: int, bits: int, data: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", side, side, bits, 0, 0, 0, 0)
+    found = b"\x89PNG\r\n\x1a\n"
+    for name, content in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")):
+        check = struct.pack(">I", zlib.crc32(name + content))
+        found += struct.pack(">I", len(content)) + name + content + check
+    return found
+
+
+def npy(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n"
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text.encode()
+
+
+def idx(*shape: int) -> bytes:
+    return bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+
+
+def gz(head: bytes, blocks: int) -> bytes:
+    first = zlib.compressobj(9, zlib.DEFLATED, 31)
+    start = first.compress(head) + first.flush(zlib.Z_FULL_FLUSH)
+    return start + zeros(blocks, -15)
+
+
+def npz(declared: int, content: bytes) -> bytes:
+    """An archive of one array whose length is declared wrongly."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", content)
+    data = stream.getvalue()
+    return data.replace(struct.pack("<I", len(content)), struct.pack("<I", declared))
+
+
+def tiff(width: int, height: int, compression: str | None) -> bytes:
+    """A TIFF of a few hundred bytes that declares another size."""
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.zeros((8, 8), np.uint8), compression=compression, metadata=None)
+    data = bytearray(stream.getvalue())
+    (place,) = struct.unpack("<I", data[4:8])
+    for at in range(
+        place + 2, place + 2 + 12 * struct.unpack("<H", data[place : place + 2])[0], 12
+    ):
+        (tag,) = struct.unpack("<H", data[at : at + 2])
+        if tag in (256, 257, 278):
+            data[at + 2 : at + 12] = struct.pack("<HII", 4, 1, width if tag == 256 else height)
+    return bytes(data)
+
+
+def bmp(side: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (8, 8)).save(stream, "BMP")
+    data = bytearray(stream.getvalue())
+    data[18:26] = struct.pack("<ii", side, side)
+    return bytes(data)
+
+
+def jpeg(side: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (8, 8)).save(stream, "JPEG")
+    return stream.getvalue().replace(struct.pack(">HH", 8, 8), struct.pack(">HH", side, side), 1)
+
+
+BOMBS = {
+    "deep.png": lambda: png(8, 16, zeros(192, 15)),  # 3 GiB
+    "flat.png": lambda: png(8, 8, zeros(192, 15)),
+    "wide.png": lambda: png(13000, 8, zeros(11, 15)),
+    "huge.png": lambda: png(2**30, 16, b""),
+    "wide.jpg": lambda: jpeg(65000),
+    "wide.bmp": lambda: bmp(2**20),
+    "more.gz": lambda: gz(idx(4, 28, 28), 192),  # inflates to more than it declares
+    "declared.gz": lambda: gz(idx(4000, 1000, 1000), 192),
+    "long-idx3-ubyte": lambda: idx(2**31, 2**31, 8),
+    "declared.npy": lambda: npy((2**40, 28, 28)),
+    "header.npy": lambda: npy((4, "9" * 5000)),
+    "declared.npz": lambda: npz(2**32 - 2, npy((4, 8, 8))),
+    "inside.npz": lambda: npz(len(npy((2**28, 8))), npy((2**28, 8))),
+    "plain.tif": lambda: tiff(11000, 11000, None),
+    "deflated.tif": lambda: tiff(11000, 11000, "zlib"),
+    "huge.tif": lambda: tiff(2**31 - 1, 2**31 - 1, "zlib"),
+    "lzw.tif": lambda: tiff(11000, 11000, "lzw"),
+}
+
+READ = """
+import json, resource, sys
+from pathlib import Path
+from unmurk.errors import InputError
+from unmurk.io.images import load_images
+found = {}
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        load_images(path)
+        said = "taken"
+    except InputError as error:
+        said = str(error)
+    found[path.name] = [said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024]
+print(json.dumps(found))
+"""
+
+
+def test_bombs_are_refused_below_one_gib(tmp_path):
+    for name, make in BOMBS.items():
+        data = make()
+        assert len(data) < 4 * 2**20
+        (tmp_path / name).write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert set(found) == set(BOMBS)
+    for name, (said, peak) in found.items():
+        assert name in said and "\n" not in said, (name, said)
+        assert peak < 700, (name, peak)  # MiB; torch alone takes some 300
+    for name in ("wide.png", "huge.png", "wide.jpg", "wide.bmp", "declared.gz", "declared.npz"):
+        assert "UNMURK_MAX_PIXELS=" in found[name][0]
+
+
+def test_the_limit_can_be_raised_as_the_message_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_PIXELS", 60)
+    Image.new("L", (8, 8), 255).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", np.full((8, 8), 255, np.uint8))
+    np.savez_compressed(tmp_path / "a.npz", images=np.full((20, 8, 8), 255, np.uint8))
+    for name in ("a.png", "a.tif", "a.npz"):
+        monkeypatch.delenv("UNMURK_MAX_PIXELS", raising=False)
+        with pytest.raises(InputError, match="UNMURK_MAX_PIXELS=") as error:
+            load_images(tmp_path / name)
+        monkeypatch.setenv("UNMURK_MAX_PIXELS", str(error.value).rpartition("=")[2])
+        assert load_images(tmp_path / name).images.unique().tolist() == [1]
+    for wrong in ("0", "-3", "x", "1e9"):
+        monkeypatch.setenv("UNMURK_MAX_PIXELS", wrong)
+        with pytest.raises(InputError, match="whole number"):
+            load_images(tmp_path / "a.png")
+
+
+def test_pillow_does_not_warn_of_large_pictures(tmp_path, monkeypatch):
+    """Its limit is not ours; warnings are errors here."""
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    assert load_images(tmp_path / "a.png").images.shape == (1, 1, 64, 64)
+    assert Image.MAX_IMAGE_PIXELS == 3000
+
+
+def test_sets_are_held_against_the_free_memory(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((4, 8, 8), np.float32))
+    monkeypatch.setattr(limits, "_available", lambda: 1000)
+    with pytest.raises(InputError, match="of memory and"):
+        load_images(path)
+    assert open_source(path).shape == (4, 1, 8, 8)  # which holds nothing
+    monkeypatch.setattr(limits, "_available", lambda: None)  # where the system does not say
+    check_memory(Path("it"), 2**60)
