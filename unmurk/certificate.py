@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .certify import BIAS, LEVEL, PROBLEMS, RANK, SPREAD, Row, certify, default_solvers
 from .console import plain
 from .errors import InputError
-from .learn.loop import write_atomically
+from .io.atomic import write as write_atomically
 from .solve.base import Claim
 
 if TYPE_CHECKING:

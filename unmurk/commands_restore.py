@@ -9,16 +9,18 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from .console import escape
 from .errors import InputError
-from .io.atomic import LOG, output
+from .io.outputs import Output, files_of, output
 from .options import (
     AnyPrior,
+    Batch,
     Command,
     Corrupted,
     Json,
@@ -27,22 +29,23 @@ from .options import (
     Seed,
     SkipBad,
     Text,
-    at_least,
+    job_of,
     place,
     problem_of,
     solver_options,
+    within,
 )
 
 if TYPE_CHECKING:
     import torch
 
-    from .io.images import ImageSet
     from .io.jobs import Engine, Summary
     from .problem import Problem
 
-__all__ = ["Restore", "Solve"]
+__all__ = ["Restore", "Solve", "recorded", "weights_of"]
 
 ENOUGH = 512  # images that the noise is estimated from
+UNSAID = {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std", "batch"}
 
 MaybeTile = Annotated[
     int | None,
@@ -80,19 +83,24 @@ class Restore(Command):
     """Standard deviation of the noise, in units where the image range is 1, or another noise; auto
     or poisson-gaussian,auto: estimated from DATA; unset: the run's."""
     samples: int = 16
-    """Draws from the posterior behind every mean and standard deviation; an even number."""
+    """Draws from the posterior behind every mean and standard deviation; an even number from 2 to
+    10000."""
     std: bool = False
     """Also write every pixel's standard deviation (image range 1), (N, C, H, W), to NAME-std.npy
     (std.npy in a folder for an array)."""
     tile: MaybeTile = None
+    batch: Batch = None
     range: MaybeRange = None
     seed: Seed = 0
     skip_bad: SkipBad = False
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        with output(self.out, folder=False):
+        within(2, 10_000, samples=self.samples)
+        inputs = [str(self.data), *files_of(self.prior)]
+        with output(self.out, inputs, folder=None, job=job_of(self)) as to:
             problem = trained_problem(self.prior, self.operator, self.noise, _some(self))
+            to.reads(problem.operator.digests())
             from .posterior import Posterior
             from .tiles import posterior_for
 
@@ -106,8 +114,8 @@ class Restore(Command):
                 mean, std = flow.mean_std(y, bound, self.samples, self.seed, numbers)
                 return {"images": mean, "std": std} if self.std else {"images": mean}
 
-            settings = _settings(self, problem, {"weights": weights_of(posterior)})
-            return _run(self, problem, engine, settings)
+            settings = recorded(self, problem, {"weights": weights_of(posterior)})
+            return _run(self, to, problem, engine, settings, ["std"] if self.std else [])
 
 
 @dataclass
@@ -131,29 +139,34 @@ class Solve(Command):
     """Name of the solver; an unknown one lists those there are. auto: one that fits the operator,
     the number of samples and --option budget=100, network evaluations for each."""
     samples: int = 1
-    """Solutions of every image; with more than one, NAME-samples.npy and NAME-std.npy are written
-    too (samples.npy and std.npy in a folder for an array)."""
+    """Solutions of every image, 1 to 10000; with more than one, NAME-samples.npy and NAME-std.npy
+    are written too (samples.npy and std.npy in a folder for an array)."""
     restarts: MaybeInt = None
-    """Runs for each solution, of which the one that fits best is kept (phase retrieval); unset: 1,
-    or what --method auto chooses."""
+    """Runs for each solution, 1 to 1000, of which the one that fits best is kept (phase
+    retrieval); unset: 1, or what --method auto chooses."""
     steps: MaybeInt = None
-    """Steps of the solver; unset: its own."""
+    """Steps of the solver, 1 to 100000; unset: its own."""
     option: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")] = ()
     """Other options of the solver; an unknown key lists those there are."""
     init: Literal["pinv", "posterior"] = "pinv"
     """Where it starts: where the solver itself starts (docs/solvers.md), or at a draw of the run's
     posterior."""
     tile: MaybeTile = None
+    batch: Batch = None
     range: MaybeRange = None
     seed: Seed = 0
     skip_bad: SkipBad = False
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        with output(self.out, folder=False):
-            at_least(1, samples=self.samples, restarts=self.restarts or 1)
+        within(1, 10_000, samples=self.samples)
+        within(1, 1000, restarts=self.restarts)
+        within(1, 100_000, steps=self.steps)
+        inputs = [str(self.data), *files_of(self.prior)]
+        with output(self.out, inputs, folder=None, job=job_of(self)) as to:
             options = solver_options(self.method, self.option, self.steps)
             problem = problem_of(self.operator, self.noise, _some(self))
+            to.reads(problem.operator.digests())
             from .posterior import Posterior
             from .prior import Prior
             from .solve import solve
@@ -190,8 +203,9 @@ class Solve(Command):
             weights = {"weights": weights_of(prior)}
             if posterior is not None:
                 weights["posterior"] = weights_of(posterior)
-            settings = _settings(self, problem, {**weights, "options": options})
-            written = _run(self, problem, engine, settings)
+            settings = recorded(self, problem, {**weights, "options": options})
+            arrays = ["samples", "std"] if self.samples > 1 else []
+            written = _run(self, to, problem, engine, settings, arrays)
         return {**written, **_sum_up(ends)}
 
 
@@ -213,19 +227,45 @@ def _sum_up(ends: list[End]) -> dict[str, Any]:
 
 
 def _run(
-    command: Restore | Solve, problem: "Problem", engine: "Engine", settings: dict[str, Any]
+    command: Restore | Solve,
+    to: Output,
+    problem: "Problem",
+    engine: "Engine",
+    settings: dict[str, Any],
+    arrays: list[str],
 ) -> dict[str, Any]:
     """Restores the data of a command: pictures file by file, an array as one set."""
     from .io.formats.pictures import ENDINGS
-    from .io.jobs import jobs_of, process
+    from .io.jobs import jobs_of, process, ranks
+    from .io.sets import measurements_of, restore_set
 
-    data, out = command.data, command.out
+    data, out = command.data, to.path
     pictures = data.is_dir() or data.suffix.lower() in ENDINGS
+    ledger = to.record(settings)
+    if to.folder:
+        ledger.alone()
     if not pictures or out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial:
-        return _whole(command, problem, engine)
+        if ranks()[0] > 0:
+            return {"images": 0, "out": out}
+        measured = measurements_of(
+            data, problem.operator.pictorial, command.skip_bad, command.range
+        )
+        copies = _copies(command)
+        return restore_set(
+            measured, data, engine, to, ledger, arrays=arrays, batch=command.batch, copies=copies
+        )
     jobs = jobs_of(data, out, command.skip_bad)
-    log = out / LOG if jobs[0].out.parent == out else None
-    done = process(jobs, engine, settings, log=log, span=command.range, skip_bad=command.skip_bad)
+    to.keep()
+    done = process(
+        jobs,
+        engine,
+        ledger=ledger,
+        arrays=arrays,
+        span=command.range,
+        skip_bad=command.skip_bad,
+        batch=command.batch,
+        copies=_copies(command),
+    )
     _complain(done)
     target = jobs[0].out if len(jobs) == 1 else out
     return {
@@ -236,41 +276,14 @@ def _run(
     }
 
 
+def _copies(command: Restore | Solve) -> int:
+    """Versions of every image that are in memory at once."""
+    return command.samples if isinstance(command, Solve) else 1
+
+
 def _complain(done: "Summary") -> None:
     for name, reason in done.skipped.items():
-        print(f"left out {name}: {reason}", file=sys.stderr)
-
-
-def _whole(command: Restore | Solve, problem: "Problem", engine: "Engine") -> dict[str, Any]:
-    """Restores a set of images of one size that goes into one file or folder of arrays."""
-    import torch
-
-    from .io.images import load_measurements, save_like
-    from .io.jobs import ranks
-    from .options import images_of
-
-    if ranks()[0] > 0:
-        return {"images": 0, "out": command.out}
-    if problem.operator.pictorial:
-        data = images_of(command.data, skip_bad=command.skip_bad, span=command.range)
-    else:
-        data = load_measurements(command.data, skip_bad=command.skip_bad)
-    parts = [
-        engine(data.images[rows.start : rows.stop], data.numbers[rows.start : rows.stop])
-        for rows in _rows(data)
-    ]
-    found = {name: torch.cat([part[name].cpu() for part in parts], -4) for name in parts[0]}
-    return save_like(command.out, data, found.pop("images"), **found)
-
-
-def _rows(data: "ImageSet") -> Iterator[range]:
-    """Images that are worked on together."""
-    from .io.jobs import PIXELS
-
-    pixels = data.images.shape[-2] * data.images.shape[-1]
-    step = max(1, min(256, PIXELS // pixels))
-    for first in range(0, len(data), step):
-        yield range(first, min(first + step, len(data)))
+        print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
 
 
 def _shape(problem: "Problem", y: "torch.Tensor", known: tuple[int, ...]) -> tuple[int, ...]:
@@ -288,20 +301,16 @@ def _shape(problem: "Problem", y: "torch.Tensor", known: tuple[int, ...]) -> tup
     return shape
 
 
-def _settings(
-    command: Restore | Solve, problem: "Problem", more: dict[str, Any]
+def recorded(
+    command: Command, problem: "Problem", more: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All that a restored image depends on, but its file."""
-    own = {
-        name: value
-        for name, value in asdict(command).items()
-        if name not in {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std"}
-    }
+    """All that a result depends on, but its file."""
+    own = {name: value for name, value in vars(command).items() if name not in UNSAID}
     own |= {"command": type(command).__name__.lower(), **problem.to_dict()}
     own |= {
         "std": getattr(command, "std", None),
         "mask or kernel": problem.operator.digests(),
-        **more,
+        **(more or {}),
     }
     return json.loads(json.dumps(own))
 

@@ -1,6 +1,5 @@
 """What the options of several commands share, and what every command has."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 from tyro.conf import Positional, arg
 
-from .console import lines, plain
+from .console import escape, lines, plain
 from .errors import InputError
+from .io.locks import local_rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FILES",
     "AnyPrior",
+    "Batch",
     "Clean",
     "Command",
     "Corrupted",
@@ -34,9 +35,11 @@ __all__ = [
     "Text",
     "at_least",
     "images_of",
+    "job_of",
     "place",
     "problem_of",
     "solver_options",
+    "within",
 ]
 
 FILES = "a folder of PNG, JPEG or TIFF pictures, one picture, or a .npy, .npz or idx file."
@@ -56,7 +59,15 @@ AnyPrior = Annotated[
         "package).",
     ),
 ]
-Seed = Annotated[int, arg(help="Seed of every random draw.")]
+Seed = Annotated[int, arg(help="Seed of every random draw, 0 or more.")]
+Batch = Annotated[
+    int | None,
+    arg(
+        metavar="INT",
+        help="Images that are worked on at once, 1 to 4096; unset: up to 256 images and a million "
+        "pixels. Less takes less memory; results are the same up to rounding.",
+    ),
+]
 SkipBad = Annotated[
     bool,
     arg(help="Leave out files that cannot be read or differ in size from most, and list them."),
@@ -84,6 +95,20 @@ def at_least(least: int, **values: int) -> None:
             raise InputError(f"--{name} {value}: give a number of {least} or more")
 
 
+def within(least: int, most: int, **values: int | None) -> None:
+    """Raises InputError for an option that is set and out of its bounds."""
+    for name, value in values.items():
+        if value is not None and not least <= value <= most:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} {value}: give a number from {least} to {most}")
+
+
+def job_of(command: Command) -> dict[str, str]:
+    """What the processes of one job have in common: the command and its options."""
+    given = {name: str(value) for name, value in vars(command).items() if name != "json"}
+    return {"command": type(command).__name__.lower(), **given}
+
+
 def problem_of(
     operator: str, noise: str, images: "Callable[[], Tensor] | None" = None
 ) -> "Problem":
@@ -106,13 +131,13 @@ def images_of(
 
     data = load_images(path, skip_bad=skip_bad, span=span)
     for name, reason in data.skipped:
-        print(f"left out {name}: {reason}", file=sys.stderr)
+        print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
     scale = data.scale
     if span is None and scale.dtype not in ("uint8", "uint16") and scale.gain not in (1.0, 255.0):
         low, high = scale.offset, scale.offset + scale.gain
         print(
-            f"{path}: read as images from black {low:g} to white {high:g}, the least and the "
-            f"largest number, as some are beyond [{UNIT[0]:g}, {UNIT[1]:g}] and [0, 255]",
+            f"{escape(path)}: read as images from black {low:g} to white {high:g}, the least and "
+            f"the largest number, as some are beyond [{UNIT[0]:g}, {UNIT[1]:g}] and [0, 255]",
             file=sys.stderr,
         )
     return data
@@ -127,7 +152,7 @@ def measured(path: Path, skip_bad: bool) -> tuple[Any, dict[str, str]]:
         return data.images, dict(data.skipped)
     source = open_source(path, skip_bad)
     for name, reason in source.skipped:
-        print(f"left out {name}: {reason}", file=sys.stderr)
+        print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
     return source, dict(source.skipped)
 
 
@@ -135,8 +160,7 @@ def place(*things: Any) -> list[Any]:
     """Models and tensors on the accelerator, if there is one: that of LOCAL_RANK of several."""
     import torch
 
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     return [thing.to(device) for thing in things]
 
 

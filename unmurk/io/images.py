@@ -4,36 +4,35 @@ Inside unmurk an image is float32 (C, H, W) in units of [0, 1]. A file holds oth
 `Scale` of a set remembers how to return to them (see `scale`).
 """
 
-import gzip
-import io
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .atomic import part_of, write
+from .atomic import write
 from .formats.arrays import read_array, read_idx, split_key
 from .formats.pictures import ENDINGS, encode_picture, read_pages
 from .scale import LARGEST, Scale, Span
+from .streams import ImagesWriter
 
 __all__ = [
     "ImageSet",
+    "array_file",
+    "array_writer",
     "describe",
+    "format_of",
     "layout_of",
     "load_images",
     "load_measurements",
+    "names_of",
     "pictures_in",
     "read_idx",
     "save_images",
-    "save_like",
     "save_new",
     "stems",
     "to_images",
@@ -274,7 +273,7 @@ def save_images(
     *,
     format: str | None = None,
 ) -> list[Path]:
-    """Write images as what they came from, whole or not at all.
+    """Write images as what they came from; every file whole or not at all.
 
     Args:
         images: (N, C, H, W) in units of [0, 1].
@@ -293,7 +292,7 @@ def save_images(
         InputError: images, names or format that do not fit, or the disk says no.
     """
     out, scale = Path(out), scale or Scale()
-    form = format or _format_of(out) or scale.format
+    form = format or format_of(out) or scale.format
     if form not in FORMATS:
         raise InputError(f"unknown format {form!r}; known are {', '.join(FORMATS)}")
     if images.ndim != 4 or not images.numel():
@@ -308,7 +307,8 @@ def save_images(
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
 
 
-def _format_of(out: Path) -> str | None:
+def format_of(out: Path) -> str | None:
+    """The format of an array file or PNG that a name stands for; None: of a folder."""
     if out.is_dir():
         return None
     if "idx" in out.name:
@@ -330,21 +330,21 @@ def _save_pictures(
             raise InputError(f"{out} can hold one image, not {len(pixels)}; give a folder")
         write(out, encode_picture(pixels[0]))
         return [out]
-    files = _png_names(names, len(pixels))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(out)
-    part.mkdir(exist_ok=True)
+    files = [out / name for name in _png_names(names, len(pixels))]
+    made: list[Path] = []
+    fresh = not out.exists()
     try:
         for file, array in zip(files, pixels, strict=True):
-            (part / file).write_bytes(encode_picture(array))
-        if out.is_dir():
-            for file in files:
-                os.replace(part / file, out / file)
-        else:
-            os.rename(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return [out / file for file in files]
+            new = not file.exists()
+            write(file, encode_picture(array))
+            made += [file] if new else []
+    except BaseException:
+        for file in made:
+            file.unlink(missing_ok=True)
+        if fresh and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        raise
+    return files
 
 
 def _png_names(names: Sequence[str] | None, count: int) -> list[str]:
@@ -353,6 +353,11 @@ def _png_names(names: Sequence[str] | None, count: int) -> list[str]:
     if len(given) != count:
         raise InputError(f"{count} images but {len(given)} names")
     return [f"{stem}.png" for stem in stems(given)]
+
+
+def names_of(count: int) -> list[str]:
+    """Names of the pictures of so many new images."""
+    return _png_names(None, count)
 
 
 def stems(names: Sequence[str]) -> list[str]:
@@ -374,39 +379,38 @@ def stems(names: Sequence[str]) -> list[str]:
 
 
 def _save_array(images: Tensor, out: Path, scale: Scale, form: str) -> Path:
-    if form == "idx":
-        if images.shape[1] != 1:
-            raise InputError(f"an idx file holds grey images, not {images.shape[1]} channels")
-        if scale.dtype != "uint8":
-            scale = Scale(gain=255.0, dtype="uint8")
-        scale = replace(scale, layout="NHW")
-    array = _arranged(scale.to_file(images), scale.layout)
-    if _format_of(out) != form:
-        out = out / ("images-idx3-ubyte" if form == "idx" else f"images.{form}")
-    write(out, _array_bytes(array, form, scale.key, out.suffix.lower() == ".gz"))
-    return out
+    writer = array_writer(out, len(images), images.shape[1:], scale, form)
+    try:
+        writer.write(images)
+        writer.close()
+    finally:
+        writer.abandon()
+    return writer.out
 
 
-def _array_bytes(array: np.ndarray, form: str, key: str, compress: bool) -> bytes:
-    if form == "idx":
-        data = b"\0\0\x08\x03" + np.array(array.shape, ">u4").tobytes() + array.tobytes()
-        return gzip.compress(data, 9, mtime=0) if compress else data
-    buffer = io.BytesIO()
-    if form == "npy":
-        np.save(buffer, array)
-    else:
-        arrays: dict[str, Any] = {key: array}
-        np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
+def array_writer(
+    out: Path, count: int, shape: Sequence[int], scale: Scale, form: str | None = None
+) -> ImagesWriter:
+    """What writes an array file of images (C, H, W) part by part.
+
+    Args:
+        out: The file, or the folder of a file images.npy (.npz, -idx3-ubyte).
+        count: Number of images.
+        shape: (C, H, W) of each.
+        scale: From `load_images`.
+        form: See `save_images`.
+    """
+    form = form or format_of(out) or scale.format
+    if form == "idx" and scale.dtype != "uint8":
+        scale = replace(scale, offset=0.0, gain=255.0, dtype="uint8")
+    return ImagesWriter(array_file(out, form), count, tuple(shape), scale, form)
 
 
-def _arranged(array: np.ndarray, layout: str) -> np.ndarray:
-    """(N, C, H, W) in another layout, as far as numbers of images and channels allow."""
-    if "C" not in layout and array.shape[1] == 1:
-        array = array[:, 0]
-    elif layout != "NCHW":
-        array = np.moveaxis(array, 1, -1)
-    return array[0] if "N" not in layout and len(array) == 1 else array
+def array_file(out: Path, form: str) -> Path:
+    """The array file of a format at `out`: `out` itself if it is named so, else a file in it."""
+    if format_of(out) == form:
+        return out
+    return out / ("images-idx3-ubyte" if form == "idx" else f"images.{form}")
 
 
 def save_new(images: Tensor, out: Path, like: ImageSet | None = None) -> None:
@@ -417,20 +421,3 @@ def save_new(images: Tensor, out: Path, like: ImageSet | None = None) -> None:
         save_images(images, out, format="png")
     else:
         save_images(images, out, like.names, like.scale, format="png")
-
-
-def save_like(
-    out: Path, data: ImageSet, images: Tensor, **arrays: Tensor | None
-) -> dict[str, Any]:
-    """Images as what `data` came in; arrays as .npy files in the folder, or beside the file."""
-    result: dict[str, Any] = {"images": len(images), "skipped": dict(data.skipped)}
-    files = save_images(images, out, data.names, data.scale)
-    result["out"] = files[0] if len(files) == 1 else out
-    for name, array in arrays.items():
-        if array is not None:
-            path = out / f"{name}.npy" if out.is_dir() else out.with_name(f"{out.stem}-{name}.npy")
-            stream = io.BytesIO()
-            np.save(stream, array.cpu().numpy())
-            write(path, stream.getvalue())
-            result[name] = path
-    return result

@@ -12,7 +12,7 @@ import logging
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ..atomic import finished, part_of
+from ..atomic import Partial, unwritable
 
 __all__ = ["ENDINGS", "Stack", "StackWriter"]
 
@@ -173,16 +173,17 @@ class StackWriter:
 
     def __init__(self, out: Path, like: Stack | None = None) -> None:
         self.out, self.like, self.pages = out, like, 0
-        self._part = part_of(out)
         layout = {} if like is None else like.layout()
-        self._writer = _tifffile().TiffWriter(self._part, **layout)
+        writer = _tifffile().TiffWriter
+        self._part = Partial(out)
+        self._writer = writer(self._part.file, **layout)
 
     def write(self, pixels: np.ndarray) -> None:
         """The next page, (H, W, C)."""
         grey, like = pixels.shape[-1] == 1, self.like
         planes = like is not None and like.planes
         compressed = like is not None and like.compressed()
-        self._writer.write(
+        self._write(
             pixels[..., 0] if grey else np.moveaxis(pixels, -1, 0) if planes else pixels,
             photometric="minisblack" if grey else "rgb",
             planarconfig=None if grey else "separate" if planes else "contig",
@@ -192,15 +193,25 @@ class StackWriter:
         )
         self.pages += 1
 
+    def _write(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._writer.write(*args, **kwargs)
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+
     def close(self) -> None:
         """The file gets its name."""
-        self._writer.close()
-        finished(self._part, self.out)
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+        self._part.finish()
 
     def abandon(self) -> None:
         """Nothing is left behind."""
-        self._writer.close()
-        self._part.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):  # of a full disk: the file goes anyway
+            self._writer.close()
+        self._part.abandon()
 
 
 @contextmanager
