@@ -10,6 +10,7 @@ from types import FrameType
 
 __all__ = ["end_at_once", "main"]
 
+INTERRUPTED = 130
 LINE = b"unmurk: interrupted; the same command continues or starts again\n"
 
 
@@ -22,13 +23,16 @@ def main() -> int:
 
     code = run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest takes a moment and writes nothing
+    if code == INTERRUPTED:  # Python itself forgets the code if a library's import was interrupted
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 
 def end_at_once(_number: int, _frame: FrameType | None) -> None:
     """Ends the program; for a time in which nothing is written."""
     os.write(2, LINE)
-    os._exit(130)
+    os._exit(INTERRUPTED)
 
 
 def _open_streams() -> None:

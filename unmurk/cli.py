@@ -84,6 +84,7 @@ def _main(argv: list[str]) -> int:
     if isinstance(command, int):
         return command
     ranks(), local_rank()  # wrong ones are told before anything is read
+    command.check()
     with redirect_stdout(sys.stderr):
         result = command.run()
     if not result:  # another process of the same run has it
@@ -158,8 +159,13 @@ def _signals() -> Iterator[list[int]]:
     """Makes signals that ask to end raise KeyboardInterrupt; gives the list of those that came."""
     came: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         came.append(number)
+        if _importing(frame):  # libraries abort where their import is interrupted: try again
+            again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         sys.unraisablehook = lambda _: None  # of what was half imported
         raise KeyboardInterrupt
 
@@ -178,6 +184,15 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
         if not came:
             sys.unraisablehook = hook
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_usual(handler: Any) -> bool:

@@ -59,7 +59,7 @@ AnyPrior = Annotated[
         "package).",
     ),
 ]
-Seed = Annotated[int, arg(help="Seed of every random draw, 0 or more.")]
+Seed = Annotated[int, arg(help="Seed of every random draw, 0 to 2^63 - 1.")]
 Batch = Annotated[
     int | None,
     arg(
@@ -81,6 +81,11 @@ class Command:
     """What every command has: `run` does the work, `show` prints its result for a person."""
 
     json: bool
+
+    def check(self) -> None:
+        """Raises InputError for a shared option that is out of its bounds."""
+        within(0, 2**63 - 1, seed=getattr(self, "seed", None))
+        within(1, 4096, batch=getattr(self, "batch", None))
 
     def run(self) -> dict[str, Any]:
         raise NotImplementedError

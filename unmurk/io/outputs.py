@@ -27,6 +27,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FILES = (".png", ".tif", ".tiff", ".npy", ".npz")
 IDX = re.compile(r"(^|[-._])idx(\d-ubyte)?(\.gz)?$", re.IGNORECASE)
 STATES = ("state", "run/state")  # of `learn` and of `demo`
+MODELS = ("prior", "posterior", "glow", "state", "unet", "scheduler", "prior/unet")
 PAGE = b'name="generator" content="unmurk"'  # in the head of every report
 
 
@@ -44,9 +45,12 @@ class Output:
     """
 
     def __init__(self, path: Path, folder: bool | None = None, owner: bool = False) -> None:
-        self.path, self.owner = path, owner
+        self.path, self.owner = Path(os.path.abspath(path)), owner
+        self.shown = path
         named = path.suffix.lower() in FILES or IDX.search(path.name) is not None
-        self.folder = folder or path.is_dir() or (folder is None and not named)
+        with _readable_names(path):
+            there = self.path.is_dir()
+        self.folder = folder or there or (folder is None and not named)
         self.ledger: Ledger | None = None
         self.inputs: list[Path] = []
         self._kept = False
@@ -72,18 +76,18 @@ class Output:
         out, real = Path(os.path.realpath(self.path)), Path(os.path.realpath(path))
         other = "give another --out"
         if _same(out, path):
-            raise InputError(f"--out {self.path} is the input {path}: {other}")
+            raise InputError(f"--out {self.shown} is the input {path}: {other}")
         if not path.is_dir():
             return
         if out.is_dir() and any(_same(out, parent) for parent in real.parents):
             raise InputError(
-                f"--out {self.path} contains the input folder {path}, where results would mix "
-                f"with inputs: {other}, such as {self.path / 'restored'}"
+                f"--out {self.shown} contains the input folder {path}, where results would mix "
+                f"with inputs: {other}, such as {self.shown / 'results'}"
             )
         if not self.folder and out.suffix.lower() in PICTURES and _same(out.parent, path):
             raise InputError(
-                f"--out {self.path} is in the input folder {path}, where the next call would read "
-                f"it: {other}"
+                f"--out {self.shown} is in the input folder {path}, where the next call would "
+                f"read it: {other}"
             )
 
     def record(self, settings: dict[str, Any] | None = None) -> Ledger:
@@ -180,7 +184,8 @@ def output(
     Raises:
         InputError: Nothing can be written there, it is an input, or another job writes there.
     """
-    path = Path(os.path.abspath(path))
+    place = Output(path, folder, owner)
+    path = place.path
     with _readable_names(path):
         missing = [p for p in (path, *path.parents) if not p.exists()]
         found = missing[-1].parent if missing else path
@@ -188,7 +193,6 @@ def output(
             raise InputError(f"cannot write {path}: it is a link to nothing; give another place")
         if not found.is_dir() and (missing or folder):
             raise InputError(f"cannot write {path}: {found} is a file; give another place")
-    place = Output(path, folder, owner)
     place.reads(inputs)
     with ExitStack() as stack:
         stack.callback(_prune, missing)
@@ -250,8 +254,10 @@ def _is_page(path: Path) -> bool:
 
 
 def files_of(prior: str) -> list[str]:
-    """The file or folder behind the text form of a prior, if there is one."""
-    return [prior.split(":", 2)[2] if prior.startswith("adm:") and prior.count(":") > 1 else prior]
+    """The file or folder behind the text form of a prior, and the folders of its models."""
+    if prior.startswith("adm:") and prior.count(":") > 1:
+        return [prior.split(":", 2)[2]]
+    return [prior, *(os.path.join(prior, folder) for folder in MODELS)]
 
 
 def key_of(data: Path) -> Key:
