@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from unmurk import cli, commands, commands_restore, demo
-from unmurk.io.atomic import output
+from unmurk.io.outputs import output
 from unmurk.learn import Recipe, Settings
 from unmurk.posterior import Posterior
 from unmurk.prior import Prior
@@ -228,12 +228,13 @@ def test_sample_writes_the_priors_images(trained, tmp_path):
     np.testing.assert_allclose(np.load(out).squeeze(), expected[:, 0].numpy(), atol=1e-5)
 
 
-def test_outputs_replace_files(data, trained, tmp_path):
-    """A file given as OUT is replaced; the deviations stand beside it, under its name."""
+def test_outputs_stand_beside_each_other(data, trained, tmp_path, capsys):
+    """The deviations stand beside the file, under its name. Another seed does not replace it."""
     out = tmp_path / "x.npy"
-    for seed in (0, 1):
-        argv = ["--prior", trained, "--operator", "identity", "--std", "--seed", seed]
-        assert unmurk("restore", data, *argv, "--out", out) == 0
+    argv = ["restore", data, "--prior", trained, "--operator", "identity", "--std", "--out", out]
+    assert unmurk(*argv, "--seed", 1) == 0
+    assert unmurk(*argv, "--seed", 0) == 2
+    assert "x-std.npy was made with another seed" in capsys.readouterr().err
     y = torch.from_numpy(np.load(data))[:, None]
     _, std = Posterior.load(trained).mean_std(y, Problem("identity", 0.1), n=16, seed=1)
     np.testing.assert_allclose(np.load(tmp_path / "x-std.npy"), std.numpy(), atol=1e-5)

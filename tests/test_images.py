@@ -371,14 +371,14 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
     x = torch.rand(3, 1, 4, 4)
-    whole = Path.write_bytes
+    whole = os.fsync
     written = []
 
-    def second_fails(path, data):
-        written.append(path)
-        return full_disk() if len(written) > 1 else whole(path, data)
+    def second_fails(number):
+        written.append(number)
+        return full_disk() if len(written) > 1 else whole(number)
 
-    monkeypatch.setattr(Path, "write_bytes", second_fails)
+    monkeypatch.setattr("unmurk.io.atomic.os.fsync", second_fails)
     with pytest.raises(InputError, match="No space left"):
         save_images(x, tmp_path / "out", format="png")
     assert len(written) == 2 and list(tmp_path.iterdir()) == []

@@ -33,7 +33,7 @@ def same(y, index):
 
 
 def through(source: Path, out: Path, engine=same):
-    return process(jobs_of(source, out), engine, {}, log=None)
+    return process(jobs_of(source, out), engine)
 
 
 def facts(path: Path) -> dict:
@@ -155,7 +155,7 @@ def test_arrays_that_come_with_a_stack(tmp_path):
     def engine(y, index):
         return {"images": y, "std": 2 * y, "samples": torch.stack([y, -y])}
 
-    process(jobs_of(tmp_path / "a.tif", tmp_path / "out"), engine, {}, log=None)
+    process(jobs_of(tmp_path / "a.tif", tmp_path / "out"), engine)
     y = data[:, None].astype(np.float32) / 65535
     assert np.allclose(np.load(tmp_path / "out" / "a-std.npy"), 2 * y, atol=1e-6)
     samples = np.load(tmp_path / "out" / "a-samples.npy")

@@ -17,7 +17,7 @@ from .certify import RANK, Row, certify, claiming_solvers, default_solvers
 from .console import plain
 from .errors import InputError
 from .exam import BIAS, LEVEL, PROBLEMS, SHORT, SPREAD
-from .learn.loop import write_atomically
+from .io.atomic import write as write_atomically
 from .solve.base import Claim
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from .bounds import Real, Whole
-from .commands_restore import Restore, Solve
+from .commands_restore import Restore, Solve, recorded, weights_of
 from .errors import InputError
-from .io.atomic import output
+from .io.outputs import files_of, key_of, output
 from .options import (
     FILES,
     AnyPrior,
@@ -31,6 +31,7 @@ from .options import (
     SkipBad,
     Text,
     images_of,
+    job_of,
     measured,
     place,
     problem_of,
@@ -56,8 +57,9 @@ class Demo(Command):
     def run(self) -> dict[str, Any]:
         from . import demo
 
-        with output(self.out):
-            return demo.run(self.out, seed=self.seed)
+        with output(self.out, owner=True, job=job_of(self)) as to:
+            to.expect(["report.html"])
+            return demo.run(to.path, seed=self.seed)
 
     def show(self, result: dict[str, Any]) -> None:
         from rich.console import Console
@@ -112,7 +114,8 @@ class Learn(Command):
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        with output(self.out):
+        with output(self.out, [self.data], owner=True, job=job_of(self)) as to:
+            to.expect(["report.html"])
             from .io.datasets import simulated, some
             from .io.images import ImageSet
 
@@ -120,6 +123,7 @@ class Learn(Command):
             y = getattr(data, "images", data)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
             problem = problem_of(self.operator, noise, None if self.simulate else lambda: some(y))
+            to.reads(problem.operator.digests())
             _keeps_numbers(skipped, y, problem)
             from .learn import learn
             from .learn.processes import first_process
@@ -170,13 +174,17 @@ class Sample(Command):
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        with output(self.out, folder=False):
-            from .io.images import save_new
+        with output(self.out, files_of(self.prior), folder=None, job=job_of(self)) as to:
+            from .io.images import names_of, save_new
             from .prior import Prior
 
             prior = place(Prior.load(self.prior))[0]
+            made = {"command": "sample", "steps": self.steps, "seed": self.seed}
+            to.record(made | {"n": self.n, "weights": weights_of(prior)})
+            to.expect(names_of(self.n) if to.folder else [to.path.name])
             images = prior.sample(self.n, steps=self.steps, seed=self.seed)
-            save_new(images, self.out)
+            save_new(images, to.path)
+            to.end(("weights", 0, 0, 0))
         return {"out": self.out, "images": len(images)}
 
 
@@ -199,15 +207,18 @@ class Corrupt(Command):
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        with output(self.out, folder=False):
+        with output(self.out, [self.data], folder=None, job=job_of(self)) as to:
             from .io.images import save_new
 
             problem = problem_of(self.operator, self.noise)
+            to.reads(problem.operator.digests())
+            to.record(recorded(self, problem))
             data = images_of(self.data, self.skip_bad, self.range, sigma=0.0)
             y = problem.simulate(data.images, seed=self.seed, index=data.numbers)
-            clipped = save_new(y, self.out, data)
+            clipped = save_new(y, to.path, data)
             if clipped:
                 print(clipped, file=sys.stderr)
+            to.end(key_of(self.data))
         return {"out": self.out, "images": len(y), "skipped": dict(data.skipped)}
 
 
@@ -269,8 +280,14 @@ class Certify(Command):
     def run(self) -> dict[str, Any]:
         from . import certificate
 
-        with output(self.out) if self.out else nullcontext():
-            return certificate.run(self.methods, self.out, seed=self.seed, thorough=self.thorough)
+        with output(self.out) if self.out else nullcontext() as to:
+            if to is None:
+                return certificate.run(self.methods, None, seed=self.seed, thorough=self.thorough)
+            to.record()
+            to.expect(["certify.json", "certify.png"])
+            found = certificate.run(self.methods, to.path, seed=self.seed, thorough=self.thorough)
+            to.end(("certify", 0, 0, 0))
+            return found
 
     def show(self, result: dict[str, Any]) -> None:
         from rich.console import Console
@@ -293,7 +310,8 @@ class Report(Command):
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        return {"report": _page(self.run_folder)}
+        with output(self.run_folder / "report.html", folder=False) as to:
+            return {"report": _page(to.path.parent)}
 
 
 COMMANDS: dict[str, Callable[..., Command]] = {

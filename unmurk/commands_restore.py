@@ -9,17 +9,19 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
 from .bounds import Whole
+from .console import escape
 from .errors import InputError
-from .io.atomic import LOG, output
+from .io.outputs import Output, files_of, output
 from .options import (
     AnyPrior,
+    Batch,
     Command,
     Corrupted,
     Json,
@@ -30,6 +32,7 @@ from .options import (
     Seed,
     SkipBad,
     Text,
+    job_of,
     place,
     problem_of,
     run_span,
@@ -39,14 +42,14 @@ from .options import (
 if TYPE_CHECKING:
     import torch
 
-    from .io.images import ImageSet
     from .io.jobs import Engine, Summary
     from .io.scale import Spans
     from .problem import Problem
 
-__all__ = ["Restore", "Solve"]
+__all__ = ["Restore", "Solve", "recorded", "weights_of"]
 
 ENOUGH = 512  # images that the noise is estimated from
+UNSAID = {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std", "batch"}
 
 MaybeTile = Annotated[
     int | None,
@@ -84,6 +87,7 @@ class Restore(Command):
     """Also write every pixel's standard deviation (image range 1), (N, C, H, W), to NAME-std.npy
     (std.npy in a folder for an array)."""
     tile: MaybeTile = None
+    batch: Batch = None
     range: MaybeRange = None
     nan: NanOption = "refuse"
     seed: Seed = 0
@@ -91,8 +95,10 @@ class Restore(Command):
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        with output(self.out, folder=False):
+        inputs = [str(self.data), *files_of(self.prior)]
+        with output(self.out, inputs, folder=None, job=job_of(self)) as to:
             problem = trained_problem(self.prior, self.operator, self.noise, _some(self))
+            to.reads(problem.operator.digests())
             from .missing import without_missing
             from .posterior import Posterior
             from .tiles import posterior_for
@@ -108,8 +114,8 @@ class Restore(Command):
                 mean, std = flow.mean_std(y, bound, self.samples, self.seed, numbers)
                 return {"images": mean, "std": std} if self.std else {"images": mean}
 
-            settings = _settings(self, problem, {"weights": weights_of(posterior)})
-            return _run(self, problem, engine, settings)
+            settings = recorded(self, problem, {"weights": weights_of(posterior)})
+            return _run(self, to, problem, engine, settings, ["std"] if self.std else [])
 
 
 @dataclass
@@ -147,6 +153,7 @@ class Solve(Command):
     """Where it starts: where the solver itself starts (docs/solvers.md), or at a draw of the run's
     posterior."""
     tile: MaybeTile = None
+    batch: Batch = None
     range: MaybeRange = None
     nan: NanOption = "refuse"
     seed: Seed = 0
@@ -154,9 +161,11 @@ class Solve(Command):
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        with output(self.out, folder=False):
+        inputs = [str(self.data), *files_of(self.prior)]
+        with output(self.out, inputs, folder=None, job=job_of(self)) as to:
             options = solver_options(self.method, self.option, self.steps)
             problem = problem_of(self.operator, self.noise, _some(self))
+            to.reads(problem.operator.digests())
             from .posterior import Posterior
             from .prior import Prior
             from .solve import solve
@@ -194,8 +203,9 @@ class Solve(Command):
             weights = {"weights": weights_of(prior)}
             if posterior is not None:
                 weights["posterior"] = weights_of(posterior)
-            settings = _settings(self, problem, {**weights, "options": options})
-            written = _run(self, problem, engine, settings)
+            settings = recorded(self, problem, {**weights, "options": options})
+            arrays = ["samples", "std"] if self.samples > 1 else []
+            written = _run(self, to, problem, engine, settings, arrays)
         return {**written, **_sum_up(ends)}
 
 
@@ -217,28 +227,47 @@ def _sum_up(ends: list[End]) -> dict[str, Any]:
 
 
 def _run(
-    command: Restore | Solve, problem: "Problem", engine: "Engine", settings: dict[str, Any]
+    command: Restore | Solve,
+    to: Output,
+    problem: "Problem",
+    engine: "Engine",
+    settings: dict[str, Any],
+    arrays: list[str],
 ) -> dict[str, Any]:
     """Restores the data of a command: pictures file by file, an array as one set."""
     from .io.formats.pictures import ENDINGS
     from .io.jobs import jobs_of, process, ranks
+    from .io.sets import measurements_of, restore_set
 
-    data, out = command.data, command.out
+    data, out = command.data, to.path
     pictures = data.is_dir() or data.suffix.lower() in ENDINGS
-    if not pictures or out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial:
-        return _whole(command, problem, engine)
-    jobs = jobs_of(data, out, command.skip_bad)
-    log = out / LOG if jobs[0].out.parent == out else None
-    spans = _spans(command, [job.file for job in jobs], problem.level)
-    settings["range"] = spans or None
+    one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
+    jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad)
+    known = _known_span(command)
+    spans = _spans(command, [job.file for job in jobs], problem.level) if jobs else known
+    ledger = to.record(settings | {"range": spans or None})
+    if to.folder:
+        ledger.alone()
+    if not jobs:
+        if ranks()[0] > 0:
+            return {"images": 0, "out": out}
+        pictorial, level = problem.operator.pictorial, problem.level
+        measured = measurements_of(data, pictorial, command.skip_bad, known, command.nan, level)
+        copies = _copies(command)
+        return restore_set(
+            measured, data, engine, to, ledger, arrays=arrays, batch=command.batch, copies=copies
+        )
+    to.keep()
     done = process(
         jobs,
         engine,
-        settings,
-        log=log,
+        ledger=ledger,
+        arrays=arrays,
         span=spans,
         skip_bad=command.skip_bad,
         nan=command.nan,
+        batch=command.batch,
+        copies=_copies(command),
     )
     if done.skipped and not done.images + done.before and ranks()[1] == 1:
         raise InputError(f"nothing is left of {data}: {next(iter(done.skipped.values()))}")
@@ -269,47 +298,19 @@ def _spans(command: Restore | Solve, files: "list[Path]", sigma: float | None) -
     extents = survey(files, known, sigma).values()
     for extent in extents:
         if sigma is not None and extent.note:
-            print(f"{command.data}: {extent.note}", file=sys.stderr)
+            print(f"{escape(command.data)}: {extent.note}", file=sys.stderr)
     found = [Scale.of(e.dtype, bits=e.bits).span for e in extents if e.bits]
     return [list(span) for span in ([known] if known else []) + found if span is not None]
 
 
+def _copies(command: Restore | Solve) -> int:
+    """Versions of every image that are in memory at once."""
+    return command.samples if isinstance(command, Solve) else 1
+
+
 def _complain(done: "Summary") -> None:
     for name, reason in done.skipped.items():
-        print(f"left out {name}: {reason}", file=sys.stderr)
-
-
-def _whole(command: Restore | Solve, problem: "Problem", engine: "Engine") -> dict[str, Any]:
-    """Restores a set of images of one size that goes into one file or folder of arrays."""
-    import torch
-
-    from .io.images import load_measurements, save_like
-    from .io.jobs import ranks
-    from .options import images_of
-
-    if ranks()[0] > 0:
-        return {"images": 0, "out": command.out}
-    if problem.operator.pictorial:
-        span = _known_span(command)
-        data = images_of(command.data, command.skip_bad, span, command.nan, problem.level)
-    else:
-        data = load_measurements(command.data, skip_bad=command.skip_bad, nan=command.nan)
-    parts = [
-        engine(data.images[rows.start : rows.stop], data.numbers[rows.start : rows.stop])
-        for rows in _rows(data)
-    ]
-    found = {name: torch.cat([part[name].cpu() for part in parts], -4) for name in parts[0]}
-    return save_like(command.out, data, found.pop("images"), **found)
-
-
-def _rows(data: "ImageSet") -> Iterator[range]:
-    """Images that are worked on together."""
-    from .io.jobs import PIXELS
-
-    pixels = data.images.shape[-2] * data.images.shape[-1]
-    step = max(1, min(256, PIXELS // pixels))
-    for first in range(0, len(data), step):
-        yield range(first, min(first + step, len(data)))
+        print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
 
 
 def _shape(problem: "Problem", y: "torch.Tensor", known: tuple[int, ...]) -> tuple[int, ...]:
@@ -327,21 +328,20 @@ def _shape(problem: "Problem", y: "torch.Tensor", known: tuple[int, ...]) -> tup
     return shape
 
 
-def _settings(
-    command: Restore | Solve, problem: "Problem", more: dict[str, Any]
+def recorded(
+    command: Command, problem: "Problem", more: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All that a restored image depends on, but its file."""
+    """All that a result depends on, but its file."""
     own = {
         name: value
-        for name, value in asdict(command).items()
-        if name not in {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std"}
-        and (name, value) != ("nan", "refuse")
+        for name, value in vars(command).items()
+        if name not in UNSAID and (name, value) != ("nan", "refuse")
     }
     own |= {"command": type(command).__name__.lower(), **problem.to_dict()}
     own |= {
         "std": getattr(command, "std", None),
         "mask or kernel": problem.operator.digests(),
-        **more,
+        **(more or {}),
     }
     return json.loads(json.dumps(own))
 

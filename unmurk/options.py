@@ -1,7 +1,6 @@
 """What the options of several commands share, and what every command has."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 from tyro.conf import Positional, arg
 
 from .bounds import SEED, Real, Whole, check_fields
-from .console import lines, plain
+from .console import escape, lines, plain
 from .errors import InputError
+from .io.locks import local_rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FILES",
     "AnyPrior",
+    "Batch",
     "Clean",
     "Command",
     "Corrupted",
@@ -37,8 +38,8 @@ __all__ = [
     "Seed",
     "SkipBad",
     "Text",
-    "at_least",
     "images_of",
+    "job_of",
     "place",
     "problem_of",
     "run_span",
@@ -67,6 +68,17 @@ Seed = Annotated[
     arg(help="Seed of every random draw, a whole number from 0 to 9223372036854775807."),
     SEED,
 ]
+Batch = Annotated[
+    int | None,
+    arg(
+        metavar="INT",
+        help="Images that are worked on at once, a whole number from 1 to 4096; unset: up to 256 "
+        "images and a million pixels. Less takes less memory; results are the same up to "
+        "rounding.",
+    ),
+    Whole(1, 4096),
+]
+STEPS = Whole(1, 100_000, optional=True)
 SkipBad = Annotated[
     bool,
     arg(help="Leave out files that cannot be read or differ in size from most, and list them."),
@@ -109,10 +121,10 @@ class Command:
         print("\n".join(lines(plain(result))))
 
 
-def at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise InputError(f"--{name} {value}: give a number of {least} or more")
+def job_of(command: Command) -> dict[str, str]:
+    """What the processes of one job have in common: the command and its options."""
+    given = {name: str(value) for name, value in vars(command).items() if name != "json"}
+    return {"command": type(command).__name__.lower(), **given}
 
 
 def problem_of(
@@ -149,9 +161,9 @@ def images_of(
 
     data = load_images(path, skip_bad=skip_bad, span=span, nan=nan)
     for name, reason in data.skipped:
-        print(f"left out {name}: {reason}", file=sys.stderr)
+        print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
     if data.note:
-        print(f"{path}: {data.note}", file=sys.stderr)
+        print(f"{escape(path)}: {data.note}", file=sys.stderr)
     floats = data.scale.dtype.startswith("float") and span_for(span, data.scale.dtype) is None
     if floats and sigma is not None:
         check_units(path, data.images[:: max(1, len(data) // 128)], sigma)
@@ -172,7 +184,7 @@ def measured(
         return data, dict(data.skipped)
     source = open_source(path, skip_bad, span, nan)
     for name, reason in source.skipped:
-        print(f"left out {name}: {reason}", file=sys.stderr)
+        print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
     if source.note:
         print(source.note, file=sys.stderr)
     return source, dict(source.skipped)
@@ -210,8 +222,7 @@ def place(*things: Any) -> list[Any]:
     """Models and tensors on the accelerator, if there is one: that of LOCAL_RANK of several."""
     import torch
 
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     return [thing.to(device) for thing in things]
 
 
@@ -232,7 +243,7 @@ def solver_options(method: str, pairs: Sequence[str], steps: int | None) -> dict
             options[key] = READ[kind](text)
         except (ValueError, KeyError) as error:
             raise InputError(f"--option {key}={text}: write it as {kind.__name__}") from error
-    at_least(1, steps=options.get("steps", 1))
+    STEPS.check("--steps", options.get("steps"))
     if auto:
         Auto.read(options)
     else:

@@ -1,78 +1,300 @@
-"""Where a command's results go: a checked place on disk, and files that are whole or not there."""
+"""Atomic writing: every file appears under its name whole, or not at all.
 
+A file is put together beside its place as ``.unmurk-HASH.part``, where HASH stands for its name,
+flushed to the disk, and renamed. The writer holds a lock (flock) on the partial file. So a partial
+file without a lock is what a killed process left, and `clean` removes it. The names are short: a
+name of 255 bytes can be written too.
+
+A command registers a watcher (`watched`), which is asked before a file gets its name. This is the
+one place where a command can refuse to write over a file (see `outputs`).
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import InputError
 
-__all__ = ["LOG", "finished", "output", "part_of", "write"]
+try:
+    import fcntl
+except ImportError:  # a system without POSIX locks
+    fcntl = None  # type: ignore[assignment]
 
-LOG = "unmurk.jsonl"  # what a folder of results says of how they were made
+__all__ = [
+    "Partial",
+    "Watcher",
+    "clean",
+    "partial_of",
+    "place_folder",
+    "try_lock",
+    "unwritable",
+    "watched",
+    "write",
+]
+
+UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
+
+
+class Watcher(Protocol):
+    """What a command wants to know of the files that it writes."""
+
+    def before(self, target: Path, placing: bool) -> None:
+        """Raises InputError where a file may not be written over.
+
+        Args:
+            target: The file.
+            placing: Whether it gets its name now; else it is begun.
+        """
+
+    def after(self, target: Path, new: bool) -> None:
+        """A file got its name; `new`: nothing was there before."""
+
+
+_watchers: list[Watcher] = []
 
 
 @contextmanager
-def output(path: Path, folder: bool = True) -> Iterator[None]:
-    """Check that `path` can be written; when the command fails, remove what it made there.
-
-    A run with a state or finished files to continue from stays. What was there before is never
-    removed.
-
-    Raises:
-        InputError: when nothing can be written there, or a folder is wanted and a file is there.
-    """
-    path = path.absolute()
-    missing = [p for p in (path, *path.parents) if not p.exists()]
-    found = missing[-1].parent if missing else path
-    if not found.is_dir() and (missing or folder):
-        raise InputError(f"cannot write {path}: {found} is a file; give another place")
-    try:
-        tempfile.TemporaryDirectory(dir=found if found.is_dir() else found.parent).cleanup()
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror} in {found}") from error
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Asks a watcher about every file that is written inside."""
+    _watchers.append(watcher)
     try:
         yield
-    except BaseException:
-        alone = os.environ.get("WORLD_SIZE", "1") == "1"  # others may have written there
-        kept = any(path.rglob("state/*")) or (path / LOG).exists()
-        if missing and alone and not kept:
-            _remove(missing)
-        raise
+    finally:
+        _watchers.remove(watcher)
 
 
-def _remove(paths: list[Path]) -> None:
-    """Remove the first path, and the others, its parents, as far as they are empty."""
-    path, *parents = paths
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-    for parent in parents:
-        if parent.is_dir() and not any(parent.iterdir()):
-            parent.rmdir()
+def unwritable(path: Path, error: Exception) -> InputError:
+    """The one line for a file that the system does not let us write."""
+    why = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
+    return InputError(f"cannot write {path}: {why}; mend that and run the same command to go on")
 
 
-def part_of(out: Path) -> Path:
+def short(name: str) -> str:
+    """16 characters that stand for a file's name."""
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+
+
+def partial_of(out: Path) -> Path:
     """Where `out` is put together: beside it, so that one rename finishes it."""
-    return out.with_name(f".{out.name}.{os.getpid()}.part")
+    return out.with_name(f".unmurk-{short(out.name)}.part")
 
 
-def finished(part: Path, out: Path) -> None:
-    """Give a file that was put together at `part` its name, once it is on the disk."""
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, out)
+def try_lock(fd: int, shared: bool = False) -> bool | None:
+    """Locks an open file or folder without waiting; None where the file system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return None
+        raise
+    return True
+
+
+def same_file(fd: int, path: Path) -> bool:
+    """Whether a path still names the file that is open."""
+    try:
+        there, held = os.stat(path, follow_symlinks=False), os.fstat(fd)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+
+class Partial:
+    """A file that is being put together; `finish` gives it its name.
+
+    Args:
+        out: The file. Its folder is made where needed.
+
+    Attributes:
+        file: The partial file, open for reading and writing.
+
+    Raises:
+        InputError: The place cannot be written, is refused by the command, or another process is
+            writing the same file.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = Path(out)
+        self.path = partial_of(self.out)
+        for watcher in _watchers:
+            watcher.before(self.out, False)
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.file: io.BufferedRandom = _open(self.path, self.out)
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+
+    def reserve(self, size: int) -> None:
+        """Takes `size` bytes of the disk now, so that a full disk is noticed before the work.
+
+        Raises:
+            InputError: There is not enough room.
+        """
+        try:
+            if size and not _allocate(self.file.fileno(), size):
+                free = shutil.disk_usage(self.path.parent).free
+                if free < size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            need = f"{error.strerror} ({size / 1e6:.0f} MB are needed)"
+            raise unwritable(self.out, OSError(error.errno, need)) from error
+
+    def put(self, data: bytes) -> None:
+        """Writes bytes at the end. Raises InputError where the disk is full."""
+        try:
+            self.file.write(data)
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+
+    def finish(self) -> None:
+        """Flushes the file to the disk and gives it its name.
+
+        Raises:
+            InputError: The disk is full, or the command refuses the place by now.
+        """
+        try:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            for watcher in _watchers:
+                watcher.before(self.out, True)
+            new = not os.path.lexists(self.out)
+            os.replace(self.path, self.out)
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+        for watcher in _watchers:
+            watcher.after(self.out, new)
+        self.file.close()
+
+    def abandon(self) -> None:
+        """Removes the partial file; nothing happens if it was finished."""
+        if self.file.closed:
+            return
+        if same_file(self.file.fileno(), self.path):
+            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is still in the buffer may not fit on the disk
+            self.file.close()
+
+    def __enter__(self) -> "Partial":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
+
+def _open(path: Path, out: Path) -> io.BufferedRandom:
+    """Opens and locks a partial file; what a killed process left there is overwritten."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            if try_lock(fd) is False:
+                raise InputError(f"another process is writing {out}: wait for it, or stop it")
+            if same_file(fd, path):  # else it was cleaned away or finished in between
+                os.ftruncate(fd, 0)
+                # by its path, as tifffile asks for the name
+                return open(path, "w+b", opener=lambda *_, fd=fd: fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _allocate(fd: int, size: int) -> bool:
+    """Whether the system has reserved the bytes; False where it cannot."""
+    if not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return False
+        raise
+    return True
 
 
 def write(out: Path, data: bytes) -> None:
-    """Write a file beside its place, flush it to disk, and give it its name."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(out)
+    """Writes a file so that it is the old one or the new one, whatever happens.
+
+    Raises:
+        InputError: See `Partial`.
+    """
+    with Partial(out) as part:
+        part.put(data)
+        part.finish()
+
+
+@contextmanager
+def place_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to fill; at the end its files get their places in `folder`.
+
+    Where `folder` is missing it appears at once. Where it exists, each of its files is replaced,
+    and files of others in it stay.
+
+    Raises:
+        InputError: See `Partial`.
+    """
+    part = partial_of(folder)
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        part.write_bytes(data)
-        finished(part, out)
+        part.mkdir(parents=True)
+        fd = os.open(part, os.O_RDONLY)
+        try:
+            try_lock(fd)
+            yield part
+            _settle(part, folder)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _settle(part: Path, folder: Path) -> None:
+    files = sorted(path.relative_to(part) for path in part.rglob("*") if path.is_file())
+    for name in files:
+        with open(part / name, "rb") as file:
+            os.fsync(file.fileno())
+        for watcher in _watchers:
+            watcher.before(folder / name, True)
+    new = [not os.path.lexists(folder / name) for name in files]
+    if os.path.lexists(folder):
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part / name, folder / name)
+    else:
+        os.replace(part, folder)
+    for watcher in _watchers:
+        for name, first in zip(files, new, strict=True):
+            watcher.after(folder / name, first)
+
+
+def clean(folder: Path) -> None:
+    """Removes the partial files that killed processes left directly in a folder."""
+    if fcntl is None or not folder.is_dir():
+        return
+    for path in folder.glob(".unmurk-*.part"):
+        try:
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        except OSError:
+            continue
+        try:
+            if try_lock(fd) and same_file(fd, path):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        except OSError:
+            pass  # of another user, say
+        finally:
+            os.close(fd)

@@ -4,22 +4,17 @@ Inside unmurk an image is float32 (C, H, W) in units of [0, 1]. A file holds oth
 `Scale` of a set remembers how to return to them (see `scale`).
 """
 
-import gzip
-import io
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .atomic import part_of, write
+from .atomic import write
 from .folders import pictures_in, read_files, usual_kind
 from .formats.arrays import is_idx, read_array, read_idx, split_key
 from .formats.pictures import ENDINGS, Nan, check_finite, encode_picture
@@ -27,16 +22,20 @@ from .formats.tiff import StackWriter
 from .layouts import layout_of, to_images
 from .limits import check_memory
 from .scale import Extent, Scale, Spans, span_for
+from .streams import ImagesWriter
 
 __all__ = [
     "ImageSet",
+    "array_file",
+    "array_writer",
+    "format_of",
     "layout_of",
     "load_images",
     "load_measurements",
+    "names_of",
     "pictures_in",
     "read_idx",
     "save_images",
-    "save_like",
     "save_new",
     "stems",
     "to_images",
@@ -239,7 +238,7 @@ def save_images(
     *,
     format: str | None = None,
 ) -> list[Path]:
-    """Write images as what they came from, whole or not at all.
+    """Write images as what they came from; every file whole or not at all.
 
     Args:
         images: (N, C, H, W) in units of [0, 1].
@@ -260,7 +259,7 @@ def save_images(
         InputError: images, names or format that do not fit, or the disk says no.
     """
     out, scale = Path(out), scale or Scale()
-    form = format or _format_of(out) or scale.format
+    form = format or format_of(out) or scale.format
     if form not in FORMATS:
         raise InputError(f"unknown format {form!r}; known are {', '.join(FORMATS)}")
     if images.ndim != 4 or not images.numel():
@@ -276,7 +275,7 @@ def save_images(
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
 
 
-def _format_of(out: Path) -> str | None:
+def format_of(out: Path) -> str | None:
     """The format that the name of a file asks for; of a folder None."""
     if out.is_dir():
         return None
@@ -307,7 +306,7 @@ def _save_pictures(
         raise InputError(
             f"{out}: a PNG has 1 or 3 channels, not {images.shape[1]}; use npy or tif"
         )
-    if _format_of(out) == form:
+    if format_of(out) == form:
         if form == "tif":
             _write_tiff(out, images, scale)
         elif len(images) > 1:
@@ -315,24 +314,24 @@ def _save_pictures(
         else:
             write(out, encode_picture(_pixels(images[0], scale)))
         return [out]
-    files = _file_names(names, len(images), form)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(out)
-    part.mkdir(exist_ok=True)
+    files = [out / name for name in _file_names(names, len(images), form)]
+    made: list[Path] = []
+    fresh = not out.exists()
     try:
         for file, image in zip(files, images, strict=True):
+            new = not file.exists()
             if form == "tif":
-                _write_tiff(part / file, image[None], scale)
+                _write_tiff(file, image[None], scale)
             else:
-                (part / file).write_bytes(encode_picture(_pixels(image, scale)))
-        if out.is_dir():
-            for file in files:
-                os.replace(part / file, out / file)
-        else:
-            os.rename(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return [out / file for file in files]
+                write(file, encode_picture(_pixels(image, scale)))
+            made += [file] if new else []
+    except BaseException:
+        for file in made:
+            file.unlink(missing_ok=True)
+        if fresh and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        raise
+    return files
 
 
 def _pixels(image: Tensor, scale: Scale) -> np.ndarray:
@@ -359,6 +358,11 @@ def _file_names(names: Sequence[str] | None, count: int, form: str) -> list[str]
     return [f"{stem}.{form}" for stem in stems(given)]
 
 
+def names_of(count: int) -> list[str]:
+    """Names of the pictures of so many new images."""
+    return _file_names(None, count, "png")
+
+
 def stems(names: Sequence[str]) -> list[str]:
     """Names without their ending. Where a.jpg and a.png would meet, both keep it.
 
@@ -378,37 +382,37 @@ def stems(names: Sequence[str]) -> list[str]:
 
 
 def _save_array(images: Tensor, out: Path, scale: Scale, form: str) -> Path:
-    if form == "idx":
-        if images.shape[1] != 1:
-            raise InputError(f"an idx file holds grey images, not {images.shape[1]} channels")
-        scale = replace(scale, layout="NHW")
-    array = _arranged(scale.to_file(images), scale.layout)
-    if _format_of(out) != form:
-        out = out / ("images-idx3-ubyte" if form == "idx" else f"images.{form}")
-    write(out, _array_bytes(array, form, scale.key, out.suffix.lower() == ".gz"))
-    return out
+    writer = array_writer(out, len(images), images.shape[1:], scale, form)
+    try:
+        writer.write(images)
+        writer.close()
+    finally:
+        writer.abandon()
+    return writer.out
 
 
-def _array_bytes(array: np.ndarray, form: str, key: str, compress: bool) -> bytes:
-    if form == "idx":
-        data = b"\0\0\x08\x03" + np.array(array.shape, ">u4").tobytes() + array.tobytes()
-        return gzip.compress(data, 9, mtime=0) if compress else data
-    buffer = io.BytesIO()
-    if form == "npy":
-        np.save(buffer, array)
-    else:
-        arrays: dict[str, Any] = {key: array}
-        np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
+def array_writer(
+    out: Path, count: int, shape: Sequence[int], scale: Scale, form: str | None = None
+) -> ImagesWriter:
+    """What writes an array file of images (C, H, W) part by part.
+
+    Args:
+        out: The file, or the folder of a file images.npy (.npz, -idx3-ubyte).
+        count: Number of images.
+        shape: (C, H, W) of each.
+        scale: From `load_images`.
+        form: See `save_images`.
+    """
+    form = form or format_of(out) or scale.format
+    scale = written_scale(form, scale) if form == "idx" else scale
+    return ImagesWriter(array_file(out, form), count, tuple(shape), scale, form)
 
 
-def _arranged(array: np.ndarray, layout: str) -> np.ndarray:
-    """(N, C, H, W) in another layout, as far as numbers of images and channels allow."""
-    if "C" not in layout and array.shape[1] == 1:
-        array = array[:, 0]
-    elif layout != "NCHW":
-        array = np.moveaxis(array, 1, -1)
-    return array[0] if "N" not in layout and len(array) == 1 else array
+def array_file(out: Path, form: str) -> Path:
+    """The array file of a format at `out`: `out` itself if it is named so, else a file in it."""
+    if format_of(out) == form:
+        return out
+    return out / ("images-idx3-ubyte" if form == "idx" else f"images.{form}")
 
 
 def save_new(images: Tensor, out: Path, like: ImageSet | None = None) -> str:
@@ -423,7 +427,7 @@ def save_new(images: Tensor, out: Path, like: ImageSet | None = None) -> str:
     Returns:
         What the files could not hold, in one line, or nothing.
     """
-    form = _format_of(out)
+    form = format_of(out)
     if form in ("npy", "npz"):
         save_images(images, out)
         return ""
@@ -440,20 +444,3 @@ def save_new(images: Tensor, out: Path, like: ImageSet | None = None) -> str:
         f"{100 * clipped:.3g} % of the numbers are beyond what {scale.dtype} in {out} can hold "
         "and were clipped, so their noise is not the one given: --out x.npy keeps every value"
     )
-
-
-def save_like(
-    out: Path, data: ImageSet, images: Tensor, **arrays: Tensor | None
-) -> dict[str, Any]:
-    """Images as what `data` came in; arrays as .npy files in the folder, or beside the file."""
-    result: dict[str, Any] = {"images": len(images), "skipped": dict(data.skipped)}
-    files = save_images(images, out, data.names, data.scale)
-    result["out"] = files[0] if len(files) == 1 else out
-    for name, array in arrays.items():
-        if array is not None:
-            path = out / f"{name}.npy" if out.is_dir() else out.with_name(f"{out.stem}-{name}.npy")
-            stream = io.BytesIO()
-            np.save(stream, array.cpu().numpy())
-            write(path, stream.getvalue())
-            result[name] = path
-    return result

@@ -1,46 +1,43 @@
 """Restoring files one after another: whose turn, what is finished, what is written.
 
 Results stand beside each other in a folder, with a line in its `unmurk.jsonl` for each file that
-is finished: its name, number and size, and the settings it was made with. The same command
-leaves out what has such a line, so it can be stopped at any time; other settings are refused.
+is finished (see `ledger`). The same command leaves out what has such a line, so it can be stopped
+at any time; other settings are refused.
 
 Processes share the work without talking to each other: process RANK of WORLD_SIZE, the variables
-that torchrun and accelerate launch set, takes every WORLD_SIZE-th file. Small images are worked on
-together; a result does not depend on which, as every draw goes by the image's number.
+that torchrun and accelerate launch set, or that are set by hand, takes every WORLD_SIZE-th file.
+Small images are worked on together; a result does not depend on which, as every draw goes by the
+image's number.
 """
 
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .atomic import finished, part_of, write
+from .atomic import Partial
 from .formats import tiff
 from .formats.pictures import Nan, check_finite, encode_picture, open_pages
 from .images import pictures_in, stems, written_scale
-from .json_files import json_lines
+from .ledger import Key, Ledger
+from .locks import ranks
 from .scale import Scale, Spans
+from .streams import NpyWriter
 
-__all__ = ["Engine", "Job", "Summary", "jobs_of", "process", "ranks"]
+__all__ = ["Engine", "Job", "Summary", "jobs_of", "process", "ranks", "together"]
 
-TOGETHER = 64  # images worked on at once
+TOGETHER = 256  # files, and images, worked on at once
 PIXELS = 2**20  # and so many pixels
+STRIP = 2**22  # numbers that are turned into those of a file at once
 
 Engine = Callable[[Tensor, list[int]], dict[str, Tensor]]
 """Measurements (B, C, H, W) and the images' numbers -> "images" (B, C, H, W), and what else is to
 be written, arrays (.., B, C, H, W) by name."""
-
-
-Key = tuple[str, int, int]
-"""A file's name, the number of its first image, its bytes."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,9 @@ class Job:
 
     def key(self) -> Key:
         """What it goes by in the log."""
-        size = self.file.stat().st_size if self.file.exists() else 0  # a link may lead nowhere
-        return self.file.name, self.number, size
+        found = self.file.stat() if self.file.exists() else None  # a link may lead nowhere
+        size, changed = (found.st_size, found.st_mtime_ns) if found else (0, 0)
+        return self.file.name, self.number, size, changed
 
     def beside(self, name: str) -> Path:
         """Where an array that comes with it goes."""
@@ -82,19 +80,6 @@ class Summary:
     images: int = 0
     before: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
-
-
-def ranks() -> tuple[int, int]:
-    """Number of this process, and how many there are.
-
-    Raises:
-        InputError: RANK and WORLD_SIZE that do not fit each other.
-    """
-    texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    rank, size = (int(text) if text.isdigit() else -1 for text in texts)
-    if not 0 <= rank < size:
-        raise InputError(f"RANK={texts[0]} and WORLD_SIZE={texts[1]}: give 0 <= RANK < WORLD_SIZE")
-    return rank, size
 
 
 def jobs_of(path: Path, out: Path, skip_bad: bool = False) -> list[Job]:
@@ -123,62 +108,99 @@ def jobs_of(path: Path, out: Path, skip_bad: bool = False) -> list[Job]:
     return jobs
 
 
+def together(pixels: int, batch: int | None = None, copies: int = 1) -> int:
+    """How many images of one size are worked on at once.
+
+    Args:
+        pixels: Height times width.
+        batch: What the user asks for; None: up to `TOGETHER` images and `PIXELS` pixels.
+        copies: Samples of each image that are worked on at once.
+    """
+    return batch or max(1, min(TOGETHER, PIXELS // (pixels * copies)))
+
+
 def process(
     jobs: Sequence[Job],
     engine: Engine,
-    settings: dict[str, Any],
     *,
-    log: Path | None,
+    ledger: Ledger | None = None,
+    arrays: Sequence[str] = (),
     span: Spans = None,
     skip_bad: bool = False,
     nan: Nan = "refuse",
+    batch: int | None = None,
+    copies: int = 1,
 ) -> Summary:
     """Restore this process's share of some files.
 
     Args:
         jobs: All files, of all processes.
         engine: What restores a batch.
-        settings: What the results depend on, fit for JSON.
-        log: The folder's log; None for a single file, which is always made.
+        ledger: The log of the results and the settings that they depend on; None: everything is
+            made, whatever is there.
+        arrays: Names of the arrays that come with each.
         span: Numbers of black and white in the files; None: see `Scale`.
         skip_bad: Whether files that cannot be read are left out.
         nan: "mask" hands numbers that are not finite on to the engine.
+        batch, copies: See `together`.
 
     Raises:
-        InputError: unreadable files, results of other settings in the folder, or a full disk.
+        InputError: unreadable files, files of others or results of other settings where results
+            go, or a full disk.
     """
     rank, size = ranks()
     mine = list(jobs)[rank::size]
-    done = set() if log is None else _finished(log, settings)
-    left = [job for job in mine if job.key() not in done or not job.out.exists()]
+    names = {job.out: [*(job.beside(name).name for name in arrays), job.out.name] for job in mine}
+    left = mine
+    if ledger is not None:
+        left = [job for job in mine if not ledger.finished(job.key(), names[job.out])]
+        for job in left:
+            ledger.check(names[job.out])
     summary = Summary(before=sum(job.pages for job in mine) - sum(job.pages for job in left))
+    wanted = {job.out for job in left}
+
+    def groups() -> Iterator[list[Page]]:
+        """Images worked on together. Rounding depends on the company, so a file that is gone on
+        with gets the company that it would have had."""
+        for block in (mine[i : i + TOGETHER] for i in range(0, len(mine), TOGETHER)):
+            if any(job.out in wanted for job in block):
+                pages = _pages_of(block, span, skip_bad, nan, summary.skipped)
+                yield from _groups(pages, batch, copies)
+
     sink: Sink | None = None
     try:
-        for group in _groups(_pages_of(left, span, skip_bad, nan, summary.skipped)):
+        for group in groups():
+            if not any(page.job.out in wanted for page in group):
+                continue
             y = torch.stack([page.image for page in group])
             found = engine(y, [page.job.number + page.place for page in group])
             parts = {name: value.cpu() for name, value in found.items()}
+            del y, found
             for row, page in enumerate(group):
                 if sink is not None and sink.job is not page.job:
                     sink.abandon()  # its file turned out bad half-way
                     sink = None
-                if page.job.file.name in summary.skipped:
+                if page.job.file.name in summary.skipped or page.job.out not in wanted:
                     continue
                 sink = sink or Sink(page.job, page.scale)
                 sink.write({name: value[..., row, :, :, :] for name, value in parts.items()})
                 summary.images += 1
                 if sink.full:
-                    sink.close()
+                    _close(sink, ledger, names[page.job.out])
                     sink = None
-                    if log is not None:
-                        _append(log, page.job, settings)
-    except OSError as error:
-        name = error.filename or (sink.job.out if sink else "the results")
-        raise InputError(f"cannot write {name}: {error.strerror or error}") from error
     finally:
         if sink is not None:
             sink.abandon()
     return summary
+
+
+def _close(sink: "Sink", ledger: Ledger | None, names: list[str]) -> None:
+    """Gives the results of a file their names, between two lines of the log."""
+    if ledger is not None:
+        ledger.begin(names)
+    sink.close()
+    if ledger is not None:
+        ledger.end(sink.job.key(), names)
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -232,12 +254,14 @@ def _read(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
             yield Page(job, place, scale.from_file(np.moveaxis(pixels, -1, 0)), scale)
 
 
-def _groups(pages: Iterator[Page]) -> Iterator[list[Page]]:
+def _groups(
+    pages: Iterator[Page], batch: int | None = None, copies: int = 1
+) -> Iterator[list[Page]]:
     """Neighbours of one shape, as many as are worked on together."""
     group: list[Page] = []
     for page in pages:
         pixels = page.image.shape[-2] * page.image.shape[-1]
-        room = max(1, min(TOGETHER, PIXELS // pixels))
+        room = together(pixels, batch, copies)
         if group and (page.image.shape != group[0].image.shape or len(group) >= room):
             yield group
             group = []
@@ -261,13 +285,14 @@ class Sink:
         self.job, self.place = job, 0
         self.scale = scale if _is_tiff(job.out) else written_scale("png", scale)
         self._open = ExitStack()
-        self._stack: tiff.StackWriter | None = None
-        self._arrays: dict[str, np.memmap] = {}
-        job.out.parent.mkdir(parents=True, exist_ok=True)
+        self._out: tiff.StackWriter | Partial
+        self._arrays: dict[str, NpyWriter] = {}
         if _is_tiff(job.out):
             source = tiff.Stack(job.file) if _is_tiff(job.file) else None
             like = None if source is None else self._open.enter_context(source)
-            self._stack = tiff.StackWriter(job.out, like)
+            self._out = tiff.StackWriter(job.out, like)
+        else:
+            self._out = Partial(job.out)
 
     @property
     def full(self) -> bool:
@@ -279,82 +304,44 @@ class Sink:
         image = found["images"]
         if not bool(image.isfinite().all()):
             raise InputError(f"the restored {self.job.file.name} has values that are not finite")
-        pixels = np.moveaxis(self.scale.to_file(image), 0, -1)
-        if self._stack is None and len(image) not in (1, 3):
-            raise InputError(f"{self.job.out}: a PNG has 1 or 3 channels, not {len(image)}")
-        if self._stack is None:
-            write(self.job.out, encode_picture(pixels))
+        pixels = np.moveaxis(_to_file(self.scale, image), 0, -1)
+        if isinstance(self._out, Partial):
+            if len(image) not in (1, 3):
+                raise InputError(f"{self.job.out}: a PNG has 1 or 3 channels, not {len(image)}")
+            self._out.put(encode_picture(pixels))
         else:
-            self._stack.write(pixels)
+            self._out.write(pixels)
         for name, value in found.items():
             if name != "images":
-                self._array(name, value)[..., self.place, :, :, :] = value.numpy()
+                self._array(name, value).write(self.place, value.numpy()[..., None, :, :, :], -4)
         self.place += 1
 
-    def _array(self, name: str, value: Tensor) -> np.memmap:
+    def _array(self, name: str, value: Tensor) -> NpyWriter:
         if name not in self._arrays:
-            self._arrays[name] = np.lib.format.open_memmap(
-                part_of(self.job.beside(name)),
-                "w+",
-                np.float32,
-                (*value.shape[:-3], self.job.pages, *value.shape[-3:]),
-            )
+            shape = (*value.shape[:-3], self.job.pages, *value.shape[-3:])
+            self._arrays[name] = NpyWriter(self.job.beside(name), shape)
         return self._arrays[name]
 
     def close(self) -> None:
-        """Everything gets its name."""
-        for name in list(self._arrays):
-            self._arrays.pop(name).flush()
-            finished(part_of(self.job.beside(name)), self.job.beside(name))
-        if self._stack is not None:
-            self._stack.close()
+        """Everything gets its name, the image last."""
+        for writer in self._arrays.values():
+            writer.close()
+        if isinstance(self._out, Partial):
+            self._out.finish()
+        else:
+            self._out.close()
         self._open.close()
 
     def abandon(self) -> None:
         """Nothing is left behind."""
-        for name in list(self._arrays):
-            self._arrays.pop(name)
-            part_of(self.job.beside(name)).unlink(missing_ok=True)
-        if self._stack is not None:
-            self._stack.abandon()
+        for writer in self._arrays.values():
+            writer.abandon()
+        self._out.abandon()
         self._open.close()
 
 
-# -- the log --------------------------------------------------------------------------------------
-
-
-def _finished(log: Path, settings: dict[str, Any]) -> set[Key]:
-    """The files that the log says are finished.
-
-    Raises:
-        InputError: if one was made with other settings.
-    """
-    if not log.exists():
-        return set()
-    found = set()
-    for _, _, entry in json_lines(log):
-        try:
-            assert entry is not None
-            key, made = (entry["file"], entry["number"], entry["bytes"]), dict(entry["settings"])
-            hash(key)
-        except (AssertionError, ValueError, TypeError, KeyError):  # a line that was cut short
-            continue
-        other = [name for name in {**made, **settings} if made.get(name) != settings.get(name)]
-        if other:
-            raise InputError(
-                f"{log.parent} holds images made with another {other[0]}: give another --out, or "
-                "the same options to go on"
-            )
-        found.add(key)
-    return found
-
-
-def _append(log: Path, job: Job, settings: dict[str, Any]) -> None:
-    """One more line. (Several processes may append: one short write each.)"""
-    name, number, size = job.key()
-    entry = {"file": name, "number": number, "bytes": size, "settings": settings}
-    with log.open("a+b", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        torn = end > 0 and file.read(1) != b"\n"
-        file.write((b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
+def _to_file(scale: Scale, image: Tensor) -> np.ndarray:
+    """An image (C, H, W) in the numbers of its file; strip by strip, as that takes float64."""
+    height = max(1, STRIP // (image.shape[0] * image.shape[2]))
+    strips = image.split(height, dim=1)
+    return np.concatenate([scale.to_file(strip) for strip in strips], axis=1)

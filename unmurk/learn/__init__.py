@@ -11,12 +11,11 @@ folder continues a run, or returns what it learnt.
 import hashlib
 import inspect
 import json
-import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -29,10 +28,12 @@ from .. import __version__
 from ..bounds import check_fields
 from ..errors import InputError
 from ..glow import Glow
+from ..io.atomic import place_folder, unwritable, write
 from ..io.datasets import Source, as_source
 from ..io.formats.pictures import Nan
 from ..io.gaps import gaps
 from ..io.json_files import read_object
+from ..io.outputs import output
 from ..io.scale import Scale, Spans, check_units
 from ..missing import with_missing
 from ..noise import Gaussian
@@ -44,7 +45,7 @@ from .ambientflow import AmbientFlow
 from .clean import Clean
 from .em import Em, Rounds
 from .flowdiff import FlowDiff, Recipe
-from .loop import Method, Settings, Trainer, unwritable, write_atomically
+from .loop import Method, Settings, Trainer
 from .noisy import Noisy
 from .processes import first_process
 from .selection import Checks
@@ -69,6 +70,18 @@ LOOKED = 128  # images whose numbers must be in units of [0, 1]
 GIVEN = ("self", "y", "problem", "shape", "network", "seed")  # what every method takes
 
 
+def _in_its_folder(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Holds the lock of the run folder, which is left as it was if nothing is learnt."""
+
+    @wraps(function)
+    def run(*args: Any, out: str | Path, **kwargs: Any) -> Any:
+        with output(Path(out), owner=True):
+            return function(*args, out=out, **kwargs)
+
+    return run
+
+
+@_in_its_folder
 def learn(
     data: Any,
     problem: Problem,
@@ -104,7 +117,7 @@ def learn(
 
     Raises:
         InputError: data, problem, networks and options that do not fit, or a run folder of other
-            settings.
+            settings or in use by another process.
     """
     if method not in METHODS:
         raise InputError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
@@ -250,7 +263,7 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
                         "give another folder, or the same settings to continue it"
                     )
             return
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(not p.name.startswith(".unmurk-") for p in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run: give another folder")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -261,19 +274,15 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
         "python": platform.python_version(),
     }
     text = json.dumps({**config, "versions": versions}, indent=2) + "\n"
-    write_atomically(path, text.encode())
+    write(path, text.encode())
 
 
 def _replace(folder: Path, model: Prior | Posterior | Glow) -> None:
-    """Writes a model's folder beside the old one, then puts it in its place."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Writes a model's files beside the old ones, then puts them in their places."""
     try:
-        model.save(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with place_folder(folder) as part:
+            model.save(part)
+    except SafetensorError as error:
         raise unwritable(folder, error) from error
 
 

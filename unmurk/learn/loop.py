@@ -13,7 +13,6 @@ import copy
 import io
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,8 @@ from torch import Tensor, nn
 
 from ..bounds import SEED, Real, Whole
 from ..errors import InputError
+from ..io.atomic import unwritable
+from ..io.atomic import write as write_atomically
 from ..io.datasets import Batches, Source
 from ..posterior import Posterior
 from ..prior import Prior
@@ -121,27 +122,6 @@ class Method(Protocol):
         self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Scalars to minimise, from measurements y (B, ...) with numbers `rows`."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that it is either the old one or the new one, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise unwritable(path, error) from error
-
-
-def unwritable(path: Path, error: Exception) -> InputError:
-    """What to say when the disk says no."""
-    why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return InputError(f"cannot write {path}: {why}; mend that and run the same command to go on")
 
 
 class Trainer:

@@ -13,6 +13,7 @@ one image.
 
 import itertools
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import tifffile
 
 from ...errors import InputError
-from ..atomic import finished, part_of
+from ..atomic import Partial, unwritable
 from ..limits import check_file, check_numbers, check_pixels, reading
 
 __all__ = ["ENDINGS", "Stack", "StackWriter", "without_alpha"]
@@ -352,9 +353,9 @@ class StackWriter:
     def __init__(self, out: Path, like: Stack | None = None) -> None:
         self.out, self.like, self.images, self.pages = out, like, 0, 0
         self._waiting: dict[int, np.ndarray] = {}
-        self._part = part_of(out)
         layout = {} if like is None else like.layout()
-        self._writer = tifffile.TiffWriter(self._part, **layout)
+        self._part = Partial(out)
+        self._writer = tifffile.TiffWriter(self._part.file, **layout)
 
     def write(self, pixels: np.ndarray) -> None:
         """The next image, (H, W, C)."""
@@ -377,7 +378,7 @@ class StackWriter:
         planes = channels > 1 and (like.planes if like is not None else channels != 3)
         colour = channels == 3 and (like is None or like.kind in (RGB, PALETTE, YCBCR))
         grey = "miniswhite" if white else "minisblack"
-        self._writer.write(
+        self._write(
             pixels[..., 0] if channels == 1 else np.moveaxis(pixels, -1, 0) if planes else pixels,
             photometric="rgb" if colour else grey,
             planarconfig=None if channels == 1 else "separate" if planes else "contig",
@@ -387,17 +388,27 @@ class StackWriter:
             **({} if like is None else like.tags(self.pages)),
         )
 
+    def _write(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._writer.write(*args, **kwargs)
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+
     def close(self) -> None:
         """The file gets its name."""
         for page in sorted(self._waiting):
             self._write_page(self._waiting.pop(page))
-        self._writer.close()
-        finished(self._part, self.out)
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+        self._part.finish()
 
     def abandon(self) -> None:
         """Nothing is left behind."""
-        self._writer.close()
-        self._part.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):  # of a full disk: the file goes anyway
+            self._writer.close()
+        self._part.abandon()
 
 
 def without_alpha(file: Path, pixels: np.ndarray) -> np.ndarray:

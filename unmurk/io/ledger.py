@@ -1,0 +1,199 @@
+"""The log of results: which files beside it unmurk made, from what, and with which settings.
+
+A folder of results has its log in ``unmurk.jsonl``; the results under one file's name, such as
+``x.npy`` and ``x-std.npy``, have it in ``x-unmurk.jsonl``. Each result has two lines: one before
+its files get their names, and one when all of them have them:
+
+    {"begun": ["3.png", "3-std.npy"], "by": "HASH OF THE SETTINGS"}
+    {"file": "3.png", "number": 3, "bytes": 812, "changed": 17, "out": {...}, "settings": {...}}
+
+So a file without a line is not ours, and is never written over; a killed command finds its own.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .atomic import short, unwritable
+
+__all__ = ["LOG", "Key", "Ledger", "log_of"]
+
+LOG = "unmurk.jsonl"
+STARTS = (b'{"begun": ', b'{"file": ')  # of every line
+
+Key = tuple[str, int, int, int]
+"""A file's name, the number of its first image, its bytes, and when it was changed (ns)."""
+
+
+def log_of(out: Path, folder: bool) -> Path:
+    """Where the log of an output folder, or of an output file, is."""
+    if folder:
+        return out / LOG
+    stem = out.stem
+    while len(os.fsencode(stem)) > 255 - len(f"-{LOG}"):  # a name may have 255 bytes
+        stem = f"{stem[:100]}-{short(stem)}" if len(stem) > 117 else short(stem)
+    return out.with_name(f"{stem}-{LOG}")
+
+
+class Ledger:
+    """The log of one job's results.
+
+    Args:
+        path: The log file.
+        settings: What the results depend on, but their input files; fit for JSON. None: results
+            of any settings are this job's own.
+
+    Raises:
+        InputError: The log is a link, or no log of unmurk.
+
+    Attributes:
+        found: Whether there was a log before.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any] | None = None) -> None:
+        self.path, self.settings = path, settings
+        self.by = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self._begun: dict[str, str] = {}  # a file's name -> the settings of the last who made it
+        self._made: dict[str, dict[str, Any]] = {}  # a file's name -> the entry of its result
+        self._done: dict[Key, dict[str, Any]] = {}
+        self.found = path.exists()
+        for entry in self._read():
+            if "begun" in entry:
+                self._begun |= dict.fromkeys(entry["begun"], entry["by"])
+                for name in entry["begun"]:
+                    self._made.pop(name, None)
+            else:
+                self._made |= dict.fromkeys(entry["out"], entry)
+                self._done[_key(entry)] = entry
+
+    def _read(self) -> list[dict[str, Any]]:
+        if self.path.is_symlink():
+            raise InputError(f"{self.path} is a link, through which nothing is written: remove it")
+        if not self.path.exists():
+            return []
+        found = []
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror}") from error
+        for line in data.splitlines():
+            try:
+                entry = json.loads(line)
+                whole = {"begun", "by"} <= set(entry) or {"out", "settings"} <= set(entry)
+                if whole and ("begun" in entry or _key(entry)):
+                    found.append(entry)
+            except (ValueError, TypeError, KeyError):  # the end of a line that was cut short
+                continue
+        if data and not found and not any(s.startswith(data[:10]) for s in STARTS):
+            raise InputError(f"{self.path} is no log of unmurk: give another --out, or rename it")
+        return found
+
+    def finished(self, key: Key, names: list[str]) -> bool:
+        """Whether a result of an input is there, made with these settings."""
+        entry = self._done.get(key)
+        if entry is None or self._other(entry) is not None:
+            return False
+        return set(names) <= set(entry["out"]) and all(
+            self._made.get(name) is entry and (self.path.parent / name).is_file() for name in names
+        )
+
+    def alone(self) -> None:
+        """Checks that no result that is there was made with other settings.
+
+        Raises:
+            InputError: One was.
+        """
+        for name, entry in self._made.items():
+            other = self._other(entry)
+            if other is not None and os.path.lexists(self.path.parent / name):
+                raise InputError(
+                    f"{self.path.parent} holds images made with another {other}: give another "
+                    "--out, or the same options to go on"
+                )
+
+    def check(self, names: list[str]) -> None:
+        """Checks that files may be written over, if they are there.
+
+        Raises:
+            InputError: One was not made by unmurk, was made with other settings, or has been
+                changed since.
+        """
+        for name in names:
+            path = self.path.parent / name
+            if not os.path.lexists(path):
+                continue
+            if path.is_symlink() or name not in self._begun:
+                raise InputError(
+                    f"{path} is there already, and is no result of this command: give another "
+                    "--out, or remove it"
+                )
+            entry = self._made.get(name)
+            other = None if entry is None else self._other(entry)
+            if self.settings is not None and (other or self._begun[name] != self.by):
+                raise InputError(
+                    f"{path} was made with another {other or 'setting'}: give another --out, or "
+                    "the same options to go on"
+                )
+            if entry is not None and entry["out"][name] != _digest(path):
+                raise InputError(
+                    f"{path} was changed after unmurk had made it: give another --out, or "
+                    "remove it"
+                )
+
+    def begin(self, names: list[str]) -> None:
+        """Says that files are about to get their names. Raises InputError as `check` does."""
+        self.check(names)
+        if any(self._begun.get(name) != self.by or name in self._made for name in names):
+            self._append({"begun": names, "by": self.by})
+            for name in names:
+                self._begun[name] = self.by
+                self._made.pop(name, None)
+
+    def end(self, key: Key, names: list[str]) -> None:
+        """Says that all files of a result have their names."""
+        name, number, size, changed = key
+        out = {file: _digest(self.path.parent / file) for file in names}
+        entry: dict[str, Any] = {"file": name, "number": number, "bytes": size}
+        entry |= {"changed": changed, "out": out}
+        entry |= {"settings": self.settings}
+        self._append(entry)
+        self._made |= dict.fromkeys(names, entry)
+        self._done[key] = entry
+
+    def _other(self, entry: dict[str, Any]) -> str | None:
+        """The first setting that an entry was made with differently."""
+        if self.settings is None or entry["settings"] is None:
+            return None
+        made, now = entry["settings"], self.settings
+        return next((k for k in {**made, **now} if made.get(k) != now.get(k)), None)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        """One more line. (Several processes may append: one short write each.)"""
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(os.open(self.path, flags, 0o666), "r+b", buffering=0) as file:
+                end = os.fstat(file.fileno()).st_size
+                torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
+                line = (b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n"
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+
+def _key(entry: dict[str, Any]) -> Key:
+    return entry["file"], entry["number"], entry["bytes"], entry["changed"]
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

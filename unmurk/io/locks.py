@@ -1,0 +1,195 @@
+"""One lock a job: two jobs never write into the same place.
+
+The lock is held with flock on ``.unmurk-HASH.lock`` beside the output, so the system frees it when
+the process ends, however it ends. The file says who holds it, and goes when the job ends.
+
+Processes of one job (RANK and WORLD_SIZE, as torchrun and accelerate launch set them, or as set by
+hand) share the lock if they belong to the same job: the same command with the same WORLD_SIZE and,
+where a launcher started them, the same launch. Each process also holds a lock of its own RANK.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..console import escape
+from ..errors import InputError
+from .atomic import same_file, short, try_lock, unwritable
+
+__all__ = ["local_rank", "locked", "ranks"]
+
+PATIENCE = 2.0  # seconds in which a process of the same job may be between two locks
+LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")  # what tells launches apart
+
+_held: dict[str, int] = {}  # how often this process holds each lock
+
+
+def ranks() -> tuple[int, int]:
+    """Number of this process, and how many there are.
+
+    Raises:
+        InputError: RANK and WORLD_SIZE that do not fit each other.
+    """
+    texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    rank, size = (int(text) if _is_number(text) else -1 for text in texts)
+    if not 0 <= rank < size:
+        raise InputError(f"RANK={texts[0]} and WORLD_SIZE={texts[1]}: give 0 <= RANK < WORLD_SIZE")
+    return rank, size
+
+
+def local_rank() -> int:
+    """Number of this process on its machine: which accelerator it takes.
+
+    Raises:
+        InputError: LOCAL_RANK is no number.
+    """
+    text = os.environ.get("LOCAL_RANK", "0")
+    if not _is_number(text):
+        raise InputError(f"LOCAL_RANK={text}: give a number of 0 or more")
+    return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
+@contextmanager
+def locked(path: Path, job: Any = None) -> Iterator[None]:
+    """Holds the lock of an output file or folder; the process may take it several times.
+
+    Args:
+        path: The output. Its folder must exist.
+        job: What the processes of one job have in common, fit for JSON; a job of several
+            processes is known by it.
+
+    Raises:
+        InputError: Another job holds it.
+    """
+    real = Path(os.path.realpath(path))
+    key = str(real)
+    if _held.get(key):
+        _held[key] += 1
+        try:
+            yield
+        finally:
+            _held[key] -= 1
+        return
+    rank, size = ranks()
+    files = [_lock_file(real, "")]
+    if size > 1:
+        files.append(_lock_file(real, f"-{rank}"))
+    token = _token(job, size)
+    taken: list[tuple[int, Path]] = []
+    try:
+        for file in files:
+            fd = _take(file, path, token, shared=size > 1 and file is files[0])
+            if fd is not None:
+                taken.append((fd, file))
+        _held[key] = 1
+        yield
+    finally:
+        _held.pop(key, None)
+        for fd, file in reversed(taken):
+            _release(fd, file)
+
+
+def _lock_file(real: Path, suffix: str) -> Path:
+    """Beside the output or, where nothing can be written there, in it."""
+    name = f".unmurk-{short(real.name)}{suffix}.lock"
+    inside = real.is_dir() and not os.access(real.parent, os.W_OK)
+    return (real if inside else real.parent) / name
+
+
+def _token(job: Any, size: int) -> str:
+    launch = {name: os.environ.get(name) for name in LAUNCH} if size > 1 else {}
+    return hashlib.sha256(json.dumps([job, size, launch], default=str).encode()).hexdigest()
+
+
+def _take(file: Path, path: Path, token: str, shared: bool) -> int | None:
+    """The open lock file; None where the file system has no locks."""
+    patience = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fd = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        try:
+            got = _try(fd, token, shared)
+            if got and not same_file(fd, file):  # its holder has just removed it
+                got = False
+            elif got:
+                return fd
+            elif got is None:
+                print(f"unmurk: no locks on this disk: {escape(path)}", file=sys.stderr)
+                file.unlink(missing_ok=True)
+                os.close(fd)
+                return None
+            elif same_file(fd, file) and not _may_come(fd, token, shared, patience):
+                raise InputError(f"{path} is in use: {_holder(fd)}")
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        time.sleep(0.02)
+
+
+def _try(fd: int, token: str, shared: bool) -> bool | None:
+    got = try_lock(fd)
+    if got:
+        _sign(fd, token)
+        return try_lock(fd, shared=True) if shared else True
+    if got is None or not shared:
+        return got
+    return bool(try_lock(fd, shared=True)) and _read(fd).get("token") == token
+
+
+def _may_come(fd: int, token: str, shared: bool, patience: float) -> bool:
+    """Whether to try again: a holder is signing, or a process of this job is about to share."""
+    said = _read(fd)
+    mine = shared and said.get("token") == token
+    return (mine or not said) and time.monotonic() < patience
+
+
+def _sign(fd: int, token: str) -> None:
+    said = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:400],
+        "token": token,
+    }
+    data = json.dumps(said).encode()
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, data, 0)
+
+
+def _read(fd: int) -> dict[str, Any]:
+    try:
+        said = json.loads(os.pread(fd, 1 << 16, 0))
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _holder(fd: int) -> str:
+    said = _read(fd)
+    who = "process {} on {} since {} ({})".format(
+        *(said.get(key, "?") for key in ("pid", "host", "since", "command"))
+    )
+    return f"{who} writes there; wait for it, stop it, or give another --out"
+
+
+def _release(fd: int, file: Path) -> None:
+    """Frees a lock; the last to hold it removes the file."""
+    with contextlib.suppress(OSError):
+        if try_lock(fd) and same_file(fd, file):
+            file.unlink(missing_ok=True)
+    os.close(fd)

@@ -1,0 +1,275 @@
+"""Where a command's results go: one check of outputs against inputs, for every command.
+
+`output` opens the place of a command's results. It refuses a place that is an input or would mix
+results with inputs, holds the lock of the job (`locks`), removes what killed commands left, and
+watches every file that is written (`atomic`): none may take the place of a file that unmurk did
+not make. If the command fails, what it made goes.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .atomic import clean, watched
+from .ledger import LOG, Key, Ledger, log_of
+from .locks import locked
+
+__all__ = ["LOG", "Output", "files_of", "key_of", "output"]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+FILES = (".png", ".tif", ".tiff", ".npy", ".npz")
+IDX = re.compile(r"(^|[-._])idx(\d-ubyte)?(\.gz)?$", re.IGNORECASE)
+STATES = ("state", "run/state")  # of `learn` and of `demo`
+MODELS = ("prior", "posterior", "glow", "state", "unet", "scheduler", "prior/unet")
+PAGE = b'name="generator" content="unmurk"'  # in the head of every report
+
+
+class Output:
+    """The place that one command writes to.
+
+    Args:
+        path: A file or a folder.
+        folder: Whether it is a folder; None: it is one unless its name ends like a file's.
+        owner: Whether all files below it are this command's (a run folder, which `learn` has
+            checked).
+
+    Attributes:
+        ledger: Says which files are results of this command; None: none is, unless `owner`.
+    """
+
+    def __init__(self, path: Path, folder: bool | None = None, owner: bool = False) -> None:
+        self.path, self.owner = Path(os.path.abspath(path)), owner
+        self.shown = path
+        named = path.suffix.lower() in FILES or IDX.search(path.name) is not None
+        with _readable_names(path):
+            there = self.path.is_dir()
+        self.folder = folder or there or (folder is None and not named)
+        self.ledger: Ledger | None = None
+        self.inputs: list[Path] = []
+        self._kept = False
+        self._made: list[Path] = []
+        self._placed: list[str] = []
+
+    def reads(self, inputs: Iterable[str | Path]) -> None:
+        """Adds files and folders that the command reads.
+
+        Raises:
+            InputError: The output is one of them, or would mix results with them.
+        """
+        for path in map(Path, inputs):
+            head, colon, _ = str(path).rpartition(":")  # as in set.npz:train
+            path = Path(head) if colon and head.lower().endswith(".npz") else path
+            with contextlib.suppress(OSError):  # no such name: the reader says so
+                if path.exists():
+                    self.inputs.append(path)
+                    self._apart(path)
+
+    def _apart(self, path: Path) -> None:
+        """Refuses an input that is the output, is below it, or that a result would join."""
+        out, real = Path(os.path.realpath(self.path)), Path(os.path.realpath(path))
+        other = "give another --out"
+        if _same(out, path):
+            raise InputError(f"--out {self.shown} is the input {path}: {other}")
+        if not path.is_dir():
+            return
+        if out.is_dir() and any(_same(out, parent) for parent in real.parents):
+            raise InputError(
+                f"--out {self.shown} contains the input folder {path}, where results would mix "
+                f"with inputs: {other}, such as {self.shown / 'results'}"
+            )
+        if not self.folder and out.suffix.lower() in PICTURES and _same(out.parent, path):
+            raise InputError(
+                f"--out {self.shown} is in the input folder {path}, where the next call would "
+                f"read it: {other}"
+            )
+
+    def record(self, settings: dict[str, Any] | None = None) -> Ledger:
+        """Begins to log results, which then may replace their earlier selves.
+
+        Args:
+            settings: See `Ledger`.
+        """
+        self.ledger = Ledger(log_of(self.path, self.folder), settings)
+        return self.ledger
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Checks files that will be written, before the work: names beside the log.
+
+        Raises:
+            InputError: One is an input, or is there and not ours.
+        """
+        for name in names:
+            self._allow((self.path if self.folder else self.path.parent) / name)
+
+    def end(self, key: Key) -> None:
+        """Logs all files written so far as the result of an input."""
+        if self.ledger is not None:
+            self.ledger.end(key, self._placed)
+        self._placed = []
+
+    def keep(self) -> None:
+        """From now on, what is finished stays even if the command fails."""
+        self._kept = True
+
+    # -- what the writers ask --------------------------------------------------------------------
+
+    def before(self, target: Path, placing: bool) -> None:
+        """See `atomic.Watcher`."""
+        self._allow(target)
+        if placing and self.ledger is not None and self._is_logged(target):
+            self.ledger.begin([target.name])
+
+    def after(self, target: Path, new: bool) -> None:
+        """See `atomic.Watcher`."""
+        if new:
+            self._made.append(target)
+        if self._is_logged(target):
+            self._placed.append(target.name)
+
+    def _is_logged(self, target: Path) -> bool:
+        beside = os.path.abspath(target.parent)
+        return self.ledger is not None and beside == str(self.ledger.path.parent)
+
+    def _allow(self, target: Path) -> None:
+        if not os.path.lexists(target):
+            return
+        for path in self.inputs:
+            if _same(target, path):
+                raise InputError(f"{target} is an input: give another --out")
+        if self.ledger is not None and self._is_logged(target):
+            self.ledger.check([target.name])
+        elif target.suffix == ".html":
+            if target.is_symlink() or not _is_page(target):
+                raise InputError(f"{target} is there already, and is no report: rename it")
+        elif not self.owner:
+            raise InputError(f"{target} is there already: give another --out, or remove it")
+
+    def undo(self) -> None:
+        """Removes the files that were made, but none that was there before."""
+        if self._kept:
+            return
+        for path in self._made:
+            path.unlink(missing_ok=True)
+        if self._made and self.ledger is not None and not self.ledger.found:
+            self.ledger.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def output(
+    path: Path,
+    inputs: Iterable[str | Path] = (),
+    *,
+    folder: bool | None = True,
+    owner: bool = False,
+    job: Any = None,
+) -> Iterator[Output]:
+    """The place of a command's results: checked, locked, and left as it was if the command fails.
+
+    Results stay after a failure where a run has a state, or after `Output.keep`.
+
+    Args:
+        path: A file or a folder.
+        inputs: Files and folders that the command reads; names of other things are passed over.
+        folder: See `Output`.
+        owner: See `Output`.
+        job: What the processes of one job have in common (see `locks.locked`).
+
+    Raises:
+        InputError: Nothing can be written there, it is an input, or another job writes there.
+    """
+    place = Output(path, folder, owner)
+    path = place.path
+    with _readable_names(path):
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        found = missing[-1].parent if missing else path
+        if os.path.lexists(path) and not path.exists():
+            raise InputError(f"cannot write {path}: it is a link to nothing; give another place")
+        if not found.is_dir() and (missing or folder):
+            raise InputError(f"cannot write {path}: {found} is a file; give another place")
+    place.reads(inputs)
+    with ExitStack() as stack:
+        stack.callback(_prune, missing)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        stack.enter_context(locked(path, job))
+        for part in (path, *(path / s for s in STATES)) if place.folder else (path.parent,):
+            clean(part)
+        stack.enter_context(watched(place))
+        try:
+            yield place
+        except BaseException:
+            if not any((path / state / "latest.pt").exists() for state in STATES):
+                place.undo()
+            raise
+
+
+@contextmanager
+def _readable_names(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    where = f" in {error.filename}" if error.filename else ""
+    return InputError(f"cannot write {path}: {error.strerror}{where}; give another place")
+
+
+def _prune(missing: list[Path]) -> None:
+    """Removes the folders that were made and hold nothing."""
+    if not missing or not missing[0].is_dir():
+        folders = missing[1:]
+    else:
+        below = sorted(missing[0].rglob("*"), key=lambda p: len(p.parts), reverse=True)
+        folders = [p for p in below if p.is_dir() and not p.is_symlink()] + missing
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty, or never made
+            folder.rmdir()
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths name one file or folder, through links, hard links and cases."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return PAGE in file.read(4096)
+    except OSError:
+        return False
+
+
+def files_of(prior: str) -> list[str]:
+    """The file or folder behind the text form of a prior, and the folders of its models."""
+    if prior.startswith("adm:") and prior.count(":") > 1:
+        return [prior.split(":", 2)[2]]
+    return [prior, *(os.path.join(prior, folder) for folder in MODELS)]
+
+
+def key_of(data: Path) -> Key:
+    """What the input of a whole job goes by in the log: for a folder, all of its files."""
+    from .formats.arrays import split_key
+
+    file, key = split_key(str(data))
+    name = f"{file.name}:{key}" if key else file.name
+    if not file.is_dir():
+        found = file.stat()
+        return name, 0, found.st_size, found.st_mtime_ns
+    files = [f for f in file.iterdir() if f.suffix.lower() in PICTURES and f.is_file()]
+    stats = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+    digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+    return f"{name} {digest[:16]}", 0, sum(size for _, size, _ in stats), 0

@@ -1,0 +1,186 @@
+"""Restoring a set of images of one size that goes into one array file, batch by batch.
+
+Memory holds the measurements (up to `datasets.HELD` bytes of them; more are read when wanted) and
+one batch of results, which are written as they come.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError
+from .datasets import Array, Source, large, open_source
+from .formats.pictures import Nan
+from .images import array_file, array_writer, format_of, load_measurements, save_images
+from .jobs import Engine, together
+from .ledger import Ledger
+from .outputs import Output, key_of
+from .scale import Scale, Spans
+from .streams import ImagesWriter, NpyWriter
+
+__all__ = ["Measurements", "measurements_of", "restore_set"]
+
+
+@dataclass
+class Measurements:
+    """Measurements of one size, in memory or in a file.
+
+    Attributes:
+        y: (N, C, H, W); a slice of it is a tensor.
+        numbers: The image's number of each.
+        scale: How their images are written.
+        skipped: Name and reason of each that was left out.
+    """
+
+    y: Tensor | Source
+    numbers: Sequence[int]
+    scale: Scale
+    skipped: dict[str, str]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def measurements_of(
+    path: Path,
+    pictorial: bool,
+    skip_bad: bool = False,
+    span: Spans = None,
+    nan: Nan = "refuse",
+    sigma: float | None = None,
+) -> Measurements:
+    """The measurements of a path.
+
+    Args:
+        path: See `images.load_images` or, for what is no image, `images.load_measurements`.
+        pictorial: Whether they are images.
+        skip_bad, span, nan: See there.
+        sigma: Standard deviation of the noise; see `scale.check_units`.
+
+    Raises:
+        InputError: See there.
+    """
+    from ..options import images_of
+
+    if pictorial and not (skip_bad and path.is_dir()) and large(path):
+        source = open_source(path, skip_bad, span, nan)
+        kept = source.kept if isinstance(source, Array) else None
+        numbers = range(len(source)) if kept is None else [int(n) for n in kept]
+        assert source.scale is not None  # of a file
+        return Measurements(source, numbers, source.scale, dict(source.skipped))
+    if pictorial:
+        data = images_of(path, skip_bad, span, nan, sigma)
+    else:
+        data = load_measurements(path, skip_bad=skip_bad, nan=nan)
+    return Measurements(data.images, data.numbers, data.scale, dict(data.skipped))
+
+
+def restore_set(
+    data: Measurements,
+    key_file: Path,
+    engine: Engine,
+    to: Output,
+    ledger: Ledger,
+    *,
+    arrays: Sequence[str] = (),
+    batch: int | None = None,
+    copies: int = 1,
+) -> dict[str, Any]:
+    """Restores a set into one file (or a file in a folder), and arrays that come with it.
+
+    Args:
+        data: The measurements.
+        key_file: What they were read from.
+        engine: What restores a batch.
+        to: The place of the results.
+        ledger: Its log.
+        arrays: Names of the arrays that come with the images: std.npy in a folder, NAME-std.npy
+            beside a file.
+        batch, copies: See `jobs.together`.
+
+    Returns:
+        images; finished, those that were there before; skipped; out; the file of each array.
+
+    Raises:
+        InputError: Files of others or results of other settings are there, or the disk is full.
+    """
+    file = _file(to, data)
+    beside = {
+        name: file.with_name(f"{name}.npy" if to.folder else f"{file.stem}-{name}.npy")
+        for name in arrays
+    }
+    result = {"skipped": data.skipped, "out": file, **beside}
+    key, names = key_of(key_file), [path.name for path in (*beside.values(), file)]
+    if ledger.finished(key, names):
+        return {"images": 0, "finished": len(data), **result}
+    to.expect(names)
+    height, width = data.y.shape[-2:]
+    step = together(height * width, batch, copies)
+    sink = _Sink(file, beside, data)
+    try:
+        for first in range(0, len(data), step):
+            found = engine(data.y[first : first + step], list(data.numbers[first : first + step]))
+            sink.write(first, {name: value.cpu() for name, value in found.items()})
+        ledger.begin(names)
+        sink.close()
+    finally:
+        sink.abandon()
+    ledger.end(key, names)
+    return {"images": len(data), **result}
+
+
+def _file(to: Output, data: Measurements) -> Path:
+    """The file that the images go to."""
+    form = "png" if to.path.suffix.lower() == ".png" else format_of(to.path) or data.scale.format
+    if form == "png" and (to.folder or len(data) > 1):
+        raise InputError(
+            f"{to.path} can hold one image, not {len(data)}; give a folder or a .npy file"
+        )
+    if not to.folder and to.path.suffix.lower() in (".tif", ".tiff"):
+        raise InputError(f"{to.path}: an array is written as .npy, .npz or idx; give such a name")
+    return to.path if form == "png" else array_file(to.path, form)
+
+
+class _Sink:
+    """Writes the results of a set; the files are begun when the first batch says their shapes."""
+
+    def __init__(self, file: Path, beside: dict[str, Path], data: Measurements) -> None:
+        self.file, self.beside, self.data = file, beside, data
+        self._images: ImagesWriter | None = None
+        self._arrays: dict[str, NpyWriter] = {}
+        self._picture: Tensor | None = None
+
+    def write(self, first: int, found: dict[str, Tensor]) -> None:
+        """Results from image `first` on: "images" (B, C, H, W), arrays (.., B, C, H, W)."""
+        for name, path in self.beside.items():
+            value = found[name]
+            if name not in self._arrays:
+                shape = (*value.shape[:-4], len(self.data), *value.shape[-3:])
+                self._arrays[name] = NpyWriter(path, shape)
+            self._arrays[name].write(first, value.numpy(), -4)
+        images = found["images"]
+        if self.file.suffix.lower() == ".png":
+            self._picture = images
+            return
+        if self._images is None:
+            shape, scale = tuple(images.shape[1:]), self.data.scale
+            self._images = array_writer(self.file, len(self.data), shape, scale)
+        self._images.write(images)
+
+    def close(self) -> None:
+        """Everything gets its name, the images last."""
+        for writer in self._arrays.values():
+            writer.close()
+        if self._picture is not None:
+            save_images(self._picture, self.file, scale=self.data.scale)
+        if self._images is not None:
+            self._images.close()
+
+    def abandon(self) -> None:
+        """Nothing is left behind."""
+        for writer in (*self._arrays.values(), self._images):
+            if writer is not None:
+                writer.abandon()
