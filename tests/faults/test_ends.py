@@ -146,7 +146,9 @@ sys.argv = ["unmurk", "sample", "--prior", "digits", "--out", "new/z", "-n", "10
 sys.exit(main())
 """  # it would take hours
     early = module in ("tyro", "unmurk.commands")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False, timeout=60
+    )
     if early and name == "SIGTERM":  # nothing has begun: the system ends the program
         assert done.returncode == -signal.SIGTERM
     else:
