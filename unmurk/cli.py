@@ -31,6 +31,7 @@ from .io.locks import local_rank, ranks
 __all__ = ["main"]
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+CLEANING = {"undo", "abandon", "_prune", "_release"}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -158,14 +159,20 @@ def _told(error: OSError) -> str:
 def _signals() -> Iterator[list[int]]:
     """Makes signals that ask to end raise KeyboardInterrupt; gives the list of those that came."""
     came: list[int] = []
+    ended = threading.Event()
+
+    def repeat(number: int, seconds: float) -> None:
+        def send() -> None:
+            if not ended.wait(seconds):
+                os.kill(os.getpid(), number)
+
+        threading.Thread(target=send, daemon=True).start()
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        if _importing(frame):  # libraries abort where their import is interrupted: try again
-            again = threading.Timer(0.05, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
-            return
+        if _busy(frame):
+            return repeat(number, 0.05)
+        repeat(number, 2.0)  # a library may swallow the exception
         sys.unraisablehook = lambda _: None  # of what was half imported
         raise KeyboardInterrupt
 
@@ -180,16 +187,19 @@ def _signals() -> Iterator[list[int]]:
     try:
         yield came
     finally:
+        ended.set()
         for number, handler in before.items():
             signal.signal(number, handler)
         if not came:
             sys.unraisablehook = hook
 
 
-def _importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported."""
+def _busy(frame: FrameType | None) -> bool:
+    """Whether a module is being imported, which libraries answer with an abort, or what a failed
+    command made is being removed."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib") or code.co_name in CLEANING:
             return True
         frame = frame.f_back
     return False

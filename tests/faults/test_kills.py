@@ -1,0 +1,16 @@
+"""Commands that are killed, or interrupted, and given again: the same files, and no other one."""
+
+import pytest
+from scripts import imported
+
+COMMANDS = ("corrupt", "sample", "restore", "solve")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(command, tmp_path):
+    """The benchmark of survival with two kills and two interrupts at fixed files."""
+    found = imported("survive_commands").survive(command, tmp_path, kills=2)
+    assert found.pop("command") == command
+    assert found.pop("kills") == 2 and found.pop("interrupts") == 2
+    assert all(found.values()), found
