@@ -117,12 +117,15 @@ class Learn(Command):
         with output(self.out, [self.data], owner=True, job=job_of(self)) as to:
             to.expect(["report.html"])
             from .io.datasets import simulated, some
+            from .io.gaps import whole
             from .io.images import ImageSet
 
             data, skipped = measured(self.data, self.skip_bad, self.range, self.nan)
             y = getattr(data, "images", data)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
-            problem = problem_of(self.operator, noise, None if self.simulate else lambda: some(y))
+            problem = problem_of(
+                self.operator, noise, None if self.simulate else lambda: whole(some(y))
+            )
             to.reads(problem.operator.digests())
             _keeps_numbers(skipped, y, problem)
             from .learn import learn
@@ -385,11 +388,13 @@ def _samples(path: Path, shape: tuple[int, ...]) -> "torch.Tensor":
     import numpy as np
     import torch
 
-    try:
-        samples = torch.from_numpy(np.load(path, allow_pickle=False)).float()
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"cannot read the samples in {path}: {reason}") from error
+    from .io.formats.arrays import read_array
+    from .io.formats.pictures import check_finite
+
+    array = check_finite(read_array(path)[0], str(path))
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{path} holds {array.dtype}: give real numbers")
+    samples = torch.from_numpy(np.ascontiguousarray(array, np.float32))
     if samples.ndim == 4 and shape[1] == 1:
         samples = samples.unsqueeze(2)
     if samples.ndim != 5 or tuple(samples.shape[1:]) != shape:

@@ -10,7 +10,7 @@ from ..errors import InputError
 from .datasets import CHUNK, Source
 from .formats.pictures import Nan
 
-__all__ = ["Filled", "gaps"]
+__all__ = ["Filled", "gaps", "whole"]
 
 
 class Filled(Source):
@@ -63,3 +63,15 @@ def gaps(y: Tensor | Source, nan: Nan) -> tuple[Tensor | Source, dict[int, Tenso
     if not found:
         return y, {}
     return (Filled(y) if isinstance(y, Source) else torch.where(y.isfinite(), y, 0.0)), found
+
+
+def whole(y: Tensor) -> Tensor:
+    """The measurements that lack no number.
+
+    Raises:
+        InputError: there are none.
+    """
+    kept = y.isfinite().flatten(1).all(1)
+    if not bool(kept.any()):
+        raise InputError("every image has missing pixels: give the noise as a number")
+    return y if bool(kept.all()) else y[kept]

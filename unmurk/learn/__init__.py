@@ -32,9 +32,10 @@ from ..io.atomic import place_folder, unwritable, write
 from ..io.datasets import Source, as_source
 from ..io.formats.pictures import Nan
 from ..io.gaps import gaps
+from ..io.images import ImageSet
 from ..io.json_files import read_object
 from ..io.outputs import output
-from ..io.scale import Scale, Spans, check_units
+from ..io.scale import Spans, check_units
 from ..missing import with_missing
 from ..noise import Gaussian
 from ..posterior import Posterior
@@ -140,6 +141,8 @@ def learn(
     if problem.operator.pictorial:
         rows = torch.linspace(0, len(y) - 1, min(len(y), LOOKED)).long()
         check_units("the set", y[rows], 0.0 if method == "clean" else problem.level)
+    if isinstance(data, str | Path) and y.note and not quiet:
+        print(y.note, file=sys.stderr)
     given = problem
     y, problem = _gaps(y, problem, nan, method, options)
     if not takes(method, problem):
@@ -198,8 +201,9 @@ def _gaps(
 
 def _range(data: Any, y: Tensor | Source) -> dict[str, Any]:
     """What config.json says of the numbers in the files, if more than their type is needed."""
-    scale = getattr(y if isinstance(y, Source) else data, "scale", None)
-    if not isinstance(scale, Scale) or scale.span is None:
+    held = y if isinstance(y, Source) else data if isinstance(data, ImageSet) else None
+    scale = None if held is None else held.scale
+    if scale is None or scale.span is None:
         return {}
     black, white, dtype = scale.span
     return {"range": [black, white], "file_type": dtype}

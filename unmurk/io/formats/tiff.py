@@ -302,16 +302,21 @@ class Stack:
 
     def tags(self, page: int) -> dict[str, Any]:
         """The tags of a page that say something other than how pixels are kept, for `write`."""
+        with reading(self.file):
+            return self._tags(page)
+
+    def _tags(self, page: int) -> dict[str, Any]:
         known = page < len(self._tiff.pages)
         tags = self._tagged(page if known else 0).tags
         text = tags.get(DESCRIPTION)
+        unit = tags[UNIT].value if UNIT in tags else None
         sides = [tags[code].value if code in tags else None for code in (WIDTHS, HEIGHTS)]
         return {
             "description": self._bytes(text).rstrip(b"\0") if text and known else None,
             "resolution": tuple(sides) if None not in sides else None,
-            "resolutionunit": tags[UNIT].value if UNIT in tags else None,
+            "resolutionunit": unit if unit in (1, 2, 3) else None,
             "datetime": tags[DATE].value if DATE in tags else None,
-            "software": tags[SOFTWARE].value if SOFTWARE in tags else False,
+            "software": self._bytes(tags[SOFTWARE]).rstrip(b"\0") if SOFTWARE in tags else False,
             "extratags": [
                 (code, int(tags[code].dtype), tags[code].count, self._bytes(tags[code]), True)
                 for code in COPIED
@@ -393,6 +398,12 @@ class StackWriter:
             self._writer.write(*args, **kwargs)
         except OSError as error:
             raise unwritable(self.out, error) from error
+        except Exception as error:
+            source = self.out if self.like is None else self.like.file
+            raise InputError(
+                f"cannot copy the tags of {source}: {' '.join(str(error).split())[:200]}; give an "
+                "--out that ends in .npy"
+            ) from error
 
     def close(self) -> None:
         """The file gets its name."""
