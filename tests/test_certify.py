@@ -15,11 +15,20 @@ import torch
 
 from unmurk import certificate, cli
 from unmurk.certificate import holds, lines, picture, summary, table
-from unmurk.certify import PROBLEMS, SHORT, Row, certify, standard_errors
+from unmurk.certify import (
+    PROBLEMS,
+    SHORT,
+    Row,
+    certify,
+    claiming_solvers,
+    default_solvers,
+    standard_errors,
+)
 from unmurk.errors import InputError
 from unmurk.exact import operator_matrix
 from unmurk.exam import PRIORS, Exam, coverage
 from unmurk.exam import exam as exam_of
+from unmurk.solve import configure
 
 SOME = [("gaussian", "inpaint:box,size=4", 0.3), ("mixture", "sr:average,factor=2", 0.05)]
 
@@ -307,6 +316,53 @@ def test_command_prints_the_rows_of_the_library(few, tmp_path, capsys):
     assert cli.main(["certify", "--methods", "red-diff"]) == 0
     shown = capsys.readouterr()
     assert "red-diff" in shown.out and "worst of all problems" in shown.out
+
+
+def test_command_takes_solvers_that_claim_something_unless_thorough(few, monkeypatch):
+    asked = []
+
+    def remember(solvers, **settings):
+        asked.append((list(solvers), settings["problems"]))
+        return rows_by_hand()
+
+    monkeypatch.setattr(certificate, "certify", remember)
+    assert certificate.run()["thorough"] is False
+    assert certificate.run(thorough=True)["thorough"] is True
+    certificate.run(["dps"], thorough=True)
+    claiming = [name for name in default_solvers() if claims_of(name) != "heuristic"]
+    assert asked == [
+        (claiming, SOME),
+        (list(default_solvers()), PROBLEMS),
+        (["dps"], PROBLEMS),
+    ]
+    assert {"red-diff", "tds"} <= set(claiming) < set(default_solvers())
+    assert list(claiming_solvers()) == claiming
+
+
+def claims_of(name):
+    options = dict(default_solvers()[name])
+    return configure(options.pop("method", name), options).claims
+
+
+def test_rows_say_how_well_a_sampled_reference_is_known():
+    solvers = {"oracle": oracle()}
+    (row,) = certify(solvers, problems=[("wavelet", "identity", 0.3)], images=1)
+    assert 1 <= row.rhat <= 1.01 and row.ess > 1000 and 0 < row.reference_error < 2e-4**0.5
+    exam = exam_of(("wavelet", "identity", 0.3), 1, 0)
+    assert row.reference_error**2 == exam.mean_error
+    # a reference that is less sure subtracts its error from the figure, and adds it to the bar
+    samples = exam.posterior.sample(64, seed=5)
+    square, bar = exam.moments(samples)[0], exam.square_bar(64, 0.1)
+    exam_of.cache_clear()
+    exam.mean_error += 0.01
+    assert exam.moments(samples)[0] == pytest.approx(square - 0.01)
+    assert exam.square_bar(64, 0.1) > 1.2 * bar
+    (known,) = certify(solvers, problems=SOME[:1], draws=32)
+    assert known.rhat is known.ess is known.reference_error is None
+    assert certificate.reference([known]) == ""
+    worse = dataclasses.replace(row, rhat=1.0092, ess=812.4, reference_error=0.0123)
+    said = certificate.reference([known, row, worse])
+    assert "at most 1.009" in said and "812 effective" in said and "0.0123 posterior" in said
 
 
 def test_command_names_the_solvers_there_are(tmp_path, capsys):

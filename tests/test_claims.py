@@ -13,7 +13,7 @@ SOME = [
     ("gaussian", "inpaint:box,size=4", 0.3),
     ("gaussian", "inpaint:box,size=4", 0.02),
     ("mixture", "inpaint:random,keep=0.5", 0.3),
-    ("mixture-wide", "blur:gaussian,sigma=1,pad=circular", 0.02),
+    ("gaussian", "blur:gaussian,sigma=1,pad=circular", 0.01),
     ("wavelet-wide", "sr:average,factor=2", 0.05),
 ]
 DRAWS = 64

@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from unmurk import cli, commands, commands_restore, demo
+from unmurk import cli, commands, commands_restore, demo, metrics
 from unmurk.io.outputs import output
 from unmurk.learn import Recipe, Settings
 from unmurk.posterior import Posterior
@@ -157,6 +157,27 @@ def test_json_is_one_object_with_known_scores(data, tmp_path, capsys):
     same = json.loads(capsys.readouterr().out)
     assert same["psnr"] is None and same["exact"] == 5
     assert same["ssim"] == pytest.approx(1, abs=1e-6)
+
+
+def test_evaluate_scores_images_where_they_are_placed(data, tmp_path, capsys, monkeypatch):
+    """PSNR, SSIM and the Frechet distance are those of what `place` returns."""
+    shifted, given = tmp_path / "shifted.npy", []
+    np.save(shifted, np.load(data) + np.float32(0.1))
+
+    def place(*things):
+        given.extend(things)
+        return [things[1] - 0.3, things[1] - 0.2]
+
+    monkeypatch.setattr("unmurk.commands.place", place)
+    assert unmurk("evaluate", shifted, data, "--json") == 0
+    assert [tuple(thing.shape) for thing in given] == [(5, 1, *np.load(data).shape[1:])] * 2
+    torch.testing.assert_close(given[0] - given[1], torch.full_like(given[0], 0.1))
+    a, b = given[1] - 0.3, given[1] - 0.2
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["psnr"] == pytest.approx(float(metrics.psnr(a, b).mean()))
+    assert scores["ssim"] == pytest.approx(float(metrics.ssim(a, b).mean()))
+    if "frechet" in scores:
+        assert scores["frechet"] == pytest.approx(metrics.frechet(b, a))
 
 
 def test_evaluate_scores_samples(data, tmp_path, capsys):

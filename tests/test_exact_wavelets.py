@@ -285,6 +285,15 @@ def test_draws_are_the_chains_without_repetition():
     torch.testing.assert_close(everything.std(0, correction=0), posterior.std, rtol=1e-3, atol=0)
 
 
+def test_error_of_the_mean_is_the_scatter_of_repeated_references():
+    prior, problem = ScaleMixture.example((1, 2, 2)), Problem("inpaint:box,size=1", 0.1)
+    y = problem.simulate(prior.sample(2, seed=4), seed=5).double()
+    found = [prior.posterior(y, problem, seed=s) for s in range(8)]
+    scatter = float(torch.stack([q.mean.flatten(1) for q in found]).var(0).sum())
+    claimed = float(torch.stack([q.mean_variance for q in found]).mean(0).sum())
+    assert 0.5 < scatter / claimed < 1.7  # 56 numbers of unlike size: about 0.25 of it
+
+
 def test_chains_that_do_not_settle_are_an_error(monkeypatch):
     monkeypatch.setattr(gibbs, "PRECISE", 1e-9)
     monkeypatch.setattr(gibbs, "MOST", 500)
