@@ -127,7 +127,7 @@ def test_json_that_is_none(file, text, run, capfd):
         assert "json" in line or "run" in line
 
 
-VALUES = [None, True, -1, 0, 1.5, 1e308, 10**18, "x", "", [], {}, [1], ["a", None, 3], [10**9] * 3]
+VALUES = [None, True, -1, 0, 1e308, 10**18, "x", {}, ["a", None, 3]]
 KEYS = {
     INDEX: ["_class_name", "unet", "scheduler", "unknown"],
     LEVELS: ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"],
@@ -145,7 +145,7 @@ KEYS = {
 def test_values_of_any_type(file, key, run, capfd):
     """Each is used, where it does no harm, or refused; nothing else gets out."""
     kept, before = (run / file).read_text(), files(run)
-    for value in [*VALUES, [], "absent"]:
+    for value in [*VALUES, "absent"]:
         values = json.loads(kept) | {key: value}
         if value == "absent":
             del values[key]
@@ -169,7 +169,7 @@ def test_values_of_any_type(file, key, run, capfd):
 HUGE = [
     (UNET, {"block_out_channels": [8192, 8192, 8192]}, "weights"),
     (UNET, {"layers_per_block": 10**9}, "out of bounds"),
-    (UNET, {"layers_per_block": 64}, "weights"),
+    (UNET, {"layers_per_block": 17}, "layers_per_block"),
     (UNET, {"sample_size": 10**9}, "out of bounds"),
     (UNET, {"in_channels": 8000, "out_channels": 8000}, "weights"),
     (UNET, {"down_block_types": ["DownBlock2D"] * 1000}, "out of bounds"),
