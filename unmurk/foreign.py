@@ -54,7 +54,7 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 SIDES = Sides(1, 16384)
 CHANNELS = Whole(1, 8192)
-LAYERS = Whole(1, 64)
+LAYERS = Whole(1, 16)
 STEPS = Whole(2, 100_000)
 BETA = Real(0, 1)
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")

@@ -271,7 +271,7 @@ def noise_of(operator: Any) -> Noise:
     name = type(model).__name__
     kind = next((k.__name__ for k in type(model).__mro__ if k.__name__ in KINDS), None)
     held = {key for key in _attributes(model) if key not in ASIDE}
-    if kind is None and not callable(model) and held <= {"gain", "sigma"}:
+    if kind is None and not callable(model) and held and held <= {"gain", "sigma"}:
         wanted: tuple[str, ...] = tuple(held)
     elif kind is not None and held <= set(KINDS[kind]):
         wanted = KINDS[kind]

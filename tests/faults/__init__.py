@@ -1,0 +1,1 @@
+"""Faults that must not come back, one kind a file."""
