@@ -88,7 +88,9 @@ def reference(y, problem, steps, parallel, make):
     for row in range(len(y)):
         A = matrix[row if len(matrix) > 1 else 0]
         y_u = 2 * y[row].flatten() - A @ ones
-        u = (2 * problem.take([row]).A_dagger(y[row : row + 1]) - 1).clone().requires_grad_()
+        one = problem.take([row])
+        y_one = 2 * y[row : row + 1] - one.A(torch.ones(1, *SHAPE).double())
+        u = one.A_dagger(y_one).clone().requires_grad_()
         streams, path = Streams(5, [row], SOLVE, 0), []
         optimiser = make(u)
         alphas, sigmas = vp_levels(steps)

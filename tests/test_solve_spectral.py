@@ -351,7 +351,7 @@ def test_hrdis_is_the_released_algorithm_in_vp_form(operator, beta, weight):
     z, path_expected = draws(len(y)), []
     abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     y_u = 2 * y - problem.A(torch.ones(2, *SHAPE).double())
-    u = (2 * problem.A_dagger(y) - 1).requires_grad_()
+    u = problem.A_dagger(y_u).clone().requires_grad_()
     adam = torch.optim.Adam([u], lr=0.3, betas=(0.9, 0.99), eps=1e-8)
     before = None
     for at in reversed(range(0, 1000, 250)):

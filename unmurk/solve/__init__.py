@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..checks import require_plausible
 from ..errors import InputError
 from ..problem import Problem
 from ..seeds import Streams
@@ -174,7 +175,8 @@ def solve(
 
     Raises:
         InputError: Unknown method or option, unfit shapes, an operator that the method cannot
-            handle, or a result that is not finite.
+            handle, or a result that is not finite or far outside what prior and measurements
+            allow (see `unmurk.checks`).
     """
     _check(y, samples, batch, restarts)
     if method == "auto":
@@ -205,11 +207,16 @@ def solve(
         if restarts > 1 and problem.operator.ambiguous:
             streams = _streams(seed, of, restarts, y.device)
             found = likeliest(found, y[images], picked, denoise, streams)
+        with denoise.counted_as(0):
+            ended = not any(monitor.stopped for _, monitor in runs)
+            level = denoise.sigma_max
+            require_plausible(
+                found, y[images], picked, denoise, method, sigma_max=level, finished=ended
+            )
         done.append(found)
         traces.extend(kept)
         nfe = max(nfe, denoise.nfe)
     found = torch.cat(done)
-    _finite(found, method)
     found = found.reshape(samples, len(y), *shape)
     std = found.std(0) if samples > 1 else torch.zeros_like(found[0])
     return Result(found, found.mean(0), std, _merge(traces), nfe, method, solver.claims)
@@ -255,6 +262,12 @@ def _fits(y: Tensor, problem: Problem, shape: tuple[int, ...], solver: Solver) -
         raise InputError(
             f"y has rows of shape {tuple(y.shape[1:])} but operator '{problem.operator.spec}'"
             f" makes {wanted} of images {shape}"
+        )
+    lost = (~problem.operator.seen(y).isfinite()).flatten(1).any(1)
+    if bool(lost.any()):
+        raise InputError(
+            f"y holds numbers that are not finite in row {int(lost.nonzero()[0, 0])}: hide them"
+            " with a mask (inpaint:file) or replace them"
         )
     if solver.requires == "linear" and not problem.operator.linear:
         able = [name for name, cls in METHODS.items() if cls.requires != "linear"]
@@ -315,15 +328,6 @@ def _best(runs: list[tuple[Tensor, Monitor]]) -> tuple[Tensor, list[list[dict[st
         if bool(own.any()):
             traces.append([at | {"residual": at["residual"][own]} for at in monitor.steps])
     return x, traces
-
-
-def _finite(x: Tensor, method: str) -> None:
-    bad = (~x.isfinite().flatten(1).all(1)).sum().item()
-    if bad:
-        raise InputError(
-            f"{method} diverged on {bad} of {len(x)} images: choose smaller steps"
-            " or check the scale of y"
-        )
 
 
 def _merge(traces: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
