@@ -336,4 +336,4 @@ def test_bad_input_is_named():
         with pytest.raises(InputError, match=f"{option} (is )?0"):
             solve(y, problem, PRIOR, method, **{option: 0})
     claims = [METHODS[name].claims for name in QUICK]
-    assert claims == ["heuristic", "posterior", "heuristic", "posterior"]
+    assert claims == ["heuristic", "heuristic", "heuristic", "posterior"]

@@ -32,7 +32,7 @@ from .base import Callback, Claim, Denoiser, Monitor, Solver
 from .daps import Daps
 from .ddiff import Ddiff
 from .ddnm import Ddnm
-from .ddrm import Ddrm
+from .ddrm import Ddrm, DdrmPaper
 from .diffpir import DiffPir
 from .dps import Dps
 from .fast_dips import FastDips
@@ -75,6 +75,7 @@ METHODS: dict[str, type[Solver]] = {
 PRESETS: dict[tuple[str, str], type[Solver]] = {
     ("red-diff", "paper"): RedDiffPaper,
     ("red-diff", "spread"): RedDiffSpread,
+    ("ddrm", "paper"): DdrmPaper,
 }
 """What `preset` stands for: solvers by (name, preset)."""
 
@@ -171,7 +172,7 @@ def solve(
         callback: Called after every step of every batch with a dict: step, steps, sigma, x,
             denoised (B', C, H, W), nfe, residual. What it returns, if true, stops this batch.
         batch: Rows (images x samples) worked on together.
-        options: The solver's, by name, and `preset` (red-diff: "paper" or "spread").
+        options: The solver's, by name, and `preset` (red-diff: "paper" or "spread"; ddrm: "paper").
 
     Raises:
         InputError: Unknown method or option, unfit shapes, an operator that the method cannot
