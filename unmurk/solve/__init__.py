@@ -172,7 +172,8 @@ def solve(
         callback: Called after every step of every batch with a dict: step, steps, sigma, x,
             denoised (B', C, H, W), nfe, residual. What it returns, if true, stops this batch.
         batch: Rows (images x samples) worked on together.
-        options: The solver's, by name, and `preset` (red-diff: "paper" or "spread"; ddrm: "paper").
+        options: The solver's, by name, and `preset` (red-diff: "paper" or "spread"; ddrm:
+            "paper").
 
     Raises:
         InputError: Unknown method or option, unfit shapes, an operator that the method cannot
