@@ -20,7 +20,7 @@ CLIP = Problem("hdr:clip,factor=2", 0.1)
         (MASK, 1, 100, "red-diff"),
         (MASK, 4, 100, "red-diff"),
         (MASK, 4, 310, "snips"),
-        (MASK, 4, 600, "pnp-dm"),
+        (MASK, 4, 600, "snips"),
         (CLIP, 1, 40, "red-diff"),
         (CLIP, 4, 40, "daps"),
     ],

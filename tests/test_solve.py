@@ -112,7 +112,8 @@ def released_run(y, problem, steps, lam, lr, obs, sigma_x0, weight):
     for row in range(len(y)):
         A = matrix[row if len(matrix) > 1 else 0]
         y_u = 2 * y[row].flatten() - A @ torch.ones(64, dtype=torch.float64)
-        u = 2 * problem.take([row]).A_dagger(y[row : row + 1]) - 1
+        one = problem.take([row])
+        u = one.A_dagger(2 * y[row : row + 1] - one.A(torch.ones(1, *SHAPE).double()))
         u = u.detach().clone().requires_grad_()
         adam = torch.optim.Adam([u], lr=lr, betas=(0.9, 0.99), eps=1e-8)
         streams = Streams(5, [row], SOLVE, 0)
@@ -447,11 +448,11 @@ def test_init_images_and_posterior_draws():
 
     class Posterior:
         def sample(self, y, problem, n, seed):
-            return truth + torch.arange(n).reshape(-1, 1, 1, 1, 1) + seed
+            return truth + (torch.arange(n).reshape(-1, 1, 1, 1, 1) + seed) / 100
 
     draws = {"init": "posterior", "posterior": Posterior(), "samples": 2, "seed": 10}
     path, _ = walk(y, problem, **draws, **paper)
-    torch.testing.assert_close(path[0], torch.cat([truth + 10, truth + 11]))
+    torch.testing.assert_close(path[0], torch.cat([truth + 0.1, truth + 0.11]))
     near = solve(y, problem, PRIOR, "dps", steps=100, init=truth, init_sigma=0.05, zeta=0.0)
     assert (near.mean - truth).square().mean().sqrt() < 0.07
     assert near.nfe < 100

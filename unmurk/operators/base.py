@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 CG_ITERATIONS = 100
+SMALL_MATRIX = 1024  # numbers in an image whose A is decomposed as a matrix without being asked
 FACTORED = 1024  # sides above which small matrices are no longer small
 CG_TOLERANCE = 1e-6  # of the residual norm, relative to the right-hand side: float32's reach
 
@@ -110,7 +111,7 @@ class Operator:
     """A forward model A, for batches of images x (B, C, H, W) and measurements y (B, ...).
 
     Members define `_A`, `_A_adjoint` and, where there is a closed form, `_A_dagger`, `_prox` and
-    `_svd` or `_factors`.
+    `_structured` or `_factors`.
     Operators are values: `at`, `take` and `to` return another one and leave this one as it is.
 
     Attributes:
@@ -193,6 +194,25 @@ class Operator:
         if not op.linear:
             raise InputError(f"{op.spec} is not linear, so it has no singular values")
         return op._svd(x)
+
+    def decomposed(self, x: Tensor) -> Spectrum | None:
+        """`svd` where it is at hand: from the structure of A, or from the matrix of small images
+        if all images share it. None elsewhere.
+
+        Args:
+            x: Images (B, C, H, W), of which shape, type and device are taken.
+        """
+        op = self._bound(x, x.shape)
+        if not op.linear:
+            return None
+        found = op._structured(x)
+        if found is not None or not op._shared or x[0].numel() > SMALL_MATRIX:
+            return found
+        key = "dense", tuple(x.shape[-3:]), x.dtype, x.device
+        if key not in op._kept:
+            with torch.inference_mode(False), torch.no_grad():
+                op._kept = {**op._kept, key: dense(op, x[:1])}
+        return op._kept[key]
 
     def norm(self, x: Tensor, iterations: int = 30) -> Tensor:
         """The largest singular value of a linear A for each image, shape (B,).
@@ -378,8 +398,17 @@ class Operator:
         return z + step
 
     def _svd(self, x: Tensor) -> Spectrum:
-        found = self._factored(x)
+        found = self._structured(x)
         return dense(self, x) if found is None else found
+
+    @property
+    def _shared(self) -> bool:
+        """Whether A is the same for all images, whatever they are."""
+        return not self.tensors
+
+    def _structured(self, x: Tensor) -> Spectrum | None:
+        """The decomposition that the structure of A gives; None if it gives none."""
+        return self._factored(x)
 
     def _factored(self, like: Tensor) -> Spectrum | None:
         """The decomposition by `_factors`, kept for images like these; None if there is none."""

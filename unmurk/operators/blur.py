@@ -112,8 +112,14 @@ class Blur(Operator):
         )
         return z + step
 
-    def _svd(self, x: Tensor) -> Spectrum:
-        return fourier(self._transfer(x), x.shape) if self.pad == "circular" else super()._svd(x)
+    @property
+    def _shared(self) -> bool:
+        return True  # but for kernels from a file
+
+    def _structured(self, x: Tensor) -> Spectrum | None:
+        if self.pad == "circular":
+            return fourier(self._transfer(x), x.shape)
+        return super()._structured(x)
 
     def _factors(self, shape: tuple[int, ...]) -> Factors | None:
         assert self.kernel is not None
@@ -275,6 +281,10 @@ class FileBlur(Blur):
 
     def __init__(self, path: str | Path, pad: str = "reflect") -> None:
         self._take_options(path=path, pad=pad)
+
+    @property
+    def _shared(self) -> bool:
+        return False
 
     def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """The operator with the kernels of these images; see `Operator.at`."""

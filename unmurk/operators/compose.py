@@ -160,6 +160,10 @@ class Compose(Operator):
             y = member.A_adjoint(y)
         return y
 
+    @property
+    def _shared(self) -> bool:
+        return all(member._shared for member in self.members)
+
     def _factors(self, shape: tuple[int, ...]) -> Factors | None:
         product: Factors | None = None
         for member in self.members:

@@ -89,7 +89,7 @@ class Inpaint(Operator):
         assert self.held is not None
         return (z + gamma * self.seen(y)) / (1 + gamma * self.held)
 
-    def _svd(self, x: Tensor) -> Spectrum:
+    def _structured(self, x: Tensor) -> Spectrum:
         assert self.held is not None
         return diagonal(self.held.to(x), self.seen)
 

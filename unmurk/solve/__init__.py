@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..bounds import Whole, check_memory
+from ..checks import require_plausible
 from ..errors import InputError
 from ..missing import without_missing
 from ..problem import Problem
@@ -35,7 +36,7 @@ from .base import Callback, Claim, Denoiser, Monitor, Solver
 from .daps import Daps
 from .ddiff import Ddiff
 from .ddnm import Ddnm
-from .ddrm import Ddrm
+from .ddrm import Ddrm, DdrmPaper
 from .diffpir import DiffPir
 from .dps import Dps
 from .fast_dips import FastDips
@@ -78,6 +79,7 @@ METHODS: dict[str, type[Solver]] = {
 PRESETS: dict[tuple[str, str], type[Solver]] = {
     ("red-diff", "paper"): RedDiffPaper,
     ("red-diff", "spread"): RedDiffSpread,
+    ("ddrm", "paper"): DdrmPaper,
 }
 """What `preset` stands for: solvers by (name, preset)."""
 
@@ -180,11 +182,13 @@ def solve(
             denoised (B', C, H, W), nfe, residual. What it returns, if true, stops this batch.
         batch: Rows (images x samples) worked on together, a whole number from 1 to 65536.
         nan: "mask" counts pixels of y with numbers that are not finite as hidden.
-        options: The solver's, by name, and `preset` (red-diff: "paper" or "spread").
+        options: The solver's, by name, and `preset` (red-diff: "paper" or "spread"; ddrm:
+            "paper").
 
     Raises:
         InputError: Unknown method or option, unfit shapes, an operator that the method cannot
-            handle, or a result that is not finite.
+            handle, or a result that is not finite or far outside what prior and measurements
+            allow (see `unmurk.checks`).
     """
     _check(y, samples, batch, restarts)
     if method == "auto":
@@ -221,11 +225,16 @@ def solve(
             streams = _streams(seed, of, restarts, y.device, same, shape[0])
             found = likeliest(found, y[images], picked, denoise, streams)
         found[same] = found[same, :1]
+        with denoise.counted_as(0):
+            ended = not any(monitor.stopped for _, monitor in runs)
+            level = denoise.sigma_max
+            require_plausible(
+                found, y[images], picked, denoise, method, sigma_max=level, finished=ended
+            )
         done.append(found)
         traces.extend(kept)
         nfe = max(nfe, denoise.nfe)
     found = torch.cat(done)
-    _finite(found, method)
     found = found.reshape(samples, len(y), *shape)
     std = found.std(0) if samples > 1 else torch.zeros_like(found[0])
     return Result(found, found.mean(0), std, _merge(traces), nfe, method, solver.claims)
@@ -270,6 +279,12 @@ def _fits(y: Tensor, problem: Problem, shape: tuple[int, ...], solver: Solver) -
         raise InputError(
             f"y has rows of shape {tuple(y.shape[1:])} but operator '{problem.operator.spec}'"
             f" makes {wanted} of images {shape}"
+        )
+    lost = (~problem.operator.seen(y).isfinite()).flatten(1).any(1)
+    if bool(lost.any()):
+        raise InputError(
+            f"y holds numbers that are not finite in row {int(lost.nonzero()[0, 0])}: hide them"
+            " with a mask (inpaint:file) or replace them"
         )
     if solver.requires == "linear" and not problem.operator.linear:
         able = [name for name, cls in METHODS.items() if cls.requires != "linear"]
@@ -343,15 +358,6 @@ def _best(runs: list[tuple[Tensor, Monitor]]) -> tuple[Tensor, list[list[dict[st
         if bool(own.any()):
             traces.append([at | {"residual": at["residual"][own]} for at in monitor.steps])
     return x, traces
-
-
-def _finite(x: Tensor, method: str) -> None:
-    bad = (~x.isfinite().flatten(1).all(1)).sum().item()
-    if bad:
-        raise InputError(
-            f"{method} diverged on {bad} of {len(x)} images: choose smaller steps"
-            " or check the scale of y"
-        )
 
 
 def _merge(traces: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

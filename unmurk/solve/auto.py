@@ -6,9 +6,9 @@ The rule, and the measurement behind each line:
                                  evaluations (docs/benchmark_solve.md)
     one image, another A         the same: 0.3 to 0.5 dB above dps (hdr, nonlinear blur) at a
                                  tenth of its evaluations; 0.4 dB below it for jpeg
-    several images, linear A     a sampler of the posterior if the budget reaches for one (pnp-dm
-                                 from 600 evaluations on, snips from 310 on), else red-diff's
-                                 preset "spread" (docs/certification.md)
+    several images, linear A     a sampler of the posterior if the budget reaches for one (snips,
+                                 from 310 evaluations on), else red-diff's preset "spread"
+                                 (docs/certification.md)
     several images, another A    daps with as many levels as evaluations
     one image, an ambiguous A    ddiff, two runs (phase retrieval): median 30 dB, red-diff 26; of
                                  other digits 34 and 24 dB; more runs bring no gain that was seen
@@ -21,7 +21,6 @@ from typing import Any
 
 from ..errors import InputError
 from ..problem import Problem
-from .pnp_dm import PnpDm
 from .snips import Snips
 
 __all__ = ["Auto"]
@@ -72,8 +71,6 @@ class Auto:
             return "red-diff", {"steps": self.budget // 2}
         if not problem.linear:
             return "daps", {"steps": self.budget}
-        if self.budget >= PnpDm.turns * PnpDm.steps:
-            return "pnp-dm", {"turns": self.budget // PnpDm.steps}
         if self.budget >= Snips.steps + Snips.final:
             return "snips", {"steps": self.budget - Snips.final}
         return "red-diff", {"preset": "spread", "steps": self.budget // 2}

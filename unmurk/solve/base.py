@@ -136,6 +136,7 @@ class Monitor:
         self.y, self.problem, self.denoise, self.callback = y, problem, denoise, callback
         self.before = denoise.nfe
         self.steps: list[dict[str, Any]] = []
+        self.stopped = False  # by the callback
 
     def __call__(self, step: int, steps: int, sigma: float, x: Tensor, denoised: Tensor) -> bool:
         nfe = self.denoise.nfe - self.before
@@ -143,7 +144,7 @@ class Monitor:
         self.steps.append({"step": step, "sigma": sigma, "nfe": nfe, "residual": residual})
         if self.callback is None:
             return False
-        return bool(
+        self.stopped = bool(
             self.callback(
                 {
                     "step": step,
@@ -156,6 +157,7 @@ class Monitor:
                 }
             )
         )
+        return self.stopped
 
     @torch.no_grad()
     def misfit(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ and all s that are not 0 equal, DDNM+ takes the third rule as it is and the seco
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,9 +35,12 @@ from ..operators.spectral import Spectrum
 from ..problem import Problem
 from ..seeds import Streams
 from .base import Claim, Denoiser, Report, Requirement, randn
+from .schedule import linear_beta
 from .start import centre, ladder
 
-__all__ = ["Ddrm", "renew"]
+__all__ = ["Ddrm", "DdrmPaper", "renew"]
+
+GRIDS = ("linear", "karras", "linear-beta")
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,13 @@ class Ddrm:
     """Share of fresh noise, 0 to 1, where y is of no use or noisier than the level. Published."""
     eta_b: float = 1.0
     """Share of y in the mean, 0 to 1, where the level is above the noise of y. Published."""
-    sigma_max: float = 20.0
+    grid: Literal["linear", "karras", "linear-beta"] = "linear"
+    """Levels in equal steps, on the grid of Karras et al. (2022, arXiv 2206.00364, eq. 5), or the
+    released ones, every (1000 / steps)-th of the DDPM schedule, whatever `sigma_max` and
+    `sigma_min` are (there `steps` is a divisor of 1000)."""
+    sigma_max: float = 1.0
     """First noise level, no higher than the prior's highest."""
-    sigma_min: float = 0.005
+    sigma_min: float = 0.01
     """Last noise level before none."""
     init_sigma: float = 0.3
     """Where `init` is given: the level it is noised to, and the first one used."""
@@ -72,6 +79,8 @@ class Ddrm:
         for name in ("eta", "eta_b"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it is between 0 and 1")
+        if self.grid not in GRIDS:
+            raise InputError(f"grid '{self.grid}': choose from {', '.join(GRIDS)}")
 
     @torch.no_grad()
     def run(
@@ -84,8 +93,7 @@ class Ddrm:
         callback: Report,
     ) -> Tensor:
         """See `Solver.run`."""
-        span = (self.sigma_max, self.sigma_min)
-        levels = ladder(denoise, self.steps, span, None if x is None else self.init_sigma)
+        levels = self._levels(denoise, None if x is None else self.init_sigma)
         x = centre(y, problem, x)
         spectrum = problem.operator.svd(x)
         y_bar = spectrum.measured(problem.operator.seen(y))
@@ -101,6 +109,25 @@ class Ddrm:
             if callback(step, len(levels), t, x, x0):
                 break
         return x
+
+    def _levels(self, denoise: Denoiser, init_sigma: float | None) -> list[float]:
+        """Falling noise levels; from `init_sigma` on where an image is given."""
+        if self.grid == "linear-beta":
+            most = min(init_sigma or math.inf, denoise.sigma_max)
+            levels = linear_beta(self.steps).tolist()
+            return [level for level in levels if level <= most] or levels[-1:]
+        span = (self.sigma_max, self.sigma_min)
+        levels = ladder(denoise, self.steps, span, init_sigma)
+        if self.grid == "linear":
+            return torch.linspace(levels[0], levels[-1], self.steps).tolist()
+        return levels
+
+
+@dataclass(frozen=True)
+class DdrmPaper(Ddrm):
+    """DDRM on the released levels."""
+
+    grid: Literal["linear", "karras", "linear-beta"] = "linear-beta"
 
 
 def renew(

@@ -11,23 +11,17 @@ over two images that are tied together by rho, and sampled by turns while rho fa
 At a fixed rho the images x are drawn from p(x) N(y; A x, R + rho^2 A A^T). The paper takes
 R = sigma_y^2 I: the posterior under too much noise, unless rho ends far below sigma_y. But of a
 direction that y does not see, of prior variance v, a turn forgets only rho^2 / (v + rho^2), so
-that a small rho hardly moves. Here rho^2 A A^T is taken out of R as far as it goes,
+that a small rho hardly moves. Here rho^2 A A^T is taken out of R as far as it goes, so that x has
+the exact posterior at every rho up to sigma_y / ||A||, and the last turns can keep rho that high.
+`coupling.py` has the step and its derivation: it is exact for every linear operator, and never
+makes an image grow.
 
-    R = (sigma_y^2 I - rho^2 A A^T)_+
-
-(the auxiliary variable of Marnissi, Chouzenoux, Benazza-Benyahia and Pesquet 2018, Entropy 20(2)).
-Then x has the exact posterior at every rho up to sigma_y / ||A||, the last turns can keep rho that
-high, and no inverse is needed: on the right singular vectors of A, with singular values s_i,
-
-    z = x + h(A^T A) A^T (y - A x) + rho c(A^T A) n      h_i   = min(rho^2 / sigma_y^2, 1 / s_i^2)
-                                                         c_i^2 = (1 - rho^2 s_i^2 / sigma_y^2)_+
-
-h and c are polynomials of A^T A that agree with these functions at the Chebyshev points between 0
-and ||A||^2. They are exact where all s_i that are not 0 are equal (masks, block averages).
+The samples are those of the posterior as soon as the turns have forgotten what was true at a
+higher rho. That takes v / rho^2 of them where v is the widest variance that y leaves open: a few
+where noise is high, hundreds for a hole at noise 0.02. `snips` samples the same law of z by
+dynamics that need the square root of that number.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,15 +29,15 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..operators.base import per_image
 from ..prior import karras
 from ..problem import Problem
 from ..samplers import diffuse
 from ..seeds import Streams
-from .base import Claim, Denoiser, Report, Requirement, randn
+from .base import Claim, Denoiser, Report, Requirement
+from .coupling import EDGE, Coupling, shared_norm
 from .start import begin
 
-__all__ = ["PnpDm", "filtered", "likelihood_step", "toward"]
+__all__ = ["PnpDm"]
 
 DEPTH = 0.03  # last level of a prior step in units of its first
 
@@ -57,7 +51,7 @@ class PnpDm:
     """
 
     name: ClassVar[str] = "pnp-dm"
-    claims: ClassVar[Claim] = "posterior"
+    claims: ClassVar[Claim] = "heuristic"  # until the turns have forgotten where rho fell from
     requires: ClassVar[Requirement] = "linear"
 
     turns: int = 75
@@ -67,9 +61,9 @@ class PnpDm:
     change the spread by 5 % and more."""
     rho_max: float = 1.0
     """First rho, no higher than the prior's highest level."""
-    coupling: float = 0.95
-    """Last rho in units of sigma_y. Up to 1 / ||A|| the samples are those of the posterior (1 for
-    masks and blurs); more mixes faster, and adds noise."""
+    coupling: float = EDGE
+    """Last rho in units of sigma_y / ||A||. Up to 0.95 the samples are those of the posterior;
+    more mixes faster, and adds noise."""
     noise_floor: float = 1e-3
     """Least noise level that y is believed to have."""
     init_sigma: float = 0.3
@@ -96,72 +90,22 @@ class PnpDm:
         """See `Solver.run`."""
         trust = max(problem.sigma, self.noise_floor)
         still = self.turns // 3
-        span = self.rho_max, min(self.coupling * trust, denoise.sigma_max)
+        last = self.coupling * trust / shared_norm(problem, y)
+        last = min(last, max(self.rho_max, self.coupling * trust), denoise.sigma_max)
         falling, x = begin(
-            y, problem, denoise, x, noise, self.turns - still, span, self.init_sigma
+            y,
+            problem,
+            denoise,
+            x,
+            noise,
+            self.turns - still,
+            (self.rho_max, last),
+            self.init_sigma,
         )
-        top = problem.operator.norm(x)
+        tie = Coupling(problem, y, trust, x)
         for turn, rho in enumerate([*falling, *falling[-1:] * still], 1):
-            z = likelihood_step(problem, x, y, rho, trust, noise, top)
+            z = tie.draw(x, rho, noise)
             x = diffuse(denoise, z, karras(self.steps, rho, DEPTH * rho).tolist(), noise)
             if callback(turn, self.turns, rho, x, x):
                 break
         return x
-
-
-def likelihood_step(
-    problem: Problem,
-    x: Tensor,
-    y: Tensor,
-    rho: float,
-    sigma: float,
-    noise: Streams,
-    top: Tensor,
-) -> Tensor:
-    """A draw of z given x and y, (B, C, H, W), for a linear operator and noise sigma.
-
-    Args:
-        x: Images (B, C, H, W).
-        y: Measurements (B, ...).
-        top: Largest singular value of A, shape (B,).
-    """
-    ratio = (rho / sigma) ** 2
-    fresh = filtered(problem, randn(noise, x), lambda s: (1 - ratio * s).clamp_min(0).sqrt(), top)
-    return x + toward(problem, x, y, ratio, top) + rho * fresh
-
-
-def toward(problem: Problem, x: Tensor, y: Tensor, ratio: float, top: Tensor) -> Tensor:
-    """h(A^T A) A^T (y - A x), (B, C, H, W), where ratio = rho^2 / sigma_y^2; else as above."""
-    pulled = problem.A_adjoint(problem.residual(x, y))
-    if ratio * float(top.max()) ** 2 <= 1:
-        return ratio * pulled
-    return filtered(problem, pulled, lambda s: 1 / s.clamp_min(1 / ratio), top)
-
-
-def filtered(
-    problem: Problem, b: Tensor, f: Callable[[Tensor], Tensor], top: Tensor, degree: int = 8
-) -> Tensor:
-    """f(A^T A) b, (B, C, H, W), by a polynomial in A^T A.
-
-    The polynomial meets f at the points (1 + cos(pi i / degree)) / 2 top^2, ends included, and is
-    summed by the recurrence T_{k+1} = 2 M T_k - T_{k-1}, M = 2 A^T A / top^2 - I.
-
-    Args:
-        b: Images (B, C, H, W).
-        f: A function of the squared singular values of A, element by element.
-        top: Largest singular value of A, shape (B,).
-    """
-    grid = torch.arange(degree + 1, dtype=torch.float64, device=b.device)
-    chebyshev = torch.cos(math.pi / degree * grid[:, None] * grid)  # T_k at point i, [i, k]
-    points = (1 + chebyshev[:, 1:2]) / 2 * top.double().square()
-    weights = torch.linalg.solve(chebyshev, f(points))  # [k, image]
-
-    def scaled(v: Tensor) -> Tensor:
-        return per_image(2 / top.square(), v) * problem.A_adjoint(problem.A(v)) - v
-
-    before, now = b, scaled(b)
-    total = per_image(weights[0], b) * before + per_image(weights[1], b) * now
-    for weight in weights[2:]:
-        before, now = now, 2 * scaled(now) - before
-        total = total + per_image(weight, b) * now
-    return total

@@ -50,6 +50,10 @@ from .start import grey
 
 __all__ = ["RedDiff"]
 
+ENOUGH = 50  # steps, from which on the settings stay as they are
+HIGHEST, LEAST = 5.0, 1.0  # first level with as many, and with few
+FASTER = 4 / 7  # how much c grows toward no steps at all: 1.4 with 15 of them
+
 
 @dataclass(frozen=True)
 class RedDiff:
@@ -65,13 +69,15 @@ class RedDiff:
 
     steps: int = 50
     """Noise levels. Each costs two network evaluations (one without `pairs`)."""
-    sigma_max: float = 5.0
-    """First noise level, no higher than the prior's highest."""
+    sigma_max: float | None = None
+    """First noise level, no higher than the prior's highest. Unset: 5 from 50 steps on, with fewer
+    5 (steps / 50)^(4/3), but at least 1: so few levels are worth more where images take shape."""
     sigma_min: float = 0.01
     """Last noise level: finer detail of the prior than this is not used."""
     relax: float | None = None
     """c: length of a step in units of sg^2; smaller averages more noise, and follows slower.
-    Unset: 1, or 1.5 where A is neither linear nor ambiguous. What saturates gives no gradient, so
+    Unset: 1 from 50 steps on, up to 1.57 with fewer, which have to follow faster; and 1.5 where A
+    is neither linear nor ambiguous. What saturates gives no gradient, so
     that the denoiser alone moves it (HDR: +0.5 to +0.8 dB; no change where nothing saturates)."""
     momentum: float = 0.5
     """beta: how much of the last change of mu is added before a step."""
@@ -108,7 +114,7 @@ class RedDiff:
         """See `Solver.run`."""
         trust = max(problem.sigma, self.noise_floor)
         c = self._length(problem)
-        first = self.sigma_max if x is None else self.init_sigma
+        first = self._highest() if x is None else self.init_sigma
         first = max(min(first, denoise.sigma_max), self.sigma_min)
         own, labels = self._last(problem, y)
         steps = self.steps - max(len(labels) - 1, 0)
@@ -138,7 +144,19 @@ class RedDiff:
         """c."""
         if self.relax is not None:
             return self.relax
-        return 1.0 if problem.linear or problem.operator.ambiguous else 1.5
+        if problem.linear or problem.operator.ambiguous:
+            return 1 + FASTER * (1 - self._share())
+        return 1.5
+
+    def _share(self) -> float:
+        """The steps there are, of those from which on more change nothing but the noise."""
+        return min(self.steps / ENOUGH, 1.0)
+
+    def _highest(self) -> float:
+        """The first level."""
+        if self.sigma_max is not None:
+            return self.sigma_max
+        return max(HIGHEST * self._share() ** (4 / 3), LEAST)
 
     def _last(self, problem: Problem, y: Tensor) -> tuple[float, tuple[float, ...]]:
         """The level at which y's own noise stands for e, and what D is told of it; 0 and nothing

@@ -11,21 +11,26 @@ x_t has the posterior density p_t(x_t) N(y; A x_t, R), whose score is known exac
 
 as long as R is positive, t < sigma_y / ||A||. There the levels stop falling, Langevin dynamics
 goes on at that level, and the reverse diffusion p(x | x_t), which does not depend on y, takes the
-rest of the noise off. Above it R is replaced by its positive part, (.)_+ below.
+rest of the noise off. Above it t in R is held at that level, see `coupling.py`.
 
-The paper takes a step of its own for each singular direction of A. Here all are steps of length c
-of dynamics preconditioned by P = (I / t^2 + A^T R^-1 A)^-1 = t^2 (I - (t^2 / sigma_y^2) A^T A),
+The paper takes overdamped steps, one length for each singular direction of A. Two things differ
+here. Steps are preconditioned by P = (I / t^2 + A^T R^-1 A)^-1 = t^2 (I - h A^T A), so that no
+stiff direction is left and P times the score is F(x_t) = D + h A^T (y - A D) - x_t. And x_t has a
+velocity v (underdamped, or kinetic, Langevin dynamics),
 
-    x_t  <-  x_t + c (D + h(A^T A) A^T (y - A D) - x_t) + (2 c)^1/2 t F n,
+    dx = v dt,    dv = F(x) dt - g v dt + (2 g P)^1/2 dW,
 
-with F^2 = (I - (t / sigma_y)^2 A^T A)_+ and h = min((t / sigma_y)^2, 1 / s^2) at a singular value
-s, as in `pnp_dm` (F^2 = I - h A^T A was used): no stiff direction is left, and no SVD is needed.
-The error is that c is finite: the variance of x_t comes out too large by up to c / 2 of t^2.
+because a direction that y does not see, of prior variance u, is pulled with t^2 / (u + t^2) only:
+overdamped dynamics needs some u / t^2 steps to cross it, these the square root of that number.
+All of them forget at the rate g / 2, as long as that is not above t / u^1/2, so that the friction
+g goes with the number of steps there are. One step is the splitting BAOAB of Leimkuhler and
+Matthews (2013), "Rational construction of stochastic numerical methods for molecular sampling",
+with one evaluation of D: for Gaussian laws its x_t has the exact variance at any stable length
+(below 2).
 """
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -36,8 +41,9 @@ from ..prior import karras
 from ..problem import Problem
 from ..samplers import diffuse
 from ..seeds import Streams
-from .base import Claim, Denoiser, Report, Requirement, randn
-from .pnp_dm import DEPTH, filtered, toward
+from .base import Claim, Denoiser, Report, Requirement
+from .coupling import EDGE, Coupling, shared_norm
+from .pnp_dm import DEPTH
 from .start import begin
 
 __all__ = ["Snips"]
@@ -57,15 +63,18 @@ class Snips:
 
     steps: int = 300
     """Langevin steps, one evaluation each: t falls during two thirds of them, and then stays."""
-    length: float = 0.25
-    """c, the length of a step. Longer ones mix faster and leave too much spread."""
+    length: float = 0.8
+    """Length of a step, > 0 and below 2, where it becomes unstable."""
+    friction: float = 8.0
+    """g, times the length of all steps at the last level: lower moves further, higher forgets the
+    velocity sooner."""
     final: int = 10
     """Levels of the reverse diffusion at the end."""
     sigma_max: float = 1.0
     """First t, no higher than the prior's highest level."""
-    coupling: float = 0.95
-    """Last t in units of sigma_y. Up to 1 / ||A|| the samples are those of the posterior (1 for
-    masks and blurs); more mixes faster, and adds noise."""
+    coupling: float = EDGE
+    """Last t in units of sigma_y / ||A||. Up to 0.95 the samples are those of the posterior; more
+    mixes faster, and adds noise."""
     noise_floor: float = 1e-3
     """Least noise level that y is believed to have."""
     init_sigma: float = 0.3
@@ -74,8 +83,10 @@ class Snips:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.final < 1:
             raise InputError(f"steps is {self.steps}, final {self.final}: both must be at least 1")
-        if not 0 < self.length <= 1:
-            raise InputError(f"length is {self.length}: a step is above 0 and at most 1")
+        if not 0 < self.length < 2:
+            raise InputError(f"length is {self.length}: a step is stable above 0 and below 2")
+        if not self.friction > 0:
+            raise InputError(f"friction is {self.friction}: it must be > 0")
         if self.coupling <= 0 or self.noise_floor <= 0:
             raise InputError(
                 f"coupling is {self.coupling}, noise_floor {self.noise_floor}: both must be > 0"
@@ -94,24 +105,29 @@ class Snips:
         """See `Solver.run`."""
         trust = max(problem.sigma, self.noise_floor)
         still = self.steps // 3
-        span = self.sigma_max, min(self.coupling * trust, denoise.sigma_max)
+        last = self.coupling * trust / shared_norm(problem, y)
+        last = min(last, max(self.sigma_max, self.coupling * trust), denoise.sigma_max)
         falling, x = begin(
-            y, problem, denoise, x, noise, self.steps - still, span, self.init_sigma
+            y,
+            problem,
+            denoise,
+            x,
+            noise,
+            self.steps - still,
+            (self.sigma_max, last),
+            self.init_sigma,
         )
-        top = problem.operator.norm(x)
+        tie, half = Coupling(problem, y, trust, x), self.length / 2
+        keep = math.exp(-self.friction / max(still, 1))
+        v, before = tie.noise(noise, x, falling[0]), falling[0]
         for step, t in enumerate([*falling, *falling[-1:] * still], 1):
             x0 = denoise(x, t)
-            ratio = (t / trust) ** 2
-            aim = x0 + toward(problem, x0, y, ratio, top)
-            root = filtered(problem, randn(noise, x), partial(_root, ratio), top)
-            x = x + self.length * (aim - x) + math.sqrt(2 * self.length) * t * root
+            v = t / before * v + self.length * (tie.mean(x0, t) - x)
+            x, before = x + half * v, t
+            v = keep * v + math.sqrt(1 - keep**2) * tie.noise(noise, x, t)
+            x = x + half * v
             if callback(step, self.steps + 1, t, x0, x0):
                 return x0
         x = diffuse(denoise, x, karras(self.final, t, DEPTH * t).tolist(), noise)
         callback(self.steps + 1, self.steps + 1, DEPTH * t, x, x)
         return x
-
-
-def _root(ratio: float, s: Tensor) -> Tensor:
-    """F at the squared singular values s."""
-    return (1 - ratio * s).clamp_min(0).sqrt()

@@ -66,7 +66,10 @@ def grey(y: Tensor, problem: Problem) -> Tensor:
 
 
 def pseudo_inverse(y: Tensor, problem: Problem, x: Tensor | None) -> Tensor:
-    """Where the released algorithms start: x, or A^+ y where it is None.
+    """Where the released algorithms start: x, or where it is None g + A^+ (y - A g), g grey.
+
+    In their units, u = 2 x - 1, that is A^+ of the measurement: what A does not see is 0, which is
+    mid-grey.
 
     Raises:
         InputError: A has no pseudo-inverse.
@@ -76,4 +79,7 @@ def pseudo_inverse(y: Tensor, problem: Problem, x: Tensor | None) -> Tensor:
             f"operator '{problem.operator.spec}' is not linear and has no pseudo-inverse to"
             " start from: give init, or take red-diff without preset='paper'"
         )
-    return problem.A_dagger(y) if x is None else x
+    if x is not None:
+        return x
+    middle = grey(y, problem)
+    return middle + problem.A_dagger(problem.residual(middle, y))

@@ -13,7 +13,9 @@ Here A V A^T is replaced by the diagonal of its row sums, its product with a vec
 That takes two products with V, two back-propagations, where the system of `mmps` takes some more.
 It is exact if A V A^T is diagonal; where its values are correlated and positive the row sums
 exceed the variances, and y is believed less than it should be. D_y takes the place of D in the
-reverse diffusion. Row sums below zero (a network's Jacobian is no covariance) count as zero.
+reverse diffusion. Row sums below zero (a network's Jacobian is no covariance) count as zero. Where
+they come out too small the correction would go far beyond y, and the more so the less noise y has:
+one after which an image fits y worse than before is shortened to the length that fits best.
 """
 
 from collections.abc import Callable
@@ -24,10 +26,11 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..operators.base import per_image
 from ..problem import Problem
 from ..samplers import Reverse
 from ..seeds import Streams
-from .base import Claim, Denoiser, Report, Requirement
+from .base import TINY, Claim, Denoiser, Report, Requirement
 from .mmps import moments
 from .start import begin
 
@@ -99,5 +102,20 @@ def projected(
     x0, spread = moments(denoise, x, sigma, Tmpd.name)
     with torch.no_grad():
         sums = problem.A(spread(problem.A_adjoint(torch.ones_like(y)))).clamp_min(0)
-        v = problem.residual(x0, y) / (trust**2 + sums)
-        return x0 + spread(problem.A_adjoint(v))
+        missing = problem.residual(x0, y)
+        step = spread(problem.A_adjoint(missing / (trust**2 + sums)))
+        return x0 + per_image(_length(missing, problem.A(step)), x0) * step
+
+
+def _length(missing: Tensor, gained: Tensor) -> Tensor:
+    """How much of a step to take, (B,): all of it, but where it makes the fit to y worse what
+    makes it best.
+
+    Args:
+        missing: y - A x0.
+        gained: A applied to the step.
+    """
+    square = gained.square().flatten(1).sum(1)
+    along = (missing * gained).flatten(1).sum(1)
+    best = (along / square.clamp_min(TINY)).clamp(0, 1)
+    return torch.where(2 * along < square, best, torch.ones_like(best))
