@@ -1,6 +1,5 @@
 """What the options of several commands share, and what every command has."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,11 +131,10 @@ def measured(path: Path, skip_bad: bool) -> tuple[Any, dict[str, str]]:
 
 
 def place(*things: Any) -> list[Any]:
-    """Models and tensors on the accelerator, if there is one: that of LOCAL_RANK of several."""
-    import torch
+    """Models and tensors on the device that commands use; see `unmurk.devices`."""
+    from .devices import default_device
 
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     return [thing.to(device) for thing in things]
 
 

@@ -42,6 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .devices import filled, networks, on_device
 from .errors import InputError
 from .foreign import Adm, adm, download, hub_name, pipeline
 from .nets import backbone
@@ -208,13 +209,14 @@ class Prior(nn.Module):
                 f"the prior is one of images {_size(self.shape)} (channels, height, width) but is "
                 f"given {_size(x.shape[1:])}: crop, resize or convert them, or take another prior"
             )
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        sigma = filled(sigma, x).expand(len(x))
         s = per_image(2 * sigma, x)
         shrink = (2 * self.sigma_max / s).clamp(max=1)
         u, s = shrink * (2 * x - 1), shrink * s
         c_in = (1 + s**2).rsqrt()
         weight = next(self.unet.parameters()).dtype
-        out = self.unet((c_in * u).to(weight), self.time(sigma)).sample.to(x.dtype)
+        with networks(x.device):
+            out = self.unet((c_in * u).to(weight), self.time(sigma)).sample.to(x.dtype)
         return (self._clean(out[:, : self.shape[0]], u, s, c_in) + 1) / 2
 
     def _clean(self, out: Tensor, u: Tensor, s: Tensor, c_in: Tensor) -> Tensor:
@@ -241,6 +243,12 @@ class Prior(nn.Module):
         """The negative evidence bound of each image in nats, (B,); see `nelbo`."""
         return nelbo(self.denoise, x, self.sigma_min, self.sigma_max, generator, draws, constants)
 
+    @on_device(
+        lambda self, n, steps=24, seed=0, batch=256, sigma_max=20.0: (
+            f"{min(n, batch)} images {_size(self.shape)} drawn together"
+        ),
+        "give a smaller batch",
+    )
     @torch.no_grad()
     def sample(
         self, n: int, steps: int = 24, seed: int = 0, batch: int = 256, sigma_max: float = 20.0

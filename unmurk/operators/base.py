@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..devices import filled, physics
 from ..errors import InputError
 from .spectral import Factors, Spectrum, dense, factored
 
@@ -55,8 +56,7 @@ def per_image(value: float | Tensor, like: Tensor) -> Tensor:
         value: A float or a tensor of shape () or (B,).
         like: The batch (B, ...) whose type and device are taken.
     """
-    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    return value.reshape(-1, *[1] * (like.ndim - 1))
+    return filled(value, like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -146,18 +146,22 @@ class Operator:
 
     # -- the four maps ---------------------------------------------------------------------------
 
+    @physics
     def A(self, x: Tensor) -> Tensor:
         """The noiseless measurement of x (B, C, H, W)."""
         return self._bound(x, x.shape)._A(x)
 
+    @physics
     def A_adjoint(self, y: Tensor) -> Tensor:
         """A^T y, shape (B, C, H, W). Raises InputError if A is not linear."""
         return self._bound(y, self.x_shape(y.shape))._A_adjoint(y)
 
+    @physics
     def A_dagger(self, y: Tensor) -> Tensor:
         """The pseudo-inverse A^+ y, shape (B, C, H, W). Raises InputError if A is not linear."""
         return self._bound(y, self.x_shape(y.shape))._A_dagger(y)
 
+    @physics
     def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
         """J^T v, with J the Jacobian of A at x (B, C, H, W), for v (B, ...)."""
         if self.linear:
@@ -166,6 +170,7 @@ class Operator:
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self.A(x), x, v)[0]
 
+    @physics
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """argmin_x gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2, shape of z.
 
@@ -179,6 +184,7 @@ class Operator:
         """
         return self._bound(z, z.shape)._prox(z, y, per_image(gamma, z))
 
+    @physics
     def svd(self, x: Tensor) -> Spectrum:
         """The singular value decomposition of A for images like x; see `operators.spectral`.
 
@@ -193,6 +199,7 @@ class Operator:
             raise InputError(f"{op.spec} is not linear, so it has no singular values")
         return op._svd(x)
 
+    @physics
     def norm(self, x: Tensor, iterations: int = 30) -> Tensor:
         """The largest singular value of a linear A for each image, shape (B,).
 
@@ -215,6 +222,7 @@ class Operator:
             x = x / per_image(square, x)
         return square.sqrt()
 
+    @physics
     def normal(self, x: Tensor) -> Tensor:
         """A^T A x, shape of x: by small matrices where A is a product of such."""
         op = self._bound(x, x.shape)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devices import physics
 from ..errors import InputError
 from ..seeds import generator
 from .base import Operator, not_linear, per_image
@@ -121,6 +122,7 @@ class Function(Operator):
     def _A(self, x: Tensor) -> Tensor:
         return self.fn(x)
 
+    @physics
     def A_adjoint(self, y: Tensor) -> Tensor:
         """A^T y by autograd. Raises InputError if A is not linear or takes another shape."""
         self._bound(y, self.x_shape(y.shape))

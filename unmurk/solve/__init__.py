@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..devices import on_device
 from ..errors import InputError
 from ..problem import Problem
 from ..seeds import Streams
@@ -134,6 +135,15 @@ def configure(method: str, options: dict[str, Any]) -> Solver:
     return cls(**options)
 
 
+def _work(
+    y: Tensor, problem: Problem, prior: Any, method: str = "red-diff", *, batch: int = 64, **_: Any
+) -> str:
+    """What `solve` works on, for the message that memory has run out."""
+    size = "x".join(map(str, y.shape[1:]))
+    return f"method {method} on batches of {batch} rows of measurements {size}"
+
+
+@on_device(_work, "give a smaller batch, or smaller images")
 def solve(
     y: Tensor,
     problem: Problem,
