@@ -8,7 +8,8 @@
                 the device is counted (`Device.waits`).
 
 What the stand-in does not show: kernels that CUDA lacks for float32, its rounding, its memory,
-streams, and generators of several processes. Random numbers are those of the CPU.
+streams, sparse matrices (tomography), and generators of several processes.
+Random numbers are those of the CPU.
 """
 
 from collections import Counter
@@ -20,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-__all__ = ["CudaKernels", "Device", "StandIn", "on_stand_in"]
+__all__ = ["CUDA", "CudaKernels", "Device", "StandIn", "on_stand_in"]
 
 HALF = (torch.bfloat16, torch.float16)
 FAMILIES = ("fft_fft", "fft_rfft", "fft_ifft", "fft_irfft", "fft_hfft", "fft_ihfft", "linalg_")
@@ -102,6 +103,9 @@ class StandIn(torch.Tensor):
 
     def tolist(self):
         return self.cpu().tolist()
+
+    def new_tensor(self, data, **kwargs):
+        return torch.tensor(data, dtype=kwargs.get("dtype", self.dtype)).to(CUDA)
 
     def __getitem__(self, key):
         return super().__getitem__(_places(key))

@@ -228,6 +228,7 @@ class Evaluate(Command):
             )
         from . import metrics
 
+        restored, truth = place(restored, truth)
         scores: dict[str, Any] = {
             "images": len(truth),
             "psnr": float(metrics.psnr(restored, truth).mean()),
@@ -236,7 +237,7 @@ class Evaluate(Command):
         if tuple(truth.shape[1:]) in {(1, 28, 28), (1, 32, 32)} and len(truth) > 1:
             scores["frechet"] = metrics.frechet(truth, restored)
         if self.samples is not None:
-            samples = _samples(self.samples, tuple(truth.shape))
+            samples = place(_samples(self.samples, tuple(truth.shape)))[0]
             scores["coverage"] = metrics.coverage(samples, truth, level=self.level)
             scores["spread"] = metrics.spread(samples)
         return scores

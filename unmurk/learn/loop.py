@@ -142,7 +142,8 @@ class Trainer:
         self.device = self.accelerator.device
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         divides(settings.batch, self.ranks)
-        self.batches = Batches(y, self.rows, self.device)
+        prepare = getattr(method, "prepare", None)  # what else a step needs of its rows
+        self.batches = Batches(y, self.rows, self.device, prepare)
         self.steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
         self.step, self.seconds, self.skipped, self.factor = 0, 0.0, 0, 1.0
         self.precision: str = settings.precision

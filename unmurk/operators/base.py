@@ -41,6 +41,7 @@ __all__ = [
 
 CG_ITERATIONS = 100
 FACTORED = 1024  # sides above which small matrices are no longer small
+LOOKS = 8  # steps between two looks at a GPU: each waits for all that was asked of it
 CG_TOLERANCE = 1e-6  # of the residual norm, relative to the right-hand side: float32's reach
 
 
@@ -87,8 +88,9 @@ def conjugate_gradient(
     rs = _dot(r, s)
     goal = tolerance**2 * _dot(b, b)
     active = _dot(r, r) > goal
-    for _ in range(iterations):
-        if not bool(active.any()):
+    every = 1 if b.device.type == "cpu" else LOOKS  # what is done by then stays as it is
+    for number in range(iterations):
+        if number % every == every - 1 and not bool(active.any()):
             break
         q = apply(p)
         curvature = _dot(p, q)
@@ -269,8 +271,11 @@ class Operator:
         return self._with(**picked) if picked else self
 
     def to(self, device: str | torch.device) -> "Operator":
-        """The operator with its parameters on a device."""
+        """The operator with its parameters on a device; self, with all it keeps, if they are."""
         device = torch.device(device)
+        held = [getattr(self, name) for name in self.tensors]
+        if device == self.device and all(v is None or v.device == device for v in held):
+            return self
         moved = {
             name: getattr(self, name).to(device)
             for name in self.tensors

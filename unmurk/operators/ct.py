@@ -82,7 +82,7 @@ class ParallelCt(Operator):
 
     def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """The operator for images of shape (C, H, W); the same for all numbers."""
-        return self._with(shape=tuple(shape[-3:]))
+        return self if self.shape == tuple(shape[-3:]) else self._with(shape=tuple(shape[-3:]))
 
     def _bound(self, batch: Tensor, shape: Sequence[int]) -> Operator:
         return self if self.shape == tuple(shape[-3:]) else self.at((), shape)

@@ -316,6 +316,8 @@ def _streams(
 
 def _best(runs: list[tuple[Tensor, Monitor]]) -> tuple[Tensor, list[list[dict[str, Any]]]]:
     """Of every row the run with the least residual: images, and the traces of what is kept."""
+    if len(runs) == 1:
+        return runs[0][0], [runs[0][1].steps]
     misfit = torch.stack([monitor.misfit(x) for x, monitor in runs])
     chosen = misfit.nan_to_num(nan=torch.inf).argmin(0)
     x = torch.stack([x for x, _ in runs])[chosen, torch.arange(len(chosen), device=chosen.device)]
@@ -338,11 +340,16 @@ def _finite(x: Tensor, method: str) -> None:
 
 def _merge(traces: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """One trace of several batches: the residual is the mean over the rows that took the step."""
-    merged = []
+    merged, residuals = [], []
     for number in range(max(map(len, traces))):
         steps = [trace[number] for trace in traces if number < len(trace)]
-        residual = torch.cat([step["residual"] for step in steps]).double().mean()
-        merged.append(steps[0] | {"residual": float(residual)})
+        residuals.append(torch.cat([step["residual"] for step in steps]).double().mean())
+        merged.append(dict(steps[0]))
+    # one look at the device for all steps
+    for step, residual in zip(
+        merged, torch.stack(residuals).tolist() if residuals else [], strict=True
+    ):
+        step["residual"] = residual
     return merged
 
 
