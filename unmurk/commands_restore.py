@@ -292,12 +292,15 @@ def _settings(
     command: Restore | Solve, problem: "Problem", more: dict[str, Any]
 ) -> dict[str, Any]:
     """All that a restored image depends on, but its file."""
+    from .devices import default_device, device_kind
+
     own = {
         name: value
         for name, value in asdict(command).items()
         if name not in {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std"}
     }
     own |= {"command": type(command).__name__.lower(), **problem.to_dict()}
+    own |= {"device": device_kind(default_device())}  # each kind rounds in its own way
     own |= {
         "std": getattr(command, "std", None),
         "mask or kernel": problem.operator.digests(),
