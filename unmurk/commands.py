@@ -251,12 +251,12 @@ class Evaluate(Command):
             )
         from . import metrics
 
-        placed = place(restored, truth)
-        scores: dict[str, Any] = {"images": len(truth), **metrics.fidelity(*placed)}
+        restored, truth = place(restored, truth)
+        scores: dict[str, Any] = {"images": len(truth), **metrics.fidelity(restored, truth)}
         if tuple(truth.shape[1:]) in {(1, 28, 28), (1, 32, 32)} and len(truth) > 1:
-            scores["frechet"] = metrics.frechet(*reversed(placed))
+            scores["frechet"] = metrics.frechet(truth, restored)
         if self.samples is not None:
-            samples = _samples(self.samples, tuple(truth.shape))
+            samples = place(_samples(self.samples, tuple(truth.shape)))[0]
             scores["coverage"] = metrics.coverage(samples, truth, level=self.level)
             scores["spread"] = metrics.spread(samples)
         return scores

@@ -332,12 +332,15 @@ def recorded(
     command: Command, problem: "Problem", more: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """All that a result depends on, but its file."""
+    from .devices import default_device, device_kind
+
     own = {
         name: value
         for name, value in vars(command).items()
         if name not in UNSAID and (name, value) != ("nan", "refuse")
     }
     own |= {"command": type(command).__name__.lower(), **problem.to_dict()}
+    own |= {"device": device_kind(default_device())}  # each kind rounds in its own way
     own |= {
         "std": getattr(command, "std", None),
         "mask or kernel": problem.operator.digests(),

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .devices import filled
 from .errors import InputError
 from .operators.spectral import matrix
 from .seeds import Streams, generator
@@ -153,7 +154,7 @@ class GaussianPrior:
 
     def _variance(self, sigma: float | Tensor) -> Tensor:
         """Squared noise level as (B, 1) or (1, 1)."""
-        level = torch.as_tensor(sigma, dtype=torch.float64, device=self.mean.device)
+        level = filled(sigma, self.mean)
         return level.reshape(-1, 1) ** 2
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -352,7 +353,7 @@ class GaussianMixture:
     def _parts(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per component: coefficients (K, B, d) of x - m_k, their variances, log w_k p_k(x)."""
         coefficients = (x.double().flatten(1) - self._means) @ self._bases
-        level = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1)
+        level = filled(sigma, coefficients).reshape(-1, 1)
         power = (self._powers + level**2).clamp_min(torch.finfo(torch.float64).tiny)
         terms = coefficients**2 / power + torch.log(2 * math.pi * power)
         return coefficients, power, self._log_weights[:, None] - 0.5 * terms.sum(-1)

@@ -12,7 +12,6 @@ from tyro.conf import Positional, arg
 from .bounds import SEED, Real, Whole, check_fields
 from .console import escape, lines, plain
 from .errors import InputError
-from .io.locks import local_rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,10 +218,10 @@ def run_span(run: str | Path) -> "Span | None":
 
 
 def place(*things: Any) -> list[Any]:
-    """Models and tensors on the accelerator, if there is one: that of LOCAL_RANK of several."""
-    import torch
+    """Models and tensors on the device that commands use; see `unmurk.devices`."""
+    from .devices import default_device
 
-    device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     return [thing.to(device) for thing in things]
 
 

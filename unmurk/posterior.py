@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bounds import Whole, check_memory
+from .devices import filled, networks, on_device
 from .errors import InputError
 from .io.weights import load_model, read_settings, weight_names
 from .nets import preset
@@ -69,7 +70,7 @@ def known(start: Tensor, mask: Tensor | None, noise: float | Tensor) -> Tensor:
     """
     b, _, h, w = start.shape
     mask = start.new_ones(b, 1, h, w) if mask is None else mask.to(start).expand(b, 1, h, w)
-    level = torch.as_tensor(noise).to(start)
+    level = filled(noise, start)
     level = level.mean(1, keepdim=True) if level.ndim else level
     return torch.cat([start, mask, level.expand(b, 1, h, w)], 1)
 
@@ -113,6 +114,10 @@ class Features(nn.Module):
         self.head = zero(nn.Conv2d(width, 4 * out, 3, padding=1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with networks(x.device):
+            return self._forward(x)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         fine = self.fine(self.stem(F.pixel_unshuffle(x, 2)))
         coarse = self.coarse(self.down(fine))
         fine = self.merge(fine + self.up(coarse))
@@ -152,7 +157,8 @@ class Mix(nn.Module):
 
     def inverse(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            inverse = torch.linalg.inv(self.matrix().double()).to(x.dtype)
+            # inv waits for the device to say whether it worked; a rotation of LU form always has
+            inverse = torch.linalg.inv_ex(self.matrix().double()).inverse.to(x.dtype)
             return F.conv2d(x, inverse[:, :, None, None])
 
 
@@ -170,8 +176,9 @@ class Coupling(nn.Module):
 
     def affine(self, a: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Log-scale r and shift t."""
-        h = F.silu(self.first(torch.cat([a, features.to(a.dtype)], 1)))
-        r, t = self.last(F.silu(self.middle(h))).float().chunk(2, 1)
+        with networks(a.device):
+            h = F.silu(self.first(torch.cat([a, features.to(a.dtype)], 1)))
+            r, t = self.last(F.silu(self.middle(h))).float().chunk(2, 1)
         return self.bound * torch.tanh(r / self.bound), t
 
     def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,6 +293,11 @@ class Config:
     hidden: Annotated[int, Whole(1, 4096)]
 
 
+def _work(self: "Posterior", y: Tensor, *_: object, **__: object) -> str:
+    """What is worked on, for the message that memory has run out."""
+    return f"{len(y)} measurements of images {'x'.join(map(str, self.shape))} at a time"
+
+
 class Posterior(Flow):
     """The conditional flow q(x | y) for images of one shape (C, H, W), H and W multiples of 4.
 
@@ -371,6 +383,7 @@ class Posterior(Flow):
         """log q(x | y) of images x (B, C, H, W) given measurements y, (B,), in nats."""
         return self.log_density(x, self.context(y, problem))
 
+    @on_device(_work, "give fewer measurements together")
     @torch.no_grad()
     def sample(
         self,
@@ -404,6 +417,7 @@ class Posterior(Flow):
             draws.append(self.transform(z.to(context.mean), context)[0])
         return torch.stack(draws)
 
+    @on_device(_work, "give fewer measurements together")
     @torch.no_grad()
     def mean_std(
         self,

@@ -44,6 +44,7 @@ import torch
 from torch import Tensor, nn
 
 from .bounds import File, check_memory
+from .devices import filled, networks, on_device
 from .errors import InputError
 from .foreign import Adm, adm, download, hub_name, image_size, pipeline
 from .nets import backbone
@@ -154,7 +155,7 @@ class Prior(nn.Module):
                 f"the prior is one of images {_size(self.shape)} (channels, height, width) but is "
                 f"given {_size(x.shape[1:])}: crop, resize or convert them, or take another prior"
             )
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        sigma = filled(sigma, x)
         if sigma.numel() not in (1, len(x)):
             raise InputError(
                 f"sigma has shape {tuple(sigma.shape)}: give one number, or one for each of the"
@@ -166,7 +167,8 @@ class Prior(nn.Module):
         u, s = shrink * (2 * x - 1), shrink * s
         c_in = (1 + s**2).rsqrt()
         weight = next(self.unet.parameters()).dtype
-        out = self.unet((c_in * u).to(weight), self.time(sigma)).sample.to(x.dtype)
+        with networks(x.device):
+            out = self.unet((c_in * u).to(weight), self.time(sigma)).sample.to(x.dtype)
         return (self._clean(out[:, : self.shape[0]], u, s, c_in) + 1) / 2
 
     def _clean(self, out: Tensor, u: Tensor, s: Tensor, c_in: Tensor) -> Tensor:
@@ -193,6 +195,12 @@ class Prior(nn.Module):
         """The negative evidence bound of each image in nats, (B,); see `nelbo`."""
         return nelbo(self.denoise, x, self.sigma_min, self.sigma_max, generator, draws, constants)
 
+    @on_device(
+        lambda self, n, steps=24, seed=0, batch=256, sigma_max=20.0: (
+            f"{min(n, batch)} images {_size(self.shape)} drawn together"
+        ),
+        "give a smaller batch",
+    )
     @torch.no_grad()
     def sample(
         self, n: int, steps: int = 24, seed: int = 0, batch: int = 256, sigma_max: float = 20.0

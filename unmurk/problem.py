@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bounds import shown
+from .devices import filled
 from .errors import InputError
 from .noise import Gaussian, Noise, as_noise, noise_of
 from .operators import Operator, as_operator
@@ -228,7 +229,7 @@ class Problem:
         Raises:
             InputError: if A is not linear.
         """
-        rho = torch.as_tensor(rho, dtype=z.dtype, device=z.device)
+        rho = filled(rho, z)
         if self.sigma > 0:
             return self.operator.prox_l2(z, y, (rho / self.sigma).square())
         free = per_image(rho, z) > 0

@@ -23,6 +23,7 @@ __all__ = [
     "Streams",
     "binomial",
     "generator",
+    "host_integers",
     "integers",
     "normal",
     "permutation",
@@ -30,6 +31,9 @@ __all__ = [
     "uniform",
     "whole",
 ]
+
+
+HOST = 0x5DEECE66D  # tells the draws on the host from those on the device
 
 
 def generator(seed: int, *path: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -145,6 +149,18 @@ def uniform(shape: Sequence[int], generator: torch.Generator | None, **kind: Any
 def integers(high: int, shape: Sequence[int], generator: torch.Generator, **kind: Any) -> Tensor:
     """Draws uniform on 0 .. high - 1, (B, ...)."""
     return _drawn(partial(torch.randint, high), shape, generator, **kind)
+
+
+def host_integers(high: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draws uniform on 0 .. high - 1, (B, ...), on the CPU and without waiting for a GPU.
+
+    They hang on the seed of the generator, not on what it has drawn: two calls with one generator
+    give the same numbers, and so do generators of all devices.
+    """
+    host = torch.Generator().manual_seed((generator.initial_seed() ^ HOST) % 2**63)
+    if isinstance(generator, Share):
+        host = Share.of(host, generator.rank, generator.ranks)
+    return integers(high, shape, host)
 
 
 def permutation(

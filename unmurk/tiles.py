@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .devices import filled
 from .errors import InputError
 from .posterior import Posterior, known
 from .prior import Prior
@@ -167,7 +168,7 @@ class TiledPrior:
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """D(x, sigma), shape (B, C, H, W) like x; sigma is a number or (B,)."""
-        levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        levels = filled(sigma, x).expand(len(x))
         if self.channels == 1 and x.shape[1] > 1:
             levels = levels.repeat_interleave(x.shape[1])
             return self._blend(x.flatten(0, 1)[:, None], levels).reshape(x.shape)

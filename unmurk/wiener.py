@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .devices import filled, physics_outside_autocast
 from .operators.base import conjugate_gradient, per_image
 from .problem import Problem
 from .seeds import Streams, generator
@@ -119,7 +120,7 @@ class Wiener(nn.Module):
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """E[image | x], (B, C, H, W), for x with noise of level sigma (a number or (B,))."""
-        noise = per_image(torch.as_tensor(sigma).expand(len(x)), x).square()
+        noise = per_image(filled(sigma, x).expand(len(x)), x).square()
         power = self.power.to(x)
         return self.mean.to(x) + self.out(power / (power + noise) * self.into(x - self.mean))
 
@@ -140,12 +141,12 @@ class Wiener(nn.Module):
         After 24 steps of conjugate gradients masks leave an error of about a quarter of the
         posterior's standard deviation, blurs one of a hundredth.
         """
-        with torch.autocast(y.device.type, enabled=False):
+        with physics_outside_autocast(y.device):
             return self._solve(y, problem, None, iterations)
 
     def draw(self, y: Tensor, problem: Problem, noise: Streams, iterations: int = EXACT) -> Tensor:
         """One draw from p(x | y), (B, C, H, W), for each measurement and its stream."""
-        with torch.autocast(y.device.type, enabled=False):
+        with physics_outside_autocast(y.device):
             return self._solve(y, problem, noise, iterations)
 
     def _solve(

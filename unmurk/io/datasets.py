@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..devices import host_to
 from ..errors import InputError
 from ..problem import Problem
 from .folders import pictures_in, usual_kind
@@ -444,38 +445,43 @@ def _finite(path: Path, source: Array, skip_bad: bool) -> Array:
 
 
 class Batches:
-    """The rows and measurements of every step; those of a source are read ahead.
+    """The rows and measurements of every step, read ahead by a thread.
 
     Args:
         y: Measurements (N, ...).
         choose: The rows of a step, (B,).
         device: Where the measurements go.
+        prepare: Called by the thread with the rows and the device of every batch that it reads,
+            for what else a step needs of them (masks to be drawn).
     """
 
     def __init__(
-        self, y: Tensor | Source, choose: Callable[[int], Tensor], device: torch.device
+        self,
+        y: Tensor | Source,
+        choose: Callable[[int], Tensor],
+        device: torch.device,
+        prepare: Callable[[Tensor, torch.device], None] | None = None,
     ) -> None:
-        self.y, self.choose, self.device = y, choose, device
+        self.y, self.choose, self.device, self.prepare = y, choose, device, prepare
         self.pool = ThreadPoolExecutor(1)
         self.coming: dict[int, Future[tuple[Tensor, Tensor]]] = {}
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Rows (B,) and measurements (B, ...) of a step."""
-        if isinstance(self.y, Tensor):
-            return self.read(step)
         wanted = range(step, step + 1 + AHEAD)
         self.coming = {k: v for k, v in self.coming.items() if k in wanted}
         for k in wanted:
             if k not in self.coming:
                 self.coming[k] = self.pool.submit(self.read, k)
-        rows, y = self.coming.pop(step).result()
-        return rows, y.to(self.device)
+        return self.coming.pop(step).result()
 
     def read(self, step: int) -> tuple[Tensor, Tensor]:
         """The same, read now."""
         rows = self.choose(step)
-        y = self.y[rows.to(self.y.device)]
-        return rows, y.to(self.device) if isinstance(self.y, Tensor) else y
+        y = host_to(self.y[rows.to(self.y.device)], self.device)
+        if self.prepare is not None:
+            self.prepare(rows, self.device)
+        return rows, y
 
     def close(self) -> None:
         """Reads no further."""

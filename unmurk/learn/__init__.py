@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..bounds import check_fields
+from ..devices import default_device, device_kind
 from ..errors import InputError
 from ..glow import Glow
 from ..io.atomic import place_folder, unwritable, write
@@ -266,6 +267,7 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
                         f"{folder} holds a run with another {key}: "
                         "give another folder, or the same settings to continue it"
                     )
+            _name_devices(folder, old.get("versions", {}).get("device"))
             return
         if folder.exists() and any(not p.name.startswith(".unmurk-") for p in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run: give another folder")
@@ -276,9 +278,21 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
         "unmurk": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "device": device_kind(default_device()),
     }
     text = json.dumps({**config, "versions": versions}, indent=2) + "\n"
     write(path, text.encode())
+
+
+def _name_devices(folder: Path, begun: str | None) -> None:
+    """Says that a run goes on where numbers are rounded in another way."""
+    here = device_kind(default_device())
+    if begun not in (None, here):
+        print(
+            f"{folder} was begun on {begun} and goes on on {here}: it will not end bit for bit as "
+            "on one of them",
+            file=sys.stderr,
+        )
 
 
 def _replace(folder: Path, model: Prior | Posterior | Glow) -> None:

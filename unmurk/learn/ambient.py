@@ -28,13 +28,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..devices import host_to
 from ..errors import InputError
 from ..noise import Gaussian
 from ..operators.base import per_image
 from ..operators.inpaint import Inpaint, RandomInpaint
 from ..prior import Prior
 from ..problem import Problem
-from ..seeds import integers, uniform
+from ..seeds import host_integers, uniform
 from .amortised import PRIOR, Amortised
 from .conditional import Conditional, stem
 from .loop import Span
@@ -176,6 +177,6 @@ class Ambient(Amortised):
         if isinstance(self.problem.operator, RandomInpaint):
             draw = uniform(seen.shape, generator)
             return (draw >= self.further).to(seen)
-        numbers = integers(len(self.y), (len(seen),), generator)
+        numbers = host_integers(len(self.y), (len(seen),), generator)
         other = self.problem.operator.at(numbers.tolist(), self.shape)
-        return cast(Tensor, other.mask).to(seen)
+        return host_to(cast(Tensor, other.mask), seen.device).to(seen)

@@ -14,7 +14,8 @@ The posterior is therefore as good as the prior, and says nothing that the prior
 import torch
 from torch import Tensor
 
-from ..seeds import Streams, integers
+from ..devices import host_to
+from ..seeds import Streams, host_integers
 from .loop import Span, Trainer
 from .objectives import distilled, forward_kl
 from .pair import Pair
@@ -53,8 +54,8 @@ class Amortised(Pair):
         if progress < PRIOR or not drawn:
             return self.prior_losses(y, rows, progress / PRIOR, generator)
         problem = self.at(rows, y)
-        picked = integers(drawn, (len(y),), generator)
-        x = self.buffers["images"][picked.cpu()].to(y)
+        picked = host_integers(drawn, (len(y),), generator)
+        x = host_to(self.buffers["images"][picked], y.device).to(y)
         flow, mean = forward_kl(self.posterior, x, problem, generator)
         if self.denoising:
             mean = distilled(self.posterior, self.teacher, y, problem)

@@ -43,6 +43,7 @@ from ..prior import Prior
 from ..problem import Problem
 from ..seeds import Streams, generator
 from ..wiener import Wiener
+from .binding import Binding
 from .conditional import Conditional, stem
 from .loop import Group, Span, Trainer
 from .moments import fit
@@ -103,6 +104,7 @@ class Em:
     ) -> None:
         preset(network)
         self.y, self.problem, self.shape, self.seed, self.solver = y, problem, shape, seed, solver
+        self.binding = Binding(problem, shape)
         self.rounds, self.e_step = rounds or Rounds(), e_step
         conditional = e_step == "conditional"
         if self.rounds.rounds < 1 + conditional or self.rounds.images < 1:
@@ -145,8 +147,11 @@ class Em:
 
     def at(self, rows: Tensor, device: torch.device) -> Problem:
         """The problem of the measurements with these numbers."""
-        problem = self.problem.at(rows.tolist(), self.shape)
-        return problem if device.type == "cpu" else problem.to(device)
+        return self.binding.at(rows, device)
+
+    def prepare(self, rows: Tensor, device: torch.device) -> None:
+        """Bind the problem of a coming step; called by the thread that reads its measurements."""
+        self.binding.prepare(rows, device)
 
     def done(self, progress: float) -> int:
         """Rounds that are over."""
@@ -163,7 +168,7 @@ class Em:
 
     def begin(self, device: torch.device) -> None:
         """Fits the moment prior; the flow's mean starts from its Wiener solution."""
-        model = fit(self.y.to(device), self.problem.to(device), self.shape, self.seed)
+        model = fit(self.y, self.problem, self.shape, self.seed, device=device)
         for posterior in (self.posterior, self.averages["posterior"]):
             assert isinstance(posterior, Posterior) and posterior.start is not None
             posterior.start.load_state_dict(model.state_dict())

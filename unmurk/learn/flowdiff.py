@@ -46,6 +46,7 @@ from ..prior import Prior
 from ..problem import Problem
 from ..seeds import Streams, generator
 from ..wiener import Wiener
+from .binding import Binding
 from .loop import Group, Span, Trainer
 from .moments import fit
 from .objectives import (
@@ -131,6 +132,7 @@ class FlowDiff:
     ) -> None:
         preset(network)
         self.y, self.problem, self.shape, self.seed = y, problem, shape, seed
+        self.binding = Binding(problem, shape)
         self.network, self.objective, self.solver = network, objective, solver
         self.recipe = recipe or Recipe()
         gaussian = isinstance(problem.noise, Gaussian)
@@ -172,8 +174,11 @@ class FlowDiff:
 
     def at(self, rows: Tensor, device: torch.device) -> Problem:
         """The problem of the measurements with these numbers."""
-        problem = self.problem.at(rows.tolist(), self.shape)
-        return problem if device.type == "cpu" else problem.to(device)
+        return self.binding.at(rows, device)
+
+    def prepare(self, rows: Tensor, device: torch.device) -> None:
+        """Bind the problem of a coming step; called by the thread that reads its measurements."""
+        self.binding.prepare(rows, device)
 
     # ------------------------------------------------------------------ the paper's objective
 
@@ -232,7 +237,7 @@ class FlowDiff:
 
     def begin(self, device: torch.device) -> None:
         """Fits the Gaussian prior that the mean starts from."""
-        model = fit(self.y.to(device), self.problem.to(device), self.shape, self.seed)
+        model = fit(self.y, self.problem, self.shape, self.seed, device=device)
         for posterior in (self.posterior, self.student):
             assert posterior.start is not None
             posterior.start.load_state_dict(model.state_dict())

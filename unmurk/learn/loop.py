@@ -15,8 +15,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import SEED, Real, Whole
+from ..devices import (
+    ieee_float32,
+    network_precision,
+    no_memory,
+    out_of_memory,
+    physics_outside_autocast,
+)
 from ..errors import InputError
 from ..io.atomic import unwritable
 from ..io.atomic import write as write_atomically
@@ -35,6 +42,7 @@ from ..prior import Prior
 from ..seeds import Share, generator
 from .optimizer import Optimizer
 from .processes import average_over, divides, interruptible, processes, tell
+from .schedule import Group, Span
 from .selection import Checks, preferred
 
 __all__ = ["Group", "Method", "Settings", "Span", "Trainer", "unwritable", "write_atomically"]
@@ -65,46 +73,6 @@ class Settings:
     seed: Annotated[int, SEED] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
-
-
-@dataclass(frozen=True)
-class Span:
-    """A part of the run in which a group is trained.
-
-    Attributes:
-        start: Share of the run at which the rate begins to rise.
-        end: Share at which it has fallen to its least.
-        peak: Highest rate, relative to that of the settings.
-    """
-
-    start: float = 0.0
-    end: float = 1.0
-    peak: float = 1.0
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a learning rate.
-
-    Attributes:
-        parameters: What is trained.
-        spans: When, in order.
-    """
-
-    parameters: list[nn.Parameter]
-    spans: tuple[Span, ...] = (Span(),)
-
-    def span(self, progress: float) -> Span:
-        """The last span begun, or the first."""
-        return [s for s in self.spans if s.start <= progress or s is self.spans[0]][-1]
-
-    def rate(self, progress: float) -> float:
-        """The relative rate: up to the peak over 2 % of the span, then down as a cosine."""
-        span = self.span(progress)
-        place = (progress - span.start) / max(span.end - span.start, 1e-9)
-        place = min(max(place, 0.0), 1.0)
-        warm = min(1.0, (place + 1e-3) / 0.02)
-        return span.peak * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * place)) / 2)
 
 
 class Method(Protocol):
@@ -154,7 +122,8 @@ class Trainer:
         self.device = self.accelerator.device
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         divides(settings.batch, self.ranks)
-        self.batches = Batches(y, self.rows, self.device)
+        prepare = getattr(method, "prepare", None)  # what else a step needs of its rows
+        self.batches = Batches(y, self.rows, self.device, prepare)
         self.steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
         self.step, self.seconds, self.skipped, self.factor = 0, 0.0, 0, 1.0
         self.precision: str = settings.precision
@@ -209,8 +178,11 @@ class Trainer:
         if data is None:
             return False
         try:
-            state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
+            # on the host first: two copies of the networks may not fit into a GPU
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise InputError(
                 f"cannot read {self.state_file}: it is damaged; remove it to start again"
             ) from error
@@ -225,6 +197,8 @@ class Trainer:
                 self.method.buffers[key].copy_(value)
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, RuntimeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
             raise InputError(
                 f"{self.state_file} was written by another version of unmurk: "
                 "finish the run with that version, or give another folder"
@@ -238,11 +212,9 @@ class Trainer:
         self.method.averages[name].load_state_dict(fresh.state_dict())
         self.optimizer.forget(module.parameters())
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Networks run in the precision of the run."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            yield
+    def networks(self) -> AbstractContextManager[None]:
+        """Networks run in the precision of the run, and nothing else does."""
+        return network_precision(torch.bfloat16 if self.precision == "bf16" else None)
 
     def probe(self) -> str:
         """Whichever of fp32 and bf16 trains faster in a second's trial; leaves no trace."""
@@ -255,7 +227,7 @@ class Trainer:
             while len(durations) < 3 or time.perf_counter() - begin < 0.5:
                 start = time.perf_counter()
                 noise = self.noise(0)
-                with self.autocast():
+                with self.networks():
                     losses = self.method.losses(y, rows, 1.0, noise)
                 self.accelerator.backward(sum(losses.values()))
                 if self.device.type == "cuda":
@@ -284,7 +256,7 @@ class Trainer:
         progress = self.step / self.steps
         peak = self.settings.rate * self.factor
         rates = [peak * group.rate(progress) for group in self.method.groups]
-        with self.autocast():
+        with self.networks():
             losses = self.method.losses(y, rows, progress, self.noise(self.step))
         self.accelerator.backward(sum(losses.values()))
         values = torch.stack([value.detach().float() for value in losses.values()])
@@ -322,9 +294,24 @@ class Trainer:
                 process of the run has ended.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is done and the state saved.
         """
-        with interruptible() as check:
-            self.train(check)
+        with interruptible() as check, ieee_float32(), physics_outside_autocast(self.device):
+            try:
+                self.train(check)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise self.too_large(error) from error
         self.take_best()
+
+    def too_large(self, error: BaseException) -> InputError:
+        """What to say when memory has run out."""
+        size = "x".join(map(str, self.y.shape[1:]))
+        what = f"a batch of {self.settings.batch} measurements {size}"
+        return no_memory(
+            error,
+            f"{what} and the {self.settings.network} networks",
+            "a smaller network, or in Python a smaller batch, needs less",
+        )
 
     def train(self, check: Callable[[], None]) -> None:
         """The same; `check` is called between steps."""
@@ -337,7 +324,7 @@ class Trainer:
         start, saved, bad = time.perf_counter() - self.seconds, time.perf_counter(), 0
         try:
             while self.step < self.steps:
-                with self.autocast():
+                with self.networks():
                     self.method.before(self, self.step, self.step / self.steps)
                 losses = self.update()
                 self.step += 1

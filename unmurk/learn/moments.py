@@ -19,6 +19,7 @@ E ||A x||^2 that of the images,
 import torch
 from torch import Tensor
 
+from ..devices import host_to
 from ..problem import Problem
 from ..seeds import Streams, generator
 from ..wiener import Wiener, power_law
@@ -40,6 +41,7 @@ def fit(
     seed: int = 0,
     rounds: int = ROUNDS,
     numbers: int = NUMBERS,
+    device: torch.device | None = None,
 ) -> Wiener:
     """The Gaussian prior of the images behind measurements y (N, ...), of shape (C, H, W).
 
@@ -48,14 +50,17 @@ def fit(
         seed: Image i of a round draws from (seed, i, the round).
         rounds: Rounds of expectation maximisation.
         numbers: Pixel values drawn in a round.
+        device: Where to work: only the measurements of a round are moved there. None: where y is.
 
     Raises:
         InputError: The operator is not linear.
     """
     count = min(len(y), MOST, max(64, numbers // (shape[0] * shape[1] * shape[2])))
-    model = Wiener(shape).to(y.device)
+    device = y.device if device is None else device
+    model, problem = Wiener(shape).to(device), problem.to(device)
     chosen = _some(len(y), count, seed, 0)
-    _first_guess(model, y[chosen], problem.at(chosen.tolist(), shape).to(y.device), seed)
+    first = host_to(y[chosen.to(y.device)], device)
+    _first_guess(model, first, problem.at(chosen.tolist(), shape), seed)
     for step in range(1, rounds + 1):
         chosen = _some(len(y), count, seed, step)
         x = torch.cat(
@@ -80,9 +85,10 @@ def _draw(
     model: Wiener, y: Tensor, problem: Problem, rows: Tensor, path: tuple[int, int]
 ) -> Tensor:
     seed, step = path
-    streams = Streams(seed, rows.tolist(), DRAWS, step, device=y.device)
-    bound = problem.at(rows.tolist(), model.shape).to(y.device)
-    return model.draw(y[rows.to(y.device)], bound, streams)
+    device, numbers = model.mean.device, rows.tolist()
+    streams = Streams(seed, numbers, DRAWS, step, device=device)
+    bound = problem.at(numbers, model.shape)
+    return model.draw(host_to(y[rows.to(y.device)], device), bound, streams)
 
 
 def _first_guess(model: Wiener, y: Tensor, problem: Problem, seed: int) -> None:
@@ -93,7 +99,11 @@ def _first_guess(model: Wiener, y: Tensor, problem: Problem, seed: int) -> None:
         for grey in torch.eye(c, device=y.device)
     ]
     seen = problem.operator.seen(y).flatten()
-    level = torch.linalg.lstsq(torch.stack(greys, 1), seen[:, None]).solution
+    # on the CPU, whose driver takes matrices without full rank too, such as those of A that sees
+    # one channel only; by the normal equations, so that C x C numbers are moved and no image is
+    shown = torch.stack(greys, 1).double()
+    gram, right = (shown.mT @ shown).cpu(), (shown.mT @ seen.double()).cpu()
+    level = torch.linalg.lstsq(gram, right[:, None], rcond=1e-9, driver="gelsd").solution
     model.mean.copy_(level.view(c, 1, 1).expand(model.shape))
     rest = problem.residual(model.mean.expand(len(y), -1, -1, -1), y).square().sum()
     rest = rest - problem.sigma**2 * problem.measurements(y).sum()

@@ -10,6 +10,7 @@ from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
 from ..seeds import generator
+from .binding import Binding
 from .loop import Group, Span, Trainer
 
 __all__ = ["Pair"]
@@ -43,6 +44,7 @@ class Pair:
         seed: int = 0,
     ) -> None:
         self.y, self.problem, self.shape, self.seed = y, problem, shape, seed
+        self.binding = Binding(problem, shape)
         self.denoising = problem.operator.spec == "identity"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
@@ -76,7 +78,11 @@ class Pair:
 
     def at(self, rows: Tensor, like: Tensor) -> Problem:
         """The problem of the measurements with these numbers, where the tensor is."""
-        return self.problem.at(rows.tolist(), self.shape).to(like.device)
+        return self.binding.at(rows, like.device)
+
+    def prepare(self, rows: Tensor, device: torch.device) -> None:
+        """Bind the problem of a coming step; called by the thread that reads its measurements."""
+        self.binding.prepare(rows, device)
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """Nothing happens between steps."""

@@ -10,7 +10,6 @@ one would take, up to rounding. All of them hold the same weights, averages and 
 first alone reads and writes the run folder.
 """
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devices import default_device, out_of_memory
 from ..errors import InputError
 
 __all__ = [
@@ -44,10 +44,9 @@ def processes() -> Any:
     """The `accelerate.Accelerator` of this process: its place among the others, its device."""
     from accelerate import Accelerator
 
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # as launchers say it
-    gpu = torch.accelerator.is_available() and not torch.backends.mps.is_available()
-    # left alone, accelerate takes each of several processes without GPUs for the only one
-    return Accelerator(cpu=True) if several and not gpu else Accelerator()
+    # left alone, accelerate would take Apple's MPS, and each of several processes without GPUs
+    # for the only one
+    return Accelerator(cpu=default_device().type == "cpu")
 
 
 def first_process() -> bool:
@@ -65,6 +64,8 @@ def lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise InputError(
             "another process of this run has ended: run the same command to go on from the last "
             "state (any number of processes)"

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..devices import host_to
 from ..noise import Gaussian
 from ..prior import Prior
 from ..problem import Problem
-from ..seeds import Streams, integers
+from ..seeds import Streams, host_integers
 
 __all__ = ["Replay", "Solver", "draw", "identity"]
 
@@ -64,8 +65,8 @@ class Replay:
 
     def pick(self, n: int, noise: torch.Generator) -> Tensor:
         """Images at random, (n, C, H, W), on the generator's device."""
-        rows = integers(self.filled, (n,), noise)
-        return self.tensors["images"][rows.cpu()].to(noise.device, torch.float32)
+        rows = host_integers(self.filled, (n,), noise)
+        return host_to(self.tensors["images"][rows], noise.device).float()
 
 
 def identity(problem: Problem) -> bool:

@@ -27,6 +27,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..devices import network_precision
 from ..noise import Gaussian
 from ..problem import Problem
 from .amortised import PRIOR, Amortised
@@ -83,7 +84,7 @@ class Sure(Amortised):
                 return self.prior.denoise(y, problem.sigma)
             return self.posterior.mean(y, problem)
 
-        with torch.autocast(y.device.type, enabled=False):  # bf16 cannot tell h(y + e b) from h(y)
+        with network_precision(None):  # bf16 cannot tell h(y + e b) from h(y)
             risk, x = sure(h, y, problem, generator)
         score = denoising(self.prior, x.detach(), levels(len(y), generator), generator)
         return {"denoiser": risk.mean() / problem.sigma**2, "prior": part * score}

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..bounds import Option
+from ..devices import filled, physics
 from ..errors import InputError
 from .spectral import Factors, Spectrum, dense, factored
 
@@ -42,6 +43,7 @@ __all__ = [
 CG_ITERATIONS = 100
 SMALL_MATRIX = 1024  # numbers in an image whose A is decomposed as a matrix without being asked
 FACTORED = 1024  # sides above which small matrices are no longer small
+LOOKS = 8  # steps between two looks at a GPU: each waits for all that was asked of it
 CG_TOLERANCE = 1e-6  # of the residual norm, relative to the right-hand side: float32's reach
 
 
@@ -57,8 +59,7 @@ def per_image(value: float | Tensor, like: Tensor) -> Tensor:
         value: A float or a tensor of shape () or (B,).
         like: The batch (B, ...) whose type and device are taken.
     """
-    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    return value.reshape(-1, *[1] * (like.ndim - 1))
+    return filled(value, like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -89,8 +90,9 @@ def conjugate_gradient(
     rs = _dot(r, s)
     goal = tolerance**2 * _dot(b, b)
     active = _dot(r, r) > goal
-    for _ in range(iterations):
-        if not bool(active.any()):
+    every = 1 if b.device.type == "cpu" else LOOKS  # what is done by then stays as it is
+    for number in range(iterations):
+        if number % every == every - 1 and not bool(active.any()):
             break
         q = apply(p)
         curvature = _dot(p, q)
@@ -148,18 +150,22 @@ class Operator:
 
     # -- the four maps ---------------------------------------------------------------------------
 
+    @physics
     def A(self, x: Tensor) -> Tensor:
         """The noiseless measurement of x (B, C, H, W)."""
         return self._bound(x, x.shape)._A(x)
 
+    @physics
     def A_adjoint(self, y: Tensor) -> Tensor:
         """A^T y, shape (B, C, H, W). Raises InputError if A is not linear."""
         return self._bound(y, self.x_shape(y.shape))._A_adjoint(y)
 
+    @physics
     def A_dagger(self, y: Tensor) -> Tensor:
         """The pseudo-inverse A^+ y, shape (B, C, H, W). Raises InputError if A is not linear."""
         return self._bound(y, self.x_shape(y.shape))._A_dagger(y)
 
+    @physics
     def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
         """J^T v, with J the Jacobian of A at x (B, C, H, W), for v (B, ...)."""
         if self.linear:
@@ -168,6 +174,7 @@ class Operator:
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self.A(x), x, v)[0]
 
+    @physics
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """argmin_x gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2, shape of z.
 
@@ -181,6 +188,7 @@ class Operator:
         """
         return self._bound(z, z.shape)._prox(z, y, per_image(gamma, z))
 
+    @physics
     def svd(self, x: Tensor) -> Spectrum:
         """The singular value decomposition of A for images like x; see `operators.spectral`.
 
@@ -195,6 +203,7 @@ class Operator:
             raise InputError(f"{op.spec} is not linear, so it has no singular values")
         return op._svd(x)
 
+    @physics
     def decomposed(self, x: Tensor) -> Spectrum | None:
         """`svd` where it is at hand: from the structure of A, or from the matrix of small images
         if all images share it. None elsewhere.
@@ -214,6 +223,7 @@ class Operator:
                 op._kept = {**op._kept, key: dense(op, x[:1])}
         return op._kept[key]
 
+    @physics
     def norm(self, x: Tensor, iterations: int = 30) -> Tensor:
         """The largest singular value of a linear A for each image, shape (B,).
 
@@ -236,6 +246,7 @@ class Operator:
             x = x / per_image(square, x)
         return square.sqrt()
 
+    @physics
     def normal(self, x: Tensor) -> Tensor:
         """A^T A x, shape of x: by small matrices where A is a product of such."""
         op = self._bound(x, x.shape)
@@ -282,8 +293,11 @@ class Operator:
         return self._with(**picked) if picked else self
 
     def to(self, device: str | torch.device) -> "Operator":
-        """The operator with its parameters on a device."""
+        """The operator with its parameters on a device; self, with all it keeps, if they are."""
         device = torch.device(device)
+        held = [getattr(self, name) for name in self.tensors]
+        if device == self.device and all(v is None or v.device == device for v in held):
+            return self
         moved = {
             name: getattr(self, name).to(device)
             for name in self.tensors

@@ -167,6 +167,13 @@ class Blur(Operator):
 
     def _transfer(self, x: Tensor) -> Tensor:
         """H, the Fourier transform of h centred at the origin, (1 or B, 1, H, W // 2 + 1)."""
+        key = "transfer", tuple(x.shape[-2:]), x.dtype, x.device
+        if key not in self._kept:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = {**self._kept, key: self._transformed(x)}
+        return self._kept[key]
+
+    def _transformed(self, x: Tensor) -> Tensor:
         kernel = self._held(x)
         rows, columns = (
             (torch.arange(k, device=x.device) - k // 2) % n
@@ -186,8 +193,11 @@ class Blur(Operator):
 
     def _passes(self, like: Tensor) -> Sequence[Tensor]:
         """Kernels that one after another are the kernel: two lines where it is their product."""
-        kernel = self._held(like)
-        return _lines(kernel) or (kernel,)
+        key = "passes", like.dtype, like.device  # kept: to compare numbers waits for a GPU
+        if key not in self._kept:
+            kernel = self._held(like)
+            self._kept = {**self._kept, key: _lines(kernel) or (kernel,)}
+        return self._kept[key]
 
     def _convolve(self, x: Tensor) -> Tensor:
         rows, columns = self._borders(x.shape, x.device)
@@ -334,7 +344,7 @@ def _weights(x: Tensor) -> Tensor:
     """w: 1 inside, 1/2 on the edges, 1/4 in the corners, (H, W)."""
     down, across = (x.new_ones(n) for n in x.shape[-2:])
     for axis in (down, across):
-        axis[[0, -1]] = 0.5
+        axis[0] = axis[-1] = 0.5
     return down[:, None] * across
 
 

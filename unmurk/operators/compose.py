@@ -87,6 +87,8 @@ class Compose(Operator):
         for member in self.members:
             bound.append(member.at(numbers, passed))
             passed = bound[-1].y_shape(passed)
+        if self.shape == first and all(a is b for a, b in zip(bound, self.members, strict=True)):
+            return self  # with the decompositions that it keeps
         return self._with(members=tuple(bound), shape=first)
 
     def take(self, rows: Iterable[int] | Tensor) -> Operator:
@@ -99,6 +101,9 @@ class Compose(Operator):
     def to(self, device: str | torch.device) -> Operator:
         """See `Operator.to`."""
         members = tuple(member.to(device) for member in self.members)
+        same = all(a is b for a, b in zip(members, self.members, strict=True))
+        if same and torch.device(device) == self.device:
+            return self
         return self._with(members=members, device=torch.device(device))
 
     def _bound(self, batch: Tensor, shape: Sequence[int]) -> Operator:

@@ -89,6 +89,8 @@ class ParallelCt(Operator):
 
     def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """The operator for images of shape (C, H, W); the same for all numbers."""
+        if self.shape == tuple(shape[-3:]):
+            return self
         channels, views, bins = self.y_shape(shape)
         entries = BYTES * views * shape[-2] * shape[-1]
         check_tables(

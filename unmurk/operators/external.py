@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..bounds import check_tables
+from ..devices import physics
 from ..errors import InputError
 from ..seeds import generator
 from .base import Operator, not_linear, per_image
@@ -174,6 +175,7 @@ class Function(Operator):
     def _A(self, x: Tensor) -> Tensor:
         return self._call(x)
 
+    @physics
     def A_adjoint(self, y: Tensor) -> Tensor:
         """A^T y by autograd. Raises InputError if A is not linear or takes another shape."""
         return self._ready(y, "A_adjoint")._A_adjoint(y)

@@ -80,7 +80,8 @@ class Weighted(Operator):
     def to(self, device: str | torch.device) -> Operator:
         """See `Operator.to`."""
         moved: Any = super().to(device)
-        return moved._with(operator=self.operator.to(device))
+        operator = self.operator.to(device)
+        return moved if operator is self.operator else moved._with(operator=operator)
 
     # -- shapes, and what is seen ----------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..bounds import Whole, check_memory
 from ..checks import require_plausible
+from ..devices import on_device
 from ..errors import InputError
 from ..missing import without_missing
 from ..problem import Problem
@@ -143,6 +144,15 @@ def configure(method: str, options: dict[str, Any]) -> Solver:
     return cls(**options)
 
 
+def _work(
+    y: Tensor, problem: Problem, prior: Any, method: str = "red-diff", *, batch: int = 64, **_: Any
+) -> str:
+    """What `solve` works on, for the message that memory has run out."""
+    size = "x".join(map(str, y.shape[1:]))
+    return f"method {method} on batches of {batch} rows of measurements {size}"
+
+
+@on_device(_work, "give a smaller batch, or smaller images")
 def solve(
     y: Tensor,
     problem: Problem,
@@ -349,6 +359,8 @@ def _streams(
 
 def _best(runs: list[tuple[Tensor, Monitor]]) -> tuple[Tensor, list[list[dict[str, Any]]]]:
     """Of every row the run with the least residual: images, and the traces of what is kept."""
+    if len(runs) == 1:
+        return runs[0][0], [runs[0][1].steps]
     misfit = torch.stack([monitor.misfit(x) for x, monitor in runs])
     chosen = misfit.nan_to_num(nan=torch.inf).argmin(0)
     x = torch.stack([x for x, _ in runs])[chosen, torch.arange(len(chosen), device=chosen.device)]
@@ -362,11 +374,16 @@ def _best(runs: list[tuple[Tensor, Monitor]]) -> tuple[Tensor, list[list[dict[st
 
 def _merge(traces: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """One trace of several batches: the residual is the mean over the rows that took the step."""
-    merged = []
+    merged, residuals = [], []
     for number in range(max(map(len, traces))):
         steps = [trace[number] for trace in traces if number < len(trace)]
-        residual = torch.cat([step["residual"] for step in steps]).double().mean()
-        merged.append(steps[0] | {"residual": float(residual)})
+        residuals.append(torch.cat([step["residual"] for step in steps]).double().mean())
+        merged.append(dict(steps[0]))
+    # one look at the device for all steps
+    for step, residual in zip(
+        merged, torch.stack(residuals).tolist() if residuals else [], strict=True
+    ):
+        step["residual"] = residual
     return merged
 
 

@@ -5,9 +5,9 @@ unmurk.learn(y, problem, method="em", solver=Draws("mmps", steps=12), out="runs/
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..devices import network_precision
 from ..problem import Problem
 from ..seeds import Streams
 from . import configure
@@ -36,7 +36,7 @@ class Draws:
 
     def __call__(self, y: Tensor, problem: Problem, prior: Any, streams: Streams) -> Tensor:
         """Images (B, C, H, W) from measurements y (B, ...) of a problem bound to them."""
-        with torch.autocast(y.device.type, enabled=False):
+        with network_precision(None):
             found = self.solver.run(y, problem, Denoiser(prior), None, streams, _go_on)
         return found.detach()
 

@@ -1,0 +1,220 @@
+"""Where things are computed, and in which precision.
+
+Device. CUDA if there is a GPU, else the CPU; of several processes each takes the GPU of its
+`LOCAL_RANK`. Apple's MPS has no float64, which parts of the physics need, so it is taken only on
+request. Launchers of accelerate set two variables that count as requests: `ACCELERATE_USE_CPU`
+and `ACCELERATE_TORCH_DEVICE`. In Python the tensors and models given decide.
+
+Precision. Networks may run in bfloat16; everything else (operators, likelihoods, fits, losses)
+runs in float32 or float64. CUDA has no `fft_*` and no `linalg_*` for bfloat16, and its autocast
+does not lift them; on a CPU A(x) would silently be rounded to 8 bits. So autocast is entered
+around the networks alone, by `networks()`, in the precision that `network_precision(...)` sets.
+An operator leaves any autocast that its caller has entered (`physics`).
+
+"fp32" means IEEE float32. cuDNN's convolutions take TensorFloat-32 by default (10 bits of
+mantissa); `ieee_float32()` turns that off for the time of a run.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .io.locks import local_rank
+
+__all__ = [
+    "default_device",
+    "device_kind",
+    "filled",
+    "host_to",
+    "ieee_float32",
+    "network_precision",
+    "networks",
+    "no_memory",
+    "on_device",
+    "out_of_memory",
+    "physics",
+    "physics_outside_autocast",
+]
+
+HALF = (torch.bfloat16, torch.float16)
+MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
+
+_network: ContextVar[torch.dtype | None] = ContextVar("network precision", default=None)
+
+
+# ---------------------------------------------------------------- the device
+
+
+def default_device() -> torch.device:
+    """The device that commands and `learn` use: CUDA or the CPU, unless another is asked for.
+
+    Raises:
+        InputError: LOCAL_RANK or ACCELERATE_TORCH_DEVICE cannot be read.
+    """
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
+        return torch.device("cpu")
+    asked = os.environ.get("ACCELERATE_TORCH_DEVICE")
+    if asked:
+        try:
+            return torch.device(asked)
+        except RuntimeError as error:
+            raise InputError(
+                f"ACCELERATE_TORCH_DEVICE is '{asked}': give cpu, cuda, cuda:N or mps"
+            ) from error
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank())
+
+
+def device_kind(device: torch.device) -> str:
+    """What tells devices apart that round differently: "cpu", or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def host_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; from the host to a GPU by pinned memory, without waiting for it."""
+    if tensor.device == device:
+        return tensor
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def filled(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number, shape (), or a tensor in the type and on the device of another.
+
+    A number is written by the device itself: a copy from the host would wait for the queue.
+    """
+    if isinstance(value, Tensor):
+        return value.to(like.device, like.dtype)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+# ---------------------------------------------------------------- the precision
+
+
+@contextmanager
+def network_precision(dtype: torch.dtype | None) -> Iterator[None]:
+    """Networks run in this type (bfloat16) within; None: in that of their weights."""
+    token = _network.set(dtype)
+    try:
+        yield
+    finally:
+        _network.reset(token)
+
+
+def networks(device: torch.device) -> AbstractContextManager[Any]:
+    """To be entered around the call of a network on this device, and around nothing else."""
+    dtype = _network.get()
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+@contextmanager
+def physics_outside_autocast(device: torch.device) -> Iterator[None]:
+    """Keep an autocast that the caller has entered for the networks, and end it for all else."""
+    kind = device.type
+    if not torch.is_autocast_enabled(kind):
+        yield
+        return
+    dtype = torch.get_autocast_dtype(kind)
+    with network_precision(dtype), torch.autocast(kind, enabled=False):
+        yield
+
+
+Map = TypeVar("Map", bound=Callable[..., Any])
+
+
+def physics(method: Map) -> Map:
+    """A method of operators whose tensors are float32 or float64, whatever autocast is on."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = [_lifted(a) for a in args]
+        named = {key: _lifted(a) for key, a in kwargs.items()}
+        kind = next((a.device.type for a in given if isinstance(a, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(kind):
+            return method(self, *given, **named)
+        with torch.autocast(kind, enabled=False):
+            return method(self, *given, **named)
+
+    return cast(Map, run)
+
+
+def _lifted(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+@contextmanager
+def ieee_float32() -> Iterator[None]:
+    """Convolutions and matrix products of float32 on CUDA in IEEE float32, not TensorFloat-32."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        before: list[tuple[Any, str, Any]] = [(cudnn, "allow_tf32", cudnn.allow_tf32)]
+        before += [(products, "allow_tf32", products.allow_tf32)]
+        within: Any = False
+    except RuntimeError:  # the caller speaks torch's newer form, which bears no mixing
+        places: list[Any] = [cudnn.conv, cudnn.rnn, products]  # type: ignore[attr-defined]
+        before = [(place, "fp32_precision", place.fp32_precision) for place in places]
+        within = "ieee"
+    try:
+        for place, name, _ in before:
+            setattr(place, name, within)
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of a GPU or of the host, has run out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(m in str(error).lower() for m in MEMORY)
+
+
+def no_memory(error: BaseException, what: str, advice: str) -> InputError:
+    """The error for a user whose memory has run out.
+
+    Args:
+        error: One that `out_of_memory` knows.
+        what: What was computed: the batch, the size of the images, the network.
+        advice: How to need less.
+    """
+    where = "memory of the GPU" if isinstance(error, torch.OutOfMemoryError) else "memory"
+    return InputError(f"out of {where} with {what}: {advice}")
+
+
+def on_device(what: Callable[..., str], advice: str) -> Callable[[Map], Map]:
+    """Decorate what a user calls to compute something: float32 as IEEE defines it, one line where
+    memory runs out, and an autocast of the caller's for networks alone.
+
+    Args:
+        what: Describes the computation, from the same arguments.
+        advice: How to need less memory.
+    """
+
+    def decorate(function: Map) -> Map:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+            with ieee_float32(), physics_outside_autocast(device):
+                try:
+                    return function(*args, **kwargs)
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    raise no_memory(error, what(*args, **kwargs), advice) from error
+
+        return cast(Map, run)
+
+    return decorate
