@@ -11,6 +11,7 @@ folder continues a run, or returns what it learnt.
 import hashlib
 import inspect
 import json
+import math
 import os
 import platform
 import shutil
@@ -28,11 +29,12 @@ from torch import Tensor
 from .. import __version__
 from ..errors import InputError
 from ..glow import Glow
-from ..io.datasets import Source, as_source
+from ..io.datasets import CHUNK, Array, Source, as_source
 from ..noise import Gaussian
 from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
+from . import memory
 from .ambient import Ambient
 from .ambientflow import AmbientFlow
 from .clean import Clean
@@ -40,7 +42,7 @@ from .em import Em, Rounds
 from .flowdiff import FlowDiff, Recipe
 from .loop import Method, Settings, Trainer, unwritable, write_atomically
 from .noisy import Noisy
-from .processes import first_process
+from .processes import first_process, processes
 from .selection import Checks
 from .sure import Sure
 
@@ -90,8 +92,9 @@ def learn(
         The averaged prior and posterior, in evaluation mode, on the device of the data.
 
     Raises:
-        InputError: data, problem, networks and options that do not fit, or a run folder of other
-            settings.
+        InputError: data, problem, networks and options that do not fit; images with numbers that
+            are not finite; settings out of their bounds; a budget too small to train the prior; a
+            run that needs more memory than there is; a run folder of other settings.
     """
     if method not in METHODS:
         raise InputError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
@@ -110,8 +113,8 @@ def learn(
         )
     if problem.level <= 0 and method != "clean":
         raise InputError("learning needs the noise level: give a noise above 0")
-    if settings.kimg <= 0 or settings.batch < 2 or settings.rate <= 0:
-        raise InputError("kimg and rate must be positive and batch at least 2")
+    _check_settings(settings)
+    _check_numbers(y, data)
     if not takes(method, problem):
         others = [name for name in METHODS if name != "clean" and takes(name, problem)]
         hint = f"take one of {', '.join(others)}" if others else "no method can"
@@ -119,6 +122,9 @@ def learn(
         raise InputError(f"{method} cannot learn from {what}: {hint}")
     shape = tuple(y.shape[1:] if method == "clean" else problem.operator.x_shape(y.shape))
     learner = kind(y, problem, shape, network=settings.network, seed=settings.seed, **options)
+    _check_length(learner, settings, quiet or not first_process())
+    device = processes().device
+    memory.check(learner, settings, shape, len(y), device, quiet or not first_process())
     folder = Path(out)
     config = {
         "method": method,
@@ -145,6 +151,59 @@ def learn(
                 _replace(folder / name, model)
     trainer.accelerator.wait_for_everyone()
     return prior.to(y.device).eval(), posterior.to(y.device).eval()
+
+
+def _check_settings(settings: Settings) -> None:
+    """Raises InputError for settings out of their bounds."""
+    for name in ("kimg", "rate", "average"):
+        value = getattr(settings, name)
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} is {value}: give a number above 0")
+    if settings.batch < 2:
+        raise InputError(f"batch is {settings.batch}: at least 2 is needed")
+    if settings.seed < 0:
+        raise InputError(f"seed is {settings.seed}: give a number of 0 or more")
+
+
+def _check_numbers(y: Tensor | Source, data: Any) -> None:
+    """Raises InputError for the first image with a number that is not finite.
+
+    A source of whole numbers has none, one of a path was looked through when it was opened, and
+    others are looked at as they are read.
+    """
+    real = isinstance(y, Array) and y.array.dtype.kind == "f" and not isinstance(data, str | Path)
+    if not isinstance(y, Tensor) and not real:
+        return
+    rows = max(1, CHUNK // (4 * math.prod(y.shape[1:])))
+    for start in range(0, len(y), rows):
+        finite = y[start : start + rows].isfinite().flatten(1).all(1)
+        if not finite.all():
+            raise InputError(
+                f"image number {start + int(finite.int().argmin())} has values that are not "
+                "finite: leave it out, or mend it"
+            )
+
+
+def _check_length(learner: Method, settings: Settings, quiet: bool) -> None:
+    """Says what a run is too short to train; raises InputError where that is the prior."""
+    steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
+    last = (steps - 1) / steps
+    trained = {
+        parameter
+        for group in learner.groups
+        if any(span.start <= last for span in group.spans)
+        for parameter in group.parameters
+    }
+    left = [
+        name
+        for name, module in learner.modules.items()
+        if not set(module.parameters()) <= trained and name != "conditional"
+    ]
+    text = f"kimg {settings.kimg:g} with a batch of {settings.batch} is {steps} steps, too few to"
+    if "prior" in left:
+        raise InputError(f"{text} train the prior: give more")
+    if left and not quiet:
+        print(f"{text} train all of the {' and the '.join(left)}", file=sys.stderr)
 
 
 def takes(method: str, problem: Problem) -> bool:
@@ -188,7 +247,7 @@ def _plain(value: Any) -> Any:
 def _fingerprint(y: Tensor | Source) -> dict[str, Any]:
     if isinstance(y, Source):
         return y.fingerprint()
-    digest = hashlib.sha256(y.contiguous().cpu().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(y.contiguous().cpu().numpy().data).hexdigest()  # no copy
     return {"shape": list(y.shape), "sha256": digest}
 
 

@@ -38,6 +38,9 @@ from .selection import Checks, preferred
 __all__ = ["Group", "Method", "Settings", "Span", "Trainer", "unwritable", "write_atomically"]
 
 STEP, BATCH = 0xFFFF0001, 0xFFFF0002  # paths below the seed, beyond any image number
+DIVERGED = (
+    "losses are not finite: check the range of the images and their noise, or lower the rate"
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,12 @@ class Settings:
 
     Attributes:
         network: Preset of the networks: tiny, small or base.
-        kimg: Budget in thousands of images seen.
-        batch: Images in a step.
-        rate: Peak learning rate; every group of parameters rises to it and falls again.
-        average: Half-life of the averaged weights in kimg, or 5 % of the images a part has seen
-            since it started, if less.
-        seed: Seed of weights, batches and noise.
+        kimg: Budget in thousands of images seen, above 0.
+        batch: Images in a step, at least 2.
+        rate: Peak learning rate, above 0; every group of parameters rises to it and falls again.
+        average: Half-life of the averaged weights in kimg, above 0, or 5 % of the images a part
+            has seen since it started, if less.
+        seed: Seed of weights, batches and noise, at least 0.
         precision: fp32, bf16, or auto: whichever a one-second probe finds faster.
         compile: Whether torch.compile is applied to the prior's network.
     """
@@ -338,12 +341,14 @@ class Trainer:
         """Trains to the end of the budget, from the last state written if there is one.
 
         Raises:
-            InputError: when files cannot be read or written, training keeps diverging, or another
-                process of the run has ended.
+            InputError: when files cannot be read or written, training keeps diverging or none of
+                its steps was finite, or another process of the run has ended.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is done and the state saved.
         """
         with interruptible() as check:
             self.train(check)
+        if self.skipped >= self.steps:
+            raise InputError(f"none of the {self.steps} steps could be taken: {DIVERGED}")
         self.take_best()
 
     def train(self, check: Callable[[], None]) -> None:
@@ -407,9 +412,7 @@ class Trainer:
         """Returns to the last good state with half the learning rate."""
         factor = self.factor / 2
         if factor < 1 / 64:
-            raise InputError(
-                "training diverged again and again: check the images and the noise level given"
-            )
+            raise InputError(f"training diverged again and again: {DIVERGED}")
         self.load()
         self.factor = factor
         record.say(
