@@ -101,6 +101,8 @@ class Learn(Command):
     """Size of the networks."""
     kimg: Annotated[float, Real(0.001, 1e7)] = 100.0
     """Length of the run in thousands of images seen, a number from 0.001 to 1e+07."""
+    batch: Annotated[int, Whole(2, 65_536)] = 32
+    """Images in a step, a whole number from 2 to 65536; fewer take less memory."""
     seed: Seed = 0
     simulate: bool = False
     """DATA are clean: corrupt them first with the operator and the noise (for development)."""
@@ -148,6 +150,7 @@ class Learn(Command):
                 out=self.out,
                 network=self.network,
                 kimg=self.kimg,
+                batch=self.batch,
                 seed=self.seed,
                 precision=self.precision,
                 compile=self.compile,

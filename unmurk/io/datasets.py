@@ -96,9 +96,16 @@ class Source:
         return other
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        """Rows (B, C, H, W), float32, by their numbers (B,)."""
-        numbers = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
-        return self.read(list(numbers)).to(self.device)
+        """Rows (B, C, H, W), float32, by their numbers (B,); InputError if not finite."""
+        numbers = list(range(len(self))[rows] if isinstance(rows, slice) else rows.tolist())
+        found = self.read(numbers)
+        finite = found.isfinite().flatten(1).all(1)
+        if not finite.all():
+            number = numbers[int(finite.int().argmin())]
+            raise InputError(
+                f"image number {number} has values that are not finite: leave it out, or mend it"
+            )
+        return found.to(self.device)
 
     def read(self, rows: list[int]) -> Tensor:
         """Rows (B, C, H, W), float32; called by several threads."""

@@ -11,6 +11,7 @@ folder continues a run, or returns what it learnt.
 import hashlib
 import inspect
 import json
+import math
 import platform
 import sys
 from collections.abc import Callable
@@ -42,6 +43,7 @@ from ..noise import Gaussian
 from ..posterior import Posterior
 from ..prior import Prior
 from ..problem import Problem
+from . import memory
 from .ambient import Ambient
 from .ambientflow import AmbientFlow
 from .clean import Clean
@@ -49,7 +51,7 @@ from .em import Em, Rounds
 from .flowdiff import FlowDiff, Recipe
 from .loop import Method, Settings, Trainer
 from .noisy import Noisy
-from .processes import first_process
+from .processes import first_process, processes
 from .selection import Checks
 from .sure import Sure
 
@@ -118,8 +120,10 @@ def learn(
         The averaged prior and posterior, in evaluation mode, on the device of the data.
 
     Raises:
-        InputError: data, problem, networks and options that do not fit, or a run folder of other
-            settings or in use by another process.
+        InputError: data, problem, networks and options that do not fit; images with numbers that
+            are not finite; settings out of their bounds; a budget too small to train the prior; a
+            run that needs more memory than there is; a run folder of other settings, or one in
+            use by another process.
     """
     if method not in METHODS:
         raise InputError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
@@ -153,6 +157,9 @@ def learn(
         raise InputError(f"{method} cannot learn from {what}: {hint}")
     shape = tuple(y.shape[1:] if method == "clean" else problem.operator.x_shape(y.shape))
     learner = kind(y, problem, shape, network=settings.network, seed=settings.seed, **options)
+    _check_length(learner, settings, quiet or not first_process())
+    device = processes().device
+    memory.check(learner, settings, shape, len(y), device, quiet or not first_process())
     folder = Path(out)
     config = {
         "method": method,
@@ -210,6 +217,28 @@ def _range(data: Any, y: Tensor | Source) -> dict[str, Any]:
     return {"range": [black, white], "file_type": dtype}
 
 
+def _check_length(learner: Method, settings: Settings, quiet: bool) -> None:
+    """Says what a run is too short to train; raises InputError where that is the prior."""
+    steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
+    last = (steps - 1) / steps
+    trained = {
+        parameter
+        for group in learner.groups
+        if any(span.start <= last for span in group.spans)
+        for parameter in group.parameters
+    }
+    left = [
+        name
+        for name, module in learner.modules.items()
+        if not set(module.parameters()) <= trained and name != "conditional"
+    ]
+    text = f"kimg {settings.kimg:g} with a batch of {settings.batch} is {steps} steps, too few to"
+    if "prior" in left:
+        raise InputError(f"{text} train the prior: give more")
+    if left and not quiet:
+        print(f"{text} train all of the {' and the '.join(left)}", file=sys.stderr)
+
+
 def takes(method: str, problem: Problem) -> bool:
     """Whether a method can learn from measurements of this kind."""
     own = getattr(METHODS[method], "takes", None)
@@ -251,7 +280,7 @@ def _plain(value: Any) -> Any:
 def _fingerprint(y: Tensor | Source) -> dict[str, Any]:
     if isinstance(y, Source):
         return y.fingerprint()
-    digest = hashlib.sha256(y.contiguous().cpu().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(y.contiguous().cpu().numpy().data).hexdigest()  # no copy
     return {"shape": list(y.shape), "sha256": digest}
 
 

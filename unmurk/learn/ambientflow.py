@@ -111,6 +111,12 @@ class AmbientFlow(Pair):
         glow = (Span(0.0, WARM, PEAK), *joint)
         return {"mean": joint, "flow": joint, "glow": glow, "prior": (Span(FLOWS),)}
 
+    @property
+    def graphs(self) -> list[dict[str, float]]:
+        """Graphs of the networks alive in one step, phase by phase; a prior flow counts as a
+        posterior. See `memory`."""
+        return [{"posterior": 2.0 * self.draws}, {"prior": 1.0}]
+
     def losses(
         self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
     ) -> dict[str, Tensor]:

@@ -19,12 +19,17 @@ from ..seeds import Streams, host_integers
 from .loop import Span, Trainer
 from .objectives import distilled, forward_kl
 from .pair import Pair
+from .replay import room, together
 
 __all__ = ["PRIOR", "Amortised"]
 
 PRIOR = 0.7  # share of the run at which the prior is finished
 DRAW = 7006  # path below the seed and the number of a draw
-BUFFER, FIRST, REFRESH = 4096, 512, 0.05  # images kept, drawn at once, and for each image seen
+BUFFER, FIRST, REFRESH = (
+    4096,
+    512,
+    0.05,
+)  # images kept (`replay.room`), drawn first, per image seen
 STEPS, NEW = 16, 31  # evaluations of a draw from p(x | y), and of one from p(x)
 
 
@@ -33,12 +38,18 @@ class Amortised(Pair):
 
     def stores(self) -> dict[str, Tensor]:
         """The images drawn, and how many they are."""
-        images = torch.zeros(BUFFER, *self.shape, dtype=torch.float16)
+        rows = room(BUFFER, self.shape)
+        images = torch.zeros(rows, *self.shape, dtype=torch.float16)
         return {"images": images, "drawn": torch.zeros((), dtype=torch.int64)}
 
     def spans(self) -> dict[str, tuple[Span, ...]]:
         """The prior first, then the posterior."""
         return {"mean": (Span(PRIOR),), "flow": (Span(PRIOR),), "prior": (Span(0.0, PRIOR),)}
+
+    @property
+    def graphs(self) -> list[dict[str, float]]:
+        """Graphs of the networks alive in one step, phase by phase; see `memory`."""
+        return [{"prior": 1}, {"posterior": 1, "mean": 1}]
 
     def prior_losses(
         self, y: Tensor, rows: Tensor, part: float, generator: torch.Generator
@@ -80,7 +91,8 @@ class Amortised(Pair):
         if progress < PRIOR:
             return
         seen = trainer.settings.batch * (step - int(PRIOR * trainer.steps))
-        chunk = min(256, len(self.y))
-        wanted = min(BUFFER, min(FIRST, len(self.y)) + int(REFRESH * seen))
+        rows = len(self.buffers["images"])
+        chunk = min(256, len(self.y), rows, together(self.teacher))
+        wanted = min(rows, min(FIRST, len(self.y)) + int(REFRESH * seen))
         while int(self.buffers["drawn"]) + chunk <= wanted:
             self.draw(chunk, trainer.device)

@@ -48,7 +48,7 @@ from .conditional import Conditional, stem
 from .loop import Group, Span, Trainer
 from .moments import fit
 from .objectives import corrupted, denoising, forward_kl, gaussian, levels, weighted
-from .replay import Replay, Solver, draw, identity
+from .replay import Replay, Solver, draw, identity, together
 
 __all__ = ["Em", "Rounds"]
 
@@ -62,16 +62,26 @@ class Rounds:
 
     Attributes:
         rounds: How many; the prior's learning rate rises and falls in each.
-        images: Images drawn in each, of the next measurements in turn.
+        images: Images drawn in each, of the next measurements in turn; at most as many as fit
+            into 256 MiB (`replay.LIMIT`).
         flow: Share of the run at which the flow begins.
         steps: Evaluations of a draw where A = I; a conditional E-step, which begins at pure
             noise, takes 2 steps - 1. Below 16 the draws lose spread (`samplers`).
+
+    Raises:
+        InputError: flow beyond 0 and 1, or steps below 1.
     """
 
     rounds: int = 6
     images: int = 2048
     flow: float = 0.85
     steps: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flow <= 1:
+            raise InputError(f"rounds: flow is {self.flow}, a share from 0 to 1")
+        if self.steps < 1:
+            raise InputError(f"rounds: steps is {self.steps}, at least 1")
 
 
 class Em:
@@ -162,9 +172,10 @@ class Em:
         done = self.done(progress)
         if self.replay.drawn == 0:
             self.begin(trainer.device)
+        chunk = min(CHUNK, together(self.prior, self.solver))
         while self.replay.drawn < (done + 1) * len(self.replay):
             left = (done + 1) * len(self.replay) - self.replay.drawn
-            self.expect(min(CHUNK, left), done, trainer.device)
+            self.expect(min(chunk, left), done, trainer.device)
 
     def begin(self, device: torch.device) -> None:
         """Fits the moment prior; the flow's mean starts from its Wiener solution."""

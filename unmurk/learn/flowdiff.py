@@ -32,12 +32,14 @@ on the brightness (A = I): no level of the diffusion is its level, and there is 
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..io.datasets import some
 from ..nets import preset
 from ..noise import Gaussian
@@ -59,7 +61,7 @@ from .objectives import (
     levels,
     recorrupted,
 )
-from .replay import Replay, Solver, draw, identity
+from .replay import Replay, Solver, draw, identity, together
 
 __all__ = ["FlowDiff", "Recipe"]
 
@@ -84,11 +86,16 @@ class Recipe:
             masks "image" means the seen pixels, above the level `above`; else m(y).
         above: That level.
         refresh: Images polished for each image seen from the first polish on.
-        buffer: Images kept in the replay buffer.
+        buffer: Images kept in the replay buffer, at most as many as fit into 256 MiB
+            (`replay.LIMIT`): all of them up to 128 x 128 pixels, 512 of 512 x 512.
         steps: Evaluations of a draw from the posterior, where A = I. Below 16 the draws lose
             spread (`samplers.posterior_draw`).
         reverse: Weight of the paper's objective for the flow beside the forward KL.
         reset: Share at which the prior starts afresh on the buffer; None: never.
+
+    Raises:
+        InputError: shares beyond 0 and 1, polish before mean, a at 0 or below, refresh or reverse
+            below 0, buffer or steps below 1.
     """
 
     mean: float = 0.48
@@ -103,6 +110,19 @@ class Recipe:
     steps: int = 16
     reverse: float = 0.0
     reset: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "polish", "flow", "hide", "reset"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise InputError(f"recipe: {name} is {share}, a share from 0 to 1")
+        if self.mean > self.polish:
+            raise InputError(f"recipe: polish is {self.polish}, before mean, {self.mean}")
+        for name, least in (("buffer", 1), ("steps", 1), ("refresh", 0), ("reverse", 0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise InputError(f"recipe: {name} is {getattr(self, name)}, at least {least}")
+        if not 0 < self.a < math.inf:
+            raise InputError(f"recipe: a is {self.a}, above 0")
 
 
 class FlowDiff:
@@ -171,6 +191,14 @@ class FlowDiff:
             Group(flow, (Span(self.flow_start),)),
             Group(prior, (Span(recipe.mean),)),
         ]
+
+    @property
+    def graphs(self) -> list[dict[str, float]]:
+        """Graphs of the networks alive in one step, phase by phase; see `memory`."""
+        if self.objective == "elbo":
+            return [{"prior": 2.0, "posterior": 1.0}]
+        more = 1.0 if self.recipe.reverse else 0.0
+        return [{"prior": 1 + more, "posterior": 1 + more, "mean": float(self.denoising)}]
 
     def at(self, rows: Tensor, device: torch.device) -> Problem:
         """The problem of the measurements with these numbers."""
@@ -265,7 +293,7 @@ class FlowDiff:
             return
         first = min(len(self.replay), len(self.y), 1024)
         seen = trainer.settings.batch * (step - int(recipe.polish * trainer.steps))
-        chunk = min(256, first)
+        chunk = min(256, first, together(self.teacher, self.solver))
         while first + int(recipe.refresh * seen) - self.replay.drawn >= chunk:
             self.polish(chunk, trainer.device)
         if recipe.reset is not None and step == round(recipe.reset * trainer.steps):

@@ -48,6 +48,7 @@ from .selection import Checks, preferred
 __all__ = ["Group", "Method", "Settings", "Span", "Trainer", "unwritable", "write_atomically"]
 
 STEP, BATCH = 0xFFFF0001, 0xFFFF0002  # paths below the seed, beyond any image number
+DIVERGED = "losses are not finite; check the range of the images and their noise, or lower rate"
 
 
 @dataclass(frozen=True)
@@ -290,8 +291,8 @@ class Trainer:
         """Trains to the end of the budget, from the last state written if there is one.
 
         Raises:
-            InputError: when files cannot be read or written, training keeps diverging, or another
-                process of the run has ended.
+            InputError: files cannot be read or written, training diverges, another process of the
+                run has ended.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is done and the state saved.
         """
         with interruptible() as check, ieee_float32(), physics_outside_autocast(self.device):
@@ -301,6 +302,8 @@ class Trainer:
                 if not out_of_memory(error):
                     raise
                 raise self.too_large(error) from error
+        if self.skipped >= self.steps:
+            raise InputError(f"none of the {self.steps} steps could be taken: {DIVERGED}")
         self.take_best()
 
     def too_large(self, error: BaseException) -> InputError:
@@ -374,9 +377,7 @@ class Trainer:
         """Returns to the last good state with half the learning rate."""
         factor = self.factor / 2
         if factor < 1 / 64:
-            raise InputError(
-                "training diverged again and again: check the images and the noise level given"
-            )
+            raise InputError(f"training diverged again and again: {DIVERGED}")
         self.load()
         self.factor = factor
         record.say(

@@ -16,6 +16,9 @@ E ||A x||^2 that of the images,
     power = (E ||y - A m||^2 - sigma_y^2 m_y) / E ||A x0||^2,   x0 with the power law of size 1.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -55,7 +58,7 @@ def fit(
     Raises:
         InputError: The operator is not linear.
     """
-    count = min(len(y), MOST, max(64, numbers // (shape[0] * shape[1] * shape[2])))
+    count = images(len(y), shape, numbers)
     device = y.device if device is None else device
     model, problem = Wiener(shape).to(device), problem.to(device)
     chosen = _some(len(y), count, seed, 0)
@@ -75,6 +78,11 @@ def fit(
             torch.lerp(model.covariance(), covariance, share),
         )
     return model
+
+
+def images(total: int, shape: Sequence[int], numbers: int = NUMBERS) -> int:
+    """How many of `total` images (C, H, W) a round draws."""
+    return min(total, MOST, max(64, numbers // math.prod(shape)))
 
 
 def _some(total: int, count: int, seed: int, step: int) -> Tensor:

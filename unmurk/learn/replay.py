@@ -1,10 +1,12 @@
 """Images drawn from the posterior, kept to train on: the E-step of expectation maximisation.
 
 x ~ p(x | y) under the current prior takes many evaluations of its network, a step of training a
-few. So draws are kept and used again, and the oldest give way to new ones.
+few. So draws are kept and used again, and the oldest give way to new ones. However
+large the images are, a buffer never holds more than `LIMIT` bytes of them.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,17 +17,30 @@ from ..prior import Prior
 from ..problem import Problem
 from ..seeds import Streams, host_integers
 
-__all__ = ["Replay", "Solver", "draw", "identity"]
+__all__ = ["LIMIT", "Replay", "Solver", "draw", "identity", "room", "together"]
+
+LIMIT = 2**28  # bytes of a buffer: 171,000 images of 28 x 28 pixels, 512 of 512 x 512
 
 Solver = Callable[[Tensor, Problem, Prior, Streams], Tensor]
 """Draws images (B, C, H, W) given (y, problem, prior, streams), a stream for each row."""
+
+
+def room(rows: int, shape: Sequence[int]) -> int:
+    """How many of so many images (C, H, W) a buffer holds: as many as fit into `LIMIT` bytes."""
+    return min(rows, max(1, LIMIT // (2 * math.prod(shape))))
+
+
+def together(prior: Prior, solver: "Solver | None" = None) -> int:
+    """How many images are drawn at once; a solver may differentiate, which takes four times."""
+    _, height, width = prior.shape
+    return max(1, prior.together(height * width) // (1 if solver is None else 4))
 
 
 class Replay:
     """A buffer of images.
 
     Args:
-        rows: How many it holds.
+        rows: How many it holds, at most as many as fit into `LIMIT` bytes.
         shape: Their shape (C, H, W).
 
     Attributes:
@@ -34,7 +49,7 @@ class Replay:
 
     def __init__(self, rows: int, shape: tuple[int, int, int]) -> None:
         self.tensors = {
-            "images": torch.zeros(rows, *shape, dtype=torch.float16),
+            "images": torch.zeros(room(rows, shape), *shape, dtype=torch.float16),
             "filled": torch.zeros((), dtype=torch.int64),
             "drawn": torch.zeros((), dtype=torch.int64),
         }

@@ -15,6 +15,7 @@ n under the prior) and the measurements say what they are:
                    E_{x ~ q(.|y)} [ log p(y | x) + b(x) - log q(x | y) ] / m,
 
                b the prior's evidence bound: equal to log p(y) if q is the posterior and b tight.
+               p is the model's own density of measurements, not the law that they come from.
 
 All three are of the averaged weights. "gap" needs the prior alone; the other two need the flow,
 and mean nothing before it is trained. Of the moments at which every part is in training, the
@@ -86,14 +87,23 @@ class Checks:
         noise = generator(self.seed, CHECK, device=device)
         rows = torch.randperm(len(self.y), generator=generator(self.seed, CHECK, 1))[: self.count]
         y = self.y[rows.to(self.y.device)].to(device)
-        problem = self.problem.at(rows.tolist(), self.shape).to(device)
-        streams = Streams(self.seed, range(self.count), CHECK, device=device)
-        x = prior.draw(streams, EVALUATIONS)
-        drawn = posterior.sample(y, problem, 1, self.seed, rows.tolist())[0]
+        x, total, numbers, square = [], 0.0, 0.0, 0.0
+        most = max(1, prior.together(self.shape[1] * self.shape[2]) // BOUND)
+        for part in torch.arange(len(rows)).split(most):
+            streams = Streams(self.seed, part.tolist(), CHECK, device=device)
+            x.append(prior.draw(streams, EVALUATIONS))
+            some, held = rows[part].tolist(), y[part.to(device)]
+            problem = self.problem.at(some, self.shape).to(device)
+            drawn = posterior.sample(held, problem, 1, self.seed, some)[0]
+            measured = float(problem.measurements(held).sum())
+            square += measured * residual(drawn, held, problem)
+            total += measured * evidence_bound(prior, posterior, held, problem, noise)
+            numbers += measured
+        whole = self.problem.at(rows.tolist(), self.shape).to(device)
         return {
-            "gap": gap(x, y, problem, noise),
-            "residual": residual(drawn, y, problem),
-            "evidence": evidence_bound(prior, posterior, y, problem, noise),
+            "gap": gap(torch.cat(x), y, whole, noise),
+            "residual": square / numbers,
+            "evidence": total / numbers,
         }
 
 

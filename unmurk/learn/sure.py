@@ -73,6 +73,12 @@ class Sure(Amortised):
             spans["mean"] = (Span(0.0, PRIOR), Span(PRIOR))
         return spans
 
+    @property
+    def graphs(self) -> list[dict[str, float]]:
+        """Graphs of the networks alive in one step, phase by phase; see `memory`."""
+        first = {"prior": 3.0} if self.denoising else {"mean": 2.0, "prior": 1.0}
+        return [first, {"posterior": 1.0, "mean": 1.0}]
+
     def prior_losses(
         self, y: Tensor, rows: Tensor, part: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
