@@ -51,7 +51,10 @@ def chosen(asked: argparse.Namespace) -> list[tuple[str, int]]:
 
 def main() -> int:
     """Run what is asked for; 1 if anything was mishandled or not tried."""
+    from .runner import warm
+
     asked = arguments()
+    warm()
     with tempfile.TemporaryDirectory(prefix="unmurk-fuzz-") as room:
         os.environ["FUZZ_FOLDER"] = room
         kinds = [asked.kind] if asked.kind else list(COUNTS)

@@ -138,7 +138,14 @@ def structured(draws: random.Random, name: str, data: bytes) -> bytes:
     change = STRUCTURED.get(name.rpartition(".")[2])
     try:
         return change(draws, data) if change else mutated(draws, data)
-    except (struct.error, IndexError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error):  # damaged before
+    except (
+        struct.error,
+        IndexError,
+        ValueError,
+        SyntaxError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):  # damaged before
         return mutated(draws, data)
 
 
