@@ -1,0 +1,1 @@
+"""A seeded fuzzer: bad input ends in one clear line, or not at all (`python -m tests.fuzz`)."""
