@@ -132,6 +132,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_below_one_gib(tmp_path):
     for name, make in BOMBS.items():
         data = make()

@@ -24,7 +24,9 @@ from unmurk.problem import Problem
 from unmurk.solve import solve
 from unmurk.tiles import posterior_for, prior_for
 
+SHORT = ["--kimg", "0.01", "--precision", "fp32"]
 DAMAGED = sorted((Path(__file__).parent / "files").iterdir())
+LEARN = pytest.param("learn", marks=pytest.mark.slow)  # builds and trains networks
 rng = np.random.default_rng(0)
 
 
@@ -32,7 +34,7 @@ def commands(data: Path, run: Path, out: Path) -> dict[str, list[object]]:
     """One call of every command that reads images."""
     problem = ["--operator", "identity", "--noise", "0.1"]
     return {
-        "learn": ["learn", data, "--noise", "0.1", "--kimg", "0.01", "--out", out],
+        "learn": ["learn", data, "--noise", "0.1", *SHORT, "--method", "noisy", "--out", out],
         "restore": ["restore", data, "--prior", run, *problem, "--samples", "2", "--out", out],
         "solve": ["solve", data, "--prior", run, *problem, "--steps", "1", "--out", out],
         "corrupt": ["corrupt", data, "--out", out],
@@ -66,7 +68,7 @@ def test_damaged_files_are_refused_in_one_line(file, run, tmp_path, capfd):
             assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["learn", "restore", "solve", "corrupt"])
+@pytest.mark.parametrize("command", [LEARN, "restore", "solve", "corrupt"])
 def test_damaged_pictures_are_left_out_and_listed(command, run, tmp_path, capfd):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -228,6 +230,7 @@ def test_orientation_of_tiffs(turn, tmp_path):
     assert np.array_equal(load_images(tmp_path / "a.tif").images[0, 0].mul(255).round(), expected)
 
 
+@pytest.mark.slow
 def test_two_channels_are_learnt_and_restored_alike(tmp_path, capfd):
     """A TIFF of two channels: the same images, and the report page, whatever reads them."""
     folder = tmp_path / "in"
@@ -290,7 +293,7 @@ def holed(folder: Path, count: int = 4) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["learn", "restore", "solve", "corrupt", "evaluate"])
+@pytest.mark.parametrize("command", [LEARN, "restore", "solve", "corrupt", "evaluate"])
 def test_numbers_that_are_not_finite_are_named_or_left_out(command, run, tmp_path, capfd):
     folder = holed(tmp_path / "in")
     for data, name in ((folder, "2.tif"), (folder.with_suffix(".npy"), "00002")):
@@ -307,11 +310,12 @@ def test_numbers_that_are_not_finite_are_named_or_left_out(command, run, tmp_pat
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
-@pytest.mark.parametrize("command", ["learn", "restore", "solve"])
+@pytest.mark.parametrize("command", [LEARN, "restore", "solve"])
 def test_missing_pixels_are_hidden(command, run, tmp_path, capfd):
     folder = holed(tmp_path / "in")
     out = tmp_path / "out"
-    argv = [*commands(folder, run, out)[command], "--nan", "mask", "--json"]
+    argv = [a for a in commands(folder, run, out)[command] if a not in ("--method", "noisy")]
+    argv += ["--nan", "mask", "--json"]
     assert cli.main([str(a) for a in argv]) == 0
     assert json.loads(capfd.readouterr().out)["images"] == 4
     if command == "learn":
@@ -378,16 +382,17 @@ def test_missing_numbers_in_python(tmp_path):
     def denoise(x, sigma):
         return (0.01 * x + sigma**2 * 0.25) / (0.01 + sigma**2)
 
-    found = solve(y, problem, denoise, method="pnp-dm", nan="mask", samples=400, seed=1).mean
+    found = solve(y, problem, denoise, method="pnp-dm", nan="mask", samples=64, seed=1).mean
     expected = torch.full_like(found, 0.375)
     expected[1, 0, 2, 2] = 0.25
     error = (found - expected).abs()
-    assert error.mean() < 0.01 and error[1, 0, 2, 2] < 0.03
+    assert error.mean() < 0.02 and error[1, 0, 2, 2] < 0.05  # deviations 0.07 / 8 and 0.1 / 8
 
 
 # -- equal channels -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_equal_channels_stay_equal_under_a_grey_prior(run):
     """Exactly; and an image beside it whose channels differ has what it has alone."""
     grey = torch.rand(1, 1, 32, 32, generator=torch.manual_seed(0)).expand(1, 3, 32, 32)

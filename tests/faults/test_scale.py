@@ -20,6 +20,7 @@ from unmurk.posterior import Posterior
 from unmurk.problem import Problem
 
 INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
+LEARN = pytest.param("learn", marks=pytest.mark.slow)  # builds and trains networks
 rng = np.random.default_rng(0)
 
 
@@ -184,7 +185,7 @@ def test_floats_with_a_median_outside_the_units_are_refused(low, high, sigma, fi
     check_units("it", scaled, sigma)  # what is offered can be pasted
 
 
-@pytest.mark.parametrize("command", ["learn", "restore", "solve", "corrupt"])
+@pytest.mark.parametrize("command", [LEARN, "restore", "solve", "corrupt"])
 @pytest.mark.parametrize("form", ["npy", "folder"])
 def test_every_command_asks_for_the_range(command, form, run, tmp_path, capsys):
     pages = rng.uniform(0, 4095, (4, 28, 28)).astype(np.float32)
@@ -194,7 +195,7 @@ def test_every_command_asks_for_the_range(command, form, run, tmp_path, capsys):
         np.save(data, pages)
     given = ["--operator", "identity", "--noise", 0.1]
     argv = {
-        "learn": ["--noise", 0.1, "--kimg", 0.01],
+        "learn": ["--noise", 0.1, "--kimg", 0.01, "--precision", "fp32", "--method", "noisy"],
         "restore": ["--prior", run, *given, "--samples", 2],
         "solve": ["--prior", run, *given, "--steps", 1],
         "corrupt": [],
@@ -213,6 +214,7 @@ def test_learning_on_tensors_asks_too(tmp_path):
 # -- a run's range --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_range(tmp_path, capsys):
     """12-bit data in 16-bit files: noticed once, printed, kept, and used for a dimmer capture."""
     folder = tiffs(tmp_path / "in", rng.integers(0, 4096, (8, 8, 8), np.uint16))
@@ -292,7 +294,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("kind", "dtype"), KINDS)
-@pytest.mark.parametrize("noise", [0.01, 0.3, 3.0])
+@pytest.mark.parametrize("noise", [0.01, pytest.param(0.3, marks=pytest.mark.slow), 3.0])
 @pytest.mark.parametrize("keep", ["npy", "same"])
 def test_the_steps_on_the_command_line_are_those_in_python(
     kind, dtype, noise, keep, run, tmp_path, capsys
