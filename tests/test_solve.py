@@ -263,7 +263,7 @@ def test_prior_range_bounds_the_levels():
 
     y, problem, _ = measured("identity", 0.1)
     assert solve(y, problem, Narrow(), steps=3).trace[0]["sigma"] == pytest.approx(0.5)
-    assert solve(y, problem, PRIOR, steps=3).trace[0]["sigma"] == pytest.approx(5.0)
+    assert solve(y, problem, PRIOR, steps=50).trace[0]["sigma"] == pytest.approx(5.0)
     begun = solve(y, problem, PRIOR, steps=3, init=y, init_sigma=0.7).trace[0]["sigma"]
     assert begun == pytest.approx(0.7)
 
