@@ -352,7 +352,7 @@ def test_bad_settings_are_named(tmp_path):
         ({"objective": "x"}, "unknown objective"),
         ({"network": "x"}, "unknown network"),
         ({"speed": 1}, "unknown setting"),
-        ({"kimg": -1}, "must be positive"),
+        ({"kimg": -1}, "kimg must be"),
     ]:
         with pytest.raises(InputError, match=words):
             learn(y, problem, out=tmp_path / "run", quiet=True, **kw)

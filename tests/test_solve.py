@@ -484,7 +484,7 @@ def test_bad_input_is_named(monkeypatch):
     says("divisor", y, problem, PRIOR, "dps", steps=7)
     for option in ("weight", "order", "optimizer"):
         says(option, y, problem, PRIOR, preset="paper", **{option: "x"})
-    says("samples is 0", y, problem, PRIOR, samples=0)
+    says("samples must be a whole number", y, problem, PRIOR, samples=0)
     says("give floats", y.long(), problem, PRIOR)
     says("init has shape", y, problem, PRIOR, init=torch.zeros(2, *SHAPE))
     says("init 'flow'", y, problem, PRIOR, init="flow")

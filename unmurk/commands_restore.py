@@ -386,7 +386,7 @@ def trained_problem(
 
     Raises:
         InputError: neither the run nor the options say what the problem is, or the noise is more
-            than `STRANGE` times stronger or weaker than the run's.
+            than `STRANGE` times the run's.
     """
     from .io.json_files import read_object
     from .prior import locate
@@ -415,7 +415,7 @@ def _compare_noise(run: str, known: float, given: float) -> None:
     if known <= 0 or known / UNUSUAL <= given <= known * UNUSUAL:
         return
     what = f"the posterior of '{run}' was trained with noise {known:g}, and this is {given:g}"
-    if not known / STRANGE <= given <= known * STRANGE:
+    if given > known * STRANGE:
         raise InputError(f"{what}: use `unmurk solve`, whose prior knows every noise, or retrain")
     print(f"{what}: its error bars do not hold there; `unmurk solve` does", file=sys.stderr)
 

@@ -233,7 +233,10 @@ class Prior(nn.Module):
         """
         if n < 1:
             raise InputError(f"n is {n}: at least 1 image can be drawn")
+        widths = getattr(getattr(self.unet, "config", None), "block_out_channels", None) or (1,)
+        # the images, and four maps of the finest resolution of those drawn together
         size = 4.0 * n * math.prod(self.shape)
+        size += 16.0 * min(n, batch) * widths[0] * math.prod(self.shape[1:])
         check_memory(f"{n} images of {_size(self.shape)}", size, "draw fewer at a time")
         sigmas = karras(steps, min(sigma_max, self.sigma_max), self.sigma_min)
         done, batch = [], min(batch, self.together(self.shape[1] * self.shape[2]))

@@ -305,12 +305,12 @@ def restored(noise, tmp_path, capsys):
 def test_a_noise_that_the_flow_has_not_met_is_named(tmp_path, capsys):
     """The digits' posterior was trained with noise 0.3."""
     assert restored("0.3", tmp_path, capsys) == (0, "")
-    code, said = restored("0.6", tmp_path, capsys)
-    assert code == 0 and "trained with noise 0.3, and this is 0.6" in said
-    for noise in ("5", "0.01"):
+    for noise in ("0.6", "0.01", "0"):
         code, said = restored(noise, tmp_path, capsys)
-        assert code == 2 and f"and this is {noise}" in said and len(said.splitlines()) == 1
-        assert not (tmp_path / f"{noise}.npy").exists()
+        assert code == 0 and f"trained with noise 0.3, and this is {noise}:" in said
+    code, said = restored("5", tmp_path, capsys)
+    assert code == 2 and "and this is 5: use `unmurk solve`" in said
+    assert len(said.splitlines()) == 1 and not (tmp_path / "5.npy").exists()
 
 
 def test_the_declarations_themselves():

@@ -171,6 +171,7 @@ HUGE = [
     (UNET, {"layers_per_block": 10**9}, "out of bounds"),
     (UNET, {"layers_per_block": 17}, "layers_per_block"),
     (UNET, {"sample_size": 10**9}, "out of bounds"),
+    (UNET, {"sample_size": 65536}, "sample_size"),
     (UNET, {"in_channels": 8000, "out_channels": 8000}, "weights"),
     (UNET, {"down_block_types": ["DownBlock2D"] * 1000}, "out of bounds"),
     (LEVELS, {"num_train_timesteps": 10**12}, "num_train_timesteps must be"),

@@ -404,7 +404,8 @@ class Record:
             keep = []
             if path.exists():
                 limit = trainer.step * trainer.settings.batch / 1000 + 1e-9
-                keep = [s for s in path.read_text().splitlines() if _kimg(s) <= limit]
+                text = path.read_text(errors="replace")
+                keep = [s for s in text.splitlines() if _kimg(s) <= limit]
             write_atomically(path, "".join(s + "\n" for s in keep).encode())
             self.file = open(path, "ab", buffering=0)  # nothing is left to write at the end
         self.bar = Progress(
