@@ -110,7 +110,7 @@ def stopped(run: "subprocess.Popen", out: Path, number: int, wait: float, more: 
     while run.poll() is None and count(out) < before + more:
         if time.monotonic() - began > wait:
             break
-        time.sleep(0.001)
+        time.sleep(0.005)
     run.send_signal(number)
     return run.communicate()[1]
 

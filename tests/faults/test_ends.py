@@ -113,7 +113,7 @@ def test_stderr_and_stdin_that_are_closed(here):
 
 def test_an_encoding_that_lacks_characters(here):
     (here / "bild-ä.npy").write_bytes((here / "y.npy").read_bytes())
-    for encoding in ("ascii", "latin-1"):
+    for encoding in ("ascii",):
         done = program("corrupt", "--help", PYTHONIOENCODING=encoding)
         assert done.returncode == 0 and b"--operator" in done.stdout
         out = f"z-π-{encoding}.npy"

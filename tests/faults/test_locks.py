@@ -66,6 +66,17 @@ def hold(start):
     return one
 
 
+SECOND = [
+    ["corrupt", "HERE/y.npy"],
+    ["learn", "HERE/y.npy", "--noise", "0.1"],
+    ["sample", "--prior", "digits"],
+    ["solve", "HERE/y.npy", "--prior", "digits", "--operator", "identity", "--noise", "0.1"],
+    ["restore", "HERE/y.npy", "--prior", "digits", "--operator", "identity", "--noise", "0.1"],
+    ["certify"],
+    ["demo"],
+]
+
+
 def left(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
@@ -75,10 +86,12 @@ def test_a_second_job_is_told_who_holds_it(tmp_path, capsys, hold):
     out = tmp_path / "out"
     first, said = hold(out)
     assert said == "held\n"
-    assert cli.main(["corrupt", str(tmp_path / "y.npy"), "--out", str(out)]) == 2
-    line = capsys.readouterr().err
-    assert len(line.splitlines()) == 1 and f"process {first.pid} on " in line
-    assert "out is in use" in line and time.strftime("since %Y-") in line
+    for argv in SECOND:
+        words = [word.replace("HERE", str(tmp_path)) for word in argv]
+        assert cli.main([*words, "--out", str(out)]) == 2
+        line = capsys.readouterr().err
+        assert len(line.splitlines()) == 1 and f"process {first.pid} on " in line
+        assert "out is in use" in line and time.strftime("since %Y-") in line
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     assert len([name for name in left(tmp_path) if name.endswith(".lock")]) == 1
