@@ -25,6 +25,7 @@ __all__ = [
     "generator",
     "host_integers",
     "integers",
+    "lent",
     "normal",
     "permutation",
     "poisson",
@@ -154,13 +155,18 @@ def integers(high: int, shape: Sequence[int], generator: torch.Generator, **kind
 def host_integers(high: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Draws uniform on 0 .. high - 1, (B, ...), on the CPU and without waiting for a GPU.
 
-    They hang on the seed of the generator, not on what it has drawn: two calls with one generator
-    give the same numbers, and so do generators of all devices.
+    With a generator of a GPU two calls give the same numbers; see `lent`.
     """
+    own = generator.device.type == "cpu"
+    return integers(high, shape, generator if own else lent(generator))
+
+
+def lent(generator: torch.Generator) -> torch.Generator:
+    """A generator of the CPU that hangs on the seed of another, not on what that has drawn."""
     host = torch.Generator().manual_seed((generator.initial_seed() ^ HOST) % 2**63)
     if isinstance(generator, Share):
-        host = Share.of(host, generator.rank, generator.ranks)
-    return integers(high, shape, host)
+        return Share.of(host, generator.rank, generator.ranks)
+    return host
 
 
 def permutation(
