@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import math
 import os
 import random
 import resource
@@ -35,7 +36,7 @@ from unmurk.errors import InputError
 from .commands import captured
 from .judge import Mishandled, check_message, check_output
 
-SECONDS = 5.0  # of CPU time for one case
+SECONDS = 5.0  # of CPU time for one case, where its class names no other limit
 WAITING = 8.0  # seconds that a case may wait without computing, in a read from a pipe, say
 MEMORY = 2**30  # bytes that a worker may take beyond what it starts with
 BATCH = 50  # cases for each worker
@@ -90,8 +91,9 @@ def attempt(run: Run, draws: random.Random, folder: Path, limits: bool = True) -
     folder.mkdir(parents=True)
     os.chdir(folder)
     problem = ""
+    seconds = run.__globals__.get("SECONDS", SECONDS) if limits else math.inf  # type: ignore
     try:
-        with captured() as read, clock() if limits else contextlib.nullcontext():
+        with captured() as read, clock(seconds):
             try:
                 run(draws, folder)
             except InputError as error:
@@ -103,18 +105,18 @@ def attempt(run: Run, draws: random.Random, folder: Path, limits: bool = True) -
         problem = f"{type(error).__name__}: {_short(error)} {_place(error)}"
         if not limits:
             traceback.print_exc()
-    return problem
+    return problem.replace(str(folder), "FOLDER")
 
 
 @contextlib.contextmanager
-def clock() -> Iterator[None]:
-    """Raise `TooLong` after `SECONDS` of CPU time or `WAITING` seconds, and again each second."""
+def clock(seconds: float) -> Iterator[None]:
+    """Raise `TooLong` after some seconds of CPU time, or after `WAITING` seconds without any."""
     begin, cpu, queued = time.monotonic(), time.process_time(), _queued()
 
     def look(number: int, frame: FrameType | None) -> None:
         spent, passed = time.process_time() - cpu, time.monotonic() - begin
-        if spent > SECONDS:
-            raise TooLong(f"more than {SECONDS:g} s of CPU time")
+        if spent > seconds:
+            raise TooLong(f"more than {seconds:g} s of CPU time")
         if passed - spent - (_queued() - queued) > WAITING:
             raise TooLong(f"waits for more than {WAITING:g} s")
 
