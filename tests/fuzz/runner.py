@@ -172,7 +172,9 @@ class Worker:
     since: float = field(default_factory=time.monotonic)
 
 
-def _work(todo: Sequence[tuple[str, int]], runs: dict[str, Run], seed: int, out: int) -> None:
+def _work(
+    todo: Sequence[tuple[str, int]], runs: dict[str, Run], seed: int, out: int, stop: float
+) -> None:
     """What a worker does: each case in turn, a line before it and a line after it."""
     folder = Path(os.environ["FUZZ_FOLDER"]) / f"worker-{os.getpid()}"
     ctypes.CDLL(None).mallopt(-8, 2)  # two arenas: one for each thread would count as memory
@@ -180,6 +182,8 @@ def _work(todo: Sequence[tuple[str, int]], runs: dict[str, Run], seed: int, out:
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for kind, index in todo:
+        if time.monotonic() > stop:
+            break
         os.write(out, f"begin {kind} {index}\n".encode())
         problem = attempt(runs[kind], generator(seed, kind, index), folder)
         os.write(out, f"end {problem}\n".encode("utf-8", "replace"))
@@ -187,7 +191,7 @@ def _work(todo: Sequence[tuple[str, int]], runs: dict[str, Run], seed: int, out:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fork(todo: list[tuple[str, int]], runs: dict[str, Run], seed: int) -> Worker:
+def _fork(todo: list[tuple[str, int]], runs: dict[str, Run], seed: int, stop: float) -> Worker:
     here, there = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -197,7 +201,7 @@ def _fork(todo: list[tuple[str, int]], runs: dict[str, Run], seed: int) -> Worke
         code = 1
         try:
             os.close(here)
-            _work(todo, runs, seed, there)
+            _work(todo, runs, seed, there, stop)
             code = 0
         finally:
             os._exit(code)
@@ -217,7 +221,7 @@ def run_cases(
     Args:
         cases: Class and index of each.
         runs: The function of each class.
-        minutes: No worker starts after so many minutes.
+        minutes: No case starts after so many minutes.
         done: Called after each case, with what was found.
 
     Returns:
@@ -234,7 +238,7 @@ def run_cases(
 
     while waiting or selector.get_map():
         while waiting and len(selector.get_map()) < WORKERS and time.monotonic() < stop:
-            worker = _fork(waiting.pop(0), runs, seed)
+            worker = _fork(waiting.pop(0), runs, seed, stop)
             selector.register(worker.pipe, selectors.EVENT_READ, worker)
         if not selector.get_map():
             break
@@ -279,7 +283,7 @@ def _bury(worker: Worker, finish: Callable[[tuple[str, int], str], None]) -> lis
         if time.monotonic() - worker.since > 20 * WAITING:
             cause = f"TooLong: no answer within {20 * WAITING:g} s"
         finish(worker.current, cause)
-    elif worker.todo:
+    elif worker.todo and status != 0:
         finish(worker.todo.pop(0), "the worker ended before this case")
     shutil.rmtree(Path(os.environ["FUZZ_FOLDER"]) / f"worker-{worker.pid}", ignore_errors=True)
     return worker.todo
