@@ -1,11 +1,12 @@
 # setup: a virtual environment with pinned packages     demo: learn from noisy digits and restore
 # lint:  ruff and mypy      test: lint and every test, one process for each core
+# fuzz:  12,000 cases of bad input, what is mishandled (some ten minutes on two cores)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo lint test clean
+.PHONY: setup demo lint test fuzz clean
 
 setup: $(READY)
 
@@ -30,6 +31,9 @@ lint: setup
 
 test: lint
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz
 
 clean:
 	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

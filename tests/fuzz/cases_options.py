@@ -23,6 +23,7 @@ from .cases_specs import EXTREME, FORMS, noise, operator
 from .commands import call
 from .mutate import ODD_TEXTS
 
+SECONDS = 10.0  # of CPU time: some of this is real work
 ABSURD = [*EXTREME, *FORMS, "1000000000", "100000000000", "-5", "0"]
 DATA = [
     "in/pics",
@@ -219,7 +220,8 @@ def solve(draws: random.Random) -> list[str]:
     argv += ["--restarts", pick(draws, ["1", "2"])] if draws.random() < 0.1 else []
     if draws.random() < 0.3 and method in METHODS:
         field = draws.choice(dataclasses.fields(METHODS[method]))  # type: ignore[arg-type]
-        value = str(field.default).lower() if draws.random() < 0.3 else draws.choice(ABSURD)
+        usual = "2" if type(field.default) is int else str(field.default).lower()
+        value = usual if draws.random() < 0.3 else draws.choice(ABSURD)
         argv += ["--option", f"{field.name}={value}"]
     return argv
 

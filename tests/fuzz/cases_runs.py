@@ -19,6 +19,7 @@ from PIL import Image
 from .commands import call
 from .mutate import mutated, odd_json, structured
 
+SECONDS = 10.0  # of CPU time: some of this is real work
 SIDE = 16
 LEARN = ["--noise", "0.2", "--kimg", "0.128", "--precision", "fp32"]
 COPIED = (

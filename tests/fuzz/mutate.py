@@ -43,7 +43,7 @@ ODD_TEXTS = [
     "e\u0301",
     "\u4e2d\u6587",
     "\ufeffx",
-    "\ud800",
+    "\udcff",
     "a" * 300,
     "x/" * 200,
     "a:b",
@@ -246,7 +246,8 @@ def zipped(draws: random.Random, data: bytes) -> bytes:
             part = npy(draws, part) if draws.random() < 0.8 else mutated(draws, part)
             if draws.random() < 0.2:
                 name = draws.choice(["images", "a/b.npy", "../x.npy", "images.npy", "\u00e4.npy"])
-            new.writestr(name, part, method)
+            if name not in new.namelist():
+                new.writestr(name, part, method)
     return stream.getvalue()
 
 

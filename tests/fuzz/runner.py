@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import math
 import os
 import random
 import resource
@@ -35,7 +36,7 @@ from unmurk.errors import InputError
 from .commands import captured
 from .judge import Mishandled, check_message, check_output
 
-SECONDS = 5.0  # of CPU time for one case
+SECONDS = 5.0  # of CPU time for one case, where its class names no other limit
 WAITING = 8.0  # seconds that a case may wait without computing, in a read from a pipe, say
 MEMORY = 2**30  # bytes that a worker may take beyond what it starts with
 BATCH = 50  # cases for each worker
@@ -90,8 +91,9 @@ def attempt(run: Run, draws: random.Random, folder: Path, limits: bool = True) -
     folder.mkdir(parents=True)
     os.chdir(folder)
     problem = ""
+    seconds = run.__globals__.get("SECONDS", SECONDS) if limits else math.inf  # type: ignore
     try:
-        with captured() as read, clock() if limits else contextlib.nullcontext():
+        with captured() as read, clock(seconds):
             try:
                 run(draws, folder)
             except InputError as error:
@@ -103,18 +105,18 @@ def attempt(run: Run, draws: random.Random, folder: Path, limits: bool = True) -
         problem = f"{type(error).__name__}: {_short(error)} {_place(error)}"
         if not limits:
             traceback.print_exc()
-    return problem
+    return problem.replace(str(folder), "FOLDER")
 
 
 @contextlib.contextmanager
-def clock() -> Iterator[None]:
-    """Raise `TooLong` after `SECONDS` of CPU time or `WAITING` seconds, and again each second."""
+def clock(seconds: float) -> Iterator[None]:
+    """Raise `TooLong` after some seconds of CPU time, or after `WAITING` seconds without any."""
     begin, cpu, queued = time.monotonic(), time.process_time(), _queued()
 
     def look(number: int, frame: FrameType | None) -> None:
         spent, passed = time.process_time() - cpu, time.monotonic() - begin
-        if spent > SECONDS:
-            raise TooLong(f"more than {SECONDS:g} s of CPU time")
+        if spent > seconds:
+            raise TooLong(f"more than {seconds:g} s of CPU time")
         if passed - spent - (_queued() - queued) > WAITING:
             raise TooLong(f"waits for more than {WAITING:g} s")
 
@@ -170,7 +172,9 @@ class Worker:
     since: float = field(default_factory=time.monotonic)
 
 
-def _work(todo: Sequence[tuple[str, int]], runs: dict[str, Run], seed: int, out: int) -> None:
+def _work(
+    todo: Sequence[tuple[str, int]], runs: dict[str, Run], seed: int, out: int, stop: float
+) -> None:
     """What a worker does: each case in turn, a line before it and a line after it."""
     folder = Path(os.environ["FUZZ_FOLDER"]) / f"worker-{os.getpid()}"
     ctypes.CDLL(None).mallopt(-8, 2)  # two arenas: one for each thread would count as memory
@@ -178,6 +182,8 @@ def _work(todo: Sequence[tuple[str, int]], runs: dict[str, Run], seed: int, out:
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for kind, index in todo:
+        if time.monotonic() > stop:
+            break
         os.write(out, f"begin {kind} {index}\n".encode())
         problem = attempt(runs[kind], generator(seed, kind, index), folder)
         os.write(out, f"end {problem}\n".encode("utf-8", "replace"))
@@ -185,7 +191,7 @@ def _work(todo: Sequence[tuple[str, int]], runs: dict[str, Run], seed: int, out:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fork(todo: list[tuple[str, int]], runs: dict[str, Run], seed: int) -> Worker:
+def _fork(todo: list[tuple[str, int]], runs: dict[str, Run], seed: int, stop: float) -> Worker:
     here, there = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -195,7 +201,7 @@ def _fork(todo: list[tuple[str, int]], runs: dict[str, Run], seed: int) -> Worke
         code = 1
         try:
             os.close(here)
-            _work(todo, runs, seed, there)
+            _work(todo, runs, seed, there, stop)
             code = 0
         finally:
             os._exit(code)
@@ -215,7 +221,7 @@ def run_cases(
     Args:
         cases: Class and index of each.
         runs: The function of each class.
-        minutes: No worker starts after so many minutes.
+        minutes: No case starts after so many minutes.
         done: Called after each case, with what was found.
 
     Returns:
@@ -232,7 +238,7 @@ def run_cases(
 
     while waiting or selector.get_map():
         while waiting and len(selector.get_map()) < WORKERS and time.monotonic() < stop:
-            worker = _fork(waiting.pop(0), runs, seed)
+            worker = _fork(waiting.pop(0), runs, seed, stop)
             selector.register(worker.pipe, selectors.EVENT_READ, worker)
         if not selector.get_map():
             break
@@ -277,7 +283,7 @@ def _bury(worker: Worker, finish: Callable[[tuple[str, int], str], None]) -> lis
         if time.monotonic() - worker.since > 20 * WAITING:
             cause = f"TooLong: no answer within {20 * WAITING:g} s"
         finish(worker.current, cause)
-    elif worker.todo:
+    elif worker.todo and status != 0:
         finish(worker.todo.pop(0), "the worker ended before this case")
     shutil.rmtree(Path(os.environ["FUZZ_FOLDER"]) / f"worker-{worker.pid}", ignore_errors=True)
     return worker.todo
