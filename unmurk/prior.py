@@ -26,12 +26,14 @@ by about var / s_max, however high s, while a predicted n would bring in s times
 Negative evidence bound. With log sigma uniform on [sigma_min, sigma_max] and
 L = ln(sigma_max / sigma_min), Kingma et al. (2021, arXiv 2107.00630, eqs. 11-15) gives in nats
 
-    -log p(x) <= L E ||D(x + sigma n, sigma) - x||^2 / sigma^2
+    -log p_D(x) <= L E ||D(x + sigma n, sigma) - x||^2 / sigma^2
                  (diffusion) + E ||D(x + sigma_min n, sigma_min) - x||^2 / (2 sigma_min^2)
                    + d/2 ln(2 pi sigma_min^2)                                             (decoder)
                  + KL(N(x, sigma_max^2) || N(1/2, sigma_max^2)).                          (end)
 
-Drawing log sigma uniformly is the importance sampling of Song et al. (2021, arXiv 2101.09258).
+p_D is the density of the model's own reverse diffusion, which D defines, not that of the data: the
+bound says how likely x is under the model. For the exact denoiser they are one. Drawing log sigma
+uniformly is the importance sampling of Song et al. (2021, arXiv 2101.09258).
 """
 
 import math
@@ -68,6 +70,8 @@ def nelbo(
     constants: bool = True,
 ) -> Tensor:
     """The negative evidence bound of each image, (B,), in nats of density per unit of intensity.
+
+    It bounds the negative log density of the model's own sampler, not of the data; see the module.
 
     The levels are stratified over draws and batch, which lowers the variance and keeps every
     image's estimate unbiased. The gradient with respect to x flows through the denoiser's input.

@@ -11,10 +11,13 @@ from unmurk import metrics
 from unmurk.errors import InputError
 from unmurk.io.images import load_images
 from unmurk.kid import kid
+from unmurk.learn.objectives import recorrupted
 from unmurk.noise_estimate import envelope, estimate_noise, powers, uncertainty
 from unmurk.operators import as_operator
 from unmurk.problem import Problem
 from unmurk.samplers import posterior_draw, prior_draw
+from unmurk.seeds import generator
+from unmurk.wiener import Wiener
 
 DIGITS = Path(metrics.__file__).parent / "assets" / "digits"
 
@@ -307,3 +310,49 @@ def test_what_is_hidden_may_be_anything():
     y = Problem(mask, 0.1).simulate(torch.full((3, 1, 64, 64), 0.5))
     hidden = mask.at(range(3), (1, 64, 64)).mask == 0
     assert estimate_noise(torch.where(hidden, math.nan, y), mask) == estimate_noise(y, mask)
+
+
+# -- the mean start ------------------------------------------------------------------------------
+
+
+class Corrected:
+    """A posterior mean whose start and correction are given."""
+
+    def __init__(self, start, correction):
+        self.start, self.wiener, self.correction = Wiener((1, 8, 8)), start, correction
+
+    def parts(self, y, problem):
+        return self.wiener, self.correction
+
+
+@pytest.mark.parametrize("operator, numbers", [("sr:average,factor=2", 16), ("identity", 64)])
+def test_the_mean_start_weighs_both_terms_by_the_numbers_of_the_image(operator, numbers):
+    problem, draw = Problem(operator, 0.2), generator(0)
+    x, d = (torch.randn(5, 1, 8, 8, generator=draw) for _ in range(2))
+    y = problem.simulate(x).float()
+    assert y[0].numel() == numbers
+    bound = problem.at(range(5), (1, 8, 8))
+    posterior = Corrected(x, d)
+    loss = recorrupted(posterior, y, bound, 0.6, generator(1))
+    target = y - 0.2 * torch.randn(y.shape, generator=generator(1)) / 0.6
+    misfit = (bound.A(x + d) - target).square().flatten(1).sum(1)
+    penalty = 0.2**2 * posterior.start.energy(d)
+    assert float(loss) == pytest.approx(float((misfit + penalty).mean() / 64), rel=1e-5)
+
+
+def test_its_minimiser_is_the_one_on_the_page():
+    """d = (A^T A + sigma^2 S^-1)^-1 A^T A e for a target without noise, A (w + e)."""
+    problem, sigma = Problem("sr:average,factor=2", 0.2).at([0], (1, 8, 8)), 0.2
+    eye = torch.eye(64).view(64, 1, 8, 8)
+    a = Problem("sr:average,factor=2").operator.A(eye).flatten(1).T.double()
+    model = Wiener((1, 8, 8))
+    inverse = model.out(model.into(eye) / model.power).flatten(1).double()
+    e = torch.randn(64, generator=generator(0), dtype=torch.float64)
+    d = torch.linalg.solve(a.T @ a + sigma**2 * inverse, a.T @ a @ e)
+    correction = d.float().view(1, 1, 8, 8).requires_grad_()
+    start = torch.zeros(1, 1, 8, 8)
+    noise = sigma * torch.randn(1, 1, 4, 4, generator=generator(1)) / 0.6
+    y = problem.A(e.float().view(1, 1, 8, 8)) + noise  # so that the target is A e
+    recorrupted(Corrected(start, correction), y, problem, 0.6, generator(1)).backward()
+    scale = (a.T @ a @ e).abs().max() * 2 / 64
+    assert correction.grad.abs().max() < 1e-4 * scale

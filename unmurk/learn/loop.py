@@ -51,9 +51,9 @@ class Settings:
         network: Preset of the networks: tiny, small or base.
         kimg: Budget in thousands of images seen, above 0.
         batch: Images in a step, at least 2.
-        rate: Peak learning rate, above 0; every group of parameters rises to it and falls again.
-        average: Half-life of the averaged weights in kimg, above 0, or 5 % of the images a part
-            has seen since it started, if less.
+        rate: Peak learning rate, above 0; every group rises to it and falls again.
+        average: Half-life of the averaged weights in kimg, above 0; or, if less, 5 % of the images
+            a part has seen since it started.
         seed: Seed of weights, batches and noise, at least 0.
         precision: fp32, bf16, or auto: whichever a one-second probe finds faster.
         compile: Whether torch.compile is applied to the prior's network.
@@ -341,8 +341,8 @@ class Trainer:
         """Trains to the end of the budget, from the last state written if there is one.
 
         Raises:
-            InputError: when files cannot be read or written, training keeps diverging or none of
-                its steps was finite, or another process of the run has ended.
+            InputError: files cannot be read or written, training diverges, another process of the
+                run has ended.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is done and the state saved.
         """
         with interruptible() as check:

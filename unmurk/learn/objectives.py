@@ -141,9 +141,16 @@ def recorrupted(
     learns E[x | all but the withheld] there, at places that are like the hidden ones if masks are
     random.
 
-    What no A shows would leave the correction to the Wiener solution free to be anything. With
+    What no A shows would leave the correction to the Wiener solution w free to be anything. With
     sigma_y^2 d^T S^-1 d added, d the correction and S the covariance of the Gaussian prior, it is
-    zero there, and free where y tells much more than that prior.
+    zero there. So for A != I and a Gaussian start the minimiser is not E[x | y'] but, with
+    e = E[x | y'] - w and both terms divided by the numbers of an image,
+
+        d = (A^T A + sigma_y^2 S^-1)^-1 A^T A e:
+
+    where A has the gain s and the prior the power P, the share sigma_y^2 / (sigma_y^2 + s^2 P) of
+    e is left out. That is little where y tells much more than the prior, and half of it where
+    noise and prior are equal; the second fit of m, `forward_kl`, has no such term.
     """
     if isinstance(problem.noise, PoissonGaussian):
         noisier, target = problem.noise.split(y, 1 / (1 + a**2), generator)
@@ -155,7 +162,8 @@ def recorrupted(
     mean = start + correction
     if given is not problem:
         target = torch.where(given.operator.seen(torch.ones_like(y)) > 0, target, y)
-    loss = problem.residual(mean, target).square().mean()  # zero where nothing is measured
+    # per number of the image, as y may have fewer; zero where nothing is measured
+    loss = problem.residual(mean, target).square().sum() / mean.numel()
     if posterior.start is None:
         return loss
     return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()

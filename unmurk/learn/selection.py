@@ -15,6 +15,7 @@ n under the prior) and the measurements say what they are:
                    E_{x ~ q(.|y)} [ log p(y | x) + b(x) - log q(x | y) ] / m,
 
                b the prior's evidence bound: equal to log p(y) if q is the posterior and b tight.
+               p is the model's own density of measurements, not the law that they come from.
 
 All three are of the averaged weights. "gap" needs the prior alone; the other two need the flow,
 and mean nothing before it is trained. Of the moments at which every part is in training, the
