@@ -97,6 +97,8 @@ class Learn(Command):
     """Size of the networks."""
     kimg: float = 100.0
     """Length of the run in thousands of images seen."""
+    batch: int = 32
+    """Images in a step, at least 2; fewer take less memory."""
     seed: Seed = 0
     simulate: bool = False
     """DATA are clean: corrupt them first with the operator and the noise (for development)."""
@@ -135,6 +137,7 @@ class Learn(Command):
                 out=self.out,
                 network=self.network,
                 kimg=self.kimg,
+                batch=self.batch,
                 seed=self.seed,
                 precision=self.precision,
                 compile=self.compile,

@@ -38,9 +38,7 @@ from .selection import Checks, preferred
 __all__ = ["Group", "Method", "Settings", "Span", "Trainer", "unwritable", "write_atomically"]
 
 STEP, BATCH = 0xFFFF0001, 0xFFFF0002  # paths below the seed, beyond any image number
-DIVERGED = (
-    "losses are not finite: check the range of the images and their noise, or lower the rate"
-)
+DIVERGED = "losses are not finite; check the range of the images and their noise, or lower rate"
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _hint(batch: int, room: int, step: int) -> str:
     """What to change, where a step has so much room and takes so much."""
     fits = int(batch * room / step) // _ranks() * _ranks() if step else 0
     if fits >= 2:
-        return f"take a batch of {fits} or less, or crop the images"
+        return f"take a batch of {fits} or less (--batch), or crop the images"
     return "crop the images, or take a machine with more memory"
 
 
