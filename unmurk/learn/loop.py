@@ -50,8 +50,7 @@ class Settings:
         kimg: Budget in thousands of images seen, above 0.
         batch: Images in a step, at least 2.
         rate: Peak learning rate, above 0; every group rises to it and falls again.
-        average: Half-life of the averaged weights in kimg, above 0; or, if less, 5 % of the images
-            a part has seen since it started.
+        average: Half-life of the averaged weights in kimg, at most 5 % of the images seen.
         seed: Seed of weights, batches and noise, at least 0.
         precision: fp32, bf16, or auto: whichever a one-second probe finds faster.
         compile: Whether torch.compile is applied to the prior's network.
