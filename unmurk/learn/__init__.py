@@ -158,7 +158,7 @@ def _check_settings(settings: Settings) -> None:
     for name in ("kimg", "rate", "average"):
         value = getattr(settings, name)
         if not 0 < value < math.inf:
-            raise InputError(f"{name} is {value}: give a number above 0")
+            raise InputError(f"{name} is {value}: it must be positive")
     if settings.batch < 2:
         raise InputError(f"batch is {settings.batch}: at least 2 is needed")
     if settings.seed < 0:
