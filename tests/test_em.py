@@ -212,7 +212,8 @@ def test_the_command_takes_the_conditional_step(tmp_path):
     run = tmp_path / "run"
     code = main(
         ["learn", str(tmp_path / "y.npy"), "--out", str(run), "--method", "em", "--kimg", "0.1",
-         "--operator", MASKS.operator.spec, "--noise", "0.1", "--e-step", "conditional"]
+         "--operator", MASKS.operator.spec, "--noise", "0.1", "--e-step", "conditional",
+         "--batch", "8"]
     )  # fmt: skip
     config = json.loads((run / "config.json").read_text())
     assert code == 0 and config["e_step"] == "conditional" and config["solver"] is None

@@ -61,9 +61,8 @@ class Need:
 
     @property
     def more(self) -> int:
-        """What is still to be taken. The Gaussian start is over before there are draws."""
-        rest = self.weights + self.buffer + self.state
-        return rest + max(self.moments, self.step + self.draws)
+        """What is still to be taken; Gaussian start and states come between the steps."""
+        return self.weights + self.buffer + max(self.moments, self.state, self.step + self.draws)
 
     @property
     def total(self) -> int:
