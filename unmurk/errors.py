@@ -1,12 +1,10 @@
 """The one exception a user meets, and text that is safe to print."""
 
 import re
-import unicodedata
 from typing import Any
 
 __all__ = ["InputError", "escape"]
 
-HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (direction marks), surrogates, breaks
 WORD = 400  # characters of a value that a message repeats
 MESSAGE = 1000  # characters of a message
 
@@ -31,14 +29,15 @@ def escape(text: Any) -> str:
     r"""Text that is safe to print: one line, without control characters.
 
     File names may hold newlines, ANSI escape sequences, marks that turn the direction of writing,
-    and bytes that are not UTF-8. Each such character becomes ``\n``, ``\x1b``, ``\u202e`` or, for
-    a byte, ``\xff``. Everything else stays as it is, and so does text that is escaped already.
+    spaces of other kinds, and bytes that are not UTF-8. Each such character becomes ``\n``,
+    ``\x1b``, ``\u202e``, ``\xa0`` or, for a byte, ``\xff``. Everything else stays as it is, and so
+    does text that is escaped already.
     """
     return "".join(_shown(char) for char in str(text))
 
 
 def _shown(char: str) -> str:
-    if char.isprintable() or unicodedata.category(char) not in HIDDEN:
+    if char.isprintable():
         return char
     code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a name that is not UTF-8

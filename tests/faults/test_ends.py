@@ -46,8 +46,8 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["corrupt", "y.npy", "--out", "z.npy", "--seed", "-1"], f"--seed must be {SEED}, got -1"),
     (["corrupt", "y.npy", "--out", "z.npy", "--seed", str(2**63)], f"--seed must be {SEED}, got"),
     ([*SAMPLE, "--seed", "-1"], f"--seed must be {SEED}, got -1"),
-    ([*SAMPLE, "-n", "100000000000"], "--n must be a whole number from 1 to 1000000, got 1000"),
-    ([*SAMPLE, "--steps", "1"], "--steps must be a whole number from 2 to 100000, got 1"),
+    ([*SAMPLE, "-n", "100000000000"], "--n must be a whole number from 1 to 10000000, got 100"),
+    ([*SAMPLE, "--steps", "1"], "--steps must be a whole number from 2 to 10000, got 1"),
     (["sample", "--prior", LONG, "--out", "z"], "n"),
     (["corrupt", LONG, "--out", "z.npy"], "name too long"),
     (["corrupt", "y.npy", "--out", LONG], "name too long"),
@@ -68,7 +68,7 @@ OPTIONS += [
     ),
     (
         [*SOLVE, "--out", "z", "--restarts", "0"],
-        "--restarts must be a whole number from 1 to 1000, got",
+        "--restarts must be a whole number from 1 to 10000, got",
     ),
     (
         [*SOLVE, "--out", "z", "--batch", "0"],
@@ -183,7 +183,7 @@ def test_handlers_are_given_back(here):
 
 def test_escape():
     assert escape(EVIL) == SAFE
-    assert escape("Grüße 日本 😀 a\u00a0b") == "Grüße 日本 😀 a\u00a0b"
+    assert escape("Grüße 日本 😀 a\u00a0b") == r"Grüße 日本 😀 a\xa0b"
     assert escape("\x9b31m \u2028 \u2066 \ud800") == r"\x9b31m \u2028 \u2066 \ud800"
     assert list(lines({EVIL: {"x": EVIL}})) == [SAFE, f"  {'x':<10} {SAFE}"]
 

@@ -160,13 +160,13 @@ def test_numbers_that_are_not_finite_are_named(y, tmp_path, value, kind):
     y = y.clone()
     y[7, 0, 1, 1] = value
     data = y if kind is torch.Tensor else y.numpy()
-    with pytest.raises(InputError, match="measurement 7 has values that are not finite"):
+    with pytest.raises(InputError, match="(measurement|image number) 7 has values that are not"):
         learn(data, PROBLEM, out=tmp_path / "run", settings=TINY, quiet=True)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_source_is_looked_at_as_it_is_read(tmp_path):
-    with pytest.raises(InputError, match="measurement 5 has values that are not finite"):
+    with pytest.raises(InputError, match="image number 5 has values that are not finite"):
         learn(Broken(), PROBLEM, out=tmp_path / "run", settings=TINY, quiet=True)
     assert not (tmp_path / "run" / "prior").exists()
 

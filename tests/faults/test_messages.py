@@ -14,6 +14,7 @@ TEXTS = {
     "colour": ("no \x1b[31mred\x07", r"no \x1b[31mred\x07"),
     "direction": ("a\u202eb\u2066", r"a\u202eb\u2066"),
     "bytes": ("a\udcff", r"a\xff"),
+    "spaces that do not look so": ("a\u00a0b\u202fc", r"a\xa0b\u202fc"),
     "half a character": ("\ud800", r"\ud800"),
     "letters": ("Grüße 日本 😀", "Grüße 日本 😀"),
     "spaces at the ends": ("  a  ", "a"),
@@ -31,8 +32,8 @@ def test_messages_are_one_safe_line(text, shown):
 
 
 def test_values_lose_their_middle():
-    half = "x" * 197
-    assert str(InputError(f"--a {LONG}: mend it")) == f"--a {half} ... {half}: mend it"
+    head, tail = "x" * 197, "x" * 196
+    assert str(InputError(f"--a {LONG}: mend it")) == f"--a {head} ... {tail}: mend it"
     assert str(InputError("x" * 400)) == "x" * 400
     assert len(str(InputError("\x1b" * 10**6))) <= 1000
 

@@ -157,9 +157,6 @@ def learn(
         raise InputError(f"{method} cannot learn from {what}: {hint}")
     shape = tuple(y.shape[1:] if method == "clean" else problem.operator.x_shape(y.shape))
     learner = kind(y, problem, shape, network=settings.network, seed=settings.seed, **options)
-    _check_length(learner, settings, quiet or not first_process())
-    device = processes().device
-    memory.check(learner, settings, shape, len(y), device, quiet or not first_process())
     folder = Path(out)
     config = {
         "method": method,
@@ -174,6 +171,9 @@ def learn(
         config["mask or kernel"] = problem.operator.digests()
     if first_process():
         _open(folder, config | {"data": _fingerprint(y)})
+    _check_length(learner, settings, quiet or not first_process())
+    device = processes().device
+    memory.check(learner, settings, shape, len(y), device, quiet or not first_process())
     checks = None
     if method != "clean" and isinstance(problem.noise, Gaussian):
         checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
