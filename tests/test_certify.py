@@ -312,7 +312,11 @@ def test_command_prints_the_rows_of_the_library(few, tmp_path, capsys):
     assert said["holds"] == {"red-diff": True, "ddnm": True} and said["seed"] == 3
     kept = json.loads((tmp_path / "a" / "certify.json").read_text())
     assert kept == said and certificate.read(kept)[0].draws == rows[0].draws
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {"certify.json", "certify.png"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {
+        "certify.json",
+        "certify.png",
+        "unmurk.jsonl",
+    }
     assert cli.main(["certify", "--methods", "red-diff"]) == 0
     shown = capsys.readouterr()
     assert "red-diff" in shown.out and "worst of all problems" in shown.out

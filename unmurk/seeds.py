@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bounds import SEED
+
 __all__ = [
     "Share",
     "Streams",
@@ -38,7 +40,12 @@ HOST = 0x5DEECE66D  # tells the draws on the host from those on the device
 
 
 def generator(seed: int, *path: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """The generator at a path of non-negative integers below a seed."""
+    """The generator at a path of non-negative integers below a seed.
+
+    Raises:
+        InputError: the seed is no whole number from 0 to 9223372036854775807.
+    """
+    seed = SEED.check("seed", seed)
     # the length goes first: numpy reads (seed, i) and (seed, i, 0) as the same
     state = np.random.SeedSequence([len(path), seed, *path]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

@@ -40,12 +40,14 @@ def left(folder: Path) -> list[str]:
 # -- options ------------------------------------------------------------------------------------
 
 LONG = "n" * 300
+SEED = "a whole number from 0 to 9223372036854775807"
+SAMPLE = ["sample", "--prior", "digits", "--out", "z"]
 OPTIONS: list[tuple[list[str], str]] = [
-    (["corrupt", "y.npy", "--out", "z.npy", "--seed", "-1"], "--seed -1: give a number from 0"),
-    (["corrupt", "y.npy", "--out", "z.npy", "--seed", str(2**63)], "--seed"),
-    (["sample", "--prior", "digits", "--out", "z", "--seed", "-1"], "--seed -1"),
-    (["sample", "--prior", "digits", "--out", "z", "-n", "100000000000"], "--n 100000000000"),
-    (["sample", "--prior", "digits", "--out", "z", "--steps", "1"], "--steps 1"),
+    (["corrupt", "y.npy", "--out", "z.npy", "--seed", "-1"], f"--seed must be {SEED}, got -1"),
+    (["corrupt", "y.npy", "--out", "z.npy", "--seed", str(2**63)], f"--seed must be {SEED}, got"),
+    ([*SAMPLE, "--seed", "-1"], f"--seed must be {SEED}, got -1"),
+    ([*SAMPLE, "-n", "100000000000"], "--n must be a whole number from 1 to 10000000, got 100"),
+    ([*SAMPLE, "--steps", "1"], "--steps must be a whole number from 2 to 10000, got 1"),
     (["sample", "--prior", LONG, "--out", "z"], "n"),
     (["corrupt", LONG, "--out", "z.npy"], "name too long"),
     (["corrupt", "y.npy", "--out", LONG], "name too long"),
@@ -58,13 +60,26 @@ OPTIONS: list[tuple[list[str], str]] = [
 ]
 SOLVE = ["solve", "y.npy", "--prior", "digits", "--operator", "identity", "--noise", "0.1"]
 RESTORE = ["restore", "y.npy", "--prior", "digits", "--operator", "identity", "--noise", "0.1"]
+EVEN = "an even number from 2 to 100000"
 OPTIONS += [
-    ([*SOLVE, "--out", "z", "--samples", "1000000000"], "--samples 1000000000"),
-    ([*SOLVE, "--out", "z", "--restarts", "0"], "--restarts 0"),
-    ([*SOLVE, "--out", "z", "--batch", "0"], "--batch 0: give a number from 1 to 4096"),
-    ([*SOLVE, "--out", "z", "--batch", "4097"], "--batch 4097"),
-    ([*RESTORE, "--out", "z", "--samples", "1000000000"], "--samples 1000000000"),
-    ([*RESTORE, "--out", "z", "--samples", "-2"], "--samples -2"),
+    (
+        [*SOLVE, "--out", "z", "--samples", "1000000000"],
+        "--samples must be a whole number from 1 to 100000, got 1000000000",
+    ),
+    (
+        [*SOLVE, "--out", "z", "--restarts", "0"],
+        "--restarts must be a whole number from 1 to 10000, got",
+    ),
+    (
+        [*SOLVE, "--out", "z", "--batch", "0"],
+        "--batch must be a whole number from 1 to 4096, got 0",
+    ),
+    (
+        [*SOLVE, "--out", "z", "--batch", "4097"],
+        "--batch must be a whole number from 1 to 4096, got 4097",
+    ),
+    ([*RESTORE, "--out", "z", "--samples", "1000000000"], f"--samples must be {EVEN}, got 10"),
+    ([*RESTORE, "--out", "z", "--samples", "-2"], f"--samples must be {EVEN}, got -2"),
 ]
 
 
@@ -168,7 +183,7 @@ def test_handlers_are_given_back(here):
 
 def test_escape():
     assert escape(EVIL) == SAFE
-    assert escape("Grüße 日本 😀 a\u00a0b") == "Grüße 日本 😀 a\u00a0b"
+    assert escape("Grüße 日本 😀 a\u00a0b") == r"Grüße 日本 😀 a\xa0b"
     assert escape("\x9b31m \u2028 \u2066 \ud800") == r"\x9b31m \u2028 \u2066 \ud800"
     assert list(lines({EVIL: {"x": EVIL}})) == [SAFE, f"  {'x':<10} {SAFE}"]
 

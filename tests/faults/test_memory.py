@@ -1,6 +1,7 @@
 """What learning takes and what it learns from: computed, bounded and looked at before a run."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from unmurk.prior import Prior
 from unmurk.problem import Problem
 
 PROBLEM = Problem("identity", 0.2)
+KIMG = "a number from 0.001 to 1e+07"
 TINY = Settings(kimg=0.08, batch=8, precision="fp32")
 
 
@@ -158,7 +160,7 @@ def test_numbers_that_are_not_finite_are_named(y, tmp_path, value, kind):
     y = y.clone()
     y[7, 0, 1, 1] = value
     data = y if kind is torch.Tensor else y.numpy()
-    with pytest.raises(InputError, match="image number 7 has values that are not finite"):
+    with pytest.raises(InputError, match="(measurement|image number) 7 has values that are not"):
         learn(data, PROBLEM, out=tmp_path / "run", settings=TINY, quiet=True)
     assert not (tmp_path / "run").exists()
 
@@ -195,13 +197,17 @@ def test_a_budget_that_trains_no_prior_is_refused(y, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name, value",
-    [("kimg", math.nan), ("kimg", math.inf), ("kimg", 0), ("rate", -1), ("rate", math.nan)]
-    + [("average", 0), ("batch", 1), ("seed", -1)],
+    "name, value, bounds",
+    [(name, value, KIMG) for name, value in (("kimg", math.nan), ("kimg", math.inf), ("kimg", 0))]
+    + [("rate", value, "a number from 1e-12 to 10") for value in (-1, math.nan, 11, "5e-3")]
+    + [("average", -1, "a number from 0 to 1e+07"), ("average", math.inf, "a number from 0 to")]
+    + [("batch", 1, "a whole number from 2 to 65536"), ("batch", 8.5, "a whole number from 2 to")]
+    + [("seed", -1, "a whole number from 0 to 9223372036854775807")],
 )
-def test_settings_out_of_their_bounds(y, tmp_path, name, value):
-    with pytest.raises(InputError, match=f"^{name} is "):
+def test_settings_out_of_their_bounds(y, tmp_path, name, value, bounds):
+    with pytest.raises(InputError, match=f"^{name} must be {re.escape(bounds)}.*got {value!r}$"):
         learn(y, PROBLEM, out=tmp_path / "run", quiet=True, **{name: value})
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ lists until it runs out of stack, and turns 400 digits into a number that no flo
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import InputError
 
@@ -16,6 +17,7 @@ __all__ = ["json_lines", "read_json", "read_object", "typed"]
 
 SIZE = 16 * 2**20  # bytes of a file that is one value
 LINES = 2**30  # bytes of a file of lines
+CHUNK = 2**20  # bytes that are read at once
 DEPTH = 64  # brackets inside one another
 DIGITS = 20  # of a whole number: a 64-bit one has 19
 
@@ -82,18 +84,30 @@ def _text(path: Path, limit: int) -> str:
         if not path.is_file():
             raise InputError(f"there is no file {path}")
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > limit else _up_to(file, limit)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {path}: {reason}") from error
-    if len(data) > limit:
+    if max(size, len(data)) > limit:
         raise InputError(f"{path} is larger than {limit // 2**20} MiB, so it is not what it says")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {path}: it is no text in UTF-8") from error
+
+
+def _up_to(file: BinaryIO, limit: int) -> bytes:
+    """The rest of a file; of one that has more bytes than the limit, about so many.
+
+    One reading of the whole limit would take its memory, however short the file is.
+    """
+    data = bytearray()
+    while len(data) <= limit and (part := file.read(CHUNK)):
+        data += part
+    return bytes(data)
 
 
 def _parsed(text: str, where: str, constant: Any) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import InputError
 from .atomic import short, unwritable
+from .json_files import json_lines
 
 __all__ = ["LOG", "Key", "Ledger", "log_of"]
 
@@ -75,20 +76,13 @@ class Ledger:
             raise InputError(f"{self.path} is a link, through which nothing is written: remove it")
         if not self.path.exists():
             return []
-        found = []
+        found = [line for _, _, line in json_lines(self.path) if line and _is_entry(line)]
         try:
-            data = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                start = file.read(10)
         except OSError as error:
             raise InputError(f"cannot read {self.path}: {error.strerror}") from error
-        for line in data.splitlines():
-            try:
-                entry = json.loads(line)
-                whole = {"begun", "by"} <= set(entry) or {"out", "settings"} <= set(entry)
-                if whole and ("begun" in entry or _key(entry)):
-                    found.append(entry)
-            except (ValueError, TypeError, KeyError):  # the end of a line that was cut short
-                continue
-        if data and not found and not any(s.startswith(data[:10]) for s in STARTS):
+        if start and not found and not any(s.startswith(start) for s in STARTS):
             raise InputError(f"{self.path} is no log of unmurk: give another --out, or rename it")
         return found
 
@@ -184,6 +178,26 @@ class Ledger:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise unwritable(self.path, error) from error
+
+
+def _is_entry(line: dict[str, Any]) -> bool:
+    """Whether a line is whole, and of the types that this module writes."""
+    if "begun" in line:
+        names = line["begun"]
+        return isinstance(names, list) and _are_texts(names) and isinstance(line.get("by"), str)
+    numbers = [line.get(name) for name in ("number", "bytes", "changed")]
+    out = line.get("out")
+    return (
+        isinstance(line.get("file"), str)
+        and all(type(number) is int for number in numbers)
+        and isinstance(out, dict)
+        and _are_texts(out.values())
+        and isinstance(line.get("settings", ""), dict | None)
+    )
+
+
+def _are_texts(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _key(entry: dict[str, Any]) -> Key:

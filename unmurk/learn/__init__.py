@@ -130,6 +130,7 @@ def learn(
     names = {field.name for field in fields(Settings)}
     changes = {key: options.pop(key) for key in names & set(options)}
     settings = Settings(**asdict(settings or Settings()) | changes)
+    check_fields(settings)
     kind = METHODS[method]
     _check(method, options)
     y: Any = as_source(data, span, nan)
@@ -142,7 +143,6 @@ def learn(
         )
     if problem.level <= 0 and method != "clean":
         raise InputError("learning needs the noise level: give a noise above 0")
-    check_fields(settings)
     if problem.operator.pictorial:
         rows = torch.linspace(0, len(y) - 1, min(len(y), LOOKED)).long()
         check_units("the set", y[rows], 0.0 if method == "clean" else problem.level)
@@ -157,9 +157,6 @@ def learn(
         raise InputError(f"{method} cannot learn from {what}: {hint}")
     shape = tuple(y.shape[1:] if method == "clean" else problem.operator.x_shape(y.shape))
     learner = kind(y, problem, shape, network=settings.network, seed=settings.seed, **options)
-    _check_length(learner, settings, quiet or not first_process())
-    device = processes().device
-    memory.check(learner, settings, shape, len(y), device, quiet or not first_process())
     folder = Path(out)
     config = {
         "method": method,
@@ -174,6 +171,9 @@ def learn(
         config["mask or kernel"] = problem.operator.digests()
     if first_process():
         _open(folder, config | {"data": _fingerprint(y)})
+    _check_length(learner, settings, quiet or not first_process())
+    device = processes().device
+    memory.check(learner, settings, shape, len(y), device, quiet or not first_process())
     checks = None
     if method != "clean" and isinstance(problem.noise, Gaussian):
         checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
@@ -296,7 +296,8 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
                         f"{folder} holds a run with another {key}: "
                         "give another folder, or the same settings to continue it"
                     )
-            _name_devices(folder, old.get("versions", {}).get("device"))
+            versions = old.get("versions")
+            _name_devices(folder, versions.get("device") if isinstance(versions, dict) else None)
             return
         if folder.exists() and any(not p.name.startswith(".unmurk-") for p in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run: give another folder")
@@ -313,7 +314,7 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
     write(path, text.encode())
 
 
-def _name_devices(folder: Path, begun: str | None) -> None:
+def _name_devices(folder: Path, begun: object) -> None:
     """Says that a run goes on where numbers are rounded in another way."""
     here = device_kind(default_device())
     if begun not in (None, here):

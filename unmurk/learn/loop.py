@@ -40,6 +40,7 @@ from ..io.datasets import Batches, Source
 from ..posterior import Posterior
 from ..prior import Prior
 from ..seeds import Share, generator
+from . import states
 from .optimizer import Optimizer
 from .processes import average_over, divides, interruptible, processes, tell
 from .schedule import Group, Span
@@ -170,41 +171,37 @@ class Trainer:
 
     def load(self) -> bool:
         """Takes up the last state written; False where there is none."""
-        there = self.accelerator.is_main_process and self.state_file.exists()
-        try:
-            data = self.state_file.read_bytes() if there else None
-        except OSError as error:
-            raise InputError(f"cannot read {self.state_file}: {error.strerror}") from error
-        data = tell(data, self.ranks, self.device)
+        there = self.accelerator.is_main_process
+        data = tell(self.written() if there else None, self.ranks, self.device)
         if data is None:
             return False
+        state = states.read(self.state_file, data, self.state(), self.steps)
         try:
-            # on the host first: two copies of the networks may not fit into a GPU
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            raise InputError(
-                f"cannot read {self.state_file}: it is damaged; remove it to start again"
-            ) from error
-        try:
-            for key in ("step", "seconds", "skipped", "factor", "precision", "best"):
-                setattr(self, key, state[key])
+            self.optimizer.load_state_dict(state["optimizer"])
             for key, module in self.method.modules.items():
                 module.load_state_dict(state["modules"][key])
             for key, module in self.method.averages.items():
                 module.load_state_dict(state["averages"][key])
-            for key, value in state["buffers"].items():
-                self.method.buffers[key].copy_(value)
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
             if out_of_memory(error):
                 raise
-            raise InputError(
-                f"{self.state_file} was written by another version of unmurk: "
-                "finish the run with that version, or give another folder"
-            ) from error
+            raise states.damaged(self.state_file, "its weights are others") from error
+        for key, value in state["buffers"].items():
+            self.method.buffers[key].copy_(value)
+        for key in ("step", "seconds", "skipped", "factor", "precision", "best"):
+            setattr(self, key, state[key])
         return True
+
+    def written(self) -> bytes | None:
+        """The bytes of the state file; None where there is none."""
+        try:
+            if not self.state_file.exists():
+                return None
+            if self.state_file.stat().st_size > states.most(self.state()):
+                raise states.damaged(self.state_file, "it is far too large")
+            return self.state_file.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {self.state_file}: {error.strerror}") from error
 
     def reset(self, name: str, fresh: nn.Module) -> None:
         """Gives a module the weights of a fresh one and forgets its average and its moments."""

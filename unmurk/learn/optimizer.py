@@ -15,12 +15,15 @@ twice the images (docs/experiments.md).
 of a step, so here all matrices of a shape are worked on together.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from .states import Misfit, compare
 
 __all__ = ["Optimizer", "orthogonal"]
 
@@ -91,10 +94,38 @@ class Optimizer:
         return {"muon": list(self.momenta.values()), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state; raises KeyError, ValueError or RuntimeError if it does not fit."""
-        for momentum, value in zip(self.momenta.values(), state["muon"], strict=True):
+        """Goes on from a state. Raises Misfit, and changes nothing, if it does not fit."""
+        if not isinstance(state, dict) or set(state) != {"muon", "adamw"}:
+            raise Misfit("the optimiser has other entries")
+        muon, adamw = state["muon"], state["adamw"]
+        if not isinstance(muon, list) or len(muon) != len(self.momenta):
+            raise Misfit("the optimiser has other momenta")
+        for momentum, value in zip(self.momenta.values(), muon, strict=True):
+            compare(value, momentum, "a momentum")
+        own = self.adamw.state_dict()
+        self._check_adamw(adamw, own["param_groups"])
+        for momentum, value in zip(self.momenta.values(), muon, strict=True):
             momentum.copy_(value)
-        self.adamw.load_state_dict(state["adamw"])
+        # rates are set at each step, all else is fixed: the groups are this optimiser's own
+        self.adamw.load_state_dict({"state": adamw["state"], "param_groups": own["param_groups"]})
+
+    def _check_adamw(self, found: Any, groups: list[dict[str, Any]]) -> None:
+        if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+            raise Misfit("the moments have other entries")
+        given = found.get("param_groups")
+        if not isinstance(given, list) or not all(isinstance(group, dict) for group in given):
+            raise Misfit("the moments have other groups")
+        if [group.get("params") for group in given] != [group["params"] for group in groups]:
+            raise Misfit("the moments have other groups")
+        thin = [p for group in self.adamw.param_groups for p in group["params"]]
+        count = torch.zeros(())
+        for number, moments in found["state"].items():
+            if type(number) is not int or not 0 <= number < len(thin):
+                raise Misfit("the moments have other numbers")
+            p = thin[number].detach()
+            compare(moments, {"step": count, "exp_avg": p, "exp_avg_sq": p}, "moments")
+            if not 1 <= float(moments["step"]) < math.inf:
+                raise Misfit("the moments have no count of steps")
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
