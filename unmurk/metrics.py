@@ -4,8 +4,8 @@ An image is float, (B, C, H, W), with values in [0, 1] that may leave it. What e
 
 - **Fidelity**, one number per image, of x against the reference r, both clipped to [0, 1] as a
   file writer would: PSNR = -10 log10 mean (x - r)^2 dB, and SSIM (Wang et al., IEEE TIP 2004). An
-  image that equals its reference has an infinite PSNR: `fidelity` takes the mean over the others
-  and counts such images.
+  image that equals its reference, or differs outside [0, 1] alone, has an infinite PSNR:
+  `fidelity` takes the mean over the others and counts these two kinds.
 - **Realism**, one number per pair of image sets. The Frechet distance between Gaussians fitted to
   features f of clipped images,
 
@@ -69,10 +69,12 @@ def psnr(x: Tensor, ref: Tensor) -> Tensor:
 
     Args:
         x: Images (B, C, H, W).
-        ref: Their references, same shape. Both are clipped to [0, 1] first.
+        ref: Their references, same shape. Both are clipped to [0, 1] first, as in published
+            figures, so what lies outside is not seen: 1.5 and 1 are alike.
 
     Returns:
-        (B,); infinite where image and reference are equal. Other shapes raise InputError.
+        (B,); infinite where image and reference are equal once clipped. Other shapes raise
+        InputError.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -114,16 +116,16 @@ def ssim(x: Tensor, ref: Tensor) -> Tensor:
 
 
 def fidelity(x: Tensor, ref: Tensor) -> dict[str, float | int | None]:
-    """What a set of images scores against its references: "psnr", "exact" and "ssim".
+    """What a set of images scores against its references, with those of an infinite PSNR counted.
 
     Args:
         x: Images (B, C, H, W).
-        ref: Their references, same shape. Both are clipped to [0, 1] first.
+        ref: Their references, same shape. PSNR and SSIM clip both to [0, 1] first.
 
     Returns:
-        psnr: The mean over the images that differ from their reference, in dB; infinite if none
-            does.
-        exact: How many do not differ.
+        psnr: The mean over the images whose PSNR is finite, in dB; infinite if none is.
+        exact: How many equal their reference, without clipping.
+        beyond: How many differ from it outside [0, 1] alone, so that their PSNR is infinite.
         ssim: The mean over all images; None if they are smaller than 11 x 11 pixels.
 
     Raises:
@@ -131,10 +133,12 @@ def fidelity(x: Tensor, ref: Tensor) -> dict[str, float | int | None]:
     """
     each = psnr(x, ref)
     differ = each.isfinite()
+    exact = (x == ref.to(x.device)).flatten(1).all(1)
     small = min(x.shape[-2:]) < WINDOW
     return {
         "psnr": float(each[differ].mean()) if differ.any() else math.inf,
-        "exact": int((~differ).sum()),
+        "exact": int(exact.sum()),
+        "beyond": int((~differ & ~exact).sum()),
         "ssim": None if small else float(ssim(x, ref).mean()),
     }
 

@@ -167,7 +167,7 @@ def test_axes_of_tiffs(axes, shape, images, channels, kind, tmp_path):
     expected = expected.reshape(images, channels, 28, 28)
     found = load_images(path)
     assert np.array_equal(found.scale.to_file(found.images), expected)
-    process(jobs_of(path, tmp_path / "b.tif"), lambda y, _: {"images": y}, {}, log=None)
+    process(jobs_of(path, tmp_path / "b.tif"), lambda y, _: {"images": y})
     with tifffile.TiffFile(tmp_path / "b.tif") as copy:
         assert (copy.series[0].axes, copy.series[0].shape) == (axes, shape)
         assert np.array_equal(copy.asarray(), data)
@@ -202,7 +202,7 @@ def test_colours_of_tiffs(tmp_path):
         tifffile.imwrite(path, white, photometric="miniswhite")
         assert np.allclose(load_images(path).images[0, 0], 1 - grey / 255, atol=1e-7)
         out = tmp_path / "b.tif"
-        process(jobs_of(path, out), lambda y, _: {"images": y}, {}, log=None)
+        process(jobs_of(path, out), lambda y, _: {"images": y})
         with tifffile.TiffFile(out) as copy:
             assert int(copy.pages[0].photometric) == 0
             wrong = np.abs(copy.asarray().astype(float) - white)
@@ -316,6 +316,7 @@ def test_missing_pixels_are_hidden(command, run, tmp_path, capfd):
     out = tmp_path / "out"
     argv = [a for a in commands(folder, run, out)[command] if a not in ("--method", "noisy")]
     argv += ["--nan", "mask", "--json"]
+    argv += ["--kimg", "0.04"] if command == "learn" else []
     assert cli.main([str(a) for a in argv]) == 0
     assert json.loads(capfd.readouterr().out)["images"] == 4
     if command == "learn":

@@ -11,7 +11,7 @@ import torch
 from unmurk import cli
 from unmurk.errors import InputError
 from unmurk.io.datasets import Array, Pictures, as_source, open_source
-from unmurk.io.images import load_images, save_images
+from unmurk.io.images import load_images, load_measurements, save_images
 from unmurk.io.jobs import jobs_of, process
 from unmurk.io.scale import Extent, Scale, Span, check_units
 from unmurk.learn import learn
@@ -374,6 +374,67 @@ def test_evaluate_of_images_that_are_exact(tmp_path, capsys):
     same = scores(capsys, tmp_path / "x.npy", tmp_path / "x.npy")
     assert same["psnr"] is None and same["exact"] == 4
     assert same["frechet"] == pytest.approx(0, abs=1e-9) and same["ssim"] == pytest.approx(1)
+    x[:, :, 0] = 1
+    y = x.copy()
+    y[0, 0, 0] = 1.5
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    found = scores(capsys, tmp_path / "y.npy", tmp_path / "x.npy")
+    assert (found["psnr"], found["exact"], found["beyond"]) == (None, 3, 1)
+
+
+# -- what float32 holds ---------------------------------------------------------------------------
+
+
+def holding(folder: Path, value: float) -> Path:
+    """Three float64 pictures, the second with one number of this value."""
+    folder.mkdir()
+    for i in range(3):
+        x = rng.uniform(0, 1, (28, 28))
+        x[3, 4] = value if i == 1 else x[3, 4]
+        tifffile.imwrite(folder / f"{i}.tif", x)
+    return folder
+
+
+@pytest.mark.parametrize("value", [1e39, -1e300, 3.5e38])
+def test_numbers_beyond_float32_are_named_or_left_out(value, tmp_path):
+    folder = holding(tmp_path / "in", value)
+    array = np.stack([tifffile.imread(folder / f"{i}.tif") for i in range(3)])
+    np.save(tmp_path / "x.npy", array)
+    tifffile.imwrite(tmp_path / "s.tif", array, photometric="minisblack")
+    cases = [
+        (load_images, folder, "1.tif"),
+        (open_source, folder, "1.tif"),
+        (load_images, tmp_path / "s.tif", "page 1 of "),
+        (load_images, tmp_path / "x.npy", "image 00001 in"),
+        (open_source, tmp_path / "x.npy", "image 00001 in"),
+    ]
+    for read, path, name in cases:
+        with pytest.raises(InputError, match="beyond float32") as error:
+            read(path)[torch.arange(3)]
+        assert name in str(error.value)
+        found = read(path, skip_bad=True)
+        images = found.images if read is load_images else found[torch.arange(2)]
+        assert len(images) == 2 and bool(images.isfinite().all())
+        assert len(found.skipped) == 1
+    with pytest.raises(InputError, match="beyond float32"):
+        process(jobs_of(folder, tmp_path / "out"), lambda y, _: {"images": y})
+    with pytest.raises(InputError, match="beyond float32"):
+        load_measurements(tmp_path / "x.npy")
+    hidden = load_images(folder, nan="mask").images
+    assert (~hidden.isfinite()).nonzero().tolist() == [[1, 0, 3, 4]]
+
+
+def test_float32_holds_its_largest_number(tmp_path):
+    most = float(np.finfo(np.float32).max)
+    found = load_images(holding(tmp_path / "in", most)).images
+    assert float(found[1, 0, 3, 4]) == most
+
+
+def test_a_range_too_small_for_float32_is_named(tmp_path):
+    folder = holding(tmp_path / "in", 1e30)
+    with pytest.raises(InputError, match="--range"):
+        load_images(folder, span=(0.0, 1e-30))
 
 
 # -- streams --------------------------------------------------------------------------------------
@@ -405,9 +466,7 @@ def test_numbers_that_png_cannot_hold_stay_what_they_are(run, tmp_path):
     """A float TIFF restored into a .png has 8 bits, not a traceback."""
     x = rng.uniform(0, 1, (28, 28)).astype(np.float32)
     tifffile.imwrite(tmp_path / "a.tif", x)
-    process(
-        jobs_of(tmp_path / "a.tif", tmp_path / "a.png"), lambda y, _: {"images": y}, {}, log=None
-    )
+    process(jobs_of(tmp_path / "a.tif", tmp_path / "a.png"), lambda y, _: {"images": y})
     assert (
         np.abs(load_images(tmp_path / "a.png").images[0, 0].numpy() - x).max() <= 0.5 / 255 + 1e-6
     )

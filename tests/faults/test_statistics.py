@@ -188,9 +188,21 @@ def test_exact_images_are_counted_and_the_mean_is_of_the_others():
     found = metrics.fidelity(x, truth)
     assert found["psnr"] == pytest.approx(30, abs=1e-4) and found["exact"] == 2
     assert found["ssim"] == pytest.approx(float(metrics.ssim(x, truth).mean()))
-    assert metrics.fidelity(truth, truth) == {"psnr": math.inf, "exact": 4, "ssim": 1.0}
+    assert found["beyond"] == 0
+    whole = {"psnr": math.inf, "exact": 4, "beyond": 0, "ssim": 1.0}
+    assert metrics.fidelity(truth, truth) == whole
     small = metrics.fidelity(x[..., :8], truth[..., :8])
     assert small["ssim"] is None and small["psnr"] == pytest.approx(30, abs=1e-4)
+
+
+def test_images_that_differ_outside_the_range_are_not_exact():
+    """PSNR clips, as published figures do, and so does not see 1.5 in place of 1."""
+    truth = torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16), torch.ones(1, 16, 16)])
+    x = truth.clone()
+    x[0, 0, 3, 4], x[1, 0, 5, 6] = -0.5, 1.5
+    assert metrics.psnr(x, truth).tolist() == [math.inf] * 3
+    found = metrics.fidelity(x, truth)
+    assert (found["psnr"], found["exact"], found["beyond"]) == (math.inf, 1, 2)
 
 
 def test_a_set_is_no_distance_from_itself(digits):

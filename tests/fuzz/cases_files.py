@@ -274,7 +274,7 @@ def restored(folder: Path, skip_bad: bool) -> None:
     out = folder.parent / f"out-{skip_bad}"
     jobs = jobs_of(folder, out, skip_bad=skip_bad)
     try:
-        done = process(jobs, lambda y, numbers: {"images": y}, {}, log=None, skip_bad=skip_bad)
+        done = process(jobs, lambda y, numbers: {"images": y}, skip_bad=skip_bad)
     finally:
         left = [path.name for path in out.rglob("*.part*")] if out.exists() else []
         if left:

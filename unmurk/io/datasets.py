@@ -39,7 +39,7 @@ from .formats.pictures import (
 )
 from .images import ImageSet
 from .layouts import layout_of, to_images
-from .scale import Extent, Scale, Spans, span_for
+from .scale import Extent, Scale, Spans, finite, span_for
 from .survey import survey
 
 __all__ = [
@@ -436,7 +436,7 @@ def _finite(path: Path, source: Array, skip_bad: bool) -> Array:
     kept = []
     for numbers in _chunks(source.array):
         part = source.raw(numbers)
-        kept.append(numbers[0] + np.flatnonzero(np.isfinite(part.reshape(len(part), -1)).all(1)))
+        kept.append(numbers[0] + np.flatnonzero(finite(part.reshape(len(part), -1)).all(1)))
     good = np.concatenate(kept)
     bad = np.setdiff1d(np.arange(len(source.array)), good)
     if not len(bad):

@@ -21,7 +21,7 @@ from .formats.pictures import ENDINGS, Nan, check_finite, encode_picture
 from .formats.tiff import StackWriter
 from .layouts import layout_of, to_images
 from .limits import check_memory
-from .scale import Extent, Scale, Spans, span_for
+from .scale import Extent, Scale, Spans, finite, span_for
 from .streams import ImagesWriter
 
 __all__ = [
@@ -177,7 +177,7 @@ def _finite(
     """The images (N, ..) that are finite, their numbers, and the names of the others."""
     if array.dtype.kind != "f" or nan == "mask":
         return array, list(range(len(array))), []
-    fine = np.array([bool(np.isfinite(image).all()) for image in array])
+    fine = np.array([bool(finite(image).all()) for image in array])
     bad = [(_name(int(i)), "not finite") for i in np.flatnonzero(~fine)]
     if not bad:
         return array, list(range(len(array))), []
@@ -221,7 +221,8 @@ def load_measurements(
             "(N, H, W); complex numbers are two channels, real and imaginary part"
         )
     array, numbers, bad = _finite(file, array, skip_bad, nan)
-    y = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    with np.errstate(over="ignore"):  # to infinity, if `nan` masks them
+        y = torch.from_numpy(np.ascontiguousarray(array, np.float32))
     y = y[:, None] if y.ndim == 3 else y
     form = form if form in ("npy", "npz") else "npy"
     return ImageSet(y, [_name(i) for i in numbers], Scale(format=form), bad, numbers)

@@ -250,6 +250,8 @@ def _read(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
         scale = Scale.of(pages.dtype, span, pages.bits)
         for place in range(len(pages)):
             where = str(job.file) if len(pages) == 1 else f"page {place} of {job.file}"
+            if isinstance(pages, tiff.Stack) and _is_tiff(job.out):
+                pages.check_copy(place)  # before the work, not after it
             pixels = check_finite(pages.read(place), where, nan)
             yield Page(job, place, scale.from_file(np.moveaxis(pixels, -1, 0)), scale)
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["Extent", "Scale", "Span", "Spans", "check_units", "span_for"]
+__all__ = ["Extent", "Scale", "Span", "Spans", "check_units", "finite", "span_for"]
 
 BITS = (10, 12, 14)
 FULL = 8  # a set whose largest number is at least 1/8 of the type fills it
@@ -125,14 +125,29 @@ class Scale:
         return Span(self.offset, self.offset + self.gain, self.dtype)
 
     def from_file(self, values: np.ndarray) -> Tensor:
-        """File values as images, float32."""
+        """File values as images, float32.
+
+        Numbers that are not finite stay so, and those beyond float32 become infinite: readers
+        refuse both before, with `finite`.
+
+        Raises:
+            InputError: Numbers within float32 become too large for it, as the range is too small.
+        """
         if values.dtype.itemsize <= 2 and values.dtype.kind == "u" and not self.offset:
             images = torch.from_numpy(np.array(values, np.float32, order="C"))
             return images.div_(self.gain)
         if values.dtype.kind == "f" and (self.offset, self.gain) == (0.0, 1.0):
-            return torch.from_numpy(np.array(values, np.float32, order="C"))
-        scaled = (values.astype(np.float64) - self.offset) / self.gain
-        return torch.from_numpy(np.ascontiguousarray(scaled, np.float32))
+            with np.errstate(over="ignore"):
+                return torch.from_numpy(np.array(values, np.float32, order="C"))
+        with np.errstate(over="ignore"):
+            scaled = (values.astype(np.float64) - self.offset) / self.gain
+            found = np.ascontiguousarray(scaled, np.float32)
+        if (~np.isfinite(found) & finite(values)).any():
+            raise InputError(
+                f"a range from {self.offset:g} to {self.offset + self.gain:g} makes images of "
+                "numbers that float32 cannot hold: give one that the numbers fill, with --range"
+            )
+        return torch.from_numpy(found)
 
     def limits(self) -> tuple[int, int]:
         """The least and the largest number that is written, of integers."""
@@ -217,6 +232,13 @@ class Extent:
             f"the largest number is {self.most} of {self.top}, so the images are almost black: "
             f"--range 0 {2 ** self.most.bit_length() - 1} sets a range that they fill"
         )
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """Which numbers are finite, and stay so in float32 (up to 3.4e38), the type of images."""
+    if values.dtype.kind != "f" or values.dtype.itemsize <= 4:
+        return np.isfinite(values)
+    return np.abs(values) <= np.finfo(np.float32).max
 
 
 def check_units(what: Any, images: Tensor, sigma: float) -> None:

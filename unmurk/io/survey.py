@@ -70,7 +70,8 @@ def _look(
                 return
             values = pages.read(page).ravel()
             some = values[:: max(1, len(values) // PIXELS)]
-            floats.append(torch.from_numpy(some.astype(np.float32)))
+            with np.errstate(over="ignore"):  # named when the file is read
+                floats.append(torch.from_numpy(some.astype(np.float32)))
         elif _open(pages.dtype, spans, extents):
             extents[pages.dtype].add(pages.read(page))
         else:

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import InputError
 from ..limits import check_file, check_numbers, check_pixels, reading
+from ..scale import finite
 from . import tiff
 from .png import SIGNATURE, check_png
 
@@ -98,14 +99,15 @@ def page_names(file: Path, pages: int) -> list[str]:
 
 
 def check_finite(pixels: np.ndarray, where: str, nan: Nan = "refuse") -> np.ndarray:
-    """The numbers, if all are finite or the others are to be masked.
+    """The numbers, if all are finite (see `scale.finite`) or the others are to be masked.
 
     Raises:
-        InputError: some are not finite; `where` names file and page.
+        InputError: some are not finite, or beyond float32; `where` names file and page.
     """
-    if nan == "refuse" and pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+    if nan == "refuse" and pixels.dtype.kind == "f" and not finite(pixels).all():
+        what = "not finite" if not np.isfinite(pixels).all() else "beyond float32 (3.4e38)"
         raise InputError(
-            f"{where} has values that are not finite: mend it, leave it out with --skip-bad, or "
+            f"{where} has values that are {what}: mend it, leave it out with --skip-bad, or "
             "count such pixels as hidden with --nan mask"
         )
     return pixels

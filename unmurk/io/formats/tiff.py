@@ -11,9 +11,11 @@ opaque alpha channel is dropped, and pixels are turned as the orientation tag sa
 one image.
 """
 
+import io
 import itertools
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import tifffile
 from ...errors import InputError
 from ..atomic import Partial, unwritable
 from ..limits import check_file, check_numbers, check_pixels, reading
+from .directories import check_chain
 
 __all__ = ["ENDINGS", "Stack", "StackWriter", "without_alpha"]
 
@@ -67,6 +70,8 @@ class Stack:
         with reading(file):
             self._tiff = tifffile.TiffFile(file, _multifile=False)
         try:
+            with reading(file):
+                check_chain(file, self._tiff)
             with reading(file, strict=True):
                 series = list(self._tiff.series)
                 len(self._tiff.pages)
@@ -324,6 +329,17 @@ class Stack:
             ],
         }
 
+    def check_copy(self, image: int) -> None:
+        """Checks, on a page of one pixel, that the tags of an image can be written again.
+
+        Raises:
+            InputError: They cannot, as they are damaged.
+        """
+        for page in self.places(image):
+            with copying(self.file), tifffile.TiffWriter(io.BytesIO(), **self.layout()) as writer:
+                pixel = np.zeros((1, 1), self.dtype)
+                writer.write(pixel, photometric=GREY, metadata=None, **self.tags(page))
+
     def compressed(self) -> bool:
         """Whether the first page is."""
         return int(self._tiff.pages[0].compression) != 1
@@ -395,15 +411,10 @@ class StackWriter:
 
     def _write(self, *args: Any, **kwargs: Any) -> None:
         try:
-            self._writer.write(*args, **kwargs)
+            with copying(self.out if self.like is None else self.like.file):
+                self._writer.write(*args, **kwargs)
         except OSError as error:
             raise unwritable(self.out, error) from error
-        except Exception as error:
-            source = self.out if self.like is None else self.like.file
-            raise InputError(
-                f"cannot copy the tags of {source}: {' '.join(str(error).split())[:200]}; give an "
-                "--out that ends in .npy"
-            ) from error
 
     def close(self) -> None:
         """The file gets its name."""
@@ -420,6 +431,20 @@ class StackWriter:
         with suppress(OSError, ValueError):  # of a full disk: the file goes anyway
             self._writer.close()
         self._part.abandon()
+
+
+@contextmanager
+def copying(file: Path) -> Iterator[None]:
+    """Whatever goes wrong with the tags of a file becomes one line that names it."""
+    try:
+        yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"cannot copy the tags of {file}: {' '.join(str(error).split())[:200]}; give an "
+            "--out that ends in .npy"
+        ) from error
 
 
 def without_alpha(file: Path, pixels: np.ndarray) -> np.ndarray:

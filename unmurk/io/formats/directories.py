@@ -1,0 +1,77 @@
+"""The chain of directories of a TIFF file, checked before a library follows it.
+
+Every page has a directory of tags, which says where the next one is. A damaged chain may lead back
+to itself, or through the same bytes again and again, and reading it would not end.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+
+__all__ = ["check_chain"]
+
+SUBIFDS = 330  # the tag of further directories of a page
+MOST_TAGS = 4096  # of a directory that tifffile reads
+
+
+def check_chain(file: Path, tiff: Any) -> None:
+    """Check that the directories of an open TIFF file lie behind each other, none of them twice.
+
+    Each takes the bytes of at least one tag, so there are fewer than the file has room for, those
+    that the pages refer to included.
+
+    Args:
+        file: The file.
+        tiff: It as a `tifffile.TiffFile`.
+
+    Raises:
+        InputError: The chain leads back to a directory, or has more than the file has room for.
+    """
+    if not tiff.pages:
+        return
+    least = tiff.tiff.tagnosize + tiff.tiff.tagsize + tiff.tiff.offsetsize
+    room = int(tiff.filehandle.size)
+    taken = 0
+    seen: dict[int, int] = {}
+    for offset, tags in _directories(tiff):
+        if offset in seen:
+            raise InputError(
+                f"cannot read {file}: after page {len(seen) - 1} comes page {seen[offset]} again"
+            )
+        seen[offset] = len(seen)
+        taken += least + len(tags) - tiff.tiff.tagsize + least * _further(tiff, tags)
+        if not tags:
+            raise InputError(f"cannot read {file}: page {seen[offset]} has no tags")
+        if taken > room:
+            raise InputError(f"cannot read {file}: it has more directories than bytes for them")
+
+
+def _directories(tiff: Any) -> Iterator[tuple[int, bytes]]:
+    """Where each directory is, and its tags; ends where tifffile takes the chain for damaged."""
+    layout, handle = tiff.tiff, tiff.filehandle
+    offset = int(tiff.pages[0].offset)
+    while 0 < offset < handle.size:
+        handle.seek(offset)
+        count = _number(layout.tagnoformat, handle.read(layout.tagnosize))
+        if count > MOST_TAGS:
+            return
+        data = handle.read(count * layout.tagsize + layout.offsetsize)
+        if len(data) < count * layout.tagsize + layout.offsetsize:
+            return
+        yield offset, data[: count * layout.tagsize]
+        offset = _number(layout.offsetformat, data[count * layout.tagsize :])
+
+
+def _number(form: str, data: bytes) -> int:
+    return int(struct.unpack(form, data)[0]) if len(data) == struct.calcsize(form) else 0
+
+
+def _further(tiff: Any, tags: bytes) -> int:
+    """How many directories a page refers to."""
+    size, order = tiff.tiff.tagsize, tiff.tiff.byteorder
+    form = f"{order}HH{'Q' if size == 20 else 'I'}"
+    heads = (struct.unpack_from(form, tags, start) for start in range(0, len(tags), size))
+    return sum(count for code, _, count in heads if code == SUBIFDS)
