@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .noise import Gaussian
 from .operators.weighted import Weighted
 from .problem import Problem
 from .seeds import generator
@@ -217,7 +218,9 @@ def _where(problem: Problem) -> str:
     operator = problem.operator
     while isinstance(operator, Weighted):
         operator = operator.operator
-    return f"operator '{operator.spec}' and noise {problem.noise.spec}"
+    gaussian = isinstance(problem.noise, Gaussian)
+    noise = f"{problem.sigma:g}" if gaussian else problem.noise.spec
+    return f"operator '{operator.spec}' and noise {noise}"
 
 
 def _asked(y: Tensor, problem: Problem, like: Tensor) -> str | None:
