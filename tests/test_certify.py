@@ -339,7 +339,7 @@ def test_command_takes_solvers_that_claim_something_unless_thorough(few, monkeyp
         (list(default_solvers()), PROBLEMS),
         (["dps"], PROBLEMS),
     ]
-    assert {"red-diff", "tds"} <= set(claiming) < set(default_solvers())
+    assert {"red-diff", "snips"} <= set(claiming) < set(default_solvers())
     assert list(claiming_solvers()) == claiming
 
 

@@ -112,6 +112,24 @@ def test_saved_checkpoint_is_a_pipeline_of_diffusers(checkpoint, tmp_path):
     assert step.prev_sample.shape == noise.shape
 
 
+def test_loaded_weights_are_not_those_of_the_file(checkpoint, tmp_path):
+    """A file that is written to later changes no prior, and where it lies no rounding."""
+    from safetensors.torch import load_file, save_file
+
+    save_file(torch.load(checkpoint, weights_only=True), tmp_path / "model.safetensors")
+    Prior.load(checkpoint, layout=Adm(**SETTINGS)).save(tmp_path / "prior")
+    for source, layout in ((tmp_path / "prior", None), (tmp_path / "model.safetensors", SETTINGS)):
+        prior = Prior.load(source, layout=layout and Adm(**layout))
+        before = {name: value.clone() for name, value in prior.state_dict().items()}
+        file = next(Path(tmp_path / source.name).rglob("*.safetensors"), source)
+        with open(file, "r+b") as stream:
+            stream.seek(-4096, 2)
+            stream.write(bytes(4096))
+        assert not any(value.flatten()[-1:].any() for value in list(load_file(file).values())[-1:])
+        for name, value in prior.state_dict().items():
+            assert torch.equal(value, before[name]) and value.data_ptr() % 64 == 0
+
+
 def test_loading_leaves_the_global_stream_alone(checkpoint):
     torch.manual_seed(0)
     expected = torch.rand(3)

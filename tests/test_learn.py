@@ -318,7 +318,8 @@ def test_every_operator_learns(tmp_path):
         lines = [json.loads(s) for s in text.splitlines()]
         assert lines[-1]["kimg"] == 0.32 and lines[-1]["skipped"] == 0
         flow = [s["loss/flow"] for s in lines if "loss/flow" in s]
-        assert flow[-1] < flow[0]
+        half = len(flow) // 2  # losses of single steps scatter
+        assert half >= 2 and sum(flow[half:]) / (len(flow) - half) < sum(flow[:half]) / half
 
 
 @pytest.mark.parametrize("method", ["noisy", "clean"])

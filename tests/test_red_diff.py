@@ -373,5 +373,5 @@ def test_restarts_keep_the_run_that_fits_best(monkeypatch):
     monkeypatch.setattr(Guess, "seen", [])
     first = solve(y, problem, lambda x, sigma: x, "guess").mean
     torch.testing.assert_close(first, runs[0])
-    with pytest.raises(InputError, match="restarts 0"):
+    with pytest.raises(InputError, match="restarts must be a whole number from 1 to 10000, got 0"):
         solve(y, problem, PRIOR, restarts=0)

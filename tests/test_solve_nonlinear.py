@@ -173,7 +173,7 @@ def test_double_precision_colours_and_early_stops(form, shape):
     prior = smooth(shape)
     y, problem, _ = measured(form, 0.05, n=2, prior=prior)
     for method in METHODS:
-        full = solve(y.double(), problem, prior, method, steps=2)
+        full = solve(y.double(), problem, prior, method, steps=10)
         assert full.samples.dtype == torch.float64 and full.mean.shape == (2, *shape)
         early = solve(y, problem, prior, method, callback=lambda at: at["step"] == 1)
         assert len(early.trace) == 1

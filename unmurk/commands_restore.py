@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -99,6 +100,7 @@ class Restore(Command):
         with output(self.out, inputs, folder=None, job=job_of(self)) as to:
             problem = trained_problem(self.prior, self.operator, self.noise, _some(self))
             to.reads(problem.operator.digests())
+            from .checks import require_plausible_flow
             from .missing import without_missing
             from .posterior import Posterior
             from .tiles import posterior_for
@@ -112,6 +114,8 @@ class Restore(Command):
                 y, bound = without_missing(y, bound, self.nan, shape)
                 flow = posterior_for(posterior, shape, self.tile)
                 mean, std = flow.mean_std(y, bound, self.samples, self.seed, numbers)
+                prior = partial(_denoiser, self.prior, shape, self.tile)
+                require_plausible_flow(mean, std, y, bound, prior, self.prior)
                 return {"images": mean, "std": std} if self.std else {"images": mean}
 
             settings = recorded(self, problem, {"weights": weights_of(posterior)})
@@ -207,6 +211,19 @@ class Solve(Command):
             arrays = ["samples", "std"] if self.samples > 1 else []
             written = _run(self, to, problem, engine, settings, arrays)
         return {**written, **_sum_up(ends)}
+
+
+def _denoiser(run: str, shape: tuple[int, ...], tile: int | None) -> "tuple[Any, float]":
+    """D(x, sigma) of a run for images (C, H, W), and its highest level; (None, 0) without one."""
+    from .prior import Prior, locate
+    from .tiles import prior_for
+
+    try:
+        locate(run, "prior", "model_index.json")
+    except InputError:  # there is none
+        return None, 0.0
+    prior = prior_for(place(Prior.load(run))[0], shape, tile)
+    return prior.denoise, prior.sigma_max
 
 
 End = tuple[int, float | None, str, int]

@@ -116,11 +116,16 @@ def networks(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+def _autocast_on(kind: str) -> bool:
+    """Whether the caller has entered an autocast; some devices ("meta") have none."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 @contextmanager
 def physics_outside_autocast(device: torch.device) -> Iterator[None]:
     """Keep an autocast that the caller has entered for the networks, and end it for all else."""
     kind = device.type
-    if not torch.is_autocast_enabled(kind):
+    if not _autocast_on(kind):
         yield
         return
     dtype = torch.get_autocast_dtype(kind)
@@ -139,7 +144,7 @@ def physics(method: Map) -> Map:
         given = [_lifted(a) for a in args]
         named = {key: _lifted(a) for key, a in kwargs.items()}
         kind = next((a.device.type for a in given if isinstance(a, Tensor)), "cpu")
-        if not torch.is_autocast_enabled(kind):
+        if not _autocast_on(kind):
             return method(self, *given, **named)
         with torch.autocast(kind, enabled=False):
             return method(self, *given, **named)

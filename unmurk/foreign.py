@@ -86,7 +86,18 @@ def pipeline(folder: Path) -> tuple[Any, Any]:
             f"the weights in {place} lack {min(info['missing_keys'])}: they are of another network"
         )
     finite(unet.state_dict(), place)
-    return unet, scheduler
+    return _owned(unet), scheduler
+
+
+def _owned(unet: Any) -> Any:
+    """The network with weights in memory of its own.
+
+    What safetensors returns lies in the mapped file: it changes if the file is written to, and
+    starts at odd addresses, for which kernels of other rounding are taken.
+    """
+    for tensor in (*unet.parameters(), *unet.buffers()):
+        tensor.data = tensor.data.clone()
+    return unet
 
 
 @contextmanager
@@ -423,7 +434,7 @@ def adm(path: Path, layout: str | Adm) -> tuple[Any, Any]:
     betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
     learned = unet.config.out_channels > unet.config.in_channels
     variance = "learned_range" if learned else "fixed_large"
-    return unet, _schedule({**betas, "variance_type": variance}, path)
+    return _owned(unet), _schedule({**betas, "variance_type": variance}, path)
 
 
 def _renamed(theirs: dict[str, Tensor], layout: Adm) -> dict[str, Tensor]:

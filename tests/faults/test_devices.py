@@ -133,6 +133,8 @@ def test_learning_mixes_no_devices_and_waits_once_a_step(
 # -- solvers and operators on it -----------------------------------------------------------------
 
 WAITS = {"snips": 4}  # a step: its polynomials; the others never
+# enough for a result that is not refused (`unmurk.checks`): hrdis moves 0.05 a step at most
+COUNTS = {"hrdis": (100, 125), "diffpir": (5, 8), "daps": (5, 8)}
 
 
 @pytest.mark.parametrize("operator", PROBLEMS)
@@ -141,16 +143,17 @@ def test_solvers_mix_no_devices_and_hardly_wait(request, method, operator):
     """The same images on the stand-in, and no look at it in a step but where said."""
     problem = Problem(operator, 0.1)
     y = problem.simulate(images(2))
-    expected = solve(y, problem, smooth, method, steps=5)
+    few, many = COUNTS.get(method, (2, 5))
+    expected = solve(y, problem, smooth, method, steps=many)
     device = request.getfixturevalue("stand_in")
     waits = {}
-    for count in (2, 5):
+    for count in (few, many):
         device.waits.clear()
         found = solve(y.to(CUDA), problem, smooth, method, steps=count)
         waits[count] = device.waited
     assert found.mean.device == CUDA and found.nfe == expected.nfe
     torch.testing.assert_close(found.mean.cpu(), expected.mean, rtol=1e-4, atol=1e-5)
-    assert waits[5] - waits[2] <= 3 * WAITS.get(method, 0)
+    assert waits[many] - waits[few] <= (many - few) * WAITS.get(method, 0)
 
 
 @pytest.mark.parametrize("text", [t for t in OPERATORS if not t.startswith("ct:")])

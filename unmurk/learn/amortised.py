@@ -14,6 +14,7 @@ The posterior is therefore as good as the prior, and says nothing that the prior
 import torch
 from torch import Tensor
 
+from ..checks import require_finite_draws
 from ..devices import host_to
 from ..seeds import Streams, host_integers
 from .loop import Span, Trainer
@@ -74,7 +75,7 @@ class Amortised(Pair):
 
     @torch.no_grad()
     def draw(self, count: int, device: torch.device) -> None:
-        """Puts further images into the buffer."""
+        """Puts further images into the buffer. Raises InputError: one is not finite."""
         drawn = int(self.buffers["drawn"])
         number = torch.arange(drawn, drawn + count)
         streams = Streams(self.seed, number.tolist(), DRAW, device=device)
@@ -83,7 +84,9 @@ class Amortised(Pair):
             x = self.teacher.restore(y, self.problem.sigma, streams, STEPS)
         else:
             x = self.teacher.draw(streams, NEW)
-        self.buffers["images"][number] = x.to(self.buffers["images"])
+        held = x.to(self.buffers["images"])
+        require_finite_draws(held, self.teacher, None, self.problem)
+        self.buffers["images"][number] = held
         self.buffers["drawn"] += count
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:

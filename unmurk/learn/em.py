@@ -193,16 +193,19 @@ class Em:
         streams = Streams(self.seed, number.tolist(), E_STEP, device=device)
         teacher, start = self.averages["prior"], self.posterior.start
         assert isinstance(teacher, Prior) and start is not None
+        network, solver = cast(nn.Module, teacher), None
         if done == 0:
+            network = start
             x = start.draw(y, problem, streams)
         elif self.e_step == "conditional":
+            network = self.averages["conditional"]
             channels = self.posterior.known(y, problem)[1]
             x = self.teacher.sample(channels, streams, 2 * self.rounds.steps - 1)
         else:
             found = draw(y, problem, teacher, streams, self.solver, self.rounds.steps)
             assert found is not None
-            x = found
-        self.replay.put(x)
+            x, solver = found, None if identity(problem) else self.solver
+        self.replay.put(x, network, solver, self.problem)
 
     def losses(
         self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator

@@ -278,10 +278,13 @@ class FlowDiff:
         y, problem = self.y[rows.to(self.y.device)].to(device), self.at(rows, device)
         streams = Streams(self.seed, number.tolist(), POLISH, device=device)
         x = draw(y, problem, self.teacher, streams, self.solver, self.recipe.steps)
+        network: nn.Module = self.teacher
         if x is None:
+            network = self.student
             z = streams.randn(*self.shape)
             x = self.student.transform(z, self.student.context(y, problem))[0]
-        self.replay.put(x)
+        solver = None if self.denoising else self.solver
+        self.replay.put(x, network, solver, self.problem)
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """Fills and refreshes the buffer; starts the prior afresh when its time has come."""

@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..checks import require_finite_draws
 from ..devices import host_to
 from ..noise import Gaussian
 from ..prior import Prior
@@ -34,6 +35,13 @@ def together(prior: Prior, solver: "Solver | None" = None) -> int:
     """How many images are drawn at once; a solver may differentiate, which takes four times."""
     _, height, width = prior.shape
     return max(1, prior.together(height * width) // (1 if solver is None else 4))
+
+
+def named(solver: "Solver | None") -> str | None:
+    """What messages call a solver."""
+    return (
+        None if solver is None else getattr(solver, "spec", getattr(solver, "__name__", "given"))
+    )
 
 
 class Replay:
@@ -71,10 +79,28 @@ class Replay:
         """Numbers of the next images to put in, (count,): a draw's stream hangs on its number."""
         return torch.arange(self.drawn, self.drawn + count)
 
-    def put(self, x: Tensor) -> None:
-        """Takes images (B, C, H, W), B <= rows, in place of the oldest."""
+    def put(
+        self,
+        x: Tensor,
+        network: nn.Module | None = None,
+        solver: "Solver | None" = None,
+        problem: Problem | None = None,
+    ) -> None:
+        """Takes images (B, C, H, W), B <= rows, in place of the oldest.
+
+        Args:
+            x: The images.
+            network: What drew them, or whose prior `solver` drew under: for the message.
+            solver: What drew them for `problem`, if it was one.
+            problem: How the measurements were made.
+
+        Raises:
+            InputError: One is not finite, or above the numbers of float16; then none is taken.
+        """
         images = self.tensors["images"]
-        images[self.numbers(len(x)) % len(images)] = x.to(images)
+        held = x.to(images)
+        require_finite_draws(held, network, named(solver), problem)
+        images[self.numbers(len(x)) % len(images)] = held
         self.tensors["drawn"] += len(x)
         self.tensors["filled"].fill_(min(self.drawn, len(images)))
 
