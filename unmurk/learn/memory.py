@@ -113,7 +113,8 @@ def check(
     found = need(learner, settings, shape, count)
     size = f"{shape[1]}x{shape[2]}"
     if not quiet:
-        text = f"learning from {count} image{"s" * (count != 1)} of {size}: about {found.total / GIB:.1f} GiB"
+        images = "1 image" if count == 1 else f"{count} images"
+        text = f"learning from {images} of {size}: about {found.total / GIB:.1f} GiB"
         print(text, file=sys.stderr)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine
     places = [("memory", here * found.more, here * found.step, available())]
