@@ -30,21 +30,23 @@ def again(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that was interrupted after four of ten steps, and its state."""
-    folder, update = tmp_path_factory.mktemp("runs") / "run", Trainer.update
+    """A run that was interrupted after four of ten steps, its state, and its trainer."""
+    folder, update, trainers = tmp_path_factory.mktemp("runs") / "run", Trainer.update, []
 
     def ends(self):
         if self.step == 4:
+            trainers.append(self)
             raise KeyboardInterrupt
         return update(self)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "update", ends)
         again(folder)
-    return folder, torch.load(folder / "state" / "latest.pt", weights_only=True)
+    state = torch.load(folder / "state" / "latest.pt", weights_only=True)
+    return folder, state, trainers[0]
 
 
-ANY = [None, True, -1, 1e308, math.nan, "x", [], {}, ["a"], {"a": 1}, torch.zeros(3), HUGE]
+ANY = [None, True, -1, math.nan, [], {"a": 1}, HUGE]
 PLACES = [
     *((key,) for key in ("step", "seconds", "skipped", "factor", "precision", "best")),
     *((key,) for key in ("modules", "averages", "buffers", "optimizer")),
@@ -67,7 +69,7 @@ GOOD = {("best",): [None], ("buffers",): [{}], ("optimizer", "adamw", "state"): 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: "/".join(map(str, place)))
 def test_values_of_any_type_in_a_state(place, run):
-    folder, state = run
+    folder, state, trainer = run
     file = folder / "state" / "latest.pt"
     for value in ANY:
         if any(type(value) is type(good) and value == good for good in GOOD.get(place, [])):
@@ -79,25 +81,24 @@ def test_values_of_any_type_in_a_state(place, run):
         inner[place[-1]] = value
         torch.save(odd, file)
         before = file.read_bytes()
-        with pytest.raises(InputError, match=r"latest.pt: it is damaged, .* remove the file") as e:
-            again(folder)
-        assert len(str(e.value).splitlines()) == 1
+        with pytest.raises(InputError, match=r"latest.pt: it is damaged, .* remove the file"):
+            trainer.load()
         assert file.read_bytes() == before
 
 
 def test_files_that_are_no_state(run):
-    folder, state = run
+    folder, state, trainer = run
     file = folder / "state" / "latest.pt"
     torch.save(state, file)
     whole = file.read_bytes()
     for data in (b"", whole[:1000], whole[: len(whole) // 2], b"text", whole[:-1]):
         file.write_bytes(data)
         with pytest.raises(InputError, match=r"latest.pt: it is damaged"):
-            again(folder)
+            trainer.load()
     for odd in ([], 3, {}, {**state, "more": 1}, {k: v for k, v in state.items() if k != "best"}):
         torch.save(odd, file)
         with pytest.raises(InputError, match=r"latest.pt: it is damaged"):
-            again(folder)
+            trainer.load()
     with file.open("wb") as sparse:
         sparse.truncate(2**40)
     with pytest.raises(InputError, match="far too large"):
@@ -106,7 +107,7 @@ def test_files_that_are_no_state(run):
 
 def test_the_state_itself_is_gone_on_from(run, tmp_path):
     """As if it had never been stopped, bit for bit: the checks change nothing."""
-    folder, state = run
+    folder, state, _ = run
     torch.save(state, folder / "state" / "latest.pt")
     prior, _ = again(folder)
     other, _ = again(tmp_path / "other")
@@ -190,9 +191,7 @@ def test_a_short_file_of_lines_takes_no_more_memory_than_it_has(tmp_path, monkey
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.5, None, "1", math.nan])
 def test_seeds_out_of_their_bounds(seed):
-    with pytest.raises(
-        InputError, match="^seed must be a whole number from 0 to 9223372036854775"
-    ):
+    with pytest.raises(InputError, match="^seed must be a whole number from 0 to 9223372"):
         generator(seed)
     with pytest.raises(InputError, match="^seed must be"):
         Streams(seed, range(2))
