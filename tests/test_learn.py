@@ -317,7 +317,7 @@ def test_every_operator_learns(tmp_path):
         text = (tmp_path / str(i) / "metrics.jsonl").read_text()
         lines = [json.loads(s) for s in text.splitlines()]
         assert lines[-1]["kimg"] == 0.32 and lines[-1]["skipped"] == 0
-        # averages, losses of single steps scatter; the flow's has a target that moves with the prior
+        # averages, as single losses scatter; the flow's has a target that moves with the prior
         prior, flow = ([s[k] for s in lines if k in s] for k in ("loss/prior", "loss/flow"))
         third = len(prior) // 3
         assert third >= 5 and sum(prior[-third:]) < 0.95 * sum(prior[:third])
