@@ -317,9 +317,11 @@ def test_every_operator_learns(tmp_path):
         text = (tmp_path / str(i) / "metrics.jsonl").read_text()
         lines = [json.loads(s) for s in text.splitlines()]
         assert lines[-1]["kimg"] == 0.32 and lines[-1]["skipped"] == 0
-        flow = [s["loss/flow"] for s in lines if "loss/flow" in s]
-        half = len(flow) // 2  # losses of single steps scatter
-        assert half >= 2 and sum(flow[half:]) / (len(flow) - half) < sum(flow[:half]) / half
+        # averages, as single losses scatter; the flow's has a target that moves with the prior
+        prior, flow = ([s[k] for s in lines if k in s] for k in ("loss/prior", "loss/flow"))
+        third = len(prior) // 3
+        assert third >= 5 and sum(prior[-third:]) < 0.95 * sum(prior[:third])
+        assert len(flow) >= 5 and all(map(math.isfinite, flow))
 
 
 @pytest.mark.parametrize("method", ["noisy", "clean"])
