@@ -24,6 +24,9 @@ def main() -> int:
     code = run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest takes a moment and writes nothing
     if code == INTERRUPTED:  # Python itself forgets the code if a library's import was interrupted
+        processes = sys.modules.get("multiprocessing.util")
+        if processes is not None:  # semaphores of a pool: their tracker complains of what is left
+            processes._exit_function()
         sys.stderr.flush()
         os._exit(code)
     return code
