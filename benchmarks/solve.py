@@ -126,7 +126,7 @@ def run_task(task: Task, options: Options) -> str:
         began, before = time.perf_counter(), held()
         start = released_start(task, problem, y)
         result = solve(y, problem, prior, seed=options.seed, init=start, **chosen(task))
-        seconds, memory = time.perf_counter() - began, peak() - before
+        seconds, memory = time.perf_counter() - began, max(0.0, peak() - before)
     except InputError as error:
         write_json(file, row | {"error": str(error)})
         return f"{task.file}: {error}"
