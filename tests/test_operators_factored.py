@@ -102,3 +102,11 @@ def dense(op, shape):
     """The matrix of an operator bound to one image, in double precision."""
     n = math.prod(shape)
     return op.A(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, -1).T
+
+
+def test_the_identity_is_decomposed_at_any_size():
+    """Images too large for Kronecker factors: V = U = I and s = 1, without a matrix."""
+    x = torch.rand(1, 1, 2, 1500, generator=torch.Generator().manual_seed(0))
+    found = parse("identity").svd(x)
+    assert torch.equal(found.out(found.s * found.into(x)), x)
+    assert torch.equal(found.measured(x), x) and bool((found.s == 1).all())

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .base import Operator
-from .spectral import Factors
+from .spectral import Factors, Spectrum, diagonal
 
 __all__ = ["Identity"]
 
@@ -26,6 +26,10 @@ class Identity(Operator):
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         return (z + gamma * y) / (1 + gamma)
+
+    def _structured(self, x: Tensor) -> Spectrum:
+        found = super()._structured(x)  # None for images too large for factors
+        return found or diagonal(x.new_ones(1, 1, *x.shape[-2:]), lambda y: y)
 
     def _factors(self, shape: tuple[int, ...]) -> Factors:
         channels, height, width = (torch.eye(n, dtype=torch.float64) for n in shape)
