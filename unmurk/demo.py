@@ -38,7 +38,7 @@ TASK_NOISE = 0.05
 KIMG = 88.0
 SOLVED = 64  # of the held-out digits, for each task: the solver runs the network 100 times
 SHOWN, NEW = 8, 32  # pictures in the report: of each task, drawn from the prior
-COLUMNS = ("io.images", "PSNR (dB)", "SSIM", "spread", "error")
+COLUMNS = ("images", "PSNR (dB)", "SSIM", "spread", "error")
 
 
 def run(

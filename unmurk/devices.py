@@ -17,6 +17,7 @@ mantissa); `ieee_float32()` turns that off for the time of a run.
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
@@ -41,6 +42,7 @@ __all__ = [
     "out_of_memory",
     "physics",
     "physics_outside_autocast",
+    "reader",
 ]
 
 HALF = (torch.bfloat16, torch.float16)
@@ -223,3 +225,20 @@ def on_device(what: Callable[..., str], advice: str) -> Callable[[Map], Map]:
         return cast(Map, run)
 
     return decorate
+
+
+# ---------------------------------------------------------------- threads
+
+
+def reader() -> ThreadPoolExecutor:
+    """A thread that reads beside the one that computes, and takes one processor core for it.
+
+    A parallel operation of torch in a second thread makes a second team of OpenMP threads. With
+    more threads than cores GNU's OpenMP ends the short wait in which a team stays ready, for good
+    and for both: every later operation has to wake its threads, and learning took a fifth longer.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    pool.submit(torch.get_num_threads).result()
+    torch.set_num_threads(threads)  # what threads of others start with
+    return pool

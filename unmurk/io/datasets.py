@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..devices import host_to
+from ..devices import host_to, reader
 from ..errors import InputError
 from ..problem import Problem
 from .folders import pictures_in, usual_kind
@@ -470,7 +470,7 @@ class Batches:
         prepare: Callable[[Tensor, torch.device], None] | None = None,
     ) -> None:
         self.y, self.choose, self.device, self.prepare = y, choose, device, prepare
-        self.pool = ThreadPoolExecutor(1)
+        self.pool = reader()
         self.coming: dict[int, Future[tuple[Tensor, Tensor]]] = {}
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
