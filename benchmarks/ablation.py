@@ -35,12 +35,12 @@ from provenance import ROOT, command, machine, markdown, write_json
 from solve_scores import fidelity
 from solve_tasks import PAPER, Task, chosen, images
 
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.learn.loop import write_atomically
-from unmurk.prior import Prior
 from unmurk.problem import Problem
-from unmurk.solve import solve
-from unmurk.solve.red_diff_paper import WEIGHTS
+from unmurk.solvers import solve
+from unmurk.solvers.red_diff_paper import WEIGHTS
+from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

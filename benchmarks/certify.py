@@ -13,9 +13,9 @@ from typing import Any
 import tyro
 from learn import machine, write_json
 
-from unmurk.certificate import picture, read, reference, run, summary, table
-from unmurk.certify import Row
-from unmurk.learn.loop import write_atomically
+from unmurk.cli.certificate import picture, read, reference, run, summary, table
+from unmurk.evaluation.certify import Row
+from unmurk.training.trainer import write_atomically
 
 __all__ = ["Options", "page"]
 
@@ -28,7 +28,8 @@ HEAD = """\
 
 Which solvers return samples of the posterior, and which a good point estimate? On this page every
 solver meets problems whose denoiser and posterior are known. There is no network to blame, so
-whatever a solver's samples lack is its own doing. `unmurk/exam.py` defines every figure.
+whatever a solver's samples lack is its own doing. `unmurk/evaluation/exam.py` defines every
+figure.
 
 `unmurk certify` tests the solvers that claim something on a dozen of the problems, in minutes;
 `unmurk certify --thorough` tests all solvers on all problems. `python benchmarks/certify.py` does
@@ -81,8 +82,8 @@ A function (y, problem, denoise, samples, seed) that returns (samples, B, C, H, 
 like any other.
 
 ```python
-from unmurk.certificate import table
-from unmurk.certify import certify
+from unmurk.cli.certificate import table
+from unmurk.evaluation.certify import certify
 
 
 def shrink(y, problem, denoise, samples, seed):

@@ -1,7 +1,7 @@
 """Which weights of a run to keep, chosen without clean images, against the choice of an oracle.
 
 While a method learns from noisy digits (y = x + 0.3 n) its averaged weights are judged eight times
-in the second half of the run: by the figures of `unmurk.learn.selection`, once on measurements
+in the second half of the run: by the figures of `unmurk.training.validation`, once on measurements
 that it learns from and once on others, and by an oracle that has the clean images. A rule keeps
 the weights of one of these moments. Its regret is how much worse they are than the best of the
 moments in the eyes of the oracle.
@@ -41,14 +41,14 @@ from learn_profiles import PROFILES, RowName, method, options
 from learn_sets import SETS, TEST, Images, load, measure
 from provenance import ROOT, command, machine, markdown, write_json
 
-import unmurk.learn
+import unmurk.training
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.learn import Settings, learn
-from unmurk.learn.loop import write_atomically
-from unmurk.learn.selection import Checks
-from unmurk.metrics import psnr, sliced_wasserstein
-from unmurk.posterior import Posterior
-from unmurk.prior import Prior
+from unmurk.evaluation.metrics import psnr, sliced_wasserstein
+from unmurk.flows.posterior import Posterior
+from unmurk.training import Settings, learn
+from unmurk.training.trainer import write_atomically
+from unmurk.training.validation import Checks
 
 __all__ = ["Options", "Watch", "compare", "page", "regrets"]
 

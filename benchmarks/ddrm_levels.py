@@ -18,10 +18,10 @@ import tyro
 from provenance import command, markdown
 from solve_tasks import images
 
-from unmurk.exact import GaussianMixture, GaussianPrior
-from unmurk.prior import Prior
+from unmurk.diffusion.prior import Prior
+from unmurk.evaluation.exact import GaussianMixture, GaussianPrior
 from unmurk.problem import Problem
-from unmurk.solve import solve
+from unmurk.solvers import solve
 
 __all__: list[str] = []
 

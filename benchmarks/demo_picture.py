@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from torch import Tensor
 
 from unmurk import Posterior, Prior, Problem, load_images
-from unmurk.demo import DIGITS, NOISE
+from unmurk.cli.demo import DIGITS, NOISE
 
 SHOWN = 12
 

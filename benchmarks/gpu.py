@@ -38,12 +38,12 @@ import tyro
 from provenance import ROOT, command, machine, write_json
 
 from unmurk.devices import default_device, device_kind, out_of_memory
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.learn import Recipe, Rounds, Settings, learn
-from unmurk.prior import Prior
 from unmurk.problem import Problem
-from unmurk.solve import METHODS, solve
-from unmurk.solve.draws import Draws
+from unmurk.solvers import METHODS, solve
+from unmurk.solvers.draws import Draws
+from unmurk.training import Recipe, Rounds, Settings, learn
 
 __all__: list[str] = []
 

@@ -56,11 +56,11 @@ from learn_scores import DRAWS, RESTORATIONS, SHOWN, Scoring, downstream, evalua
 from learn_sets import SETS, TEST, Images, SetName, downstream_tasks, load, measure
 from provenance import command, machine, write_json
 
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.learn import Settings, learn
-from unmurk.learn.loop import write_atomically
-from unmurk.posterior import Posterior
-from unmurk.prior import Prior
+from unmurk.flows.posterior import Posterior
+from unmurk.training import Settings, learn
+from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

@@ -5,8 +5,8 @@ from typing import Any, Literal, get_args
 
 from learn_sets import SETS, SetName
 
-from unmurk.learn import METHODS, Recipe, Rounds
-from unmurk.solve.draws import Draws
+from unmurk.solvers.draws import Draws
+from unmurk.training import METHODS, Recipe, Rounds
 
 __all__ = [
     "CLEAN",

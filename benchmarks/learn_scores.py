@@ -8,10 +8,10 @@ import torch
 from learn_sets import SETS, TEST, Images, SetName, downstream_tasks, measure
 from torch import Tensor
 
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.kid import kid
-from unmurk.learn.selection import gap, residual
-from unmurk.metrics import (
+from unmurk.evaluation.kid import kid
+from unmurk.evaluation.metrics import (
     coverage,
     frechet,
     inception_features,
@@ -23,10 +23,10 @@ from unmurk.metrics import (
     ssim,
     varying_pixels,
 )
-from unmurk.posterior import Posterior
-from unmurk.prior import Prior
-from unmurk.seeds import generator
-from unmurk.solve import solve
+from unmurk.flows.posterior import Posterior
+from unmurk.rng import generator
+from unmurk.solvers import solve
+from unmurk.training.validation import gap, residual
 
 __all__ = ["DRAWS", "RESTORATIONS", "SHOWN", "Scoring", "downstream", "evaluate", "scale"]
 

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from unmurk.errors import InputError
 from unmurk.io.images import read_idx
 from unmurk.problem import Problem
-from unmurk.seeds import generator
+from unmurk.rng import generator
 
 __all__ = ["SETS", "TEST", "Images", "ImageSet", "SetName", "downstream_tasks", "load", "measure"]
 

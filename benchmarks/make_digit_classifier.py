@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from unmurk.metrics import DigitClassifier, frechet
+from unmurk.evaluation.metrics import DigitClassifier, frechet
 
 __all__: list[str] = []
 

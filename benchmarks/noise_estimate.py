@@ -26,12 +26,12 @@ from torch import Tensor
 
 from unmurk.errors import InputError
 from unmurk.io.images import load_images
-from unmurk.learn.loop import write_atomically
 from unmurk.noise import PoissonGaussian
-from unmurk.noise_estimate import estimate_noise, textures
+from unmurk.noise_estimation import estimate_noise, textures
 from unmurk.operators import as_operator
 from unmurk.problem import Problem
-from unmurk.seeds import generator
+from unmurk.rng import generator
+from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 
@@ -90,7 +90,7 @@ def eigenvalues(y: Tensor) -> float:
 
 
 def envelope(y: Tensor) -> float:
-    """`unmurk.noise_estimate`."""
+    """`unmurk.noise_estimation`."""
     return estimate_noise(y, IDENTITY).sigma
 
 
@@ -106,7 +106,7 @@ def line_median(y: Tensor) -> tuple[float, float]:
 
 
 def line_envelope(y: Tensor) -> tuple[float, float]:
-    """`unmurk.noise_estimate`."""
+    """`unmurk.noise_estimation`."""
     noise = estimate_noise(y, IDENTITY, "poisson-gaussian")
     assert isinstance(noise, PoissonGaussian)
     return noise.gain, noise.sigma**2 - noise.gain * noise.offset

@@ -22,11 +22,11 @@ import tyro
 from provenance import ROOT, machine, write_json
 from torch import Tensor
 
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.learn.loop import write_atomically
-from unmurk.prior import Prior
 from unmurk.problem import Problem
-from unmurk.solve import METHODS, solve
+from unmurk.solvers import METHODS, solve
+from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

@@ -30,14 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unmurk.learn import Settings
-from unmurk.learn.loop import Group
-from unmurk.learn.optimizer import Optimizer
-from unmurk.nets import backbone
+from unmurk.diffusion.networks import backbone
 from unmurk.noise import PoissonGaussian
 from unmurk.operators.blur import GaussianBlur
-from unmurk.seeds import generator
-from unmurk.tiles import TiledPrior
+from unmurk.rng import generator
+from unmurk.tiling import TiledPrior
+from unmurk.training import Settings
+from unmurk.training.muon import Optimizer
+from unmurk.training.trainer import Group
 
 __all__ = [
     "Anscombe",

@@ -35,18 +35,18 @@ from real_page import LABELS, NEEDS, PAGE, draw_picture, finding, middle, page, 
 from torch import Tensor
 from torch.nn import functional as F
 
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.learn import Recipe, Settings, learn
-from unmurk.learn.loop import write_atomically
-from unmurk.metrics import psnr, ssim
+from unmurk.evaluation.metrics import psnr, ssim
+from unmurk.flows.posterior import Posterior
 from unmurk.noise import PoissonGaussian
-from unmurk.noise_estimate import estimate_noise
+from unmurk.noise_estimation import estimate_noise
 from unmurk.operators import as_operator
-from unmurk.posterior import Posterior
-from unmurk.prior import Prior
 from unmurk.problem import Problem
-from unmurk.seeds import generator
-from unmurk.tiles import posterior_for, prior_for
+from unmurk.rng import generator
+from unmurk.tiling import posterior_for, prior_for
+from unmurk.training import Recipe, Settings, learn
+from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

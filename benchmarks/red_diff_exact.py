@@ -27,10 +27,10 @@ from provenance import ROOT, command, machine, markdown, write_json
 from torch import Tensor
 
 from unmurk.errors import InputError
-from unmurk.exact import GaussianMixture, GaussianPrior
-from unmurk.learn.loop import write_atomically
+from unmurk.evaluation.exact import GaussianMixture, GaussianPrior
 from unmurk.problem import Problem
-from unmurk.solve import METHODS, solve
+from unmurk.solvers import METHODS, solve
+from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

@@ -52,13 +52,13 @@ from solve_tasks import (
     tasks,
 )
 
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.learn import Settings, learn
-from unmurk.learn.loop import write_atomically
-from unmurk.metrics import psnr
-from unmurk.prior import Prior
+from unmurk.evaluation.metrics import psnr
 from unmurk.problem import Problem
-from unmurk.solve import METHODS, solve
+from unmurk.solvers import METHODS, solve
+from unmurk.training import Settings, learn
+from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

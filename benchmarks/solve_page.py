@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from unmurk.errors import InputError
 from unmurk.problem import Problem
-from unmurk.solve import METHODS
+from unmurk.solvers import METHODS
 
 __all__ = ["PAGE", "RESULTS", "details", "draw_picture", "duels", "page", "table", "tables"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unmurk.errors import InputError
-from unmurk.kid import kid
-from unmurk.metrics import (
+from unmurk.evaluation.kid import kid
+from unmurk.evaluation.metrics import (
     frechet,
     load_digit_classifier,
     lpips,

@@ -14,7 +14,7 @@ import unmurk
 from unmurk.errors import InputError
 from unmurk.io.images import read_idx
 from unmurk.problem import Problem
-from unmurk.solve import METHODS
+from unmurk.solvers import METHODS
 
 __all__ = [
     "HOLE",

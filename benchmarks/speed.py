@@ -31,12 +31,12 @@ import tyro
 from provenance import ROOT, machine, write_json
 from torch import Tensor, nn
 
+from unmurk.diffusion.prior import Prior
 from unmurk.io.datasets import Source
-from unmurk.learn.clean import Clean
-from unmurk.learn.loop import Group, Settings, Trainer, write_atomically
-from unmurk.learn.objectives import denoising, levels
-from unmurk.prior import Prior
 from unmurk.problem import Problem
+from unmurk.training.baselines import Clean
+from unmurk.training.losses import denoising, levels
+from unmurk.training.trainer import Group, Settings, Trainer, write_atomically
 
 __all__: list[str] = []
 

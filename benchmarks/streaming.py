@@ -34,7 +34,7 @@ from torch import Tensor
 
 from unmurk.errors import InputError
 from unmurk.io.datasets import Source, open_source
-from unmurk.learn.loop import Settings, Trainer, write_atomically
+from unmurk.training.trainer import Settings, Trainer, write_atomically
 
 __all__: list[str] = []
 

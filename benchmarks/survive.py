@@ -29,9 +29,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unmurk.errors import InputError
-from unmurk.learn import METHODS, Settings, learn
-from unmurk.learn.loop import Trainer
 from unmurk.problem import Problem
+from unmurk.training import METHODS, Settings, learn
+from unmurk.training.trainer import Trainer
 
 __all__: list[str] = []
 

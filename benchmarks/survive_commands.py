@@ -26,10 +26,10 @@ import tyro
 from PIL import Image
 from provenance import ROOT, command, machine, markdown, write_json
 
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
+from unmurk.flows.posterior import Posterior
 from unmurk.io.ledger import LOG
-from unmurk.posterior import Posterior
-from unmurk.prior import Prior
 
 __all__: list[str] = []
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import unmurk
-from unmurk.exact import GaussianPrior
-from unmurk.metrics import psnr
+from unmurk.evaluation.exact import GaussianPrior
+from unmurk.evaluation.metrics import psnr
 
 DIGITS = Path(unmurk.__file__).parent / "assets" / "digits"
 

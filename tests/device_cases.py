@@ -1,17 +1,11 @@
 """What the tests of devices and precision walk: ways to learn, operators, small networks."""
 
-import sys
-from pathlib import Path
-
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-
-from unmurk.learn import Recipe, Rounds
-from unmurk.nets import Preset
+from unmurk.diffusion.networks import Preset
 from unmurk.operators.base import per_image
-from unmurk.solve.draws import Draws
+from unmurk.solvers.draws import Draws
+from unmurk.training import Recipe, Rounds
 
 SIDE = 8
 SMALLEST = Preset((8, 8), 1, False, 8, 8, 1, 8)  # the networks' size plays no part here

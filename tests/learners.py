@@ -1,10 +1,10 @@
 """What every way to learn has to pass: y alone is read, and a run cut short ends as the whole."""
 
 import pytest
-from test_learn import Clinic, blobs, equal, weights
 
-from unmurk.learn import Settings, learn
-from unmurk.learn.loop import Trainer
+from tests.training.test_learn import Clinic, blobs, equal, weights
+from unmurk.training import Settings, learn
+from unmurk.training.trainer import Trainer
 
 __all__ = ["RUN", "check_run", "cut"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import unmurk
-from unmurk import metrics
+from unmurk.evaluation import metrics
 
 ASSETS = Path(unmurk.__file__).parent / "assets"
 

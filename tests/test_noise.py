@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from unmurk.errors import InputError
 from unmurk.noise import Gaussian, PoissonGaussian, as_noise
 from unmurk.problem import Problem
-from unmurk.seeds import Streams
-from unmurk.solve.whiten import rates, whiten
+from unmurk.rng import Streams
+from unmurk.whitening import rates, whiten
 
 TEXTS = ["0.3", "gaussian,sigma=0.3", "poisson,gain=0.01", "poisson-gaussian,gain=0.01,sigma=0.02"]
 

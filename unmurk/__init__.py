@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .diffusion.prior import Prior
     from .errors import InputError
+    from .flows.posterior import Posterior
     from .io.images import load_images, save_images
-    from .learn import learn
     from .operators import parse as operator
-    from .posterior import Posterior
-    from .prior import Prior
     from .problem import Problem
-    from .solve import solve
+    from .solvers import solve
+    from .training import learn
 
 __version__ = "0.1.0"
 
@@ -32,14 +32,14 @@ __all__ = [
 
 _ROOMS = {
     "InputError": ("errors", "InputError"),
-    "Posterior": ("posterior", "Posterior"),
-    "Prior": ("prior", "Prior"),
+    "Posterior": ("flows.posterior", "Posterior"),
+    "Prior": ("diffusion.prior", "Prior"),
     "Problem": ("problem", "Problem"),
-    "learn": ("learn", "learn"),
+    "learn": ("training", "learn"),
     "load_images": ("io.images", "load_images"),
     "operator": ("operators", "parse"),
     "save_images": ("io.images", "save_images"),
-    "solve": ("solve", "solve"),
+    "solve": ("solvers", "solve"),
 }
 
 

@@ -19,7 +19,7 @@ def main() -> int:
     _open_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
-    from .cli import main as run
+    from .cli.main import main as run
 
     code = run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest takes a moment and writes nothing

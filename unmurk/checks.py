@@ -25,7 +25,7 @@ from .errors import InputError
 from .noise import Gaussian
 from .operators.weighted import Weighted
 from .problem import Problem
-from .seeds import generator
+from .rng import generator
 
 __all__ = ["far_outside", "require_finite_draws", "require_plausible", "require_plausible_flow"]
 
@@ -109,7 +109,7 @@ def require_plausible_flow(
     bad = ~(mean.isfinite() & std.isfinite()).flatten(1).all(1)
     if not bool((bad | (_reach(mean) > BEYOND)).any()):
         return
-    from .solve.whiten import whiten
+    from .whitening import whiten
 
     where = _where(problem)
     y, problem = whiten(y, problem)

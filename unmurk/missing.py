@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import InputError
 from .operators import Operator
 from .operators.compose import Compose
-from .operators.inpaint import Inpaint
+from .operators.masks import Inpaint
 from .problem import Problem
 
 __all__ = ["Missing", "absent", "without_missing", "with_missing"]

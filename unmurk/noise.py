@@ -34,7 +34,7 @@ from torch import Tensor
 
 from .bounds import Option, Real, shown
 from .errors import InputError
-from .seeds import Streams, binomial
+from .rng import Streams, binomial
 
 __all__ = ["AUTO", "Gaussian", "Noise", "PoissonGaussian", "as_noise", "noise_of"]
 
@@ -205,7 +205,7 @@ AUTO: dict[str, Literal["gaussian", "poisson-gaussian"]] = {
     "gaussian,auto": "gaussian",
     "poisson-gaussian,auto": "poisson-gaussian",
 }
-"""Text forms that leave the numbers to `unmurk.noise_estimate`, and the kind of noise of each."""
+"""Text forms that leave the numbers to `noise_estimation`, and the kind of noise of each."""
 
 FORMS: dict[tuple[str, ...], type[Gaussian] | type[PoissonGaussian]] = {
     ("gaussian", "sigma"): Gaussian,
@@ -309,7 +309,7 @@ def _parse(text: str) -> Noise:
     if text in AUTO:
         raise InputError(
             f"noise '{text}' must be estimated from measurements first: learn, solve and restore"
-            " do, and so does unmurk.noise_estimate.estimate_noise"
+            " do, and so does unmurk.noise_estimation.estimate_noise"
         )
     form, *pieces = text.split(",")
     pairs = [piece.partition("=") for piece in pieces]

@@ -22,7 +22,7 @@ from .errors import InputError
 from .noise import Gaussian, Noise, as_noise, noise_of
 from .operators import Operator, as_operator
 from .operators.base import per_image
-from .seeds import Streams
+from .rng import Streams
 
 __all__ = ["Problem"]
 

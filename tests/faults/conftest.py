@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unmurk.posterior import Posterior
-from unmurk.prior import Prior
+from unmurk.diffusion.prior import Prior
+from unmurk.flows.posterior import Posterior
 
 
 @pytest.fixture(scope="session")

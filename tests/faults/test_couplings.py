@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from unmurk.exact import GaussianPrior, operator_matrix
+from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.operators import Function, as_operator
 from unmurk.operators.weighted import Weighted
 from unmurk.problem import Problem
-from unmurk.seeds import Streams
-from unmurk.solve import solve
-from unmurk.solve.coupling import (
+from unmurk.rng import Streams
+from unmurk.solvers import solve
+from unmurk.solvers.coupling import (
     CONTRAST,
     EDGE,
     Coupling,

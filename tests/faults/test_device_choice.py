@@ -7,29 +7,30 @@ import threading
 import numpy as np
 import pytest
 import torch
-from device_cases import BLUR, MASK, PROBLEMS, SIDE, SMALLEST, images, smooth
 from PIL import Image
 
-from unmurk import commands, devices
-from unmurk.cli import main
+from tests.device_cases import BLUR, MASK, PROBLEMS, SIDE, SMALLEST, images, smooth
+from unmurk import devices
+from unmurk.cli import commands
+from unmurk.cli.main import main
+from unmurk.cli.options import place
+from unmurk.diffusion.networks import PRESETS
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
+from unmurk.flows.posterior import Posterior
+from unmurk.gaussian import Wiener
 from unmurk.io import datasets
-from unmurk.learn import Settings, learn, moments
-from unmurk.learn.binding import Binding
-from unmurk.learn.loop import Trainer
-from unmurk.learn.processes import lost
-from unmurk.learn.processes import processes as learn_processes
-from unmurk.nets import PRESETS
 from unmurk.operators import parse
-from unmurk.operators.inpaint import RandomInpaint
-from unmurk.options import place
-from unmurk.posterior import Posterior
-from unmurk.prior import Prior
+from unmurk.operators.masks import RandomInpaint
 from unmurk.problem import Problem
-from unmurk.solve import solve
-from unmurk.wiener import Wiener
+from unmurk.solvers import solve
+from unmurk.training import Settings, learn, moments
+from unmurk.training.binding import Binding
+from unmurk.training.distributed import lost
+from unmurk.training.distributed import processes as learn_processes
+from unmurk.training.trainer import Trainer
 
-learn_module = sys.modules["unmurk.learn"]
+learn_module = sys.modules["unmurk.training.learn"]
 
 
 @pytest.fixture(autouse=True)

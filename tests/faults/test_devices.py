@@ -5,20 +5,30 @@ from functools import partial
 
 import pytest
 import torch
-from cuda_like import CUDA, on_stand_in
-from device_cases import LEARNERS, OPERATORS, PROBLEMS, SIDE, SMALLEST, channels, images, smooth
 
+from tests.cuda_like import CUDA, on_stand_in
+from tests.device_cases import (
+    LEARNERS,
+    OPERATORS,
+    PROBLEMS,
+    SIDE,
+    SMALLEST,
+    channels,
+    images,
+    smooth,
+)
+from unmurk.diffusion.networks import PRESETS
 from unmurk.io import datasets
-from unmurk.learn import METHODS, Settings, ambient, amortised, em, flowdiff, loop, replay
-from unmurk.learn.loop import Trainer
-from unmurk.learn.moments import fit
-from unmurk.nets import PRESETS
 from unmurk.operators import parse
 from unmurk.operators.base import conjugate_gradient
 from unmurk.problem import Problem
-from unmurk.seeds import integers, lent
-from unmurk.solve import METHODS as SOLVERS
-from unmurk.solve import solve
+from unmurk.rng import integers, lent
+from unmurk.solvers import METHODS as SOLVERS
+from unmurk.solvers import solve
+from unmurk.training import METHODS, Settings, ambient, amortised, em, flowdiff, replay
+from unmurk.training import trainer as loop
+from unmurk.training.moments import fit
+from unmurk.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from unmurk import cli
-from unmurk.console import escape, lines
+from unmurk.cli import main as cli
+from unmurk.cli.console import escape, lines
+from unmurk.diffusion.prior import Prior
 from unmurk.io.ledger import LOG
-from unmurk.prior import Prior
 
 rng = np.random.default_rng(0)
 EVIL = "a\x1b[31m\nb\u202e\x7f\udcff.png"  # colour, newline, direction, delete, no UTF-8
@@ -142,7 +142,7 @@ def test_an_encoding_that_lacks_characters(here):
 # -- signals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["tyro", "unmurk.commands", "torch", "unmurk.io.images"])
+@pytest.mark.parametrize("module", ["tyro", "unmurk.cli.commands", "torch", "unmurk.io.images"])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_while_modules_are_imported(module, name, here):
     """The moment is fixed: when Python looks for a module. One line, 130, nothing is left."""
@@ -160,7 +160,7 @@ from unmurk.__main__ import main
 sys.argv = ["unmurk", "sample", "--prior", "digits", "--out", "new/z", "-n", "100000"]
 sys.exit(main())
 """  # it would take hours
-    early = module in ("tyro", "unmurk.commands")
+    early = module in ("tyro", "unmurk.cli.commands")
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=False, timeout=60
     )

@@ -14,7 +14,7 @@ from torch.utils.data import (
 
 import unmurk
 from unmurk.errors import InputError
-from unmurk.exact import GaussianPrior
+from unmurk.evaluation.exact import GaussianPrior
 from unmurk.io.datasets import as_source
 from unmurk.io.torch_data import Items
 from unmurk.noise import Gaussian, PoissonGaussian

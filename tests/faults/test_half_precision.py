@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from cuda_like import CudaKernels
-from device_cases import BLUR, LEARNERS, OPERATORS, SIDE, SMALLEST, channels, images, smooth
 
+from tests.cuda_like import CudaKernels
+from tests.device_cases import BLUR, LEARNERS, OPERATORS, SIDE, SMALLEST, channels, images, smooth
 from unmurk import devices
-from unmurk.learn import Settings, learn
-from unmurk.nets import PRESETS
+from unmurk.diffusion.networks import PRESETS
+from unmurk.diffusion.prior import Prior
 from unmurk.operators import FAMILIES, parse
-from unmurk.prior import Prior
 from unmurk.problem import Problem
-from unmurk.solve import METHODS as SOLVERS
-from unmurk.solve import configure, solve
+from unmurk.solvers import METHODS as SOLVERS
+from unmurk.solvers import configure, solve
+from unmurk.training import Settings, learn
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """Commands that are killed, or interrupted, and given again: the same files, and no other one."""
 
 import pytest
-from scripts import imported
+
+from tests.scripts import imported
 
 COMMANDS = ("corrupt", "sample", "restore", "solve")
 

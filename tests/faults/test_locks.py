@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unmurk import cli
+from unmurk.cli import main as cli
 from unmurk.errors import InputError
 from unmurk.io import atomic, locks
 from unmurk.io.locks import locked, ranks

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.io.datasets import Source
-from unmurk.learn import Recipe, Rounds, Settings, learn, memory
-from unmurk.learn.amortised import Amortised
-from unmurk.learn.flowdiff import FlowDiff
-from unmurk.learn.replay import LIMIT, Replay, room, together
-from unmurk.prior import Prior
 from unmurk.problem import Problem
+from unmurk.training import Recipe, Rounds, Settings, learn, memory
+from unmurk.training.amortised import Amortised
+from unmurk.training.flowdiff import FlowDiff
+from unmurk.training.replay import LIMIT, Replay, room, together
 
 PROBLEM = Problem("identity", 0.2)
 KIMG = "a number from 0.001 to 1e+07"

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from unmurk.console import escape
+from unmurk.cli.console import escape
 from unmurk.errors import InputError
 
 LONG = "x" * 5000

@@ -10,13 +10,13 @@ import torch
 
 import unmurk
 from unmurk.bounds import Choice, File, Option, Real, Sides, Whole, check_fields, check_memory
-from unmurk.commands import COMMANDS
+from unmurk.cli.commands import COMMANDS
 from unmurk.errors import InputError
-from unmurk.learn.loop import Settings
 from unmurk.noise import Gaussian, PoissonGaussian, as_noise
 from unmurk.operators import FAMILIES, Compose, parse
 from unmurk.operators.weighted import Weighted
 from unmurk.problem import Problem
+from unmurk.training.trainer import Settings
 
 NEEDED = {
     "blur:gaussian": {"sigma": 1},
@@ -117,7 +117,7 @@ def annotated(kind):
 
 
 def test_help_states_the_bounds(capsys):
-    from unmurk import cli
+    from unmurk.cli import main as cli
 
     for name, kind in COMMANDS.items():
         assert cli.main([name, "--help"]) == 0
@@ -167,7 +167,7 @@ COMMAND_LINES = [
 
 @pytest.mark.parametrize("argv, part", COMMAND_LINES, ids=lambda v: " ".join(v)[:50])
 def test_commands_refuse_in_one_line(argv, part, tmp_path, capsys, monkeypatch):
-    from unmurk import cli
+    from unmurk.cli import main as cli
 
     monkeypatch.chdir(tmp_path)
     np.save("y.npy", np.full((2, 28, 28), 0.5, np.float32))
@@ -294,7 +294,7 @@ def test_noise_states_its_bounds(kind):
 
 
 def restored(noise, tmp_path, capsys):
-    from unmurk import cli
+    from unmurk.cli import main as cli
 
     np.save(tmp_path / "y.npy", np.full((2, 28, 28), 0.5, np.float32))
     argv = ["restore", str(tmp_path / "y.npy"), "--prior", "digits", "--samples", "2"]

@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from unmurk import cli
+from unmurk.cli import main as cli
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
+from unmurk.flows.posterior import Posterior
 from unmurk.io.atomic import Partial, clean, partial_of, place_folder, write
 from unmurk.io.ledger import LOG, Ledger, log_of
 from unmurk.io.outputs import output
 from unmurk.io.scale import Scale
 from unmurk.io.streams import ImagesWriter, NpyWriter
-from unmurk.learn import learn
-from unmurk.posterior import Posterior
-from unmurk.prior import Prior
 from unmurk.problem import Problem
+from unmurk.training import learn
 
 rng = np.random.default_rng(0)
 

@@ -12,17 +12,17 @@ import tifffile
 import torch
 from PIL import Image
 
-from unmurk import cli
+from unmurk.cli import main as cli
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
+from unmurk.flows.posterior import Posterior
 from unmurk.io.images import load_images, save_images
 from unmurk.io.jobs import jobs_of, process
-from unmurk.learn import learn
 from unmurk.missing import without_missing
-from unmurk.posterior import Posterior
-from unmurk.prior import Prior
 from unmurk.problem import Problem
-from unmurk.solve import solve
-from unmurk.tiles import posterior_for, prior_for
+from unmurk.solvers import solve
+from unmurk.tiling import posterior_for, prior_for
+from unmurk.training import learn
 
 SHORT = ["--kimg", "0.01", "--precision", "fp32"]
 DAMAGED = sorted((Path(__file__).parent / "files").iterdir())

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from unmurk import cli
-from unmurk.certify import default_solvers
 from unmurk.checks import far_outside, require_plausible, require_plausible_flow
+from unmurk.cli import main as cli
+from unmurk.diffusion.prior import ASSETS, Prior
 from unmurk.errors import InputError
-from unmurk.exact import GaussianMixture, GaussianPrior
-from unmurk.learn import METHODS as LEARNERS
-from unmurk.learn import Settings, learn
-from unmurk.posterior import Posterior
-from unmurk.prior import ASSETS, Prior
+from unmurk.evaluation.certify import default_solvers
+from unmurk.evaluation.exact import GaussianMixture, GaussianPrior
+from unmurk.flows.posterior import Posterior
 from unmurk.problem import Problem
-from unmurk.solve import METHODS, configure, solve
-from unmurk.solve.tmpd import projected
-from unmurk.solve.whiten import whiten
+from unmurk.solvers import METHODS, configure, solve
+from unmurk.solvers.tmpd import projected
+from unmurk.training import METHODS as LEARNERS
+from unmurk.training import Settings, learn
+from unmurk.whitening import whiten
 
 SHAPE = (1, 8, 8)
 PRIOR = GaussianPrior.exponential(SHAPE)

@@ -8,16 +8,16 @@ import pytest
 import tifffile
 import torch
 
-from unmurk import cli
+from unmurk.cli import main as cli
 from unmurk.errors import InputError
+from unmurk.evaluation.metrics import psnr
+from unmurk.flows.posterior import Posterior
 from unmurk.io.datasets import Array, Pictures, as_source, open_source
 from unmurk.io.images import load_images, load_measurements, save_images
 from unmurk.io.jobs import jobs_of, process
 from unmurk.io.scale import Extent, Scale, Span, check_units
-from unmurk.learn import learn
-from unmurk.metrics import psnr
-from unmurk.posterior import Posterior
 from unmurk.problem import Problem
+from unmurk.training import learn
 
 INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
 LEARN = pytest.param("learn", marks=pytest.mark.slow)  # builds and trains networks

@@ -10,10 +10,10 @@ import torch
 from unmurk.errors import InputError
 from unmurk.io.json_files import read_json
 from unmurk.io.ledger import LOG, Ledger
-from unmurk.learn import Settings, learn
-from unmurk.learn.loop import Trainer
 from unmurk.problem import Problem
-from unmurk.seeds import Streams, generator
+from unmurk.rng import Streams, generator
+from unmurk.training import Settings, learn
+from unmurk.training.trainer import Trainer
 
 PROBLEM = Problem("identity", 0.2)
 SETTINGS = Settings(kimg=0.08, batch=8, precision="fp32")

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from unmurk import metrics
+import unmurk
+from unmurk.diffusion.samplers import posterior_draw, prior_draw
 from unmurk.errors import InputError
+from unmurk.evaluation import metrics
+from unmurk.evaluation.kid import kid
+from unmurk.gaussian import Wiener
 from unmurk.io.images import load_images
-from unmurk.kid import kid
-from unmurk.learn.objectives import recorrupted
-from unmurk.noise_estimate import envelope, estimate_noise, powers, uncertainty
+from unmurk.noise_estimation import envelope, estimate_noise, powers, uncertainty
 from unmurk.operators import as_operator
 from unmurk.problem import Problem
-from unmurk.samplers import posterior_draw, prior_draw
-from unmurk.seeds import generator
-from unmurk.wiener import Wiener
+from unmurk.rng import generator
+from unmurk.training.losses import recorrupted
 
-DIGITS = Path(metrics.__file__).parent / "assets" / "digits"
+DIGITS = Path(unmurk.__file__).parent / "assets" / "digits"
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unmurk import cli
+from unmurk.cli import main as cli
+from unmurk.cli.report import run_report
+from unmurk.diffusion.pretrained import Adm
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.foreign import Adm
-from unmurk.glow import Glow
+from unmurk.flows.glow import Glow
+from unmurk.flows.posterior import Posterior
 from unmurk.io.json_files import json_lines, read_json, read_object
-from unmurk.posterior import Posterior
-from unmurk.prior import Prior
 from unmurk.problem import Problem
-from unmurk.report import run_report
 
 SHAPE = (1, 8, 8)
 DEEP = "[" * 100_000

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unmurk.solve import METHODS
+from unmurk.solvers import METHODS
 
 from . import cases_runs
 from .cases_runs import room
@@ -70,7 +70,7 @@ PRIORS += [
 
 def prepare() -> None:
     """Learn the run that commands need, and put something quick in the place of the long ones."""
-    from unmurk import demo
+    from unmurk.cli import demo
 
     if not room().exists():
         cases_runs.prepare()

@@ -61,7 +61,7 @@ def prepare() -> None:
 
 
 def _learn() -> None:
-    from unmurk.learn.loop import Trainer
+    from unmurk.training.trainer import Trainer
 
     room().mkdir()
     os.chdir(room())
@@ -81,7 +81,7 @@ def _learn() -> None:
         return update(self)
 
     Trainer.update = ends  # type: ignore[method-assign]
-    from unmurk import cli
+    from unmurk.cli import main as cli
 
     if cli.main(["learn", "data", "--out", "cut", *LEARN]) != 130:
         raise RuntimeError("cutting a run short failed")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from unmurk import cli
+from unmurk.cli import main as cli
 
 from .judge import Mishandled, check_message, check_output
 

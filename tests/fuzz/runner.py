@@ -74,8 +74,9 @@ def warm() -> None:
     """Import what commands import late, so that no case pays for it, or is stopped half-way."""
     for name in (
         "accelerate diffusers jinja2 matplotlib.figure rich.progress safetensors.torch tifffile"
-        " imagecodecs torchmetrics unmurk.certificate unmurk.cli unmurk.demo unmurk.io.jobs"
-        " unmurk.learn unmurk.metrics unmurk.report unmurk.solve unmurk.tiles"
+        " imagecodecs torchmetrics unmurk.cli.certificate unmurk.cli.main unmurk.cli.demo"
+        " unmurk.io.jobs unmurk.training unmurk.evaluation.metrics unmurk.cli.report"
+        " unmurk.solvers unmurk.tiling"
     ).split():
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)

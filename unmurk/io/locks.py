@@ -20,8 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..console import escape
-from ..errors import InputError
+from ..errors import InputError, escape
 from .atomic import same_file, short, try_lock, unwritable
 
 __all__ = ["local_rank", "locked", "ranks"]

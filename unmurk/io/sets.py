@@ -63,7 +63,7 @@ def measurements_of(
     Raises:
         InputError: See there.
     """
-    from ..options import images_of
+    from ..cli.options import images_of
 
     if pictorial and not (skip_bad and path.is_dir()) and large(path):
         source = open_source(path, skip_bad, span, nan)

@@ -34,18 +34,18 @@ from .colour import Grey
 from .compose import Compose
 from .ct import ParallelCt
 from .external import External, Function, Matrix
-from .hdr import ClipRange
 from .identity import Identity
-from .inpaint import BoxInpaint, FileInpaint, RandomInpaint
 from .jpeg import Jpeg
+from .masks import BoxInpaint, FileInpaint, RandomInpaint
 from .mri import CartesianMri
 from .nonlinear_blur import NonlinearBlur
 from .oriented import AnisotropicBlur, MotionBlur
 from .phase import FourierMagnitude
+from .pixelwise import ClipRange
 from .quantise import Quantise
+from .resample import AverageDown, BicubicDown
 from .sensing import StructuredSensing
 from .strokes import FreeformInpaint
-from .superres import AverageDown, BicubicDown
 
 __all__ = ["FAMILIES", "Compose", "Operator", "as_operator", "parse"]
 

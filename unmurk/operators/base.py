@@ -30,7 +30,7 @@ from ..bounds import Option
 from ..devices import physics
 from ..errors import InputError
 from .gradients import CG_ITERATIONS, conjugate_gradient, per_image
-from .spectral import Factors, Spectrum, dense, factored
+from .linalg import Factors, Spectrum, dense, factored
 
 __all__ = [
     "NonlinearOperator",

@@ -45,8 +45,8 @@ from torch import Tensor
 from ..bounds import Choice, File, Option, Real, Sides
 from ..errors import InputError
 from .base import Operator, conjugate_gradient, size_text
+from .linalg import Factors, Spectrum, fourier
 from .reading import pick_rows, read_kernels
-from .spectral import Factors, Spectrum, fourier
 
 __all__ = ["PAD", "WIDEST", "Blur", "FileBlur", "GaussianBlur", "UniformBlur", "fold", "mirrored"]
 

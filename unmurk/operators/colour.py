@@ -13,7 +13,7 @@ from torch import Tensor
 from ..bounds import Option, Whole
 from ..errors import InputError
 from .base import Operator
-from .spectral import Factors
+from .linalg import Factors
 
 __all__ = ["Grey"]
 

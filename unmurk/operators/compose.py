@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .base import Operator, not_linear
-from .spectral import Factors, chained
+from .linalg import Factors, chained
 
 __all__ = ["Compose"]
 

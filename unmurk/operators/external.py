@@ -19,9 +19,9 @@ from torch import Tensor
 from ..bounds import check_tables
 from ..devices import physics
 from ..errors import InputError
-from ..seeds import generator
+from ..rng import generator
 from .base import Operator, not_linear, per_image
-from .spectral import LIMIT, Spectrum, decomposed, dense
+from .linalg import LIMIT, Spectrum, decomposed, dense
 
 __all__ = ["External", "Function", "Matrix"]
 

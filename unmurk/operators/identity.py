@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .base import Operator
-from .spectral import Factors, Spectrum, diagonal
+from .linalg import Factors, Spectrum, diagonal
 
 __all__ = ["Identity"]
 

@@ -44,9 +44,9 @@ from torch import Tensor
 
 from ..bounds import SEED, Option, Real, Whole, check_tables
 from ..errors import InputError
-from ..seeds import Streams
+from ..rng import Streams
 from .base import Operator, size_text
-from .inpaint import MASKS
+from .masks import MASKS
 
 __all__ = ["CartesianMri", "sensitivities"]
 

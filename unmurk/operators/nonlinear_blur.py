@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..bounds import SEED, Option
-from ..seeds import generator
+from ..rng import generator
 from .base import NonlinearOperator, Operator
 from .blur import Blur, GaussianBlur, fold
 from .oriented import LENGTH, MotionBlur, check_reach

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from ..bounds import SEED, Option, Real, check_tables
 from ..errors import InputError
-from ..seeds import generator
+from ..rng import generator
 from .base import Operator, size_text
-from .inpaint import MASKS
+from .masks import MASKS
 
 __all__ = ["StructuredSensing"]
 

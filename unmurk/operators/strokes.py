@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..bounds import SEED, Option, Real, Whole
-from ..seeds import Streams
-from .inpaint import MASKS, Inpaint
+from ..rng import Streams
 from .lines import distance
+from .masks import MASKS, Inpaint
 
 __all__ = ["FreeformInpaint"]
 

@@ -1,0 +1,79 @@
+"""The benchmark of choosing weights: its rules by hand, its figures against an oracle's own."""
+
+import json
+
+import pytest
+
+from tests.benchmarks.test_learn import data  # noqa: F401, a fixture
+from tests.scripts import imported
+from unmurk.errors import InputError
+
+benchmark = imported("choice")
+
+
+def check(share, evidence, gap, residual, posterior, denoiser, swd):
+    held = {"evidence'": -evidence, "gap'": gap}
+    oracle = {"posterior": posterior, "denoiser": denoiser, "swd": swd}
+    return {"share": share, "evidence": evidence, "gap": gap, "residual": residual} | held | oracle
+
+
+CHECKS = [
+    check(0.5, evidence=1.0, gap=0.1, residual=0.2, posterior=20.0, denoiser=25.0, swd=3.0),
+    check(0.8, evidence=3.0, gap=0.2, residual=1.2, posterior=24.0, denoiser=24.0, swd=2.0),
+    check(1.0, evidence=2.0, gap=0.3, residual=0.9, posterior=23.0, denoiser=23.5, swd=2.5),
+]
+
+
+def test_regrets_by_hand():
+    found = benchmark.regrets(CHECKS)
+    shares = {rule: row["share"] for rule, row in found.items()}
+    assert shares == {
+        "last": 1.0, "evidence": 0.8, "evidence'": 0.5, "gap": 0.5, "gap'": 0.5, "residual": 1.0,
+    }  # fmt: skip
+    assert found["last"] == {"share": 1.0, "posterior": 1.0, "denoiser": 1.5, "swd": 0.5}
+    assert found["evidence"] == {"share": 0.8, "posterior": 0.0, "denoiser": 1.0, "swd": 0.0}
+    assert found["gap"] == {"share": 0.5, "posterior": 4.0, "denoiser": 0.0, "swd": 1.0}
+
+
+@pytest.mark.slow
+def test_a_run_is_watched_and_not_made_again(data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(benchmark, "SHARES", (0.5, 1.0))
+    how = benchmark.Options(data, tmp_path, "toy", rows=("noisy",), amounts=("500",))
+    benchmark.run("noisy", "500", how)  # compare has a process of its own for each
+    result = benchmark.compare(how)
+    (checks,) = result["runs"].values()
+    assert [c["share"] for c in checks] == [0.5, 1.0]
+    keys = {"evidence", "evidence'", "gap", "gap'", "residual", "posterior", "denoiser", "swd"}
+    assert all(keys <= set(c) for c in checks)
+    assert all(abs(c["denoiser"]) < 60 and c["swd"] > 0 for c in checks)
+    stamp = (tmp_path / "noisy-500.json").stat().st_mtime_ns
+    assert benchmark.compare(how) == result
+    assert (tmp_path / "noisy-500.json").stat().st_mtime_ns == stamp
+    other = benchmark.replace(how, seed=1)
+    with pytest.raises(InputError, match="other settings"):
+        benchmark.compare(other)
+    with pytest.raises(InputError, match="give --data"):
+        benchmark.compare(benchmark.Options())
+
+
+def test_the_page_is_made_of_the_figures(tmp_path):
+    file = tmp_path / "choice.json"
+    with pytest.raises(InputError, match="no figures"):
+        benchmark.page(file)
+    machine = {"cpu": "Abacus", "threads": 2, "torch": "2.9", "commit": "c0ffee"}
+    runs = {"em-500": CHECKS, "sure-500": CHECKS[::-1]}
+    file.write_text(json.dumps({"settings": {"seed": 0}, "machine": machine, "runs": runs}))
+    text = benchmark.page(file)
+    assert "| gap | 4.00, 4.00 | 0.00, 0.00 | 1.00, 1.00 |" in text
+    assert (
+        "| `sure` | 0.8 | 24.00 | 24.00 | 2.00 | 3.000 | -3.000 | 0.2000 | 0.2000 | 1.200 |"
+        in text
+    )
+    assert "evidence' in the end is that of `sure` (20.00 dB)" in benchmark.across(
+        {"sure-500": CHECKS[0] | {"evidence'": 9.0}, "em-500": CHECKS[1]}
+    )
+    assert "commit c0ffee" in text and "20,000 images" not in text.split("commit")[1]
+
+
+def test_the_page_in_the_docs_is_the_one_of_the_figures_kept():
+    assert benchmark.PAGE.read_text() == benchmark.page()

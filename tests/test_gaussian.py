@@ -1,0 +1,161 @@
+"""The Gaussian start: its posteriors against dense closed forms, its fit against a known truth."""
+
+import pytest
+import torch
+
+from unmurk.errors import InputError
+from unmurk.evaluation.exact import GaussianPrior
+from unmurk.flows.posterior import Config, Posterior
+from unmurk.gaussian import Wiener, cosines, power_law
+from unmurk.operators.base import conjugate_gradient
+from unmurk.problem import Problem
+from unmurk.rng import Streams
+from unmurk.training.moments import fit
+
+LINEAR = [
+    ("inpaint:random,keep=0.5", 0.05),
+    ("blur:gaussian,sigma=1", 0.05),
+    ("blur:gaussian,sigma=1,pad=circular", 0.02),
+    ("sr:average,factor=2", 0.1),
+    ("colour:grey", 0.05),
+    ("identity", 0.3),
+]
+
+
+def model(shape=(3, 8, 8), size=0.02):
+    """A Gaussian whose channels are correlated, no two frequencies alike."""
+    g = torch.Generator().manual_seed(0)
+    truth = Wiener(shape)
+    turn = torch.linalg.qr(torch.randn(shape[0], shape[0], generator=g)).Q
+    power = size * power_law(shape) * (0.5 + torch.rand(shape, generator=g))
+    power *= torch.tensor([1.0, 0.3, 0.1])[: shape[0], None, None]
+    mean = 0.5 + 0.1 * torch.randn(shape, generator=g)
+    truth.mean.copy_(mean)
+    truth.basis.copy_(turn)
+    truth.power.copy_(power)
+    return truth
+
+
+def dense(prior):
+    """The same prior as a matrix."""
+    d = prior.mean.numel()
+    rows = prior.out(prior.power.sqrt() * torch.eye(d).view(d, *prior.shape)).flatten(1).double()
+    # row k is T^-1 sqrt(P) e_k, so that the sum of outer products is the covariance
+    return GaussianPrior(prior.mean, rows.T @ rows)
+
+
+def test_cosines_are_orthogonal_and_the_first_is_constant():
+    c = cosines(9)
+    torch.testing.assert_close(c @ c.T, torch.eye(9, dtype=torch.float64))
+    torch.testing.assert_close(c[0], torch.full((9,), 1 / 3, dtype=torch.float64))
+
+
+def test_coordinates_there_and_back():
+    prior = model()
+    x = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(prior.out(prior.into(x)), x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(prior.into(x).square().sum(), x.square().sum())
+
+
+@pytest.mark.parametrize("operator, noise", LINEAR)
+def test_the_wiener_solution_is_the_exact_posterior_mean(operator, noise):
+    prior = model()
+    problem = Problem(operator, noise).at([3, 4, 5, 6], prior.shape)
+    y = problem.simulate(prior.sample(4))
+    exact = dense(prior).posterior(y, problem)
+    wrong = (prior.restore(y, problem, 100) - exact.mean).square().mean().sqrt()
+    assert wrong < 0.02 * exact.std.square().mean().sqrt()
+
+
+def test_draws_have_the_moments_of_the_posterior():
+    prior = model((1, 6, 6))
+    problem = Problem("inpaint:random,keep=0.5", 0.05).at([1], prior.shape)
+    y = problem.simulate(prior.sample(1))
+    exact = dense(prior).posterior(y, problem)
+    n = 4000
+    x = prior.draw(y.repeat(n, 1, 1, 1), problem, Streams(0, range(n)))
+    away = (x.mean(0) - exact.mean[0]) / exact.std[0]
+    assert away.square().mean().sqrt() < 0.04  # 1 / sqrt(n) = 0.016
+    covariance = torch.cov(x.flatten(1).double().T)
+    wrong = (covariance - exact.covariance[0]).norm() / exact.covariance[0].norm()
+    assert wrong < 0.1
+
+
+def test_its_denoiser_is_that_of_the_matrix():
+    prior = model()
+    x, sigma = torch.rand(3, 3, 8, 8), torch.tensor([0.1, 0.5, 2.0])
+    expected = dense(prior).denoise(x, sigma)
+    torch.testing.assert_close(prior.denoise(x, sigma), expected, rtol=0, atol=1e-4)
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    prior = model()
+    problem = Problem("inpaint:random,keep=0.5", 0.05)
+    bound = problem.at(range(5), prior.shape)
+    y = bound.simulate(prior.sample(5))
+    alone = prior.restore(y[2:3], problem.at([2], prior.shape))
+    torch.testing.assert_close(prior.restore(y, bound)[2:3], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", ["inpaint:random,keep=0.5", "blur:gaussian,sigma=0.7"])
+def test_a_known_gaussian_is_recovered_from_corrupted_images(operator):
+    """Neither mean nor covariance is given, and no image is seen whole and sharp."""
+    truth = model((1, 8, 8))
+    problem = Problem(operator, 0.02)
+    y = problem.simulate(truth.sample(1500))
+    found = fit(y, problem, (1, 8, 8), numbers=2**14)
+    assert (found.mean - truth.mean).square().mean().sqrt() < 0.05
+    ratio = (found.power / truth.power).log()
+    assert ratio.mean().abs() < 0.25
+    assert ratio.square().mean().sqrt() < 0.45
+    # what it is for: restoring as well as the truth does
+    x = truth.sample(100, seed=1)
+    held = problem.at(range(5000, 5100), (1, 8, 8))
+    y = held.simulate(x)
+    own, best = ((m.restore(y, held) - x).square().mean() for m in (found, truth))
+    assert own < 1.1 * best
+
+
+def test_the_first_guess_stays_where_nothing_is_seen():
+    """Channels that are only seen in sum: the unseen differences keep power near the guess."""
+    truth = model((1, 8, 8))
+    problem = Problem("sr:average,factor=4", 0.02)
+    y = problem.simulate(truth.sample(300))
+    found = fit(y, problem, (1, 8, 8), rounds=6, numbers=2**14)
+    law = power_law((1, 8, 8))
+    ratio = found.power / law
+    assert 0.3 < ratio[0, 6:, 6:].mean() / ratio.median() < 3
+
+
+def test_the_fit_is_the_same_for_the_same_seed():
+    problem = Problem("inpaint:random,keep=0.5", 0.05)
+    y = problem.simulate(model((1, 8, 8)).sample(64))
+    a, b, c = (fit(y, problem, (1, 8, 8), seed=s, rounds=2) for s in (0, 0, 1))
+    assert torch.equal(a.power, b.power) and torch.equal(a.mean, b.mean)
+    assert not torch.equal(a.power, c.power)
+
+
+def test_conjugate_gradients_wait_for_the_slowest_image_without_overflow():
+    """An image solved at the first step, with a large residual, beside one that takes many."""
+    scale = torch.stack([torch.ones(32), torch.linspace(1, 200, 32)])
+    b = 1e6 * torch.rand(2, 32, generator=torch.Generator().manual_seed(0))
+    x = conjugate_gradient(lambda v: scale * v, b, 100, 1e-5)
+    torch.testing.assert_close(x, b / scale, rtol=0, atol=20.0)
+
+
+def test_a_nonlinear_operator_is_named():
+    problem = Problem("hdr:clip", 0.05)
+    with pytest.raises(InputError, match="not linear"):
+        fit(torch.rand(64, 1, 8, 8), problem, (1, 8, 8), rounds=1)
+
+
+def test_a_posterior_keeps_its_start(tmp_path):
+    """m(y) is the Wiener solution before any training, also after saving and loading."""
+    start = model((1, 8, 8))
+    config = Config(1, 8, 8, mean=8, context=8, couplings=2, hidden=8)
+    posterior = Posterior(config, start=start)
+    problem = Problem("inpaint:random,keep=0.5", 0.05).at(range(3), (1, 8, 8))
+    y = problem.simulate(start.sample(3))
+    posterior.save(tmp_path)
+    for one in (posterior, Posterior.load(tmp_path)):
+        torch.testing.assert_close(one.mean(y, problem), start.restore(y, problem))

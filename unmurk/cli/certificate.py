@@ -1,0 +1,294 @@
+"""The certification as a command, and what it says: a table, a picture, a file of all figures."""
+
+import io
+import itertools
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..evaluation.certify import RANK, Row, certify, claiming_solvers, default_solvers
+from ..evaluation.exam import BIAS, LEVEL, PROBLEMS, SHORT, SPREAD
+from ..io.atomic import write as write_atomically
+from ..solvers.base import Claim
+from .console import plain
+
+if TYPE_CHECKING:
+    from rich.table import Table as Lines
+
+__all__ = [
+    "CAPTION",
+    "WIDTH",
+    "Summary",
+    "holds",
+    "lines",
+    "picture",
+    "read",
+    "reference",
+    "run",
+    "summary",
+    "table",
+]
+
+PROCESSES = 8  # at most, one a core
+
+WIDTH = 110  # of the table in a terminal, at least
+WIDTHS = (14, 9, 13, 9)  # of its first columns
+
+CAPTION = """\
+Every figure is the worst of all problems; 1.00 is right for spreads and SWD, 0.90 for the
+coverage, 0 for the mean error (in posterior standard deviations). NFE: network evaluations for one
+sample; s: seconds of all draws. (!): less than the solver claims. --json prints every row;
+--thorough runs all solvers on all problems."""
+
+
+def run(
+    methods: Sequence[str] = (), out: Path | None = None, *, seed: int = 0, thorough: bool = False
+) -> dict[str, Any]:
+    """Certify solvers, a process of one thread for each core; progress goes to stderr.
+
+    Args:
+        methods: Names as in `certify.default_solvers`; none: all if thorough, else those that
+            claim more than "heuristic".
+        out: Folder for certify.json and certify.png, if any.
+        seed: See `certify.certify`.
+        thorough: All problems (`exam.PROBLEMS`) instead of a dozen that cover them (`exam.SHORT`).
+
+    Returns:
+        seed; thorough; processes; seconds of wall time; holds, whether each solver earns what it
+        claims; rows, the fields of each `certify.Row`. `read` makes rows of them again.
+
+    Raises:
+        InputError: A name is unknown, or the seed is below 0.
+    """
+    known, start = default_solvers(), time.monotonic()
+    for name in methods:
+        if name not in known:
+            raise InputError(f"solver '{name}' is unknown: choose from {', '.join(known)}")
+    solvers = {name: known[name] for name in methods} or (
+        known if thorough else claiming_solvers()
+    )
+    problems = PROBLEMS if thorough else SHORT
+    with _progress(len(solvers) * len(problems)) as step:
+        processes = min(os.cpu_count() or 1, PROCESSES)
+        rows = certify(solvers, seed=seed, problems=problems, progress=step, processes=processes)
+    result: dict[str, Any] = {"seed": seed, "thorough": thorough, "processes": processes}
+    result |= {"seconds": time.monotonic() - start, "holds": holds(rows)}
+    result |= {"rows": [asdict(row) for row in rows]}
+    if out is not None:
+        text = json.dumps(plain(result), indent=1) + "\n"
+        write_atomically(out / "certify.json", text.encode())
+        picture(rows, out / "certify.png")
+    return result
+
+
+def read(result: dict[str, Any]) -> list[Row]:
+    """The rows of what `run` returned, or of its file."""
+    return [Row(**row) for row in result["rows"]]
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[Row], None]]:
+    """What is done and the time that is left, on stderr: a bar, or a line at first and every ten
+    seconds."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    start, said = time.monotonic(), -math.inf
+    done = 0
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("certify", total=total)
+
+        def step(row: Row) -> None:
+            nonlocal done, said
+            done += 1
+            bar.update(task, completed=done, description=row.solver)
+            now = time.monotonic()
+            if not console.is_terminal and now - said > 10:
+                left, said = (now - start) * (total / done - 1), now
+                console.print(f"certify {100 * done / total:3.0f}%  {left:.0f} s left")
+
+        yield step
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One solver on all problems.
+
+    `earned` is the weakest of those it did not refuse (None: it refused all), `counts` on how many
+    problems it earned what; `figures` holds (median, worst) of mean_error, both spreads, coverage
+    and excess (see `Row`), None where there is none; `evaluations` is the most that one sample has
+    cost.
+    """
+
+    solver: str
+    claims: Claim
+    earned: Claim | None
+    counts: dict[Claim, int]
+    refused: int
+    figures: dict[str, tuple[float, float] | None]
+    evaluations: int
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it earns what it claims, on every problem it takes."""
+        return self.earned is not None and RANK[self.earned] >= RANK[self.claims]
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Summary]:
+    """What every solver of these rows earns on all problems together, by name."""
+    names = dict.fromkeys(row.solver for row in rows)
+    return {name: _summarise([row for row in rows if row.solver == name]) for name in names}
+
+
+def holds(rows: Sequence[Row]) -> dict[str, bool]:
+    """By solver: whether it earns what it claims (or more) on every problem it takes."""
+    return {name: found.holds for name, found in summary(rows).items()}
+
+
+def _summarise(rows: list[Row]) -> Summary:
+    earned = [row.earned for row in rows if row.earned is not None]
+    return Summary(
+        solver=rows[0].solver,
+        claims=rows[0].claims,
+        earned=min(earned, key=RANK.__getitem__, default=None),
+        counts={claim: earned.count(claim) for claim in ("posterior", "point", "heuristic")},
+        refused=len(rows) - len(earned),
+        figures={name: _pair(rows, name) for name in WORSE},
+        evaluations=max(row.evaluations for row in rows),
+        seconds=sum(row.seconds for row in rows),
+    )
+
+
+def _off(spread: float) -> float:
+    """How far a ratio is from 1, up or down alike."""
+    return abs(math.log(spread)) if spread > 0 else math.inf
+
+
+WORSE: dict[str, Callable[[float], float]] = {
+    "mean_error": float,
+    "spread_observed": _off,
+    "spread_unobserved": _off,
+    "coverage": lambda coverage: abs(coverage - LEVEL),
+    "excess": float,
+}
+"""Figures of a row, and how bad a value is."""
+
+
+def _pair(rows: list[Row], name: str) -> tuple[float, float] | None:
+    """Median and worst of what there is."""
+    found = (getattr(row, name) for row in rows)
+    known = [value for value in found if value is not None]
+    return (statistics.median(known), max(known, key=WORSE[name])) if known else None
+
+
+HEAD = (
+    *("solver", "claims", "earned", "posterior, point, neither on", "mean error"),
+    *("spread observed", "spread unobserved", "coverage of 90 %", "SWD / exact", "NFE", "s"),
+)
+
+
+def _cells(found: Summary) -> list[str]:
+    earned = (found.earned or "refused all") + ("" if found.holds else " (!)")
+    counts = ", ".join(str(count) for count in found.counts.values())
+    figures = [f"{p[0]:.2f} ({p[1]:.2f})" if p else "" for p in found.figures.values()]
+    cost = [str(found.evaluations), f"{found.seconds:.0f}"]
+    return [found.solver, found.claims, earned, counts, *figures, *cost]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The summary in Markdown, one line for each solver, figures as "median (worst)".
+
+    A solver that does not earn its claim everywhere has a (!) behind what it earned.
+    """
+    written: list[Sequence[str]] = [
+        HEAD,
+        ["---"] * len(HEAD),
+        *map(_cells, summary(rows).values()),
+    ]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in written)
+
+
+def lines(rows: Sequence[Row]) -> "Lines":
+    """The same for the terminal, the worst figures alone."""
+    from rich.box import SIMPLE
+    from rich.table import Table as Lines
+
+    found = Lines(box=SIMPLE, padding=(0, 0, 0, 1))
+    for number, head in enumerate(HEAD):
+        side: Any = "right" if number > 3 else "left"
+        found.add_column(head, justify=side, min_width=WIDTHS[number] if number < 4 else 5)
+    for one in summary(rows).values():
+        solver, claims, earned, counts, *_, evaluations, seconds = _cells(one)
+        worst = [f"{p[1]:.2f}" if p else "" for p in one.figures.values()]
+        found.add_row(solver, claims, earned, counts, *worst, evaluations, seconds)
+    return found
+
+
+def reference(rows: Sequence[Row]) -> str:
+    """How well the sampled references of these rows are known, in a sentence; "" without any."""
+    known = [row for row in rows if row.rhat is not None]
+    if not known:
+        return ""
+    rhat, ess = max(row.rhat or 0 for row in known), min(row.ess or 0 for row in known)
+    error = max(row.reference_error or 0 for row in known)
+    return (
+        f"The Gibbs sampler of the heavy-tailed prior: split R-hat at most {rhat:.3f}, at least\n"
+        f"{ess:.0f} effective samples of every coefficient, standard error of the mean at most\n"
+        f"{error:.4f} posterior standard deviations.\n"
+    )
+
+
+INKS = dict(posterior="#1b7f4d", point="#d98a00", heuristic="#b3261e")
+MARKS = (*"osD^vPX*<>hp8dH", "$S$", "$T$", "$Y$", "$Z$")
+LEAST, MOST_ERROR, MOST_SPREAD = 0.01, 10.0, 2.0  # what lies beyond is drawn on the edge
+
+
+def picture(rows: Sequence[Row], path: str | Path) -> None:
+    """Draw every row as a dot: its spread ratio (the worse of the two) against its mean error.
+
+    Colours tell what it earned, marks the solver; the box is where a posterior sampler belongs.
+    The ending of `path` says which kind of file: .png, .svg or .pdf.
+
+    Raises:
+        InputError: The file cannot be written, or is of another kind.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained", dpi=150)
+    axes: Any = figure.add_subplot()
+    style: Any = {"linestyle": "", "markersize": 6, "clip_on": False}
+    marks = dict(zip(summary(rows), itertools.cycle(MARKS), strict=False))
+    for row in rows:
+        spreads = [s for s in (row.spread_observed, row.spread_unobserved) if s is not None]
+        if row.mean_error is not None and row.earned is not None:
+            x = min(max(spreads, key=_off), MOST_SPREAD)
+            y = min(max(row.mean_error, LEAST), MOST_ERROR)
+            ink = INKS[row.earned]
+            axes.plot(x, y, marker=marks[row.solver], color=ink, alpha=0.7, **style)
+    corner, sides = (1 - SPREAD, LEAST), (2 * SPREAD, BIAS - LEAST)
+    axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=INKS["posterior"]))
+    axes.set(xlim=(-0.02, MOST_SPREAD), ylim=(LEAST, MOST_ERROR), yscale="log")
+    axes.set_xlabel("spread of the samples / exact spread, the worse of observed and unobserved")
+    axes.set_ylabel("error of the mean / posterior standard deviation")
+    for name, ink in INKS.items():
+        axes.plot([], [], "o", color=ink, label=name, **style)
+    for name, mark in marks.items():
+        axes.plot([], [], marker=mark, color="#555", label=name, **style)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    drawn = io.BytesIO()
+    try:
+        figure.savefig(drawn, format=Path(path).suffix[1:] or None)
+        write_atomically(Path(path), drawn.getvalue())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot draw to {path}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,221 @@
+"""The command line. Progress goes to stderr, the result to stdout.
+
+Arguments are parsed before anything heavy is imported, so that `--help` answers at once.
+
+Exit codes: 0 done; 2 bad input or options, or a system that does not let us read or write (one
+line on stderr, nothing left behind); 130 interrupted by Ctrl-C, SIGTERM or SIGHUP; 141 nobody
+reads what is printed.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import FrameType
+from typing import Any
+
+import tyro
+
+from .. import __version__
+from ..errors import InputError
+from ..io.locks import local_rank, ranks
+from .commands import COMMANDS
+from .console import escape, plain
+
+__all__ = ["main"]
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+CLEANING = {"undo", "abandon", "_prune", "_release"}
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments after the program's name; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    if sys.stderr is None:  # it was closed; so is what Python would open in its place
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:
+        return _stop("stdout is closed: redirect it, to /dev/null if nobody reads it", 2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is written as \u2500
+            stream.reconfigure(errors="backslashreplace")
+    with _signals() as came:
+        try:
+            code = _main(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            code = _interrupted()
+        except BrokenPipeError:  # as in `unmurk --help | head -1`
+            _drop_stdout()
+            return 141
+        except InputError as error:
+            code = _stop(str(error), 2)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            code = _stop(_told(error), 2)
+        except Exception:
+            if not came:  # libraries turn an interrupt into errors of their own
+                raise
+            code = _interrupted()
+    return code
+
+
+def _main(argv: list[str]) -> int:
+    if argv == ["--version"]:
+        _print(f"unmurk {__version__}")
+        return 0
+    empty = next((i for i, word in enumerate(argv) if not word or _ends_empty(word)), None)
+    if empty is not None:
+        name = argv[empty].rstrip("=") or (argv[empty - 1] if empty else "an argument")
+        raise InputError(f"{name} is empty: give a value")
+    command = _parse(argv)
+    if isinstance(command, int):
+        return command
+    ranks(), local_rank()  # wrong ones are told before anything is read
+    command.check()
+    with redirect_stdout(sys.stderr):
+        result = command.run()
+    if not result:  # another process of the same run has it
+        return 0
+    if command.json:
+        _print(json.dumps(plain(result)))
+    else:
+        with _stdout():
+            command.show(result)
+    return 0
+
+
+def _ends_empty(word: str) -> bool:
+    return word.startswith("--") and word.endswith("=")
+
+
+def _parse(argv: list[str]) -> Any:
+    """The command with its options, or the exit code where there is none to run."""
+    said = io.StringIO()
+    unsafe = any(escape(word) != word for word in argv)
+    try:
+        with _stdout(), redirect_stderr(said) if unsafe else contextlib.nullcontext():
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="unmurk",
+                description="Learn what clean images look like from corrupted images only, "
+                "and restore any corruption of them.",
+                args=argv,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as end:
+        for line in said.getvalue().splitlines():
+            print(escape(line), file=sys.stderr)
+        with _stdout():  # of --help
+            pass
+        return int(end.code or 0)
+
+
+def _print(text: str) -> None:
+    with _stdout():
+        print(text)
+
+
+@contextmanager
+def _stdout() -> Iterator[None]:
+    """Says what is wrong where stdout cannot be written to."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_stdout()
+        why = error.strerror or error
+        raise InputError(f"cannot write to stdout: {why}; files that were written stay") from error
+
+
+def _drop_stdout() -> None:
+    """Lets what is left in the buffer go nowhere, so that Python's own end is quiet too."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _told(error: OSError) -> str:
+    """An error of the system in a line."""
+    name = "the output" if error.filename is None else os.fsdecode(error.filename)
+    return f"cannot {'write' if error.errno in UNWRITABLE else 'use'} {name}: {error.strerror}"
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Makes signals that ask to end raise KeyboardInterrupt; gives the list of those that came."""
+    came: list[int] = []
+    ended = threading.Event()
+
+    def repeat(number: int, seconds: float) -> None:
+        def send() -> None:
+            if not ended.wait(seconds):
+                os.kill(os.getpid(), number)
+
+        threading.Thread(target=send, daemon=True).start()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if _busy(frame):
+            return repeat(number, 0.05)
+        repeat(number, 2.0)  # a library may swallow the exception
+        sys.unraisablehook = lambda _: None  # of what was half imported
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {n: signal.getsignal(n) for n in numbers if _is_usual(signal.getsignal(n))}
+    hook = sys.unraisablehook
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        ended.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if not came:
+            sys.unraisablehook = hook
+
+
+def _busy(frame: FrameType | None) -> bool:
+    """Whether a module is being imported, which libraries answer with an abort, or what a failed
+    command made is being removed."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib") or code.co_name in CLEANING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_usual(handler: Any) -> bool:
+    """Whether a signal is handled as at the start; others, such as SIG_IGN of nohup, stay."""
+    at_start = getattr(handler, "__name__", "") == "end_at_once"  # of __main__
+    return at_start or handler in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _interrupted() -> int:
+    return _stop("interrupted; the same command continues or starts again", 130)
+
+
+def _stop(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # nobody to tell
+        print("unmurk: " + escape(message.strip()), file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,1 @@
+"""The diffusion prior p(x): network, preconditioning, noise schedules and samplers."""

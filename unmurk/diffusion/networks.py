@@ -1,0 +1,89 @@
+"""Network presets: a `diffusers.UNet2DModel` by size.
+
+The backbone of a prior is the U-Net of Ho et al. (2020, arXiv 2006.11239) as diffusers keeps it.
+The presets differ in width and depth only. `tiny` has no attention: on a CPU in bfloat16
+attention with small heads costs more than all its convolutions together (measured,
+docs/experiments.md).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+
+__all__ = ["PRESETS", "Preset", "backbone", "check_size", "preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of the networks of one run.
+
+    Attributes:
+        channels: Channels of the prior's U-Net at each resolution, finest first.
+        layers: Residual blocks at each resolution.
+        attention: Whether the two coarsest resolutions attend.
+        mean: Width of the posterior's mean network.
+        context: Width of the network that conditions the flow.
+        couplings: Coupling steps at each of the flow's two scales.
+        hidden: Width inside a coupling.
+    """
+
+    channels: tuple[int, ...]
+    layers: int
+    attention: bool
+    mean: int
+    context: int
+    couplings: int
+    hidden: int
+
+
+PRESETS = {
+    "tiny": Preset((16, 32, 64), 1, False, 32, 24, 4, 32),
+    "small": Preset((64, 96, 128), 2, True, 64, 48, 6, 96),
+    "base": Preset((128, 256, 256), 2, True, 128, 96, 8, 160),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of a name; raises InputError for a name that is none."""
+    if name not in PRESETS:
+        raise InputError(f"unknown network '{name}': choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def check_size(name: str, shape: tuple[int, int, int]) -> None:
+    """Raises InputError unless images of `shape` (C, H, W) fit the networks of a preset."""
+    factor = 2 ** (len(preset(name).channels) - 1)
+    _, h, w = shape
+    if h % factor or w % factor:
+        raise InputError(
+            f"images of {h}x{w} pixels do not fit network '{name}': "
+            f"crop or pad them so that both sides are multiples of {factor}"
+        )
+
+
+def backbone(name: str, shape: tuple[int, int, int]) -> Any:
+    """A fresh `UNet2DModel` for images of `shape` (C, H, W), weights from torch's global stream.
+
+    Raises:
+        InputError: for an unknown preset, or sides that the preset cannot halve often enough.
+    """
+    from diffusers import UNet2DModel
+
+    size = preset(name)
+    check_size(name, shape)
+    c, h, w = shape
+    levels = len(size.channels)
+    attends = [size.attention and i >= levels - 2 for i in range(levels)]
+    return UNet2DModel(
+        sample_size=(h, w) if h != w else h,
+        in_channels=c,
+        out_channels=c,
+        block_out_channels=size.channels,
+        layers_per_block=size.layers,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        add_attention=size.attention,
+        attention_head_dim=32 if size.attention else 8,
+        norm_num_groups=8,
+    )

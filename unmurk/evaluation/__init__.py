@@ -1,0 +1,1 @@
+"""Scores of images and samples, exact posteriors, and certification."""

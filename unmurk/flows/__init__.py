@@ -1,0 +1,1 @@
+"""The posterior flow q(x | y)."""

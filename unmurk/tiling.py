@@ -1,0 +1,427 @@
+"""Images larger than those a network was trained on: overlapping tiles, blended smoothly.
+
+Tiles T_k of one size cover an image, neighbours overlap, and windows w_k >= 0 on them add up to 1
+at every pixel p (a partition of unity). One denoiser of the whole image is
+
+    D(x, sigma)(p) = sum_k w_k(p) D_k(x on T_k, sigma)(p)
+
+with D_k the network's on a tile. The blend is made anew at every noise level, so a solver sees one
+smooth field and any operator acts on the whole image: the data have no seams. The flow's draws
+
+    x(p) = sum_k w_k(p) x_k(p),    x_k = m + s g(z on T_k)
+
+are blended likewise. z is one noise field for the whole image, so overlapping tiles draw nearly
+the same there: the mean of draws is the blend of the tiles' means, and their deviations add up as
+those of one variable, std = sum_k w_k std_k.
+
+Along an axis a window is 0 over the first quarter of the overlap, where a tile lacks its
+surroundings the most, rises as sin^2 over the next half, and is 1 from there on; at the border of
+the image it does not fall. Divided by their sum over the tiles of an axis, windows add up to 1
+whatever the overlap is in the end.
+
+A prior or a posterior of grey images treats the channels of a colour image one by one.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .devices import filled
+from .diffusion.prior import Prior
+from .errors import InputError
+from .flows.posterior import Posterior, known
+from .problem import Problem
+from .rng import generator
+from .solvers.alike import equal_channels
+
+__all__ = ["NoiseField", "TiledPosterior", "TiledPrior", "Tiling", "posterior_for", "prior_for"]
+
+PIXELS = 2**17  # worked on at once
+BLOCK = 64  # pixels on a side of what a noise field draws at once
+FLOW_STEP = 4  # the flow mixes blocks of 4 x 4 pixels
+OTHER_STEP = 8  # tiles of denoisers that do not say how often they halve an image
+
+
+class Tiling:
+    """Where the tiles of an image lie, and their windows.
+
+    Args:
+        size: Height and width of the image.
+        tile: Side of a tile; an axis shorter than that gets tiles as long as fit.
+        overlap: Least overlap of neighbours, a multiple of `step`.
+        step: Sides of tiles are multiples of it, and so are their places, but that of the last.
+
+    Attributes:
+        tile: Height and width of a tile.
+        corners: Top and left of every tile, row by row.
+
+    Raises:
+        InputError: an image side below `step`, or an overlap that leaves no room to move.
+    """
+
+    def __init__(self, size: Sequence[int], tile: int, overlap: int, step: int) -> None:
+        if tile < step or not 0 <= overlap <= tile - step:
+            raise InputError(
+                f"tiles of {tile} pixels that overlap by {overlap}: give a tile of at least "
+                f"{max(step, overlap + step)} pixels"
+            )
+        if min(size) < step:
+            raise InputError(f"an image of {size[0]}x{size[1]} pixels is smaller than {step}")
+        self.size = (size[0], size[1])
+        self.tile = (_side(size[0], tile, step), _side(size[1], tile, step))
+        pairs = zip(self.size, self.tile, strict=True)
+        rows, columns = (_starts(n, t, overlap, step) for n, t in pairs)
+        self._tops, self._lefts = rows, columns
+        self.corners = [(top, left) for top in rows for left in columns]
+        self._down = _windows(rows, self.size[0], self.tile[0], overlap)
+        self._across = _windows(columns, self.size[1], self.tile[1], overlap)
+
+    def window(self, corner: tuple[int, int], like: Tensor) -> Tensor:
+        """w of the tile at a corner, shape (H, W) of the tile."""
+        down = self._down[self._tops.index(corner[0])]
+        across = self._across[self._lefts.index(corner[1])]
+        return torch.outer(down, across).to(like)
+
+    def crop(self, x: Tensor, corner: tuple[int, int]) -> Tensor:
+        """The tile of images (..., H, W) at a corner."""
+        top, left = corner
+        return x[..., top : top + self.tile[0], left : left + self.tile[1]]
+
+    def chunks(self, images: int) -> Iterator[list[tuple[int, tuple[int, int]]]]:
+        """(image, corner) of all tiles of a batch, in lists of at most PIXELS pixels."""
+        each = [(image, corner) for image in range(images) for corner in self.corners]
+        size = max(1, PIXELS // (self.tile[0] * self.tile[1]))
+        for first in range(0, len(each), size):
+            yield each[first : first + size]
+
+    def gather(self, x: Tensor, places: list[tuple[int, tuple[int, int]]]) -> Tensor:
+        """Tiles of a batch (B, C, H, W) as a batch of tiles."""
+        return torch.stack([self.crop(x[image], corner) for image, corner in places])
+
+    def add(self, total: Tensor, tiles: Tensor, places: list[tuple[int, tuple[int, int]]]) -> None:
+        """Adds tiles, each times its window, to images (B, C, H, W)."""
+        for tile, (image, corner) in zip(tiles, places, strict=True):
+            self.crop(total[image], corner).add_(tile * self.window(corner, tile))
+
+
+def _side(n: int, tile: int, step: int) -> int:
+    return min(tile, n) // step * step
+
+
+def _starts(n: int, tile: int, overlap: int, step: int) -> list[int]:
+    """First pixels of the tiles along an axis, evenly spread."""
+    if n <= tile:
+        return [0]
+    overlap = min(overlap, tile - step)  # a tile may be cut to a short side
+    count = max(2, math.ceil((n - overlap) / (tile - overlap)))
+    stride = math.ceil((n - tile) / (count - 1) / step) * step
+    return sorted({min(k * stride, n - tile) for k in range(count)})
+
+
+def _windows(starts: list[int], n: int, tile: int, overlap: int) -> Tensor:
+    """Windows of the tiles along an axis, (tiles, length of a tile), float64."""
+    place = torch.arange(tile, dtype=torch.float64) + 0.5
+    least = min((a + tile - b for a, b in zip(starts, starts[1:], strict=False)), default=overlap)
+    least = max(min(least, tile), 1)
+
+    def rise(distance: Tensor) -> Tensor:
+        part = ((distance - least / 4) / (least / 2)).clamp(0, 1)
+        return (math.pi / 2 * part).sin().square()
+
+    total = torch.zeros(n, dtype=torch.float64)
+    windows = []
+    for start in starts:
+        window = torch.ones(tile, dtype=torch.float64)
+        if start > 0:
+            window = window * rise(place)
+        if start + tile < n:
+            window = window * rise(tile - place)
+        total[start : start + tile] += window
+        windows.append(window)
+    pairs = zip(windows, starts, strict=True)
+    return torch.stack([window / total[start : start + tile] for window, start in pairs])
+
+
+class TiledPrior:
+    """A prior's denoiser on images of any size from its own up: D(x, sigma), blended from tiles.
+
+    Args:
+        prior: A `Prior`, or a function (x, sigma) that denoises tiles.
+        tile: Side of a tile.
+        overlap: Least overlap of neighbours.
+
+    Gradients pass through it; the tiles' are recomputed on the way back, so that memory does not
+    grow with the image's number of tiles.
+    """
+
+    def __init__(self, prior: Any, tile: int, overlap: int) -> None:
+        self.prior, self.tile, self.overlap = prior, tile, overlap
+        self.step = _halvings(prior) if isinstance(prior, Prior) else OTHER_STEP
+        self.channels = prior.shape[0] if isinstance(prior, Prior) else None
+        self.sigma_min = float(getattr(prior, "sigma_min", 0.0))
+        self.sigma_max = float(getattr(prior, "sigma_max", float("inf")))
+        self._sized: dict[tuple[int, int], Callable[..., Tensor]] = {}
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """D(x, sigma), shape (B, C, H, W) like x; sigma is a number or (B,)."""
+        levels = filled(sigma, x).expand(len(x))
+        if self.channels == 1 and x.shape[1] > 1:
+            levels = levels.repeat_interleave(x.shape[1])
+            return self._blend(x.flatten(0, 1)[:, None], levels).reshape(x.shape)
+        return self._blend(x, levels)
+
+    __call__ = denoise
+
+    def _blend(self, x: Tensor, sigma: Tensor) -> Tensor:
+        tiling = Tiling(x.shape[-2:], self.tile, self.overlap, self.step)
+        network = self._network(tiling.tile)
+        learning = torch.is_grad_enabled() and x.requires_grad
+        total = torch.zeros_like(x)
+        for places in tiling.chunks(len(x)):
+            tiles = tiling.gather(x, places)
+            levels = sigma[[image for image, _ in places]]
+            if learning:
+                clean = checkpoint(network, tiles, levels, use_reentrant=False)
+            else:
+                clean = network(tiles, levels)
+            tiling.add(total, clean, places)
+        return total
+
+    def _network(self, tile: tuple[int, int]) -> Callable[..., Tensor]:
+        """The prior's denoiser for images of the size of a tile."""
+        if not isinstance(self.prior, Prior):
+            return getattr(self.prior, "denoise", self.prior)
+        if tile not in self._sized:
+            shape = (self.prior.shape[0], *tile)
+            sized = Prior(self.prior.unet, shape, self.prior.scheduler)
+            self._sized[tile] = sized.to(self.prior.log_levels.device).eval().denoise
+        return self._sized[tile]
+
+
+class NoiseField:
+    """Standard normal noise on a plane, drawn where it is looked at.
+
+    Args:
+        channels: Numbers at every pixel.
+        path: Seed, and the further numbers of the field's stream. The block of BLOCK x BLOCK
+            pixels at row i, column j comes from the generator at (*path, i, j).
+    """
+
+    def __init__(self, channels: int, *path: int) -> None:
+        self.channels, self.path = channels, path
+
+    def crop(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """The noise of a rectangle, (channels, height, width), on the CPU."""
+        rows = range(top // BLOCK, (top + height - 1) // BLOCK + 1)
+        columns = range(left // BLOCK, (left + width - 1) // BLOCK + 1)
+        parts = [torch.cat([self._block(i, j) for j in columns], 2) for i in rows]
+        top, left = top - rows.start * BLOCK, left - columns.start * BLOCK
+        return torch.cat(parts, 1)[:, top : top + height, left : left + width]
+
+    def _block(self, i: int, j: int) -> Tensor:
+        return torch.randn(self.channels, BLOCK, BLOCK, generator=generator(*self.path, i, j))
+
+
+class TiledPosterior:
+    """The flow q(x | y) on images of any size from its own up, blended from tiles.
+
+    Args:
+        posterior: The flow.
+        tile: Side of a tile.
+        overlap: Least overlap of neighbours.
+    """
+
+    def __init__(self, posterior: Posterior, tile: int, overlap: int) -> None:
+        self.posterior, self.tile, self.overlap = posterior, tile, overlap
+
+    @torch.no_grad()
+    def sample(
+        self,
+        y: Tensor,
+        problem: Problem,
+        n: int = 1,
+        seed: int = 0,
+        index: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Draws from q(x | y), (n, B, C, H, W); see `Posterior.sample`."""
+        start, mask, spread, tiling, numbers = self._look(y, problem, index)
+        draws = torch.zeros(n, *start.shape, dtype=start.dtype, device=start.device)
+        for places in tiling.chunks(len(start)):
+            context = self._context(start, mask, spread, tiling, places)
+            for k in range(n):
+                z = self._noise(tiling, places, numbers, seed, k, start)
+                tiling.add(draws[k], self.posterior.transform(z, context)[0], places)
+        draws = draws.reshape(n, len(y), -1, *start.shape[-2:])
+        return torch.stack([_equalised(draw, y) for draw in draws])
+
+    @torch.no_grad()
+    def mean_std(
+        self,
+        y: Tensor,
+        problem: Problem,
+        n: int = 16,
+        seed: int = 0,
+        index: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(x | y), (B, C, H, W) each, from n draws.
+
+        See `Posterior.mean_std`.
+
+        Raises:
+            InputError: when n is odd or below 2, or the images do not fit the flow.
+        """
+        if n < 2 or n % 2:
+            raise InputError(f"mean_std takes an even number of draws of at least 2, not {n}")
+        start, mask, spread, tiling, numbers = self._look(y, problem, index)
+        mean, std = torch.zeros_like(start), torch.zeros_like(start)
+        for places in tiling.chunks(len(start)):
+            context = self._context(start, mask, spread, tiling, places)
+
+            def noise(k: int, at: Any = places) -> Tensor:
+                return self._noise(tiling, at, numbers, seed, k, start)
+
+            found = self.posterior.moments(context, n, noise)
+            tiling.add(mean, found[0], places)
+            tiling.add(std, found[1], places)
+        shape = (len(y), -1, *start.shape[-2:])
+        return _equalised(mean.reshape(shape), y), _equalised(std.reshape(shape), y)
+
+    def _look(
+        self, y: Tensor, problem: Problem, index: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | float, Tiling, list[tuple[int, int]]]:
+        """Start images, masks and noise levels, channels apart where the flow is one of grey
+        images; the tiling; number and channel of each start image."""
+        start, mask = problem.A_dagger(y), problem.operator.mask
+        spread = problem.deviation(y)
+        channels, own = start.shape[1], self.posterior.config.channels
+        numbers = list(index if index is not None else problem.index or range(len(y)))
+        split = channels if own == 1 else 1
+        if channels != own and split == 1:
+            raise InputError(
+                f"measurements of images of {channels} channels do not fit a posterior of images "
+                f"of {own}: convert them"
+            )
+        if mask is not None:
+            mask = mask.to(start).expand(len(y), 1, *start.shape[-2:])
+            mask = mask.repeat_interleave(split, 0)
+        if split > 1:
+            _apart(problem, start)
+            start = start.flatten(0, 1)[:, None]
+        if isinstance(spread, Tensor):
+            spread = spread.flatten(0, 1)[:, None] if split > 1 else spread.mean(1, keepdim=True)
+        tiling = Tiling(start.shape[-2:], self.tile, self.overlap, FLOW_STEP)
+        # equal channels meet equal noise
+        alike = equal_channels(y, split).tolist()
+        pairs = zip(numbers, alike, strict=True)
+        fields = [(i, 0 if same else c) for i, same in pairs for c in range(split)]
+        return start, mask, spread, tiling, fields
+
+    def _context(
+        self,
+        start: Tensor,
+        mask: Tensor | None,
+        spread: Tensor | float,
+        tiling: Tiling,
+        places: Any,
+    ) -> Any:
+        tiles = tiling.gather(start, places)
+        masks = None if mask is None else tiling.gather(mask, places)
+        if isinstance(spread, Tensor):
+            spread = tiling.gather(spread, places)
+        return self.posterior.read(tiles, known(tiles, masks, spread))
+
+    def _noise(
+        self,
+        tiling: Tiling,
+        places: list[tuple[int, tuple[int, int]]],
+        numbers: list[tuple[int, int]],
+        seed: int,
+        draw: int,
+        like: Tensor,
+    ) -> Tensor:
+        fields = (NoiseField(like.shape[1], seed, *numbers[row], draw) for row, _ in places)
+        crops = [
+            field.crop(*corner, *tiling.tile)
+            for field, (_, corner) in zip(fields, places, strict=True)
+        ]
+        return torch.stack(crops).to(like)
+
+
+def _equalised(x: Tensor, y: Tensor) -> Tensor:
+    """Images of which the channels are exactly equal where those of their measurements are."""
+    alike = equal_channels(y, x.shape[1])
+    x[alike] = x[alike, :1]
+    return x
+
+
+def _apart(problem: Problem, x: Tensor) -> None:
+    """Raises InputError unless the operator treats every channel by itself, and all alike."""
+    whole = problem.A(x)
+    if whole.shape[1] == x.shape[1]:
+        parts = [problem.A(x[:, c : c + 1]) for c in range(x.shape[1])]
+        if torch.allclose(whole, torch.cat(parts, 1), atol=1e-5):
+            return
+    raise InputError(
+        f"operator '{problem.operator.spec}' mixes the {x.shape[1]} channels of an image, and the "
+        "posterior is one of grey images: take one of colour images, or use solve"
+    )
+
+
+# -- choosing -------------------------------------------------------------------------------------
+
+
+def prior_for(prior: Prior, shape: Sequence[int], tile: int | None = None) -> Prior | TiledPrior:
+    """The prior for images of a shape (C, H, W): itself where it fits, else in tiles.
+
+    Args:
+        tile: Side of the tiles; None: about twice that of the prior's images.
+
+    Raises:
+        InputError: images of fewer pixels or other channels than the prior's.
+    """
+    if tile is None and tuple(shape) == prior.shape:
+        return prior
+    _larger("prior", shape, prior.shape)
+    return TiledPrior(prior, *_tile(prior.shape, tile, _halvings(prior)))
+
+
+def posterior_for(
+    posterior: Posterior, shape: Sequence[int], tile: int | None = None
+) -> Posterior | TiledPosterior:
+    """The posterior for images of a shape (C, H, W): itself where it fits, else in tiles.
+
+    Raises:
+        InputError: images of fewer pixels or other channels than the posterior's.
+    """
+    if tile is None and tuple(shape) == posterior.shape:
+        return posterior
+    _larger("posterior", shape, posterior.shape)
+    return TiledPosterior(posterior, *_tile(posterior.shape, tile, FLOW_STEP))
+
+
+def _halvings(prior: Prior) -> int:
+    """By how much the coarsest scale of the prior's network is coarser than its images."""
+    return 2 ** (len(prior.unet.config.block_out_channels) - 1)
+
+
+def _tile(shape: Sequence[int], tile: int | None, step: int) -> tuple[int, int]:
+    """Side and overlap of the tiles of networks trained on images of a shape."""
+    trained = max(shape[-2:])
+    side = (2 * trained if tile is None else tile) // step * step
+    if side < 2 * step:
+        raise InputError(f"tile is {tile}: give {2 * step} pixels or more")
+    return side, min(trained, side) // 2 // step * step
+
+
+def _larger(what: str, shape: Sequence[int], trained: Sequence[int]) -> None:
+    fits = trained[-3] in (1, shape[-3])
+    if not fits or shape[-2] < trained[-2] or shape[-1] < trained[-1]:
+        text = ["x".join(map(str, s[-3:])) for s in (trained, shape)]
+        raise InputError(
+            f"the {what} is one of images {text[0]} (channels, height, width) but is given "
+            f"{text[1]}: crop, resize or convert them, or take another {what}"
+        )
