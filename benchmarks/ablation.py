@@ -221,7 +221,7 @@ def do(run: Run, options: Options) -> str:
         write_json(file, row | {"error": str(error)})
         return f"{error}"
     row |= fidelity("digits", result.mean.cpu()) | {"evaluations": result.nfe}
-    row |= {"residual": result.trace[-1]["residual"], "seconds": time.perf_counter() - began}
+    row |= {"residual": result.trace[-1]["chi2"], "seconds": time.perf_counter() - began}
     write_json(file, row)
     return f"{row['psnr']:.2f} dB"
 

@@ -113,7 +113,7 @@ class Watch(Checks):
         truth, shape = self.images.held, self.shape
         index = range(TEST, TEST + len(truth))
         y = measure(self.problem, truth, self.seed, index.start)
-        problem = self.problem.at(index, shape)
+        problem = self.problem.bind(index, shape)
         mean = posterior.mean_std(y, problem, DRAWS, self.seed + 1, index)[0]
         x = prior.sample(len(self.images.others), self.levels, self.seed + 1)
         return found | {
@@ -140,7 +140,7 @@ def run(row: RowName, amount: Amount, how: Options) -> None:
         @staticmethod
         def within(*given: Any) -> Watch:
             checks = Checks.within(*given) or Checks(y, problem, given[2], 16, how.seed)
-            fixed = problem.at(range(first, first + len(others)), given[2])
+            fixed = problem.bind(range(first, first + len(others)), given[2])
             other = replace(checks, y=others, problem=fixed)
             return Watch(**vars(checks), other=other, images=x, levels=plan.levels)
 
@@ -162,7 +162,7 @@ def run(row: RowName, amount: Amount, how: Options) -> None:
         {k.removeprefix("check/"): v for k, v in line.items() if k.startswith("check/")}
         | {"share": round(line["kimg"] / lines[-1]["kimg"], 3)}
         for line in lines
-        if "check/gap" in line
+        if "check/measurement_swd" in line
     ]
     write_json(
         how.out / f"{row}-{amount}.json",
@@ -203,11 +203,11 @@ def compare(how: Options) -> dict[str, Any]:
 Check = dict[str, float]
 RULES: dict[str, Callable[[Check], float]] = {
     "last": lambda check: check["share"],
-    "evidence": lambda check: check["evidence"],
-    "evidence'": lambda check: check["evidence'"],
-    "gap": lambda check: -check["gap"],
-    "gap'": lambda check: -check["gap'"],
-    "residual": lambda check: -abs(check["residual"] - 1),
+    "elbo": lambda check: check["elbo"],
+    "elbo'": lambda check: check["elbo'"],
+    "measurement_swd": lambda check: -check["measurement_swd"],
+    "measurement_swd'": lambda check: -check["measurement_swd'"],
+    "chi2": lambda check: -abs(check["chi2"] - 1),
 }
 """What a rule keeps is where its figure is highest."""
 
@@ -237,11 +237,21 @@ def tables(result: dict[str, Any]) -> str:
             lines.append([rule, *(f"{statistics.median(v):.2f}, {max(v):.2f}" for v in lost)])
         parts += [f"## {int(amount):,} images", "Regret by rule:", markdown(lines)]
         parts.append(across({name: result["runs"][name][-1] for name in runs}))
-        lines = [["method", "share", *ORACLE.values(), "evidence", "evidence'", "gap", "gap'"]]
-        lines[0] += ["residual"]
+        lines = [
+            [
+                "method",
+                "share",
+                *ORACLE.values(),
+                "elbo",
+                "elbo'",
+                "measurement_swd",
+                "measurement_swd'",
+            ]
+        ]
+        lines[0] += ["chi2"]
         for name in runs:
             for check in result["runs"][name]:
-                keys = [*ORACLE, "evidence", "evidence'", "gap", "gap'", "residual"]
+                keys = [*ORACLE, "elbo", "elbo'", "measurement_swd", "measurement_swd'", "chi2"]
                 forms = ["{:.2f}"] * 3 + ["{:.3f}"] * 2 + ["{:.4f}"] * 2 + ["{:.3f}"]
                 figures = [f.format(check[k]) for k, f in zip(keys, forms, strict=True)]
                 row = name.removesuffix(f"-{amount}")
@@ -252,7 +262,7 @@ def tables(result: dict[str, Any]) -> str:
 
 def across(ends: dict[str, Check]) -> str:
     """Whether the evidence compares methods too, by the last figures of each."""
-    likely = max(ends, key=lambda name: ends[name]["evidence'"])
+    likely = max(ends, key=lambda name: ends[name]["elbo'"])
     best = max(ends, key=lambda name: ends[name]["posterior"])
     said = {
         name: f"`{name.rsplit('-', 1)[0]}` ({ends[name]['posterior']:.2f} dB)" for name in ends

@@ -26,7 +26,7 @@ from unmurk.evaluation.metrics import (
 from unmurk.flows.posterior import Posterior
 from unmurk.rng import generator
 from unmurk.solvers import solve
-from unmurk.training.validation import gap, residual
+from unmurk.training.validation import chi2, measurement_swd
 
 __all__ = ["DRAWS", "RESTORATIONS", "SHOWN", "Scoring", "downstream", "evaluate", "scale"]
 
@@ -72,7 +72,7 @@ def evaluate(
     others = range(index.stop, index.stop + len(images.others))
     y = measure(problem, truth, how.seed, index.start).to(device)
     y_others = measure(problem, images.others, how.seed, others.start).to(device)
-    here, there = (problem.at(numbers, shape).to(device) for numbers in (index, others))
+    here, there = (problem.bind(numbers, shape).to(device) for numbers in (index, others))
     mean, std = (v.cpu() for v in posterior.mean_std(y, here, RESTORATIONS, draw, index))
     draws = posterior.sample(y, here, DRAWS, draw, index).cpu()
     restored = posterior.sample(y_others, there, 1, draw, others)[0]
@@ -88,8 +88,8 @@ def evaluate(
         "spread": spread(draws, where),
         "error": float((mean - truth)[where].square().mean().sqrt()),
         "coverage": coverage(draws, truth, LEVEL, where),
-        "residual": residual(restored, y_others, there),
-        "gap": gap(new, y_others, there, generator(draw, 0, device=device)),
+        "residual": chi2(restored, y_others, there),
+        "gap": measurement_swd(new, y_others, there, generator(draw, 0, device=device)),
     }
     if SETS[name].operator == "identity":
         denoised = prior.denoise(y, SETS[name].noise).cpu()

@@ -37,7 +37,7 @@ from unmurk.rng import generator
 from unmurk.tiling import TiledPrior
 from unmurk.training import Settings
 from unmurk.training.muon import Optimizer
-from unmurk.training.trainer import Group
+from unmurk.training.trainer import ParamGroup
 
 __all__ = [
     "Anscombe",
@@ -194,8 +194,8 @@ class BlindSpot:
     def learn(self, how: Settings) -> float:
         """Trains with the optimiser, rates and averages of our own; returns the seconds taken."""
         begin, steps = time.perf_counter(), max(1, math.ceil(1000 * how.kimg / how.batch))
-        group = Group(list(self.net.parameters()))
-        optimizer, averages = Optimizer([group.parameters]), list(self.average.parameters())
+        group = ParamGroup(list(self.net.parameters()))
+        optimizer, ema = Optimizer([group.parameters]), list(self.average.parameters())
         for step in range(steps):
             noise = generator(self.seed, STEP, step)
             rows = torch.randint(len(self.y), (how.batch,), generator=noise)
@@ -208,7 +208,7 @@ class BlindSpot:
             optimizer.step([how.rate * group.rate(step / steps)])
             optimizer.zero_grad()
             keep = 0.5 ** (1 / max(0.05 * (step + 1), 1e-9))  # as `Trainer.average`
-            torch._foreach_lerp_(averages, [p.detach() for p in group.parameters], 1 - keep)
+            torch._foreach_lerp_(ema, [p.detach() for p in group.parameters], 1 - keep)
         return time.perf_counter() - begin
 
     def normal(self, y: Tensor) -> Tensor:

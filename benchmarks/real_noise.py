@@ -145,7 +145,7 @@ def captures(options: Options) -> Tensor:
     return eight_bits(options, "raw", 4)
 
 
-def averages(options: Options) -> Tensor:
+def ema(options: Options) -> Tensor:
     """What captures are scored against, (F, 1, H, W) in [0, 1]."""
     return made()[:, None] if options.profile == "toy" else eight_bits(options, "gt", 3)[:, None]
 
@@ -178,15 +178,15 @@ def split(fields: Tensor) -> tuple[Tensor, Tensor]:
     return fields[~held], fields[held]
 
 
-def crops(seen: Tensor, count: int, side: int, seed: int) -> Tensor:
+def crops(observed: Tensor, count: int, side: int, seed: int) -> Tensor:
     """Squares (count, 1, side, side) of captures (F, K, H, W), anywhere, turned and mirrored."""
     draw = generator(seed, CROPS, 1)
     found = []
     for number in range(count):
-        which, capture = number % len(seen), number // len(seen) % seen.shape[1]
-        spare = (n - side + 1 for n in seen.shape[-2:])
+        which, capture = number % len(observed), number // len(observed) % observed.shape[1]
+        spare = (n - side + 1 for n in observed.shape[-2:])
         top, left, way = (int(torch.randint(n, (), generator=draw)) for n in (*spare, 8))
-        crop = seen[which, capture, top : top + side, left : left + side].rot90(way % 4)
+        crop = observed[which, capture, top : top + side, left : left + side].rot90(way % 4)
         found.append(crop.T if way > 3 else crop)
     return torch.stack(found)[:, None].contiguous()
 
@@ -201,11 +201,11 @@ class Task:
     Attributes:
         seen: Captures to learn from (F, K, H, W).
         y: Captures to restore (N, 1, H, W).
-        noise: Of all of them, told from `seen` alone.
+        noise: Of all of them, told from `observed` alone.
         run: Folder for what the learning keeps.
     """
 
-    seen: Tensor
+    observed: Tensor
     y: Tensor
     noise: PoissonGaussian
     profile: Profile
@@ -279,13 +279,16 @@ def choose(filter: Filter, task: Task, truth: Tensor) -> float:
 def learnt(name: str, task: Task) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A row of unmurk: {label: restored captures}, and what it took."""
     method, changes = LEARNT[name]
-    change, y, seen = Anscombe(task.noise), task.y, task.crops()
+    change, y, observed = Anscombe(task.noise), task.y, task.crops()
     problem = Problem("identity", task.noise)
     if changes:
-        y, seen, problem = *map(change.forward, (y, seen)), Problem("identity", change.sigma)
+        y, observed, problem = (
+            *map(change.forward, (y, observed)),
+            Problem("identity", change.sigma),
+        )
     how = replace(task.profile.settings, kimg=task.kimg(name), seed=task.seed)
     recipe = {"recipe": task.profile.recipe} if method == "flowdiff" else {}
-    prior, posterior = learn(seen, problem, method, out=task.run, settings=how, **recipe)
+    prior, posterior = learn(observed, problem, method, out=task.run, settings=how, **recipe)
     begin = time.perf_counter()
     found = {name: mean(posterior, y, problem, task)}
     cost = training(task.run) | {"restoring": (time.perf_counter() - begin) / len(y)}
@@ -361,20 +364,20 @@ def run_row(name: RowName, options: Options) -> None:
     """Runs and scores a row; OUT/rows/NAME.json is written last and says that it is finished."""
     assert options.out
     profile, rows = PROFILES[options.profile], options.out / "rows"
-    seen, held = split(captures(options))
-    singles = seen.flatten(0, 1)[:, None]
+    observed, held = split(captures(options))
+    singles = observed.flatten(0, 1)[:, None]
     noise = estimate_noise(singles, as_operator("identity"), "poisson-gaussian")
     assert isinstance(noise, PoissonGaussian)
-    task = Task(seen, held[:, :1], noise, profile, options.seed, options.out / "runs" / name)
+    task = Task(observed, held[:, :1], noise, profile, options.seed, options.out / "runs" / name)
     if name in LEARNT:
         found, cost = learnt(name, task)
     elif name == "noise2void":
         found, cost = blind(task)
     elif name in FILTERS:
-        found, cost = filtered(name, task, split(averages(options))[0])
+        found, cost = filtered(name, task, split(ema(options))[0])
     else:
         found, cost = {name: task.y}, {}
-    truth = split(averages(options))[1]
+    truth = split(ema(options))[1]
     write_atomically(rows / f"{name}.npz", _packed(found))
     how = {"settings": settings(options), "machine": machine(), "noise": noise.spec}
     results = {key: scores(x, truth) | cost for key, x in found.items()}
@@ -424,13 +427,13 @@ def compare(options: Options) -> dict[str, Any]:
     rows = finished(options)
     if not rows:
         raise InputError("no row is finished: name one in --rows")
-    seen, held = split(averages(options))
+    observed, held = split(ema(options))
     result = {
         "settings": settings(options),
         "machine": machine(),
         "commits": {name: row["machine"]["commit"] for name, row in rows.items()},
         "noise": next(iter(rows.values()))["noise"],
-        "learnt": len(seen),
+        "learnt": len(observed),
         "held": len(held),
         "results": {key: x for row in rows.values() for key, x in row["results"].items()},
     }

@@ -131,7 +131,7 @@ def run_task(task: Task, options: Options) -> str:
         write_json(file, row | {"error": str(error)})
         return f"{task.file}: {error}"
     row |= {
-        "residual": result.trace[-1]["residual"],
+        "residual": result.trace[-1]["chi2"],
         "evaluations": result.nfe,
         "seconds_per_evaluation": seconds / max(result.nfe, 1),
         "memory_mib": memory,

@@ -339,7 +339,7 @@ def draw_picture(
         if not shown or noise is None:
             continue
         truth = images(name, "test")[: next(iter(shown.values()))["images"]]
-        problem = Problem(operator, noise).at(range(len(truth)), truth.shape[1:])
+        problem = Problem(operator, noise).bind(range(len(truth)), truth.shape[1:])
         y = problem.simulate(truth, seed)
         panels[operator] = {"truth": truth[1]}
         panels[operator]["y"] = sized(y, truth)[1]

@@ -90,12 +90,12 @@ def shared(rows: list[Row]) -> tuple[list[str], list[str]]:
     that all of these could treat. A method that could treat none is not among them."""
     every = list(dict.fromkeys(row["operator"] for row in rows))
     treated: dict[str, set[str]] = {}
-    seen: dict[str, set[str]] = {}
+    observed: dict[str, set[str]] = {}
     for row in rows:
-        seen.setdefault(row["method"], set()).add(row["operator"])
+        observed.setdefault(row["method"], set()).add(row["operator"])
         if row["error"] is None:
             treated.setdefault(row["method"], set()).add(row["operator"])
-    methods = [m for m in seen if seen[m] == set(every) and m in treated]
+    methods = [m for m in observed if observed[m] == set(every) and m in treated]
     return methods, [o for o in every if all(o in treated[m] for m in methods)]
 
 

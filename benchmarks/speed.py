@@ -36,7 +36,7 @@ from unmurk.io.datasets import Source
 from unmurk.problem import Problem
 from unmurk.training.baselines import Clean
 from unmurk.training.losses import denoising, levels
-from unmurk.training.trainer import Group, Settings, Trainer, write_atomically
+from unmurk.training.trainer import ParamGroup, Settings, Trainer, write_atomically
 
 __all__: list[str] = []
 
@@ -73,8 +73,8 @@ class PriorAlone(Clean):
         shape = (images.shape[1], images.shape[2], images.shape[3])
         super().__init__(images, Problem("identity", 0.1), shape, network)
         self.modules = {"prior": self.prior}
-        self.averages = {"prior": self.averages["prior"]}
-        self.groups = [Group(list(self.prior.parameters()))]
+        self.ema = {"prior": self.ema["prior"]}
+        self.groups = [ParamGroup(list(self.prior.parameters()))]
 
     def losses(
         self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator

@@ -9,7 +9,7 @@ from unmurk.flows.posterior import Config, Posterior
 from unmurk.gaussian import Wiener, cosines, power_law
 from unmurk.operators.base import conjugate_gradient
 from unmurk.problem import Problem
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 from unmurk.training.moments import fit
 
 LINEAR = [
@@ -60,7 +60,7 @@ def test_coordinates_there_and_back():
 @pytest.mark.parametrize("operator, noise", LINEAR)
 def test_the_wiener_solution_is_the_exact_posterior_mean(operator, noise):
     prior = model()
-    problem = Problem(operator, noise).at([3, 4, 5, 6], prior.shape)
+    problem = Problem(operator, noise).bind([3, 4, 5, 6], prior.shape)
     y = problem.simulate(prior.sample(4))
     exact = dense(prior).posterior(y, problem)
     wrong = (prior.restore(y, problem, 100) - exact.mean).square().mean().sqrt()
@@ -69,11 +69,11 @@ def test_the_wiener_solution_is_the_exact_posterior_mean(operator, noise):
 
 def test_draws_have_the_moments_of_the_posterior():
     prior = model((1, 6, 6))
-    problem = Problem("inpaint:random,keep=0.5", 0.05).at([1], prior.shape)
+    problem = Problem("inpaint:random,keep=0.5", 0.05).bind([1], prior.shape)
     y = problem.simulate(prior.sample(1))
     exact = dense(prior).posterior(y, problem)
     n = 4000
-    x = prior.draw(y.repeat(n, 1, 1, 1), problem, Streams(0, range(n)))
+    x = prior.draw(y.repeat(n, 1, 1, 1), problem, PerImageGenerator(0, range(n)))
     away = (x.mean(0) - exact.mean[0]) / exact.std[0]
     assert away.square().mean().sqrt() < 0.04  # 1 / sqrt(n) = 0.016
     covariance = torch.cov(x.flatten(1).double().T)
@@ -91,9 +91,9 @@ def test_its_denoiser_is_that_of_the_matrix():
 def test_an_image_does_not_depend_on_its_batch():
     prior = model()
     problem = Problem("inpaint:random,keep=0.5", 0.05)
-    bound = problem.at(range(5), prior.shape)
+    bound = problem.bind(range(5), prior.shape)
     y = bound.simulate(prior.sample(5))
-    alone = prior.restore(y[2:3], problem.at([2], prior.shape))
+    alone = prior.restore(y[2:3], problem.bind([2], prior.shape))
     torch.testing.assert_close(prior.restore(y, bound)[2:3], alone, rtol=0, atol=1e-5)
 
 
@@ -110,7 +110,7 @@ def test_a_known_gaussian_is_recovered_from_corrupted_images(operator):
     assert ratio.square().mean().sqrt() < 0.45
     # what it is for: restoring as well as the truth does
     x = truth.sample(100, seed=1)
-    held = problem.at(range(5000, 5100), (1, 8, 8))
+    held = problem.bind(range(5000, 5100), (1, 8, 8))
     y = held.simulate(x)
     own, best = ((m.restore(y, held) - x).square().mean() for m in (found, truth))
     assert own < 1.1 * best
@@ -154,7 +154,7 @@ def test_a_posterior_keeps_its_start(tmp_path):
     start = model((1, 8, 8))
     config = Config(1, 8, 8, mean=8, context=8, couplings=2, hidden=8)
     posterior = Posterior(config, start=start)
-    problem = Problem("inpaint:random,keep=0.5", 0.05).at(range(3), (1, 8, 8))
+    problem = Problem("inpaint:random,keep=0.5", 0.05).bind(range(3), (1, 8, 8))
     y = problem.simulate(start.sample(3))
     posterior.save(tmp_path)
     for one in (posterior, Posterior.load(tmp_path)):

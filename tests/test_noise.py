@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from unmurk.errors import InputError
 from unmurk.noise import Gaussian, PoissonGaussian, as_noise
 from unmurk.problem import Problem
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 from unmurk.whitening import rates, whiten
 
 TEXTS = ["0.3", "gaussian,sigma=0.3", "poisson,gain=0.01", "poisson-gaussian,gain=0.01,sigma=0.02"]
@@ -35,7 +35,7 @@ def test_moments_of_draws(rate, sigma):
     gain, count = 0.02, 40_000
     noise = PoissonGaussian(gain, sigma)
     clean = torch.full((4, 1, 100, 100), gain * rate)
-    y = noise.draw(clean, Streams(0, range(4))).double()
+    y = noise.draw(clean, PerImageGenerator(0, range(4))).double()
     variance = gain**2 * rate + sigma**2
     assert torch.allclose(noise.variance(clean).double(), torch.tensor(variance).double())
     assert abs(y.mean() - gain * rate) < 5 * (variance / count) ** 0.5
@@ -51,7 +51,7 @@ def test_moments_of_draws(rate, sigma):
 def test_light_is_not_negative():
     noise = PoissonGaussian(0.1)
     clean = torch.tensor([[-1.0, 0.0]])
-    assert torch.equal(noise.draw(clean, Streams(0, [0])), torch.zeros(1, 2))
+    assert torch.equal(noise.draw(clean, PerImageGenerator(0, [0])), torch.zeros(1, 2))
     assert torch.equal(noise.variance(clean), torch.zeros(1, 2))
 
 
@@ -62,7 +62,7 @@ def test_same_image_same_noise_in_any_batch(text):
     whole = problem.simulate(x, seed=3)
     parts = [problem.simulate(x[a:b], 3, range(a, b)) for a, b in ((0, 1), (1, 5))]
     assert torch.equal(torch.cat(parts), whole) and whole.dtype == torch.float64
-    taken = problem.at(range(5), (3, 8, 6)).take([4, 2, 2])
+    taken = problem.bind(range(5), (3, 8, 6)).index_select([4, 2, 2])
     assert torch.equal(taken.simulate(x[[4, 2, 2]], seed=3), whole[[4, 2, 2]])
     assert not torch.equal(problem.simulate(x, seed=4), whole)
 
@@ -71,8 +71,8 @@ def test_same_image_same_noise_in_any_batch(text):
 def test_an_offset_moves_measurement_and_black_alike(sigma):
     dark, light = PoissonGaussian(0.02, sigma), PoissonGaussian(0.02, sigma, 0.25)
     clean = torch.rand(3, 1, 9, 9, generator=torch.manual_seed(0), dtype=torch.float64)
-    y = dark.draw(clean, Streams(0, range(3)))
-    moved = light.draw(clean + 0.25, Streams(0, range(3)))
+    y = dark.draw(clean, PerImageGenerator(0, range(3)))
+    moved = light.draw(clean + 0.25, PerImageGenerator(0, range(3)))
     assert torch.allclose(moved, y + 0.25, atol=1e-12)
     assert torch.allclose(light.variance(clean + 0.25), dark.variance(clean))
     found = light.log_likelihood(clean + 0.25, moved)
@@ -148,10 +148,10 @@ def test_likelihoods_gradient_is_that_of_finite_differences(noise):
 def test_a_gain_of_nothing_leaves_the_gaussian():
     """Many counts of little worth: no Poisson noise is left, in draws, likelihood and variance."""
     clean = torch.rand(2, 1, 40, 40, generator=torch.manual_seed(0), dtype=torch.float64)
-    none = PoissonGaussian(1e-12).draw(clean, Streams(0, range(2)))
+    none = PoissonGaussian(1e-12).draw(clean, PerImageGenerator(0, range(2)))
     assert (none - clean).abs().max() < 6e-6  # 6 sqrt(gain)
     noise, gaussian = PoissonGaussian(1e-9, 0.1), Gaussian(0.1)
-    y = gaussian.draw(clean, Streams(1, range(2)))
+    y = gaussian.draw(clean, PerImageGenerator(1, range(2)))
     found, expected = noise.log_likelihood(clean, y), gaussian.log_likelihood(clean, y)
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.allclose(noise.variance(clean), gaussian.variance(clean), rtol=1e-6)

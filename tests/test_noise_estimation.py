@@ -110,7 +110,7 @@ def test_line_within_five_per_cent(nuclei, gain, sigma, offset):
 def test_hidden_pixels_are_not_read(nuclei):
     problem = Problem("inpaint:random,keep=0.7", 0.1)
     y = problem.simulate(nuclei[:40])
-    hidden = problem.at(range(40), (1, 64, 64)).operator.mask == 0
+    hidden = problem.bind(range(40), (1, 64, 64)).operator.mask == 0
     painted = torch.where(hidden, 7.0, y)
     assert estimate_noise(y, problem.operator) == estimate_noise(painted, problem.operator)
 

@@ -26,7 +26,7 @@ def matrix(operator, shape):
 def test_simulated_noise_has_its_size_and_is_white(form):
     problem = Problem(form, 0.2)
     x = torch.rand(40, 1, 32, 32, generator=torch.manual_seed(0))
-    bound = problem.at(range(40), x.shape[1:])
+    bound = problem.bind(range(40), x.shape[1:])
     y = problem.simulate(x)
     noise = bound.residual(x, y)
     m = bound.measurements(y).sum()
@@ -42,7 +42,7 @@ def test_masks_and_noise_of_one_seed_are_independent():
     problem = Problem("inpaint:random,keep=0.5,seed=0", 1.0)
     y = problem.simulate(torch.zeros(100, 1, 16, 16), seed=0)
     other = Problem("identity", 1.0).simulate(torch.zeros(100, 1, 16, 16), seed=0)
-    mask = problem.at(range(100), (1, 16, 16)).mask
+    mask = problem.bind(range(100), (1, 16, 16)).mask
     assert torch.equal(y, mask * other)
     assert abs(((mask - 0.5) * other).mean()) < 5 * 0.5 / other.numel() ** 0.5
 
@@ -53,9 +53,9 @@ def test_simulation_does_not_depend_on_the_batch(form):
     whole = problem.simulate(x, seed=3)
     parts = [problem.simulate(x[a:b], 3, range(a, b)) for a, b in ((0, 1), (1, 5))]
     assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
-    bound = problem.at(range(5), (3, 8, 6))
+    bound = problem.bind(range(5), (3, 8, 6))
     assert torch.allclose(bound.simulate(x, seed=3), whole, atol=1e-6)
-    taken = bound.take([4, 2, 2])
+    taken = bound.index_select([4, 2, 2])
     assert taken.index == [4, 2, 2]
     assert torch.allclose(taken.simulate(x[[4, 2, 2]], seed=3), whole[[4, 2, 2]], atol=1e-6)
     assert not torch.allclose(problem.simulate(x, seed=4), whole, atol=1e-2)
@@ -65,7 +65,7 @@ def test_simulation_does_not_depend_on_the_batch(form):
 def test_log_likelihood_is_the_normal_density(form):
     sigma = 0.3
     x = draw(3, 2, 8, 6)
-    problem = Problem(form, sigma).at(range(3), (2, 8, 6))
+    problem = Problem(form, sigma).bind(range(3), (2, 8, 6))
     y = problem.simulate(x, seed=1)
     normal = torch.distributions.Normal(problem.A(x).double(), sigma)
     seen = torch.ones_like(y) if problem.mask is None else problem.mask.expand_as(y)
@@ -87,14 +87,14 @@ def test_what_is_painted_into_a_hole_does_not_count():
 @pytest.mark.parametrize("form", FORMS)
 def test_prox_minimises_its_objective(form):
     shape, sigma = (1, 6, 4), 0.2
-    problem = Problem(form, sigma).at([5, 2, 7], shape)
+    problem = Problem(form, sigma).bind([5, 2, 7], shape)
     z = draw(3, *shape)
     y = problem.simulate(draw(3, *shape, seed=1))
     rho = torch.tensor([0.0, 0.3, 2.0])
     found = problem.prox(z, y, rho)
     assert torch.allclose(found[0], z[0], atol=1e-6)
     for row in (1, 2):
-        a, r = matrix(problem.take([row]).operator, shape), float(rho[row])
+        a, r = matrix(problem.index_select([row]).operator, shape), float(rho[row])
         left = a.T @ a / sigma**2 + torch.eye(a.shape[1]) / r**2
         right = a.T @ y[row].flatten().double() / sigma**2 + z[row].flatten() / r**2
         solved = torch.linalg.solve(left, right).reshape(shape)
@@ -104,12 +104,12 @@ def test_prox_minimises_its_objective(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_prox_without_noise_is_the_limit(form):
     shape = (1, 6, 4)
-    problem = Problem(form).at(range(2), shape)
+    problem = Problem(form).bind(range(2), shape)
     z, y = draw(2, *shape), problem.simulate(draw(2, *shape, seed=1))
     found = problem.prox(z, y, torch.tensor([0.0, 0.5]))
     assert torch.equal(found[0], z[0])
     assert problem.residual(found, y)[1].abs().max() < 1e-4
-    little = Problem(form, 1e-3).at(range(2), shape).prox(z, y, 0.5)
+    little = Problem(form, 1e-3).bind(range(2), shape).prox(z, y, 0.5)
     assert torch.allclose(found[1], little[1], atol=2e-3)
 
 
@@ -144,7 +144,7 @@ def test_nonlinear_problems_simulate_and_have_a_likelihood():
     y = problem.simulate(x)
     assert problem.residual(x, y).std() < 0.2
     assert problem.log_likelihood(x, y).shape == (2,)
-    assert not problem.at(range(2), (1, 4, 4)).linear
+    assert not problem.bind(range(2), (1, 4, 4)).linear
     with pytest.raises(InputError, match="not linear"):
         problem.prox(x, y, 1.0)
 

@@ -164,7 +164,7 @@ def test_one_tile_is_the_flow_itself():
     """On a tile as large as the image the moments are those of the flow, of the same noise."""
     posterior, problem = flow((1, 16, 16)), Problem("inpaint:random,keep=0.5", 0.1)
     y = rand(2, 1, 16, 16)
-    bound = problem.at([4, 9], (1, 16, 16))
+    bound = problem.bind([4, 9], (1, 16, 16))
     mean, std = TiledPosterior(posterior, 32, 8).mean_std(y, bound, n=2, seed=3)
     context = posterior.context(y, bound)
     z = torch.stack([NoiseField(1, 3, i, 0, 0).crop(0, 0, 16, 16) for i in (4, 9)])

@@ -270,7 +270,7 @@ def _extras(hint: Any) -> list[Any]:
     return found + [extra for part in get_args(hint) for extra in _extras(part)]
 
 
-def check_tables(where: str, what: str, size: float, mend: str) -> None:
+def check_tables(where: str, what: str, size: float, advice: str) -> None:
     """Refuse tables above the limit before any of their memory is taken.
 
     Args:
@@ -285,11 +285,11 @@ def check_tables(where: str, what: str, size: float, mend: str) -> None:
     if size > TABLES:
         raise InputError(
             f"{where}: {what} takes {size_of_memory(size)}, above the limit of"
-            f" {size_of_memory(TABLES)}: {mend}"
+            f" {size_of_memory(TABLES)}: {advice}"
         )
 
 
-def check_memory(what: str, size: float, mend: str) -> None:
+def check_memory(what: str, size: float, advice: str) -> None:
     """Refuse results that do not fit this machine's memory. Raises InputError."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -298,5 +298,5 @@ def check_memory(what: str, size: float, mend: str) -> None:
     if size > memory:
         raise InputError(
             f"{what} would take {size_of_memory(size)}, but this machine has"
-            f" {size_of_memory(memory)} of memory: {mend}"
+            f" {size_of_memory(memory)} of memory: {advice}"
         )

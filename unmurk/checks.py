@@ -79,7 +79,7 @@ def require_plausible(
         if bool(finite[first]):
             head += f" (numbers up to {float(x[first].abs().max()):.3g})"
         row = slice(first, first + 1)
-        cause = _cause(x[row], y[row], problem.take([first]), denoise, sigma_max)
+        cause = _cause(x[row], y[row], problem.index_select([first]), denoise, sigma_max)
         raise InputError(f"{head}: {cause}")
 
 
@@ -122,7 +122,7 @@ def require_plausible_flow(
     head = f"the flow of '{run}' fails on {count} of {len(mean)} images"
     if bool(mean[first].isfinite().all()):
         head += f" (numbers up to {float(mean[first].abs().max()):.3g})"
-    asked = _asked(y[first : first + 1], problem.take([first]), mean[first : first + 1])
+    asked = _asked(y[first : first + 1], problem.index_select([first]), mean[first : first + 1])
     cause = asked or (
         f"it does not hold for {where}: use `unmurk solve`, or learn from such measurements"
     )

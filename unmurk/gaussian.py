@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from .devices import filled, physics_outside_autocast
 from .operators.base import conjugate_gradient, per_image
 from .problem import Problem
-from .rng import Streams, generator
+from .rng import PerImageGenerator, generator
 
 __all__ = ["Wiener", "cosines", "power_law"]
 
@@ -126,7 +126,7 @@ class Wiener(nn.Module):
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """New images (n, C, H, W); image i depends on (seed, i) only."""
-        z = Streams(seed, range(n), DRAW, device=self.mean.device).randn(*self.shape)
+        z = PerImageGenerator(seed, range(n), DRAW, device=self.mean.device).randn(*self.shape)
         return self.mean + self.out(self.power.sqrt() * z)
 
     def energy(self, d: Tensor) -> Tensor:
@@ -144,29 +144,31 @@ class Wiener(nn.Module):
         with physics_outside_autocast(y.device):
             return self._solve(y, problem, None, iterations)
 
-    def draw(self, y: Tensor, problem: Problem, noise: Streams, iterations: int = EXACT) -> Tensor:
+    def draw(
+        self, y: Tensor, problem: Problem, noise: PerImageGenerator, iterations: int = EXACT
+    ) -> Tensor:
         """One draw from p(x | y), (B, C, H, W), for each measurement and its stream."""
         with physics_outside_autocast(y.device):
             return self._solve(y, problem, noise, iterations)
 
     def _solve(
-        self, y: Tensor, problem: Problem, noise: Streams | None, iterations: int
+        self, y: Tensor, problem: Problem, noise: PerImageGenerator | None, iterations: int
     ) -> Tensor:
         """The mean of p(x | y), or a draw where there are streams."""
         operator, quiet = problem.operator, max(problem.sigma, QUIET)
         y, mean = y.float(), self.mean.expand(len(y), *self.shape)
-        missing = operator.seen(y - operator.A(mean)) / quiet
+        missing = operator.apply_mask(y - operator.A(mean)) / quiet
         inner = torch.zeros_like(mean)
         if noise is not None:
-            missing = missing + operator.seen(noise.randn(*y.shape[1:]).to(y))
+            missing = missing + operator.apply_mask(noise.randn(*y.shape[1:]).to(y))
             inner = noise.randn(*self.shape).to(y) / self.power.sqrt()
         b = self.into(operator.A_adjoint(missing)) / quiet + inner
         w = (1 / self.power + self._gain(problem, len(y)) / quiet**2).rsqrt()
 
         def system(e: Tensor) -> Tensor:
             c = w * e
-            seen = self.into(operator.normal(self.out(c))) / quiet**2
-            return w * (seen + c / self.power)
+            observed = self.into(operator.normal(self.out(c))) / quiet**2
+            return w * (observed + c / self.power)
 
         c = w * conjugate_gradient(system, w * b, iterations, TOLERANCE)
         return mean + self.out(c)
@@ -180,8 +182,8 @@ class Wiener(nn.Module):
         draw = torch.rand(self.shape, generator=generator(0, PROBE)).to(self.mean)
         signs = (2 * (draw < 0.5) - 1.0)[None]
         probe = self.out(signs).expand(rows, c, h, w)
-        seen = problem.operator.normal(probe)
-        square = (signs * self.into(seen)).mean(1).flatten(1)
+        observed = problem.operator.normal(probe)
+        square = (signs * self.into(observed)).mean(1).flatten(1)
         place = torch.maximum(torch.arange(h)[:, None] / h, torch.arange(w) / w)
         band = (BANDS * place).long().flatten().to(self.mean.device)
         inside = nn.functional.one_hot(band, BANDS).to(square)

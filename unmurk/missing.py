@@ -61,7 +61,7 @@ def with_missing(operator: Operator, pixels: Mapping[int, Tensor]) -> Operator:
     *first, last = operator.members if isinstance(operator, Compose) else (operator,)
     if isinstance(last, Inpaint):
         members = [*first, Missing(pixels, last)]
-    elif type(last).seen is not Operator.seen:
+    elif type(last).apply_mask is not Operator.apply_mask:
         raise InputError(
             f"'{last.spec}' leaves parts of its measurements out by itself, so missing numbers "
             "cannot be hidden: leave these images out (--skip-bad)"
@@ -89,20 +89,20 @@ def without_missing(
     if bool(y.isfinite().all()):
         return y, problem
     index = list(range(len(y))) if problem.index is None else problem.index
-    bound = problem if problem.index is not None else problem.to(y.device).at(index, shape)
-    seen = bound.operator.seen(y)
-    if bool(seen.isfinite().all()):  # what is hidden already may be anything
-        return seen, problem
+    bound = problem if problem.index is not None else problem.to(y.device).bind(index, shape)
+    observed = bound.operator.apply_mask(y)
+    if bool(observed.isfinite().all()):  # what is hidden already may be anything
+        return observed, problem
     if nan != "mask":
-        row = int((~seen.isfinite().flatten(1).all(1)).nonzero()[0, 0])
+        row = int((~observed.isfinite().flatten(1).all(1)).nonzero()[0, 0])
         raise InputError(
             f"measurement {index[row]} has values that are not finite: mend it, leave it out, or "
             "count such pixels as hidden with nan='mask' (--nan mask)"
         )
     if y.ndim != 4:
         raise InputError(f"measurements of shape {tuple(y.shape[1:])} have no pixels to hide")
-    gone = absent(seen).flatten(1)
+    gone = absent(observed).flatten(1)
     pixels = {i: row.nonzero()[:, 0].cpu() for i, row in zip(index, gone, strict=True)}
-    operator = with_missing(problem.operator, pixels).to(y.device).at(index, shape)
+    operator = with_missing(problem.operator, pixels).to(y.device).bind(index, shape)
     hidden = problem._with(operator, index)
     return torch.where(y.isfinite(), y, 0.0), hidden

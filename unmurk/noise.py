@@ -34,7 +34,7 @@ from torch import Tensor
 
 from .bounds import Option, Real, shown
 from .errors import InputError
-from .rng import Streams, binomial
+from .rng import PerImageGenerator, binomial
 
 __all__ = ["AUTO", "Gaussian", "Noise", "PoissonGaussian", "as_noise", "noise_of"]
 
@@ -58,7 +58,7 @@ class Noise(Protocol):
         """The text form; `as_noise` reads it back to an equal model."""
         ...
 
-    def draw(self, clean: Tensor, streams: Streams) -> Tensor:
+    def draw(self, clean: Tensor, streams: PerImageGenerator) -> Tensor:
         """y of every c, from one stream for each row."""
         ...
 
@@ -92,7 +92,7 @@ class Gaussian:
         """See `Noise.spec`."""
         return f"gaussian,{_options(self)}"
 
-    def draw(self, clean: Tensor, streams: Streams) -> Tensor:
+    def draw(self, clean: Tensor, streams: PerImageGenerator) -> Tensor:
         """See `Noise.draw`."""
         return clean + self.sigma * _randn(clean, streams) if self.sigma > 0 else clean
 
@@ -135,7 +135,7 @@ class PoissonGaussian:
         form = "poisson-gaussian" if self.sigma > 0 else "poisson"
         return f"{form},{_options(self)}"
 
-    def draw(self, clean: Tensor, streams: Streams) -> Tensor:
+    def draw(self, clean: Tensor, streams: PerImageGenerator) -> Tensor:
         """See `Noise.draw`."""
         counts = streams.poisson(self.rate(clean.detach().cpu()))
         y = (self.offset + self.gain * counts).to(clean)
@@ -340,7 +340,7 @@ def _options(noise: Gaussian | PoissonGaussian) -> str:
     return ",".join(f"{name}={value!r}".removesuffix(".0") for name, value in values.items())
 
 
-def _randn(like: Tensor, streams: Streams) -> Tensor:
+def _randn(like: Tensor, streams: PerImageGenerator) -> Tensor:
     return streams.randn(*like.shape[1:]).to(like)
 
 

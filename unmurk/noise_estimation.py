@@ -99,16 +99,16 @@ def estimate_noise(
             f"noise cannot be estimated from measurements by '{operator.spec}', which are no"
             " images: give --noise a number"
         )
-    bound = operator.at(range(len(y)), operator.x_shape(tuple(y.shape[1:])))
-    seen = bound.seen(torch.ones_like(y)).cpu() > 0
-    y = torch.where(seen, y.double().cpu(), 0.0)
+    bound = operator.bind(range(len(y)), operator.x_shape(tuple(y.shape[1:])))
+    observed = bound.apply_mask(torch.ones_like(y)).cpu() > 0
+    y = torch.where(observed, y.double().cpu(), 0.0)
     broken = ~y.isfinite().flatten(1).all(1)
     if broken.any():
         raise InputError(
             f"noise cannot be estimated: image number {int(broken.int().argmax())} has values that"
             " are not finite; leave it out, or mend it"
         )
-    patches = powers(y, seen, counts=kind != "gaussian")
+    patches = powers(y, observed, counts=kind != "gaussian")
     if len(patches.power) < LEAST:
         raise InputError(
             f"noise cannot be estimated from {len(patches.power)} patches of {SIDE}x{SIDE} pixels"
@@ -203,7 +203,7 @@ class Patches(NamedTuple):
     finest: Tensor
 
 
-def textures(y: Tensor, seen: Tensor, counts: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def textures(y: Tensor, observed: Tensor, counts: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Mean m, power q and degrees of freedom n of the patches that can be used, (P,) each.
 
     Args:
@@ -211,19 +211,19 @@ def textures(y: Tensor, seen: Tensor, counts: bool = False) -> tuple[Tensor, Ten
         seen: Which numbers of them are measured, same shape.
         counts: Whether many numbers may be the lowest without being clipped: no count fell there.
     """
-    return powers(y, seen, counts)[:3]
+    return powers(y, observed, counts)[:3]
 
 
-def powers(y: Tensor, seen: Tensor, counts: bool = False) -> Patches:
+def powers(y: Tensor, observed: Tensor, counts: bool = False) -> Patches:
     """The patches that can be used; arguments as of `textures`."""
-    ends = [y[seen].max()] if counts else [y[seen].max(), y[seen].min()]
+    ends = [y[observed].max()] if counts else [y[observed].max(), y[observed].min()]
     clipped = torch.zeros_like(y)
     for end in ends:
-        if (y[seen] == end).double().mean() > CLIPPED:
-            clipped[seen & (y == end)] = 1
+        if (y[observed] == end).double().mean() > CLIPPED:
+            clipped[observed & (y == end)] = 1
     if y.shape[1] < 3:  # channels that have nothing to do with each other
-        y, seen, clipped = (part.flatten(0, 1)[:, None] for part in (y, seen, clipped))
-    values, inside = _patches(y), _patches(seen.to(y)) > 0
+        y, observed, clipped = (part.flatten(0, 1)[:, None] for part in (y, observed, clipped))
+    values, inside = _patches(y), _patches(observed.to(y)) > 0
     free = (_patches(clipped) == 0).flatten(1).all(1)
     inside = inside.all(1)
     free &= inside.sum(1) >= FREEDOM
@@ -341,18 +341,20 @@ def _slow(slow: int) -> Tensor:
 def _fast(values: Tensor, inside: Tensor, below: int) -> tuple[Tensor, Tensor]:
     """Patches (P, C, SIDE^2) without their slow part, and each one's degrees of freedom (P,)."""
     slow = _slow(below)
-    whole = inside.sum(1) == SIDE**2
+    full = inside.sum(1) == SIDE**2
     fast = values - values @ slow.T @ slow
     freedom = torch.full((len(values),), float(SIDE**2 - len(slow)), dtype=values.dtype)
-    if whole.all():
+    if full.all():
         return fast, freedom
-    part, seen = values[~whole], inside[~whole]
-    size, axes = torch.linalg.eigh(torch.einsum("kp,np,lp->nkl", slow, seen, slow))
+    part, observed = values[~full], inside[~full]
+    size, axes = torch.linalg.eigh(torch.einsum("kp,np,lp->nkl", slow, observed, slow))
     kept = size > 1e-9
     scale = torch.where(kept, size, 1).rsqrt() * kept
-    span = torch.einsum("nkr,kp,np->nrp", axes * scale[:, None], slow, seen)  # orthonormal rows
-    fast[~whole] = part - torch.einsum("ncp,nrp,nrq->ncq", part, span, span)
-    freedom[~whole] = seen.sum(1) - kept.sum(1)
+    span = torch.einsum(
+        "nkr,kp,np->nrp", axes * scale[:, None], slow, observed
+    )  # orthonormal rows
+    fast[~full] = part - torch.einsum("ncp,nrp,nrq->ncq", part, span, span)
+    freedom[~full] = observed.sum(1) - kept.sum(1)
     return fast, freedom
 
 

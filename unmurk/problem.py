@@ -22,7 +22,7 @@ from .errors import InputError
 from .noise import Gaussian, Noise, as_noise, noise_of
 from .operators import Operator, as_operator
 from .operators.base import per_image
-from .rng import Streams
+from .rng import PerImageGenerator
 
 __all__ = ["Problem"]
 
@@ -129,16 +129,17 @@ class Problem:
 
     # -- binding to images -----------------------------------------------------------------------
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> "Problem":
-        """The problem of the images with these numbers and shape (C, H, W); see `Operator.at`."""
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> "Problem":
+        """The problem of the images with these numbers and shape (C, H, W); see
+        `Operator.bind`."""
         numbers = [int(i) for i in index]
-        return self._with(self.operator.at(numbers, shape), numbers)
+        return self._with(self.operator.bind(numbers, shape), numbers)
 
-    def take(self, rows: Iterable[int] | Tensor) -> "Problem":
+    def index_select(self, rows: Iterable[int] | Tensor) -> "Problem":
         """The problem of some rows of the batch; rows may repeat."""
         picked = [int(row) for row in rows]
         index = None if self.index is None else [self.index[row] for row in picked]
-        return self._with(self.operator.take(picked), index)
+        return self._with(self.operator.index_select(picked), index)
 
     def to(self, device: str | torch.device) -> "Problem":
         """The problem with its parameters on a device."""
@@ -183,7 +184,9 @@ class Problem:
         """
         operator, numbers = self._numbered(x, index)
         # drawn on the CPU: the same noise on every device
-        return operator.seen(self.noise.draw(operator.A(x), Streams(seed, numbers, NOISE)))
+        return operator.apply_mask(
+            self.noise.draw(operator.A(x), PerImageGenerator(seed, numbers, NOISE))
+        )
 
     def _numbered(self, x: Tensor, index: Iterable[int] | None) -> tuple[Operator, list[int]]:
         """The operator bound to the images x, on their device, and the images' numbers."""
@@ -192,7 +195,7 @@ class Problem:
             numbers = self.index
         else:
             numbers = [int(i) for i in (range(len(x)) if index is None else index)]
-            operator = operator.at(numbers, x.shape[-3:])
+            operator = operator.bind(numbers, x.shape[-3:])
         if len(numbers) != len(x):
             raise InputError(f"{len(x)} images but {len(numbers)} image numbers")
         return operator, numbers
@@ -201,7 +204,7 @@ class Problem:
 
     def residual(self, x: Tensor, y: Tensor) -> Tensor:
         """y - A(x); zero where y measures nothing."""
-        return self.operator.seen(y - self.operator.A(x))
+        return self.operator.apply_mask(y - self.operator.A(x))
 
     def measurements(self, y: Tensor) -> Tensor:
         """How many values each y measures, shape (B,)."""
@@ -213,7 +216,7 @@ class Problem:
         Raises:
             InputError: if the noise is 0 (the density does not exist).
         """
-        return self.operator.seen(self.noise.log_likelihood(self.A(x), y)).flatten(1).sum(1)
+        return self.operator.apply_mask(self.noise.log_likelihood(self.A(x), y)).flatten(1).sum(1)
 
     def prox(self, z: Tensor, y: Tensor, rho: float | Tensor) -> Tensor:
         """argmin_x ||y - A x||^2 / (2 sigma^2) + ||x - z||^2 / (2 rho^2), shape of z.

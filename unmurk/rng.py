@@ -6,7 +6,8 @@ Every draw in unmurk comes from a `torch.Generator` reached by a path of integer
 same for any batch size, and a training step is the same after a restart.
 
 Where several processes share a batch, each draws for the whole batch and keeps its own rows
-(`Share`): the numbers that an image meets do not depend on how many processes there are.
+(`ShardedGenerator`): the numbers that an image meets do not depend on how many processes there
+are.
 """
 
 import math
@@ -21,8 +22,8 @@ from torch import Tensor
 from .bounds import SEED
 
 __all__ = [
-    "Share",
-    "Streams",
+    "ShardedGenerator",
+    "PerImageGenerator",
     "binomial",
     "generator",
     "host_integers",
@@ -32,7 +33,7 @@ __all__ = [
     "permutation",
     "poisson",
     "uniform",
-    "whole",
+    "global_batch",
 ]
 
 
@@ -51,7 +52,7 @@ def generator(seed: int, *path: int, device: str | torch.device = "cpu") -> torc
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
-class Streams:
+class PerImageGenerator:
     """One random stream for each image of a batch.
 
     Args:
@@ -71,7 +72,7 @@ class Streams:
         self.generators = [generator(seed, int(i), *path, device=device) for i in index]
 
     @classmethod
-    def join(cls, streams: "Iterable[Streams]") -> "Streams":
+    def join(cls, streams: "Iterable[PerImageGenerator]") -> "PerImageGenerator":
         """The streams of several batches as those of one batch, in order."""
         joined = cls(0, ())
         joined.generators = [g for s in streams for g in s.generators]
@@ -100,11 +101,11 @@ class Streams:
 # ---------------------------------------------------------------- one generator for a whole batch
 
 
-class Share(torch.Generator):
+class ShardedGenerator(torch.Generator):
     """A generator of the draws for a batch of which this process holds rows rank, rank + ranks, ..
 
     The functions below take the rows of one process and advance the generator as those of all
-    processes: so the generators of all of them stay alike. Made by `Share.of`.
+    processes: so the generators of all of them stay alike. Made by `ShardedGenerator.of`.
 
     Attributes:
         rank: Number of the process, 0 .. ranks - 1.
@@ -115,7 +116,7 @@ class Share(torch.Generator):
     ranks: int
 
     @classmethod
-    def of(cls, generator: torch.Generator, rank: int, ranks: int) -> "Share":
+    def of(cls, generator: torch.Generator, rank: int, ranks: int) -> "ShardedGenerator":
         """A generator in the state of another, for one of several processes."""
         share = cls(generator.device)
         share.set_state(generator.get_state())
@@ -123,13 +124,17 @@ class Share(torch.Generator):
         return share
 
 
-def whole(n: int, generator: torch.Generator | None) -> int:
+def global_batch(n: int, generator: torch.Generator | None) -> int:
     """Rows of the whole batch of which n are held here."""
-    return n * generator.ranks if isinstance(generator, Share) else n
+    return n * generator.ranks if isinstance(generator, ShardedGenerator) else n
 
 
 def _rows(draws: Tensor, generator: torch.Generator | None) -> Tensor:
-    return draws[generator.rank :: generator.ranks] if isinstance(generator, Share) else draws
+    return (
+        draws[generator.rank :: generator.ranks]
+        if isinstance(generator, ShardedGenerator)
+        else draws
+    )
 
 
 def _drawn(
@@ -140,7 +145,7 @@ def _drawn(
 ) -> Tensor:
     if generator is not None:
         kind.setdefault("device", generator.device)
-    size = (whole(shape[0], generator), *shape[1:])
+    size = (global_batch(shape[0], generator), *shape[1:])
     return _rows(draw(size, generator=generator, **kind), generator)
 
 
@@ -171,8 +176,8 @@ def host_integers(high: int, shape: Sequence[int], generator: torch.Generator) -
 def lent(generator: torch.Generator) -> torch.Generator:
     """A generator of the CPU that hangs on the seed of another, not on what that has drawn."""
     host = torch.Generator().manual_seed((generator.initial_seed() ^ HOST) % 2**63)
-    if isinstance(generator, Share):
-        return Share.of(host, generator.rank, generator.ranks)
+    if isinstance(generator, ShardedGenerator):
+        return ShardedGenerator.of(host, generator.rank, generator.ranks)
     return host
 
 
@@ -180,7 +185,7 @@ def permutation(
     shape: Sequence[int], generator: torch.Generator | None, device: torch.device | str
 ) -> Tensor:
     """A random order of all numbers of the whole batch, of which these are the rows (B, ...)."""
-    size = (whole(shape[0], generator), *shape[1:])
+    size = (global_batch(shape[0], generator), *shape[1:])
     order = torch.randperm(math.prod(size), generator=generator, device=device)
     return _rows(order.view(size), generator)
 

@@ -360,10 +360,10 @@ def _equalised(x: Tensor, y: Tensor) -> Tensor:
 
 def _apart(problem: Problem, x: Tensor) -> None:
     """Raises InputError unless the operator treats every channel by itself, and all alike."""
-    whole = problem.A(x)
-    if whole.shape[1] == x.shape[1]:
+    full = problem.A(x)
+    if full.shape[1] == x.shape[1]:
         parts = [problem.A(x[:, c : c + 1]) for c in range(x.shape[1])]
-        if torch.allclose(whole, torch.cat(parts, 1), atol=1e-5):
+        if torch.allclose(full, torch.cat(parts, 1), atol=1e-5):
             return
     raise InputError(
         f"operator '{problem.operator.spec}' mixes the {x.shape[1]} channels of an image, and the "

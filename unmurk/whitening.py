@@ -49,7 +49,7 @@ def whiten(y: Tensor, problem: Problem) -> tuple[Tensor, Problem]:
     noise = problem.noise
     if not isinstance(noise, PoissonGaussian):
         return y, problem
-    y = problem.operator.seen(y)
+    y = problem.operator.apply_mask(y)
     variance = noise.variance(noise.offset + noise.gain * rates(y, problem))
     level = float(noise.variance(torch.tensor(0.5))) ** 0.5
     weights = level / variance.sqrt()
@@ -66,11 +66,11 @@ def rates(y: Tensor, problem: Problem) -> Tensor:
         problem: Operator and Poisson or Poisson-Gaussian noise.
     """
     assert isinstance(problem.noise, PoissonGaussian)
-    counts = problem.operator.seen(y - problem.noise.offset) / problem.noise.gain
-    numbers = problem.operator.seen(torch.ones_like(y))
+    counts = problem.operator.apply_mask(y - problem.noise.offset) / problem.noise.gain
+    numbers = problem.operator.apply_mask(torch.ones_like(y))
     every = tuple(range(1, y.ndim))
-    whole = counts.sum(every, keepdim=True).clamp_min(0) + 1
-    mean = whole / numbers.sum(every, keepdim=True).clamp_min(1)
+    full = counts.sum(every, keepdim=True).clamp_min(0) + 1
+    mean = full / numbers.sum(every, keepdim=True).clamp_min(1)
     if y.ndim != 4:
         return mean.expand_as(y)
     return (_window(counts).clamp_min(0) + 1) / (_window(numbers).round() + 1 / mean)

@@ -13,7 +13,7 @@ from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr
 from unmurk.noise import PoissonGaussian
 from unmurk.problem import Problem
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 
 benchmark, methods, shown = (imported(n) for n in ("real_noise", "real_methods", "real_page"))
 
@@ -26,7 +26,9 @@ def test_the_transform_gives_unit_noise_and_its_inverse_is_unbiased(noise):
     change = methods.Anscombe(noise)
     for count in (4.0, 10.0, 40.0):
         c = noise.offset + noise.gain * count
-        y = noise.draw(torch.full((1, 200_000), c, dtype=torch.float64), Streams(0, [int(count)]))
+        y = noise.draw(
+            torch.full((1, 200_000), c, dtype=torch.float64), PerImageGenerator(0, [int(count)])
+        )
         z = change.forward(y)
         assert float(z.std()) == pytest.approx(change.sigma, rel=0.05 if count < 10 else 0.02)
         assert float(change.inverse(z.mean())) == pytest.approx(c, rel=0.01)
@@ -157,7 +159,7 @@ def test_a_run_is_gone_on_with_and_others_are_not_mixed(tmp_path):
     rows = ("capture", "gaussian", "flowdiff_anscombe")
     options = benchmark.Options(out=tmp_path, profile="toy", rows=rows)
     result = benchmark.compare(options)
-    truth, y = benchmark.averages(options)[3:], benchmark.captures(options)[3:, :1]
+    truth, y = benchmark.ema(options)[3:], benchmark.captures(options)[3:, :1]
     assert result["results"]["capture"]["psnr"] == pytest.approx(psnr(y, truth).tolist())
     with np.load(tmp_path / "rows" / "flowdiff_anscombe.npz") as file:
         x = torch.from_numpy(file["flowdiff_anscombe_denoiser"])

@@ -130,7 +130,7 @@ def test_photons_are_drawn_and_restored(data, tmp_path, capsys):
     argv = ["--prior", tmp_path / "prior", "--operator", "identity", "--steps", 2, "--out", out]
     capsys.readouterr()
     assert unmurk("solve", y, "--noise", noise, *argv, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["residual"] > 0
+    assert json.loads(capsys.readouterr().out)["chi2"] > 0
     found = solve(expected, Problem("identity", noise), Prior.load(tmp_path / "prior"), steps=2)
     np.testing.assert_allclose(np.load(out).squeeze(), found.mean.numpy().squeeze(), atol=1e-5)
 
@@ -213,7 +213,7 @@ def test_restore_is_the_posterior_of_the_runs_problem(data, trained, tmp_path, c
     assert unmurk("restore", data, "--prior", trained, "--out", out, "--std", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     y = torch.from_numpy(np.load(data))[:, None]
-    problem = Problem("inpaint:random,keep=0.5", 0.1).at(range(5), (1, 16, 16))
+    problem = Problem("inpaint:random,keep=0.5", 0.1).bind(range(5), (1, 16, 16))
     mean, std = Posterior.load(trained).mean_std(y, problem, n=16)
     np.testing.assert_allclose(np.load(said["out"]).squeeze(), mean[:, 0].numpy(), atol=1e-5)
     np.testing.assert_allclose(np.load(said["std"]).squeeze(), std[:, 0].numpy(), atol=1e-5)

@@ -8,7 +8,7 @@ from torch import nn
 
 from unmurk.diffusion.prior import Prior, nelbo
 from unmurk.errors import InputError
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 
 SHAPE = (1, 8, 8)
 
@@ -148,7 +148,7 @@ def test_restore_from_the_measurement_draws_from_the_posterior():
     variance, sigma, y = 0.09, 0.3, 0.9
     prior, exact = small(), Gaussian(0.4, variance)
     prior.denoise = lambda x, s: exact(x, torch.as_tensor(s).expand(len(x)))
-    x = prior.restore(torch.full((2000, *SHAPE), y), sigma, Streams(0, range(2000)))
+    x = prior.restore(torch.full((2000, *SHAPE), y), sigma, PerImageGenerator(0, range(2000)))
     gain = variance / (variance + sigma**2)
     assert abs(x.mean() - (0.4 + gain * (y - 0.4))) < 0.003
     assert abs(x.std() / math.sqrt(variance * (1 - gain)) - 1) < 0.015
@@ -157,9 +157,9 @@ def test_restore_from_the_measurement_draws_from_the_posterior():
 def test_draw_gives_new_images():
     prior, exact = small(), Gaussian(0.4, 0.09)
     prior.denoise = lambda x, s: exact(x, torch.as_tensor(s).expand(len(x)))
-    x = prior.draw(Streams(0, range(2000)))
+    x = prior.draw(PerImageGenerator(0, range(2000)))
     assert abs(x.mean() - 0.4) < 0.005 and abs(x.std() / 0.3 - 1) < 0.02
-    torch.testing.assert_close(prior.draw(Streams(0, [7])), x[7:8], rtol=0, atol=1e-5)
+    torch.testing.assert_close(prior.draw(PerImageGenerator(0, [7])), x[7:8], rtol=0, atol=1e-5)
 
 
 def test_sample_draws_from_the_prior_whatever_the_batch():

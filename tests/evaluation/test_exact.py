@@ -97,7 +97,7 @@ def test_posterior_is_that_of_the_information_form(operator):
 
 
 def test_matrix_is_the_operator():
-    problem = Problem(MASKED, 0.1).at(range(3), SHAPE)
+    problem = Problem(MASKED, 0.1).bind(range(3), SHAPE)
     x = doubles(3, *SHAPE)
     y = (operator_matrix(problem, SHAPE, x) @ x.flatten(1)[..., None])[..., 0]
     torch.testing.assert_close(y, problem.A(x).flatten(1))
@@ -107,7 +107,7 @@ def test_a_bound_problem_keeps_its_images():
     prior, _ = full_prior()
     problem = Problem(MASKED, 0.05)
     y = problem.simulate(prior.sample(4), index=range(4))
-    later = prior.posterior(y[2:], problem.at([2, 3], SHAPE)).mean
+    later = prior.posterior(y[2:], problem.bind([2, 3], SHAPE)).mean
     torch.testing.assert_close(later, prior.posterior(y, problem).mean[2:])
 
 
@@ -154,7 +154,7 @@ def test_without_noise_seen_pixels_are_known():
     problem = Problem(MASKED, 0.0)
     x = prior.sample(3)
     posterior = prior.posterior(problem.simulate(x), problem)
-    seen = problem.at(range(3), SHAPE).mask > 0
+    seen = problem.bind(range(3), SHAPE).mask > 0
     torch.testing.assert_close(posterior.mean[seen], x[seen], atol=1e-5, rtol=0)
     assert posterior.std[seen].max() < 1e-5
     assert posterior.std[~seen].min() > 0.01
@@ -166,7 +166,7 @@ def test_evidence_counts_what_is_seen():
     prior, S = full_prior()
     problem = Problem(MASKED, 0.1)
     y = problem.simulate(prior.sample(3)).double()
-    seen = problem.at(range(3), SHAPE).mask.flatten(1) > 0
+    seen = problem.bind(range(3), SHAPE).mask.flatten(1) > 0
     for row in range(3):
         part = S[seen[row]][:, seen[row]]
         reference = MultivariateNormal(

@@ -9,7 +9,7 @@ from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.operators import Function, as_operator
 from unmurk.operators.weighted import Weighted
 from unmurk.problem import Problem
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 from unmurk.solvers import solve
 from unmurk.solvers.coupling import (
     CONTRAST,
@@ -41,7 +41,7 @@ LINEAR = [
 NOISES = (1e-3, 0.01, 0.1, 1.0)  # noise 0 is believed to be the first, `noise_floor`
 
 
-class Unit(Streams):
+class Unit(PerImageGenerator):
     """Streams whose draw number k is every unit vector in turn, and zero at all other draws."""
 
     def __init__(self, k, n):
@@ -62,18 +62,18 @@ def drawn(seed, *shape):
 def bound(form):
     """A problem bound to one image, and its matrix."""
     if form == "weighted":
-        inner = as_operator("blur:motion,length=4,angle=30").at([0], SHAPE)
+        inner = as_operator("blur:motion,length=4,angle=30").bind([0], SHAPE)
         problem = Problem(Weighted(inner, 0.5 + drawn(5, 1, *SHAPE).abs()), 0.1)
         problem.index = [0]
     else:
-        problem = Problem(form, 0.1).at([0], SHAPE)
+        problem = Problem(form, 0.1).bind([0], SHAPE)
     y = problem.A(drawn(2, 1, *SHAPE))
     return problem, y, operator_matrix(problem, SHAPE, y)[0]
 
 
 def coupled(problem, y, sigma, n):
     return Coupling(
-        problem.take([0] * n), y.repeat(n, *[1] * (y.ndim - 1)), sigma, drawn(3, n, *SHAPE)
+        problem.index_select([0] * n), y.repeat(n, *[1] * (y.ndim - 1)), sigma, drawn(3, n, *SHAPE)
     )
 
 
@@ -144,10 +144,10 @@ def test_the_root_is_as_exact_as_proven_and_holds_beyond_the_norm():
 )
 def test_samples_stay_where_the_posterior_is(form, noise):
     prior = GaussianPrior.exponential((1, 8, 8))
-    problem = Problem(form, noise).at([0], prior.shape)
+    problem = Problem(form, noise).bind([0], prior.shape)
     y = problem.simulate(prior.sample(1, seed=1), seed=2)
     exact = prior.posterior(y, problem)
-    for method, options in (("pnp-dm", {"turns": 25, "steps": 4}), ("snips", {"steps": 60})):
+    for method, options in (("pnp-dm", {"iterations": 25, "steps": 4}), ("snips", {"steps": 60})):
         found = solve(y, problem, prior, method, samples=8, **options).samples
         away = (found[:, 0] - exact.mean).square().mean().sqrt()
         assert away < 0.3, (method, float(away))  # prior deviation 0.2; the mean is in its midst

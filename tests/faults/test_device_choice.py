@@ -104,10 +104,10 @@ def test_a_folder_names_the_device_it_was_made_on(tmp_path, monkeypatch, capsys)
     y, settings = problem.simulate(images()), Settings(kimg=0.016, batch=8, precision="fp32")
     learn(y, problem, "noisy", out=tmp_path, settings=settings, quiet=True)
     assert json.loads((tmp_path / "config.json").read_text())["versions"]["device"] == "cpu"
-    assert "was begun on" not in capsys.readouterr().err
+    assert "was started on" not in capsys.readouterr().err
     monkeypatch.setattr(learn_module, "device_kind", lambda device: "NVIDIA H200")
     learn(y, problem, "noisy", out=tmp_path, settings=settings, quiet=True)
-    assert "was begun on cpu and goes on on NVIDIA H200" in capsys.readouterr().err
+    assert "was started on cpu and continues on NVIDIA H200" in capsys.readouterr().err
 
 
 def test_restored_images_of_two_devices_do_not_mix(tmp_path, monkeypatch, capsys):
@@ -229,12 +229,12 @@ def test_a_fit_moves_the_images_of_a_round_alone(monkeypatch):
 def test_what_an_operator_keeps_outlives_a_move_that_is_none(text):
     """`to` the device it is on is the operator itself, with its decompositions."""
     operator = parse(text)
-    bound = operator.at(range(2), (1, SIDE, SIDE))
+    bound = operator.bind(range(2), (1, SIDE, SIDE))
     bound.svd(images(2))
     assert bound.to("cpu") is bound
     if text not in (MASK,):  # masks differ from image to image
-        assert bound.at(range(2), (1, SIDE, SIDE)) is bound
-        assert bound.at([7, 9], (1, SIDE, SIDE)).svd(images(2)) is bound.svd(images(2))
+        assert bound.bind(range(2), (1, SIDE, SIDE)) is bound
+        assert bound.bind([7, 9], (1, SIDE, SIDE)).svd(images(2)) is bound.svd(images(2))
 
 
 def test_masks_are_bound_by_the_thread_that_reads(monkeypatch):
@@ -257,11 +257,11 @@ def test_masks_are_bound_by_the_thread_that_reads(monkeypatch):
     batches = datasets.Batches(y, choose, torch.device("cpu"), binding.prepare)
     found = []
     for step in range(3):
-        rows, given = batches.at(step)
+        rows, given = batches.bind(step)
         assert torch.equal(given, y[rows])
-        found.append(binding.at(rows, torch.device("cpu")).mask)
+        found.append(binding.bind(rows, torch.device("cpu")).mask)
     batches.close()
     assert not any(here for here, _ in drawn)
     for step, mask in enumerate(found):
         numbers = choose(step).tolist()
-        assert torch.equal(mask, problem.at(numbers, (1, SIDE, SIDE)).mask)
+        assert torch.equal(mask, problem.bind(numbers, (1, SIDE, SIDE)).mask)

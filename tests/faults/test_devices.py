@@ -172,9 +172,9 @@ def test_operators_mix_no_devices(request, text):
     operator, x = parse(text), images(2, channels=channels(text))
 
     def maps(device) -> list[torch.Tensor]:
-        moved, given = operator.to(device).at(range(2), x.shape[1:]), x.to(device)
+        moved, given = operator.to(device).bind(range(2), x.shape[1:]), x.to(device)
         y = moved.A(given)
-        found = [y, moved.seen(y), moved.count(y), moved.A_vjp(given, torch.ones_like(y))]
+        found = [y, moved.apply_mask(y), moved.count(y), moved.A_vjp(given, torch.ones_like(y))]
         if moved.linear:
             gamma = torch.tensor([0.5, 2.0]).to(device)
             found += [moved.A_adjoint(y), moved.A_dagger(y), moved.prox_l2(given, y, gamma)]

@@ -135,7 +135,7 @@ class Downsampling:
 
 
 def test_the_prox_of_an_object_that_cannot_run_is_computed():
-    op = as_operator(Downsampling()).at([0], SHAPE)
+    op = as_operator(Downsampling()).bind([0], SHAPE)
     x, y, gamma = draw(2, *SHAPE), draw(2, 1, 2, 3, seed=1), 3.0
     expected = x.clone()
     expected[..., ::2, ::2] = (x[..., ::2, ::2] + gamma * y) / (1 + gamma)
@@ -154,7 +154,7 @@ class Sharp(Downsampling):
 
 
 def test_what_nothing_can_stand_in_for_is_said():
-    op, y = as_operator(Sharp()).at([0], SHAPE), draw(1, 1, 2, 3)
+    op, y = as_operator(Sharp()).bind([0], SHAPE), draw(1, 1, 2, 3)
     with pytest.raises(InputError, match="its own prox_l2 fails"):
         op.prox_l2(draw(1, *SHAPE), y, 1.0)
 
@@ -166,7 +166,7 @@ def test_what_nothing_can_stand_in_for_is_said():
 @pytest.mark.parametrize("numpy", [False, True])
 def test_a_matrix_is_an_operator(rows, numpy):
     m = draw(rows, 24, dtype=torch.float64)
-    op = as_operator(m.numpy() if numpy else m).at([0, 1], SHAPE)
+    op = as_operator(m.numpy() if numpy else m).bind([0, 1], SHAPE)
     x, y, z = draw(2, *SHAPE), draw(2, rows, seed=1), draw(2, *SHAPE, seed=2)
     assert torch.allclose(op.A(x).double(), x.flatten(1).double() @ m.T, atol=1e-4)
     assert torch.allclose(op.A_adjoint(y).flatten(1).double(), y.double() @ m, atol=1e-4)
@@ -190,7 +190,7 @@ def test_a_matrix_restores_what_its_posterior_says():
     problem, x = Problem(m, 0.01), GaussianPrior.exponential(SHAPE).sample(3, seed=1)
     y = problem.simulate(x, seed=2)
     found = unmurk.solve(y, problem, prior, "ddrm", steps=100).mean
-    best = prior.posterior(y, problem.at(range(3), SHAPE)).mean
+    best = prior.posterior(y, problem.bind(range(3), SHAPE)).mean
     assert (found - best).abs().max() < 0.05
 
 
@@ -224,7 +224,7 @@ DOUBLE = {
 @pytest.mark.parametrize("name", DOUBLE)
 def test_functions_in_double_precision(name):
     fn = DOUBLE[name]
-    op, x = as_operator(fn).at([0, 1], SHAPE), draw(2, *SHAPE)
+    op, x = as_operator(fn).bind([0, 1], SHAPE), draw(2, *SHAPE)
     y = op.A(x)
     assert y.dtype == torch.float32 and op.linear
     assert torch.allclose(y, fn(x.double()).float(), atol=1e-5)

@@ -59,7 +59,7 @@ def test_operators_leave_an_autocast(text):
     """The caller's autocast changes no bit, and half precision comes in as float32."""
     operator = parse(text)
     x = images(2, channels=channels(text))
-    bound = operator.at(range(2), x.shape[1:])
+    bound = operator.bind(range(2), x.shape[1:])
 
     def maps() -> list[torch.Tensor]:
         y = bound.A(x)

@@ -16,7 +16,7 @@ KERNEL = np.outer([1, 2, 1], [1, 4, 1]).astype(float)
 
 
 def use(form, path, index=(0,), shape=(1, 6, 5)):
-    return parse(f"{form},path={path}").at(index, shape)
+    return parse(f"{form},path={path}").bind(index, shape)
 
 
 def picture(path, pixels, mode=None, **how):
@@ -202,5 +202,5 @@ def test_a_box_never_hides_everything():
         "inpaint:box,size=6x5,top=0,left=0",
     ):
         with pytest.raises(InputError, match="6x5 hides the whole image"):
-            parse(form).at([0], (1, 6, 5))
-    assert parse("inpaint:box,size=6x4").at([0], (1, 6, 5)).mask.sum() == 6
+            parse(form).bind([0], (1, 6, 5))
+    assert parse("inpaint:box,size=6x4").bind([0], (1, 6, 5)).mask.sum() == 6

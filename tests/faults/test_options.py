@@ -197,9 +197,9 @@ COSTS = [
 @pytest.mark.parametrize("form, shape, number, size", COSTS, ids=lambda v: str(v)[:40])
 def test_what_costs_too_much_together_is_refused_before_it_is_paid(form, shape, number, size):
     for use in (
-        lambda op: op.at([0], shape),
-        lambda op: parse(f"{form}|identity").at([0], shape),
-        lambda op: Problem(op, 0.1).at([0], shape),
+        lambda op: op.bind([0], shape),
+        lambda op: parse(f"{form}|identity").bind([0], shape),
+        lambda op: Problem(op, 0.1).bind([0], shape),
     ):
         with pytest.raises(InputError) as error:
             use(parse(form))

@@ -336,7 +336,7 @@ OPERATORS += ["blur:gaussian,sigma=1|inpaint:random,keep=0.5"]
 def test_the_problem_that_hides_missing_pixels(spec):
     """A is M A: missing pixels do not count, carry nothing, and all else is as before."""
     shape = (2, 8, 8)
-    problem = Problem(spec, 0.1).at([3, 5], shape)
+    problem = Problem(spec, 0.1).bind([3, 5], shape)
     x = torch.rand(2, *shape, generator=torch.manual_seed(0))
     y = problem.simulate(x)
     y[1, 0, 1, 2] = torch.nan
@@ -345,15 +345,15 @@ def test_the_problem_that_hides_missing_pixels(spec):
     assert filled.isfinite().all()
     gone = torch.zeros(2, 1, *y.shape[-2:], dtype=torch.bool)
     gone[1, 0, 1, 2] = gone[1, 0, 3, 3] = True
-    ones = problem.operator.seen(torch.ones_like(y))
+    ones = problem.operator.apply_mask(torch.ones_like(y))
     expected = torch.where(gone, 0.0, ones)
-    assert torch.equal(hidden.operator.seen(torch.ones_like(y)), expected)
+    assert torch.equal(hidden.operator.apply_mask(torch.ones_like(y)), expected)
     assert torch.equal(hidden.measurements(y), expected.flatten(1).sum(1))
     assert torch.allclose(hidden.A(x), torch.where(gone, 0.0, problem.A(x)), atol=1e-6)
     v = torch.rand(filled.shape, generator=torch.manual_seed(1))
     left, right = (hidden.A(x) * v).sum(), (x * hidden.A_adjoint(v)).sum()
     assert left == pytest.approx(float(right), rel=1e-5)
-    again = hidden.take([1, 0])
+    again = hidden.index_select([1, 0])
     assert torch.allclose(again.A(x.flip(0)), hidden.A(x).flip(0))
 
 
@@ -399,7 +399,7 @@ def test_equal_channels_stay_equal_under_a_grey_prior(run):
     grey = torch.rand(1, 1, 32, 32, generator=torch.manual_seed(0)).expand(1, 3, 32, 32)
     colour = torch.rand(1, 3, 32, 32, generator=torch.manual_seed(1))
     y = torch.cat([grey, colour])
-    problem = Problem("identity", 0.2).at([4, 7], (3, 32, 32))
+    problem = Problem("identity", 0.2).bind([4, 7], (3, 32, 32))
     flow = posterior_for(Posterior.load(run), (3, 32, 32))
     mean, std = flow.mean_std(y, problem, 4, 0, [4, 7])
     draws = flow.sample(y, problem, 2, 0, [4, 7])
@@ -408,5 +408,7 @@ def test_equal_channels_stay_equal_under_a_grey_prior(run):
     for found in (mean[None], std[None], draws, solved):
         assert torch.equal(found[:, 0], found[:, 0, :1].expand_as(found[:, 0]))
         assert not torch.equal(found[:, 1, 0], found[:, 1, 1])
-    alone = solve(colour, problem.take([1]), prior, method="dps", samples=2, steps=4).samples
+    alone = solve(
+        colour, problem.index_select([1]), prior, method="dps", samples=2, steps=4
+    ).samples
     assert torch.allclose(solved[:, 1], alone[:, 0], atol=1e-5)

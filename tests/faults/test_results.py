@@ -28,7 +28,7 @@ BOX = "inpaint:box,size=4"
 
 
 def measured(operator, noise, prior=PRIOR, n=2):
-    problem = Problem(operator, noise).at(range(n), prior.shape)
+    problem = Problem(operator, noise).bind(range(n), prior.shape)
     truth = prior.sample(n, seed=1)
     return truth, problem.simulate(truth, seed=2), problem
 
@@ -233,7 +233,7 @@ def test_networks_that_have_diverged_are_named(method, problem, value):
     options = {"e_step": "conditional"} if method == "em" and problem is MASKS else {}
     made = learner(method, problem, **options)
     with torch.no_grad():
-        for average in made.averages.values():
+        for average in made.ema.values():
             for weight in average.parameters():
                 weight.fill_(value)
     draw = {"flowdiff": lambda: made.polish(4, cpu), "em": lambda: made.expect(4, 1, cpu)}.get(
@@ -293,7 +293,7 @@ def test_snips_knows_no_unit_of_measurements():
     truth, y, problem = measured(matrix(1.0), 0.05)
     one = solve(y, problem, PRIOR, "snips", steps=60).mean
     for k in (0.25, 8.0):
-        large = Problem(matrix(k), 0.05 * k).at(range(2), SHAPE)
+        large = Problem(matrix(k), 0.05 * k).bind(range(2), SHAPE)
         found = solve(k * y, large, PRIOR, "snips", steps=60).mean
         torch.testing.assert_close(found, one, rtol=0, atol=2e-3)
 
@@ -332,6 +332,6 @@ def test_double_precision_goes_through(method):
     _, y, problem = measured("blur:motion,length=3,angle=30", 0.1)
     if method == "ddrm":
         _, y, problem = measured("sr:average,factor=2", 0.1)
-    few = {"pnp-dm": {"turns": 3}, "dps": {"steps": 10}, "hrdis": {"steps": 10}}
+    few = {"pnp-dm": {"iterations": 3}, "dps": {"steps": 10}, "hrdis": {"steps": 10}}
     found = solve(y.double(), problem, PRIOR, method, **few.get(method, {"steps": 3})).mean
     assert found.dtype == torch.float64 and found.isfinite().all()

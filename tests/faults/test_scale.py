@@ -12,7 +12,7 @@ from unmurk.cli import main as cli
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr
 from unmurk.flows.posterior import Posterior
-from unmurk.io.datasets import Array, Pictures, as_source, open_source
+from unmurk.io.datasets import Array, PictureFolder, as_source, open_source
 from unmurk.io.images import load_images, load_measurements, save_images
 from unmurk.io.jobs import jobs_of, process
 from unmurk.io.scale import Extent, Scale, Span, check_units
@@ -120,7 +120,7 @@ def test_bits_of_a_set(most, dtype, bits, tmp_path, capsys):
     np.save(tmp_path / "a.npy", pages)
     folder = tiffs(tmp_path / "in", pages)
     spans = [load_images(tmp_path / "a.npy").scale, load_images(folder).scale]
-    spans += [open_source(tmp_path / "a.npy").scale, Pictures(folder).scale]
+    spans += [open_source(tmp_path / "a.npy").scale, PictureFolder(folder).scale]
     spans += [as_source(pages).scale]
     for scale in spans:
         assert (scale.offset, scale.gain, scale.bits) == (0, white, bits)
@@ -230,7 +230,7 @@ def test_a_run_keeps_its_range(tmp_path, capsys):
     data = tiffs(tmp_path / "dim", dim)
     posterior = Posterior.load(run)
     y = torch.from_numpy(dim[:, None].astype(np.float32)) / 4095
-    mean, _ = posterior.mean_std(y, Problem("identity", 0.1).at([0, 1], (1, 8, 8)), 2, 0, [0, 1])
+    mean, _ = posterior.mean_std(y, Problem("identity", 0.1).bind([0, 1], (1, 8, 8)), 2, 0, [0, 1])
     expected = (mean * 4095).round().clamp(0, 65535).numpy()[:, 0]
     for source, out in ((data, tmp_path / "out"), (tmp_path / "dim.npy", tmp_path / "out.npy")):
         assert unmurk("restore", source, "--prior", run, "--samples", 2, "--out", out) == 0
@@ -326,7 +326,7 @@ def test_the_steps_on_the_command_line_are_those_in_python(
     y = problem.simulate(x, seed=0)
     kept = keep == "npy" or suffix in (".npy", ".npz")
     y = y if kept else scale.from_file(scale.to_file(y))
-    bound = problem.at([0, 1, 2], (1, 28, 28))
+    bound = problem.bind([0, 1, 2], (1, 28, 28))
     mean, _ = Posterior.load(run).mean_std(y, bound, 2, 0, [0, 1, 2])
     mean = mean if kept else scale.from_file(scale.to_file(mean))
     assert found == pytest.approx(float(psnr(mean, x).mean()), abs=2e-3)

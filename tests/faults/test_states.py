@@ -11,7 +11,7 @@ from unmurk.errors import InputError
 from unmurk.io.json_files import read_json
 from unmurk.io.ledger import LOG, Ledger
 from unmurk.problem import Problem
-from unmurk.rng import Streams, generator
+from unmurk.rng import PerImageGenerator, generator
 from unmurk.training import Settings, learn
 from unmurk.training.trainer import Trainer
 
@@ -49,9 +49,9 @@ def run(tmp_path_factory):
 ANY = [None, True, -1, math.nan, [], {"a": 1}, HUGE]
 PLACES = [
     *((key,) for key in ("step", "seconds", "skipped", "factor", "precision", "best")),
-    *((key,) for key in ("modules", "averages", "buffers", "optimizer")),
+    *((key,) for key in ("modules", "ema", "buffers", "optimizer")),
     ("modules", "prior"),
-    ("averages", "posterior"),
+    ("ema", "posterior"),
     ("modules", "prior", "unet.conv_in.weight"),
     ("optimizer", "muon"),
     ("optimizer", "muon", 0),
@@ -194,4 +194,4 @@ def test_seeds_out_of_their_bounds(seed):
     with pytest.raises(InputError, match="^seed must be a whole number from 0 to 9223372"):
         generator(seed)
     with pytest.raises(InputError, match="^seed must be"):
-        Streams(seed, range(2))
+        PerImageGenerator(seed, range(2))

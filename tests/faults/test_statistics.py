@@ -321,7 +321,7 @@ def test_numbers_that_are_not_finite_are_named_not_measured(value):
 def test_what_is_hidden_may_be_anything():
     mask = as_operator("inpaint:random,keep=0.7")
     y = Problem(mask, 0.1).simulate(torch.full((3, 1, 64, 64), 0.5))
-    hidden = mask.at(range(3), (1, 64, 64)).mask == 0
+    hidden = mask.bind(range(3), (1, 64, 64)).mask == 0
     assert estimate_noise(torch.where(hidden, math.nan, y), mask) == estimate_noise(y, mask)
 
 
@@ -344,7 +344,7 @@ def test_the_mean_start_weighs_both_terms_by_the_numbers_of_the_image(operator, 
     x, d = (torch.randn(5, 1, 8, 8, generator=draw) for _ in range(2))
     y = problem.simulate(x).float()
     assert y[0].numel() == numbers
-    bound = problem.at(range(5), (1, 8, 8))
+    bound = problem.bind(range(5), (1, 8, 8))
     posterior = Corrected(x, d)
     loss = recorrupted(posterior, y, bound, 0.6, generator(1))
     target = y - 0.2 * torch.randn(y.shape, generator=generator(1)) / 0.6
@@ -355,7 +355,7 @@ def test_the_mean_start_weighs_both_terms_by_the_numbers_of_the_image(operator, 
 
 def test_its_minimiser_is_the_one_on_the_page():
     """d = (A^T A + sigma^2 S^-1)^-1 A^T A e for a target without noise, A (w + e)."""
-    problem, sigma = Problem("sr:average,factor=2", 0.2).at([0], (1, 8, 8)), 0.2
+    problem, sigma = Problem("sr:average,factor=2", 0.2).bind([0], (1, 8, 8)), 0.2
     eye = torch.eye(64).view(64, 1, 8, 8)
     a = Problem("sr:average,factor=2").operator.A(eye).flatten(1).T.double()
     model = Wiener((1, 8, 8))

@@ -79,7 +79,7 @@ def test_every_parameter_gets_a_gradient_in_both_directions():
     for direction in ("density", "sample"):
         posterior = perturbed()
         y, problem = torch.rand(2, 1, 8, 8), Problem("inpaint:random,keep=0.5", 0.3)
-        problem = problem.at(range(2), (1, 8, 8))
+        problem = problem.bind(range(2), (1, 8, 8))
         if direction == "density":
             posterior.log_prob(torch.rand(2, 1, 8, 8), y, problem).sum().backward()
         else:

@@ -223,7 +223,7 @@ def run(draws: random.Random, folder: Path) -> None:
     problem = Problem(text, sound)
     if parse(problem.operator.spec) != problem.operator:
         raise Mishandled(f"{text[:80]!r} is not read back from its own text form")
-    apply(problem.at([0, 1], shape), x)
+    apply(problem.bind([0, 1], shape), x)
 
 
 def apply(problem: Problem, x: torch.Tensor) -> None:

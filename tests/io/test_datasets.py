@@ -11,7 +11,15 @@ from tests.training.test_learn import TINY
 from unmurk.cli import main as cli
 from unmurk.errors import InputError
 from unmurk.io import datasets as source
-from unmurk.io.datasets import Array, Batches, Pictures, Simulated, as_source, large, open_source
+from unmurk.io.datasets import (
+    Array,
+    Batches,
+    PictureFolder,
+    Simulated,
+    as_source,
+    large,
+    open_source,
+)
 from unmurk.io.images import load_images, save_images
 from unmurk.io.scale import Scale
 from unmurk.problem import Problem
@@ -70,7 +78,7 @@ def test_rows_of_a_folder_are_those_of_load_images(tmp_path, kind):
     scale = replace(Scale.of(kind), format="png")
     save_images(torch.rand(6, 3, 8, 8), folder, scale=scale)
     expected = load_images(folder).images
-    assert torch.equal(Pictures(folder)[ROWS], expected[ROWS])
+    assert torch.equal(PictureFolder(folder)[ROWS], expected[ROWS])
 
 
 def test_bad_pictures_are_left_out_or_named(tmp_path):
@@ -124,7 +132,7 @@ def test_batches_are_read_ahead_and_in_order():
     y = Counting(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), Scale(gain=1.0))
     batches = Batches(y, lambda step: torch.tensor([step, 2 * step]), torch.device("cpu"))
     for step in (0, 1, 2, 3, 1, 2):
-        rows, found = batches.at(step)
+        rows, found = batches.batch_at(step)
         assert rows.tolist() == [step, 2 * step] == found.flatten().tolist()
     batches.close()
     assert read[:4] == [0, 1, 2, 3] and set(read) <= set(range(6))

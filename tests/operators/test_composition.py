@@ -61,7 +61,7 @@ def dense(op, shape):
 )
 def test_adjoint(form, half, index):
     shape = (3, 2 * half[0] + 2, 2 * half[1] + 2)
-    op, x = parse(form).at(index, shape), draw(len(index), *shape)
+    op, x = parse(form).bind(index, shape), draw(len(index), *shape)
     y = draw(*op.A(x).shape, seed=1)
     forward, back = (op.A(x) * y).sum(), (x * op.A_adjoint(y)).sum()
     assert abs(forward - back) <= 1e-5 * op.A(x).norm() * y.norm() + 1e-12
@@ -97,12 +97,12 @@ def test_adjoint_brightness_and_text_of_any_oriented_blur(blur, pad, image):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_prox_is_the_dense_solution(form, shape):
-    op, gamma, z = parse(form).at(INDEX, shape), torch.tensor([0.0, 0.7, 30.0]), draw(3, *shape)
+    op, gamma, z = parse(form).bind(INDEX, shape), torch.tensor([0.0, 0.7, 30.0]), draw(3, *shape)
     y = draw(*op.A(z).shape, seed=1)
     found = op.prox_l2(z, y, gamma)
     assert torch.equal(found[0], z[0])
     for row in range(3):
-        a, g = dense(op.take([row]), shape), float(gamma[row])
+        a, g = dense(op.index_select([row]), shape), float(gamma[row])
         left = torch.eye(a.shape[1]) + g * a.T @ a
         right = z[row].flatten() + g * a.T @ y[row].flatten().double()
         solved = torch.linalg.solve(left, right).reshape(shape)
@@ -113,7 +113,7 @@ def test_prox_is_the_dense_solution(form, shape):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dagger_is_the_pseudo_inverse(form, shape):
-    op = parse(form).at(INDEX, shape)
+    op = parse(form).bind(INDEX, shape)
     y = draw(*op.A(draw(3, *shape)).shape)
     found = op.A_dagger(y)
     # a blur alone with reflecting borders: in the norms that weigh edges
@@ -123,7 +123,7 @@ def test_dagger_is_the_pseudo_inverse(form, shape):
             edge *= 0.5**0.5
     root = root.flatten()
     for row in range(3):
-        a, right = dense(op.take([row]), shape), y[row].flatten().double()
+        a, right = dense(op.index_select([row]), shape), y[row].flatten().double()
         if bool((root != 1).any()):
             inverse = torch.linalg.pinv(root[:, None] * a / root, rtol=CUTOFF)
             expected = inverse @ (root * right) / root
@@ -134,7 +134,7 @@ def test_dagger_is_the_pseudo_inverse(form, shape):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_autograd_agrees_with_the_adjoint(form):
-    op = parse(form).at([1, 2], (3, 6, 4))
+    op = parse(form).bind([1, 2], (3, 6, 4))
     x = draw(2, 3, 6, 4).requires_grad_()
     (grad,) = torch.autograd.grad(0.5 * op.A(x).square().sum(), x)
     assert torch.allclose(grad, op.A_adjoint(op.A(x)), atol=1e-5)
@@ -142,7 +142,7 @@ def test_autograd_agrees_with_the_adjoint(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_double_precision_stays(form):
-    op, x = parse(form).at([1, 2], (3, 6, 4)), draw(2, 3, 6, 4).double()
+    op, x = parse(form).bind([1, 2], (3, 6, 4)), draw(2, 3, 6, 4).double()
     assert op.A(x).dtype == op.A_dagger(op.A(x)).dtype == torch.float64
     assert op.prox_l2(x, op.A(x), 1.0).dtype == torch.float64
 
@@ -150,16 +150,16 @@ def test_double_precision_stays(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_results_do_not_depend_on_the_batch(form):
     shape, index = (3, 6, 4), [3, 8, 1, 1, 6]
-    whole, x = parse(form).at(index, shape), draw(5, *shape)
+    whole, x = parse(form).bind(index, shape), draw(5, *shape)
     y = whole.A(x)
     for rows in ([0, 1], [2, 3, 4]):
-        split = parse(form).at([index[row] for row in rows], shape)
-        for one in (split, whole.take(rows), whole.take(torch.tensor(rows))):
+        split = parse(form).bind([index[row] for row in rows], shape)
+        for one in (split, whole.index_select(rows), whole.index_select(torch.tensor(rows))):
             assert torch.allclose(one.A(x[rows]), y[rows], atol=1e-6)
             assert torch.allclose(one.A_dagger(y[rows]), whole.A_dagger(y)[rows], atol=1e-5)
             prox = one.prox_l2(x.flip(0)[rows], y[rows], 2.0)
             assert torch.allclose(prox, whole.prox_l2(x.flip(0), y, 2.0)[rows], atol=1e-5)
-    assert torch.allclose(parse(form).A(x), parse(form).at(range(5), shape).A(x), atol=1e-6)
+    assert torch.allclose(parse(form).A(x), parse(form).bind(range(5), shape).A(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -167,7 +167,7 @@ def test_text_form_round_trip(form):
     op = parse(form)
     assert parse(op.spec) == op and parse(op.spec).spec == op.spec
     assert hash(parse(op.spec)) == hash(op)
-    assert op.at([1], (3, 4, 6)) == parse(op.spec).at([1], (3, 4, 6))
+    assert op.bind([1], (3, 4, 6)) == parse(op.spec).bind([1], (3, 4, 6))
     assert Problem.from_dict(Problem(op, 0.1).to_dict()) == Problem(op, 0.1)
 
 
@@ -175,7 +175,7 @@ def test_text_form_round_trip(form):
 
 
 def hidden(form, shape, index):
-    return (parse(form).at(index, shape).mask == 0)[:, 0].numpy()
+    return (parse(form).bind(index, shape).mask == 0)[:, 0].numpy()
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 64), (3, 64, 30)])
@@ -228,7 +228,7 @@ def test_strokes_depend_on_seed_and_image_alone():
     one = hidden(form.format(5), (3, 20, 24), [7, 1])
     assert (one[::-1] == hidden(form.format(5), (1, 20, 24), [1, 7])).all()
     assert (one != hidden(form.format(6), (3, 20, 24), [7, 1])).any((1, 2)).all()
-    y = parse(form.format(5)).at([7, 1], (3, 20, 24)).A(torch.ones(2, 3, 20, 24))
+    y = parse(form.format(5)).bind([7, 1], (3, 20, 24)).A(torch.ones(2, 3, 20, 24))
     assert ((y == 0).numpy() == one[:, None]).all()
     assert hidden(form.format(0), (1, 1, 1), [0]).all()
 
@@ -325,9 +325,9 @@ def test_grey_is_the_mean_of_the_channels():
 @pytest.mark.parametrize("form", CHAINS)
 def test_a_composition_is_the_product(form):
     shape, x = (3, 6, 4), draw(3, 3, 6, 4)
-    op, step, passed = parse(form).at(INDEX, shape), x, shape
+    op, step, passed = parse(form).bind(INDEX, shape), x, shape
     for part in form.split("|"):
-        one = parse(part).at(INDEX, passed)
+        one = parse(part).bind(INDEX, passed)
         step, passed = one.A(step), one.y_shape(passed)
     assert torch.allclose(op.A(x), step, atol=1e-6)
     assert op.linear and isinstance(op, Compose)
@@ -340,7 +340,7 @@ def test_spaces_nesting_and_order():
     assert Compose(b, c) != Compose(c, b)
     assert parse("identity") != parse("identity|identity")
     op = Compose(b, a)
-    assert op.take([0, 0, 1]) is op
+    assert op.index_select([0, 0, 1]) is op
     with pytest.raises(InputError, match="two or more operators, got 1"):
         Compose(a)
 
@@ -348,16 +348,16 @@ def test_spaces_nesting_and_order():
 def test_mask_and_count_of_a_composition():
     shape = (3, 8, 6)
     first, second = "inpaint:random,keep=0.6,seed=1", "inpaint:box,size=3,seed=2"
-    masks = [parse(form).at([3, 5], shape).mask for form in (first, second)]
-    op = parse(f"{first}|identity|{second}").at([3, 5], shape)
+    masks = [parse(form).bind([3, 5], shape).mask for form in (first, second)]
+    op = parse(f"{first}|identity|{second}").bind([3, 5], shape)
     assert torch.equal(op.mask, masks[0] * masks[1])
-    assert torch.equal(op.take([1]).mask, (masks[0] * masks[1])[1:])
-    small = parse(f"{first}|sr:average,factor=2|inpaint:box,size=2").at([3, 5], shape)
+    assert torch.equal(op.index_select([1]).mask, (masks[0] * masks[1])[1:])
+    small = parse(f"{first}|sr:average,factor=2|inpaint:box,size=2").bind([3, 5], shape)
     assert torch.equal(small.mask, masks[0])
     # the last operator says what is measured: 3 channels of 4 x 3 pixels without 2 x 2
     y = small.A(draw(2, *shape))
     assert small.count(y).tolist() == [24, 24]
-    assert parse("sr:average,factor=2|identity").at([0], shape).mask is None
+    assert parse("sr:average,factor=2|identity").bind([0], shape).mask is None
     assert parse(f"{first}|identity").mask is None
     y[..., 1:3, 0:2] = torch.nan
     for found in (small.A_adjoint(y), small.A_dagger(y), small.prox_l2(draw(2, *shape), y, 1.0)):
@@ -368,7 +368,7 @@ def test_noise_enters_after_the_last_operator():
     shape = (3, 8, 6)
     problem = Problem("colour:grey|inpaint:random,keep=0.5,seed=1", 0.2)
     y = problem.simulate(torch.zeros(400, *shape), seed=3)
-    seen = problem.at(range(400), shape).mask > 0
+    seen = problem.bind(range(400), shape).mask > 0
     assert (y[~seen] == 0).all()
     assert float(y[seen].std()) == pytest.approx(0.2, rel=0.03)
 
@@ -383,7 +383,7 @@ def test_noise_in_the_pseudo_inverse_of_a_blurring_composition_stays_bounded():
 
 def test_functions_compose():
     half = as_operator(lambda x: 0.5 * x[..., ::2])
-    op = Compose(parse("inpaint:random,keep=0.5"), half).at([0, 1], (1, 4, 6))
+    op = Compose(parse("inpaint:random,keep=0.5"), half).bind([0, 1], (1, 4, 6))
     assert op.linear and op.y_shape((1, 4, 6)) == (1, 4, 3) and op.x_shape((1, 4, 3)) == (1, 4, 6)
     x, y = draw(2, 1, 4, 6), draw(2, 1, 4, 3, seed=1)
     assert torch.allclose((op.A(x) * y).sum(), (x * op.A_adjoint(y)).sum(), atol=1e-5)
@@ -393,7 +393,7 @@ def test_functions_compose():
 
 
 def test_a_composition_with_a_nonlinear_member_has_only_a_forward():
-    op = Compose(parse("blur:uniform,size=3"), as_operator(torch.tanh)).at([0], (1, 5, 4))
+    op = Compose(parse("blur:uniform,size=3"), as_operator(torch.tanh)).bind([0], (1, 5, 4))
     x = draw(1, 1, 5, 4)
     assert torch.equal(op.A(x), torch.tanh(parse("blur:uniform,size=3").A(x)))
     assert not op.linear
@@ -461,7 +461,7 @@ def test_bad_text_forms(form):
     ],
 )
 def test_operators_that_do_not_fit(form, shape, part):
-    for use in (lambda op: op.at([0], shape), lambda op: op.A(torch.zeros(1, *shape))):
+    for use in (lambda op: op.bind([0], shape), lambda op: op.A(torch.zeros(1, *shape))):
         with pytest.raises(InputError) as error:
             use(parse(form))
         assert part in str(error.value) and "\n" not in str(error.value)
@@ -470,10 +470,10 @@ def test_operators_that_do_not_fit(form, shape, part):
 def test_measurements_and_batches_that_do_not_fit():
     with pytest.raises(InputError, match="has 1 channel, this one has 3"):
         parse("colour:grey").A_adjoint(torch.zeros(1, 3, 4, 4))
-    op = parse("identity|inpaint:freeform,strokes=1,width=2").at([0, 1], (1, 4, 4))
+    op = parse("identity|inpaint:freeform,strokes=1,width=2").bind([0, 1], (1, 4, 4))
     with pytest.raises(InputError, match="4x4 but the image is 4x5"):
         op.A(torch.zeros(2, 1, 4, 5))
     with pytest.raises(InputError, match="2 images but the batch has 3"):
         op.A(torch.zeros(3, 1, 4, 4))
     with pytest.raises(InputError, match="must be >= 0"):
-        op.at([-1], (1, 4, 4))
+        op.bind([-1], (1, 4, 4))

@@ -33,7 +33,7 @@ def physics(kind):
 @pytest.mark.parametrize("kind", ["mask", "blur", "identity"])
 def test_a_physics_of_deepinv_is_an_operator_of_ours(kind):
     theirs, ours = physics(kind)
-    op = as_operator(theirs).at([0, 1], SHAPE)
+    op = as_operator(theirs).bind([0, 1], SHAPE)
     assert op.linear
     x = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
     y = torch.randn(op.A(x).shape, generator=torch.Generator().manual_seed(1))
@@ -67,7 +67,7 @@ def test_deepinv_minimises_with_an_operator_and_a_prior_of_ours(form):
     """Its proximal gradient finds the maximum of our Gaussian posterior."""
     problem, truth = Problem(form, noise=0.1), prior().sample(1, seed=1)
     y = problem.simulate(truth, seed=2)
-    operator = problem.at([0], SHAPE).operator
+    operator = problem.bind([0], SHAPE).operator
     fidelity = deepinv.optim.L2(sigma=problem.sigma)
     torch.testing.assert_close(
         fidelity.grad(truth, y, operator),

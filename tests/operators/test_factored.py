@@ -34,7 +34,7 @@ def test_what_factors_has_its_prox_in_closed_form_however_far_the_data_are_trust
 
 @pytest.mark.parametrize("form", FACTORED)
 def test_what_was_decomposed_in_inference_mode_serves_training(form):
-    op = parse(form).at([0], (3, 8, 12))
+    op = parse(form).bind([0], (3, 8, 12))
     with torch.inference_mode():
         x = draw(1, 3, 8, 12)
         op.prox_l2(x, op.A(x), 2.0)
@@ -47,9 +47,9 @@ def test_what_was_decomposed_in_inference_mode_serves_training(form):
 
 
 def test_other_kernels_are_not_answered_from_what_is_kept():
-    first, z = parse("blur:gaussian,sigma=1").at([0], (1, 8, 12)), draw(1, 1, 8, 12)
+    first, z = parse("blur:gaussian,sigma=1").bind([0], (1, 8, 12)), draw(1, 1, 8, 12)
     first.prox_l2(z, z, 2.0)
-    other = parse("blur:gaussian,sigma=2").at([0], (1, 8, 12))
+    other = parse("blur:gaussian,sigma=2").bind([0], (1, 8, 12))
     changed = first._with(kernel=other.kernel)
     assert torch.equal(changed.prox_l2(z, z, 2.0), other.prox_l2(z, z, 2.0))
 

@@ -77,27 +77,27 @@ def test_adjoint_shapes_and_text(form, colours, image, index):
     op = parse(form)
     assert parse(op.spec) == op and parse(op.spec).spec == op.spec
     shape = (getattr(op, "channels", colours), *image)
-    op, x = op.at(index, shape), draw(len(index), *shape)
+    op, x = op.bind(index, shape), draw(len(index), *shape)
     y = draw(*op.A(x).shape, seed=1)
     forward, back = (op.A(x) * y).sum(), (x * op.A_adjoint(y)).sum()
     assert abs(forward - back) <= 1e-5 * op.A(x).norm() * y.norm() + 1e-12
     assert op.A(x).shape[1:] == op.y_shape(shape) == op.y_shape(x.shape)
     assert op.x_shape(y.shape) == shape == op.x_shape(y.shape[1:])
-    assert torch.equal(op.seen(op.A(x)), op.A(x))
+    assert torch.equal(op.apply_mask(op.A(x)), op.A(x))
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", SIZES)
 def test_prox_and_dagger_are_the_dense_solutions(form, size):
     shape, gamma = (FORMS[form], *size), torch.tensor([0.0, 0.7, 30.0])
-    op, z = parse(form).at(INDEX, shape), draw(3, *shape).double()
+    op, z = parse(form).bind(INDEX, shape), draw(3, *shape).double()
     op.dagger_iterations = 200  # conjugate gradients that are not stopped early
     y = draw(3, *op.y_shape(shape), seed=1).double()
     prox, dagger = op.prox_l2(z, y, gamma), op.A_dagger(y)
     assert torch.equal(prox[0], z[0])
     assert prox.dtype == dagger.dtype == op.A(z).dtype == torch.float64
     for row in range(3):
-        a, g = dense(op.take([row]), shape), float(gamma[row])
+        a, g = dense(op.index_select([row]), shape), float(gamma[row])
         left = torch.eye(a.shape[1]) + g * a.T @ a
         right = z[row].flatten() + g * a.T @ y[row].flatten()
         solved = torch.linalg.solve(left, right).reshape(shape)
@@ -109,24 +109,24 @@ def test_prox_and_dagger_are_the_dense_solutions(form, size):
 @pytest.mark.parametrize("form", FORMS)
 def test_results_do_not_depend_on_the_batch(form):
     shape, index = (FORMS[form], 6, 8), [3, 8, 1, 1, 6]
-    whole, x = parse(form).at(index, shape), draw(5, *shape)
+    whole, x = parse(form).bind(index, shape), draw(5, *shape)
     y = whole.A(x)
     dagger, prox = whole.A_dagger(y), whole.prox_l2(x.flip(0), y, 2.0)
     for rows in ([0], [2, 3, 4]):
-        split = parse(form).at([index[row] for row in rows], shape)
-        for one in (split, whole.take(rows), whole.take(torch.tensor(rows))):
+        split = parse(form).bind([index[row] for row in rows], shape)
+        for one in (split, whole.index_select(rows), whole.index_select(torch.tensor(rows))):
             assert torch.allclose(one.A(x[rows]), y[rows], atol=1e-6)
             assert torch.allclose(one.A_dagger(y[rows]), dagger[rows], atol=2e-5)
             found = one.prox_l2(x.flip(0)[rows], y[rows], 2.0)
             assert torch.allclose(found, prox[rows], atol=1e-5)
-    assert torch.allclose(parse(form).A(x), parse(form).at(range(5), shape).A(x), atol=1e-6)
+    assert torch.allclose(parse(form).A(x), parse(form).bind(range(5), shape).A(x), atol=1e-6)
     assert Problem.from_dict(Problem(form, 0.1).to_dict()) == Problem(form, 0.1)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_are_the_adjoint(form):
     shape = (FORMS[form], 6, 4)
-    op, x = parse(form).at([1, 2], shape), draw(2, *shape).requires_grad_()
+    op, x = parse(form).bind([1, 2], shape), draw(2, *shape).requires_grad_()
     (grad,) = torch.autograd.grad(0.5 * op.A(x).square().sum(), x, create_graph=True)
     assert torch.allclose(grad, op.A_adjoint(op.A(x)), atol=1e-5)
     (second,) = torch.autograd.grad(0.5 * grad.square().sum(), x)
@@ -137,9 +137,9 @@ def test_gradients_are_the_adjoint(form):
 def test_noise_is_where_something_is_measured(form):
     shape = (FORMS[form], 6, 8)
     problem, x = Problem(form, 0.2), 0.5 + 0.1 * draw(200, *shape)
-    bound = problem.at(range(200), shape)
+    bound = problem.bind(range(200), shape)
     y = problem.simulate(x, seed=3)
-    noise, held = y - bound.A(x), bound.operator.seen(torch.ones_like(y)) > 0
+    noise, held = y - bound.A(x), bound.operator.apply_mask(torch.ones_like(y)) > 0
     assert (noise[~held] == 0).all() and (y[~held] == 0).all()
     assert float(noise[held].std()) == pytest.approx(0.2, rel=0.03)
     assert bound.measurements(y).tolist() == held.flatten(1).sum(1).tolist()
@@ -178,7 +178,7 @@ def test_red_diff_reaches_the_exact_map(form):
 @pytest.mark.parametrize("shape", [(1, 6, 8), (2, 5, 7), (1, 1, 9)])
 @pytest.mark.parametrize("ratio", [0.001, 0.3, 1.0])
 def test_sensing_matrix_is_signs_hartley_and_selection(shape, ratio):
-    op = parse(f"cs:structured,ratio={ratio},seed=4").at([7], shape)
+    op = parse(f"cs:structured,ratio={ratio},seed=4").bind([7], shape)
     height, width = shape[1:]
     row, column = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double().T
     angle = 2 * math.pi * (row[:, None] * row / height + column[:, None] * column / width)
@@ -197,9 +197,9 @@ def test_sensing_matrix_is_signs_hartley_and_selection(shape, ratio):
 
 def test_sensing_is_one_random_matrix_for_each_seed_and_size():
     form, shape = "cs:structured,ratio=0.25,seed={}", (1, 40, 50)
-    one, other = (parse(form.format(seed)).at([0, 5], shape) for seed in (0, 1))
-    assert one == parse(form.format(0)).at([8], shape)
-    assert one.take([1, 1]) is one
+    one, other = (parse(form.format(seed)).bind([0, 5], shape) for seed in (0, 1))
+    assert one == parse(form.format(0)).bind([8], shape)
+    assert one.index_select([1, 1]) is one
     for name in ("signs", "kept"):
         a, b = getattr(one, name), getattr(other, name)
         agree = float((a == b).float().mean())
@@ -212,9 +212,9 @@ def test_sensing_is_one_random_matrix_for_each_seed_and_size():
 
 
 def test_sensing_of_a_large_image_is_its_own_inverse():
-    op, x = parse("cs:structured,ratio=1").at([0], (1, 256, 200)), draw(1, 1, 256, 200)
+    op, x = parse("cs:structured,ratio=1").bind([0], (1, 256, 200)), draw(1, 1, 256, 200)
     assert torch.allclose(op.A_dagger(op.A(x)), x, atol=1e-5)
-    part = parse("cs:structured,ratio=0.25").at([0], (1, 256, 200))
+    part = parse("cs:structured,ratio=0.25").bind([0], (1, 256, 200))
     y = part.A(x)
     assert torch.allclose(part.A(part.A_adjoint(y)), y, atol=1e-5)
     assert part.count(y).tolist() == [12800]
@@ -238,7 +238,7 @@ def centred_fourier(height, width):
 def test_mri_matrix_is_the_definition(size, coils, channels):
     form = f"mri:cartesian,acceleration=2,coils={coils},channels={channels}"
     shape = (channels, *size)
-    op = parse(form).at([3], shape)
+    op = parse(form).bind([3], shape)
     fourier, maps = centred_fourier(*size), op.maps[0].to(torch.complex128)
     rows = op.columns.flatten().repeat(size[0])[:, None]
     parts = [pair_rows(rows * fourier * s.flatten()) for s in maps]
@@ -250,15 +250,15 @@ def test_mri_matrix_is_the_definition(size, coils, channels):
 def test_mri_singular_values_of_one_coil(width):
     """1 for complex images; for real ones sqrt((m(k) + m(-k)) / 2)."""
     form = "mri:cartesian,acceleration=2,seed=2,channels={}"
-    both = parse(form.format(2)).at([7], (2, 3, width))
+    both = parse(form.format(2)).bind([7], (2, 3, width))
     values = torch.linalg.svdvals(dense(both, (2, 3, width)))
     columns = both.columns.flatten()
     expected = columns.repeat(6).double().sort(descending=True).values
     torch.testing.assert_close(values, expected, atol=1e-6, rtol=0)
     frequency = {c - width // 2: float(m) for c, m in enumerate(columns)}
-    twins = [frequency[k] + frequency.get(-k, frequency[k]) for k in frequency]
-    expected = torch.tensor(twins * 3).double().div(2).sqrt().sort(descending=True).values
-    real = parse(form.format(1)).at([7], (1, 3, width))
+    symmetries = [frequency[k] + frequency.get(-k, frequency[k]) for k in frequency]
+    expected = torch.tensor(symmetries * 3).double().div(2).sqrt().sort(descending=True).values
+    real = parse(form.format(1)).bind([7], (1, 3, width))
     values = torch.linalg.svdvals(dense(real, (1, 3, width)))
     torch.testing.assert_close(values, expected, atol=1e-6, rtol=0)
     assert 0 < float(values[values > 1e-6].min()) < 0.71  # some column came without its twin
@@ -266,26 +266,26 @@ def test_mri_singular_values_of_one_coil(width):
 
 def test_mri_columns_are_the_middle_and_random_others():
     shape = (2, 4, 100)
-    op = parse("mri:cartesian,acceleration=4,center=0.08,seed=3").at(range(300), shape)
+    op = parse("mri:cartesian,acceleration=4,center=0.08,seed=3").bind(range(300), shape)
     columns = op.columns[:, 0, 0]
     assert (columns[:, 46:54] == 1).all() and len(set(map(bytes, columns.byte().numpy()))) == 300
     # 25 in all: the 17 others come with probability 17 / 92
     assert float(columns.sum(1).mean()) == pytest.approx(25, abs=4 * math.sqrt(92 * 0.15 / 300))
     others = torch.cat([columns[:, :46], columns[:, 54:]], 1).mean(0)
     assert float((others - 17 / 92).abs().max()) < 4.5 * math.sqrt(0.15 / 300)
-    again = parse("mri:cartesian,acceleration=4,center=0.08,seed=3").at([7, 5], (2, 9, 100))
+    again = parse("mri:cartesian,acceleration=4,center=0.08,seed=3").bind([7, 5], (2, 9, 100))
     assert torch.equal(again.columns[:, 0, 0], columns[[7, 5]])
     assert not torch.equal(
-        parse("mri:cartesian,seed=4").at([7], shape).columns, op.take([7]).columns
+        parse("mri:cartesian,seed=4").bind([7], shape).columns, op.index_select([7]).columns
     )
     assert op.count(torch.zeros(300, 2, 4, 100)).tolist() == (8 * columns.sum(1)).tolist()
-    few = parse("mri:cartesian,acceleration=8,center=0").at(range(9), (2, 1, 5)).columns
+    few = parse("mri:cartesian,acceleration=8,center=0").bind(range(9), (2, 1, 5)).columns
     assert (few[..., 2] == 1).all()  # frequency zero at the least
-    assert parse("mri:cartesian,acceleration=1,center=1").at([0], (2, 3, 5)).columns.all()
+    assert parse("mri:cartesian,acceleration=1,center=1").bind([0], (2, 3, 5)).columns.all()
 
 
 def test_mri_sees_a_point_and_a_flat_image_as_theory_says():
-    op = parse("mri:cartesian,acceleration=1").at([0], (2, 6, 8))
+    op = parse("mri:cartesian,acceleration=1").bind([0], (2, 6, 8))
     flat, point = torch.zeros(2, 1, 2, 6, 8)
     flat[:, 0], point[:, 1, 3, 4] = 1, 1
     spectrum = op.A(flat)
@@ -314,10 +314,13 @@ def test_mri_coils_are_smooth_different_and_add_up_to_one():
         assert float((weight.sum(1) * down).sum()) == pytest.approx(row, abs=3)
         assert float((weight.sum(0) * across).sum()) == pytest.approx(column, abs=6)
     # fully sampled, coils change nothing: A^T A = I
-    op, x = parse("mri:cartesian,acceleration=1,coils=8").at([0], (2, 40, 64)), draw(1, 2, 40, 64)
+    op, x = (
+        parse("mri:cartesian,acceleration=1,coils=8").bind([0], (2, 40, 64)),
+        draw(1, 2, 40, 64),
+    )
     assert torch.allclose(op.A_adjoint(op.A(x)), x, atol=1e-5)
     # and they tell apart what columns left out fold together
-    blind = [parse(f"mri:cartesian,acceleration=2,coils={n}").at([0], (2, 6, 8)) for n in (1, 6)]
+    blind = [parse(f"mri:cartesian,acceleration=2,coils={n}").bind([0], (2, 6, 8)) for n in (1, 6)]
     ranks = [int(torch.linalg.matrix_rank(dense(op, (2, 6, 8)), rtol=1e-6)) for op in blind]
     assert ranks[0] < ranks[1] == 96
 
@@ -349,7 +352,7 @@ def area(corners):
 )
 def test_ct_matrix_is_the_area_of_pixels_in_strips(size, views, bins):
     form = f"ct:parallel,angles={views}" + (f",detectors={bins}" if bins else "")
-    op = parse(form).at([0], (1, *size))
+    op = parse(form).bind([0], (1, *size))
     height, width = size
     bins = bins or math.ceil(math.hypot(height, width))
     assert op.y_shape((1, *size)) == (1, views, bins)
@@ -399,7 +402,7 @@ def test_ct_pseudo_inverse_fits_clean_data_and_bounds_noise():
     place = torch.linspace(-1, 1, 48).double()
     x = torch.exp(-4 * ((place[:, None] - 0.2) ** 2 + place[:40] ** 2))
     x = (x + 0.5 * ((place[:, None].abs() < 0.5) & (place[:40] > 0.1)))[None, None]
-    op = parse("ct:parallel,angles=40").at([0], (1, 48, 40))
+    op = parse("ct:parallel,angles=40").bind([0], (1, 48, 40))
     for data, goal in ((x.float(), 1e-4), (x, 1e-4)):
         y = op.A(data)
         found = op.A_dagger(y)
@@ -467,20 +470,23 @@ def test_bad_text_forms(form):
 @pytest.mark.parametrize(
     ("use", "part"),
     [
-        (lambda: parse("mri:cartesian").at([0], (1, 4, 6)), "has 1 channels but channels=2"),
+        (lambda: parse("mri:cartesian").bind([0], (1, 4, 6)), "has 1 channels but channels=2"),
         (lambda: parse("mri:cartesian").A(torch.zeros(1, 3, 4, 6)), "complex images have 2, real"),
-        (lambda: parse("mri:cartesian").at([-1], (2, 4, 6)), "image numbers must be >= 0, got -1"),
+        (
+            lambda: parse("mri:cartesian").bind([-1], (2, 4, 6)),
+            "image numbers must be >= 0, got -1",
+        ),
         (lambda: parse("mri:cartesian,coils=4").A_dagger(torch.zeros(1, 2, 4, 6)), "each coil, 8"),
         (
-            lambda: parse("mri:cartesian").at([0], (2, 4, 6)).A(torch.zeros(1, 2, 4, 5)),
+            lambda: parse("mri:cartesian").bind([0], (2, 4, 6)).A(torch.zeros(1, 2, 4, 5)),
             "bound to images of 4x6 but this one is 4x5",
         ),
         (
-            lambda: parse("mri:cartesian").at([0, 1], (2, 4, 6)).A(torch.zeros(3, 2, 4, 6)),
+            lambda: parse("mri:cartesian").bind([0, 1], (2, 4, 6)).A(torch.zeros(3, 2, 4, 6)),
             "the columns of 2 images but the batch has 3",
         ),
         (
-            lambda: parse("cs:structured,ratio=1").at([0], (1, 4, 6)).A(torch.zeros(1, 1, 4, 5)),
+            lambda: parse("cs:structured,ratio=1").bind([0], (1, 4, 6)).A(torch.zeros(1, 1, 4, 5)),
             "the matrix is for images of 4x6 but this one is 4x5",
         ),
     ],

@@ -53,14 +53,16 @@ def draw(*shape, seed=0):
 )
 def test_every_image_for_itself_and_shapes(form, half, channels, index):
     shape = (channels, 2 * half[0], 2 * half[1])
-    op, x = parse(form).at(index, shape), draw(len(index), *shape)
+    op, x = parse(form).bind(index, shape), draw(len(index), *shape)
     y = op.A(x)
     assert y.shape[1:] == op.y_shape(shape) == op.y_shape(x.shape)
     assert op.x_shape(y.shape) == shape == op.x_shape(y.shape[1:])
     for row in range(len(index)):
-        alone = parse(form).at([index[row]], shape).A(x[row : row + 1])
+        alone = parse(form).bind([index[row]], shape).A(x[row : row + 1])
         torch.testing.assert_close(alone, y[row : row + 1], rtol=0, atol=2e-6)
-        torch.testing.assert_close(op.take([row]).A(x[row : row + 1]), alone, rtol=0, atol=2e-6)
+        torch.testing.assert_close(
+            op.index_select([row]).A(x[row : row + 1]), alone, rtol=0, atol=2e-6
+        )
     wide = op.A(x.double())
     assert wide.dtype == torch.float64
     # rounding may fall the other way on a tie: few values, all others agree
@@ -74,7 +76,7 @@ def test_text_form_and_what_is_missing(form):
     assert op.spec == form or "blur:gaussian" in form or "inpaint" in form
     assert Problem.from_dict(Problem(op, 0.1).to_dict()) == Problem(op, 0.1)
     assert not op.linear and not Problem(op).linear
-    op = op.at([0], shape).to("cpu")
+    op = op.bind([0], shape).to("cpu")
     x = draw(1, *shape)
     y = op.A(x)
     maps = [op.A_adjoint, op.A_dagger] + [lambda y: op.prox_l2(x, y, 1.0)] * (not op.proximal)
@@ -115,7 +117,7 @@ def test_any_options_and_any_size(form, shape):
 def test_gradients_agree_with_finite_differences(form, shape):
     x = draw(2, *shape, seed=3).double()
     x = x + 0.02 * ((x - 0.25).abs() < 0.01) + 0.02 * ((x - 0.75).abs() < 0.01)  # off the kinks
-    op = parse(form).at([0, 1], shape)
+    op = parse(form).bind([0, 1], shape)
     assert torch.autograd.gradcheck(op.A, (x.requires_grad_(),), eps=1e-6, atol=1e-6)
 
 
@@ -142,19 +144,19 @@ def test_images_that_do_not_fit():
     with pytest.raises(InputError, match="2 channels; give 1 or 3"):
         parse("jpeg,quality=10").A(torch.zeros(1, 2, 8, 8))
     with pytest.raises(InputError, match="2 channels; give 1 or 3"):
-        parse("jpeg,quality=10").at([0], (2, 8, 8))
+        parse("jpeg,quality=10").bind([0], (2, 8, 8))
     with pytest.raises(InputError, match="no image has a measurement of size 5x6"):
         parse("phase:fourier").x_shape((1, 5, 6))
 
 
 def test_a_chain_counts_what_its_last_member_sees():
-    op = parse("hdr:clip|inpaint:random,keep=0.6,seed=1").at([4], (1, 8, 8))
+    op = parse("hdr:clip|inpaint:random,keep=0.6,seed=1").bind([4], (1, 8, 8))
     assert isinstance(op, Compose) and not op.linear and not op.proximal
     x = draw(1, 1, 8, 8)
     expected = parse("hdr:clip").A(x) * op.mask
     torch.testing.assert_close(op.A(x), expected, rtol=0, atol=0)
     assert op.count(expected).item() == op.mask.sum()
-    mixed = Compose(as_operator(lambda x: x**2).at([0], (1, 8, 8)), parse("quantise,bits=2"))
+    mixed = Compose(as_operator(lambda x: x**2).bind([0], (1, 8, 8)), parse("quantise,bits=2"))
     assert not mixed.linear
     torch.testing.assert_close(mixed.A(x), ((3 * (x**2).clamp(0, 1)).round() / 3))
 
@@ -454,7 +456,7 @@ def test_blur_comes_from_the_seed_alone():
 def test_vector_jacobian_products():
     """<A_vjp(x, v), d> is the derivative of <A(x), v> along d, by central differences."""
     for form in ("phase:fourier", "hdr:clip", "blur:nonlinear", "blur:gaussian,sigma=1"):
-        op = parse(form).at([0], (1, 8, 8))
+        op = parse(form).bind([0], (1, 8, 8))
         x, d = (
             0.2 + 0.2 * torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(k))
             for k in (0, 1)

@@ -44,7 +44,7 @@ def dense(op, shape):
 
 def each(op, rows):
     """The operators of single images; a matrix is made with batches of unit images."""
-    return [op.take([row]) for row in range(rows)]
+    return [op.index_select([row]) for row in range(rows)]
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def assert_adjoint(op, x):
 )
 def test_adjoint(form, half, channels, index):
     shape = (channels, 2 * half[0], 2 * half[1])
-    assert_adjoint(parse(form).at(index, shape), draw(len(index), *shape))
+    assert_adjoint(parse(form).bind(index, shape), draw(len(index), *shape))
 
 
 @settings(max_examples=30, deadline=None)
@@ -95,18 +95,18 @@ def test_adjoint_of_wide_blurs(size, image, pad):
 
 def test_adjoint_of_file_operators(files):
     for form in files:
-        assert_adjoint(parse(form).at(INDEX, (3, 6, 4)), draw(3, 3, 6, 4))
+        assert_adjoint(parse(form).bind(INDEX, (3, 6, 4)), draw(3, 3, 6, 4))
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(1, 6, 4), (3, 4, 6)])
 def test_prox_is_the_dense_solution(form, shape):
-    check_prox(parse(form).at(INDEX, shape), shape)
+    check_prox(parse(form).bind(INDEX, shape), shape)
 
 
 def test_prox_of_file_operators(files):
     for form in files:
-        check_prox(parse(form).at(INDEX, (3, 6, 4)), (3, 6, 4))
+        check_prox(parse(form).bind(INDEX, (3, 6, 4)), (3, 6, 4))
 
 
 def check_prox(op, shape):
@@ -162,7 +162,7 @@ def check_dagger(op, shape, tolerance=2e-4):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(1, 6, 4), (3, 4, 6)])
 def test_dagger_is_the_pseudo_inverse(form, shape):
-    check_dagger(parse(form).at(INDEX, shape), shape)
+    check_dagger(parse(form).bind(INDEX, shape), shape)
 
 
 @pytest.mark.parametrize("form", ["blur:gaussian,sigma=0.5", "identity", "sr:average,factor=1"])
@@ -178,7 +178,7 @@ def test_dagger_of_user_kernels(tmp_path, pad):
     kernels = np.random.default_rng(0).random((10, 3, 3)) * 0.1
     kernels[:, 1, 1] += 1
     np.save(tmp_path / "k.npy", kernels)
-    op = parse(f"blur:file,path={tmp_path}/k.npy,pad={pad}").at(INDEX, (2, 6, 4))
+    op = parse(f"blur:file,path={tmp_path}/k.npy,pad={pad}").bind(INDEX, (2, 6, 4))
     check_dagger(op, (2, 6, 4))
 
 
@@ -273,22 +273,22 @@ def test_channels_stay_apart():
 
 
 def test_random_masks_keep_the_fraction_and_differ():
-    mask = parse("inpaint:random,keep=0.3,seed=1").at(range(50), (3, 20, 30)).mask
+    mask = parse("inpaint:random,keep=0.3,seed=1").bind(range(50), (3, 20, 30)).mask
     assert mask.shape == (50, 1, 20, 30)
     assert abs(mask.mean() - 0.3) < 4 * (0.21 / mask.numel()) ** 0.5
     assert len(torch.unique(mask.flatten(1), dim=0)) == 50
-    other = parse("inpaint:random,keep=0.3,seed=2").at(range(50), (3, 20, 30)).mask
+    other = parse("inpaint:random,keep=0.3,seed=2").bind(range(50), (3, 20, 30)).mask
     assert abs(((mask - 0.3) * (other - 0.3)).mean()) < 4 * 0.21 / mask.numel() ** 0.5
 
 
 def test_box_masks():
-    centred = parse("inpaint:box,size=2x4").at([0], (1, 8, 10)).mask
+    centred = parse("inpaint:box,size=2x4").bind([0], (1, 8, 10)).mask
     expected = torch.ones(1, 1, 8, 10)
     expected[..., 3:5, 3:7] = 0
     assert torch.equal(centred, expected)
-    placed = parse("inpaint:box,size=3,top=5,left=0").at([0], (1, 8, 10)).mask
+    placed = parse("inpaint:box,size=3,top=5,left=0").bind([0], (1, 8, 10)).mask
     assert torch.equal((placed == 0).nonzero().min(0).values, torch.tensor([0, 0, 5, 0]))
-    random = parse("inpaint:box,size=2,seed=0").at(range(200), (1, 4, 5)).mask
+    random = parse("inpaint:box,size=2,seed=0").bind(range(200), (1, 4, 5)).mask
     assert torch.equal((random == 0).flatten(1).sum(1), torch.full((200,), 4))
     assert len(torch.unique(random.flatten(1), dim=0)) == 3 * 4  # every place occurs
 
@@ -298,12 +298,12 @@ def test_results_do_not_depend_on_the_batch(form, files):
     shape = (1, 6, 4)
     for op in (parse(form), *map(parse, files)):
         x, index = draw(5, *shape), [3, 8, 1, 1, 6]
-        whole = op.at(index, shape)
+        whole = op.bind(index, shape)
         y = whole.A(x)
         for part in (slice(0, 2), slice(2, 5)):
-            split = op.at(index[part], shape)
+            split = op.bind(index[part], shape)
             rows = list(range(5))[part]
-            for one in (split, whole.take(rows), whole.take(torch.tensor(rows))):
+            for one in (split, whole.index_select(rows), whole.index_select(torch.tensor(rows))):
                 assert torch.allclose(one.A(x[part]), y[part], atol=1e-6)
                 assert torch.allclose(one.A_dagger(y[part]), whole.A_dagger(y)[part], atol=1e-5)
             prox = whole.prox_l2(x.flip(0), y, 2.0)[part]
@@ -313,20 +313,20 @@ def test_results_do_not_depend_on_the_batch(form, files):
 def test_unbound_means_images_from_zero():
     x = draw(4, 3, 6, 5)
     op = parse("inpaint:random,keep=0.5")
-    assert torch.equal(op.A(x), op.at(range(4), x.shape[1:]).A(x))
+    assert torch.equal(op.A(x), op.bind(range(4), x.shape[1:]).A(x))
     assert op.mask is None
     assert torch.equal(op.A_adjoint(x), op.A(x))
 
 
 def test_take_repeats_rows():
-    op = parse("inpaint:random,keep=0.5").at([5, 6], (1, 4, 4))
-    assert torch.equal(op.take([1, 1, 0]).mask, op.mask[[1, 1, 0]])
-    shared = parse("inpaint:box,size=2").at([5, 6], (1, 4, 4))
-    assert shared.take([1, 1, 0]) is shared
+    op = parse("inpaint:random,keep=0.5").bind([5, 6], (1, 4, 4))
+    assert torch.equal(op.index_select([1, 1, 0]).mask, op.mask[[1, 1, 0]])
+    shared = parse("inpaint:box,size=2").bind([5, 6], (1, 4, 4))
+    assert shared.index_select([1, 1, 0]) is shared
 
 
 def test_hidden_pixels_may_hold_anything():
-    op = parse("inpaint:box,size=2").at([0], (1, 4, 4))
+    op = parse("inpaint:box,size=2").bind([0], (1, 4, 4))
     y = torch.full((1, 1, 4, 4), 0.5)
     y[..., 1:3, 1:3] = float("nan")
     for found in (op.A_adjoint(y), op.A_dagger(y), op.prox_l2(torch.zeros_like(y), y, 1.0)):
@@ -393,8 +393,8 @@ def test_any_option_survives_the_text_form(sigma, size, pad, keep, seed):
 def test_operators_differ_by_options_and_masks():
     assert parse("blur:gaussian,sigma=1") != parse("blur:gaussian,sigma=2")
     op = parse("inpaint:random,keep=0.5")
-    assert op.at([0], (1, 4, 4)) != op.at([1], (1, 4, 4))
-    assert op.at([0], (1, 4, 4)) == op.at([0], (1, 4, 4))
+    assert op.bind([0], (1, 4, 4)) != op.bind([1], (1, 4, 4))
+    assert op.bind([0], (1, 4, 4)) == op.bind([0], (1, 4, 4))
 
 
 def test_spaces_and_commas_in_paths():
@@ -453,20 +453,20 @@ def test_bad_text_forms(form):
     ],
 )
 def test_operators_that_do_not_fit(form, parts):
-    for use in (lambda op: op.at([0], (1, 8, 6)), lambda op: op.A(torch.zeros(1, 1, 8, 6))):
+    for use in (lambda op: op.bind([0], (1, 8, 6)), lambda op: op.A(torch.zeros(1, 1, 8, 6))):
         with pytest.raises(InputError) as error:
             use(parse(form))
         assert all(part in one_line(error) for part in parts)
 
 
 def test_bound_masks_do_not_fit_other_images():
-    op = parse("inpaint:random,keep=0.5").at([0, 1], (1, 4, 4))
+    op = parse("inpaint:random,keep=0.5").bind([0, 1], (1, 4, 4))
     with pytest.raises(InputError, match="4x4 but the image is 4x5"):
         op.A(torch.zeros(2, 1, 4, 5))
     with pytest.raises(InputError, match="2 images but the batch has 3"):
         op.A(torch.zeros(3, 1, 4, 4))
     with pytest.raises(InputError, match="must be >= 0"):
-        op.at([-1], (1, 4, 4))
+        op.bind([-1], (1, 4, 4))
 
 
 # -- masks and kernels from files -----------------------------------------------------------------
@@ -477,7 +477,7 @@ def test_mask_files(tmp_path):
     Image.fromarray(np.uint8(seen) * 255).save(tmp_path / "m.png")
     np.save(tmp_path / "m.npy", seen.astype(np.float64))
     for name in ("m.png", "m.npy"):
-        op = parse(f"inpaint:file,path={tmp_path / name}").at([3, 4], (3, 6, 5))
+        op = parse(f"inpaint:file,path={tmp_path / name}").bind([3, 4], (3, 6, 5))
         assert torch.equal(op.mask, torch.from_numpy(seen).float()[None, None])
         assert parse(op.spec).spec == op.spec
 
@@ -487,9 +487,9 @@ def test_a_mask_for_every_image(tmp_path):
     np.save(tmp_path / "m.npy", masks)
     op = parse(f"inpaint:file,path={tmp_path}/m.npy")
     expected = torch.from_numpy(masks[[3, 0]]).float()[:, None]
-    assert torch.equal(op.at([3, 0], (3, 6, 5)).mask, expected)
+    assert torch.equal(op.bind([3, 0], (3, 6, 5)).mask, expected)
     with pytest.raises(InputError, match="4 arrays, there is none for image 4"):
-        op.at([4], (3, 6, 5))
+        op.bind([4], (3, 6, 5))
 
 
 def bad_file(form, path, array=None, data=None):
@@ -498,7 +498,7 @@ def bad_file(form, path, array=None, data=None):
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(InputError) as error:
-        parse(f"{form},path={path}").at([0], (1, 8, 6))
+        parse(f"{form},path={path}").bind([0], (1, 8, 6))
     return one_line(error)
 
 
@@ -527,7 +527,7 @@ def shrink(x):
 
 def test_a_linear_function_gets_everything():
     shape = (2, 3, 4)
-    op = as_operator(shrink).at([0], shape)
+    op = as_operator(shrink).bind([0], shape)
     assert op.linear and op.y_shape(shape) == (2, 3, 2)
     assert_adjoint(op, draw(3, *shape))
     check_prox(op, shape)
@@ -543,7 +543,7 @@ def test_a_function_is_a_value_that_no_call_changes():
         _ = op.linear
     with pytest.raises(InputError, match="at\\(index, shape\\)"):
         op.A_adjoint(torch.zeros(1, 2, 3, 2))
-    bound = op.at([0], (2, 3, 4))
+    bound = op.bind([0], (2, 3, 4))
     before = dict(vars(op))
     op.A(torch.zeros(1, 2, 3, 4))
     op.y_shape((2, 3, 4))
@@ -564,7 +564,7 @@ def test_a_function_is_a_value_that_no_call_changes():
     ],
 )
 def test_nonlinear_functions_say_so(fn):
-    op = as_operator(fn).at([0], (1, 4, 4))
+    op = as_operator(fn).bind([0], (1, 4, 4))
     x = draw(2, 1, 4, 4)
     assert not op.linear and torch.equal(op.A(x), fn(x))
     for use in (op.A_adjoint, op.A_dagger, lambda y: op.prox_l2(x, y, 1.0)):
@@ -584,7 +584,7 @@ class Physics:
     def A_adjoint(self, y):
         return self.w * y
 
-    def take(self, rows):
+    def index_select(self, rows):
         return Physics(self.w[list(rows)])
 
 
@@ -609,7 +609,7 @@ def test_objects_in_deepinv_dialect(kind):
         g = torch.as_tensor(gamma).reshape(-1, 1, 1, 1)
         expected = (x + g * w * y) / (1 + g * w**2)
         assert torch.allclose(op.prox_l2(x, y, gamma), expected, atol=1e-5)
-    assert torch.equal(op.take([2, 2]).A(x[:2]), 3 * x[:2])
+    assert torch.equal(op.index_select([2, 2]).A(x[:2]), 3 * x[:2])
 
 
 class OnlyA:
@@ -618,7 +618,7 @@ class OnlyA:
 
 
 def test_an_object_with_only_a_forward():
-    op = as_operator(OnlyA()).at([0], (1, 4, 6))
+    op = as_operator(OnlyA()).bind([0], (1, 4, 6))
     assert op.linear and op.spec == "python:OnlyA"
     assert_adjoint(op, draw(2, 1, 4, 6))
     assert op.x_shape((1, 4, 3)) == (1, 4, 6)

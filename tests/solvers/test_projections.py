@@ -8,11 +8,11 @@ import torch
 from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.problem import Problem
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 from unmurk.solvers import solve
-from unmurk.solvers.base import Denoiser
-from unmurk.solvers.ddnm import mend
-from unmurk.solvers.pigdm import guidance
+from unmurk.solvers.base import CountingDenoiser
+from unmurk.solvers.ddnm import ddnm_correction
+from unmurk.solvers.pigdm import pseudoinverse_guidance
 from unmurk.solvers.solve import _SOLVE as SOLVE
 
 SHAPE = (1, 6, 6)
@@ -31,7 +31,7 @@ EVEN = OPERATORS[:3]  # all singular values that are not 0 are equal
 def measured(operator, noise, n=2, prior=PRIOR, dtype=torch.float64):
     problem = Problem(operator, noise)
     truth = prior.sample(n, seed=1).to(dtype)
-    return problem.simulate(truth, seed=2), problem.at(range(n), prior.shape), truth
+    return problem.simulate(truth, seed=2), problem.bind(range(n), prior.shape), truth
 
 
 def dense(problem, y, prior=PRIOR):
@@ -62,7 +62,7 @@ def reference(step, y, problem, steps, first=2.0, last=0.1, prior=PRIOR):
     """x after each of the steps `step(row, x_t, x0, J, t, s, z)`, all of them flat."""
     low, high = last ** (1 / 7), first ** (1 / 7)
     levels = [(high + k / (steps - 1) * (low - high)) ** 7 for k in range(steps)]
-    streams = Streams(3, range(len(y)), SOLVE, 0)
+    streams = PerImageGenerator(3, range(len(y)), SOLVE, 0)
     draw = lambda: streams.randn(*prior.shape).double().flatten(1)  # noqa: E731
     x, visited = 0.5 + levels[0] * draw(), []
     for t, s in zip(levels, [*levels[1:], 0.0], strict=True):
@@ -120,11 +120,13 @@ def test_ddnm_noise_adds_up_and_the_filter_stays_below_the_papers(operator, c):
     """Response to y and to n as matrices: sigma_y^2 B B^T + M M^T = c^2 I in every direction."""
     y, problem, _ = measured(operator, 0.1, n=1)
     a, (d, m) = dense(problem, y)[0], (36, y[0].numel())
-    many = problem.take([0] * max(d, m))
+    many = problem.index_select([0] * max(d, m))
     top = torch.linalg.matrix_norm(a, 2)
 
     def apply(x0, data, n):
-        mended, fresh = mend(many.take(range(len(n))), x0, data, n, c, top.expand(len(n)))
+        mended, fresh = ddnm_correction(
+            many.index_select(range(len(n))), x0, data, n, c, top.expand(len(n))
+        )
         return mended.flatten(1).T, fresh.flatten(1).T
 
     blank = torch.zeros(d, *SHAPE).double()
@@ -149,7 +151,7 @@ def test_ddnm_noise_adds_up_and_the_filter_stays_below_the_papers(operator, c):
 def test_largest_singular_value():
     for operator in OPERATORS:
         y, problem, _ = measured(operator, 0.1)
-        start = Streams(0, [0, 1]).randn(*SHAPE).double()
+        start = PerImageGenerator(0, [0, 1]).randn(*SHAPE).double()
         found = problem.operator.norm(start)
         true = torch.linalg.matrix_norm(dense(problem, y), 2)
         torch.testing.assert_close(found, true, rtol=1e-6 if operator in EVEN else 2e-2, atol=0)
@@ -260,7 +262,7 @@ def test_pigdm_guidance_is_autograd_of_the_explicit_expression(operator):
     away = y.flatten(1) - rows(a, bent(x, t).flatten(1))
     log_likelihood = -0.5 * (away * torch.linalg.solve(gram, away)).sum()
     expected = r2 * torch.autograd.grad(log_likelihood, x)[0]
-    g, x0 = guidance(problem, Denoiser(bent), x, y, t)
+    g, x0 = pseudoinverse_guidance(problem, CountingDenoiser(bent), x, y, t)
     torch.testing.assert_close(g, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(x0, bent(x, t).detach())
 
@@ -331,7 +333,7 @@ def test_levels_and_init(method):
     solve(y, problem, Narrow(), method, steps=3)
     assert seen[0][1] == pytest.approx(0.5)
     solve(y, problem, Narrow(), method, steps=3, init=truth, init_sigma=0.2, seed=6)
-    noise = Streams(6, [0, 1], SOLVE, 0).randn(*SHAPE).double()
+    noise = PerImageGenerator(6, [0, 1], SOLVE, 0).randn(*SHAPE).double()
     torch.testing.assert_close(seen[3][0].detach(), truth + 0.2 * noise)
     assert seen[3][1] == pytest.approx(0.2)
 

@@ -20,7 +20,7 @@ from unmurk.evaluation.certify import certify
 from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.operators import Function
 from unmurk.problem import Problem
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 from unmurk.solvers import METHODS, RedDiff, solve
 from unmurk.solvers.optimise import Adam, Sgd, lbfgs
 from unmurk.solvers.red_diff_last import risk
@@ -96,10 +96,10 @@ def reference(y, problem, steps, parallel, make):
     for row in range(len(y)):
         A = matrix[row if len(matrix) > 1 else 0]
         y_u = 2 * y[row].flatten() - A @ ones
-        one = problem.take([row])
+        one = problem.index_select([row])
         y_one = 2 * y[row : row + 1] - one.A(torch.ones(1, *SHAPE).double())
         u = one.A_dagger(y_one).clone().requires_grad_()
-        streams, path = Streams(5, [row], SOLVE, 0), []
+        streams, path = PerImageGenerator(5, [row], SOLVE, 0), []
         optimiser = make(u)
         alphas, sigmas = vp_levels(steps)
         for k in range(0, steps, parallel):
@@ -134,7 +134,7 @@ MAKE = {
 @pytest.mark.parametrize("optimizer, parallel", [("adam", 4), ("adamw", 1), ("lbfgs", 2)])
 def test_paper_preset_steps_with_every_optimiser_and_parallel_levels(optimizer, parallel):
     y, problem, _ = measured("sr:average,factor=2", 0.05, n=2)
-    problem = problem.at(range(2), SHAPE)
+    problem = problem.bind(range(2), SHAPE)
     expected = reference(y, problem, 20, parallel, MAKE[optimizer])
     options = {"preset": "paper", "steps": 20, "lam": 0.3, "optimizer": optimizer}
     path, result = walk(y, problem, seed=5, parallel=parallel, **options)
@@ -288,7 +288,7 @@ def test_spread_is_the_posterior_of_the_blurred_prior_when_levels_fall_slowly():
     y = problem.simulate(prior.sample(1, seed=1), seed=2)
     options = {"steps": 300, "sigma_min": 0.1, "samples": 200}
     found = solve(y, problem, prior, preset="spread", batch=200, **options)
-    seen = problem.at([0], SHAPE).mask[0].bool()
+    seen = problem.bind([0], SHAPE).mask[0].bool()
     blurred = 0.04 + 0.1**2
     expected = torch.where(seen, (1 / blurred + 1 / 0.1**2) ** -1, blurred)
     ratio = found.samples.var(0)[0] / expected
@@ -345,10 +345,10 @@ def test_results_do_not_depend_on_the_batch(options):
     y, problem, _ = measured("inpaint:random,keep=0.5", 0.1, n=5, dtype=torch.float32)
     one, many = (solve(y, problem, prior, samples=2, batch=b, **options) for b in (3, 64))
     torch.testing.assert_close(one.samples, many.samples, rtol=1e-5, atol=1e-6)
-    again = solve(y[3:], problem.at([3, 4], SHAPE), prior, **options)
+    again = solve(y[3:], problem.bind([3, 4], SHAPE), prior, **options)
     torch.testing.assert_close(again.samples[0], many.samples[0, 3:], rtol=1e-5, atol=1e-6)
-    trace = [at["residual"] for at in one.trace]
-    assert trace == pytest.approx([at["residual"] for at in many.trace], rel=1e-4)
+    trace = [at["chi2"] for at in one.trace]
+    assert trace == pytest.approx([at["chi2"] for at in many.trace], rel=1e-4)
 
 
 class Guess(RedDiff):
@@ -370,14 +370,14 @@ def test_restarts_keep_the_run_that_fits_best(monkeypatch):
     y, problem, _ = measured("inpaint:random,keep=0.5", 0.1, n=4)
     monkeypatch.setattr(Guess, "seen", [], raising=False)
     result = solve(y, problem, lambda x, sigma: x, "guess", restarts=5)
-    runs = torch.stack(Guess.seen)
-    mask = problem.at(range(4), SHAPE).mask
+    runs = torch.stack(Guess.apply_mask)
+    mask = problem.bind(range(4), SHAPE).mask
     misfit = (mask * (y - runs)).square().flatten(2).sum(2) / 0.1**2 / mask.flatten(1).sum(1)
     least, chosen = misfit.nan_to_num(torch.inf).min(0)
     assert chosen.unique().numel() > 1
     torch.testing.assert_close(result.mean, runs[chosen, torch.arange(4)])
     assert result.nfe == 5 and result.trace[0]["nfe"] == 1
-    assert result.trace[0]["residual"] == pytest.approx(float(least.mean()))
+    assert result.trace[0]["chi2"] == pytest.approx(float(least.mean()))
     monkeypatch.setattr(Guess, "seen", [])
     first = solve(y, problem, lambda x, sigma: x, "guess").mean
     torch.testing.assert_close(first, runs[0])

@@ -13,10 +13,10 @@ from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.operators import Function
 from unmurk.problem import Problem
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 from unmurk.solvers import METHODS, Dps, RedDiff, solve
-from unmurk.solvers.base import Denoiser, prox, pull
-from unmurk.solvers.dps import guidance
+from unmurk.solvers.base import CountingDenoiser, likelihood_grad, prox
+from unmurk.solvers.dps import norm_gradient
 from unmurk.solvers.red_diff_paper import WEIGHTS
 from unmurk.solvers.solve import _SOLVE as SOLVE
 
@@ -47,7 +47,7 @@ def vp_noise_prediction(u_t, a, s, prior=PRIOR):
 
 def noises(seed, rows, draws, sample=0):
     """What a solver draws for these images."""
-    streams = Streams(seed, rows, SOLVE, sample)
+    streams = PerImageGenerator(seed, rows, SOLVE, sample)
     return [streams.randn(*SHAPE).double() for _ in range(draws)]
 
 
@@ -113,11 +113,11 @@ def released_run(y, problem, steps, lam, lr, obs, sigma_x0, weight):
     for row in range(len(y)):
         A = matrix[row if len(matrix) > 1 else 0]
         y_u = 2 * y[row].flatten() - A @ torch.ones(64, dtype=torch.float64)
-        one = problem.take([row])
+        one = problem.index_select([row])
         u = one.A_dagger(2 * y[row : row + 1] - one.A(torch.ones(1, *SHAPE).double()))
         u = u.detach().clone().requires_grad_()
         adam = torch.optim.Adam([u], lr=lr, betas=(0.9, 0.99), eps=1e-8)
-        streams = Streams(5, [row], SOLVE, 0)
+        streams = PerImageGenerator(5, [row], SOLVE, 0)
         path = []
         for a, s in zip(*vp_levels(steps), strict=True):
             jitter = (
@@ -141,7 +141,7 @@ def released_run(y, problem, steps, lam, lr, obs, sigma_x0, weight):
 @pytest.mark.parametrize("weight", REFERENCE_WEIGHTS)
 def test_paper_preset_is_the_released_algorithm_at_every_step(operator, weight):
     y, problem, _ = measured(operator, 0.05, n=2)
-    problem = problem.at(range(2), SHAPE)
+    problem = problem.bind(range(2), SHAPE)
     options = {"lam": 0.3, "lr": 0.15, "obs_weight": 1.5, "sigma_x0": 1e-3, "weight": weight}
     expected = released_run(y, problem, 20, 0.3, 0.15, 1.5, 1e-3, weight)
     path, result = walk(y, problem, seed=5, preset="paper", steps=20, **options)
@@ -155,7 +155,7 @@ def test_paper_preset_is_the_released_algorithm_at_every_step(operator, weight):
 def test_paper_preset_defaults_are_the_released_ones():
     y, problem, _ = measured("sr:average,factor=2", 0.0, n=1)
     given = solve(y, problem, PRIOR, seed=5, preset="paper", steps=10).mean
-    expected = released_run(y, problem.at([0], SHAPE), 10, 0.25, 0.1, 1.0, 0.0, "linear")[-1]
+    expected = released_run(y, problem.bind([0], SHAPE), 10, 0.25, 0.1, 1.0, 0.0, "linear")[-1]
     torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -248,7 +248,7 @@ def test_final_denoised_is_what_the_callback_saw():
 
 def test_noise_floor_zero_is_a_projection():
     y, problem, _ = measured("inpaint:random,keep=0.4", 0.0)
-    seen = problem.at(range(3), SHAPE).mask > 0
+    seen = problem.bind(range(3), SHAPE).mask > 0
     exact = solve(y, problem, PRIOR, noise_floor=0.0).mean
     torch.testing.assert_close(exact[seen], y[seen])
     floored = solve(y, problem, PRIOR).mean
@@ -275,14 +275,14 @@ def test_prior_range_bounds_the_levels():
 def test_pull_is_the_gradient_of_the_misfit():
     y, problem, _ = measured("sr:average,factor=2", 0.1)
     x = PRIOR.sample(3, seed=9).double()
-    same = Problem(Function(problem.A, linear=False), 0.1).at(range(3), SHAPE)
-    torch.testing.assert_close(pull(problem, x, y), pull(same, x, y))
+    same = Problem(Function(problem.A, linear=False), 0.1).bind(range(3), SHAPE)
+    torch.testing.assert_close(likelihood_grad(problem, x, y), likelihood_grad(same, x, y))
 
 
 def test_descent_reaches_the_prox():
     y, problem, _ = measured("sr:average,factor=2", 0.1)
     z = PRIOR.sample(3, seed=9).double()
-    same = Problem(Function(problem.A, linear=False), 0.1).at(range(3), SHAPE)
+    same = Problem(Function(problem.A, linear=False), 0.1).bind(range(3), SHAPE)
     exact = prox(problem, z, y, 0.3, 0.1)
     torch.testing.assert_close(prox(same, z, y, 0.3, 0.1, steps=40), exact, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="noise_floor"):
@@ -294,7 +294,7 @@ def test_nonlinear_operators_are_fitted():
     problem = Problem(lambda x: x.sign() * x**2, 0.02)
     y = problem.simulate(truth, seed=4)
     result = solve(y, problem, PRIOR)
-    assert result.trace[-1]["residual"] < 1.2
+    assert result.trace[-1]["chi2"] < 1.2
     error = (result.mean - truth).square().mean().sqrt()
     assert error < (y.clamp(0).sqrt() - truth).square().mean().sqrt()
     with pytest.raises(InputError, match="give init"):
@@ -311,18 +311,18 @@ def test_guidance_agrees_with_finite_differences():
 
     y, problem, _ = measured("blur:gaussian,sigma=1", 0.1)
     x, direction = PRIOR.sample(3, seed=8).double(), noises(1, [0, 1, 2], 1)[0]
-    problem = problem.at(range(3), SHAPE)
+    problem = problem.bind(range(3), SHAPE)
 
     def norms(x):
         return problem.residual(bent(x, 0.3), y).flatten(1).norm(dim=1)
 
-    gradient, x0 = guidance(problem, Denoiser(bent), x, y, 0.3, clip=False)
+    gradient, x0 = norm_gradient(problem, CountingDenoiser(bent), x, y, 0.3, clip=False)
     slope = (norms(x + 1e-5 * direction) - norms(x - 1e-5 * direction)) / 2e-5
     torch.testing.assert_close(
         (gradient * direction).flatten(1).sum(1), slope, rtol=1e-6, atol=1e-8
     )
     torch.testing.assert_close(x0, bent(x, 0.3))
-    clipped, x0 = guidance(problem, Denoiser(bent), 4 * x, y, 0.3)
+    clipped, x0 = norm_gradient(problem, CountingDenoiser(bent), 4 * x, y, 0.3)
     assert x0.max() == 1 and clipped.abs().sum() < gradient.abs().sum()
 
 
@@ -367,8 +367,8 @@ def test_dps_without_pull_samples_the_prior():
 
 def test_dps_pulls_toward_y_and_needs_a_gradient():
     y, problem, _ = measured("sr:average,factor=2", 0.05)
-    free = solve(y, problem, PRIOR, "dps", steps=100, zeta=0.0).trace[-1]["residual"]
-    assert solve(y, problem, PRIOR, "dps", steps=100).trace[-1]["residual"] < free / 10
+    free = solve(y, problem, PRIOR, "dps", steps=100, zeta=0.0).trace[-1]["chi2"]
+    assert solve(y, problem, PRIOR, "dps", steps=100).trace[-1]["chi2"] < free / 10
     with pytest.raises(InputError, match="use red-diff"):
         solve(y, problem, lambda x, sigma: PRIOR(x.detach(), sigma), "dps", steps=2)
 
@@ -392,10 +392,10 @@ def test_results_do_not_depend_on_the_batch(method, options):
     assert all_.samples.shape == (3, 5, *SHAPE)
     assert torch.equal(one.samples, all_.samples) and torch.equal(three.samples, all_.samples)
     assert one.nfe == all_.nfe
-    assert one.trace[-1]["residual"] == pytest.approx(all_.trace[-1]["residual"], rel=1e-5)
+    assert one.trace[-1]["chi2"] == pytest.approx(all_.trace[-1]["chi2"], rel=1e-5)
     again = solve(y, problem, prior, method, seed=4, **options)
     assert torch.equal(again.samples[0], all_.samples[0])
-    tail = solve(y[3:], problem.at([3, 4], SHAPE), prior, method, seed=4, **options)
+    tail = solve(y[3:], problem.bind([3, 4], SHAPE), prior, method, seed=4, **options)
     assert torch.equal(tail.mean, again.mean[3:])
     if method == "dps":
         assert not torch.equal(all_.samples[0], all_.samples[1])
@@ -418,16 +418,16 @@ def test_trace_and_callback():
     result = solve(y, problem, PRIOR, steps=5, callback=seen.append)
     assert [at["step"] for at in result.trace] == [1, 2, 3, 4, 5]
     assert [at["nfe"] for at in result.trace] == [2, 4, 6, 8, 10]
-    assert set(seen[0]) == {"step", "steps", "sigma", "x", "denoised", "nfe", "residual"}
+    assert set(seen[0]) == {"step", "steps", "sigma", "x", "denoised", "nfe", "chi2"}
     assert [at["sigma"] for at in seen] == [at["sigma"] for at in result.trace]
-    bound = problem.at(range(3), SHAPE)
+    bound = problem.bind(range(3), SHAPE)
     square = (bound.mask * (y - result.mean)).square().flatten(1).sum(1)
     chi = (square / 0.01 / bound.mask.flatten(1).sum(1)).mean()
-    assert result.trace[-1]["residual"] == pytest.approx(float(chi))
+    assert result.trace[-1]["chi2"] == pytest.approx(float(chi))
     kept = solve(y, Problem("inpaint:random,keep=0.5", 0.0), PRIOR, steps=1)
     square = (bound.mask * (y - kept.mean)).square().flatten(1).sum(1)
     rms = (square / bound.mask.flatten(1).sum(1)).sqrt().mean()
-    assert kept.trace[0]["residual"] == pytest.approx(float(rms))
+    assert kept.trace[0]["chi2"] == pytest.approx(float(rms))
 
 
 @pytest.mark.parametrize("method, options", RUNS)
@@ -494,7 +494,7 @@ def test_bad_input_is_named(monkeypatch):
     says("prior is int", y, problem, 3)
     says("keeps the shape", y, problem, lambda x, sigma: x[:1])
     says("diverged on 3", y, problem, lambda x, sigma: x * float("nan"))
-    says("bound to 2 images", y, problem.at([0, 1], SHAPE), PRIOR)
+    says("bound to 2 images", y, problem.bind([0, 1], SHAPE), PRIOR)
 
     class Needy(RedDiff):
         name, requires = "needy", "linear"

@@ -9,9 +9,9 @@ from torch.distributions import MultivariateNormal, Normal
 from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianMixture, GaussianPrior, operator_matrix
 from unmurk.problem import Problem
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 from unmurk.solvers import METHODS, solve
-from unmurk.solvers.base import Denoiser
+from unmurk.solvers.base import CountingDenoiser
 from unmurk.solvers.solve import _SOLVE as SOLVE
 from unmurk.solvers.tds import moment_twist, resample, twist
 
@@ -30,7 +30,7 @@ QUICK = {
 FREE = ["projdiff", "ddiff", "fast-dips"]  # of gradients
 
 
-class Still(Streams):
+class Still(PerImageGenerator):
     """Streams without noise."""
 
     def randn(self, *shape):
@@ -40,7 +40,7 @@ class Still(Streams):
 def measured(operator, noise, n=2, prior=PRIOR, dtype=torch.float64):
     problem = Problem(operator, noise)
     truth = prior.sample(n, seed=1).to(dtype)
-    return problem.simulate(truth, seed=2), problem.at(range(n), prior.shape)
+    return problem.simulate(truth, seed=2), problem.bind(range(n), prior.shape)
 
 
 def dense(problem, y):
@@ -80,7 +80,7 @@ def path(y, problem, method, **options):
 
 def draws(y):
     """The noise that a solver draws for these images, one flat image a call."""
-    streams = Streams(3, range(len(y)), SOLVE, 0)
+    streams = PerImageGenerator(3, range(len(y)), SOLVE, 0)
     return lambda: streams.randn(*SHAPE).double().flatten(1)
 
 
@@ -94,7 +94,9 @@ def mean_error(method, y, problem, **options):
     With a Gaussian prior these methods are affine in their noise, so that this is the mean.
     """
     solver = METHODS[method](**options)
-    mean = solver.run(y, problem, Denoiser(PRIOR), None, Still(0, range(len(y))), lambda *_: False)
+    mean = solver.run(
+        y, problem, CountingDenoiser(PRIOR), None, Still(0, range(len(y))), lambda *_: False
+    )
     exact = PRIOR.posterior(y, problem)
     return float((mean - exact.mean).norm() / exact.std.norm())
 
@@ -118,13 +120,13 @@ def test_twists_are_gaussian_guesses_and_their_gradients(operator):
     x0, gain = denoised(x.flatten(1), t)
     missing = rows(a, x0) - y.flatten(1)
     twists = [
-        (moment_twist(problem, Denoiser(PRIOR), x, y, t, 0.1, 30, 1e-10), t**2 * gain),
-        (twist(problem, Denoiser(PRIOR), x, y, t, r, 0.1), r**2 * torch.eye(16).double()),
+        (moment_twist(problem, CountingDenoiser(PRIOR), x, y, t, 0.1, 30, 1e-10), t**2 * gain),
+        (twist(problem, CountingDenoiser(PRIOR), x, y, t, r, 0.1), r**2 * torch.eye(16).double()),
     ]
-    for (guess, pull, found), spread in twists:
+    for (guess, likelihood_grad, found), spread in twists:
         wanted, gradient = gaussian_guess(a, missing, spread, gain)
         close(guess, wanted, 1e-5)
-        close(pull.flatten(1), gradient, 1e-5)
+        close(likelihood_grad.flatten(1), gradient, 1e-5)
         close(found.flatten(1), x0)
 
 
@@ -141,7 +143,7 @@ def test_moment_twist_is_the_likelihood_of_the_noisy_image():
     for seed in (5, 6):
         x = PRIOR.sample(2, seed=seed).double()
         flat = x.flatten(1)
-        found.append(moment_twist(problem, Denoiser(PRIOR), x, y, t, 0.1, 30, 1e-10)[0])
+        found.append(moment_twist(problem, CountingDenoiser(PRIOR), x, y, t, 0.1, 30, 1e-10)[0])
         exact.append(both.log_prob(torch.cat([flat, y.flatten(1)], 1)) - alone.log_prob(flat))
     close(found[1] - found[0], exact[1] - exact[0], 1e-5)
 
@@ -166,7 +168,7 @@ def test_tds_is_importance_sampling_of_paths():
     """Without resampling: every density of Algorithm 1 by itself, and draws by their weights."""
     y, problem = measured(MASK, 0.3, n=6)
     a, k, levels = dense(problem, y), 5, grid(3)
-    streams = Streams(3, range(6), SOLVE, 0)
+    streams = PerImageGenerator(3, range(6), SOLVE, 0)
     normal = lambda: streams.randn(k, *SHAPE).double().flatten(2)  # noqa: E731
     a, flat = a[:, None], y.flatten(1)[:, None].expand(-1, k, -1)
 
@@ -174,8 +176,10 @@ def test_tds_is_importance_sampling_of_paths():
         x0, gain = denoised(x, t)
         covariance = 0.09 * torch.eye(16).double() + t**2 * a @ gain @ a.mT
         law = MultivariateNormal(rows(a, x0), covariance, validate_args=False)
-        pull = rows(a.mT, torch.linalg.solve(law.covariance_matrix, flat - rows(a, x0))) @ gain
-        return law.log_prob(flat), x0, x0 + t**2 * pull
+        likelihood_grad = (
+            rows(a.mT, torch.linalg.solve(law.covariance_matrix, flat - rows(a, x0))) @ gain
+        )
+        return law.log_prob(flat), x0, x0 + t**2 * likelihood_grad
 
     x = 0.5 + levels[0] * normal()
     guess, x0, led = look(x, levels[0])
@@ -229,11 +233,11 @@ def test_tds_error_falls_with_particles():
     """With an affine operator, which is not linear, and a twist that trusts D too much. These
     draws know the squares to 0.008."""
     prior = GaussianMixture.example()
-    problem = Problem("inpaint:random,keep=0.3", 0.05).at([1] * 4, prior.shape)
+    problem = Problem("inpaint:random,keep=0.3", 0.05).bind([1] * 4, prior.shape)
     y = problem.simulate(prior.sample(4, seed=1), seed=2)
     exact, mask = prior.posterior(y, problem), problem.mask[:1]
     affine = Problem(lambda x: x * mask + 1, 0.05)
-    assert not affine.at(range(4), prior.shape).operator.linear
+    assert not affine.bind(range(4), prior.shape).operator.linear
     squares = []
     for particles in (1, 16):
         options = {"particles": particles, "samples": 20, "batch": 80, "steps": 10}
@@ -438,7 +442,7 @@ def test_bad_input_is_named():
         solve(y, Problem(lambda x: x**2, 0.1), PRIOR, "projdiff")
     wrong = [("tds", "particles"), ("tds", "iterations"), ("tds", "pixel_std"),
              ("tds", "noise_floor"), ("projdiff", "rate"), ("ddiff", "lam"), ("fast-dips", "rho"),
-             ("fast-dips", "turns")]  # fmt: skip
+             ("fast-dips", "iterations")]  # fmt: skip
     for method, option in wrong:
         with pytest.raises(InputError, match=f"{option} (is )?0"):
             solve(y, problem, PRIOR, method, **{option: 0})

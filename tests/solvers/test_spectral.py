@@ -17,11 +17,11 @@ from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.operators import Function, parse
 from unmurk.operators.linalg import LIMIT
 from unmurk.problem import Problem
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 from unmurk.solvers import METHODS, solve
-from unmurk.solvers.base import Denoiser
-from unmurk.solvers.ddnm import mend
-from unmurk.solvers.ddrm import Ddrm, renew
+from unmurk.solvers.base import CountingDenoiser
+from unmurk.solvers.ddnm import ddnm_correction
+from unmurk.solvers.ddrm import Ddrm, ddrm_step
 from unmurk.solvers.hrdis import Hrdis
 from unmurk.solvers.mmps import informed
 from unmurk.solvers.solve import _SOLVE as SOLVE
@@ -55,7 +55,7 @@ SOLVED = [*EVEN, "sr:bicubic,factor=2", "blur:gaussian,sigma=0.7,pad=circular", 
 QUICK = {"ddrm": {"steps": 4}, "tmpd": {"steps": 4}, "hrdis": {"steps": 4}}
 
 
-class Still(Streams):
+class Still(PerImageGenerator):
     """Streams without noise."""
 
     def randn(self, *shape):
@@ -65,7 +65,7 @@ class Still(Streams):
 def measured(operator, noise, n=2, prior=PRIOR, dtype=torch.float64):
     problem = Problem(operator, noise)
     truth = prior.sample(n, seed=1).to(dtype)
-    return problem.simulate(truth, seed=2), problem.at(range(n), prior.shape), truth
+    return problem.simulate(truth, seed=2), problem.bind(range(n), prior.shape), truth
 
 
 def path(y, problem, method, prior=PRIOR, **options):
@@ -77,7 +77,7 @@ def path(y, problem, method, prior=PRIOR, **options):
 
 def draws(n, shape=SHAPE):
     """The noise that `path` gives a solver, one batch of images after another."""
-    streams = Streams(3, range(n), SOLVE, 0)
+    streams = PerImageGenerator(3, range(n), SOLVE, 0)
     while True:
         yield streams.randn(*shape).double()
 
@@ -103,7 +103,7 @@ def map_matrix(f, n, shape):
 
 def check_svd(operator, shape, tolerance=1e-6):
     """V f(s) V^T = f(A^T A), V s U^T = A^T, U^T A = s V^T, and U orthonormal."""
-    one, d = operator.at([5], shape), math.prod(shape)
+    one, d = operator.bind([5], shape), math.prod(shape)
     y_shape = one.y_shape(shape)
     m, eye = math.prod(y_shape), torch.eye(d).double()
     a = map_matrix(one.A, d, shape)
@@ -118,7 +118,7 @@ def check_svd(operator, shape, tolerance=1e-6):
     agree(lambda x: out(s**2 * into(x)), a.T @ a)
     agree(lambda x: out(into(x) / (0.1 + s**2)), torch.linalg.inv(0.1 * eye + a.T @ a))
     agree(lambda y: out(s * back(y)), a.T, m, y_shape)
-    x = Streams(1, [0]).randn(*shape).double()
+    x = PerImageGenerator(1, [0]).randn(*shape).double()
     torch.testing.assert_close(out(back(one.A(x))), out(s * into(x)), rtol=0, atol=tolerance)
     turn = torch.linalg.svdvals(map_matrix(lambda y: out(back(y)), m, y_shape))
     assert torch.minimum(turn, (turn - 1).abs()).max() < tolerance
@@ -149,7 +149,7 @@ def test_decompositions_that_change_the_channels():
 def test_decompositions_of_any_blur(blur, pad, shape):
     operator = parse(f"blur:{blur},pad={pad}")
     spectrum = operator.svd(torch.zeros(1, *shape).double())
-    x, y = (Streams(seed, [0]).randn(*shape).double() for seed in (1, 2))
+    x, y = (PerImageGenerator(seed, [0]).randn(*shape).double() for seed in (1, 2))
     transposed = spectrum.out(spectrum.s * spectrum.measured(y))
     torch.testing.assert_close(transposed, operator.A_adjoint(y), rtol=0, atol=1e-6)
     given = spectrum.out(spectrum.s**2 * spectrum.into(x))
@@ -160,7 +160,7 @@ def test_decompositions_of_any_blur(blur, pad, shape):
 def test_structure_spares_the_matrix(form):
     """Far above the limit of dense matrices, and in the type and for the rows that are given."""
     shape = (1, 60, 48)
-    operator = parse(form).at([0, 1], shape)
+    operator = parse(form).bind([0, 1], shape)
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     spectrum = operator.svd(x)
     assert spectrum.s.dtype == torch.float32
@@ -170,7 +170,7 @@ def test_structure_spares_the_matrix(form):
 
 
 def test_images_with_their_own_matrices():
-    operator = parse(DENSE[1]).at([0, 1, 2], SHAPE)
+    operator = parse(DENSE[1]).bind([0, 1, 2], SHAPE)
     x = PRIOR.sample(3, seed=2).double()
     spectrum = operator.svd(x)
     normal = spectrum.out(spectrum.s**2 * spectrum.into(x))
@@ -259,12 +259,12 @@ def test_ddrm_meets_ddnm(operator, noise, s):
     spectrum, top = problem.operator.svd(x), torch.linalg.matrix_norm(
         operator_matrix(problem, SHAPE, y), 2
     ).expand(2)  # fmt: skip
-    mended, fresh = mend(problem, x0, y, z, s, top)
+    mended, fresh = ddnm_correction(problem, x0, y, z, s, top)
     given = (spectrum, spectrum.measured(y), noise, x, x0, 0.7, s)
     if noise == 0:
-        torch.testing.assert_close(renew(*given, z, 1.0, 1.0), mended + fresh)
+        torch.testing.assert_close(ddrm_step(*given, z, 1.0, 1.0), mended + fresh)
     else:
-        ddrm = renew(*given, -z, 0.0, 1.0)
+        ddrm = ddrm_step(*given, -z, 0.0, 1.0)
         torch.testing.assert_close(problem.A(ddrm), problem.A(mended + fresh))
 
 
@@ -335,7 +335,7 @@ def test_tmpd_is_mmps_where_pixels_are_independent(operator):
 def test_tmpd_samples_the_posterior_where_pixels_are_independent():
     y, problem, _ = measured("inpaint:random,keep=0.5", 0.1, n=1, prior=WHITE)
     exact = WHITE.posterior(y, problem)
-    mean = Tmpd().run(y, problem, Denoiser(WHITE), None, Still(0, [0]), lambda *_: False)
+    mean = Tmpd().run(y, problem, CountingDenoiser(WHITE), None, Still(0, [0]), lambda *_: False)
     assert (mean - exact.mean).norm() < 0.02 * exact.std.norm()
     x = solve(y, problem, WHITE, "tmpd", samples=400, batch=400).samples[:, 0]
     shown = problem.mask > 0
@@ -470,7 +470,7 @@ def test_network_runs_without_gradients(method):
 def test_hidden_pixels_may_hold_anything(method):
     for operator in (EVEN[0], DENSE[1]):
         y, problem, _ = measured(operator, 0.1)
-        holes = torch.where(problem.operator.seen(torch.ones_like(y)) > 0, y, torch.nan)
+        holes = torch.where(problem.operator.apply_mask(torch.ones_like(y)) > 0, y, torch.nan)
         clean, dirty = (solve(v, problem, PRIOR, method, **QUICK[method]).mean for v in (y, holes))
         assert torch.equal(clean, dirty)
 

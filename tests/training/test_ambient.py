@@ -107,11 +107,11 @@ def test_further_masks_have_the_law_they_should():
     y, g = torch.rand(512, 1, 16, 16), torch.Generator().manual_seed(0)
     problem = Problem("inpaint:random,keep=0.5", 0.1)
     method = Ambient(y, problem, (1, 16, 16))
-    seen = problem.at(range(512), (1, 16, 16)).mask
+    seen = problem.bind(range(512), (1, 16, 16)).mask
     assert abs(method.mask(seen, g).mean() - 0.9) < 0.005
     problem = Problem("inpaint:box,size=4,seed=1", 0.1)
     method = Ambient(y, problem, (1, 16, 16))
-    other = method.mask(problem.at(range(512), (1, 16, 16)).mask, g)
+    other = method.mask(problem.bind(range(512), (1, 16, 16)).mask, g)
     assert (other.flatten(1).sum(1) == 240).all() and len(other.flatten(1).unique(dim=0)) > 100
 
 
@@ -132,7 +132,7 @@ def test_what_it_cannot_learn_from_is_refused_at_once(tmp_path):
     with pytest.raises(InputError, match="the same pixels in all images"):
         learn(y, Problem("inpaint:box,size=4", 0.1), "ambient", out=out)
     with pytest.raises(InputError, match="further is 1.5"):
-        learn(y, Problem("identity", 0.1), "ambient", out=out, further=1.5)
+        learn(y, Problem("identity", 0.1), "ambient", out=out, delta=1.5)
     with pytest.raises(InputError, match="option 'speed' of ambient: its options are further"):
         learn(y, Problem("identity", 0.1), "ambient", out=out, speed=1)
     with pytest.raises(InputError, match="option 'objective' of noisy: it has none"):

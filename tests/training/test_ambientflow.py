@@ -60,11 +60,11 @@ def test_at_the_true_posterior_every_weight_is_the_evidence(text):
     a = problem.A(torch.eye(16, dtype=torch.float64).view(16, 1, 4, 4)).flatten(1).T
     x = torch.distributions.MultivariateNormal(mu, cov).sample((5,)).view(5, 1, 4, 4)
     y = problem.simulate(x)
-    evidence = torch.distributions.MultivariateNormal(
+    elbo_loss = torch.distributions.MultivariateNormal(
         a @ mu, a @ cov @ a.T + 0.09 * torch.eye(len(a), dtype=torch.float64)
     ).log_prob(y.flatten(1))
     weights = log_weights(Exact(mu, cov, a, 0.3), Normal(mu, cov), y, problem, 3, g)
-    torch.testing.assert_close(weights, evidence.expand(3, 5), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(weights, elbo_loss.expand(3, 5), atol=1e-6, rtol=1e-6)
 
 
 class Gaussian(nn.Module):

@@ -20,9 +20,9 @@ from unmurk import rng as seeds
 from unmurk.diffusion.prior import nelbo
 from unmurk.errors import InputError
 from unmurk.problem import Problem
-from unmurk.rng import Share, generator
+from unmurk.rng import ShardedGenerator, generator
 from unmurk.training import Rounds, Settings, learn
-from unmurk.training.distributed import divides, interruptible
+from unmurk.training.distributed import check_batch_divisible, interruptible
 from unmurk.training.losses import levels
 from unmurk.training.trainer import Trainer
 
@@ -30,7 +30,7 @@ from unmurk.training.trainer import Trainer
 
 
 def shares(ranks):
-    return [Share.of(generator(0, 1), rank, ranks) for rank in range(ranks)]
+    return [ShardedGenerator.of(generator(0, 1), rank, ranks) for rank in range(ranks)]
 
 
 def together(parts):
@@ -121,9 +121,9 @@ def test_the_losses_of_two_processes_have_the_mean_of_one(tmp_path, monkeypatch,
 
 
 def test_a_batch_is_divided_evenly():
-    divides(32, 4)
+    check_batch_divisible(32, 4)
     with pytest.raises(InputError, match="batch of 32 does not divide among 3"):
-        divides(32, 3)
+        check_batch_divisible(32, 3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -141,7 +141,7 @@ def test_a_step_in_progress_is_finished(tmp_path, number):
     whole, cut, rest = Fragile(set()), Told(set()), Fragile(set())
     for method in (cut, rest):
         method.weight.load_state_dict(whole.weight.state_dict())
-        method.averages["w"].load_state_dict(whole.averages["w"].state_dict())
+        method.ema["w"].load_state_dict(whole.ema["w"].state_dict())
     Trainer(whole, y, settings, tmp_path / "whole", quiet=True).run()
     trainer = Trainer(cut, y, settings, tmp_path / "cut", quiet=True)
     with pytest.raises(KeyboardInterrupt):

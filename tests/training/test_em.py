@@ -13,7 +13,7 @@ from unmurk.cli.main import main
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.problem import Problem
-from unmurk.rng import Streams
+from unmurk.rng import PerImageGenerator
 from unmurk.solvers.draws import Draws
 from unmurk.training import Rounds, learn
 from unmurk.training.conditional import Conditional, stem
@@ -66,10 +66,10 @@ def test_the_first_draws_are_those_of_the_moment_prior(tmp_path):
     rounds = Rounds(rounds=1, images=256)
     method = Em(y, problem, (1, 8, 8), rounds=rounds, solver=Draws("diffpir", steps=2))
     method.before(Trainer(method, y, TINY, tmp_path, quiet=True), 0, 0.0)
-    x, bound = method.buffers["images"].float(), problem.at(range(256), (1, 8, 8))
+    x, bound = method.buffers["images"].float(), problem.bind(range(256), (1, 8, 8))
     chi = bound.residual(x, y).square().sum() / (0.05**2 * bound.measurements(y).sum())
     assert 0.85 < chi < 1.15
-    assert torch.equal(method.posterior.start.mean, method.averages["posterior"].start.mean)
+    assert torch.equal(method.posterior.start.mean, method.ema["posterior"].start.mean)
     hidden = 1 - bound.mask.expand_as(x)
     assert (x.std(0) * hidden[0]).sum() / hidden[0].sum() > 0.05
 
@@ -159,7 +159,7 @@ def test_the_conditional_loss_is_that_of_a_regression_on_fresh_measurements(monk
         return x + 0.1
 
     monkeypatch.setattr(method.network, "denoise", denoise)
-    problem, noise = MASKS.at(range(4), (1, 8, 8)), torch.Generator().manual_seed(3)
+    problem, noise = MASKS.bind(range(4), (1, 8, 8)), torch.Generator().manual_seed(3)
     loss = method.matching(x, problem, sigma, noise)
     again = torch.Generator().manual_seed(3)
     y = problem.A(x) + 0.1 * torch.randn(x.shape, generator=again)
@@ -198,10 +198,10 @@ def test_its_draws_obey_what_is_seen_and_what_was_learnt(tmp_path):
     method = Em(y, problem, (1, 8, 8), rounds=rounds, e_step="conditional")
     trainer = Trainer(method, y, replace(TINY, kimg=1.2, rate=5e-3), tmp_path, quiet=True)
     assert trainer.load()
-    truth, other = flat(64, 1), problem.at(range(64), (1, 8, 8))
+    truth, other = flat(64, 1), problem.bind(range(64), (1, 8, 8))
     given = problem.simulate(truth)
     channels = method.posterior.known(given, other)[1]
-    x = method.teacher.sample(channels, Streams(0, range(64)), 8)
+    x = method.teacher.sample(channels, PerImageGenerator(0, range(64)), 8)
     assert ((x.mean((1, 2, 3)) > 0.5) == (truth[:, 0, 0, 0] > 0.5)).float().mean() > 0.95
     assert float((x - truth).square().mean().sqrt()) < 0.3  # 0.42 for draws that know nothing
     assert not (tmp_path / "conditional").exists()  # what is saved is what can be used

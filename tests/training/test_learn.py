@@ -26,12 +26,12 @@ from unmurk.training.losses import (
     anchored_masked,
     denoising,
     distilled,
-    evidence,
+    elbo_loss,
     forward_kl,
     levels,
     recorrupted,
 )
-from unmurk.training.trainer import Group, Span, Trainer, write_atomically
+from unmurk.training.trainer import LRPhase, ParamGroup, Trainer, write_atomically
 
 # ------------------------------------------------------------------ x ~ N(0, 1), y = x + N(0, 1/4)
 
@@ -111,7 +111,7 @@ def test_the_papers_objective_solves_the_linear_gaussian_case():
     flow, prior = LinearFlow(), GaussianPrior()
 
     def loss(_, y, g):
-        value, x = evidence(flow, prior, y, PROBLEM, g)
+        value, x = elbo_loss(flow, prior, y, PROBLEM, g)
         return value + denoising(prior, x, levels(len(x), g), g)
 
     descend(loss, [flow, prior], steps=2500)
@@ -159,13 +159,13 @@ def test_withheld_pixels_teach_what_masks_hide(hide):
     Without withheld pixels nothing is learnt of the hidden ones.
     """
     m, a = Neighbours(), 0.6
-    problem = Problem("inpaint:random,keep=0.5", SIGMA).at(range(2048), (1, 1, 2))
+    problem = Problem("inpaint:random,keep=0.5", SIGMA).bind(range(2048), (1, 1, 2))
 
     def loss(x, y, g):
         both = torch.stack([x[:2048], x[2048:]], -1).view(-1, 1, 1, 2)
         both[..., 1] = 0.9 * both[..., 0] + math.sqrt(1 - 0.9**2) * both[..., 1]
         y = problem.A(both) + SIGMA * torch.randn(both.shape, generator=g)
-        return recorrupted(m, problem.operator.seen(y), problem, a, g, hide)
+        return recorrupted(m, problem.operator.apply_mask(y), problem, a, g, hide)
 
     descend(loss, [m], steps=600)
     gain = 1 / (1 + SIGMA**2 * (1 + a**2))
@@ -197,7 +197,7 @@ def test_what_nothing_shows_draws_the_correction_to_zero():
 def test_the_anchor_of_masks_that_show_all_is_the_anchor():
     """Nothing hidden and nothing withheld: the loss on noisy images, above the level."""
     prior, problem = GaussianPrior(), Problem("inpaint:random,keep=1", SIGMA)
-    problem = problem.at(range(64), (1, 2, 2))
+    problem = problem.bind(range(64), (1, 2, 2))
     y, sigma = torch.randn(64, 1, 2, 2), torch.full((64,), 0.9)
 
     class Mean:
@@ -373,9 +373,9 @@ class Fragile:
         self.weight = nn.Linear(1, 1, bias=False)
         self.fails = fails
         self.modules = {"w": self.weight}
-        self.averages = {"w": nn.Linear(1, 1, bias=False)}
+        self.ema = {"w": nn.Linear(1, 1, bias=False)}
         self.buffers = {}
-        self.groups = [Group(list(self.weight.parameters()))]
+        self.groups = [ParamGroup(list(self.weight.parameters()))]
         self.calls = 0
 
     def before(self, trainer, step, progress):
@@ -390,7 +390,7 @@ class Fragile:
 def test_the_average_of_a_part_that_starts_late_forgets_its_start(tmp_path):
     """Half-life 5 % of the images since the part began: hand-computed for three steps."""
     method = Fragile(set())
-    method.groups = [Group(list(method.weight.parameters()), (Span(0.5),))]
+    method.groups = [ParamGroup(list(method.weight.parameters()), (LRPhase(0.5),))]
     settings = Settings(kimg=0.4, batch=4, precision="fp32")
     trainer = Trainer(method, torch.ones(8, 1), settings, tmp_path, quiet=True)
     assert trainer.steps == 100
@@ -402,7 +402,7 @@ def test_the_average_of_a_part_that_starts_late_forgets_its_start(tmp_path):
         trainer.average()
         keep = 0.5 ** (4 / (0.05 * 4 * (step - 50))) if step > 50 else 0.0
         expected = value if expected is None else keep * expected + (1 - keep) * value
-        assert abs(method.averages["w"].weight.item() - expected) < 1e-5
+        assert abs(method.ema["w"].weight.item() - expected) < 1e-5
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
@@ -420,7 +420,7 @@ def test_ten_in_a_row_go_back_with_half_the_rate(tmp_path, capfd):
     trainer = Trainer(method, torch.full((8, 1), 2.0), settings, tmp_path)
     trainer.run()
     assert trainer.factor == 0.5 and trainer.step == 200
-    assert abs(method.averages["w"].weight.item() - 2) < 0.1
+    assert abs(method.ema["w"].weight.item() - 2) < 0.1
     assert "ten steps in a row" in capfd.readouterr().err
 
 

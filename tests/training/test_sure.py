@@ -24,10 +24,10 @@ def test_the_risk_is_the_true_error_in_expectation(text):
     g = torch.Generator().manual_seed(1)
     n = 4096
     x = torch.rand(n, 1, 8, 8, generator=g, dtype=torch.float64)
-    problem = Problem(text, 0.3).at(range(n), (1, 8, 8))
+    problem = Problem(text, 0.3).bind(range(n), (1, 8, 8))
     clean = problem.A(x)
     noise = torch.randn(clean.shape, generator=g, dtype=torch.float64)
-    y = problem.operator.seen(clean + 0.3 * noise)
+    y = problem.operator.apply_mask(clean + 0.3 * noise)
 
     def h(y):
         start = problem.A_dagger(y)

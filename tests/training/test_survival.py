@@ -28,7 +28,7 @@ class Meets(Fragile):
     def __init__(self, monkeypatch, call=None):
         super().__init__(set())
         torch.nn.init.constant_(self.weight.weight, 0.3)
-        torch.nn.init.constant_(self.averages["w"].weight, 0.3)
+        torch.nn.init.constant_(self.ema["w"].weight, 0.3)
         self.monkeypatch, self.call = monkeypatch, call
 
     def losses(self, *given):

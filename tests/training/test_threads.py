@@ -40,7 +40,7 @@ def test_batches_are_read_and_bound_with_one_thread(two_threads):
         lambda rows, device: found.append(torch.get_num_threads()),
     )
     try:
-        batches.at(0)
+        batches.batch_at(0)
     finally:
         batches.close()
     assert found and set(found) == {1}

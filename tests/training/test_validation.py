@@ -19,9 +19,9 @@ from unmurk.training.validation import (
     EVALUATIONS,
     SHARES,
     Checks,
+    chi2,
     evidence_bound,
-    gap,
-    residual,
+    measurement_swd,
 )
 
 PROBLEM = Problem("identity", 0.3)
@@ -63,7 +63,7 @@ def test_the_bound_of_an_exact_pair_is_the_evidence():
     """log N(y; 1/2, 0.2^2 + 0.3^2) for each pixel, and less for a posterior that is too wide."""
     x = PRIOR.sample(2000)
     y = PROBLEM.simulate(x)
-    bound = PROBLEM.at(range(2000), (1, 8, 8))
+    bound = PROBLEM.bind(range(2000), (1, 8, 8))
     exact = float(PRIOR.log_evidence(y, bound).mean() / 64)
     found = evidence_bound(Bounded(), Exact(), y, bound, noise())
     assert abs(found - exact) < 0.02
@@ -74,21 +74,21 @@ def test_the_bound_of_an_exact_pair_is_the_evidence():
 
 def test_draws_of_the_posterior_have_chi_square_one():
     y = PROBLEM.simulate(PRIOR.sample(500))
-    bound = PROBLEM.at(range(500), (1, 8, 8))
+    bound = PROBLEM.bind(range(500), (1, 8, 8))
     draws = PRIOR.posterior(y, bound).sample(1)[0]
-    assert abs(residual(draws, y, bound) - 1) < 0.03
-    assert residual(y, y, bound) == 0
+    assert abs(chi2(draws, y, bound) - 1) < 0.03
+    assert chi2(y, y, bound) == 0
     # the posterior mean: E (y - m)^2 / sigma^2 = sigma^2 / (tau^2 + sigma^2)
-    assert abs(residual(PRIOR.posterior(y, bound).mean, y, bound) - 9 / 13) < 0.03
+    assert abs(chi2(PRIOR.posterior(y, bound).mean, y, bound) - 9 / 13) < 0.03
 
 
 def test_hidden_pixels_do_not_count():
-    problem = Problem("inpaint:random,keep=0.5", 0.1).at(range(8), (1, 8, 8))
+    problem = Problem("inpaint:random,keep=0.5", 0.1).bind(range(8), (1, 8, 8))
     y = problem.simulate(blobs(8))
     x = y + 0.1
-    assert abs(residual(x, y, problem) - 1) < 1e-4
+    assert abs(chi2(x, y, problem) - 1) < 1e-4
     garbage = torch.where(problem.mask > 0, y, 7.0)
-    assert residual(x, garbage, problem) == pytest.approx(residual(x, y, problem))
+    assert chi2(x, garbage, problem) == pytest.approx(chi2(x, y, problem))
 
 
 @pytest.mark.parametrize("operator", ["identity", "inpaint:random,keep=0.5", "cs:structured"])
@@ -97,20 +97,20 @@ def test_the_gap_is_least_for_the_right_prior(operator):
     keep = ",ratio=0.5" if operator.startswith("cs") else ""
     problem = Problem(operator + keep, 0.05)
     y = problem.simulate(PRIOR.sample(300))
-    bound = problem.at(range(300), (1, 8, 8))
+    bound = problem.bind(range(300), (1, 8, 8))
     right = PRIOR.sample(300, seed=5)
     wrong = [0.5 + scale * (right - 0.5) for scale in (1.7, 0.5)]
-    best = gap(right, y, bound, noise())
-    assert all(gap(x, y, bound, noise()) > 1.8 * best for x in wrong)
+    best = measurement_swd(right, y, bound, noise())
+    assert all(measurement_swd(x, y, bound, noise()) > 1.8 * best for x in wrong)
 
 
 def test_the_gap_of_a_constant_shift_is_known():
     """Whole images of one grey, no noise to speak of: see `metrics.sliced_wasserstein`."""
     problem = Problem("identity", 1e-6)
     y = torch.full((20, 1, 8, 8), 0.25)
-    bound = problem.at(range(20), (1, 8, 8))
-    assert gap(y, y, bound, noise()) < 1e-5
-    near, far = (gap(y + d, y, bound, noise()) for d in (0.1, 0.2))
+    bound = problem.bind(range(20), (1, 8, 8))
+    assert measurement_swd(y, y, bound, noise()) < 1e-5
+    near, far = (measurement_swd(y + d, y, bound, noise()) for d in (0.1, 0.2))
     assert far == pytest.approx(2 * near, rel=1e-3)
 
 
@@ -137,7 +137,7 @@ def test_a_run_records_them_and_learns_the_same(tmp_path, monkeypatch):
     taken = [line for line in lines if "check/gap" in line]
     assert [line["kimg"] for line in taken] == pytest.approx([0.128, 0.192, 0.256, 0.32])
     for line in taken:
-        assert all(math.isfinite(line[f"check/{k}"]) for k in ("gap", "residual", "evidence"))
+        assert all(math.isfinite(line[f"check/{k}"]) for k in ("measurement_swd", "chi2", "elbo"))
 
 
 # -- the best weights are kept --------------------------------------------------------------------
@@ -156,8 +156,8 @@ class Judge(Checks):
         return self.verdicts[len(self.seen) - 1]
 
 
-BETTER = {"gap": 0.1, "residual": 1.0, "evidence": -1.0}
-WORSE = {"gap": 0.1, "residual": 1.0, "evidence": -2.0}
+BETTER = {"measurement_swd": 0.1, "chi2": 1.0, "elbo": -1.0}
+WORSE = {"measurement_swd": 0.1, "chi2": 1.0, "elbo": -2.0}
 
 
 def judged(out, monkeypatch, verdicts, stop=None, method="noisy", **options):

@@ -118,15 +118,15 @@ class Learn(Command):
     def run(self) -> dict[str, Any]:
         with output(self.out, [self.data], owner=True, job=job_of(self)) as to:
             to.expect(["report.html"])
-            from ..io.datasets import simulated, some
-            from ..io.gaps import whole
+            from ..io.datasets import head, simulated
+            from ..io.gaps import full
             from ..io.images import ImageSet
 
             data, skipped = measured(self.data, self.skip_bad, self.range, self.nan)
             y = getattr(data, "images", data)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
             problem = problem_of(
-                self.operator, noise, None if self.simulate else lambda: whole(some(y))
+                self.operator, noise, None if self.simulate else lambda: full(head(y))
             )
             to.reads(problem.operator.digests())
             _keeps_numbers(skipped, y, problem)
@@ -331,7 +331,7 @@ def _keeps_numbers(skipped: dict[str, str], y: Any, problem: "Problem") -> None:
     if not skipped:
         return
     shape = problem.operator.x_shape(y.shape)
-    bound = problem.operator.at([0, 1], shape)
+    bound = problem.operator.bind([0, 1], shape)
     parts = getattr(bound, "members", (bound,))
     held = [getattr(part, name) for part in parts for name in part.tensors]
     if any(value is not None and len(value) > 1 for value in held):
@@ -351,8 +351,8 @@ def _in_one_scale(
 
     truth = images_of(reference, span=span)
     scale = truth.scale
-    whole = scale.dtype[0] in "iu"
-    known = Span(scale.offset, scale.offset + scale.gain, scale.dtype) if whole else None
+    full = scale.dtype[0] in "iu"
+    known = Span(scale.offset, scale.offset + scale.gain, scale.dtype) if full else None
     return images_of(restored, span=span or known).images, truth.images
 
 

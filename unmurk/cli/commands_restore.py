@@ -110,7 +110,7 @@ class Restore(Command):
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = place(y)[0]
                 shape = problem.operator.x_shape(y.shape[1:])
-                bound = problem.to(y.device).at(numbers, shape)
+                bound = problem.to(y.device).bind(numbers, shape)
                 y, bound = without_missing(y, bound, self.nan, shape)
                 flow = posterior_for(posterior, shape, self.tile)
                 mean, std = flow.mean_std(y, bound, self.samples, self.seed, numbers)
@@ -187,7 +187,7 @@ class Solve(Command):
                 with _progress(self.method) as callback:
                     result = solve(
                         y,
-                        problem.to(y.device).at(numbers, shape),
+                        problem.to(y.device).bind(numbers, shape),
                         prior_for(prior, shape, self.tile),
                         method=self.method,
                         samples=self.samples,
@@ -199,7 +199,7 @@ class Solve(Command):
                         nan=self.nan,
                         **options,
                     )
-                residual = result.trace[-1]["residual"] if result.trace else None
+                residual = result.trace[-1]["chi2"] if result.trace else None
                 ends.append((len(y), residual, result.method, result.nfe))
                 several = {"samples": result.samples, "std": result.std}
                 return {"images": result.mean, **(several if self.samples > 1 else {})}
@@ -237,7 +237,7 @@ def _sum_up(ends: list[End]) -> dict[str, Any]:
     *_, (_, _, method, nfe) = ends
     weighed = [count * end for count, end, *_ in ends if end is not None]
     residual = sum(weighed) / sum(end[0] for end in ends) if weighed else None
-    return {"method": method, "nfe": nfe, "residual": residual}
+    return {"method": method, "nfe": nfe, "chi2": residual}
 
 
 # -- one run --------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ from ..bounds import File, check_memory
 from ..devices import filled, networks, on_device
 from ..errors import InputError
 from ..operators.base import per_image
-from ..rng import Streams, normal, permutation, uniform, whole
+from ..rng import PerImageGenerator, global_batch, normal, permutation, uniform
 from .networks import backbone
 from .pretrained import Adm, adm, download, hub_name, image_size, pipeline
 from .samplers import heun, karras, posterior_draw, prior_draw
@@ -90,11 +90,11 @@ def nelbo(
     kind: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
     offset = uniform((b, draws), generator, **kind)
     order = permutation((b, draws), generator, x.device)
-    n = whole(b, generator) * draws
+    n = global_batch(b, generator) * draws
     sigma = sigma_min * torch.exp(span * (order + offset).flatten() / n)
-    many = x.repeat_interleave(draws, 0)
-    noise = normal((b, draws, *x.shape[1:]), generator, **kind).reshape(many.shape)
-    error = denoise(many + per_image(sigma, many) * noise, sigma) - many
+    repeated = x.repeat_interleave(draws, 0)
+    noise = normal((b, draws, *x.shape[1:]), generator, **kind).reshape(repeated.shape)
+    error = denoise(repeated + per_image(sigma, repeated) * noise, sigma) - repeated
     bound = span * (error.flatten(1).square().sum(1) / sigma**2).view(b, draws).mean(1)
     if not constants:
         return bound
@@ -242,18 +242,20 @@ class Prior(nn.Module):
         done, batch = [], min(batch, self.together(self.shape[1] * self.shape[2]))
         for start in range(0, n, batch):
             index = range(start, min(start + batch, n))
-            streams = Streams(seed, index, device=self.log_levels.device)
+            streams = PerImageGenerator(seed, index, device=self.log_levels.device)
             x = 0.5 + float(sigmas[0]) * streams.randn(*self.shape)
             done.append(heun(self.denoise, x, sigmas))
         return torch.cat(done)
 
     @torch.no_grad()
-    def restore(self, y: Tensor, sigma: float, streams: Streams, steps: int = 16) -> Tensor:
+    def restore(
+        self, y: Tensor, sigma: float, streams: PerImageGenerator, steps: int = 16
+    ) -> Tensor:
         """One draw from p(x | y) for y = x + sigma n; see `samplers.posterior_draw`."""
         return posterior_draw(self.denoise, y, sigma, streams, steps)
 
     @torch.no_grad()
-    def draw(self, streams: Streams, steps: int = 31) -> Tensor:
+    def draw(self, streams: PerImageGenerator, steps: int = 31) -> Tensor:
         """One new image for each stream, stochastic; see `samplers.prior_draw`."""
         shape, low, high = self.shape, self.sigma_min, self.sigma_max
         return prior_draw(self.denoise, shape, streams, steps, low, high)

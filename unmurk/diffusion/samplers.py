@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..rng import Streams
+from ..rng import PerImageGenerator
 
 __all__ = ["Reverse", "diffuse", "heun", "karras", "posterior_draw", "prior_draw"]
 
@@ -54,7 +54,7 @@ def karras(steps: int, sigma_max: float, sigma_min: float, rho: float = 7.0) -> 
 class Reverse:
     """Steps down the noise levels; it remembers the denoised image of the step before."""
 
-    def __init__(self, noise: Streams) -> None:
+    def __init__(self, noise: PerImageGenerator) -> None:
         self.noise = noise
         self.before: tuple[Tensor, float] | None = None
 
@@ -75,7 +75,7 @@ class Reverse:
         keep = (s / t) ** 2
         return keep * x + (1 - keep) * ahead, s * math.sqrt(1 - keep)
 
-    def take(self, rows: Tensor) -> None:
+    def index_select(self, rows: Tensor) -> None:
         """Go on with some of the rows; they may repeat."""
         if self.before is not None:
             self.before = self.before[0][rows], self.before[1]
@@ -83,7 +83,10 @@ class Reverse:
 
 @torch.no_grad()
 def diffuse(
-    denoise: Callable[[Tensor, float], Tensor], x: Tensor, levels: Sequence[float], noise: Streams
+    denoise: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    levels: Sequence[float],
+    noise: PerImageGenerator,
 ) -> Tensor:
     """A draw from p(clean | x) where x (B, C, H, W) holds noise of levels[0].
 
@@ -100,7 +103,7 @@ def posterior_draw(
     denoise: Callable[[Tensor, float], Tensor],
     y: Tensor,
     sigma: float,
-    noise: Streams,
+    noise: PerImageGenerator,
     steps: int = 16,
 ) -> Tensor:
     """One draw from p(x | y) for y = x + sigma n, by the reverse diffusion from (y, sigma).
@@ -142,7 +145,7 @@ def posterior_draw(
 def prior_draw(
     denoise: Callable[[Tensor, float], Tensor],
     shape: Sequence[int],
-    noise: Streams,
+    noise: PerImageGenerator,
     steps: int = 31,
     sigma_min: float = 0.005,
     sigma_max: float = TOP,

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams, generator
-from ..solvers.base import Claim, Denoiser
+from ..rng import PerImageGenerator, generator
+from ..solvers.base import Claim, CountingDenoiser
 from ..solvers.solve import METHODS, PRESETS, configure
 from .exam import (
     BIAS,
@@ -129,7 +129,7 @@ class Row:
         return f"{self.prior}, {self.operator}, noise {self.noise:g}"
 
 
-class ExactDenoiser(Denoiser):
+class ExactDenoiser(CountingDenoiser):
     """The counted denoiser that solvers are given; `prior` is the exact prior behind it."""
 
     def __init__(self, prior: Prior) -> None:
@@ -253,13 +253,15 @@ def _runner(name: str, solver: Given) -> tuple[Function, Claim]:
     def run(y: Tensor, problem: Problem, denoise: Any, samples: int, seed: int) -> Tensor:
         rows = list(range(len(y))) * samples
         noise = _Shared(seed, len(rows))
-        x = method.run(y[rows], problem.take(rows), denoise, None, noise, lambda *_, **__: False)
+        x = method.run(
+            y[rows], problem.index_select(rows), denoise, None, noise, lambda *_, **__: False
+        )
         return x.detach().reshape(samples, len(y), *x.shape[1:])
 
     return run, method.claims
 
 
-class _Shared(Streams):
+class _Shared(PerImageGenerator):
     """One stream for all rows, for speed."""
 
     def __init__(self, seed: int, rows: int) -> None:

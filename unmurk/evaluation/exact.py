@@ -31,7 +31,7 @@ from torch import Tensor
 from ..devices import filled
 from ..errors import InputError
 from ..operators.linalg import matrix
-from ..rng import Streams, generator
+from ..rng import PerImageGenerator, generator
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -63,7 +63,7 @@ def operator_matrix(problem: "Problem", shape: tuple[int, ...], like: Tensor) ->
         InputError: The operator is not linear.
     """
     if problem.index is None:
-        problem = problem.at(range(len(like)), shape)
+        problem = problem.bind(range(len(like)), shape)
     if not problem.operator.linear:
         raise InputError(
             f"operator '{problem.operator.spec}' is not linear, so it has no matrix;"
@@ -176,7 +176,9 @@ class GaussianPrior:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n images (n, C, H, W), float32; image i depends on (seed, i) alone."""
-        z = Streams(seed, range(n), _PRIOR, device=self.mean.device).randn(self.mean.numel())
+        z = PerImageGenerator(seed, range(n), _PRIOR, device=self.mean.device).randn(
+            self.mean.numel()
+        )
         return (self.mean + self._out(z.double() * self._power.sqrt())).float()
 
     def _measured(self, y: Tensor, problem: "Problem") -> tuple[Tensor, Tensor, Tensor]:
@@ -222,16 +224,18 @@ class GaussianPrior:
         matrix, spread, innovation = self._measured(y, problem)
         gram = spread @ matrix.mT
         gram.diagonal(dim1=-2, dim2=-1).add_(problem.sigma**2)
-        seen = matrix.abs().amax(-1) > 0
+        observed = matrix.abs().amax(-1) > 0
         unseen = (
-            (~seen).double().sum(1)
+            (~observed).double().sum(1)
         )  # their rows of gram are sigma^2 times those of I: taken out below
-        innovation = torch.where(seen, innovation, 0)
+        innovation = torch.where(observed, innovation, 0)
         factor = torch.linalg.cholesky(gram)
         white = torch.linalg.solve_triangular(factor, innovation[..., None], upper=False)[..., 0]
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(1)
         log_det = log_det - 2 * unseen * math.log(problem.sigma)
-        return -0.5 * ((white**2).sum(1) + log_det + seen.double().sum(1) * math.log(2 * math.pi))
+        return -0.5 * (
+            (white**2).sum(1) + log_det + observed.double().sum(1) * math.log(2 * math.pi)
+        )
 
 
 class GaussianPosterior:
@@ -259,7 +263,7 @@ class GaussianPosterior:
         batch, size = len(self.mean), self.mean[0].numel()
         power, modes = torch.linalg.eigh(self.covariance)
         root = modes * power.clamp_min(0).sqrt()[:, None]
-        streams = Streams(seed, range(batch), _POSTERIOR, device=root.device)
+        streams = PerImageGenerator(seed, range(batch), _POSTERIOR, device=root.device)
         z = streams.randn(n, size).double()
         flat = self._exact_mean.flatten(1)[:, None] + z @ root.mT
         return flat.transpose(0, 1).reshape(n, *self.mean.shape).to(self.mean.dtype)
@@ -382,9 +386,15 @@ class GaussianMixture:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n images (n, C, H, W), float32; image i depends on (seed, i) alone."""
-        u = Streams(seed, range(n), _COMPONENT, device=self.weights.device).rand(1).double()
+        u = (
+            PerImageGenerator(seed, range(n), _COMPONENT, device=self.weights.device)
+            .rand(1)
+            .double()
+        )
         chosen = _choose(self.weights.expand(n, -1), u)[:, 0]
-        z = Streams(seed, range(n), _PRIOR, device=chosen.device).randn(self._means.shape[-1])
+        z = PerImageGenerator(seed, range(n), _PRIOR, device=chosen.device).randn(
+            self._means.shape[-1]
+        )
         drawn = torch.zeros_like(z, dtype=torch.float64)
         for k, (mean, power, basis) in enumerate(
             zip(self._means, self._powers, self._bases, strict=True)
@@ -452,7 +462,11 @@ class MixturePosterior:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n draws for every measurement, (n, B, C, H, W); one random stream per measurement."""
         batch, device = len(self.mean), self.weights.device
-        u = Streams(seed, range(batch), _POSTERIOR_COMPONENT, device=device).rand(n).double()
+        u = (
+            PerImageGenerator(seed, range(batch), _POSTERIOR_COMPONENT, device=device)
+            .rand(n)
+            .double()
+        )
         chosen = _choose(self.weights, u).T  # (n, B)
         drawn = torch.zeros(n, *self.mean.shape, dtype=self.mean.dtype, device=device)
         for k, component in enumerate(self.components):

@@ -142,7 +142,7 @@ class Exam:
         self.case, self.root = case, seed
         name, operator, noise = case
         self.prior = PRIORS[name]()
-        self.problem = Problem(operator, noise).at(range(images), self.prior.shape)
+        self.problem = Problem(operator, noise).bind(range(images), self.prior.shape)
         truth = self.prior.sample(images, seed=self.seed("truth"))
         self.y = self.problem.simulate(truth, seed=self.seed("noise"))
         self.posterior = self.prior.posterior(self.y, self.problem)
@@ -328,7 +328,7 @@ def checked(problems: Iterable[Any]) -> list[Case]:
                 f"problem {case!r}: give the operator as text and the noise as a number from"
                 f" {NOISE[0]:g} to {NOISE[1]:g}"
             )
-        if not Problem(operator, noise).at([0], PRIORS[prior]().shape).linear:
+        if not Problem(operator, noise).bind([0], PRIORS[prior]().shape).linear:
             raise InputError(
                 f"operator '{operator}' is not linear, so its posteriors are not known: give a"
                 " linear one"

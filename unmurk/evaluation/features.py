@@ -11,14 +11,14 @@ from ..errors import InputError
 
 __all__ = [
     "DigitClassifier",
-    "Features",
+    "FeatureExtractor",
     "absent",
     "inception_features",
     "load_digit_classifier",
     "three_channels",
 ]
 
-Features = Callable[[Tensor], Tensor]
+FeatureExtractor = Callable[[Tensor], Tensor]
 
 
 class DigitClassifier(nn.Module):
@@ -78,7 +78,7 @@ def load_digit_classifier(folder: str | Path | None = None) -> DigitClassifier:
     return model.eval().requires_grad_(False)
 
 
-def inception_features() -> Features:
+def inception_features() -> FeatureExtractor:
     """The 2048 pooled features of the Inception network that published FIDs are made with.
 
     Pass it as `frechet(..., features=inception_features())`. Needs the extra `inception`, whose

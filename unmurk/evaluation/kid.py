@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .metrics import Features, _check_finite, load_digit_classifier
+from .metrics import FeatureExtractor, _check_finite, load_digit_classifier
 
 __all__ = ["kid"]
 
@@ -28,7 +28,7 @@ __all__ = ["kid"]
 def kid(
     real: Tensor,
     fake: Tensor,
-    features: Features | None = None,
+    features: FeatureExtractor | None = None,
     families: Tensor | None = None,
     batch: int = 500,
 ) -> float:

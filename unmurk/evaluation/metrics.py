@@ -37,7 +37,7 @@ from ..errors import InputError
 from ..rng import generator
 from .features import (
     DigitClassifier,
-    Features,
+    FeatureExtractor,
     absent,
     inception_features,
     load_digit_classifier,
@@ -46,7 +46,7 @@ from .features import (
 
 __all__ = [
     "DigitClassifier",
-    "Features",
+    "FeatureExtractor",
     "coverage",
     "fidelity",
     "frechet",
@@ -174,7 +174,7 @@ def lpips(x: Tensor, ref: Tensor, net: str = "alex") -> Tensor:
 
 @torch.no_grad()
 def frechet(
-    real: Tensor, fake: Tensor, features: Features | None = None, batch: int = 500
+    real: Tensor, fake: Tensor, features: FeatureExtractor | None = None, batch: int = 500
 ) -> float:
     """Frechet distance of two image sets (Heusel et al. 2017, arXiv 1706.08500, eq. 6), squared.
 
@@ -216,7 +216,7 @@ def frechet(
 
 
 def _moments(
-    features: Features, images: Tensor, batch: int, device: torch.device
+    features: FeatureExtractor, images: Tensor, batch: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Mean (d,) and covariance (d, d) of the features of images, in float64."""
     shift = total = square = torch.zeros((), dtype=torch.float64, device=device)

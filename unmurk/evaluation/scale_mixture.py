@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..rng import Streams
+from ..rng import PerImageGenerator
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -222,8 +222,10 @@ class ScaleMixture:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n images (n, C, H, W), float32; image i depends on (seed, i) alone."""
         size = self.mean.numel()
-        g = Streams(seed, range(n), _PRIOR).randn(size).double()
-        chi2 = Streams(seed, range(n), _SCALE).randn(self.nu, size).double().square().sum(1)
+        g = PerImageGenerator(seed, range(n), _PRIOR).randn(size).double()
+        chi2 = (
+            PerImageGenerator(seed, range(n), _SCALE).randn(self.nu, size).double().square().sum(1)
+        )
         c = self.scales * g * (self.nu / chi2).sqrt()
         return (self.mean + (c @ self.basis.T).reshape(n, *self.shape)).float()
 

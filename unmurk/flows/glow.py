@@ -21,8 +21,8 @@ from ..bounds import Whole
 from ..diffusion.networks import preset
 from ..diffusion.prior import locate
 from ..io.weights import load_model, read_settings
-from ..rng import Streams
-from .posterior import Context, Flow, Scale, bounded, unbounded
+from ..rng import PerImageGenerator
+from .posterior import Context, Flow, Rescale, bounded, unbounded
 
 __all__ = ["Glow"]
 
@@ -51,8 +51,8 @@ class Glow(Flow):
         self.config = config
         c = config.channels
         self.shape = (c, config.height, config.width)
-        self.fine = Scale(4 * c, 0, config.hidden, config.couplings)
-        self.coarse = Scale(8 * c, 0, config.hidden, config.couplings)
+        self.fine = Rescale(4 * c, 0, config.hidden, config.couplings)
+        self.coarse = Rescale(8 * c, 0, config.hidden, config.couplings)
         self.mean = nn.Parameter(torch.full(self.shape, 0.5))
         self.log_spread = nn.Parameter(torch.full(self.shape, unbounded(spread)))
 
@@ -83,7 +83,10 @@ class Glow(Flow):
         parts = [range(start, min(start + batch, n)) for start in range(0, n, batch)]
         device = self.mean.device
         return torch.cat(
-            [self.draw(Streams(seed, p, device=device).randn(*self.shape)) for p in parts]
+            [
+                self.draw(PerImageGenerator(seed, p, device=device).randn(*self.shape))
+                for p in parts
+            ]
         )
 
     def save(self, folder: str | Path) -> None:

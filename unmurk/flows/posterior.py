@@ -40,9 +40,9 @@ from ..errors import InputError
 from ..gaussian import Wiener
 from ..io.weights import load_model, read_settings, weight_names
 from ..problem import Problem
-from ..rng import Streams
+from ..rng import PerImageGenerator
 
-__all__ = ["Context", "Flow", "Posterior", "Scale", "bounded", "known", "unbounded"]
+__all__ = ["Context", "Flow", "Posterior", "Rescale", "bounded", "known", "unbounded"]
 
 DRAWS = Whole(2, 100_000, even=True)
 LOG_SPREAD = (math.log(1e-3), 0.0)  # the spread s stays between 0.001 and 1 of the range
@@ -96,7 +96,7 @@ class Residual(nn.Module):
         return x + self.last(F.silu(self.first(F.silu(self.norm(x)))))
 
 
-class Features(nn.Module):
+class ConditioningUNet(nn.Module):
     """A small U-Net on 2x2 blocks of pixels.
 
     Returns an image-sized map (B, out, H, W), zero at the start, features at half size with
@@ -124,7 +124,7 @@ class Features(nn.Module):
         return F.pixel_shuffle(self.head(fine), 2).float(), fine, coarse
 
 
-class Mix(nn.Module):
+class InvertibleConv1x1(nn.Module):
     """An invertible 1x1 convolution W = P L U, a rotation at the start."""
 
     permutation: Tensor
@@ -169,10 +169,10 @@ class Coupling(nn.Module):
 
     def __init__(self, channels: int, features: int, hidden: int) -> None:
         super().__init__()
-        self.kept = channels // 2
-        self.first = nn.Conv2d(self.kept + features, hidden, 3, padding=1)
+        self.split = channels // 2
+        self.first = nn.Conv2d(self.split + features, hidden, 3, padding=1)
         self.middle = nn.Conv2d(hidden, hidden, 1)
-        self.last = zero(nn.Conv2d(hidden, 2 * (channels - self.kept), 3, padding=1))
+        self.last = zero(nn.Conv2d(hidden, 2 * (channels - self.split), 3, padding=1))
 
     def affine(self, a: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Log-scale r and shift t."""
@@ -182,28 +182,30 @@ class Coupling(nn.Module):
         return self.bound * torch.tanh(r / self.bound), t
 
     def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = x[:, : self.kept], x[:, self.kept :]
+        a, b = x[:, : self.split], x[:, self.split :]
         r, t = self.affine(a, features)
         return torch.cat([a, b * r.exp() + t], 1), r.flatten(1).sum(1)
 
     def inverse(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = x[:, : self.kept], x[:, self.kept :]
+        a, b = x[:, : self.split], x[:, self.split :]
         r, t = self.affine(a, features)
         return torch.cat([a, (b - t) * (-r).exp()], 1), -r.flatten(1).sum(1)
 
 
-class Scale(nn.Module):
+class Rescale(nn.Module):
     """K steps of mixing and coupling at one scale."""
 
     def __init__(self, channels: int, features: int, hidden: int, steps: int) -> None:
         super().__init__()
-        self.mixes = nn.ModuleList(Mix(channels) for _ in range(steps))
+        self.mixes = nn.ModuleList(InvertibleConv1x1(channels) for _ in range(steps))
         self.couplings = nn.ModuleList(Coupling(channels, features, hidden) for _ in range(steps))
 
-    def steps(self) -> list[tuple[Mix, Coupling]]:
+    def steps(self) -> list[tuple[InvertibleConv1x1, Coupling]]:
         """The steps in generative order."""
         pairs = zip(self.mixes, self.couplings, strict=True)
-        return [(cast(Mix, mix), cast(Coupling, coupling)) for mix, coupling in pairs]
+        return [
+            (cast(InvertibleConv1x1, mix), cast(Coupling, coupling)) for mix, coupling in pairs
+        ]
 
     def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(len(x))
@@ -248,8 +250,8 @@ class Flow(nn.Module):
     """A two-scale coupling flow; all that it depends on comes as a `Context`."""
 
     shape: tuple[int, int, int]
-    fine: Scale
-    coarse: Scale
+    fine: Rescale
+    coarse: Rescale
 
     def transform(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """From latent to image: x (B, C, H, W) and log |det dx/dz|, (B,)."""
@@ -321,10 +323,10 @@ class Posterior(Flow):
         c = config.channels
         self.shape = (c, config.height, config.width)
         self.start = start
-        self.mean_net = Features(c + 2, c, config.mean)
-        self.context_net = Features(2 * c + 2, c, config.context)
-        self.fine = Scale(4 * c, config.context, config.hidden, config.couplings)
-        self.coarse = Scale(8 * c, 2 * config.context, config.hidden, config.couplings)
+        self.mean_net = ConditioningUNet(c + 2, c, config.mean)
+        self.context_net = ConditioningUNet(2 * c + 2, c, config.context)
+        self.fine = Rescale(4 * c, config.context, config.hidden, config.couplings)
+        self.coarse = Rescale(8 * c, 2 * config.context, config.hidden, config.couplings)
         self.log_spread = nn.Parameter(torch.full((c, 1, 1), unbounded(spread)))
 
     @classmethod
@@ -413,7 +415,7 @@ class Posterior(Flow):
         context = self.context(y, problem)
         draws = []
         for k in range(n):
-            z = Streams(seed, index, k, device=context.mean.device).randn(*self.shape)
+            z = PerImageGenerator(seed, index, k, device=context.mean.device).randn(*self.shape)
             draws.append(self.transform(z.to(context.mean), context)[0])
         return torch.stack(draws)
 
@@ -439,7 +441,7 @@ class Posterior(Flow):
         context = self.context(y, problem)
 
         def noise(k: int) -> Tensor:
-            return Streams(seed, index, k, device=context.mean.device).randn(*self.shape)
+            return PerImageGenerator(seed, index, k, device=context.mean.device).randn(*self.shape)
 
         return self.moments(context, n, noise)
 

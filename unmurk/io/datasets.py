@@ -46,14 +46,14 @@ __all__ = [
     "HELD",
     "Array",
     "Batches",
-    "Pictures",
+    "PictureFolder",
     "Simulated",
     "Source",
     "as_source",
     "large",
     "open_source",
     "simulated",
-    "some",
+    "head",
 ]
 
 HELD = 2**30  # bytes as float32 up to which the command line holds a data set in memory
@@ -177,7 +177,7 @@ def _file_of(array: np.ndarray) -> tuple[Path, int] | None:
     return Path(root.filename), root.offset + begin
 
 
-class Pictures(Source):
+class PictureFolder(Source):
     """The pictures of a folder, decoded when they are wanted.
 
     Args:
@@ -312,7 +312,7 @@ class Simulated(Source):
         return self.clean.fingerprint() | {"shape": list(self.shape), "simulated": self.seed}
 
 
-def some(y: Tensor | Source) -> Tensor:
+def head(y: Tensor | Source) -> Tensor:
     """Measurements in memory: all, or as many of a source as `HELD` allows."""
     return y if isinstance(y, Tensor) else y[: max(1, HELD // (4 * math.prod(y.shape[1:])))]
 
@@ -424,7 +424,7 @@ def open_source(
         InputError: nothing there, another type of file, images that are not finite.
     """
     if path.is_dir():
-        return Pictures(path, skip_bad, span, nan)
+        return PictureFolder(path, skip_bad, span, nan)
     if path.suffix.lower() in ENDINGS or path.suffix.lower() != ".npy" or not path.is_file():
         raise InputError(f"{path}: give a folder of pictures or a .npy file")
     found = _of_array(path, map_array(path), span)
@@ -473,7 +473,7 @@ class Batches:
         self.pool = reader()
         self.coming: dict[int, Future[tuple[Tensor, Tensor]]] = {}
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch_at(self, step: int) -> tuple[Tensor, Tensor]:
         """Rows (B,) and measurements (B, ...) of a step."""
         wanted = range(step, step + 1 + AHEAD)
         self.coming = {k: v for k, v in self.coming.items() if k in wanted}

@@ -10,7 +10,7 @@ from ..errors import InputError
 from .datasets import CHUNK, Source
 from .formats.pictures import Nan
 
-__all__ = ["Filled", "gaps", "whole"]
+__all__ = ["Filled", "gaps", "full"]
 
 
 class Filled(Source):
@@ -65,7 +65,7 @@ def gaps(y: Tensor | Source, nan: Nan) -> tuple[Tensor | Source, dict[int, Tenso
     return (Filled(y) if isinstance(y, Source) else torch.where(y.isfinite(), y, 0.0)), found
 
 
-def whole(y: Tensor) -> Tensor:
+def full(y: Tensor) -> Tensor:
     """The measurements that lack no number.
 
     Raises:

@@ -434,8 +434,8 @@ def save_new(images: Tensor, out: Path, like: ImageSet | None = None) -> str:
         return ""
     scale = Scale(gain=255.0, dtype="uint8") if like is None else like.scale
     if form is None:
-        whole = np.dtype(scale.dtype).kind in "iu" and scale.dtype not in PNG_TYPES
-        form = "tif" if whole or scale.format == "tif" else "png"
+        full = np.dtype(scale.dtype).kind in "iu" and scale.dtype not in PNG_TYPES
+        form = "tif" if full or scale.format == "tif" else "png"
     save_images(images, out, None if like is None else like.names, scale, format=form)
     scale = written_scale(form, scale)
     clipped = scale.clipped(images)

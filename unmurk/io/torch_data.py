@@ -93,8 +93,8 @@ def _plain(loader: "DataLoader[Any]") -> bool:
         and not sampler.replacement
         and sampler.num_samples == len(sampler.data_source)
     )
-    whole = every and loader.batch_size is not None and not loader.drop_last
-    return whole and loader.collate_fn is collate and hasattr(loader.dataset, "__len__")
+    full = every and loader.batch_size is not None and not loader.drop_last
+    return full and loader.collate_fn is collate and hasattr(loader.dataset, "__len__")
 
 
 def _gathered(parts: Iterable[Tensor], what: str) -> Tensor:
@@ -126,8 +126,8 @@ def _tensor(item: Any, axes: int) -> Tensor:
         shape = "(C, H, W)" if axes == 3 else "(B, C, H, W)"
         raise InputError(f"an item must be y {shape} or a tuple that begins with y, not {held}")
     y = y.unsqueeze(axes - 3) if y.ndim == axes - 1 else y
-    whole = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(y.dtype, 1.0)
-    return y.detach().float().cpu() / whole
+    full = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(y.dtype, 1.0)
+    return y.detach().float().cpu() / full
 
 
 def _check(y: Tensor, shape: Any, what: str) -> None:

@@ -86,7 +86,7 @@ def parse(text: str) -> Operator:
     Raises:
         InputError: unknown family; an option that is unknown, missing, given twice, malformed or
             out of its bounds; more than `LONGEST` characters. Files that a form names are read
-            later, by `Operator.at`.
+            later, by `Operator.bind`.
     """
     if len(text) > LONGEST:
         raise InputError(

@@ -55,15 +55,16 @@ class Operator:
 
     Members define `_A`, `_A_adjoint` and, where there is a closed form, `_A_dagger`, `_prox` and
     `_structured` or `_factors`.
-    Operators are values: `at`, `take` and `to` return another one and leave this one as it is.
+    Operators are values: `bind`, `index_select` and `to` return another one and leave this one as
+    it is.
 
     Attributes:
         linear: Whether A is linear.
-        ambiguous: Whether A gives the same y for images that `twins` knows of.
+        ambiguous: Whether A gives the same y for images that `symmetries` knows of.
         form: First word of the text form.
         options: The text form's options by name, with their bounds; each is also an attribute.
         tensors: Names of the attributes that hold parameters of the images, of shape (B, ...), or
-            (1, ...) where all images share one; None until `at` has drawn or read them.
+            (1, ...) where all images share one; None until `bind` has drawn or read them.
         pictorial: Whether measurements are images in units of [0, 1], which picture files can
             hold; else they are numbers that must not be rescaled.
         dagger_iterations: Conjugate gradients for A^+ stop after so many steps; early where A
@@ -211,7 +212,7 @@ class Operator:
 
     # -- binding to images -----------------------------------------------------------------------
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> "Operator":
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> "Operator":
         """The operator of the images with these numbers.
 
         Args:
@@ -225,7 +226,7 @@ class Operator:
         """
         return self
 
-    def take(self, rows: Iterable[int] | Tensor) -> "Operator":
+    def index_select(self, rows: Iterable[int] | Tensor) -> "Operator":
         """The operator of some rows of the batch; rows may repeat. Self if nothing differs."""
         index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).long()
         held = {name: getattr(self, name) for name in self.tensors}
@@ -248,7 +249,7 @@ class Operator:
 
     # -- what y leaves open ----------------------------------------------------------------------
 
-    def twins(self, x: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
+    def symmetries(self, x: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
         """The map that makes of images those that A cannot tell from them, nor from each other.
 
         It takes (B, C, H, W) to (T, B, C, H, W), and white noise to white noise.
@@ -276,7 +277,7 @@ class Operator:
         """1 where a pixel is seen, 0 where not: (B or 1, 1, H, W), or None without such a mask."""
         return None
 
-    def seen(self, y: Tensor) -> Tensor:
+    def apply_mask(self, y: Tensor) -> Tensor:
         """y with entries that measure nothing (masked pixels) set to zero."""
         return y
 
@@ -287,7 +288,7 @@ class Operator:
 
     def count(self, y: Tensor) -> Tensor:
         """How many numbers each y measures, shape (B,): masked pixels do not count."""
-        return self.seen(torch.ones_like(y)).flatten(1).sum(1)
+        return self.apply_mask(torch.ones_like(y)).flatten(1).sum(1)
 
     # -- text form -------------------------------------------------------------------------------
 
@@ -397,7 +398,7 @@ class Operator:
         shape = tuple(shape[-3:])
         op = self
         if any(getattr(self, name) is None for name in self.tensors):
-            op = self.to(batch.device).at(range(len(batch)), shape)
+            op = self.to(batch.device).bind(range(len(batch)), shape)
         for name in op.tensors:
             rows = len(getattr(op, name))
             if rows > 1 and len(batch) > 1 and rows != len(batch):

@@ -277,12 +277,12 @@ class FileBlur(Blur):
         path: The path of a file, at most 4096 characters: a .npy array (kh, kw), or (N, kh, kw)
             with a kernel for every image number, or a grey picture. Axes of one entry are left
             out: (9, 9, 1) is one kernel of 9x9. Both sides are odd, so that the centre is a
-            pixel, (kh // 2, kw // 2), and not larger than the image. It is read by `at` and
+            pixel, (kh // 2, kw // 2), and not larger than the image. It is read by `bind` and
             divided by its sum, which must be positive.
         pad: How the image continues outside, one of reflect, circular.
 
     Raises:
-        InputError: an option out of its bounds; from `at`, a file that holds no kernels.
+        InputError: an option out of its bounds; from `bind`, a file that holds no kernels.
     """
 
     form = "blur:file"
@@ -296,8 +296,8 @@ class FileBlur(Blur):
     def _shared(self) -> bool:
         return False
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """The operator with the kernels of these images; see `Operator.at`."""
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """The operator with the kernels of these images; see `Operator.bind`."""
         kernels = read_kernels(self.form, self.path)
         if any(k > n for k, n in zip(kernels.shape[-2:], shape[-2:], strict=True)):
             raise InputError(

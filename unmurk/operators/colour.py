@@ -36,7 +36,7 @@ class Grey(Operator):
     def __init__(self, channels: int = 3) -> None:
         self._take_options(channels=channels)
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Self, after a look at whether the image has the right number of channels."""
         self._check(tuple(shape))
         return self

@@ -80,21 +80,21 @@ class Compose(Operator):
 
     # -- binding to images -----------------------------------------------------------------------
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Every operator bound to what those before it make of these images."""
         numbers, bound = list(index), []
         passed = first = tuple(shape[-3:])
         for member in self.members:
-            bound.append(member.at(numbers, passed))
+            bound.append(member.bind(numbers, passed))
             passed = bound[-1].y_shape(passed)
         if self.shape == first and all(a is b for a, b in zip(bound, self.members, strict=True)):
             return self  # with the decompositions that it keeps
         return self._with(members=tuple(bound), shape=first)
 
-    def take(self, rows: Iterable[int] | Tensor) -> Operator:
-        """See `Operator.take`."""
+    def index_select(self, rows: Iterable[int] | Tensor) -> Operator:
+        """See `Operator.index_select`."""
         picked = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).long()
-        members = tuple(member.take(picked) for member in self.members)
+        members = tuple(member.index_select(picked) for member in self.members)
         same = all(a is b for a, b in zip(members, self.members, strict=True))
         return self if same else self._with(members=members)
 
@@ -111,7 +111,7 @@ class Compose(Operator):
         # each of them checks what it is given
         if self.shape is not None:
             return self
-        return self.to(batch.device).at(range(len(batch)), shape)
+        return self.to(batch.device).bind(range(len(batch)), shape)
 
     # -- shapes ----------------------------------------------------------------------------------
 
@@ -147,9 +147,9 @@ class Compose(Operator):
             shape = member.y_shape(shape)
         return product
 
-    def seen(self, y: Tensor) -> Tensor:
+    def apply_mask(self, y: Tensor) -> Tensor:
         """y with what the last operator does not measure set to zero."""
-        return self.members[-1].seen(y)
+        return self.members[-1].apply_mask(y)
 
     # -- the maps --------------------------------------------------------------------------------
 

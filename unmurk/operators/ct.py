@@ -67,7 +67,7 @@ class ParallelCt(Operator):
             taken to be of a square image.
 
     Raises:
-        InputError: an option out of its bounds; from `at` and the maps, matrices or measurements
+        InputError: an option out of its bounds; from `bind` and the maps, matrices or measurements
             above the limit of `bounds.TABLES`.
     """
 
@@ -87,7 +87,7 @@ class ParallelCt(Operator):
 
     # -- binding to images and shapes ------------------------------------------------------------
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """The operator for images of shape (C, H, W); the same for all numbers."""
         if self.shape == tuple(shape[-3:]):
             return self
@@ -102,7 +102,7 @@ class ParallelCt(Operator):
         return self._with(shape=tuple(shape[-3:]))
 
     def _bound(self, batch: Tensor, shape: Sequence[int]) -> Operator:
-        return self if self.shape == tuple(shape[-3:]) else self.at((), shape)
+        return self if self.shape == tuple(shape[-3:]) else self.bind((), shape)
 
     def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
         """(C, angles, detectors)."""

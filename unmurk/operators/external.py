@@ -40,7 +40,7 @@ class Function(Operator):
         linear: Whether it is; None finds out at first use.
         name: What messages and the text form call it.
 
-    The shape of x comes from `at`; where that is not known, x is taken to have the shape of y.
+    The shape of x comes from `bind`; where that is not known, x is taken to have the shape of y.
     No call changes the operator.
 
     Raises:
@@ -70,7 +70,7 @@ class Function(Operator):
 
     # -- binding ---------------------------------------------------------------------------------
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """The operator for images of shape (C, H, W); what it applies is the same for all."""
         return self._with(shape=tuple(shape[-3:]))
 
@@ -156,9 +156,9 @@ class Function(Operator):
         stream = generator(0)
         for scale in PROBES:
             u, v = (scale * torch.randn(2, 1, *shape, generator=stream)).to(self.device)
-            whole = self._call(2 * u - 0.5 * v)
+            full = self._call(2 * u - 0.5 * v)
             parts = 2 * self._call(u) - 0.5 * self._call(v)
-            if not float((whole - parts).norm()) <= TOLERANCE * float(whole.norm()):
+            if not float((full - parts).norm()) <= TOLERANCE * float(full.norm()):
                 return False
         return True
 
@@ -216,8 +216,9 @@ class External(Function):
     """An object with `A`, and with A_adjoint, A_dagger, prox_l2 where it has them.
 
     Args:
-        obj: A deepinv physics or anything that speaks like one. If it has `take(rows)`, that picks
-            its parameters for some rows of a batch; else it is taken to treat all images alike.
+        obj: A deepinv physics or anything that speaks like one. If it has `index_select(rows)`,
+            that picks its parameters for some rows of a batch; else it is taken to treat all
+            images alike.
 
     Where the object's own A_dagger or prox_l2 cannot run (that of deepinv's `Downsampling` needs a
     filter), conjugate gradients on its A and A_adjoint compute the same.
@@ -249,11 +250,11 @@ class External(Function):
     def _has(self, name: str) -> bool:
         return callable(getattr(self.obj, name, None))
 
-    def take(self, rows: Iterable[int] | Tensor) -> Operator:
+    def index_select(self, rows: Iterable[int] | Tensor) -> Operator:
         """The operator of some rows of the batch, if the object can tell them apart."""
         if not self._has("take"):
             return self
-        picked = self.obj.take(rows)
+        picked = self.obj.index_select(rows)
         return self._with(obj=picked, fn=picked.A)
 
     def to(self, device: str | torch.device) -> Operator:
@@ -371,7 +372,7 @@ class Matrix(Operator):
     def __hash__(self) -> int:
         return hash(self.spec)
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """The operator for images of shape (C, H, W); the same for all numbers."""
         self._check(tuple(shape))
         return self._with(shape=tuple(shape[-3:]))
@@ -398,7 +399,7 @@ class Matrix(Operator):
         shape = tuple(shape[-3:])
         if self.shape == shape and self.matrix.device == batch.device:
             return self
-        return self.to(batch.device).at((), shape)
+        return self.to(batch.device).bind((), shape)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         size = math.prod(shape[-3:])
@@ -425,8 +426,8 @@ class Matrix(Operator):
         if not self._small():
             return super()._A_dagger(y)
         found = self._svd(y.new_empty(1, *self.x_shape(y.shape)))
-        seen = found.s > 1e-6 * found.s.amax()
-        gain = torch.where(seen, 1 / torch.where(seen, found.s, 1.0), 0.0)
+        observed = found.s > 1e-6 * found.s.amax()
+        gain = torch.where(observed, 1 / torch.where(observed, found.s, 1.0), 0.0)
         return found.out(gain * found.measured(y))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class Jpeg(NonlinearOperator):
     def __init__(self, quality: int, chroma: str = "4:2:0") -> None:
         self._take_options(quality=quality, chroma=chroma)
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Self, after a look at whether the image has 1 or 3 channels."""
         self._check(tuple(shape))
         return self

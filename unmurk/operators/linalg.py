@@ -63,9 +63,10 @@ class Spectrum:
     """U^T y: coordinates of measurements (B, ...); those of A x are s V^T x."""
 
 
-def diagonal(mask: Tensor, seen: Callable[[Tensor], Tensor]) -> Spectrum:
-    """That of a mask (B or 1, 1, H, W) of zeros and ones; `seen` applies it to measurements."""
-    return Spectrum(mask, lambda x: x, lambda c: c, seen)
+def diagonal(mask: Tensor, observed: Callable[[Tensor], Tensor]) -> Spectrum:
+    """That of a mask (B or 1, 1, H, W) of zeros and ones; `observed` applies it to
+    measurements."""
+    return Spectrum(mask, lambda x: x, lambda c: c, observed)
 
 
 def factored(factors: Factors, like: Tensor) -> Spectrum:
@@ -142,9 +143,9 @@ def matrix(operator: "Operator", shape: Sequence[int], like: Tensor) -> Tensor:
     """
     size = torch.Size(shape).numel()
     basis = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, *shape)
-    shared = operator.take([0]) is operator
+    shared = operator.index_select([0]) is operator
     rows = [0] if shared else range(len(like))
-    columns = [operator.take([row] * size).A(basis) for row in rows]
+    columns = [operator.index_select([row] * size).A(basis) for row in rows]
     return torch.stack([c.reshape(size, -1).T for c in columns]).double()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..bounds import SEED, File, Option, Real, Sides, Whole
 from ..errors import InputError
-from ..rng import Streams
+from ..rng import PerImageGenerator
 from .base import Operator, size_text
 from .linalg import Spectrum, diagonal
 from .reading import pick_rows, read_masks
@@ -38,22 +38,22 @@ class Inpaint(Operator):
 
     @property
     def mask(self) -> Tensor | None:
-        """The masks (B or 1, 1, H, W), 1 = seen; None before `at`."""
+        """The masks (B or 1, 1, H, W), 1 = seen; None before `bind`."""
         return self.held
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         """Masks (B or 1, 1, H, W) on the CPU."""
         raise NotImplementedError
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """The operator with the masks of these images; see `Operator.at`."""
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """The operator with the masks of these images; see `Operator.bind`."""
         numbers = [int(i) for i in index]
         if any(i < 0 for i in numbers):
             raise InputError(f"{self.form}: image numbers must be >= 0, got {min(numbers)}")
         height, width = shape[-2:]
         return self._with(held=self._draw(numbers, height, width).to(self.device))
 
-    def seen(self, y: Tensor) -> Tensor:
+    def apply_mask(self, y: Tensor) -> Tensor:
         """y with the pixels that are not seen set to zero."""
         op = self._bound(y, y.shape)
         assert isinstance(op, Inpaint) and op.held is not None
@@ -80,18 +80,18 @@ class Inpaint(Operator):
 
     # hidden pixels of y may hold anything, NaN too: they are dropped, not multiplied by zero
     def _A_adjoint(self, y: Tensor) -> Tensor:
-        return self.seen(y)
+        return self.apply_mask(y)
 
     def _A_dagger(self, y: Tensor) -> Tensor:
-        return self.seen(y)
+        return self.apply_mask(y)
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         assert self.held is not None
-        return (z + gamma * self.seen(y)) / (1 + gamma * self.held)
+        return (z + gamma * self.apply_mask(y)) / (1 + gamma * self.held)
 
     def _structured(self, x: Tensor) -> Spectrum:
         assert self.held is not None
-        return diagonal(self.held.to(x), self.seen)
+        return diagonal(self.held.to(x), self.apply_mask)
 
 
 class RandomInpaint(Inpaint):
@@ -117,7 +117,7 @@ class RandomInpaint(Inpaint):
         self._take_options(keep=keep, seed=seed)
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
-        draws = Streams(self.seed, index, MASKS).rand(1, height, width)
+        draws = PerImageGenerator(self.seed, index, MASKS).rand(1, height, width)
         return (draws < self.keep).float()
 
 
@@ -177,7 +177,7 @@ class BoxInpaint(Inpaint):
                 f"smaller size"
             )
         if self.seed is not None:
-            corners = (Streams(self.seed, index, MASKS).rand(2) * (room + 1)).long()
+            corners = (PerImageGenerator(self.seed, index, MASKS).rand(2) * (room + 1)).long()
         elif self.top is not None and self.left is not None:
             corners = torch.tensor([[self.top, self.left]])
         else:
@@ -199,10 +199,10 @@ class FileInpaint(Inpaint):
         path: The path of a file, at most 4096 characters: a grey picture, or a .npy array (H, W),
             or either with a mask for every image number: an array (N, H, W), a TIFF of N pages.
             It holds 0 where a pixel is hidden and one other value, 1 or the white of its type
-            (255, 65535), where it is seen. It is read by `at`.
+            (255, 65535), where it is seen. It is read by `bind`.
 
     Raises:
-        InputError: a path out of its bounds; from `at`, a file that is not plainly a mask.
+        InputError: a path out of its bounds; from `bind`, a file that is not plainly a mask.
     """
 
     form = "inpaint:file"

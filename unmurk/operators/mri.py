@@ -44,7 +44,7 @@ from torch import Tensor
 
 from ..bounds import SEED, Option, Real, Whole, check_tables
 from ..errors import InputError
-from ..rng import Streams
+from ..rng import PerImageGenerator
 from .base import Operator, size_text
 from .masks import MASKS
 
@@ -74,11 +74,11 @@ class CartesianMri(Operator):
             image depends on it and on the image's number.
 
     Attributes:
-        columns: m, (B, 1, 1, W); None before `at`.
-        maps: The sensitivities s_c, complex, (1, coils, H, W); None before `at`.
+        columns: m, (B, 1, 1, W); None before `bind`.
+        maps: The sensitivities s_c, complex, (1, coils, H, W); None before `bind`.
 
     Raises:
-        InputError: an option out of its bounds; from `at`, sensitivities above the limit of
+        InputError: an option out of its bounds; from `bind`, sensitivities above the limit of
             `bounds.TABLES`.
     """
 
@@ -121,8 +121,8 @@ class CartesianMri(Operator):
 
     # -- binding to images and shapes ------------------------------------------------------------
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """The operator with the columns of these images; see `Operator.at`."""
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """The operator with the columns of these images; see `Operator.bind`."""
         self._check_channels(shape)
         numbers = [int(i) for i in index]
         if any(i < 0 for i in numbers):
@@ -143,7 +143,7 @@ class CartesianMri(Operator):
         middle = max(1, round(width * self.center))
         others = max(0.0, width / self.acceleration - middle) / max(1, width - middle)
         # the path is longer than those of other masks: the draws must not be the same numbers
-        columns = Streams(self.seed, index, MASKS, 2).rand(1, 1, width) < others
+        columns = PerImageGenerator(self.seed, index, MASKS, 2).rand(1, 1, width) < others
         first = (width - middle + 1) // 2
         columns[..., first : first + middle] = True
         return columns.float()
@@ -178,7 +178,7 @@ class CartesianMri(Operator):
                 f"this one is {size_text(shape[-2:])}; bind it again with at(index, shape)"
             )
 
-    def seen(self, y: Tensor) -> Tensor:
+    def apply_mask(self, y: Tensor) -> Tensor:
         """y with the columns that were not acquired set to zero."""
         op = self._bound(y, self.x_shape(y.shape))
         assert isinstance(op, CartesianMri) and op.columns is not None
@@ -193,7 +193,7 @@ class CartesianMri(Operator):
 
     def _A_adjoint(self, y: Tensor) -> Tensor:
         assert self.maps is not None
-        each = self.maps.conj() * _inverse(_complex(self.seen(y)))
+        each = self.maps.conj() * _inverse(_complex(self.apply_mask(y)))
         return self._image(each.sum(1, keepdim=True))
 
     def _A_dagger(self, y: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class NonlinearBlur(NonlinearOperator):
         self._b = torch.randn(HIDDEN, generator=draws)
         self._w = torch.randn(KERNELS, HIDDEN, generator=draws) * SHARP / math.sqrt(HIDDEN / 2)
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Self, after a look at whether the motions fit the image."""
         self._check(tuple(shape))
         return self

@@ -61,7 +61,7 @@ class OrientedBlur(Blur):
         self.kernel = (kernel / kernel.sum()).float()[None, None]
         self.symmetric = mirrored(self.kernel)
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Self, after a look at whether the kernel is in proportion to the image."""
         self._check(tuple(shape))
         return self

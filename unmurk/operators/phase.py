@@ -8,8 +8,9 @@ middle. These are the conventions of Chung et al. (2023), arXiv 2209.14687 (DPS)
 shares: for n = 256 and oversample = 2, sides of 384, so that 2.25 numbers are seen for each pixel;
 oversample = 4 doubles the sides.
 
-Images that are turned by 180 degrees, or moved within black borders, have the same y: `twins`. Of
-them the prior has to choose, and does where a solver is run with restarts (`solve.twins`).
+Images that are turned by 180 degrees, or moved within black borders, have the same y:
+`symmetries`. Of them the prior has to choose, and does where a solver is run with restarts
+(`solve.symmetries`).
 
 Where a magnitude is 0 its gradient is taken to be 0.
 """
@@ -39,7 +40,7 @@ class FourierMagnitude(NonlinearOperator):
             a number from 0 to 32.
 
     Raises:
-        InputError: an option out of its bounds; from `at` and A, spectra above the limit of
+        InputError: an option out of its bounds; from `bind` and A, spectra above the limit of
             `bounds.TABLES`.
     """
 
@@ -52,7 +53,7 @@ class FourierMagnitude(NonlinearOperator):
     def __init__(self, oversample: float = 2.0) -> None:
         self._take_options(oversample=oversample)
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Self, after a look at the memory that the padded image takes."""
         self._check(tuple(shape))
         return self
@@ -92,8 +93,8 @@ class FourierMagnitude(NonlinearOperator):
         wide = F.pad(x, (across, across, down, down))
         return torch.fft.fftshift(torch.fft.fft2(wide, norm="ortho"), dim=(-2, -1)).abs()
 
-    def twins(self, x: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """x and x turned, both moved to where `like` is; see `Operator.twins`.
+    def symmetries(self, x: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """x and x turned, both moved to where `like` is; see `Operator.symmetries`.
 
         Moved is the centre of brightness, by whole pixels, of images that have black borders for
         it: those of which more than `LEAVING` would leave the frame stay. What little leaves comes
@@ -125,9 +126,9 @@ def _move(x: Tensor, like: Tensor) -> Tensor:
 def _centre(x: Tensor) -> Tensor:
     """Row and column of the centre of brightness, (B, 2)."""
     light = x.clamp_min(0).sum(1)
-    whole = light.sum((1, 2)).clamp_min(torch.finfo(x.dtype).tiny)
+    full = light.sum((1, 2)).clamp_min(torch.finfo(x.dtype).tiny)
     down, across = (torch.arange(n, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
-    return torch.stack([light.sum(2) @ down, light.sum(1) @ across], 1) / whole[:, None]
+    return torch.stack([light.sum(2) @ down, light.sum(1) @ across], 1) / full[:, None]
 
 
 def _moved(x: Tensor, by: Tensor) -> Tensor:

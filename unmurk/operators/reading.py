@@ -43,14 +43,14 @@ def read_masks(form: str, path: str) -> Tensor:
             + (f" and {white}" if white in values else "")
             + "; draw it in black (hidden) and white (seen) only and save it as PNG or .npy",
         )
-    seen = array != 0
-    hidden = ~seen.reshape(-1, *seen.shape[-2:]).any((1, 2))
+    observed = array != 0
+    hidden = ~observed.reshape(-1, *observed.shape[-2:]).any((1, 2))
     if hidden.any():
         number = f" number {int(np.flatnonzero(hidden)[0])}" if array.ndim == 3 else ""
         raise _wrong(form, path, f"the mask{number} hides every pixel: nothing would be measured")
-    if seen.all():
+    if observed.all():
         raise _wrong(form, path, "it hides no pixel: paint what is missing black, or use identity")
-    return torch.from_numpy(seen).float()
+    return torch.from_numpy(observed).float()
 
 
 def read_kernels(form: str, path: str) -> Tensor:

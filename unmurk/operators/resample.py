@@ -47,7 +47,7 @@ class Down(Operator):
     def __init__(self, factor: int) -> None:
         self._take_options(factor=factor)
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Self, after a look at whether the factor divides the image."""
         self._check(tuple(shape))
         return self

@@ -46,11 +46,11 @@ class StructuredSensing(Operator):
         seed: Seed of the matrix, a whole number from 0 to 9223372036854775807.
 
     Attributes:
-        signs: d, (1, 1, H, W); None before `at`.
-        kept: m, (1, 1, H, W); None before `at`.
+        signs: d, (1, 1, H, W); None before `bind`.
+        kept: m, (1, 1, H, W); None before `bind`.
 
     Raises:
-        InputError: an option out of its bounds; from `at`, images above the limit of
+        InputError: an option out of its bounds; from `bind`, images above the limit of
             `bounds.TABLES`.
     """
 
@@ -66,7 +66,7 @@ class StructuredSensing(Operator):
     def __init__(self, ratio: float, seed: int = 0) -> None:
         self._take_options(ratio=ratio, seed=seed)
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """The operator with the matrix for images of this size; the same for all numbers."""
         size = (1, 1, *shape[-2:])
         pixels = shape[-2] * shape[-1]
@@ -90,7 +90,7 @@ class StructuredSensing(Operator):
                 f"this one is {size_text(shape[-2:])}; bind it again with at(index, shape)"
             )
 
-    def seen(self, y: Tensor) -> Tensor:
+    def apply_mask(self, y: Tensor) -> Tensor:
         """y with the coefficients that are not kept set to zero."""
         op = self._bound(y, y.shape)
         assert isinstance(op, StructuredSensing) and op.kept is not None
@@ -102,7 +102,7 @@ class StructuredSensing(Operator):
 
     def _A_adjoint(self, y: Tensor) -> Tensor:
         assert self.signs is not None
-        return self.signs * _hartley(self.seen(y))
+        return self.signs * _hartley(self.apply_mask(y))
 
     def _A_dagger(self, y: Tensor) -> Tensor:
         return self._A_adjoint(y)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..bounds import SEED, Option, Real, Whole
-from ..rng import Streams
+from ..rng import PerImageGenerator
 from .lines import distance
 from .masks import MASKS, Inpaint
 
@@ -59,7 +59,7 @@ class FreeformInpaint(Inpaint):
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         # the path is longer than that of other masks: the draws must not be the same numbers
-        streams = Streams(self.seed, index, MASKS, 1)
+        streams = PerImageGenerator(self.seed, index, MASKS, 1)
         walks = _walks(streams.rand(self.strokes, 3 + 2 * SEGMENTS), height, width)
         rows, columns = torch.arange(height), torch.arange(width)
         masks = torch.ones(len(index), 1, height, width)
@@ -76,8 +76,8 @@ def _walks(draws: Tensor, height: int, width: int) -> Tensor:
     """Corners (B, strokes, SEGMENTS + 1, 2) of the strokes as row and column."""
     sides = torch.tensor([height - 1, width - 1])
     start = draws[..., None, :2] * sides
-    turns, lengths = draws[..., 3:].chunk(2, -1)
-    heading = 360 * draws[..., 2:3] + TURN * (2 * turns - 1).cumsum(-1)
+    angles, lengths = draws[..., 3:].chunk(2, -1)
+    heading = 360 * draws[..., 2:3] + TURN * (2 * angles - 1).cumsum(-1)
     step = 2 * LENGTH * min(height, width) * lengths
     radians = heading.deg2rad()
     moves = step[..., None] * torch.stack([-radians.sin(), radians.cos()], -1)

@@ -66,15 +66,15 @@ class Weighted(Operator):
 
     # -- binding to images -----------------------------------------------------------------------
 
-    def at(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """A bound to these images; the weights stay. See `Operator.at`."""
-        return self._with(operator=self.operator.at(index, shape))
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """A bound to these images; the weights stay. See `Operator.bind`."""
+        return self._with(operator=self.operator.bind(index, shape))
 
-    def take(self, rows: Iterable[int] | Tensor) -> Operator:
-        """See `Operator.take`."""
+    def index_select(self, rows: Iterable[int] | Tensor) -> Operator:
+        """See `Operator.index_select`."""
         picked = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).long()
-        taken: Any = super().take(picked)
-        operator = self.operator.take(picked)
+        taken: Any = super().index_select(picked)
+        operator = self.operator.index_select(picked)
         return taken if operator is self.operator else taken._with(operator=operator)
 
     def to(self, device: str | torch.device) -> Operator:
@@ -98,9 +98,9 @@ class Weighted(Operator):
         """See `Operator.mask`."""
         return self.operator.mask
 
-    def seen(self, y: Tensor) -> Tensor:
-        """See `Operator.seen`."""
-        return self.operator.seen(y)
+    def apply_mask(self, y: Tensor) -> Tensor:
+        """See `Operator.apply_mask`."""
+        return self.operator.apply_mask(y)
 
     # -- the maps --------------------------------------------------------------------------------
 
@@ -108,17 +108,17 @@ class Weighted(Operator):
         return self.weights.to(x.dtype) * self.operator.A(x)
 
     def _A_adjoint(self, y: Tensor) -> Tensor:
-        return self.operator.A_adjoint(self.weights.to(y.dtype) * self.seen(y))
+        return self.operator.A_adjoint(self.weights.to(y.dtype) * self.apply_mask(y))
 
     def _A_dagger(self, y: Tensor) -> Tensor:
         """A^+ (y / w): the pseudo-inverse where the rows of A are independent, or zero (masks);
         elsewhere a least-squares solution in the norm without weights. A blur's A^+ holds down
         noise, and so does this."""
-        return self.operator.A_dagger(self.seen(y) / self.weights.to(y.dtype))
+        return self.operator.A_dagger(self.apply_mask(y) / self.weights.to(y.dtype))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         weights, gram = self.weights.to(z.dtype), self.operator.gram
-        missing = self.seen(y - self._A(z))
+        missing = self.apply_mask(y - self._A(z))
         in_y = gamma.reshape(-1, *[1] * (y.ndim - 1))
         if gram is not None:
             gain = in_y * weights / (1 + in_y * gram * weights.square())

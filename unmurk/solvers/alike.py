@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rng import Streams
+from ..rng import PerImageGenerator
 
-__all__ = ["AlikeStreams", "equal_channels"]
+__all__ = ["SharedChannelGenerator", "equal_channels"]
 
 
 def equal_channels(x: Tensor, channels: int) -> Tensor:
@@ -26,7 +26,7 @@ def equal_channels(x: Tensor, channels: int) -> Tensor:
     return (x == x[:, :1]).flatten(1).all(1)
 
 
-class AlikeStreams:
+class SharedChannelGenerator:
     """Streams of which some images get the same draws in every channel.
 
     Args:
@@ -35,7 +35,7 @@ class AlikeStreams:
         channels: Channels of an image; draws of another number are left as they are.
     """
 
-    def __init__(self, given: Streams, alike: Tensor, channels: int) -> None:
+    def __init__(self, given: PerImageGenerator, alike: Tensor, channels: int) -> None:
         self.given, self.alike, self.channels = given, alike, channels
 
     def __len__(self) -> int:

@@ -17,18 +17,18 @@ from torch import Tensor
 from ..errors import InputError
 from ..operators.base import per_image
 from ..problem import Problem
-from ..rng import Streams
+from ..rng import PerImageGenerator
 
 __all__ = [
     "Callback",
     "Claim",
-    "Denoiser",
+    "CountingDenoiser",
     "Monitor",
-    "Report",
+    "StepCallback",
     "Requirement",
     "Solver",
     "prox",
-    "pull",
+    "likelihood_grad",
     "randn",
 ]
 
@@ -40,7 +40,7 @@ Requirement = Literal["linear", "differentiable"]
 Callback = Callable[[dict[str, Any]], Any]
 
 
-class Report(Protocol):
+class StepCallback(Protocol):
     """What a solver calls after every step; True asks it to stop and return what it has."""
 
     def __call__(
@@ -48,7 +48,7 @@ class Report(Protocol):
     ) -> bool: ...
 
 
-class Denoiser:
+class CountingDenoiser:
     """The prior's D(x, sigma), counting its evaluations.
 
     Args:
@@ -109,10 +109,10 @@ class Solver(Protocol):
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """Images (B, C, H, W) from measurements y (B, ...).
 
@@ -131,7 +131,7 @@ class Monitor:
     """Writes the trace of one batch and passes every step on to the user's callback."""
 
     def __init__(
-        self, y: Tensor, problem: Problem, denoise: Denoiser, callback: Callback | None
+        self, y: Tensor, problem: Problem, denoise: CountingDenoiser, callback: Callback | None
     ) -> None:
         self.y, self.problem, self.denoise, self.callback = y, problem, denoise, callback
         self.before = denoise.nfe
@@ -141,7 +141,7 @@ class Monitor:
     def __call__(self, step: int, steps: int, sigma: float, x: Tensor, denoised: Tensor) -> bool:
         nfe = self.denoise.nfe - self.before
         residual = self.misfit(x)  # stays on the device: reading it would stall the queue
-        self.steps.append({"step": step, "sigma": sigma, "nfe": nfe, "residual": residual})
+        self.steps.append({"step": step, "sigma": sigma, "nfe": nfe, "chi2": residual})
         if self.callback is None:
             return False
         self.stopped = bool(
@@ -153,7 +153,7 @@ class Monitor:
                     "x": x,
                     "denoised": denoised,
                     "nfe": nfe,
-                    "residual": float(residual.mean()),
+                    "chi2": float(residual.mean()),
                 }
             )
         )
@@ -167,12 +167,12 @@ class Monitor:
         return mean / self.problem.sigma**2 if self.problem.sigma > 0 else mean.sqrt()
 
 
-def randn(noise: Streams, like: Tensor) -> Tensor:
+def randn(noise: PerImageGenerator, like: Tensor) -> Tensor:
     """Standard normal noise shaped like a batch of images, one stream for each row."""
     return noise.randn(*like.shape[1:]).to(like)
 
 
-def pull(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
+def likelihood_grad(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
     """J(x)^T (y - A(x)), (B, C, H, W): minus the gradient of ||y - A(x)||^2 / 2."""
     if problem.operator.linear:
         return problem.operator.A_adjoint(problem.residual(x, y))
@@ -254,7 +254,7 @@ def _descend(
 def _linearised(
     problem: Problem, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """`pull`(x), and the map d -> J(x) d (without its sign), d (B, C, H, W).
+    """`likelihood_grad`(x), and the map d -> J(x) d (without its sign), d (B, C, H, W).
 
     J^T w is linear in w, so its gradient in w along d is J d. That is the derivative that autograd
     knows: for operators that round, finite differences would find another.

@@ -45,7 +45,7 @@ from torch import Tensor
 from ..operators.base import per_image
 from ..operators.weighted import Weighted
 from ..problem import Problem
-from ..rng import Streams, generator
+from ..rng import PerImageGenerator, generator
 from .base import randn
 from .start import grey
 
@@ -70,14 +70,14 @@ class Coupling:
 
     def __init__(self, problem: Problem, y: Tensor, sigma: float, probe: Tensor) -> None:
         self.problem, self.sigma = problem, sigma
-        self.y = problem.operator.seen(y)
+        self.y = problem.operator.apply_mask(y)
         self.spectrum = problem.operator.decomposed(probe)
         if self.spectrum is None:
             self.norm = problem.operator.norm(probe, POWER_ITERATIONS)
         else:
             s = self.spectrum.s
-            whole = s.ndim < self.spectrum.into(probe[:1]).ndim  # one for all images
-            largest = s.amax() if whole else s.flatten(1).amax(1)
+            full = s.ndim < self.spectrum.into(probe[:1]).ndim  # one for all images
+            largest = s.amax() if full else s.flatten(1).amax(1)
             self.norm = largest.clamp_min(TINY).expand(len(probe))
             self.measured = self.spectrum.measured(self.y)
 
@@ -92,7 +92,7 @@ class Coupling:
         g = per_image((tau / sigma).square(), u)
         return u + g * self.problem.A_adjoint(self.problem.residual(u, self.y))
 
-    def noise(self, streams: Streams, like: Tensor, rho: float) -> Tensor:
+    def noise(self, streams: PerImageGenerator, like: Tensor, rho: float) -> Tensor:
         """A draw of N(0, rho^2 (I - h A^T A)), (B, C, H, W)."""
         n = randn(streams, like)
         if self.spectrum is not None:
@@ -106,10 +106,12 @@ class Coupling:
             return last
         wide = per_image((rho**2 - tau.square()).clamp_min(0).sqrt(), like)
         off = per_image(self._sigma(rho), self.y) * randn(streams, self.y)
-        u = self._prox(wide * randn(streams, like), self.problem.operator.seen(off), rho, tau)
+        u = self._prox(
+            wide * randn(streams, like), self.problem.operator.apply_mask(off), rho, tau
+        )
         return u - per_image(g, u) * self.problem.operator.normal(u) + last
 
-    def draw(self, x: Tensor, rho: float, streams: Streams) -> Tensor:
+    def draw(self, x: Tensor, rho: float, streams: PerImageGenerator) -> Tensor:
         """A draw of z given x and y, (B, C, H, W)."""
         return self.mean(x, rho) + self.noise(streams, x, rho)
 
@@ -154,7 +156,7 @@ def polynomial(
     normal: Callable[[Tensor], Tensor],
     b: Tensor,
     f: Callable[[Tensor], Tensor],
-    top: Tensor,
+    operator_norm: Tensor,
     degree: int,
 ) -> Tensor:
     """f(A^T A) b, (B, C, H, W), by a polynomial in A^T A.
@@ -171,11 +173,11 @@ def polynomial(
     """
     grid = torch.arange(degree + 1, dtype=torch.float64, device=b.device)
     chebyshev = torch.cos(math.pi / degree * grid[:, None] * grid)  # T_k at point i, [i, k]
-    points = (1 + chebyshev[:, 1:2]) / 2 * top.double().square()
+    points = (1 + chebyshev[:, 1:2]) / 2 * operator_norm.double().square()
     weights = torch.linalg.solve(chebyshev, f(points))  # [k, image]
 
     def scaled(v: Tensor) -> Tensor:
-        return per_image(2 / top.square(), v) * normal(v) - v
+        return per_image(2 / operator_norm.square(), v) * normal(v) - v
 
     before, now = b, scaled(b)
     total = per_image(weights[0], b) * before + per_image(weights[1], b) * now
@@ -196,7 +198,7 @@ def shared_norm(problem: Problem, y: Tensor) -> float:
     while isinstance(operator, Weighted):
         operator = operator.operator
     like = grey(y[:1], problem)
-    first = operator.at([0], like.shape[1:])
+    first = operator.bind([0], like.shape[1:])
     probe = torch.randn(like.shape[1:], generator=generator(0)).to(like)[None]
     norm = float(Coupling(Problem(first, 0.0), first.A(probe), 1.0, probe).norm)
     return norm if norm > NOTHING else 1.0

@@ -29,8 +29,8 @@ from torch import Tensor
 from ..diffusion.prior import karras
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, prox, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
 from .start import begin
 
 __all__ = ["Daps", "flow"]
@@ -78,19 +78,21 @@ class Daps:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
-        trust = max(problem.sigma, self.noise_floor)
+        sigma_eff = max(problem.sigma, self.noise_floor)
         span = self.sigma_max, self.sigma_min
         levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
         for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
             x0hat, r = flow(denoise, x, t, self.flow_steps), self.spread * t
             around = x0hat + r * randn(noise, x)
-            x0 = prox(problem, around, y + trust * randn(noise, y), r, trust, self.data_steps)
+            x0 = prox(
+                problem, around, y + sigma_eff * randn(noise, y), r, sigma_eff, self.data_steps
+            )
             x = x0 + s * randn(noise, x) if s > 0 else x0
             if callback(step, len(levels), t, x0, x0hat):
                 break

@@ -34,8 +34,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, prox, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
 from .start import begin
 
 __all__ = ["Ddiff"]
@@ -89,18 +89,18 @@ class Ddiff:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         span = (self.sigma_max, self.sigma_min)
         levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        trust, u = max(problem.sigma, self.noise_floor), torch.zeros_like(x)
+        sigma_eff, u = max(problem.sigma, self.noise_floor), torch.zeros_like(x)
         for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
             z = denoise(x, t).clamp(0, 1)
-            v = prox(problem, z - u, y, t / math.sqrt(self.lam), trust, self.data_steps)
+            v = prox(problem, z - u, y, t / math.sqrt(self.lam), sigma_eff, self.data_steps)
             e, n = (x - v) / t, randn(noise, x)
             x = v + u + s * (math.sqrt(1 - self.zeta) * e + math.sqrt(self.zeta) * n)
             u = (s / t) ** self.rescale * (u + v - z)

@@ -48,11 +48,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..operators.base import per_image
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, randn
 from .start import begin
 
-__all__ = ["Ddnm", "mend"]
+__all__ = ["Ddnm", "ddnm_correction"]
 
 
 @dataclass(frozen=True)
@@ -88,26 +88,28 @@ class Ddnm:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         span = (self.sigma_max, self.sigma_min)
         levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        top = problem.operator.norm(x)
+        operator_norm = problem.operator.norm(x)
         for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
             x0 = denoise(x, t)
-            mended, fresh = mend(problem, x0, y, randn(noise, x), self.eta * s, top)
+            mended, fresh = ddnm_correction(
+                problem, x0, y, randn(noise, x), self.eta * s, operator_norm
+            )
             x = mended + s * math.sqrt(1 - self.eta**2) * (x - x0) / t + fresh
             if callback(step, len(levels), t, x, x0):
                 break
         return x
 
 
-def mend(
-    problem: Problem, x0: Tensor, y: Tensor, n: Tensor, c: float, top: Tensor
+def ddnm_correction(
+    problem: Problem, x0: Tensor, y: Tensor, n: Tensor, c: float, operator_norm: Tensor
 ) -> tuple[Tensor, Tensor]:
     """xh and the fresh noise, (B, C, H, W) both; what they are is in this module's docstring.
 
@@ -120,9 +122,9 @@ def mend(
     """
     if problem.sigma == 0:
         return x0 + problem.A_dagger(problem.residual(x0, y)), c * n
-    r = c * top / problem.sigma
+    r = c * operator_norm / problem.sigma
     rho = (r + (r.square() - 1).clamp_min(0).sqrt()).clamp_min(1)
-    gamma, weight = (rho / top).square(), per_image(2 * r / rho, x0)
+    gamma, weight = (rho / operator_norm).square(), per_image(2 * r / rho, x0)
     mended = x0 + weight * (problem.operator.prox_l2(x0, y, gamma) - x0)
     fresh = 2 * problem.operator.prox_l2(n, torch.zeros_like(y), gamma) - n
     return mended, c * fresh

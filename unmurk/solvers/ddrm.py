@@ -34,11 +34,11 @@ from ..operators.base import per_image
 from ..operators.blur import CUTOFF
 from ..operators.linalg import Spectrum
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, randn
 from .start import centre, ladder
 
-__all__ = ["Ddrm", "DdrmPaper", "renew"]
+__all__ = ["Ddrm", "DdrmPaper", "ddrm_step"]
 
 GRIDS = ("linear", "karras", "linear-beta")
 
@@ -87,20 +87,20 @@ class Ddrm:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         levels = self._levels(denoise, None if x is None else self.init_sigma)
         x = centre(y, problem, x)
         spectrum = problem.operator.svd(x)
-        y_bar = spectrum.measured(problem.operator.seen(y))
+        y_bar = spectrum.measured(problem.operator.apply_mask(y))
 
         def go(x: Tensor, x0: Tensor, t: float, s: float, eta: float, eta_b: float) -> Tensor:
             z = randn(noise, x)
-            return renew(spectrum, y_bar, problem.sigma, x, x0, t, s, z, eta, eta_b)
+            return ddrm_step(spectrum, y_bar, problem.sigma, x, x0, t, s, z, eta, eta_b)
 
         x = go(x, x, levels[0], levels[0], 1.0, 1.0)
         for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
@@ -110,7 +110,7 @@ class Ddrm:
                 break
         return x
 
-    def _levels(self, denoise: Denoiser, init_sigma: float | None) -> list[float]:
+    def _levels(self, denoise: CountingDenoiser, init_sigma: float | None) -> list[float]:
         """Falling noise levels; from `init_sigma` on where an image is given."""
         if self.grid == "linear-beta":
             most = min(init_sigma or math.inf, denoise.sigma_max)
@@ -130,7 +130,7 @@ class DdrmPaper(Ddrm):
     grid: Literal["linear", "karras", "linear-beta"] = "linear-beta"
 
 
-def renew(
+def ddrm_step(
     spectrum: Spectrum,
     y_bar: Tensor,
     sigma_y: float,
@@ -154,13 +154,13 @@ def renew(
     """
     gain = spectrum.s
     weakest = 0.0 if sigma_y > 0 else CUTOFF * gain.flatten(1).amax(1)
-    seen = gain > per_image(weakest, gain)
+    observed = gain > per_image(weakest, gain)
     clean, e, z = (spectrum.into(image) for image in (x0, (x - x0) / t, z))
     if sigma_y > 0:
-        e = torch.where(seen, (y_bar - gain * clean) / sigma_y, e)
+        e = torch.where(observed, (y_bar - gain * clean) / sigma_y, e)
     follow = clean + s * (math.sqrt(1 - eta**2) * e + eta * z)
 
-    inverse = torch.where(seen, 1 / torch.where(seen, gain, 1.0), 0.0)
+    inverse = torch.where(observed, 1 / torch.where(observed, gain, 1.0), 0.0)
     fresh = (s**2 - (eta_b * sigma_y * inverse).square()).clamp_min(0).sqrt()
     replace = (1 - eta_b) * clean + eta_b * inverse * y_bar + fresh * z
-    return spectrum.out(torch.where(seen & (s * gain >= sigma_y), replace, follow))
+    return spectrum.out(torch.where(observed & (s * gain >= sigma_y), replace, follow))

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, prox, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
 from .start import begin
 
 __all__ = ["DiffPir"]
@@ -78,18 +78,18 @@ class DiffPir:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         span = (self.sigma_max, self.sigma_min)
         levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        trust = max(problem.sigma, self.noise_floor)
+        sigma_eff = max(problem.sigma, self.noise_floor)
         for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
             x0 = denoise(x, t)
-            fitted = prox(problem, x0, y, t / math.sqrt(self.lam), trust, self.data_steps)
+            fitted = prox(problem, x0, y, t / math.sqrt(self.lam), sigma_eff, self.data_steps)
             e = (x - fitted) / t
             z = randn(noise, x)
             x = fitted + s * (math.sqrt(1 - self.zeta) * e + math.sqrt(self.zeta) * z)

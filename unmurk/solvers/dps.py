@@ -29,10 +29,10 @@ from torch import Tensor
 from ..diffusion.schedules import linear_beta
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, randn
 
-__all__ = ["Dps", "guidance"]
+__all__ = ["Dps", "norm_gradient"]
 
 
 @dataclass(frozen=True)
@@ -65,27 +65,27 @@ class Dps:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         levels, x = self._start(y, problem, x, noise)
         for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            pull, x0 = guidance(problem, denoise, x, y, t, self.clip)
+            likelihood_grad, x0 = norm_gradient(problem, denoise, x, y, t, self.clip)
             keep = (s / t) ** 2
             ahead = x0 + keep * (x - x0)
             if s > 0:
                 ahead = ahead + s * math.sqrt(1 - keep) * randn(noise, x)
             scale = math.sqrt((1 + 4 * t**2) * (1 + 4 * s**2))  # 1 / (a_t a_s)
-            x = ahead - self.zeta / 2 * scale * pull
+            x = ahead - self.zeta / 2 * scale * likelihood_grad
             if callback(step, len(levels), t, x, x0):
                 break
         return x
 
     def _start(
-        self, y: Tensor, problem: Problem, x: Tensor | None, noise: Streams
+        self, y: Tensor, problem: Problem, x: Tensor | None, noise: PerImageGenerator
     ) -> tuple[list[float], Tensor]:
         """The levels, and the first image: noise, or `init` with noise on it."""
         levels = linear_beta(self.steps).tolist()
@@ -97,8 +97,13 @@ class Dps:
         return levels, 0.5 + math.sqrt(0.25 + levels[0] ** 2) * z  # u_T ~ N(0, 1), as released
 
 
-def guidance(
-    problem: Problem, denoise: Denoiser, x: Tensor, y: Tensor, sigma: float, clip: bool = True
+def norm_gradient(
+    problem: Problem,
+    denoise: CountingDenoiser,
+    x: Tensor,
+    y: Tensor,
+    sigma: float,
+    clip: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """grad_x ||y - A(x0)||, image by image, and x0 = D(x, sigma), clipped if asked.
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..devices import network_precision
 from ..problem import Problem
-from ..rng import Streams
-from .base import Denoiser
+from ..rng import PerImageGenerator
+from .base import CountingDenoiser
 from .solve import configure
 
 __all__ = ["Draws"]
@@ -34,10 +34,12 @@ class Draws:
         self.solver = configure(method, options)
         self.spec = ",".join([method, *(f"{k}={v}" for k, v in sorted(options.items()))])
 
-    def __call__(self, y: Tensor, problem: Problem, prior: Any, streams: Streams) -> Tensor:
+    def __call__(
+        self, y: Tensor, problem: Problem, prior: Any, streams: PerImageGenerator
+    ) -> Tensor:
         """Images (B, C, H, W) from measurements y (B, ...) of a problem bound to them."""
         with network_precision(None):
-            found = self.solver.run(y, problem, Denoiser(prior), None, streams, _go_on)
+            found = self.solver.run(y, problem, CountingDenoiser(prior), None, streams, _go_on)
         return found.detach()
 
 

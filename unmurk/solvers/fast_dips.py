@@ -31,8 +31,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..operators.base import per_image
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, prox, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
 from .start import begin
 
 __all__ = ["FastDips"]
@@ -56,7 +56,7 @@ class FastDips:
     """Weight of A(x) = v. Released: 200, for clipped intensities 5."""
     radius: float = 0.0
     """eps in units of the misfit that the truth has."""
-    turns: int = 3
+    iterations: int = 3
     """Turns of ADMM at each level. Released: 2 or 3."""
     data_steps: int = 5
     """Steps of descent in each turn where the operator is not linear. Released: 1 to 5."""
@@ -68,8 +68,8 @@ class FastDips:
     """Where `init` is given: the level it is noised to, and the first one used."""
 
     def __post_init__(self) -> None:
-        if self.turns < 1:
-            raise InputError(f"turns is {self.turns}: at least 1 is needed")
+        if self.iterations < 1:
+            raise InputError(f"turns is {self.iterations}: at least 1 is needed")
         if not self.rho > 0:
             raise InputError(f"rho is {self.rho}: the weight of the data is above 0")
         if self.radius < 0:
@@ -80,10 +80,10 @@ class FastDips:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         span = (self.sigma_max, self.sigma_min)
@@ -100,16 +100,16 @@ class FastDips:
         """w, (B, C, H, W), near x0 and with a misfit of eps or less."""
         eps = self.radius * problem.sigma * problem.measurements(y).sqrt()
         v, u = _onto(problem, problem.A(x0), y, eps), torch.zeros_like(y)
-        for _ in range(self.turns):
+        for _ in range(self.iterations):
             w = prox(problem, x0, v - u, t, self.rho**-0.5, self.data_steps).clamp(0, 1)
-            seen = problem.A(w)
-            v = _onto(problem, seen + u, y, eps)
-            u = problem.operator.seen(u + seen - v)
+            observed = problem.A(w)
+            v = _onto(problem, observed + u, y, eps)
+            u = problem.operator.apply_mask(u + observed - v)
         return w
 
 
 def _onto(problem: Problem, v: Tensor, y: Tensor, eps: Tensor) -> Tensor:
     """The point nearest to v in the ball of radius eps (B,) around y, shape of y."""
-    away = problem.operator.seen(v - y)
+    away = problem.operator.apply_mask(v - y)
     share = (eps / away.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp_max(1)
     return y + per_image(share, y) * away

@@ -30,8 +30,8 @@ from torch import Tensor
 from ..diffusion.schedules import linear_beta
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, randn
 from .optimise import Adam
 from .red_diff_paper import WEIGHTS, Weight, data_slope, prior_slope
 from .start import pseudo_inverse
@@ -78,10 +78,10 @@ class Hrdis:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         u = 2 * pseudo_inverse(y, problem, x) - 1

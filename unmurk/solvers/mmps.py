@@ -28,8 +28,8 @@ from ..diffusion.samplers import Reverse
 from ..errors import InputError
 from ..operators.base import conjugate_gradient
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback
 from .start import begin
 
 __all__ = ["Mmps", "correction", "informed", "moments"]
@@ -70,10 +70,10 @@ class Mmps:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         span = self.sigma_max, self.sigma_min
@@ -111,7 +111,7 @@ def correction(
     x0: Tensor,
     spread: Callable[[Tensor], Tensor],
     y: Tensor,
-    trust: float,
+    sigma_eff: float,
     iterations: int,
     tolerance: float,
 ) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ def correction(
 
     Args:
         x0: Denoised images D (B, C, H, W), and their covariance `spread`, as from `moments`.
-        y: Measurements (B, ...), believed to have noise `trust`.
+        y: Measurements (B, ...), believed to have noise `sigma_eff`.
         iterations: Most steps of conjugate gradients.
         tolerance: Residual of the system, relative to y - A D, at which an image takes no more.
 
@@ -133,7 +133,7 @@ def correction(
         return spread(problem.A_adjoint(v))
 
     def system(v: Tensor) -> Tensor:
-        return trust**2 * v + problem.A(back(v))
+        return sigma_eff**2 * v + problem.A(back(v))
 
     missing = problem.residual(x0, y)
     v = conjugate_gradient(system, missing, iterations, tolerance)

@@ -39,11 +39,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, prox, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
 from .start import begin
 
-__all__ = ["Pigdm", "guidance"]
+__all__ = ["Pigdm", "pseudoinverse_guidance"]
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,16 @@ class Pigdm:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         span = (self.sigma_max, self.sigma_min)
         levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
         for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            g, x0 = guidance(problem, denoise, x, y, t)
+            g, x0 = pseudoinverse_guidance(problem, denoise, x, y, t)
             c1 = self.eta * s * math.sqrt(1 - (s / t) ** 2)
             c2 = math.sqrt(s**2 - c1**2)
             x = x0 + c2 * (x - x0) / t + c1 * randn(noise, x) + g
@@ -96,8 +96,8 @@ class Pigdm:
         return x
 
 
-def guidance(
-    problem: Problem, denoise: Denoiser, x: Tensor, y: Tensor, sigma: float
+def pseudoinverse_guidance(
+    problem: Problem, denoise: CountingDenoiser, x: Tensor, y: Tensor, sigma: float
 ) -> tuple[Tensor, Tensor]:
     """g = J^T (prox(x0) - x0) and x0 = D(x, sigma), (B, C, H, W) both.
 

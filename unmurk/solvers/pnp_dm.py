@@ -32,8 +32,8 @@ from ..diffusion.prior import karras
 from ..diffusion.samplers import diffuse
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback
 from .coupling import EDGE, Coupling, shared_norm
 from .start import begin
 
@@ -54,11 +54,11 @@ class PnpDm:
     claims: ClassVar[Claim] = "heuristic"  # until the turns have forgotten where rho fell from
     requires: ClassVar[Requirement] = "linear"
 
-    turns: int = 75
+    iterations: int = 75
     """Likelihood and prior steps: rho falls during the first two thirds, and then stays."""
     steps: int = 8
-    """Noise levels of each prior step: `turns` x `steps` network evaluations in all. Fewer than 8
-    change the spread by 5 % and more."""
+    """Noise levels of each prior step: `iterations` x `steps` network evaluations in all. Fewer
+    than 8 change the spread by 5 % and more."""
     rho_max: float = 1.0
     """First rho, no higher than the prior's highest level."""
     coupling: float = EDGE
@@ -70,8 +70,10 @@ class PnpDm:
     """Where `init` is given: the first rho."""
 
     def __post_init__(self) -> None:
-        if self.turns < 1 or self.steps < 1:
-            raise InputError(f"turns is {self.turns}, steps {self.steps}: both must be at least 1")
+        if self.iterations < 1 or self.steps < 1:
+            raise InputError(
+                f"turns is {self.iterations}, steps {self.steps}: both must be at least 1"
+            )
         if self.coupling <= 0 or self.noise_floor <= 0:
             raise InputError(
                 f"coupling is {self.coupling}, noise_floor {self.noise_floor}: both must be > 0"
@@ -82,30 +84,30 @@ class PnpDm:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
-        trust = max(problem.sigma, self.noise_floor)
-        still = self.turns // 3
-        last = self.coupling * trust / shared_norm(problem, y)
-        last = min(last, max(self.rho_max, self.coupling * trust), denoise.sigma_max)
+        sigma_eff = max(problem.sigma, self.noise_floor)
+        still = self.iterations // 3
+        last = self.coupling * sigma_eff / shared_norm(problem, y)
+        last = min(last, max(self.rho_max, self.coupling * sigma_eff), denoise.sigma_max)
         falling, x = begin(
             y,
             problem,
             denoise,
             x,
             noise,
-            self.turns - still,
+            self.iterations - still,
             (self.rho_max, last),
             self.init_sigma,
         )
-        tie = Coupling(problem, y, trust, x)
+        tie = Coupling(problem, y, sigma_eff, x)
         for turn, rho in enumerate([*falling, *falling[-1:] * still], 1):
             z = tie.draw(x, rho, noise)
             x = diffuse(denoise, z, karras(self.steps, rho, DEPTH * rho).tolist(), noise)
-            if callback(turn, self.turns, rho, x, x):
+            if callback(turn, self.iterations, rho, x, x):
                 break
         return x

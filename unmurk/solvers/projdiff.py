@@ -20,10 +20,10 @@ Both are one formula. With w_i = min(1, t / r_i), along the directions that A se
 
     x_t = x0 + w_i (A^+ y - x0) + sqrt(t^2 - w_i^2 r_i^2) n,
 
-which is what DDNM+ makes of x0 at total noise t (`ddnm.mend`, Sigma_i = w_i), so that no SVD is
-needed: exactly this where all s_i that are not 0 are equal, else with a smooth filter below w_i.
-Where A sees nothing, x_t = x0 + t n. There the released code keeps one n for all levels t < r in
-one of its two forms, and draws it anew in the other; here it is drawn anew.
+which is what DDNM+ makes of x0 at total noise t (`ddnm.ddnm_correction`, Sigma_i = w_i), so that
+no SVD is needed: exactly this where all s_i that are not 0 are equal, else with a smooth filter
+below w_i. Where A sees nothing, x_t = x0 + t n. There the released code keeps one n for all
+levels t < r in one of its two forms, and draws it anew in the other; here it is drawn anew.
 
 The rate: while t >= r, x_t does not depend on x0 where A sees, and x0 is replaced by D(x_t), as
 released (rate = 1); below r, and at all levels where y has no noise, the option counts. With
@@ -39,9 +39,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..operators.base import per_image
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, randn
-from .ddnm import mend
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, randn
+from .ddnm import ddnm_correction
 from .start import begin
 
 __all__ = ["ProjDiff"]
@@ -80,22 +80,24 @@ class ProjDiff:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         span = (self.sigma_max, self.sigma_min)
         levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        top = problem.operator.norm(x)
+        operator_norm = problem.operator.norm(x)
         x0 = x
         for step, t in enumerate(levels, 1):
             if step > 1:
-                x = self._noised(problem, x0, y, randn(noise, x0), t, top)
+                x = self._noised(problem, x0, y, randn(noise, x0), t, operator_norm)
             denoised = denoise(x, t)
-            free = (t * top >= problem.sigma) & (problem.sigma > 0)
-            rate = torch.where(free, 1.0, self.rate) if step > 1 else torch.ones_like(top)
+            free = (t * operator_norm >= problem.sigma) & (problem.sigma > 0)
+            rate = (
+                torch.where(free, 1.0, self.rate) if step > 1 else torch.ones_like(operator_norm)
+            )
             x0 = x0 + per_image(rate, x0) * (denoised - x0)
             if problem.sigma == 0:
                 x0 = x0 + problem.A_dagger(problem.residual(x0, y))
@@ -104,10 +106,10 @@ class ProjDiff:
         return x0
 
     def _noised(
-        self, problem: Problem, x0: Tensor, y: Tensor, n: Tensor, t: float, top: Tensor
+        self, problem: Problem, x0: Tensor, y: Tensor, n: Tensor, t: float, operator_norm: Tensor
     ) -> Tensor:
         """x_t (B, C, H, W) from x0 and standard normal noise n."""
         if problem.sigma == 0:
             return x0 + t * n
-        mended, fresh = mend(problem, x0, y, n, t, top)
+        mended, fresh = ddnm_correction(problem, x0, y, n, t, operator_norm)
         return mended + fresh

@@ -43,8 +43,8 @@ from torch import Tensor
 from ..diffusion.prior import karras
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, prox, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
 from .red_diff_last import LABELS, last_level, posterior_mean
 from .start import grey
 
@@ -106,20 +106,20 @@ class RedDiff:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
-        trust = max(problem.sigma, self.noise_floor)
+        sigma_eff = max(problem.sigma, self.noise_floor)
         c = self._length(problem)
         first = self._highest() if x is None else self.init_sigma
         first = max(min(first, denoise.sigma_max), self.sigma_min)
         own, labels = self._last(problem, y)
         steps = self.steps - max(len(labels) - 1, 0)
         levels = karras(steps, first, min(own or self.sigma_min, first)).tolist()
-        mu = self._start(y, problem, trust) if x is None else x
+        mu = self._start(y, problem, sigma_eff) if x is None else x
         before = mu
         for step, sg in enumerate(levels, 1):
             ahead = mu + (self.momentum if step > 2 else 0.0) * (mu - before)
@@ -135,7 +135,7 @@ class RedDiff:
             if self.pairs:
                 h = (h + denoise(ahead - e, sg)) / 2
             z = ahead + c * (h - ahead)
-            mu = prox(problem, z, y, c**0.5 * sg, trust, self.data_steps)
+            mu = prox(problem, z, y, c**0.5 * sg, sigma_eff, self.data_steps)
             if callback(step, self.steps, sg, mu, h):
                 break
         return h if self.final == "denoised" else mu
@@ -163,11 +163,11 @@ class RedDiff:
         where that is below the grid."""
         if self.final != "mmse" or problem.sigma < self.sigma_min:
             return 0.0, ()
-        level, whole = last_level(problem, y)
+        level, full = last_level(problem, y)
         if level < self.sigma_min:
             return 0.0, ()
-        return level, LABELS if whole and self.pairs and self.steps > len(LABELS) else LABELS[:1]
+        return level, LABELS if full and self.pairs and self.steps > len(LABELS) else LABELS[:1]
 
-    def _start(self, y: Tensor, problem: Problem, trust: float) -> Tensor:
+    def _start(self, y: Tensor, problem: Problem, sigma_eff: float) -> Tensor:
         """Grey as far as y does not say otherwise: a pseudo-inverse that fears noise."""
-        return prox(problem, grey(y, problem), y, 0.5, trust, self.data_steps)
+        return prox(problem, grey(y, problem), y, 0.5, sigma_eff, self.data_steps)

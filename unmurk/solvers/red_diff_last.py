@@ -44,7 +44,7 @@ from ..operators.base import per_image
 from ..operators.weighted import Weighted
 from ..problem import Problem
 from ..rng import generator
-from .base import Denoiser, pull
+from .base import CountingDenoiser, likelihood_grad
 from .start import grey
 
 __all__ = ["LABELS", "last_level", "posterior_mean", "risk"]
@@ -69,11 +69,11 @@ def last_level(problem: Problem, y: Tensor) -> tuple[float, bool]:
     if problem.sigma == 0 or not operator.linear or isinstance(operator, Weighted):
         return 0.0, False
     like = grey(y[:1], problem)
-    first = operator.at([0], like.shape[1:])
+    first = operator.bind([0], like.shape[1:])
     x = torch.randn(like.shape[1:], generator=generator(0)).to(like)[None]
-    seen = first.A_adjoint(first.A(x))
-    square = float((x * seen).sum() / x.square().sum())
-    if square > 0 and (seen - square * x).norm() <= TOLERANCE * seen.norm():
+    observed = first.A_adjoint(first.A(x))
+    square = float((x * observed).sum() / x.square().sum())
+    if square > 0 and (observed - square * x).norm() <= TOLERANCE * observed.norm():
         return problem.sigma / square**0.5, True
     for _ in range(20):  # power iterations
         x = first.A_adjoint(first.A(x / x.norm()))
@@ -84,7 +84,7 @@ def posterior_mean(
     mu: Tensor,
     y: Tensor,
     problem: Problem,
-    denoise: Denoiser,
+    denoise: CountingDenoiser,
     sg: float,
     e: Tensor,
     labels: tuple[float, ...],
@@ -103,20 +103,20 @@ def posterior_mean(
         report: Called with the number of each label from 0, the mean so far, and h.
     """
     weight = (sg / problem.sigma) ** 2
-    v = mu + weight * pull(problem, mu, y)
+    v = mu + weight * likelihood_grad(problem, mu, y)
     b = e - weight * problem.A_adjoint(problem.A(e))
-    whole = b.flatten(1).norm(dim=1) <= TOLERANCE * e.flatten(1).norm(dim=1)
+    full = b.flatten(1).norm(dim=1) <= TOLERANCE * e.flatten(1).norm(dim=1)
     if len(labels) > 1:
-        b = torch.where(per_image(whole, e) > 0, PROBE * e, b)
+        b = torch.where(per_image(full, e) > 0, PROBE * e, b)
     found: list[Tensor] = []
     logits: list[Tensor] = []
     for k, label in enumerate(labels):
         estimates = torch.stack([denoise(v + sign * b, label * sg) for sign in signs])
         found.append(estimates.mean(0))
-        logit = torch.full_like(whole, math.log(BELIEF[k]), dtype=v.dtype)
+        logit = torch.full_like(full, math.log(BELIEF[k]), dtype=v.dtype)
         if len(labels) > 1:
             logit = logit - risk(v, estimates.clamp(0, 1), b, sg) / TEMPERATURE
-        logits.append(logit if k == 0 else torch.where(whole, logit, -torch.inf))
+        logits.append(logit if k == 0 else torch.where(full, logit, -torch.inf))
         weights = torch.stack(logits).softmax(0)
         parts = [per_image(w, v) * h for w, h in zip(weights, found, strict=True)]
         mean = torch.stack(parts).sum(0)

@@ -26,8 +26,8 @@ from ..diffusion.prior import karras
 from ..diffusion.schedules import linear_beta
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams, generator
-from .base import Claim, Denoiser, Report, Requirement, pull, randn
+from ..rng import PerImageGenerator, generator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, likelihood_grad, randn
 from .optimise import Adam, Gradient, Sgd, lbfgs
 from .start import pseudo_inverse
 
@@ -110,10 +110,10 @@ class RedDiffPaper:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         u = 2 * pseudo_inverse(y, problem, x) - 1
@@ -164,7 +164,7 @@ class RedDiffPaper:
 
 def data_slope(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
     """Gradient of mean((y_u - A(u))^2) / 2 in u = 2 x - 1, (B, C, H, W)."""
-    return -2 / y[0].numel() * pull(problem, x, y)
+    return -2 / y[0].numel() * likelihood_grad(problem, x, y)
 
 
 def prior_slope(x: Tensor, denoised: Tensor, sigma: float, lam: float, weight: Weight) -> Tensor:

@@ -35,8 +35,8 @@ from torch import Tensor
 from ..diffusion.prior import karras
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, prox, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
 from .start import grey
 
 __all__ = ["RedDiffSpread"]
@@ -81,16 +81,16 @@ class RedDiffSpread:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
-        trust = max(problem.sigma, self.noise_floor)
+        sigma_eff = max(problem.sigma, self.noise_floor)
         first = max(min(self.sigma_max, denoise.sigma_max), self.sigma_min)
         levels = karras(self.steps, first, self.sigma_min).tolist()
-        y = y + trust * randn(noise, y)
+        y = y + sigma_eff * randn(noise, y)
         mu = grey(y, problem) if x is None else x
         before, force = mu, randn(noise, mu) / first
         for step, (last, s) in enumerate(zip([first, *levels], levels, strict=False), 1):
@@ -99,7 +99,7 @@ class RedDiffSpread:
             plus, minus = denoise(ahead + e, s), denoise(ahead - e, s)
             h, odd = (plus + minus) / 2, e - (plus - minus) / 2
             force = force + math.sqrt(2 * math.log(last / s)) * odd / s**2
-            mu = prox(problem, h + s**2 * force, y, s, trust, self.data_steps)
+            mu = prox(problem, h + s**2 * force, y, s, sigma_eff, self.data_steps)
             if callback(step, self.steps, s, mu, h):
                 break
         return mu

@@ -40,8 +40,8 @@ from ..diffusion.prior import karras
 from ..diffusion.samplers import diffuse
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback
 from .coupling import EDGE, Coupling, shared_norm
 from .pnp_dm import DEPTH
 from .start import begin
@@ -97,16 +97,16 @@ class Snips:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
-        trust = max(problem.sigma, self.noise_floor)
+        sigma_eff = max(problem.sigma, self.noise_floor)
         still = self.steps // 3
-        last = self.coupling * trust / shared_norm(problem, y)
-        last = min(last, max(self.sigma_max, self.coupling * trust), denoise.sigma_max)
+        last = self.coupling * sigma_eff / shared_norm(problem, y)
+        last = min(last, max(self.sigma_max, self.coupling * sigma_eff), denoise.sigma_max)
         falling, x = begin(
             y,
             problem,
@@ -117,7 +117,7 @@ class Snips:
             (self.sigma_max, last),
             self.init_sigma,
         )
-        tie, half = Coupling(problem, y, trust, x), self.length / 2
+        tie, half = Coupling(problem, y, sigma_eff, x), self.length / 2
         keep = math.exp(-self.friction / max(still, 1))
         v, before = tie.noise(noise, x, falling[0]), falling[0]
         for step, t in enumerate([*falling, *falling[-1:] * still], 1):

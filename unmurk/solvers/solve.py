@@ -5,7 +5,8 @@
 Images and samples make one flat list of rows, worked off in batches. Row (image b, sample k) draws
 all its noise from the stream of (seed, b, k), so a result does not depend on the batch size. With
 restarts every row is run several times, each time from a stream of its own, and the image that
-fits y best is kept; where y does not tell it from others, the likeliest of them (see `twins`).
+fits y best is kept; where y does not tell it from others, the likeliest of them (see
+`symmetries`).
 
 Solvers take Gaussian noise of one level. Poisson noise is brought to it first; see `whiten`.
 
@@ -28,11 +29,11 @@ from ..devices import on_device
 from ..errors import InputError
 from ..missing import without_missing
 from ..problem import Problem
-from ..rng import Streams
+from ..rng import PerImageGenerator
 from ..whitening import whiten
-from .alike import AlikeStreams, equal_channels
+from .alike import SharedChannelGenerator, equal_channels
 from .auto import Auto
-from .base import Callback, Claim, Denoiser, Monitor, Solver
+from .base import Callback, Claim, CountingDenoiser, Monitor, Solver
 from .daps import Daps
 from .ddiff import Ddiff
 from .ddnm import Ddnm
@@ -217,7 +218,7 @@ def solve(
     done, traces, nfe = [], [], 0
     for rows in _batches(samples * len(y), batch):
         images = [row % len(y) for row in rows]
-        picked, denoise = problem.take(images), Denoiser(prior)
+        picked, denoise = problem.index_select(images), CountingDenoiser(prior)
         x = None if start is None else start[rows]
         runs = []
         numbers = picked.index or images
@@ -272,7 +273,7 @@ def _bind(y: Tensor, problem: Problem, shape: tuple[int, ...]) -> Problem:
     """The problem of the images 0..B-1, unless it is bound to others already."""
     problem = problem.to(y.device)
     if problem.index is None:
-        return problem.at(range(len(y)), shape)
+        return problem.bind(range(len(y)), shape)
     if len(problem.index) != len(y):
         raise InputError(
             f"the problem is bound to {len(problem.index)} images but y has {len(y)} rows:"
@@ -288,7 +289,7 @@ def _fits(y: Tensor, problem: Problem, shape: tuple[int, ...], solver: Solver) -
             f"y has rows of shape {tuple(y.shape[1:])} but operator '{problem.operator.spec}'"
             f" makes {wanted} of images {shape}"
         )
-    lost = (~problem.operator.seen(y).isfinite()).flatten(1).any(1)
+    lost = (~problem.operator.apply_mask(y).isfinite()).flatten(1).any(1)
     if bool(lost.any()):
         raise InputError(
             f"y holds numbers that are not finite in row {int(lost.nonzero()[0, 0])}: hide them"
@@ -346,13 +347,18 @@ def _streams(
     device: torch.device,
     alike: Tensor,
     channels: int,
-) -> Streams:
+) -> PerImageGenerator:
     """The streams of a run of rows (sample, image): the first is that of one without restarts."""
     again = (restart,) if restart else ()
-    streams = Streams.join(
-        Streams(seed, [image], _SOLVE, sample, *again, device=device) for sample, image in rows
+    streams = PerImageGenerator.join(
+        PerImageGenerator(seed, [image], _SOLVE, sample, *again, device=device)
+        for sample, image in rows
     )
-    return cast(Streams, AlikeStreams(streams, alike, channels)) if bool(alike.any()) else streams
+    return (
+        cast(PerImageGenerator, SharedChannelGenerator(streams, alike, channels))
+        if bool(alike.any())
+        else streams
+    )
 
 
 def _best(runs: list[tuple[Tensor, Monitor]]) -> tuple[Tensor, list[list[dict[str, Any]]]]:
@@ -366,7 +372,7 @@ def _best(runs: list[tuple[Tensor, Monitor]]) -> tuple[Tensor, list[list[dict[st
     for run, (_, monitor) in enumerate(runs):
         own = chosen == run
         if bool(own.any()):
-            traces.append([at | {"residual": at["residual"][own]} for at in monitor.steps])
+            traces.append([at | {"chi2": at["chi2"][own]} for at in monitor.steps])
     return x, traces
 
 
@@ -375,11 +381,11 @@ def _merge(traces: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     merged, residuals = [], []
     for number in range(max(map(len, traces))):
         steps = [trace[number] for trace in traces if number < len(trace)]
-        residuals.append(torch.cat([step["residual"] for step in steps]).double().mean())
+        residuals.append(torch.cat([step["chi2"] for step in steps]).double().mean())
         merged.append(dict(steps[0]))
     # one look at the device for all steps
     for step, residual in zip(
         merged, torch.stack(residuals).tolist() if residuals else [], strict=True
     ):
-        step["residual"] = residual
+        step["chi2"] = residual
     return merged

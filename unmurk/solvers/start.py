@@ -11,8 +11,8 @@ from torch import Tensor
 from ..diffusion.prior import karras
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Denoiser, randn
+from ..rng import PerImageGenerator
+from .base import CountingDenoiser, randn
 
 __all__ = ["begin", "centre", "grey", "ladder", "pseudo_inverse"]
 
@@ -20,9 +20,9 @@ __all__ = ["begin", "centre", "grey", "ladder", "pseudo_inverse"]
 def begin(
     y: Tensor,
     problem: Problem,
-    denoise: Denoiser,
+    denoise: CountingDenoiser,
     x: Tensor | None,
-    noise: Streams,
+    noise: PerImageGenerator,
     steps: int,
     span: tuple[float, float],
     init_sigma: float,
@@ -45,7 +45,7 @@ def begin(
 
 
 def ladder(
-    denoise: Denoiser, steps: int, span: tuple[float, float], init_sigma: float | None
+    denoise: CountingDenoiser, steps: int, span: tuple[float, float], init_sigma: float | None
 ) -> list[float]:
     """The levels alone; `init_sigma` is None where no image is given."""
     highest, lowest = span

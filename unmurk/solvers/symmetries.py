@@ -1,7 +1,7 @@
 """Choosing between images that the measurement cannot tell apart.
 
-An operator may know other images with the same A(x) (`Operator.twins`): from magnitudes of the
-Fourier transform, an image turned or moved. Solvers find any of them. What is left to go by is
+An operator may know other images with the same A(x) (`Operator.symmetries`): from magnitudes of
+the Fourier transform, an image turned or moved. Solvers find any of them. What is left to go by is
 the prior: wanted is the least
 
     E(x) = ||y - A(x)||^2 / (2 sigma_y^2) + int E_e ||D(x + s e, s) - x||^2 / s^2  d log s
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from ..rng import Streams
-from .base import Denoiser, prox, randn
+from ..rng import PerImageGenerator
+from .base import CountingDenoiser, prox, randn
 from .start import grey
 
 __all__ = ["likeliest"]
@@ -37,7 +37,9 @@ NEAR = 0.05  # standard deviation around a twin, within which the data fit mends
 
 
 @torch.no_grad()
-def likeliest(x: Tensor, y: Tensor, problem: Problem, denoise: Denoiser, noise: Streams) -> Tensor:
+def likeliest(
+    x: Tensor, y: Tensor, problem: Problem, denoise: CountingDenoiser, noise: PerImageGenerator
+) -> Tensor:
     """Of every image and its twins the one of least E, (B, C, H, W).
 
     Args:
@@ -48,14 +50,14 @@ def likeliest(x: Tensor, y: Tensor, problem: Problem, denoise: Denoiser, noise: 
         noise: One random stream for each row.
     """
     mean = denoise(grey(y, problem), min(HIGHEST, denoise.sigma_max))
-    turn = problem.operator.twins(x, mean)
-    trust = max(problem.sigma, FLOOR)
-    twins = torch.stack([prox(problem, twin, y, NEAR, trust) for twin in turn(x)])
-    square = [problem.residual(twin, y).square().flatten(1).sum(1) for twin in twins]
-    energy = torch.stack(square) / (2 * trust**2)
+    turn = problem.operator.symmetries(x, mean)
+    sigma_eff = max(problem.sigma, FLOOR)
+    symmetries = torch.stack([prox(problem, twin, y, NEAR, sigma_eff) for twin in turn(x)])
+    square = [problem.residual(twin, y).square().flatten(1).sum(1) for twin in symmetries]
+    energy = torch.stack(square) / (2 * sigma_eff**2)
     for s in DRAWS * LEVELS:
         for number, e in enumerate(turn(s * randn(noise, x))):
-            twin = twins[number]
+            twin = symmetries[number]
             missed = [(denoise(twin + n, s) - twin).square().flatten(1).sum(1) for n in (e, -e)]
             energy[number] += math.log(2) / (DRAWS * s**2) * (missed[0] + missed[1]) / 2
-    return twins[energy.argmin(0), torch.arange(len(x), device=x.device)]
+    return symmetries[energy.argmin(0), torch.arange(len(x), device=x.device)]

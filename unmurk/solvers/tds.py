@@ -51,8 +51,8 @@ from torch import Tensor
 from ..diffusion.samplers import Reverse
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import Streams
-from .base import Claim, Denoiser, Report, Requirement, prox, randn
+from ..rng import PerImageGenerator
+from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
 from .mmps import correction, moments
 from .start import begin
 
@@ -122,35 +122,35 @@ class Tds:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`. Rows of all tensors here are (image, particle) pairs."""
         crowd = _Crowd(noise, self.particles)
         everyone = [row for row in range(len(y)) for _ in range(self.particles)]
-        many, goal = problem.take(everyone), y[everyone]
+        repeated, goal = problem.index_select(everyone), y[everyone]
         span, start = (self.sigma_max, self.sigma_min), None if x is None else x[everyone]
-        levels, x = begin(goal, many, denoise, start, crowd, self.steps, span, self.init_sigma)
+        levels, x = begin(goal, repeated, denoise, start, crowd, self.steps, span, self.init_sigma)
         plain, bent = Reverse(crowd), Reverse(crowd)
-        guess, pull, x0 = self._look(many, denoise, x, goal, levels[0], len(y))
+        guess, likelihood_grad, x0 = self._look(repeated, denoise, x, goal, levels[0], len(y))
         weight = guess.reshape(len(y), -1)
         for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
             rows, weight = resample(weight, noise.rand(1).to(weight), self.threshold)
-            x, x0, pull, guess = x[rows], x0[rows], pull[rows], guess[rows]
+            x, x0, likelihood_grad, guess = x[rows], x0[rows], likelihood_grad[rows], guess[rows]
             for walk in (plain, bent):
-                walk.take(rows)
+                walk.index_select(rows)
             if s > 0:
                 mean, c = plain.bridge(x, x0, t, s)
-                moved, _ = bent.bridge(x, x0 + t**2 * pull, t, s)
+                moved, _ = bent.bridge(x, x0 + t**2 * likelihood_grad, t, s)
                 z, shift = randn(crowd, x), (moved - mean) / c
                 x, before = moved + c * z, guess
-                guess, pull, x0 = self._look(many, denoise, x, goal, s, len(y))
+                guess, likelihood_grad, x0 = self._look(repeated, denoise, x, goal, s, len(y))
                 gain = guess - before - (shift * (z + shift / 2)).double().flatten(1).sum(1)
             else:
                 x = x0
-                gain = self._likelihood(many, x, goal) - guess
+                gain = self._likelihood(repeated, x, goal) - guess
             weight = weight + gain.reshape(weight.shape)
             chosen = _draw(weight, noise.rand(1).to(weight))
             if callback(step, len(levels), t, x[chosen], x0[chosen]):
@@ -158,24 +158,34 @@ class Tds:
         return x[chosen]
 
     def _look(
-        self, problem: Problem, denoise: Denoiser, x: Tensor, y: Tensor, t: float, images: int
+        self,
+        problem: Problem,
+        denoise: CountingDenoiser,
+        x: Tensor,
+        y: Tensor,
+        t: float,
+        images: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The twist of all particles, some images at a time: K evaluations for each."""
         together = max(1, NUMBERS // (self.particles * x[0].numel()))
         rows = torch.arange(len(x)).chunk(math.ceil(images / together))
         with denoise.counted_as(self.particles):
-            found = [self._twist(problem.take(own), denoise, x[own], y[own], t) for own in rows]
-        guess, pull, x0 = map(torch.cat, zip(*found, strict=True))
-        return guess, pull, x0
+            found = [
+                self._twist(problem.index_select(own), denoise, x[own], y[own], t) for own in rows
+            ]
+        guess, likelihood_grad, x0 = map(torch.cat, zip(*found, strict=True))
+        return guess, likelihood_grad, x0
 
     def _twist(
-        self, problem: Problem, denoise: Denoiser, x: Tensor, y: Tensor, t: float
+        self, problem: Problem, denoise: CountingDenoiser, x: Tensor, y: Tensor, t: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        trust = max(problem.sigma, self.noise_floor)
+        sigma_eff = max(problem.sigma, self.noise_floor)
         if problem.operator.linear:
-            return moment_twist(problem, denoise, x, y, t, trust, self.iterations, self.tolerance)
+            return moment_twist(
+                problem, denoise, x, y, t, sigma_eff, self.iterations, self.tolerance
+            )
         r = self.pixel_std * t / math.sqrt(self.pixel_std**2 + t**2)
-        return twist(problem, denoise, x, y, t, r, trust, self.data_steps)
+        return twist(problem, denoise, x, y, t, r, sigma_eff, self.data_steps)
 
     def _likelihood(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
         """log p(y | x) but for its constant, (rows,), float64."""
@@ -183,10 +193,10 @@ class Tds:
         return -square / (2 * max(problem.sigma, self.noise_floor) ** 2)
 
 
-class _Crowd(Streams):
+class _Crowd(PerImageGenerator):
     """The streams of the images, each drawn from for all its particles at once."""
 
-    def __init__(self, noise: Streams, particles: int) -> None:
+    def __init__(self, noise: PerImageGenerator, particles: int) -> None:
         self.generators, self.particles = noise.generators, particles
 
     def randn(self, *shape: int) -> Tensor:
@@ -195,11 +205,11 @@ class _Crowd(Streams):
 
 def moment_twist(
     problem: Problem,
-    denoise: Denoiser,
+    denoise: CountingDenoiser,
     x: Tensor,
     y: Tensor,
     t: float,
-    trust: float,
+    sigma_eff: float,
     iterations: int = 5,
     tolerance: float = 1e-3,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,18 +224,18 @@ def moment_twist(
         InputError: No gradient comes through the prior.
     """
     x0, spread = moments(denoise, x, t, Tds.name)
-    shift, square = correction(problem, x0, spread, y, trust, iterations, tolerance)
+    shift, square = correction(problem, x0, spread, y, sigma_eff, iterations, tolerance)
     return -square / 2, shift / t**2, x0
 
 
 def twist(
     problem: Problem,
-    denoise: Denoiser,
+    denoise: CountingDenoiser,
     x: Tensor,
     y: Tensor,
     t: float,
     r: float,
-    trust: float,
+    sigma_eff: float,
     data_steps: int = 10,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same for any operator, believing the clean image to be N(D(x, t), r^2 I).
@@ -245,8 +255,8 @@ def twist(
     if not x0.requires_grad:
         raise InputError("tds needs a prior that autograd can differentiate: use pnp-dm")
     with torch.no_grad():
-        away = prox(problem, x0, y, r, trust, data_steps) - x0
-        misfit = problem.residual(x0 + away, y).double().square().flatten(1).sum(1) / trust**2
+        away = prox(problem, x0, y, r, sigma_eff, data_steps) - x0
+        misfit = problem.residual(x0 + away, y).double().square().flatten(1).sum(1) / sigma_eff**2
         guess = -(misfit + away.double().square().flatten(1).sum(1) / r**2) / 2
     return guess, torch.autograd.grad(x0, x, away / r**2)[0], x0.detach()
 

@@ -29,8 +29,8 @@ from ..diffusion.samplers import Reverse
 from ..errors import InputError
 from ..operators.base import per_image
 from ..problem import Problem
-from ..rng import Streams
-from .base import TINY, Claim, Denoiser, Report, Requirement
+from ..rng import PerImageGenerator
+from .base import TINY, Claim, CountingDenoiser, Requirement, StepCallback
 from .mmps import moments
 from .start import begin
 
@@ -68,18 +68,18 @@ class Tmpd:
         self,
         y: Tensor,
         problem: Problem,
-        denoise: Denoiser,
+        denoise: CountingDenoiser,
         x: Tensor | None,
-        noise: Streams,
-        callback: Report,
+        noise: PerImageGenerator,
+        callback: StepCallback,
     ) -> Tensor:
         """See `Solver.run`."""
         span = self.sigma_max, self.sigma_min
         levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        trust = max(problem.sigma, self.noise_floor)
+        sigma_eff = max(problem.sigma, self.noise_floor)
         reverse = Reverse(noise)
         for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            x0 = projected(problem, denoise, x, y, t, trust)
+            x0 = projected(problem, denoise, x, y, t, sigma_eff)
             x = reverse.step(x, x0, t, s)
             if callback(step, len(levels), t, x, x0):
                 break
@@ -92,9 +92,9 @@ def projected(
     x: Tensor,
     y: Tensor,
     sigma: float,
-    trust: float,
+    sigma_eff: float,
 ) -> Tensor:
-    """D_y(x), (B, C, H, W), for x at level sigma and y believed to have noise `trust`.
+    """D_y(x), (B, C, H, W), for x at level sigma and y believed to have noise `sigma_eff`.
 
     Raises:
         InputError: No gradient comes through the prior.
@@ -103,7 +103,7 @@ def projected(
     with torch.no_grad():
         sums = problem.A(spread(problem.A_adjoint(torch.ones_like(y)))).clamp_min(0)
         missing = problem.residual(x0, y)
-        step = spread(problem.A_adjoint(missing / (trust**2 + sums)))
+        step = spread(problem.A_adjoint(missing / (sigma_eff**2 + sums)))
         return x0 + per_image(_length(missing, problem.A(step)), x0) * step
 
 

@@ -7,7 +7,7 @@ and is scored on A, so that it cannot know which hidden pixels count (their eq. 
     min E || A (D(A' x_t, A', sigma) - y) ||^2       is attained by   D = E[x | A' x_t, A']
 
 if every pixel is seen with some probability whatever A' is. Random pixels are hidden with
-probability `further` (their delta, 0.1); other masks by the mask of another image.
+probability `delta` (their delta, 0.1); other masks by the mask of another image.
 
 Noise (Daras et al., 2024, arXiv 2404.10177, "Ambient Tweedie"; A = I). Above sigma_y the noisy
 image x_t = y + sqrt(sigma^2 - sigma_y^2) n is exact training data: E[y | x_t] = r x_t + (1 - r) D
@@ -39,7 +39,7 @@ from ..rng import host_integers, uniform
 from .amortised import PRIOR, Amortised
 from .conditional import Conditional, stem
 from .losses import anchored, gaussian, levels, weighted
-from .trainer import Span
+from .trainer import LRPhase
 
 __all__ = ["Ambient", "Masked", "masked"]
 
@@ -68,9 +68,9 @@ def masked(
     x: Tensor,
     sigma_y: float,
     sigma: Tensor,
-    seen: Tensor,
+    observed: Tensor,
     shown: Tensor,
-    whole: Tensor,
+    full: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
     """The loss of a network that sees masks.
@@ -84,16 +84,16 @@ def masked(
         shown: A', (B, 1, H, W), nowhere above A.
         whole: (B,), bool: rows to be taken from x, all of it shown and scored.
     """
-    whole = per_image(whole | (sigma <= sigma_y), y) > 0
+    full = per_image(full | (sigma <= sigma_y), y) > 0
     level = per_image(sigma, y)
-    shown, seen = torch.where(whole, 1.0, shown), torch.where(whole, 1.0, seen)
-    base = torch.where(whole, x, y)
-    extra = torch.where(whole, level, (level**2 - sigma_y**2).clamp_min(0).sqrt())
-    ratio = torch.where(whole, 0.0, sigma_y**2 / level**2)
+    shown, observed = torch.where(full, 1.0, shown), torch.where(full, 1.0, observed)
+    base = torch.where(full, x, y)
+    extra = torch.where(full, level, (level**2 - sigma_y**2).clamp_min(0).sqrt())
+    ratio = torch.where(full, 0.0, sigma_y**2 / level**2)
     noisy = base + extra * gaussian(base, generator)
     clean = network.denoise(noisy, sigma, shown)
     expected = clean + ratio * shown * (noisy - clean)
-    return weighted(seen * (expected - base), sigma)
+    return weighted(observed * (expected - base), sigma)
 
 
 class Ambient(Amortised):
@@ -108,7 +108,7 @@ class Ambient(Amortised):
         further: Probability that a random mask's pixel is hidden further, in (0, 1).
 
     Raises:
-        InputError: one mask for all images, or `further` out of range.
+        InputError: one mask for all images, or `delta` out of range.
     """
 
     def __init__(
@@ -118,21 +118,21 @@ class Ambient(Amortised):
         shape: tuple[int, int, int],
         network: str = "tiny",
         seed: int = 0,
-        further: float = 0.1,
+        delta: float = 0.1,
     ) -> None:
-        if not 0 < further < 1:
-            raise InputError(f"further is {further}: give a probability between 0 and 1")
-        self.further = further
+        if not 0 < delta < 1:
+            raise InputError(f"further is {delta}: give a probability between 0 and 1")
+        self.delta = delta
         super().__init__(y, problem, shape, network, seed)
         if self.denoising:
             return
-        if len(cast(Tensor, problem.operator.at(range(2), shape).mask)) == 1:
+        if len(cast(Tensor, problem.operator.bind(range(2), shape).mask)) == 1:
             raise InputError(
                 f"{problem.operator.spec} hides the same pixels in all images, so no image shows "
                 "what is behind: ambient needs masks that differ"
             )
         self.network = Masked(self.prior, self.modules["stem"])
-        self.masked_teacher = Masked(self.teacher, self.averages["stem"])
+        self.masked_teacher = Masked(self.teacher, self.ema["stem"])
 
     @staticmethod
     def takes(problem: Problem) -> bool:
@@ -148,9 +148,9 @@ class Ambient(Amortised):
         nn.init.zeros_(hidden.weight)
         return {"stem": hidden}
 
-    def spans(self) -> dict[str, tuple[Span, ...]]:
+    def spans(self) -> dict[str, tuple[LRPhase, ...]]:
         """The prior first, then the posterior."""
-        return super().spans() | {"stem": (Span(0.0, PRIOR),)}
+        return super().spans() | {"stem": (LRPhase(0.0, PRIOR),)}
 
     def prior_losses(
         self, y: Tensor, rows: Tensor, part: float, generator: torch.Generator
@@ -162,21 +162,21 @@ class Ambient(Amortised):
             with torch.no_grad():
                 x = self.teacher.denoise(y, level)
             return {"prior": anchored(self.prior, x, y, sigma_y, sigma, generator)}
-        problem = self.at(rows, y)
-        y, seen = problem.A_dagger(y), cast(Tensor, problem.mask)
+        problem = self.bind(rows, y)
+        y, observed = problem.A_dagger(y), cast(Tensor, problem.mask)
         with torch.no_grad():
-            x = self.masked_teacher.denoise(y, level, seen)
-        shown = seen * self.mask(seen, generator)
+            x = self.masked_teacher.denoise(y, level, observed)
+        shown = observed * self.mask(observed, generator)
         coin = uniform((len(y),), generator)
-        whole = (coin < 0.5) & (part >= WHOLE)
-        loss = masked(self.network, y, x, sigma_y, sigma, seen, shown, whole, generator)
+        full = (coin < 0.5) & (part >= WHOLE)
+        loss = masked(self.network, y, x, sigma_y, sigma, observed, shown, full, generator)
         return {"prior": loss}
 
-    def mask(self, seen: Tensor, generator: torch.Generator) -> Tensor:
+    def mask(self, observed: Tensor, generator: torch.Generator) -> Tensor:
         """The further masks B, (B, 1, H, W)."""
         if isinstance(self.problem.operator, RandomInpaint):
-            draw = uniform(seen.shape, generator)
-            return (draw >= self.further).to(seen)
-        numbers = host_integers(len(self.y), (len(seen),), generator)
-        other = self.problem.operator.at(numbers.tolist(), self.shape)
-        return host_to(cast(Tensor, other.mask), seen.device).to(seen)
+            draw = uniform(observed.shape, generator)
+            return (draw >= self.delta).to(observed)
+        numbers = host_integers(len(self.y), (len(observed),), generator)
+        other = self.problem.operator.bind(numbers.tolist(), self.shape)
+        return host_to(cast(Tensor, other.mask), observed.device).to(observed)

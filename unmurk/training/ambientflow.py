@@ -35,7 +35,7 @@ from ..problem import Problem
 from ..rng import normal
 from .learner import Pair
 from .losses import denoising, gaussian, levels
-from .trainer import Span
+from .trainer import LRPhase
 
 __all__ = ["AmbientFlow", "log_weights"]
 
@@ -105,11 +105,11 @@ class AmbientFlow(Pair):
         """The prior flow."""
         return {"glow": Glow.create(network, self.shape)}
 
-    def spans(self) -> dict[str, tuple[Span, ...]]:
+    def spans(self) -> dict[str, tuple[LRPhase, ...]]:
         """The prior flow, with the posterior flow, then the diffusion prior."""
-        joint = (Span(WARM, FLOWS, PEAK),)
-        glow = (Span(0.0, WARM, PEAK), *joint)
-        return {"mean": joint, "flow": joint, "glow": glow, "prior": (Span(FLOWS),)}
+        joint = (LRPhase(WARM, FLOWS, PEAK),)
+        glow = (LRPhase(0.0, WARM, PEAK), *joint)
+        return {"mean": joint, "flow": joint, "glow": glow, "prior": (LRPhase(FLOWS),)}
 
     @property
     def graphs(self) -> list[dict[str, float]]:
@@ -125,9 +125,9 @@ class AmbientFlow(Pair):
         if progress >= FLOWS:
             with torch.no_grad():
                 z = normal((len(y), *self.shape), generator)
-                x = cast(Glow, self.averages["glow"]).draw(z)
+                x = cast(Glow, self.ema["glow"]).draw(z)
             return {"prior": denoising(self.prior, x, levels(len(x), generator), generator)}
-        glow, problem = cast(Glow, self.modules["glow"]), self.at(rows, y)
+        glow, problem = cast(Glow, self.modules["glow"]), self.bind(rows, y)
         if progress < WARM:
             return {"glow": -glow.log_prob(problem.A_dagger(y)).mean() / size}
         each = log_weights(self.posterior, glow, y, problem, self.draws, generator)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..checks import require_finite_draws
 from ..devices import host_to
-from ..rng import Streams, host_integers
+from ..rng import PerImageGenerator, host_integers
 from .learner import Pair
 from .losses import distilled, forward_kl
 from .replay import room, together
-from .trainer import Span, Trainer
+from .trainer import LRPhase, Trainer
 
 __all__ = ["PRIOR", "Amortised"]
 
@@ -43,9 +43,13 @@ class Amortised(Pair):
         images = torch.zeros(rows, *self.shape, dtype=torch.float16)
         return {"images": images, "drawn": torch.zeros((), dtype=torch.int64)}
 
-    def spans(self) -> dict[str, tuple[Span, ...]]:
+    def spans(self) -> dict[str, tuple[LRPhase, ...]]:
         """The prior first, then the posterior."""
-        return {"mean": (Span(PRIOR),), "flow": (Span(PRIOR),), "prior": (Span(0.0, PRIOR),)}
+        return {
+            "mean": (LRPhase(PRIOR),),
+            "flow": (LRPhase(PRIOR),),
+            "prior": (LRPhase(0.0, PRIOR),),
+        }
 
     @property
     def graphs(self) -> list[dict[str, float]]:
@@ -65,7 +69,7 @@ class Amortised(Pair):
         drawn = int(self.buffers["drawn"])
         if progress < PRIOR or not drawn:
             return self.prior_losses(y, rows, progress / PRIOR, generator)
-        problem = self.at(rows, y)
+        problem = self.bind(rows, y)
         picked = host_integers(drawn, (len(y),), generator)
         x = host_to(self.buffers["images"][picked], y.device).to(y)
         flow, mean = forward_kl(self.posterior, x, problem, generator)
@@ -78,7 +82,7 @@ class Amortised(Pair):
         """Puts further images into the buffer. Raises InputError: one is not finite."""
         drawn = int(self.buffers["drawn"])
         number = torch.arange(drawn, drawn + count)
-        streams = Streams(self.seed, number.tolist(), DRAW, device=device)
+        streams = PerImageGenerator(self.seed, number.tolist(), DRAW, device=device)
         if self.denoising:
             y = self.y[number % len(self.y)].to(device)
             x = self.teacher.restore(y, self.problem.sigma, streams, STEPS)
@@ -93,9 +97,9 @@ class Amortised(Pair):
         """Draws the first images when the prior is finished, then further ones."""
         if progress < PRIOR:
             return
-        seen = trainer.settings.batch * (step - int(PRIOR * trainer.steps))
+        observed = trainer.settings.batch * (step - int(PRIOR * trainer.steps))
         rows = len(self.buffers["images"])
         chunk = min(256, len(self.y), rows, together(self.teacher))
-        wanted = min(rows, min(FIRST, len(self.y)) + int(REFRESH * seen))
+        wanted = min(rows, min(FIRST, len(self.y)) + int(REFRESH * observed))
         while int(self.buffers["drawn"]) + chunk <= wanted:
             self.draw(chunk, trainer.device)

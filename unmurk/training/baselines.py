@@ -21,6 +21,6 @@ class Clean(Pair):
         self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """The losses of a step; the measurements given are the images themselves."""
-        flow, mean = forward_kl(self.posterior, y, self.at(rows, y), generator)
+        flow, mean = forward_kl(self.posterior, y, self.bind(rows, y), generator)
         prior = denoising(self.prior, y, levels(len(y), generator), generator)
         return {"prior": prior, "flow": flow, "mean": mean}

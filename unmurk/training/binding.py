@@ -32,7 +32,7 @@ class Binding:
         self.lock = threading.Lock()
 
     def prepare(self, rows: Tensor, device: torch.device) -> None:
-        """Bind the problem to the measurements with these numbers, (B,), for a later `at`."""
+        """Bind the problem to the measurements with these numbers, (B,), for a later `bind`."""
         key = device, tuple(rows.tolist())
         bound = self._bind(key)
         with self.lock:
@@ -40,7 +40,7 @@ class Binding:
             while len(self.ahead) > HELD:
                 del self.ahead[next(iter(self.ahead))]
 
-    def at(self, rows: Tensor, device: torch.device) -> Problem:
+    def bind(self, rows: Tensor, device: torch.device) -> Problem:
         """The problem of the measurements with these numbers, (B,), on a device."""
         key = device, tuple(rows.tolist())
         with self.lock:
@@ -53,4 +53,4 @@ class Binding:
             if device not in self.moved:
                 self.moved[device] = self.problem.to(device)
             problem = self.moved[device]
-        return problem.at(numbers, self.shape)
+        return problem.bind(numbers, self.shape)

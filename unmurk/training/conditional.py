@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..diffusion.prior import Prior
 from ..diffusion.samplers import prior_draw
-from ..rng import Streams
+from ..rng import PerImageGenerator
 
 __all__ = ["Conditional", "stem"]
 
@@ -49,7 +49,7 @@ class Conditional:
             self.channels = None
 
     @torch.no_grad()
-    def sample(self, channels: Tensor, streams: Streams, steps: int) -> Tensor:
+    def sample(self, channels: Tensor, streams: PerImageGenerator, steps: int) -> Tensor:
         """An image for each row of the channels, by so many evaluations; see `prior_draw`."""
         prior = self.prior
 

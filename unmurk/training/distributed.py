@@ -5,9 +5,9 @@ many rows each
 
     loss = mean_r loss_r,    gradient = mean_r gradient_r,
 
-and every draw is made for the whole batch (`unmurk.rng.Share`): R processes take the steps that
-one would take, up to rounding. All of them hold the same weights, averages and replay buffers; the
-first alone reads and writes the run folder.
+and every draw is made for the whole batch (`unmurk.rng.ShardedGenerator`): R processes take the
+steps that one would take, up to rounding. All of them hold the same weights, averages and replay
+buffers; the first alone reads and writes the run folder.
 """
 
 import signal
@@ -25,16 +25,16 @@ from ..errors import InputError
 
 __all__ = [
     "average_over",
-    "divides",
+    "check_batch_divisible",
     "first_process",
     "interruptible",
     "lost",
     "processes",
-    "tell",
+    "broadcast",
 ]
 
 
-def divides(batch: int, ranks: int) -> None:
+def check_batch_divisible(batch: int, ranks: int) -> None:
     """Raises InputError unless every process gets as many rows of a batch."""
     if batch % ranks:
         raise InputError(f"a batch of {batch} does not divide among {ranks} processes")
@@ -84,7 +84,7 @@ def average_over(tensors: Sequence[Tensor], ranks: int) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-def tell(data: bytes | None, ranks: int, device: torch.device) -> bytes | None:
+def broadcast(data: bytes | None, ranks: int, device: torch.device) -> bytes | None:
     """What the first process has, or None: the same on all of them."""
     if ranks == 1:
         return data

@@ -42,13 +42,13 @@ from ..gaussian import Wiener
 from ..noise import Gaussian
 from ..operators.base import per_image
 from ..problem import Problem
-from ..rng import Streams, generator
+from ..rng import PerImageGenerator, generator
 from .binding import Binding
 from .conditional import Conditional, stem
 from .losses import corrupted, denoising, forward_kl, gaussian, levels, weighted
 from .moments import fit
-from .replay import Replay, Solver, draw, identity, together
-from .trainer import Group, Span, Trainer
+from .replay import PosteriorSampler, Replay, draw, identity, together
+from .trainer import LRPhase, ParamGroup, Trainer
 
 __all__ = ["Em", "Rounds"]
 
@@ -109,7 +109,7 @@ class Em:
         network: str = "tiny",
         rounds: Rounds | None = None,
         seed: int = 0,
-        solver: Solver | None = None,
+        solver: PosteriorSampler | None = None,
         e_step: Literal["prior", "conditional"] = "prior",
     ) -> None:
         preset(network)
@@ -131,22 +131,22 @@ class Em:
                 own = Prior.create(network, shape)
                 parts = {"prior": own, "stem": stem(own, shape[0] + 2)}
                 self.modules["conditional"] = nn.ModuleDict(parts)
-        self.averages = copy.deepcopy(self.modules)
-        k, last = self.rounds.rounds, (Span(self.rounds.flow),)
-        spans = tuple(Span(i / k, (i + 1) / k) for i in range(k))
+        self.ema = copy.deepcopy(self.modules)
+        k, last = self.rounds.rounds, (LRPhase(self.rounds.flow),)
+        spans = tuple(LRPhase(i / k, (i + 1) / k) for i in range(k))
         self.groups = [
-            Group(list(self.posterior.mean_net.parameters()), last),
-            Group(self.posterior.flow_parameters(), last),
-            Group(list(self.prior.parameters()), spans[-1:] if conditional else spans),
+            ParamGroup(list(self.posterior.mean_net.parameters()), last),
+            ParamGroup(self.posterior.flow_parameters(), last),
+            ParamGroup(list(self.prior.parameters()), spans[-1:] if conditional else spans),
         ]
         if conditional:
             of, averaged = (
-                cast(nn.ModuleDict, m["conditional"]) for m in (self.modules, self.averages)
+                cast(nn.ModuleDict, m["conditional"]) for m in (self.modules, self.ema)
             )
             self.network = Conditional(cast(Prior, of["prior"]), of["stem"])
             self.teacher = Conditional(cast(Prior, averaged["prior"]), averaged["stem"])
             parameters = list(self.modules["conditional"].parameters())
-            self.groups.append(Group(parameters, spans[:-1]))
+            self.groups.append(ParamGroup(parameters, spans[:-1]))
         self.replay = Replay(min(self.rounds.images, len(y)), shape)
         self.buffers = self.replay.tensors
 
@@ -155,9 +155,9 @@ class Em:
         """Whether the method can learn from such measurements."""
         return problem.linear and isinstance(problem.noise, Gaussian)
 
-    def at(self, rows: Tensor, device: torch.device) -> Problem:
+    def bind(self, rows: Tensor, device: torch.device) -> Problem:
         """The problem of the measurements with these numbers."""
-        return self.binding.at(rows, device)
+        return self.binding.bind(rows, device)
 
     def prepare(self, rows: Tensor, device: torch.device) -> None:
         """Bind the problem of a coming step; called by the thread that reads its measurements."""
@@ -180,7 +180,7 @@ class Em:
     def begin(self, device: torch.device) -> None:
         """Fits the moment prior; the flow's mean starts from its Wiener solution."""
         model = fit(self.y, self.problem, self.shape, self.seed, device=device)
-        for posterior in (self.posterior, self.averages["posterior"]):
+        for posterior in (self.posterior, self.ema["posterior"]):
             assert isinstance(posterior, Posterior) and posterior.start is not None
             posterior.start.load_state_dict(model.state_dict())
 
@@ -189,16 +189,16 @@ class Em:
         """Draws x ~ p(x | y) for the next measurements and puts them in the buffer."""
         number = self.replay.numbers(count)
         rows = number % len(self.y)
-        y, problem = self.y[rows.to(self.y.device)].to(device), self.at(rows, device)
-        streams = Streams(self.seed, number.tolist(), E_STEP, device=device)
-        teacher, start = self.averages["prior"], self.posterior.start
+        y, problem = self.y[rows.to(self.y.device)].to(device), self.bind(rows, device)
+        streams = PerImageGenerator(self.seed, number.tolist(), E_STEP, device=device)
+        teacher, start = self.ema["prior"], self.posterior.start
         assert isinstance(teacher, Prior) and start is not None
         network, solver = cast(nn.Module, teacher), None
         if done == 0:
             network = start
             x = start.draw(y, problem, streams)
         elif self.e_step == "conditional":
-            network = self.averages["conditional"]
+            network = self.ema["conditional"]
             channels = self.posterior.known(y, problem)[1]
             x = self.teacher.sample(channels, streams, 2 * self.rounds.steps - 1)
         else:
@@ -212,7 +212,7 @@ class Em:
     ) -> dict[str, Tensor]:
         """The M-step: score matching on the draws, and late the flow's maximum likelihood."""
         x = self.replay.pick(len(y), generator)
-        problem, sigma = self.at(rows, y.device), levels(len(x), generator)
+        problem, sigma = self.bind(rows, y.device), levels(len(x), generator)
         last = self.done(progress) == self.rounds.rounds - 1
         if self.e_step == "conditional" and not last:
             losses = {"conditional": self.matching(x, problem, sigma, generator)}

@@ -44,24 +44,24 @@ from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.posterior import Posterior
 from ..gaussian import Wiener
-from ..io.datasets import some
+from ..io.datasets import head
 from ..noise import Gaussian
 from ..problem import Problem
-from ..rng import Streams, generator
+from ..rng import PerImageGenerator, generator
 from .binding import Binding
 from .losses import (
     anchored,
     anchored_masked,
     denoising,
     distilled,
-    evidence,
+    elbo_loss,
     forward_kl,
     levels,
     recorrupted,
 )
 from .moments import fit
-from .replay import Replay, Solver, draw, identity, together
-from .trainer import Group, Span, Trainer
+from .replay import PosteriorSampler, Replay, draw, identity, together
+from .trainer import LRPhase, ParamGroup, Trainer
 
 __all__ = ["FlowDiff", "Recipe"]
 
@@ -148,7 +148,7 @@ class FlowDiff:
         objective: Literal["default", "elbo"] = "default",
         recipe: Recipe | None = None,
         seed: int = 0,
-        solver: Solver | None = None,
+        solver: PosteriorSampler | None = None,
     ) -> None:
         preset(network)
         self.y, self.problem, self.shape, self.seed = y, problem, shape, seed
@@ -164,32 +164,32 @@ class FlowDiff:
         start = Wiener(shape) if moments else None
         spread = 0.05 if objective == "default" else problem.sigma / 2
         if not gaussian:  # what the flow starts from should be less than the noise
-            spread = float(problem.noise.variance(some(y).mean())) ** 0.5 / 4
+            spread = float(problem.noise.variance(head(y).mean())) ** 0.5 / 4
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
             self.posterior = Posterior.create(network, shape, spread, start)
             self.prior = Prior.create(network, shape)
         self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
-        self.averages = copy.deepcopy(self.modules)
-        self.teacher = cast(Prior, self.averages["prior"])
-        self.student = cast(Posterior, self.averages["posterior"])
+        self.ema = copy.deepcopy(self.modules)
+        self.teacher = cast(Prior, self.ema["prior"])
+        self.student = cast(Posterior, self.ema["posterior"])
         self.groups = self.spans()
         self.replay = Replay(self.recipe.buffer if objective == "default" else 0, shape)
         self.buffers = self.replay.tensors | {"begun": torch.zeros((), dtype=torch.bool)}
 
-    def spans(self) -> list[Group]:
+    def spans(self) -> list[ParamGroup]:
         """Which part is trained when."""
         mean = list(self.posterior.mean_net.parameters())
         flow, prior = self.posterior.flow_parameters(), list(self.prior.parameters())
         if self.objective == "elbo":
-            return [Group(part, (Span(peak=JOINT_RATE),)) for part in (mean, flow, prior)]
+            return [ParamGroup(part, (LRPhase(peak=JOINT_RATE),)) for part in (mean, flow, prior)]
         recipe = self.recipe
-        start = Span(0.0, recipe.mean)
-        again = Span(self.flow_start, 1.0, AGAIN_RATE)
+        start = LRPhase(0.0, recipe.mean)
+        again = LRPhase(self.flow_start, 1.0, AGAIN_RATE)
         return [
-            Group(mean, (Span(),) if self.flow_start == recipe.polish else (start, again)),
-            Group(flow, (Span(self.flow_start),)),
-            Group(prior, (Span(recipe.mean),)),
+            ParamGroup(mean, (LRPhase(),) if self.flow_start == recipe.polish else (start, again)),
+            ParamGroup(flow, (LRPhase(self.flow_start),)),
+            ParamGroup(prior, (LRPhase(recipe.mean),)),
         ]
 
     @property
@@ -200,9 +200,9 @@ class FlowDiff:
         more = 1.0 if self.recipe.reverse else 0.0
         return [{"prior": 1 + more, "posterior": 1 + more, "mean": float(self.denoising)}]
 
-    def at(self, rows: Tensor, device: torch.device) -> Problem:
+    def bind(self, rows: Tensor, device: torch.device) -> Problem:
         """The problem of the measurements with these numbers."""
-        return self.binding.at(rows, device)
+        return self.binding.bind(rows, device)
 
     def prepare(self, rows: Tensor, device: torch.device) -> None:
         """Bind the problem of a coming step; called by the thread that reads its measurements."""
@@ -212,7 +212,7 @@ class FlowDiff:
 
     def joint(self, y: Tensor, rows: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
         """One step of the paper's objective: the flow's loss, then the prior's on its draws."""
-        flow, x = evidence(self.posterior, self.teacher, y, self.at(rows, y.device), noise)
+        flow, x = elbo_loss(self.posterior, self.teacher, y, self.bind(rows, y.device), noise)
         prior = denoising(self.prior, x, levels(len(x), noise), noise)
         return {"flow": flow, "prior": prior}
 
@@ -224,7 +224,7 @@ class FlowDiff:
         """The losses of a step at a progress from 0 to 1."""
         if self.objective == "elbo":
             return self.joint(y, rows, generator)
-        problem = self.at(rows, y.device)
+        problem = self.bind(rows, y.device)
         if progress < self.recipe.mean:
             recipe = self.recipe
             loss = recorrupted(self.posterior, y, problem, recipe.a, generator, recipe.hide)
@@ -241,7 +241,7 @@ class FlowDiff:
             error = distilled(self.posterior, self.teacher, y, problem)
         losses["mean"] = error
         if self.recipe.reverse:
-            reverse, _ = evidence(self.posterior, self.teacher, y, problem, generator)
+            reverse, _ = elbo_loss(self.posterior, self.teacher, y, problem, generator)
             losses["reverse"] = self.recipe.reverse * reverse
         return losses
 
@@ -275,8 +275,8 @@ class FlowDiff:
         """Replaces the buffer's oldest images by draws from p(x | y) for the next measurements."""
         number = self.replay.numbers(count)
         rows = number % len(self.y)
-        y, problem = self.y[rows.to(self.y.device)].to(device), self.at(rows, device)
-        streams = Streams(self.seed, number.tolist(), POLISH, device=device)
+        y, problem = self.y[rows.to(self.y.device)].to(device), self.bind(rows, device)
+        streams = PerImageGenerator(self.seed, number.tolist(), POLISH, device=device)
         x = draw(y, problem, self.teacher, streams, self.solver, self.recipe.steps)
         network: nn.Module = self.teacher
         if x is None:
@@ -295,9 +295,9 @@ class FlowDiff:
         if self.objective == "elbo" or progress < recipe.polish:
             return
         first = min(len(self.replay), len(self.y), 1024)
-        seen = trainer.settings.batch * (step - int(recipe.polish * trainer.steps))
+        observed = trainer.settings.batch * (step - int(recipe.polish * trainer.steps))
         chunk = min(256, first, together(self.teacher, self.solver))
-        while first + int(recipe.refresh * seen) - self.replay.drawn >= chunk:
+        while first + int(recipe.refresh * observed) - self.replay.drawn >= chunk:
             self.polish(chunk, trainer.device)
         if recipe.reset is not None and step == round(recipe.reset * trainer.steps):
             with torch.random.fork_rng(devices=[]):

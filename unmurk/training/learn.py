@@ -180,10 +180,10 @@ def learn(
     if settings.compile:
         learner.modules["prior"].unet.compile()  # type: ignore[union-attr]
     trainer.run()
-    prior, posterior = learner.averages["prior"], learner.averages["posterior"]
+    prior, posterior = learner.ema["prior"], learner.ema["posterior"]
     assert isinstance(prior, Prior) and isinstance(posterior, Posterior)
     if trainer.accelerator.is_main_process:
-        for name, model in learner.averages.items():
+        for name, model in learner.ema.items():
             if isinstance(model, Prior | Posterior | Glow):
                 _replace(folder / name, model)
     trainer.accelerator.wait_for_everyone()
@@ -313,13 +313,13 @@ def _open(folder: Path, config: dict[str, Any]) -> None:
     write(path, text.encode())
 
 
-def _name_devices(folder: Path, begun: object) -> None:
+def _name_devices(folder: Path, first: object) -> None:
     """Says that a run goes on where numbers are rounded in another way."""
     here = device_kind(default_device())
-    if begun not in (None, here):
+    if first not in (None, here):
         print(
-            f"{folder} was begun on {begun} and goes on on {here}: it will not end bit for bit as "
-            "on one of them",
+            f"{folder} was started on {first} and continues on {here}: it will not end bit for bit"
+            " as on one of them",
             file=sys.stderr,
         )
 

@@ -11,7 +11,7 @@ from ..flows.posterior import Posterior
 from ..problem import Problem
 from ..rng import generator
 from .binding import Binding
-from .trainer import Group, Span, Trainer
+from .trainer import LRPhase, ParamGroup, Trainer
 
 __all__ = ["Pair"]
 
@@ -52,14 +52,14 @@ class Pair:
             self.prior = Prior.create(network, shape)
             self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
             self.modules |= self.others(network)
-        self.averages = copy.deepcopy(self.modules)
-        self.teacher = cast(Prior, self.averages["prior"])
+        self.ema = copy.deepcopy(self.modules)
+        self.teacher = cast(Prior, self.ema["prior"])
         self.buffers = self.stores()
         mean, flow = list(self.posterior.mean_net.parameters()), self.posterior.flow_parameters()
         spans = self.spans()
-        self.groups = [Group(mean, spans["mean"]), Group(flow, spans["flow"])]
+        self.groups = [ParamGroup(mean, spans["mean"]), ParamGroup(flow, spans["flow"])]
         self.groups += [
-            Group(list(module.parameters()), spans[key])
+            ParamGroup(list(module.parameters()), spans[key])
             for key, module in self.modules.items()
             if key != "posterior"
         ]
@@ -72,13 +72,13 @@ class Pair:
         """Further state that a continued run needs."""
         return {}
 
-    def spans(self) -> dict[str, tuple[Span, ...]]:
+    def spans(self) -> dict[str, tuple[LRPhase, ...]]:
         """When each part is trained: the posterior's mean and its flow, the prior, the others."""
-        return {"mean": (Span(),), "flow": (Span(),), "prior": (Span(),)}
+        return {"mean": (LRPhase(),), "flow": (LRPhase(),), "prior": (LRPhase(),)}
 
-    def at(self, rows: Tensor, like: Tensor) -> Problem:
+    def bind(self, rows: Tensor, like: Tensor) -> Problem:
         """The problem of the measurements with these numbers, where the tensor is."""
-        return self.binding.at(rows, like.device)
+        return self.binding.bind(rows, like.device)
 
     def prepare(self, rows: Tensor, device: torch.device) -> None:
         """Bind the problem of a coming step; called by the thread that reads its measurements."""

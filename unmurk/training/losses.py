@@ -20,14 +20,14 @@ from ..noise import PoissonGaussian
 from ..operators.base import per_image
 from ..operators.masks import Inpaint
 from ..problem import Problem
-from ..rng import normal, permutation, poisson, uniform, whole
+from ..rng import global_batch, normal, permutation, poisson, uniform
 
 __all__ = [
     "anchored",
     "anchored_masked",
     "denoising",
     "distilled",
-    "evidence",
+    "elbo_loss",
     "forward_kl",
     "levels",
     "recorrupted",
@@ -53,7 +53,7 @@ def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Te
 def levels(n: int, generator: torch.Generator) -> Tensor:
     """Training noise levels sigma, (n,), stratified over the batch."""
     place = permutation((n,), generator, generator.device) + uniform((n,), generator)
-    place = place / whole(n, generator)
+    place = place / global_batch(n, generator)
     return (1.2 * torch.special.ndtri(place.clamp(1e-4, 1 - 1e-4))).exp() / 2
 
 
@@ -158,10 +158,10 @@ def recorrupted(
         noise = problem.sigma * gaussian(y, generator)
         noisier, target = y + a * noise, y - noise / a
     given = with_hidden(problem, hide, generator) if hide else problem
-    start, correction = posterior.parts(given.operator.seen(noisier), given)
+    start, correction = posterior.parts(given.operator.apply_mask(noisier), given)
     mean = start + correction
     if given is not problem:
-        target = torch.where(given.operator.seen(torch.ones_like(y)) > 0, target, y)
+        target = torch.where(given.operator.apply_mask(torch.ones_like(y)) > 0, target, y)
     # per number of the image, as y may have fewer; zero where nothing is measured
     loss = problem.residual(mean, target).square().sum() / mean.numel()
     if posterior.start is None:
@@ -192,9 +192,9 @@ def anchored_masked(
     """
     with torch.no_grad():
         given = with_hidden(problem, hide, generator)
-        seen, kept = (p.operator.seen(torch.ones_like(y)) for p in (problem, given))
+        observed, kept = (p.operator.apply_mask(torch.ones_like(y)) for p in (problem, given))
         mean = posterior.mean(y, problem)
-        filled = posterior.mean(given.operator.seen(y), given)
+        filled = posterior.mean(given.operator.apply_mask(y), given)
     high = per_image(sigma, y) > max(above, problem.sigma)
     noise, level = gaussian(y, generator), per_image(sigma, y)
     extra = (level**2 - problem.sigma**2).clamp_min(0).sqrt()
@@ -202,7 +202,7 @@ def anchored_masked(
     noisy = torch.where(high, image, mean + level * noise)
     ratio = torch.where(high & (kept > 0), problem.sigma**2 / level**2, 0.0)
     expected = ratio * noisy + (1 - ratio) * prior.denoise(noisy, sigma)
-    error = torch.where(high, seen * (expected - y), expected - mean)
+    error = torch.where(high, observed * (expected - y), expected - mean)
     return weighted(error, sigma)
 
 
@@ -234,7 +234,7 @@ def distilled(posterior: Posterior, teacher: Prior, y: Tensor, problem: Problem)
     return (posterior.mean(y, problem) - target).square().mean() / problem.sigma**2
 
 
-def evidence(
+def elbo_loss(
     posterior: Posterior,
     teacher: Prior,
     y: Tensor,

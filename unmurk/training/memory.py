@@ -212,7 +212,7 @@ def _size(tensors: Any) -> int:
 
 def _draws(learner: Method, each: float, pixels: int) -> float:
     """What a draw takes: the images drawn together, without gradients."""
-    prior = learner.averages["prior"]
+    prior = learner.ema["prior"]
     assert isinstance(prior, Prior)
     return 0.25 * each * pixels * min(256, prior.together(pixels))
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..devices import host_to
 from ..gaussian import Wiener, power_law
 from ..problem import Problem
-from ..rng import Streams, generator
+from ..rng import PerImageGenerator, generator
 
 __all__ = ["fit"]
 
@@ -63,7 +63,7 @@ def fit(
     model, problem = Wiener(shape).to(device), problem.to(device)
     chosen = _some(len(y), count, seed, 0)
     first = host_to(y[chosen.to(y.device)], device)
-    _first_guess(model, first, problem.at(chosen.tolist(), shape), seed)
+    _first_guess(model, first, problem.bind(chosen.tolist(), shape), seed)
     for step in range(1, rounds + 1):
         chosen = _some(len(y), count, seed, step)
         x = torch.cat(
@@ -94,8 +94,8 @@ def _draw(
 ) -> Tensor:
     seed, step = path
     device, numbers = model.mean.device, rows.tolist()
-    streams = Streams(seed, numbers, DRAWS, step, device=device)
-    bound = problem.at(numbers, model.shape)
+    streams = PerImageGenerator(seed, numbers, DRAWS, step, device=device)
+    bound = problem.bind(numbers, model.shape)
     return model.draw(host_to(y[rows.to(y.device)], device), bound, streams)
 
 
@@ -106,11 +106,11 @@ def _first_guess(model: Wiener, y: Tensor, problem: Problem, seed: int) -> None:
         problem.A(grey.view(1, c, 1, 1).expand(len(y), c, h, w)).flatten()
         for grey in torch.eye(c, device=y.device)
     ]
-    seen = problem.operator.seen(y).flatten()
+    observed = problem.operator.apply_mask(y).flatten()
     # on the CPU, whose driver takes matrices without full rank too, such as those of A that sees
     # one channel only; by the normal equations, so that C x C numbers are moved and no image is
     shown = torch.stack(greys, 1).double()
-    gram, right = (shown.mT @ shown).cpu(), (shown.mT @ seen.double()).cpu()
+    gram, right = (shown.mT @ shown).cpu(), (shown.mT @ observed.double()).cpu()
     level = torch.linalg.lstsq(gram, right[:, None], rcond=1e-9, driver="gelsd").solution
     model.mean.copy_(level.view(c, 1, 1).expand(model.shape))
     rest = problem.residual(model.mean.expand(len(y), -1, -1, -1), y).square().sum()

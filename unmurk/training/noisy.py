@@ -19,5 +19,5 @@ class Noisy(Clean):
         self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """The losses of a step, on the pseudo-inverse of the measurements."""
-        x = self.at(rows, y).A_dagger(y)
+        x = self.bind(rows, y).A_dagger(y)
         return super().losses(x, rows, progress, generator)

@@ -16,13 +16,13 @@ from ..devices import host_to
 from ..diffusion.prior import Prior
 from ..noise import Gaussian
 from ..problem import Problem
-from ..rng import Streams, host_integers
+from ..rng import PerImageGenerator, host_integers
 
-__all__ = ["LIMIT", "Replay", "Solver", "draw", "identity", "room", "together"]
+__all__ = ["LIMIT", "Replay", "PosteriorSampler", "draw", "identity", "room", "together"]
 
 LIMIT = 2**28  # bytes of a buffer: 171,000 images of 28 x 28 pixels, 512 of 512 x 512
 
-Solver = Callable[[Tensor, Problem, Prior, Streams], Tensor]
+PosteriorSampler = Callable[[Tensor, Problem, Prior, PerImageGenerator], Tensor]
 """Draws images (B, C, H, W) given (y, problem, prior, streams), a stream for each row."""
 
 
@@ -31,13 +31,13 @@ def room(rows: int, shape: Sequence[int]) -> int:
     return min(rows, max(1, LIMIT // (2 * math.prod(shape))))
 
 
-def together(prior: Prior, solver: "Solver | None" = None) -> int:
+def together(prior: Prior, solver: "PosteriorSampler | None" = None) -> int:
     """How many images are drawn at once; a solver may differentiate, which takes four times."""
     _, height, width = prior.shape
     return max(1, prior.together(height * width) // (1 if solver is None else 4))
 
 
-def named(solver: "Solver | None") -> str | None:
+def named(solver: "PosteriorSampler | None") -> str | None:
     """What messages call a solver."""
     return (
         None if solver is None else getattr(solver, "spec", getattr(solver, "__name__", "given"))
@@ -83,7 +83,7 @@ class Replay:
         self,
         x: Tensor,
         network: nn.Module | None = None,
-        solver: "Solver | None" = None,
+        solver: "PosteriorSampler | None" = None,
         problem: Problem | None = None,
     ) -> None:
         """Takes images (B, C, H, W), B <= rows, in place of the oldest.
@@ -119,8 +119,8 @@ def draw(
     y: Tensor,
     problem: Problem,
     prior: Prior,
-    streams: Streams,
-    solver: Solver | None,
+    streams: PerImageGenerator,
+    solver: PosteriorSampler | None,
     steps: int,
 ) -> Tensor | None:
     """One image (B, C, H, W) for each measurement from p(x | y) under the prior.

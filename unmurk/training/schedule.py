@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["Group", "Span"]
+__all__ = ["ParamGroup", "LRPhase"]
 
 
 @dataclass(frozen=True)
-class Span:
+class LRPhase:
     """A part of the run in which a group is trained.
 
     Attributes:
@@ -24,7 +24,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Group:
+class ParamGroup:
     """Parameters that share a learning rate.
 
     Attributes:
@@ -33,9 +33,9 @@ class Group:
     """
 
     parameters: list[nn.Parameter]
-    spans: tuple[Span, ...] = (Span(),)
+    spans: tuple[LRPhase, ...] = (LRPhase(),)
 
-    def span(self, progress: float) -> Span:
+    def span(self, progress: float) -> LRPhase:
         """The last span begun, or the first."""
         return [s for s in self.spans if s.start <= progress or s is self.spans[0]][-1]
 

@@ -19,7 +19,7 @@ from ..errors import InputError
 
 __all__ = ["Misfit", "compare", "damaged", "most", "read"]
 
-FIGURES = {"gap", "residual", "evidence"}
+FIGURES = {"measurement_swd", "chi2", "elbo"}
 
 
 class Misfit(ValueError):
@@ -68,7 +68,7 @@ def damaged(path: Path, why: object = "it is no state") -> InputError:
 def _check(state: Any, own: Mapping[str, Any], steps: int) -> None:
     if not isinstance(state, dict) or set(state) != set(own):
         raise Misfit("its entries are others")
-    for key in ("modules", "averages", "buffers"):
+    for key in ("modules", "ema", "buffers"):
         compare(state[key], own[key], key)
     _number(state, "step", int, 0, steps)
     _number(state, "skipped", int, 0, math.inf)
@@ -82,7 +82,7 @@ def _check(state: Any, own: Mapping[str, Any], steps: int) -> None:
 def _check_best(best: Any, own: Mapping[str, Any], steps: int) -> None:
     if best is None:
         return
-    if not isinstance(best, dict) or set(best) != {"step", "figures", "averages"}:
+    if not isinstance(best, dict) or set(best) != {"step", "figures", "ema"}:
         raise Misfit("its best step has other entries")
     _number(best, "step", int, 0, steps)
     figures = best["figures"]
@@ -90,7 +90,7 @@ def _check_best(best: Any, own: Mapping[str, Any], steps: int) -> None:
         raise Misfit("the figures of its best step are others")
     if not all(isinstance(value, float) for value in figures.values()):
         raise Misfit("the figures of its best step are no numbers")
-    compare(best["averages"], own["averages"], "best")
+    compare(best["ema"], own["ema"], "best")
 
 
 def _number(state: Mapping[str, Any], key: str, kind: type, low: float, high: float) -> None:

@@ -32,7 +32,7 @@ from ..noise import Gaussian
 from ..problem import Problem
 from .amortised import PRIOR, Amortised
 from .losses import denoising, gaussian, levels
-from .trainer import Span
+from .trainer import LRPhase
 
 __all__ = ["Sure", "sure"]
 
@@ -49,7 +49,7 @@ def sure(
         y: Measurements (B, ...).
         problem: How they were made.
     """
-    probe = problem.operator.seen(gaussian(y, generator))
+    probe = problem.operator.apply_mask(gaussian(y, generator))
     x = h(y)
     change = problem.A(h(y + STEP * probe)) - problem.A(x)
     divergence = (probe * change).flatten(1).sum(1) / STEP
@@ -66,11 +66,11 @@ class Sure(Amortised):
         """Whether the method can learn from such measurements."""
         return problem.linear and isinstance(problem.noise, Gaussian)
 
-    def spans(self) -> dict[str, tuple[Span, ...]]:
+    def spans(self) -> dict[str, tuple[LRPhase, ...]]:
         """The prior first, then the posterior; m from the start where it is the denoiser."""
         spans = super().spans()
         if not self.denoising:
-            spans["mean"] = (Span(0.0, PRIOR), Span(PRIOR))
+            spans["mean"] = (LRPhase(0.0, PRIOR), LRPhase(PRIOR))
         return spans
 
     @property
@@ -83,7 +83,7 @@ class Sure(Amortised):
         self, y: Tensor, rows: Tensor, part: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """SURE of the denoiser, and score matching on what it denoises."""
-        problem = self.at(rows, y)
+        problem = self.bind(rows, y)
 
         def h(y: Tensor) -> Tensor:
             if self.denoising:

@@ -39,14 +39,22 @@ from ..flows.posterior import Posterior
 from ..io.atomic import unwritable
 from ..io.atomic import write as write_atomically
 from ..io.datasets import Batches, Source
-from ..rng import Share, generator
+from ..rng import ShardedGenerator, generator
 from . import states
-from .distributed import average_over, divides, interruptible, processes, tell
+from .distributed import average_over, broadcast, check_batch_divisible, interruptible, processes
 from .muon import Optimizer
-from .schedule import Group, Span
+from .schedule import LRPhase, ParamGroup
 from .validation import Checks, preferred
 
-__all__ = ["Group", "Method", "Settings", "Span", "Trainer", "unwritable", "write_atomically"]
+__all__ = [
+    "ParamGroup",
+    "Method",
+    "Settings",
+    "LRPhase",
+    "Trainer",
+    "unwritable",
+    "write_atomically",
+]
 
 STEP, BATCH = 0xFFFF0001, 0xFFFF0002  # paths below the seed, beyond any image number
 DIVERGED = "losses are not finite; check the range of the images and their noise, or lower rate"
@@ -81,9 +89,9 @@ class Method(Protocol):
     """A way to learn: modules, their averages, further state, and the losses of a step."""
 
     modules: dict[str, nn.Module]
-    averages: dict[str, nn.Module]
+    ema: dict[str, nn.Module]
     buffers: dict[str, Tensor]
-    groups: list[Group]
+    groups: list[ParamGroup]
 
     def before(self, trainer: "Trainer", step: int, progress: float) -> None:
         """What happens between steps; progress runs from 0 to 1."""
@@ -123,23 +131,23 @@ class Trainer:
         self.out, self.every, self.quiet, self.checks = out, every, quiet, checks
         self.device = self.accelerator.device
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
-        divides(settings.batch, self.ranks)
+        check_batch_divisible(settings.batch, self.ranks)
         prepare = getattr(method, "prepare", None)  # what else a step needs of its rows
         self.batches = Batches(y, self.rows, self.device, prepare)
         self.steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
         self.step, self.seconds, self.skipped, self.factor = 0, 0.0, 0, 1.0
         self.precision: str = settings.precision
         self.best: dict[str, Any] | None = None
-        for module in [*method.modules.values(), *method.averages.values()]:
+        for module in [*method.modules.values(), *method.ema.values()]:
             module.to(self.device)
-        for average in method.averages.values():
+        for average in method.ema.values():
             average.requires_grad_(False).eval()
         named: dict[nn.Parameter, Tensor] = {
-            p: method.averages[key].get_parameter(name)
+            p: method.ema[key].get_parameter(name)
             for key, module in method.modules.items()
             for name, p in module.named_parameters()
         }
-        self.averages = [[named[p] for p in group.parameters] for group in method.groups]
+        self.ema = [[named[p] for p in group.parameters] for group in method.groups]
         self.optimizer = Optimizer([group.parameters for group in method.groups])
 
     @property
@@ -155,7 +163,7 @@ class Trainer:
             "factor": self.factor,
             "precision": self.precision,
             "modules": {k: m.state_dict() for k, m in self.method.modules.items()},
-            "averages": {k: m.state_dict() for k, m in self.method.averages.items()},
+            "ema": {k: m.state_dict() for k, m in self.method.ema.items()},
             "buffers": self.method.buffers,
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
@@ -172,7 +180,7 @@ class Trainer:
     def load(self) -> bool:
         """Takes up the last state written; False where there is none."""
         there = self.accelerator.is_main_process
-        data = tell(self.written() if there else None, self.ranks, self.device)
+        data = broadcast(self.written() if there else None, self.ranks, self.device)
         if data is None:
             return False
         state = states.read(self.state_file, data, self.state(), self.steps)
@@ -180,8 +188,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             for key, module in self.method.modules.items():
                 module.load_state_dict(state["modules"][key])
-            for key, module in self.method.averages.items():
-                module.load_state_dict(state["averages"][key])
+            for key, module in self.method.ema.items():
+                module.load_state_dict(state["ema"][key])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             if out_of_memory(error):
                 raise
@@ -207,7 +215,7 @@ class Trainer:
         """Gives a module the weights of a fresh one and forgets its average and its moments."""
         module = self.method.modules[name]
         module.load_state_dict(fresh.state_dict())
-        self.method.averages[name].load_state_dict(fresh.state_dict())
+        self.method.ema[name].load_state_dict(fresh.state_dict())
         self.optimizer.forget(module.parameters())
 
     def networks(self) -> AbstractContextManager[None]:
@@ -234,23 +242,23 @@ class Trainer:
             times[precision] = min(durations)
             self.optimizer.zero_grad()
         best = min(times, key=lambda k: times[k])
-        return (tell(best.encode(), self.ranks, self.device) or b"").decode()
+        return (broadcast(best.encode(), self.ranks, self.device) or b"").decode()
 
     def average(self) -> None:
         """Moves the averages of the parts in training; a late one forgets its start as fast."""
         batch = self.settings.batch
-        for group, average in zip(self.method.groups, self.averages, strict=True):
+        for group, average in zip(self.method.groups, self.ema, strict=True):
             span = group.span(self.step / self.steps)
-            seen = batch * (self.step - span.start * self.steps)
-            if seen < 0 or self.step > span.end * self.steps:
+            observed = batch * (self.step - span.start * self.steps)
+            if observed < 0 or self.step > span.end * self.steps:
                 continue
-            half_life = min(1000 * self.settings.average, 0.05 * seen)
+            half_life = min(1000 * self.settings.average, 0.05 * observed)
             keep = 0.5 ** (batch / half_life) if half_life > 0 else 0.0
             torch._foreach_lerp_(average, [p.detach() for p in group.parameters], 1 - keep)
 
     def update(self) -> dict[str, float] | None:
         """One step; None when its gradient was not finite and it was skipped."""
-        rows, y = self.batches.at(self.step)
+        rows, y = self.batches.batch_at(self.step)
         progress = self.step / self.steps
         peak = self.settings.rate * self.factor
         rates = [peak * group.rate(progress) for group in self.method.groups]
@@ -282,7 +290,7 @@ class Trainer:
     def noise(self, step: int) -> torch.Generator:
         """Where the draws of a step come from."""
         noise = generator(self.settings.seed, STEP, step, 0, device=self.device)
-        return noise if self.ranks == 1 else Share.of(noise, self.rank, self.ranks)
+        return noise if self.ranks == 1 else ShardedGenerator.of(noise, self.rank, self.ranks)
 
     def run(self) -> None:
         """Trains to the end of the budget, from the last state written if there is one.
@@ -320,7 +328,7 @@ class Trainer:
                 self.method.before(self, 0, 0.0)  # some have no losses before
                 self.precision = self.probe()
             self.save()
-        record = Record(self.out / "metrics.jsonl", self)
+        record = MetricLogger(self.out / "metrics.jsonl", self)
         start, saved, bad = time.perf_counter() - self.seconds, time.perf_counter(), 0
         try:
             while self.step < self.steps:
@@ -353,24 +361,26 @@ class Trainer:
             return {}
         figures, better = {}, None
         if self.accelerator.is_main_process:
-            prior, posterior = self.method.averages["prior"], self.method.averages["posterior"]
+            prior, posterior = self.method.ema["prior"], self.method.ema["posterior"]
             assert isinstance(prior, Prior) and isinstance(posterior, Posterior)
             figures = self.checks.measure(prior, posterior)
-            begun = all(g.spans[0].start <= self.step / self.steps for g in self.method.groups)
-            if begun and (self.best is None or preferred(figures, self.best["figures"])):
+            initialised = all(
+                g.spans[0].start <= self.step / self.steps for g in self.method.groups
+            )
+            if initialised and (self.best is None or preferred(figures, self.best["figures"])):
                 better = b"yes"
-        if tell(better, self.ranks, self.device):
-            averages = copy.deepcopy({k: m.state_dict() for k, m in self.method.averages.items()})
-            self.best = {"step": self.step, "figures": figures, "averages": averages}
+        if broadcast(better, self.ranks, self.device):
+            ema = copy.deepcopy({k: m.state_dict() for k, m in self.method.ema.items()})
+            self.best = {"step": self.step, "figures": figures, "ema": ema}
         return figures | {"kept": float(better is not None)} if figures else {}
 
     def take_best(self) -> None:
         """Gives the averages the weights that were judged best."""
         if self.best is not None and self.best["step"] != self.step:
-            for key, module in self.method.averages.items():
-                module.load_state_dict(self.best["averages"][key])
+            for key, module in self.method.ema.items():
+                module.load_state_dict(self.best["ema"][key])
 
-    def back(self, record: "Record") -> None:
+    def back(self, record: "MetricLogger") -> None:
         """Returns to the last good state with half the learning rate."""
         factor = self.factor / 2
         if factor < 1 / 64:
@@ -383,7 +393,7 @@ class Trainer:
         )
 
 
-class Record:
+class MetricLogger:
     """The lines of metrics.jsonl and the progress shown on the standard error stream."""
 
     def __init__(self, path: Path, trainer: Trainer) -> None:

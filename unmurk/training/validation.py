@@ -17,11 +17,11 @@ n under the prior) and the measurements say what they are:
                b the prior's evidence bound: equal to log p(y) if q is the posterior and b tight.
                p is the model's own density of measurements, not the law that they come from.
 
-All three are of the averaged weights. "gap" needs the prior alone; the other two need the flow,
-and mean nothing before it is trained. Of the moments at which every part is in training, the
-weights with the highest evidence are kept: it alone judges prior and posterior together. Rates
-fall to zero over a run, so that these are as a rule the last. docs/benchmark_choice.md has this
-choice beside others and beside an oracle's.
+All three are of the averaged weights. "measurement_swd" needs the prior alone; the other two need
+the flow, and mean nothing before it is trained. Of the moments at which every part is in
+training, the weights with the highest evidence are kept: it alone judges prior and posterior
+together. Rates fall to zero over a run, so that these are as a rule the last.
+docs/benchmark_choice.md has this choice beside others and beside an oracle's.
 """
 
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ from ..diffusion.prior import Prior
 from ..evaluation.metrics import sliced_wasserstein
 from ..flows.posterior import Posterior
 from ..problem import Problem
-from ..rng import Streams, generator
+from ..rng import PerImageGenerator, generator
 
-__all__ = ["Checks", "evidence_bound", "gap", "preferred", "residual"]
+__all__ = ["Checks", "evidence_bound", "measurement_swd", "preferred", "chi2"]
 
 CHECK = 0xFFFF0008  # path below the seed
 SHARES = 0.4, 0.6, 0.8, 1.0  # of the run at which figures are taken
@@ -90,29 +90,29 @@ class Checks:
         x, total, numbers, square = [], 0.0, 0.0, 0.0
         most = max(1, prior.together(self.shape[1] * self.shape[2]) // BOUND)
         for part in torch.arange(len(rows)).split(most):
-            streams = Streams(self.seed, part.tolist(), CHECK, device=device)
+            streams = PerImageGenerator(self.seed, part.tolist(), CHECK, device=device)
             x.append(prior.draw(streams, EVALUATIONS))
             some, held = rows[part].tolist(), y[part.to(device)]
-            problem = self.problem.at(some, self.shape).to(device)
+            problem = self.problem.bind(some, self.shape).to(device)
             drawn = posterior.sample(held, problem, 1, self.seed, some)[0]
             measured = float(problem.measurements(held).sum())
-            square += measured * residual(drawn, held, problem)
+            square += measured * chi2(drawn, held, problem)
             total += measured * evidence_bound(prior, posterior, held, problem, noise)
             numbers += measured
-        whole = self.problem.at(rows.tolist(), self.shape).to(device)
+        full = self.problem.bind(rows.tolist(), self.shape).to(device)
         return {
-            "gap": gap(torch.cat(x), y, whole, noise),
-            "residual": square / numbers,
-            "evidence": total / numbers,
+            "measurement_swd": measurement_swd(torch.cat(x), y, full, noise),
+            "chi2": square / numbers,
+            "elbo": total / numbers,
         }
 
 
 def preferred(figures: dict[str, float], to: dict[str, float]) -> bool:
     """Whether weights with these figures are kept rather than those with others."""
-    return figures["evidence"] > to["evidence"]
+    return figures["elbo"] > to["elbo"]
 
 
-def gap(x: Tensor, y: Tensor, problem: Problem, noise: torch.Generator) -> float:
+def measurement_swd(x: Tensor, y: Tensor, problem: Problem, noise: torch.Generator) -> float:
     """Distance of re-corrupted images x (B, C, H, W) from measurements y (B, ...).
 
     Args:
@@ -120,14 +120,14 @@ def gap(x: Tensor, y: Tensor, problem: Problem, noise: torch.Generator) -> float
     """
     clean = problem.A(x)
     extra = torch.randn(clean.shape, generator=noise, device=noise.device)
-    again = problem.operator.seen(clean + problem.sigma * extra)
+    again = problem.operator.apply_mask(clean + problem.sigma * extra)
     if y.ndim != 4 or min(y.shape[-2:]) < PATCH:
         again, y = (v.reshape(len(v), 1, 1, -1) for v in (again, y))
         return sliced_wasserstein(again, y, patch=None)
-    return sliced_wasserstein(again, problem.operator.seen(y), patch=PATCH)
+    return sliced_wasserstein(again, problem.operator.apply_mask(y), patch=PATCH)
 
 
-def residual(x: Tensor, y: Tensor, problem: Problem) -> float:
+def chi2(x: Tensor, y: Tensor, problem: Problem) -> float:
     """Chi-square for each number measured, of images x (B, C, H, W) for measurements y."""
     square = problem.residual(x, y).square().sum()
     return float(square / (problem.sigma**2 * problem.measurements(y).sum()))

@@ -141,10 +141,10 @@ def _idx(path: Path, stream: Any, length: int | None) -> np.ndarray:
     sides = stream.read(4 * head[3])
     shape = [int.from_bytes(sides[at : at + 4], "big") for at in range(0, len(sides), 4)]
     size = math.prod(shape)
-    whole = len(shape) == head[3]
-    if whole and length is None:
+    full = len(shape) == head[3]
+    if full and length is None:
         check_numbers(path, size, 1)
-    if not whole or (length is not None and length != 4 + len(sides) + size):
+    if not full or (length is not None and length != 4 + len(sides) + size):
         raise InputError(f"{path} is cut short or damaged")
     check_memory(path, size)
     data = stream.read(size)

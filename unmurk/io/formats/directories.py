@@ -35,16 +35,17 @@ def check_chain(file: Path, tiff: Any) -> None:
     least = tiff.tiff.tagnosize + tiff.tiff.tagsize + tiff.tiff.offsetsize
     room = int(tiff.filehandle.size)
     taken = 0
-    seen: dict[int, int] = {}
+    observed: dict[int, int] = {}
     for offset, tags in _directories(tiff):
-        if offset in seen:
+        if offset in observed:
             raise InputError(
-                f"cannot read {file}: after page {len(seen) - 1} comes page {seen[offset]} again"
+                f"cannot read {file}: after page {len(observed) - 1} comes page"
+                f" {observed[offset]} again"
             )
-        seen[offset] = len(seen)
+        observed[offset] = len(observed)
         taken += least + len(tags) - tiff.tiff.tagsize + least * _further(tiff, tags)
         if not tags:
-            raise InputError(f"cannot read {file}: page {seen[offset]} has no tags")
+            raise InputError(f"cannot read {file}: page {observed[offset]} has no tags")
         if taken > room:
             raise InputError(f"cannot read {file}: it has more directories than bytes for them")
 
