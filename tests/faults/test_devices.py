@@ -51,9 +51,6 @@ class OneProcess:
 class Inline(Executor):
     """A thread that is none: the stand-in is known to the thread that made it alone."""
 
-    def __init__(self, workers):
-        pass
-
     def submit(self, call, *args):
         done = Future()
         done.set_result(call(*args))
@@ -63,7 +60,7 @@ class Inline(Executor):
 @pytest.fixture
 def stand_in(monkeypatch):
     monkeypatch.setattr(loop, "processes", OneProcess)
-    monkeypatch.setattr(datasets, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(datasets, "reader", Inline)
     with on_stand_in(monkeypatch) as device:
         yield device
 
