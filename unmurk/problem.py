@@ -22,11 +22,9 @@ from .errors import InputError
 from .noise import Gaussian, Noise, as_noise, noise_of
 from .operators import Operator, as_operator
 from .operators.base import per_image
-from .rng import PerImageGenerator
+from .rng import PerImageGenerator, StreamId
 
 __all__ = ["Problem"]
-
-NOISE = 7002  # streams (seed, image number, NOISE): apart from those of masks and samplers
 
 
 class Problem:
@@ -185,7 +183,7 @@ class Problem:
         operator, numbers = self._numbered(x, index)
         # drawn on the CPU: the same noise on every device
         return operator.apply_mask(
-            self.noise.draw(operator.A(x), PerImageGenerator(seed, numbers, NOISE))
+            self.noise.draw(operator.A(x), PerImageGenerator(seed, numbers, StreamId.NOISE))
         )
 
     def _numbered(self, x: Tensor, index: Iterable[int] | None) -> tuple[Operator, list[int]]:

@@ -10,6 +10,7 @@ Where several processes share a batch, each draws for the whole batch and keeps 
 are.
 """
 
+import enum
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from .bounds import SEED
 __all__ = [
     "ShardedGenerator",
     "PerImageGenerator",
+    "StreamId",
     "binomial",
     "generator",
     "host_integers",
@@ -35,6 +37,72 @@ __all__ = [
     "uniform",
     "global_batch",
 ]
+
+
+class StreamId(enum.IntEnum):
+    """The number that stands for a purpose in the path of a random stream.
+
+    Streams of one image have the path (seed, image number, id, ...), streams of a whole run
+    (seed, id, ...). The ids of the latter are small, or larger than any image number. Two
+    purposes may share a number where their paths differ in length, or where they never meet in
+    one computation; the second name is then an alias of the first. The numbers are part of the
+    results: a changed number changes every draw of its purpose.
+    """
+
+    PATCHES = 1
+    """Places of the patches of the sliced Wasserstein distance."""
+    DIRECTIONS = 2
+    """Directions of the sliced Wasserstein distance."""
+    PRIOR = 21
+    """Samples of an exact prior."""
+    POSTERIOR = 22
+    """Samples of an exact posterior."""
+    COMPONENT = 23
+    """Component of a mixture that a sample of the prior comes from."""
+    POSTERIOR_COMPONENT = 24
+    """Component of a mixture that a sample of the posterior comes from."""
+    EXAMPLE = 25
+    """Parameters of the exact priors that serve as examples."""
+    WAVELET_PRIOR = 26
+    """Gaussian part of the samples of the heavy-tailed wavelet prior."""
+    GAUSSIAN_PRIOR = 26
+    """Samples of the Gaussian prior that is fitted to measurements."""
+    WAVELET_SCALE = 27
+    """Scales of the samples of the heavy-tailed wavelet prior."""
+    GIBBS = 28
+    """Chains of the Gibbs sampler."""
+    GIBBS_SUBSET = 29
+    """Choice among the pooled states of the Gibbs chains."""
+    MASK = 7001
+    """Parameters of operators that are drawn: masks, columns of k-space, random matrices."""
+    NOISE = 7002
+    """Noise of simulated measurements."""
+    SOLVER = 7003
+    """Draws of solvers."""
+    FLOWDIFF_E_STEP = 7004
+    """Posterior samples in the E-step of FlowDiff."""
+    NONLINEAR_BLUR = 7004
+    """Weights of the network of the nonlinear blur."""
+    GAUSSIAN_POSTERIOR = 7005
+    """Posterior samples while the Gaussian prior is fitted."""
+    E_STEP = 7006
+    """Posterior samples in the E-step of EM, and samples that a flow is distilled from."""
+    STEP = 0xFFFF0001
+    """Random numbers of a training step."""
+    BATCH = 0xFFFF0002
+    """Choice of the images of a training batch."""
+    INIT = 0xFFFF0003
+    """Initial weights of networks."""
+    RESET = 0xFFFF0004
+    """Weights of a network that is initialised anew during training."""
+    GAUSSIAN_PROBE = 0xFFFF0005
+    """Probes of an operator for the Gaussian prior."""
+    GAUSSIAN_SUBSET = 0xFFFF0006
+    """Choice of the measurements in a round of fitting the Gaussian prior."""
+    GAUSSIAN_START = 0xFFFF0007
+    """Image that the first guess of the Gaussian prior is scaled with."""
+    VALIDATION = 0xFFFF0008
+    """Draws for the validation losses."""
 
 
 HOST = 0x5DEECE66D  # tells the draws on the host from those on the device

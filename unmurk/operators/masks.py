@@ -18,14 +18,13 @@ from torch import Tensor
 
 from ..bounds import SEED, File, Option, Real, Sides, Whole
 from ..errors import InputError
-from ..rng import PerImageGenerator
+from ..rng import PerImageGenerator, StreamId
 from .base import Operator, size_text
 from .linalg import Spectrum, diagonal
 from .reading import pick_rows, read_masks
 
-__all__ = ["MASKS", "BoxInpaint", "FileInpaint", "Inpaint", "RandomInpaint"]
+__all__ = ["BoxInpaint", "FileInpaint", "Inpaint", "RandomInpaint"]
 
-MASKS = 7001  # streams (seed, image number, MASKS): apart from those of noise and samplers
 SIDE = 65536  # pixels, above any image that fits memory
 
 
@@ -117,7 +116,7 @@ class RandomInpaint(Inpaint):
         self._take_options(keep=keep, seed=seed)
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
-        draws = PerImageGenerator(self.seed, index, MASKS).rand(1, height, width)
+        draws = PerImageGenerator(self.seed, index, StreamId.MASK).rand(1, height, width)
         return (draws < self.keep).float()
 
 
@@ -177,7 +176,9 @@ class BoxInpaint(Inpaint):
                 f"smaller size"
             )
         if self.seed is not None:
-            corners = (PerImageGenerator(self.seed, index, MASKS).rand(2) * (room + 1)).long()
+            corners = (
+                PerImageGenerator(self.seed, index, StreamId.MASK).rand(2) * (room + 1)
+            ).long()
         elif self.top is not None and self.left is not None:
             corners = torch.tensor([[self.top, self.left]])
         else:

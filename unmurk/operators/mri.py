@@ -44,9 +44,8 @@ from torch import Tensor
 
 from ..bounds import SEED, Option, Real, Whole, check_tables
 from ..errors import InputError
-from ..rng import PerImageGenerator
+from ..rng import PerImageGenerator, StreamId
 from .base import Operator, size_text
-from .masks import MASKS
 
 __all__ = ["CartesianMri", "sensitivities"]
 
@@ -143,7 +142,7 @@ class CartesianMri(Operator):
         middle = max(1, round(width * self.center))
         others = max(0.0, width / self.acceleration - middle) / max(1, width - middle)
         # the path is longer than those of other masks: the draws must not be the same numbers
-        columns = PerImageGenerator(self.seed, index, MASKS, 2).rand(1, 1, width) < others
+        columns = PerImageGenerator(self.seed, index, StreamId.MASK, 2).rand(1, 1, width) < others
         first = (width - middle + 1) // 2
         columns[..., first : first + middle] = True
         return columns.float()

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..bounds import SEED, Option
-from ..rng import generator
+from ..rng import StreamId, generator
 from .base import NonlinearOperator, Operator
 from .blur import Blur, GaussianBlur, fold
 from .oriented import LENGTH, MotionBlur, check_reach
@@ -36,7 +36,6 @@ __all__ = ["NonlinearBlur"]
 KERNELS = 6  # K, the motions that are mixed
 HIDDEN = 16  # units of the network
 SHARP = 3.0  # standard deviation of the logits, about: how far one motion outweighs the others
-NETWORK = 7004  # stream (seed, NETWORK): apart from those of masks and noise
 
 
 class NonlinearBlur(NonlinearOperator):
@@ -60,7 +59,7 @@ class NonlinearBlur(NonlinearOperator):
 
     def __init__(self, length: float = 7.0, seed: int = 0) -> None:
         self._take_options(length=length, seed=seed)
-        draws = generator(self.seed, NETWORK)
+        draws = generator(self.seed, StreamId.NONLINEAR_BLUR)
         order = torch.randperm(KERNELS, generator=draws)
         angles = 180 * (order + torch.rand(KERNELS, generator=draws)) / KERNELS
         lengths = [max(1.0, self.length * (k + 1) / KERNELS) for k in range(KERNELS)]

@@ -28,9 +28,8 @@ from torch import Tensor
 
 from ..bounds import SEED, Option, Real, check_tables
 from ..errors import InputError
-from ..rng import generator
+from ..rng import StreamId, generator
 from .base import Operator, size_text
-from .masks import MASKS
 
 __all__ = ["StructuredSensing"]
 
@@ -76,7 +75,7 @@ class StructuredSensing(Operator):
             24.0 * pixels,  # signs, mask, and the order that the mask is drawn by
             "give smaller images",
         )
-        stream = generator(self.seed, MASKS)
+        stream = generator(self.seed, StreamId.MASK)
         signs = 2.0 * torch.randint(2, size, generator=stream) - 1
         kept = torch.zeros(pixels)
         kept[torch.randperm(pixels, generator=stream)[: max(1, round(self.ratio * pixels))]] = 1

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..bounds import SEED, Option, Real, Whole
-from ..rng import PerImageGenerator
+from ..rng import PerImageGenerator, StreamId
 from .lines import distance
-from .masks import MASKS, Inpaint
+from .masks import Inpaint
 
 __all__ = ["FreeformInpaint"]
 
@@ -59,7 +59,7 @@ class FreeformInpaint(Inpaint):
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         # the path is longer than that of other masks: the draws must not be the same numbers
-        streams = PerImageGenerator(self.seed, index, MASKS, 1)
+        streams = PerImageGenerator(self.seed, index, StreamId.MASK, 1)
         walks = _walks(streams.rand(self.strokes, 3 + 2 * SEGMENTS), height, width)
         rows, columns = torch.arange(height), torch.arange(width)
         masks = torch.ones(len(index), 1, height, width)
