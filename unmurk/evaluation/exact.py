@@ -30,7 +30,6 @@ from torch import Tensor
 
 from ..devices import filled
 from ..errors import InputError
-from ..operators.linalg import matrix
 from ..rng import PerImageGenerator, StreamId, generator
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def operator_matrix(problem: "Problem", shape: tuple[int, ...], like: Tensor) ->
             f"operator '{problem.operator.spec}' is not linear, so it has no matrix;"
             " closed forms need a linear operator"
         )
-    return matrix(problem.operator, shape, like)
+    return problem.operator.matrix(shape, like)
 
 
 class GaussianPrior:
