@@ -6,10 +6,10 @@ objects of either library work in the other:
 
 .. math::
 
-    \texttt{A\_adjoint}(y) &= A^T y, \qquad \langle A x, y \rangle = \langle x, A^T y \rangle \\
-    \texttt{A\_dagger}(y)  &= A^+ y, \quad \text{the least-squares solution of smallest norm} \\
-    \texttt{A\_vjp}(x, v)  &= J(x)^T v, \quad \text{equal to } A^T v \text{ for a linear } A \\
-    \texttt{prox\_l2}(z, y, \gamma)
+    \mathtt{A\_adjoint}(y) &= A^T y, \qquad \langle A x, y \rangle = \langle x, A^T y \rangle \\
+    \mathtt{A\_dagger}(y)  &= A^+ y, \quad \text{the least-squares solution of smallest norm} \\
+    \mathtt{A\_vjp}(x, v)  &= J(x)^T v, \quad \text{equal to } A^T v \text{ for a linear } A \\
+    \mathtt{prox\_l2}(z, y, \gamma)
         &= \arg\min_x \tfrac{\gamma}{2} \|A x - y\|^2 + \tfrac{1}{2} \|x - z\|^2 \\
         &= (I + \gamma A^T A)^{-1} (z + \gamma A^T y)
 

@@ -20,9 +20,9 @@ With m and M the smaller and the larger of \|sin\| and \|cos\|, its shadow is fl
 
 .. math::
 
-    G(t) = \operatorname{sign}(t) \left( \tfrac12 - \frac{u^2}{2 m M} - \frac{v}{M} \right), \qquad
+    G(t) &= \operatorname{sign}(t) \left( \tfrac12 - \frac{u^2}{2 m M} - \frac{v}{M} \right) \\
     u &= \operatorname{clamp}(\tfrac{M + m}{2} - |t|, 0, m) \\
-    v &= \max(\tfrac{M - m}{2} - |t|, 0).
+    v &= \max(\tfrac{M - m}{2} - |t|, 0)
 
 The unit of length is the larger side of the image. A line through a white image measures at most
 sqrt(2), and y = 1 is white along that side. S.-C. B. Lo (1988), "Strip and line path integrals
@@ -217,10 +217,10 @@ def _view(
     first = (center - (small + large) / 2).floor()
     edges = first[:, None] + torch.arange(4)
     area = _running_area(edges - center[:, None], small, large).diff(dim=1)
-    held = (area > 1e-9) & (edges[:, :3] >= 0) & (edges[:, :3] < bins)
-    bin, order = edges[:, :3][held].int().sort(stable=True)
-    pixel = torch.arange(height * width, dtype=torch.int32)[:, None].expand_as(area)[held]
-    return bin, pixel[order], area[held][order] / max(height, width)
+    covered = (area > 1e-9) & (edges[:, :3] >= 0) & (edges[:, :3] < bins)
+    bin, order = edges[:, :3][covered].int().sort(stable=True)
+    pixel = torch.arange(height * width, dtype=torch.int32)[:, None].expand_as(area)[covered]
+    return bin, pixel[order], area[covered][order] / max(height, width)
 
 
 def _running_area(t: Tensor, small: float, large: float) -> Tensor:

@@ -85,17 +85,17 @@ class Inpaint(Operator):
     """Base class of all masks. A subclass draws or reads the masks in `_draw`.
 
     Attributes:
-        held: The masks (B or 1, 1, H, W), 1 where a pixel is measured; None before `bind`.
+        masks: The masks (B or 1, 1, H, W), 1 where a pixel is measured; None before `bind`.
     """
 
-    tensors = ("held",)
-    held: Tensor | None = None
+    tensors = ("masks",)
+    masks: Tensor | None = None
     gram = 1.0
 
     @property
     def mask(self) -> Tensor | None:
         """The masks (B or 1, 1, H, W), 1 where a pixel is measured; None before `bind`."""
-        return self.held
+        return self.masks
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         """Masks (B or 1, 1, H, W) on the CPU."""
@@ -107,13 +107,13 @@ class Inpaint(Operator):
         if any(i < 0 for i in numbers):
             raise InputError(f"{self.form}: image numbers must be >= 0, got {min(numbers)}")
         height, width = shape[-2:]
-        return self._with(held=self._draw(numbers, height, width).to(self.device))
+        return self._with(masks=self._draw(numbers, height, width).to(self.device))
 
     def apply_mask(self, y: Tensor) -> Tensor:
         """Set the hidden pixels of y (B, C, H, W) to zero."""
         op = self._bound(y, y.shape)
-        assert isinstance(op, Inpaint) and op.held is not None
-        return torch.where(op.held > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
+        assert isinstance(op, Inpaint) and op.masks is not None
+        return torch.where(op.masks > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
 
     def hiding(self, more: Tensor) -> "Inpaint":
         """Return the operator that hides further pixels.
@@ -121,22 +121,22 @@ class Inpaint(Operator):
         Args:
             more: Not 0 where a pixel is to be hidden too, (B, 1, H, W).
         """
-        assert self.held is not None
-        other = self._with(held=torch.where(more != 0, 0.0, self.held))
+        assert self.masks is not None
+        other = self._with(masks=torch.where(more != 0, 0.0, self.masks))
         assert isinstance(other, Inpaint)
         return other
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        assert self.held is not None
-        if self.held.shape[-2:] != tuple(shape[-2:]):
+        assert self.masks is not None
+        if self.masks.shape[-2:] != tuple(shape[-2:]):
             raise InputError(
-                f"{self.form}: the mask is {size_text(self.held.shape[-2:])} but the image is"
+                f"{self.form}: the mask is {size_text(self.masks.shape[-2:])} but the image is"
                 f" {size_text(shape[-2:])}: bind it again with bind(index, shape)"
             )
 
     def _A(self, x: Tensor) -> Tensor:
-        assert self.held is not None
-        return self.held * x
+        assert self.masks is not None
+        return self.masks * x
 
     # hidden pixels of y may hold anything, even NaN: they are replaced, not multiplied by zero
     def _A_adjoint(self, y: Tensor) -> Tensor:
@@ -146,12 +146,12 @@ class Inpaint(Operator):
         return self.apply_mask(y)
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        assert self.held is not None
-        return (z + gamma * self.apply_mask(y)) / (1 + gamma * self.held)
+        assert self.masks is not None
+        return (z + gamma * self.apply_mask(y)) / (1 + gamma * self.masks)
 
     def _structured(self, x: Tensor) -> Spectrum:
-        assert self.held is not None
-        return diagonal(self.held.to(x), self.apply_mask)
+        assert self.masks is not None
+        return diagonal(self.masks.to(x), self.apply_mask)
 
 
 class RandomInpaint(Inpaint):
