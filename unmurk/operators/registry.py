@@ -50,7 +50,7 @@ from .pixelwise import ClipRange, Quantize
 from .resample import AverageDown, BicubicDown, Grayscale
 from .sensing import StructuredSensing
 
-__all__ = ["FAMILIES", "as_operator", "parse", "register"]
+__all__ = ["BUILT_IN", "FAMILIES", "as_operator", "parse", "register"]
 
 MAX_LENGTH = 16384  # characters of a text form: several long paths
 GROUP = "unmurk.operators"
@@ -84,7 +84,8 @@ _families: dict[str, type[Operator]] = {
         Jpeg,
     )
 }
-_built_in = frozenset(_families)
+BUILT_IN = frozenset(_families)
+"""The text forms of unmurk itself, which cannot be replaced."""
 
 FAMILIES: Mapping[str, type[Operator]] = MappingProxyType(_families)
 """The classes of operators by the first word of their text form. Read only; see `register`."""
@@ -138,7 +139,7 @@ def register(form: str) -> Callable[[Class], Class]:
     def decorate(family: Class) -> Class:
         if not (isinstance(family, type) and issubclass(family, Operator)):
             raise InputError(f"operator {form}: register a class of Operator, not {shown(family)}")
-        if form in _built_in or not _same_class(_families.get(form, family), family):
+        if form in BUILT_IN or not _same_class(_families.get(form, family), family):
             raise InputError(f"operator {form} exists already: choose another form")
         family.form = form
         _families[form] = family
