@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .flows.posterior import Posterior
     from .io.images import load_images, save_images
-    from .operators import parse as operator
+    from .operators import as_operator as operator
     from .problem import Problem
     from .solvers import solve
     from .training import learn
@@ -37,7 +37,7 @@ _ROOMS = {
     "Problem": ("problem", "Problem"),
     "learn": ("training", "learn"),
     "load_images": ("io.images", "load_images"),
-    "operator": ("operators", "parse"),
+    "operator": ("operators", "as_operator"),
     "save_images": ("io.images", "save_images"),
     "solve": ("solvers", "solve"),
 }

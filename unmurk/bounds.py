@@ -1,13 +1,13 @@
 """Options with bounds: what a text form, a constructor or a command takes, declared once.
 
 An option of an operator, of a noise model or of a command is declared as one of the classes of
-this module. The declaration reads the text, checks the number and states the bounds, so the
-parser, the Python constructor, the docstring and the error message cannot disagree.
+this module. The declaration reads the text, checks the value and states the bounds. So the parser,
+the Python constructor, the docstring and the error message agree.
 
     options = {"sigma": Real(0.01, 256), "size": Sides(1, 1537, odd=True, optional=True)}
     samples: Annotated[int, Whole(1, 100_000)] = 16
 
-Numbers are written with ASCII digits, without underscores: `int` and `float` read more than that.
+Numbers are written with ASCII digits, without underscores; Python's `int` and `float` accept more.
 """
 
 import os
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 TABLES = 2 * 2**30
-"""Bytes that the matrices, masks and kernels of one operator may take for one image shape."""
+"""Largest size in bytes of the matrices, masks and kernels of one operator for one image shape."""
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,30}")
 NUMBER = re.compile(r"[+-]?([0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})([eE][+-]?[0-9]{1,4})?")
@@ -45,7 +45,12 @@ LONGEST = 4096  # characters of a path
 
 
 def shown(value: Any) -> str:
-    """A value in a message: on one line, and never long."""
+    """Format a value for a message: one line of at most about 60 characters.
+
+    >>> from unmurk.bounds import shown
+    >>> shown("a" * 100)
+    "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa... (102 characters)"
+    """
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more digits than Python prints
@@ -55,7 +60,12 @@ def shown(value: Any) -> str:
 
 
 def size_of_memory(size: float) -> str:
-    """Bytes as people write them: 3.2 GiB."""
+    """Format a number of bytes.
+
+    >>> from unmurk.bounds import size_of_memory
+    >>> size_of_memory(3.2 * 2**30)
+    '3.2 GiB'
+    """
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"
@@ -64,7 +74,7 @@ def size_of_memory(size: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The Python number in a tensor or array of one number; anything else as it is."""
+    """Unpack a tensor or array of one number; return anything else as it is."""
     if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):
         return value.item()
     return value
@@ -72,7 +82,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Option:
-    """What all options share.
+    """Base class of options.
 
     Attributes:
         optional: Whether None stands for "not given".
@@ -80,26 +90,42 @@ class Option:
 
     @property
     def bounds(self) -> str:
-        """The values that are allowed, in words: "a number from 0.01 to 256"."""
+        """The allowed values in words: "a number from 0.01 to 256"."""
         raise NotImplementedError
 
     def read(self, text: str) -> Any:
-        """The value that a text stands for. Raises ValueError; `check` follows."""
+        """Convert a text to a value, without checking the bounds. Raises ValueError."""
         raise NotImplementedError
 
     def fits(self, value: Any) -> Any:
-        """The value as it is kept. Raises ValueError or TypeError where it is out of bounds."""
+        """Convert a value to its kept type. Raises ValueError or TypeError out of bounds."""
         raise NotImplementedError
 
     def parse(self, where: str, text: str) -> Any:
-        """The value of a text. Raises InputError: "WHERE must be BOUNDS, got TEXT"."""
+        """Read a text.
+
+        Args:
+            where: Name of the option, for the message.
+            text: The text.
+
+        Raises:
+            InputError: "WHERE must be BOUNDS, got TEXT".
+        """
         try:
             return self.fits(self.read(text))
         except (ValueError, TypeError, OverflowError) as error:
             raise self._refusal(where, text) from error
 
     def check(self, where: str, value: Any) -> Any:
-        """A value given in Python. Raises InputError: "WHERE must be BOUNDS, got VALUE"."""
+        """Check a value that was given in Python.
+
+        Args:
+            where: Name of the option, for the message.
+            value: The value; a tensor of one number counts as a number.
+
+        Raises:
+            InputError: "WHERE must be BOUNDS, got VALUE".
+        """
         if value is None and getattr(self, "optional", False):
             return None
         try:
@@ -113,7 +139,16 @@ class Option:
 
 @dataclass(frozen=True)
 class Real(Option):
-    """A number between two bounds, both included; with `zero` also 0, below the lower one."""
+    """A number between two bounds, both included; with `zero`, 0 is allowed too.
+
+    >>> from unmurk.bounds import Real
+    >>> Real(0.01, 256).parse("sigma", "1.5")
+    1.5
+    >>> Real(0.01, 256).check("sigma", 300)
+    Traceback (most recent call last):
+    ...
+    unmurk.errors.InputError: sigma must be a number from 0.01 to 256, got 300
+    """
 
     least: float
     most: float
@@ -140,7 +175,12 @@ class Real(Option):
 
 @dataclass(frozen=True)
 class Whole(Option):
-    """A whole number between two bounds, both included; with `even` an even one."""
+    """A whole number between two bounds, both included; with `even`, an even one.
+
+    >>> from unmurk.bounds import Whole
+    >>> Whole(1, 9).check("factor", 4.0)
+    4
+    """
 
     least: int
     most: int
@@ -170,7 +210,12 @@ class Whole(Option):
 
 @dataclass(frozen=True)
 class Sides(Option):
-    """Height and width, "12x8", or one side for both, "12"; with `odd` odd ones."""
+    """Height and width, "12x8", or one side for both, "12"; with `odd`, odd ones.
+
+    >>> from unmurk.bounds import Sides
+    >>> Sides(1, 64).parse("size", "12x8"), Sides(1, 64).parse("size", "12")
+    ((12, 8), (12, 12))
+    """
 
     least: int
     most: int
@@ -203,7 +248,12 @@ class Sides(Option):
 
 @dataclass(frozen=True)
 class Choice(Option):
-    """One of a few words."""
+    """One of a few words.
+
+    >>> from unmurk.bounds import Choice
+    >>> Choice(("reflect", "circular")).bounds
+    'one of reflect, circular'
+    """
 
     words: tuple[str, ...]
     optional: bool = False
@@ -223,7 +273,7 @@ class Choice(Option):
 
 @dataclass(frozen=True)
 class File(Option):
-    """The path of a file, which is opened later."""
+    """The path of a file, which may not exist yet: it is opened later."""
 
     optional: bool = False
 
@@ -252,10 +302,10 @@ def check_fields(values: object, names: Mapping[str, str] | None = None) -> None
 
     Args:
         values: An object whose class declares fields such as `n: Annotated[int, Whole(1, 9)]`.
-        names: What a field is called in a message; its own name unless it is listed.
+        names: Names of fields in messages, where they differ from the fields' own.
 
     Raises:
-        InputError: for the first value that is out of its bounds.
+        InputError: A value is out of its bounds; the message names the first one.
     """
     for name, hint in get_type_hints(type(values), include_extras=True).items():
         for option in (extra for extra in _extras(hint) if isinstance(extra, Option)):
@@ -265,22 +315,22 @@ def check_fields(values: object, names: Mapping[str, str] | None = None) -> None
 
 
 def _extras(hint: Any) -> list[Any]:
-    """What `Annotated` adds to a type, at any depth of unions."""
+    """The extras that `Annotated` adds to a type, at any depth of unions."""
     found = list(getattr(hint, "__metadata__", ()))
     return found + [extra for part in get_args(hint) for extra in _extras(part)]
 
 
 def check_tables(where: str, what: str, size: float, advice: str) -> None:
-    """Refuse tables above the limit before any of their memory is taken.
+    """Refuse matrices, masks and kernels above the limit, before they take any memory.
 
     Args:
         where: The operator's form and the option that decides: "ct:parallel,angles=9999".
-        what: What takes the memory: "the matrix for images of 512x512".
-        size: Its bytes.
-        mend: What to do.
+        what: The object that takes the memory: "the matrix for images of 512x512".
+        size: Its size in bytes.
+        advice: What the user can do.
 
     Raises:
-        InputError: above `TABLES`.
+        InputError: The size is above `TABLES`.
     """
     if size > TABLES:
         raise InputError(
@@ -290,7 +340,16 @@ def check_tables(where: str, what: str, size: float, advice: str) -> None:
 
 
 def check_memory(what: str, size: float, advice: str) -> None:
-    """Refuse results that do not fit this machine's memory. Raises InputError."""
+    """Refuse results that do not fit into this machine's memory.
+
+    Args:
+        what: The result.
+        size: Its size in bytes.
+        advice: What the user can do.
+
+    Raises:
+        InputError: The size is above the machine's memory.
+    """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):  # a system that does not tell

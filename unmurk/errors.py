@@ -1,37 +1,59 @@
-"""The one exception a user meets, and text that is safe to print."""
+"""The exception for bad input, and text that is safe to print."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["InputError", "escape"]
+__all__ = ["InputError", "escape", "size_text"]
 
 WORD = 400  # characters of a value that a message repeats
 MESSAGE = 1000  # characters of a message
 
 
 class InputError(ValueError):
-    """Input that cannot be worked with.
+    r"""Input that unmurk cannot work with.
 
-    The message is one line that says what is wrong, where, and how to mend it. The command line
-    prints it without a traceback and exits with code 2. Messages repeat names and values that come
-    from strangers, so the text is escaped and shortened here, for every message alike.
+    The message is one line. It says what is wrong, where, and what to do. The command line prints
+    it without a traceback and exits with code 2. Messages repeat names and values from files and
+    arguments that are not trusted, so every message is escaped and shortened here.
 
     Args:
-        message: The text; a value of more than 400 characters and a text of more than 1,000 lose
-            their middle.
+        message: The text. A word of more than 400 characters and a text of more than 1,000
+            characters lose their middle.
+
+    >>> from unmurk import InputError
+    >>> print(InputError("cannot read a\nb.png"))
+    cannot read a\nb.png
     """
 
     def __init__(self, message: object = "") -> None:
         super().__init__(_line(str(message)))
 
 
-def escape(text: Any) -> str:
-    r"""Text that is safe to print: one line, without control characters.
+def size_text(size: Iterable[int]) -> str:
+    """Format a size or a shape for a message.
 
-    File names may hold newlines, ANSI escape sequences, marks that turn the direction of writing,
-    spaces of other kinds, and bytes that are not UTF-8. Each such character becomes ``\n``,
-    ``\x1b``, ``\u202e``, ``\xa0`` or, for a byte, ``\xff``. Everything else stays as it is, and so
-    does text that is escaped already.
+    Args:
+        size: The numbers of pixels, channels or images along each axis.
+
+    >>> from unmurk.errors import size_text
+    >>> size_text((28, 32))
+    '28x32'
+    """
+    return "x".join(str(int(n)) for n in size)
+
+
+def escape(text: Any) -> str:
+    r"""Escape every character that is not printable, so that the text is one safe line.
+
+    File names may hold newlines, ANSI escape sequences, marks that reverse the direction of
+    writing, unusual spaces, and bytes that are not UTF-8. Each such character becomes ``\n``,
+    ``\x1b``, ``\u202e``, ``\xa0`` or, for a byte, ``\xff``. All other characters stay, so the
+    function changes nothing in text that is escaped already.
+
+    >>> from unmurk.errors import escape
+    >>> print(escape("a\x1b[31mb"))
+    a\x1b[31mb
     """
     return "".join(_shown(char) for char in str(text))
 
@@ -53,7 +75,7 @@ def _line(text: str) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    """Text without its middle, where it is longer than that; at most so many characters."""
+    """Drop the middle of a text that is longer than `most` characters."""
     if len(text) <= most:
         return text
     half = most // 2 - 3

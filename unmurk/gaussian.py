@@ -29,11 +29,10 @@ from torch import Tensor, nn
 from .devices import filled, physics_outside_autocast
 from .operators.base import conjugate_gradient, per_image
 from .problem import Problem
-from .rng import PerImageGenerator, generator
+from .rng import PerImageGenerator, StreamId, generator
 
 __all__ = ["Wiener", "cosines", "power_law"]
 
-PROBE, DRAW = 0xFFFF0005, 26  # streams of this module
 FLOOR = 1e-7  # least power: a standard deviation of 0.0003 for each coefficient
 QUIET = 1e-3  # least noise that a measurement is believed to have
 BANDS = 8
@@ -126,7 +125,9 @@ class Wiener(nn.Module):
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """New images (n, C, H, W); image i depends on (seed, i) only."""
-        z = PerImageGenerator(seed, range(n), DRAW, device=self.mean.device).randn(*self.shape)
+        z = PerImageGenerator(
+            seed, range(n), StreamId.GAUSSIAN_PRIOR, device=self.mean.device
+        ).randn(*self.shape)
         return self.mean + self.out(self.power.sqrt() * z)
 
     def energy(self, d: Tensor) -> Tensor:
@@ -179,7 +180,9 @@ class Wiener(nn.Module):
         From one probe of signs, the same for every image: what is off the diagonal averages out.
         """
         c, h, w = self.shape
-        draw = torch.rand(self.shape, generator=generator(0, PROBE)).to(self.mean)
+        draw = torch.rand(self.shape, generator=generator(0, StreamId.GAUSSIAN_PROBE)).to(
+            self.mean
+        )
         signs = (2 * (draw < 0.5) - 1.0)[None]
         probe = self.out(signs).expand(rows, c, h, w)
         observed = problem.operator.normal(probe)

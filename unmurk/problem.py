@@ -1,12 +1,13 @@
-"""An inverse problem: a forward model and its noise.
+r"""Inverse problems: a forward model and its noise.
 
-    y = A(x) + sigma n,    n ~ N(0, I)
+.. math::
 
-    log p(y | x) = - ||y - A(x)||^2 / (2 sigma^2) - m/2 log(2 pi sigma^2)
+    y &= A(x) + \sigma n, \qquad n \sim N(0, I) \\
+    \log p(y \mid x) &= - \frac{\|y - A(x)\|^2}{2 \sigma^2} - \frac{m}{2} \log(2 \pi \sigma^2),
 
-with m the number of values that y measures (hidden pixels do not count, and carry no noise); or
-with a noise that depends on the brightness, see `unmurk.noise`. All draws come from one stream for
-each image, so nothing depends on how images are batched.
+where m is the number of values that y measures: hidden pixels do not count, and carry no noise.
+The noise may depend on the brightness instead; see `unmurk.noise`. Every image has its own random
+stream, so no result depends on how images are batched.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,36 +22,54 @@ from .devices import filled
 from .errors import InputError
 from .noise import Gaussian, Noise, as_noise, noise_of
 from .operators import Operator, as_operator
-from .operators.base import per_image
-from .rng import PerImageGenerator
+from .operators.linalg import per_image
+from .rng import PerImageGenerator, StreamId
 
 __all__ = ["Problem"]
 
-NOISE = 7002  # streams (seed, image number, NOISE): apart from those of masks and samplers
-
 
 class Problem:
-    """A forward model with its noise.
+    """An inverse problem: a forward model A with its noise.
 
     Args:
-        operator: A text form ("blur:gaussian,sigma=1.5"), an `Operator`, an object with `A`
-            (a deepinv physics) or a differentiable function of x.
+        operator: A text form ("blur:gaussian,sigma=1.5"), an `Operator`, a matrix (m, d), a scipy
+            `LinearOperator`, an object with `A` (a deepinv physics), or a differentiable function
+            of x. See `operators.as_operator`.
         noise: Standard deviation sigma of Gaussian noise in units of the image range [0, 1], >= 0;
-            or a text form ("poisson,gain=0.01") or model of `unmurk.noise`. None takes the noise
+            or a text form ("poisson,gain=0.01") or a model of `unmurk.noise`. None takes the noise
             of `operator.noise_model` where the object has one (see `noise.noise_of`), else 0.
+        shape: Shape (C, H, W) of the images, for matrices, functions and objects whose
+            measurements do not tell it.
 
     Attributes:
         operator: The `Operator`.
         noise: The noise model.
-        index: Numbers of the images it is bound to, or None.
+        index: Numbers of the images that the problem is bound to, or None.
 
     Raises:
-        InputError: noise that cannot be read, is out of range or of a kind that `unmurk.noise`
-            lacks; or not an operator.
+        InputError: The operator or the noise cannot be read, is out of its bounds, or is of a kind
+            that unmurk does not have.
+
+    >>> import torch
+    >>> import unmurk
+    >>> problem = unmurk.Problem("sr:average,factor=2", noise=0.1)
+    >>> problem
+    Problem('sr:average,factor=2', noise=0.1)
+    >>> y = problem.simulate(torch.full((1, 1, 4, 4), 0.5), seed=0)
+    >>> y.shape, problem.A_adjoint(y).shape
+    (torch.Size([1, 1, 2, 2]), torch.Size([1, 1, 4, 4]))
+    >>> unmurk.Problem(torch.eye(4)[:2], noise=0.1, shape=(1, 2, 2)).A(torch.ones(1, 1, 2, 2))
+    tensor([[1., 1.]])
     """
 
-    def __init__(self, operator: Any, noise: float | str | Noise | None = None) -> None:
-        self.operator: Operator = as_operator(operator)
+    def __init__(
+        self,
+        operator: Any,
+        noise: float | str | Noise | None = None,
+        *,
+        shape: Sequence[int] | None = None,
+    ) -> None:
+        self.operator: Operator = as_operator(operator, shape)
         self.noise: Noise = noise_of(operator) if noise is None else as_noise(noise)
         self.index: list[int] | None = None
 
@@ -66,18 +85,25 @@ class Problem:
 
     @property
     def level(self) -> float:
-        """The standard deviation of the noise; of one that varies, at mid-grey."""
+        """The standard deviation of the noise; at mid-gray where it depends on the brightness."""
         return float(self.noise.variance(torch.tensor(0.5, dtype=torch.float64))) ** 0.5
 
     def deviation(self, y: Tensor) -> float | Tensor:
-        """The standard deviation of the noise as the measurements y (B, C, H, W) tell it.
+        r"""Estimate the standard deviation of the noise of each measured number from y.
 
-        sigma where it is Gaussian. Else, shape of y, that of the mean of 3 x 3 numbers around,
-        the number itself among them: an estimate of the variance with little noise of its own and,
-        where the image is smooth, without bias.
+        For Gaussian noise this is sigma. Otherwise it is
+        :math:`\sqrt{\operatorname{var}(y \mid c = \bar y)}` with the mean :math:`\bar y` of y over
+        3 x 3 pixels. This estimate of the variance has little noise of its own, and no bias where
+        the image is smooth.
+
+        Args:
+            y: Measurements (B, C, H, W).
+
+        Returns:
+            A number, or a tensor of the shape of y.
 
         Raises:
-            InputError: for noise that is not Gaussian, where A is not the identity.
+            InputError: The noise is not Gaussian and A is not the identity.
         """
         if isinstance(self.noise, Gaussian) or self.operator.spec != "identity":
             return self.sigma
@@ -99,7 +125,7 @@ class Problem:
 
     @property
     def _noise_value(self) -> float | str:
-        """The noise as people write it: a number where it is Gaussian, else its text form."""
+        """The noise as a number where it is Gaussian, else its text form."""
         return self.noise.sigma if isinstance(self.noise, Gaussian) else self.noise.spec
 
     # -- text form -------------------------------------------------------------------------------
@@ -110,13 +136,19 @@ class Problem:
         return self.to_dict()
 
     def to_dict(self) -> dict[str, Any]:
-        """{"operator": text form, "noise": sigma or text form}, fit for JSON; `from_dict` reads
-        it back."""
+        """Return {"operator": text form, "noise": sigma or text form} for JSON.
+
+        `from_dict` reads it back.
+
+        >>> from unmurk import Problem
+        >>> Problem("identity", 0.3).to_dict()
+        {'operator': 'identity', 'noise': 0.3}
+        """
         return {"operator": self.operator.spec, "noise": self._noise_value}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Problem":
-        """The problem that `to_dict` wrote. Raises InputError if it cannot be read."""
+        """Return the problem that `to_dict` wrote. Raises InputError if it cannot be read."""
         if not isinstance(values, dict) or set(values) != {"operator", "noise"}:
             raise InputError(f"a problem is written as operator and noise, not {shown(values)}")
         operator, noise = values["operator"], values["noise"]
@@ -130,19 +162,30 @@ class Problem:
     # -- binding to images -----------------------------------------------------------------------
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> "Problem":
-        """The problem of the images with these numbers and shape (C, H, W); see
-        `Operator.bind`."""
+        """Return the problem of the images with these numbers.
+
+        Args:
+            index: Numbers of the images, >= 0, one for each image of the batch.
+            shape: Shape (C, H, W) of the images. See `Operator.bind`.
+
+        Raises:
+            InputError: The operator does not fit images of this shape.
+        """
         numbers = [int(i) for i in index]
         return self._with(self.operator.bind(numbers, shape), numbers)
 
     def index_select(self, rows: Iterable[int] | Tensor) -> "Problem":
-        """The problem of some rows of the batch; rows may repeat."""
+        """Return the problem of some images of the batch.
+
+        Args:
+            rows: Positions in the batch; they may repeat.
+        """
         picked = [int(row) for row in rows]
         index = None if self.index is None else [self.index[row] for row in picked]
         return self._with(self.operator.index_select(picked), index)
 
     def to(self, device: str | torch.device) -> "Problem":
-        """The problem with its parameters on a device."""
+        """Return the problem with its parameters on a device."""
         return self._with(self.operator.to(device), self.index)
 
     def _with(self, operator: Operator, index: list[int] | None) -> "Problem":
@@ -159,33 +202,40 @@ class Problem:
 
     @property
     def mask(self) -> Tensor | None:
-        """See `Operator.mask`."""
+        """1 where a pixel is measured and 0 where it is hidden, or None; see `Operator.mask`."""
         return self.operator.mask
 
     def A(self, x: Tensor) -> Tensor:
-        """The noiseless measurement of x (B, C, H, W)."""
+        """Compute the noiseless measurements (B, ...) of images x (B, C, H, W)."""
         return self.operator.A(x)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """A^T y."""
+        """Apply :math:`A^T` to y (B, ...). Raises InputError if A is not linear."""
         return self.operator.A_adjoint(y)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """A^+ y."""
+        """Apply :math:`A^+` to y (B, ...). Raises InputError if A is not linear."""
         return self.operator.A_dagger(y)
 
     def simulate(self, x: Tensor, seed: int = 0, index: Iterable[int] | None = None) -> Tensor:
-        """Measurements y of clean images, with their noise.
+        """Simulate measurements of clean images, with noise.
 
         Args:
             x: Images (B, C, H, W) in [0, 1].
             seed: Seed of the noise. (Masks come from the operator's own seed.)
-            index: Numbers of the images. None takes those the problem is bound to, else 0 .. B-1.
+            index: Numbers of the images. None takes those that the problem is bound to, else
+                0, ..., B - 1.
+
+        Returns:
+            Measurements y (B, ...) in the type of x.
+
+        Raises:
+            InputError: The images do not fit the operator or the numbers.
         """
         operator, numbers = self._numbered(x, index)
         # drawn on the CPU: the same noise on every device
         return operator.apply_mask(
-            self.noise.draw(operator.A(x), PerImageGenerator(seed, numbers, NOISE))
+            self.noise.draw(operator.A(x), PerImageGenerator(seed, numbers, StreamId.NOISE))
         )
 
     def _numbered(self, x: Tensor, index: Iterable[int] | None) -> tuple[Operator, list[int]]:
@@ -197,40 +247,52 @@ class Problem:
             numbers = [int(i) for i in (range(len(x)) if index is None else index)]
             operator = operator.bind(numbers, x.shape[-3:])
         if len(numbers) != len(x):
-            raise InputError(f"{len(x)} images but {len(numbers)} image numbers")
+            raise InputError(
+                f"{len(x)} images but {len(numbers)} image numbers: give one number for each"
+            )
         return operator, numbers
 
     # -- the noise model -------------------------------------------------------------------------
 
     def residual(self, x: Tensor, y: Tensor) -> Tensor:
-        """y - A(x); zero where y measures nothing."""
+        """Return y - A(x), shape of y; zero where y measures nothing."""
         return self.operator.apply_mask(y - self.operator.A(x))
 
     def measurements(self, y: Tensor) -> Tensor:
-        """How many values each y measures, shape (B,)."""
+        """Count the values that each y measures, shape (B,)."""
         return self.operator.count(y)
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
-        """log p(y | x) in nats with its constant, shape (B,).
+        r"""Compute :math:`\log p(y \mid x)` in nats, with its constant, shape (B,).
+
+        Args:
+            x: Images (B, C, H, W).
+            y: Measurements (B, ...).
 
         Raises:
-            InputError: if the noise is 0 (the density does not exist).
+            InputError: The noise is 0, so there is no density.
         """
         return self.operator.apply_mask(self.noise.log_likelihood(self.A(x), y)).flatten(1).sum(1)
 
     def prox(self, z: Tensor, y: Tensor, rho: float | Tensor) -> Tensor:
-        """argmin_x ||y - A x||^2 / (2 sigma^2) + ||x - z||^2 / (2 rho^2), shape of z.
+        r"""Compute the posterior mode under a Gaussian prior around z.
 
-        Without noise it is the limit: the nearest x to z with A x = A A^+ y, which is
-        z + A^+ (y - A z).
+        .. math:: \arg\min_x \frac{\|y - A x\|^2}{2 \sigma^2} + \frac{\|x - z\|^2}{2 \rho^2}
+
+        Without noise this is the limit: the x nearest to z with :math:`A x = A A^+ y`, which is
+        :math:`z + A^+ (y - A z)`.
 
         Args:
             z: Images (B, C, H, W).
             y: Measurements (B, ...).
             rho: Standard deviation around z, >= 0; a number, or one for each image, shape (B,).
 
+        Returns:
+            x, shape of z.
+
         Raises:
-            InputError: if A is not linear.
+            InputError: A is not linear and has no prox in closed form; or the noise is not
+                Gaussian.
         """
         rho = filled(rho, z)
         if self.sigma > 0:

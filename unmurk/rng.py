@@ -1,15 +1,16 @@
 """Random streams that do not depend on how images are batched.
 
-Every draw in unmurk comes from a `torch.Generator` reached by a path of integers such as
-(seed, image number, sample number). Two paths give independent streams
-(`numpy.random.SeedSequence` mixes them), and a path always gives the same stream: a result is the
+Every draw in unmurk comes from a `torch.Generator` that is identified by a path of integers, such
+as (seed, image number, purpose, sample number). Two paths give independent streams, because
+`numpy.random.SeedSequence` mixes them; one path always gives the same stream. So a result is the
 same for any batch size, and a training step is the same after a restart.
 
-Where several processes share a batch, each draws for the whole batch and keeps its own rows
-(`ShardedGenerator`): the numbers that an image meets do not depend on how many processes there
-are.
+Where several processes share a batch, each process draws for the whole batch and keeps its own
+images (`ShardedGenerator`). So the numbers that an image gets do not depend on the number of
+processes.
 """
 
+import enum
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from .bounds import SEED
 __all__ = [
     "ShardedGenerator",
     "PerImageGenerator",
+    "StreamId",
     "binomial",
     "generator",
     "host_integers",
@@ -37,14 +39,90 @@ __all__ = [
 ]
 
 
-HOST = 0x5DEECE66D  # tells the draws on the host from those on the device
+class StreamId(enum.IntEnum):
+    """The number that stands for a purpose in the path of a random stream.
+
+    Streams of one image have the path (seed, image number, id, ...), streams of a whole run
+    (seed, id, ...). The ids of the latter are small, or larger than any image number. Two
+    purposes may share a number where their paths differ in length, or where they never meet in
+    one computation; the second name is then an alias of the first. The numbers are part of the
+    results: a changed number changes every draw of its purpose.
+    """
+
+    PATCHES = 1
+    """Places of the patches of the sliced Wasserstein distance."""
+    DIRECTIONS = 2
+    """Directions of the sliced Wasserstein distance."""
+    PRIOR = 21
+    """Samples of an exact prior."""
+    POSTERIOR = 22
+    """Samples of an exact posterior."""
+    COMPONENT = 23
+    """Component of a mixture that a sample of the prior comes from."""
+    POSTERIOR_COMPONENT = 24
+    """Component of a mixture that a sample of the posterior comes from."""
+    EXAMPLE = 25
+    """Parameters of the exact priors that serve as examples."""
+    WAVELET_PRIOR = 26
+    """Gaussian part of the samples of the heavy-tailed wavelet prior."""
+    GAUSSIAN_PRIOR = 26
+    """Samples of the Gaussian prior that is fitted to measurements."""
+    WAVELET_SCALE = 27
+    """Scales of the samples of the heavy-tailed wavelet prior."""
+    GIBBS = 28
+    """Chains of the Gibbs sampler."""
+    GIBBS_SUBSET = 29
+    """Choice among the pooled states of the Gibbs chains."""
+    MASK = 7001
+    """Parameters of operators that are drawn: masks, columns of k-space, random matrices."""
+    NOISE = 7002
+    """Noise of simulated measurements."""
+    SOLVER = 7003
+    """Draws of solvers."""
+    FLOWDIFF_E_STEP = 7004
+    """Posterior samples in the E-step of FlowDiff."""
+    NONLINEAR_BLUR = 7004
+    """Weights of the network of the nonlinear blur."""
+    GAUSSIAN_POSTERIOR = 7005
+    """Posterior samples while the Gaussian prior is fitted."""
+    E_STEP = 7006
+    """Posterior samples in the E-step of EM, and samples that a flow is distilled from."""
+    STEP = 0xFFFF0001
+    """Random numbers of a training step."""
+    BATCH = 0xFFFF0002
+    """Choice of the images of a training batch."""
+    INIT = 0xFFFF0003
+    """Initial weights of networks."""
+    RESET = 0xFFFF0004
+    """Weights of a network that is initialised anew during training."""
+    GAUSSIAN_PROBE = 0xFFFF0005
+    """Probes of an operator for the Gaussian prior."""
+    GAUSSIAN_SUBSET = 0xFFFF0006
+    """Choice of the measurements in a round of fitting the Gaussian prior."""
+    GAUSSIAN_START = 0xFFFF0007
+    """Image that the first guess of the Gaussian prior is scaled with."""
+    VALIDATION = 0xFFFF0008
+    """Draws for the validation losses."""
+
+
+HOST = 0x5DEECE66D  # separates the draws on the host from those on the device
 
 
 def generator(seed: int, *path: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """The generator at a path of non-negative integers below a seed.
+    """Return the generator at a path of integers below a seed.
+
+    Args:
+        seed: Seed of the whole computation.
+        path: Non-negative integers: image numbers, a `StreamId`, sample numbers.
+        device: Where the generator draws.
 
     Raises:
-        InputError: the seed is no whole number from 0 to 9223372036854775807.
+        InputError: The seed is not a whole number from 0 to 9223372036854775807.
+
+    >>> import torch
+    >>> from unmurk.rng import generator
+    >>> torch.randint(100, (3,), generator=generator(0, 1)).tolist()
+    [28, 25, 45]
     """
     seed = SEED.check("seed", seed)
     # the length goes first: numpy reads (seed, i) and (seed, i, 0) as the same
@@ -57,9 +135,15 @@ class PerImageGenerator:
 
     Args:
         seed: Seed of the whole computation.
-        index: The images' numbers, one for each row of the batch.
-        path: Further numbers appended to every image's path (a sample number, say).
+        index: Numbers of the images, one for each image of the batch.
+        path: Further numbers of every image's path, such as a `StreamId` and a sample number.
         device: Where the draws are made.
+
+    >>> import torch
+    >>> from unmurk.rng import PerImageGenerator
+    >>> both = PerImageGenerator(0, [5, 9]).randn(1, 2, 2)
+    >>> torch.equal(both[1:], PerImageGenerator(0, [9]).randn(1, 2, 2))
+    True
     """
 
     def __init__(
@@ -73,7 +157,7 @@ class PerImageGenerator:
 
     @classmethod
     def join(cls, streams: "Iterable[PerImageGenerator]") -> "PerImageGenerator":
-        """The streams of several batches as those of one batch, in order."""
+        """Concatenate the streams of several batches."""
         joined = cls(0, ())
         joined.generators = [g for s in streams for g in s.generators]
         return joined
@@ -85,31 +169,39 @@ class PerImageGenerator:
         return torch.stack([draw(shape, generator=g, device=g.device) for g in self.generators])
 
     def randn(self, *shape: int) -> Tensor:
-        """Standard normal draws, shape (B, *shape)."""
+        """Draw standard normal numbers, shape (B, *shape)."""
         return self._stack(torch.randn, shape)
 
     def rand(self, *shape: int) -> Tensor:
-        """Draws uniform on [0, 1), shape (B, *shape)."""
+        """Draw numbers uniform on [0, 1), shape (B, *shape)."""
         return self._stack(torch.rand, shape)
 
     def poisson(self, rates: Tensor) -> Tensor:
-        """Poisson draws of these rates (B, ...), which lie where the streams do."""
-        rows = zip(rates, self.generators, strict=True)
-        return torch.stack([torch.poisson(rate, generator=g) for rate, g in rows])
+        """Draw Poisson counts of these rates (B, ...), which are on the device of the streams."""
+        pairs = zip(rates, self.generators, strict=True)
+        return torch.stack([torch.poisson(rate, generator=g) for rate, g in pairs])
 
 
 # ---------------------------------------------------------------- one generator for a whole batch
 
 
 class ShardedGenerator(torch.Generator):
-    """A generator of the draws for a batch of which this process holds rows rank, rank + ranks, ..
+    """A generator for a batch of which this process holds the images rank, rank + ranks, ...
 
-    The functions below take the rows of one process and advance the generator as those of all
-    processes: so the generators of all of them stay alike. Made by `ShardedGenerator.of`.
+    The functions below return the draws of one process, but advance the generator by the draws of
+    all processes. So the generators of all processes stay in the same state. `ShardedGenerator.of`
+    makes one.
 
     Attributes:
-        rank: Number of the process, 0 .. ranks - 1.
-        ranks: How many processes there are, each with as many rows.
+        rank: Number of the process, 0, ..., ranks - 1.
+        ranks: Number of processes, each with equally many images.
+
+    >>> import torch
+    >>> from unmurk.rng import ShardedGenerator, generator, normal
+    >>> whole = normal((4, 2), generator(0))
+    >>> second = normal((2, 2), ShardedGenerator.of(generator(0), rank=1, ranks=2))
+    >>> torch.equal(second, whole[1::2])
+    True
     """
 
     rank: int
@@ -117,7 +209,7 @@ class ShardedGenerator(torch.Generator):
 
     @classmethod
     def of(cls, generator: torch.Generator, rank: int, ranks: int) -> "ShardedGenerator":
-        """A generator in the state of another, for one of several processes."""
+        """Return a generator in the state of another, for one of several processes."""
         share = cls(generator.device)
         share.set_state(generator.get_state())
         share.rank, share.ranks = rank, ranks
@@ -125,11 +217,11 @@ class ShardedGenerator(torch.Generator):
 
 
 def global_batch(n: int, generator: torch.Generator | None) -> int:
-    """Rows of the whole batch of which n are held here."""
+    """Return the size of the whole batch, of which this process holds n images."""
     return n * generator.ranks if isinstance(generator, ShardedGenerator) else n
 
 
-def _rows(draws: Tensor, generator: torch.Generator | None) -> Tensor:
+def _own_images(draws: Tensor, generator: torch.Generator | None) -> Tensor:
     return (
         draws[generator.rank :: generator.ranks]
         if isinstance(generator, ShardedGenerator)
@@ -146,35 +238,35 @@ def _drawn(
     if generator is not None:
         kind.setdefault("device", generator.device)
     size = (global_batch(shape[0], generator), *shape[1:])
-    return _rows(draw(size, generator=generator, **kind), generator)
+    return _own_images(draw(size, generator=generator, **kind), generator)
 
 
 def normal(shape: Sequence[int], generator: torch.Generator | None, **kind: Any) -> Tensor:
-    """Standard normal draws (B, ...); `kind` says device and dtype."""
+    """Draw standard normal numbers (B, ...); `kind` holds device and dtype."""
     return _drawn(torch.randn, shape, generator, **kind)
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator | None, **kind: Any) -> Tensor:
-    """Draws uniform on [0, 1), (B, ...); `kind` says device and dtype."""
+    """Draw numbers uniform on [0, 1), (B, ...); `kind` holds device and dtype."""
     return _drawn(torch.rand, shape, generator, **kind)
 
 
 def integers(high: int, shape: Sequence[int], generator: torch.Generator, **kind: Any) -> Tensor:
-    """Draws uniform on 0 .. high - 1, (B, ...)."""
+    """Draw integers uniform on 0, ..., high - 1, (B, ...)."""
     return _drawn(partial(torch.randint, high), shape, generator, **kind)
 
 
 def host_integers(high: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Draws uniform on 0 .. high - 1, (B, ...), on the CPU and without waiting for a GPU.
+    """Draw integers uniform on 0, ..., high - 1, (B, ...), on the CPU, without waiting for a GPU.
 
-    With a generator of a GPU two calls give the same numbers; see `lent`.
+    With a generator of a GPU, two calls give the same numbers; see `lent`.
     """
     own = generator.device.type == "cpu"
     return integers(high, shape, generator if own else lent(generator))
 
 
 def lent(generator: torch.Generator) -> torch.Generator:
-    """A generator of the CPU that hangs on the seed of another, not on what that has drawn."""
+    """Return a CPU generator that depends on another's seed, but not on its state."""
     host = torch.Generator().manual_seed((generator.initial_seed() ^ HOST) % 2**63)
     if isinstance(generator, ShardedGenerator):
         return ShardedGenerator.of(host, generator.rank, generator.ranks)
@@ -184,32 +276,43 @@ def lent(generator: torch.Generator) -> torch.Generator:
 def permutation(
     shape: Sequence[int], generator: torch.Generator | None, device: torch.device | str
 ) -> Tensor:
-    """A random order of all numbers of the whole batch, of which these are the rows (B, ...)."""
+    """Draw a random order of all numbers of the whole batch.
+
+    Args:
+        shape: Shape (B, ...) of the images of this process.
+        generator: The generator, or None for torch's own.
+        device: Where the draw is made.
+
+    Returns:
+        The part of the order that belongs to the images of this process, of this shape.
+    """
     size = (global_batch(shape[0], generator), *shape[1:])
     order = torch.randperm(math.prod(size), generator=generator, device=device)
-    return _rows(order.view(size), generator)
+    return _own_images(order.view(size), generator)
 
 
 def poisson(rates: Tensor, generator: torch.Generator) -> Tensor:
-    """Poisson draws of these rates (B, ...)."""
-    return _row_by_row(torch.poisson, rates, generator)
+    """Draw Poisson counts of these rates (B, ...)."""
+    return _image_by_image(torch.poisson, rates, generator)
 
 
 def binomial(counts: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """How many of these counts (B, ...) are drawn, each with a probability `share`."""
+    """Draw how many of these counts (B, ...) succeed, each with probability `share`."""
 
-    def draw(row: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.binomial(row, torch.full_like(row, share), generator=generator)
+    def draw(image: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.binomial(image, torch.full_like(image, share), generator=generator)
 
-    return _row_by_row(draw, counts, generator)
+    return _image_by_image(draw, counts, generator)
 
 
-def _row_by_row(draw: Callable[..., Tensor], given: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws that depend on rows (B, ...).
+def _image_by_image(
+    draw: Callable[..., Tensor], given: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Draw numbers whose law depends on the images (B, ...).
 
-    How many numbers such a draw uses up depends on the row, which other processes do not know:
-    every row has a generator of its own.
+    The number of random bits that such a draw uses depends on the image, which other processes do
+    not know. So every image has a generator of its own.
     """
     seeds = integers(2**62, (len(given),), generator).tolist()
-    rows = [torch.Generator(given.device).manual_seed(seed) for seed in seeds]
-    return torch.stack([draw(row, generator=g) for row, g in zip(given, rows, strict=True)])
+    streams = [torch.Generator(given.device).manual_seed(seed) for seed in seeds]
+    return torch.stack([draw(x, generator=g) for x, g in zip(given, streams, strict=True)])

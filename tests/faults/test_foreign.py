@@ -18,8 +18,7 @@ from unmurk.evaluation.exact import GaussianPrior
 from unmurk.io.datasets import as_source
 from unmurk.io.torch_data import Items
 from unmurk.noise import Gaussian, PoissonGaussian
-from unmurk.operators import as_operator
-from unmurk.operators.external import Matrix
+from unmurk.operators import Matrix, as_operator
 from unmurk.problem import Problem
 
 SHAPE = (1, 4, 6)
@@ -209,7 +208,7 @@ def test_bad_matrices():
     assert isinstance(op, Matrix) and op == as_operator(np.eye(24))
     with pytest.raises(InputError, match="24 numbers, but those of shape"):
         op.A(torch.zeros(1, 1, 5, 5))
-    with pytest.raises(InputError, match="bind it with at"):
+    with pytest.raises(InputError, match="bind it with bind"):
         op.A_adjoint(torch.zeros(1, 24))
 
 
@@ -238,7 +237,7 @@ def test_functions_that_fail_say_where():
     cases = {
         "fails on images of shape": lambda x: x.flatten(1) @ torch.zeros(7, 7),
         "return real tensors with one": lambda x: torch.fft.fft2(x),
-        "row for each image": lambda x: x.mean(0),
+        "entry for each image": lambda x: x.mean(0),
         "to NoneType": lambda x: None,
     }
     for part, fn in cases.items():

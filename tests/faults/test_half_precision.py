@@ -8,7 +8,8 @@ from tests.device_cases import BLUR, LEARNERS, OPERATORS, SIDE, SMALLEST, channe
 from unmurk import devices
 from unmurk.diffusion.networks import PRESETS
 from unmurk.diffusion.prior import Prior
-from unmurk.operators import FAMILIES, parse
+from unmurk.operators import parse
+from unmurk.operators.registry import BUILT_IN
 from unmurk.problem import Problem
 from unmurk.solvers import METHODS as SOLVERS
 from unmurk.solvers import configure, solve
@@ -51,7 +52,7 @@ def test_the_mode_sees_what_cuda_would_refuse():
 
 def test_every_family_is_walked():
     walked = {part.split(",")[0] for text in OPERATORS for part in text.split("|")}
-    assert walked == set(FAMILIES) - {"inpaint:file", "blur:file"}
+    assert walked == BUILT_IN - {"inpaint:file", "blur:file"}
 
 
 @pytest.mark.parametrize("text", OPERATORS)

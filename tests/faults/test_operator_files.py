@@ -65,7 +65,7 @@ def test_a_mask_for_every_image_in_pages(tmp_path):
     for path in (pages(tmp_path / "m.tif", stack), array(tmp_path / "m.npy", stack[:, None])):
         mask = use("inpaint:file", path, (2, 0)).mask
         assert torch.equal(mask, torch.from_numpy(stack[[2, 0]] // 255).float()[:, None])
-        with pytest.raises(InputError, match="3 arrays, there is none for image 3"):
+        with pytest.raises(InputError, match="3 arrays, so there is none for image 3"):
             use("inpaint:file", path, (3,))
 
 
@@ -89,11 +89,11 @@ BAD_MASKS = {
         lambda p: array(p / "m.npy", np.where(HOLE, 255, np.eye(6, 5)).astype(np.uint8)),
         "holds 1 ",
     ),
-    "JPEG of greys": (grey_jpeg, "black (hidden) and white (seen) only"),
+    "JPEG of greys": (grey_jpeg, "only black (hidden) and white (measured)"),
     "alpha": (hole_in_alpha, "m.png"),
     "colours": (
         lambda p: picture(p / "m.png", np.eye(30, 3).reshape(6, 5, 3).astype(np.uint8) * 255),
-        "colour picture",
+        "color picture",
     ),
     "all seen": (lambda p: array(p / "m.npy", np.ones((6, 5))), "hides no pixel"),
     "all seen, white": (
@@ -174,7 +174,7 @@ def test_the_centre_of_a_kernel_is_its_middle_pixel(tmp_path):
 
 
 BAD_KERNELS = {
-    "even": (np.ones((4, 4)), "a side that is even has no pixel in the middle"),
+    "even": (np.ones((4, 4)), "an even side has no pixel in the middle"),
     "even in one axis": (np.ones((3, 2)), "3x2"),
     "larger than the image": (np.ones((7, 5)), "7x5 but the image is only 6x5"),
     "NaN": (np.where(np.eye(3), np.nan, 1), "k.npy"),
@@ -183,7 +183,7 @@ BAD_KERNELS = {
     "negative": (-np.ones((3, 3)), "positive sum"),
     "a difference": (np.array([[1.0, 0.0, -1.0]]), "positive sum"),
     "a difference, but for rounding": (np.array([[1.0, 1e-9, -1.0]]), "positive sum"),
-    "colours": (np.ones((5, 5, 3)), "colour picture"),
+    "colours": (np.ones((5, 5, 3)), "color picture"),
     "four axes": (np.ones((3, 2, 3, 3)), "shape (3, 2, 3, 3)"),
     "text": (np.array([["a"]]), "k.npy"),
 }

@@ -419,7 +419,7 @@ def test_ct_knows_square_images_and_asks_for_others():
         assert op.x_shape(op.y_shape((3, n, n))) == (3, n, n)
     with pytest.raises(InputError, match="the size of the image behind 4 detectors is not known"):
         op.A_adjoint(torch.zeros(1, 1, 5, 4))
-    with pytest.raises(InputError, match="bind it with at"):
+    with pytest.raises(InputError, match="bind it with bind"):
         parse("ct:parallel,detectors=14").x_shape((1, 60, 14))
     # a prior that knows the shape of its images is asked first
     prior = GaussianPrior.exponential((1, 4, 9))

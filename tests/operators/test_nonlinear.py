@@ -141,9 +141,9 @@ def test_bad_options_are_named(text, words):
 
 
 def test_images_that_do_not_fit():
-    with pytest.raises(InputError, match="2 channels; give 1 or 3"):
+    with pytest.raises(InputError, match="2 channels: give 1 or 3"):
         parse("jpeg,quality=10").A(torch.zeros(1, 2, 8, 8))
-    with pytest.raises(InputError, match="2 channels; give 1 or 3"):
+    with pytest.raises(InputError, match="2 channels: give 1 or 3"):
         parse("jpeg,quality=10").bind([0], (2, 8, 8))
     with pytest.raises(InputError, match="no image has a measurement of size 5x6"):
         parse("phase:fourier").x_shape((1, 5, 6))

@@ -488,7 +488,7 @@ def test_a_mask_for_every_image(tmp_path):
     op = parse(f"inpaint:file,path={tmp_path}/m.npy")
     expected = torch.from_numpy(masks[[3, 0]]).float()[:, None]
     assert torch.equal(op.bind([3, 0], (3, 6, 5)).mask, expected)
-    with pytest.raises(InputError, match="4 arrays, there is none for image 4"):
+    with pytest.raises(InputError, match="4 arrays, so there is none for image 4"):
         op.bind([4], (3, 6, 5))
 
 
@@ -539,9 +539,9 @@ def test_a_linear_function_gets_everything():
 
 def test_a_function_is_a_value_that_no_call_changes():
     op = as_operator(shrink)
-    with pytest.raises(InputError, match="bind it with at"):
+    with pytest.raises(InputError, match="bind it with bind"):
         _ = op.linear
-    with pytest.raises(InputError, match="at\\(index, shape\\)"):
+    with pytest.raises(InputError, match="bind\\(index, shape\\)"):
         op.A_adjoint(torch.zeros(1, 2, 3, 2))
     bound = op.bind([0], (2, 3, 4))
     before = dict(vars(op))

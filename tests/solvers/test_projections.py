@@ -8,12 +8,11 @@ import torch
 from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.problem import Problem
-from unmurk.rng import PerImageGenerator
+from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import solve
 from unmurk.solvers.base import CountingDenoiser
 from unmurk.solvers.ddnm import ddnm_correction
 from unmurk.solvers.pigdm import pseudoinverse_guidance
-from unmurk.solvers.solve import _SOLVE as SOLVE
 
 SHAPE = (1, 6, 6)
 PRIOR = GaussianPrior.exponential(SHAPE, length=4.0)
@@ -62,7 +61,7 @@ def reference(step, y, problem, steps, first=2.0, last=0.1, prior=PRIOR):
     """x after each of the steps `step(row, x_t, x0, J, t, s, z)`, all of them flat."""
     low, high = last ** (1 / 7), first ** (1 / 7)
     levels = [(high + k / (steps - 1) * (low - high)) ** 7 for k in range(steps)]
-    streams = PerImageGenerator(3, range(len(y)), SOLVE, 0)
+    streams = PerImageGenerator(3, range(len(y)), StreamId.SOLVER, 0)
     draw = lambda: streams.randn(*prior.shape).double().flatten(1)  # noqa: E731
     x, visited = 0.5 + levels[0] * draw(), []
     for t, s in zip(levels, [*levels[1:], 0.0], strict=True):
@@ -333,7 +332,7 @@ def test_levels_and_init(method):
     solve(y, problem, Narrow(), method, steps=3)
     assert seen[0][1] == pytest.approx(0.5)
     solve(y, problem, Narrow(), method, steps=3, init=truth, init_sigma=0.2, seed=6)
-    noise = PerImageGenerator(6, [0, 1], SOLVE, 0).randn(*SHAPE).double()
+    noise = PerImageGenerator(6, [0, 1], StreamId.SOLVER, 0).randn(*SHAPE).double()
     torch.testing.assert_close(seen[3][0].detach(), truth + 0.2 * noise)
     assert seen[3][1] == pytest.approx(0.2)
 

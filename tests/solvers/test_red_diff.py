@@ -8,7 +8,6 @@ import torch
 from tests.solvers.test_solve import (
     PRIOR,
     SHAPE,
-    SOLVE,
     measured,
     vp_levels,
     vp_noise_prediction,
@@ -20,7 +19,7 @@ from unmurk.evaluation.certify import certify
 from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.operators import Function
 from unmurk.problem import Problem
-from unmurk.rng import PerImageGenerator
+from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import METHODS, RedDiff, solve
 from unmurk.solvers.optimise import Adam, Sgd, lbfgs
 from unmurk.solvers.red_diff_last import risk
@@ -99,7 +98,7 @@ def reference(y, problem, steps, parallel, make):
         one = problem.index_select([row])
         y_one = 2 * y[row : row + 1] - one.A(torch.ones(1, *SHAPE).double())
         u = one.A_dagger(y_one).clone().requires_grad_()
-        streams, path = PerImageGenerator(5, [row], SOLVE, 0), []
+        streams, path = PerImageGenerator(5, [row], StreamId.SOLVER, 0), []
         optimiser = make(u)
         alphas, sigmas = vp_levels(steps)
         for k in range(0, steps, parallel):

@@ -13,12 +13,11 @@ from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.operators import Function
 from unmurk.problem import Problem
-from unmurk.rng import PerImageGenerator
+from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import METHODS, Dps, RedDiff, solve
 from unmurk.solvers.base import CountingDenoiser, likelihood_grad, prox
 from unmurk.solvers.dps import norm_gradient
 from unmurk.solvers.red_diff_paper import WEIGHTS
-from unmurk.solvers.solve import _SOLVE as SOLVE
 
 SHAPE = (1, 8, 8)
 PRIOR = GaussianPrior.exponential(SHAPE, length=4.0)
@@ -47,7 +46,7 @@ def vp_noise_prediction(u_t, a, s, prior=PRIOR):
 
 def noises(seed, rows, draws, sample=0):
     """What a solver draws for these images."""
-    streams = PerImageGenerator(seed, rows, SOLVE, sample)
+    streams = PerImageGenerator(seed, rows, StreamId.SOLVER, sample)
     return [streams.randn(*SHAPE).double() for _ in range(draws)]
 
 
@@ -117,7 +116,7 @@ def released_run(y, problem, steps, lam, lr, obs, sigma_x0, weight):
         u = one.A_dagger(2 * y[row : row + 1] - one.A(torch.ones(1, *SHAPE).double()))
         u = u.detach().clone().requires_grad_()
         adam = torch.optim.Adam([u], lr=lr, betas=(0.9, 0.99), eps=1e-8)
-        streams = PerImageGenerator(5, [row], SOLVE, 0)
+        streams = PerImageGenerator(5, [row], StreamId.SOLVER, 0)
         path = []
         for a, s in zip(*vp_levels(steps), strict=True):
             jitter = (

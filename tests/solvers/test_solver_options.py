@@ -9,10 +9,9 @@ from torch.distributions import MultivariateNormal, Normal
 from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianMixture, GaussianPrior, operator_matrix
 from unmurk.problem import Problem
-from unmurk.rng import PerImageGenerator
+from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import METHODS, solve
 from unmurk.solvers.base import CountingDenoiser
-from unmurk.solvers.solve import _SOLVE as SOLVE
 from unmurk.solvers.tds import moment_twist, resample, twist
 
 SHAPE = (1, 4, 4)
@@ -80,7 +79,7 @@ def path(y, problem, method, **options):
 
 def draws(y):
     """The noise that a solver draws for these images, one flat image a call."""
-    streams = PerImageGenerator(3, range(len(y)), SOLVE, 0)
+    streams = PerImageGenerator(3, range(len(y)), StreamId.SOLVER, 0)
     return lambda: streams.randn(*SHAPE).double().flatten(1)
 
 
@@ -168,7 +167,7 @@ def test_tds_is_importance_sampling_of_paths():
     """Without resampling: every density of Algorithm 1 by itself, and draws by their weights."""
     y, problem = measured(MASK, 0.3, n=6)
     a, k, levels = dense(problem, y), 5, grid(3)
-    streams = PerImageGenerator(3, range(6), SOLVE, 0)
+    streams = PerImageGenerator(3, range(6), StreamId.SOLVER, 0)
     normal = lambda: streams.randn(k, *SHAPE).double().flatten(2)  # noqa: E731
     a, flat = a[:, None], y.flatten(1)[:, None].expand(-1, k, -1)
 

@@ -17,14 +17,13 @@ from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.operators import Function, parse
 from unmurk.operators.linalg import LIMIT
 from unmurk.problem import Problem
-from unmurk.rng import PerImageGenerator
+from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import METHODS, solve
 from unmurk.solvers.base import CountingDenoiser
 from unmurk.solvers.ddnm import ddnm_correction
 from unmurk.solvers.ddrm import Ddrm, ddrm_step
 from unmurk.solvers.hrdis import Hrdis
 from unmurk.solvers.mmps import informed
-from unmurk.solvers.solve import _SOLVE as SOLVE
 from unmurk.solvers.tmpd import Tmpd, projected
 
 SHAPE = (1, 6, 6)
@@ -77,7 +76,7 @@ def path(y, problem, method, prior=PRIOR, **options):
 
 def draws(n, shape=SHAPE):
     """The noise that `path` gives a solver, one batch of images after another."""
-    streams = PerImageGenerator(3, range(n), SOLVE, 0)
+    streams = PerImageGenerator(3, range(n), StreamId.SOLVER, 0)
     while True:
         yield streams.randn(*shape).double()
 

@@ -30,8 +30,7 @@ from torch import Tensor
 
 from ..devices import filled
 from ..errors import InputError
-from ..operators.linalg import matrix
-from ..rng import PerImageGenerator, generator
+from ..rng import PerImageGenerator, StreamId, generator
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -45,7 +44,6 @@ __all__ = [
 ]
 
 # keep the random streams of this module apart from all others, and from each other
-_PRIOR, _POSTERIOR, _COMPONENT, _POSTERIOR_COMPONENT, _EXAMPLE = 21, 22, 23, 24, 25
 
 
 def operator_matrix(problem: "Problem", shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -69,7 +67,7 @@ def operator_matrix(problem: "Problem", shape: tuple[int, ...], like: Tensor) ->
             f"operator '{problem.operator.spec}' is not linear, so it has no matrix;"
             " closed forms need a linear operator"
         )
-    return matrix(problem.operator, shape, like)
+    return problem.operator.matrix(shape, like)
 
 
 class GaussianPrior:
@@ -176,7 +174,7 @@ class GaussianPrior:
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n images (n, C, H, W), float32; image i depends on (seed, i) alone."""
-        z = PerImageGenerator(seed, range(n), _PRIOR, device=self.mean.device).randn(
+        z = PerImageGenerator(seed, range(n), StreamId.PRIOR, device=self.mean.device).randn(
             self.mean.numel()
         )
         return (self.mean + self._out(z.double() * self._power.sqrt())).float()
@@ -263,7 +261,7 @@ class GaussianPosterior:
         batch, size = len(self.mean), self.mean[0].numel()
         power, modes = torch.linalg.eigh(self.covariance)
         root = modes * power.clamp_min(0).sqrt()[:, None]
-        streams = PerImageGenerator(seed, range(batch), _POSTERIOR, device=root.device)
+        streams = PerImageGenerator(seed, range(batch), StreamId.POSTERIOR, device=root.device)
         z = streams.randn(n, size).double()
         flat = self._exact_mean.flatten(1)[:, None] + z @ root.mT
         return flat.transpose(0, 1).reshape(n, *self.mean.shape).to(self.mean.dtype)
@@ -329,7 +327,11 @@ class GaussianMixture:
         covariance 0.1^2 exp(-distance / length) with length 2, 3, 4, ... pixels; and a weight
         proportional to K + 1, K + 2, ..., so that none is like another.
         """
-        phases = 2 * math.pi * torch.rand(components, generator=generator(seed, _EXAMPLE)).double()
+        phases = (
+            2
+            * math.pi
+            * torch.rand(components, generator=generator(seed, StreamId.EXAMPLE)).double()
+        )
         channels, height, width = shape
         rows = torch.arange(height).double()[:, None] / height
         columns = torch.arange(width).double() / width
@@ -387,12 +389,12 @@ class GaussianMixture:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n images (n, C, H, W), float32; image i depends on (seed, i) alone."""
         u = (
-            PerImageGenerator(seed, range(n), _COMPONENT, device=self.weights.device)
+            PerImageGenerator(seed, range(n), StreamId.COMPONENT, device=self.weights.device)
             .rand(1)
             .double()
         )
         chosen = _choose(self.weights.expand(n, -1), u)[:, 0]
-        z = PerImageGenerator(seed, range(n), _PRIOR, device=chosen.device).randn(
+        z = PerImageGenerator(seed, range(n), StreamId.PRIOR, device=chosen.device).randn(
             self._means.shape[-1]
         )
         drawn = torch.zeros_like(z, dtype=torch.float64)
@@ -463,7 +465,7 @@ class MixturePosterior:
         """n draws for every measurement, (n, B, C, H, W); one random stream per measurement."""
         batch, device = len(self.mean), self.weights.device
         u = (
-            PerImageGenerator(seed, range(batch), _POSTERIOR_COMPONENT, device=device)
+            PerImageGenerator(seed, range(batch), StreamId.POSTERIOR_COMPONENT, device=device)
             .rand(n)
             .double()
         )

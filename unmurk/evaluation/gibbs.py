@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..rng import generator
+from ..rng import StreamId, generator
 from .exact import operator_matrix
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GibbsPosterior", "GibbsSampler", "effective_size", "sample_posterior", "split_rhat"]
 
-_GIBBS, _PICK = 28, 29  # random streams, apart from those of exact.py and scale_mixture.py
 
 CHAINS = 32  # for each measurement
 BURN_IN, SWEEPS = 50, 250  # of each chain; SWEEPS more where those do not settle it ...
@@ -133,7 +132,7 @@ class GibbsPosterior:
         """
         sweeps, batch, chains, size = self.chains.shape
         pooled = self.chains.permute(0, 2, 1, 3).reshape(sweeps * chains, batch, size)
-        pick = torch.randperm(len(pooled), generator=generator(seed, _PICK))
+        pick = torch.randperm(len(pooled), generator=generator(seed, StreamId.GIBBS_SUBSET))
         rows = pick[torch.arange(n) % len(pooled)]
         return pooled[rows].reshape(n, *self.mean.shape).to(self.mean.dtype)
 
@@ -145,7 +144,7 @@ def sample_posterior(
     if problem.sigma <= 0:
         raise InputError("the Gibbs sampler needs noise > 0: give the problem a noise level")
     matrix = operator_matrix(problem, prior.shape, y)
-    sampler = GibbsSampler(prior, matrix, problem.sigma, CHAINS, generator(seed, _GIBBS))
+    sampler = GibbsSampler(prior, matrix, problem.sigma, CHAINS, generator(seed, StreamId.GIBBS))
     data = sampler.data(y.double().flatten(1)[:, None])
     v = sampler.start(len(y))
     kept: list[list[Tensor]] = [[], [], []]

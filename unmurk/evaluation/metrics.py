@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..rng import generator
+from ..rng import StreamId, generator
 from .features import (
     DigitClassifier,
     FeatureExtractor,
@@ -289,7 +289,12 @@ def _cut_patches(images: Tensor, size: tuple[int, int], count: int, seed: int) -
     offsets = []
     for axis, length in enumerate(size):
         room = images.shape[2 + axis] - length + 1
-        start = torch.rand(count, generator=generator(seed, 1, axis), dtype=torch.float64) * room
+        start = (
+            torch.rand(
+                count, generator=generator(seed, StreamId.PATCHES, axis), dtype=torch.float64
+            )
+            * room
+        )
         offsets.append(start.long()[:, None] + torch.arange(length))
     rows, columns = (o.to(images.device) for o in offsets)
     cut = images[number[:, None, None], :, rows[:, :, None], columns[:, None, :]]
@@ -299,7 +304,9 @@ def _cut_patches(images: Tensor, size: tuple[int, int], count: int, seed: int) -
 def _band_directions(channels: int, size: tuple[int, int], count: int, seed: int) -> Tensor:
     """(count, C * h * w): unit vectors; row j lies in band j modulo (number of bands + 1)."""
     height, width = size
-    draw = torch.randn(count, channels, height, width, generator=generator(seed, 2))
+    draw = torch.randn(
+        count, channels, height, width, generator=generator(seed, StreamId.DIRECTIONS)
+    )
     band = torch.maximum(torch.arange(height)[:, None], torch.arange(width)[None, :])
     mine = torch.arange(count) % (max(size) + 1)
     inside = (band == mine[:, None, None]) | (mine == max(size))[:, None, None]

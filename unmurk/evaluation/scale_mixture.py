@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..rng import PerImageGenerator
+from ..rng import PerImageGenerator, StreamId
 
 if TYPE_CHECKING:
     from ..problem import Problem
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ScaleMixture", "haar", "shrinkage"]
 
-_PRIOR, _SCALE = 26, 27  # random streams, apart from those of exact.py
 
 STEP = 0.25  # of the trapezoidal rule in log v
 SPACING = 0.0025  # of the grid in asinh(z / (10 sigma))
@@ -222,9 +221,13 @@ class ScaleMixture:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n images (n, C, H, W), float32; image i depends on (seed, i) alone."""
         size = self.mean.numel()
-        g = PerImageGenerator(seed, range(n), _PRIOR).randn(size).double()
+        g = PerImageGenerator(seed, range(n), StreamId.WAVELET_PRIOR).randn(size).double()
         chi2 = (
-            PerImageGenerator(seed, range(n), _SCALE).randn(self.nu, size).double().square().sum(1)
+            PerImageGenerator(seed, range(n), StreamId.WAVELET_SCALE)
+            .randn(self.nu, size)
+            .double()
+            .square()
+            .sum(1)
         )
         c = self.scales * g * (self.nu / chi2).sqrt()
         return (self.mean + (c @ self.basis.T).reshape(n, *self.shape)).float()

@@ -1,20 +1,23 @@
-"""Forward models: what an imaging system does to an image before noise is added.
+r"""The interface of forward models: what an imaging system does to an image before noise is added.
 
-A measurement is y = A(x) + sigma n. For a linear A three more maps are needed, all of them
-batched over images and in the notation of the deepinv library, so that objects of either library
-work in the other:
+A measurement is :math:`y = A(x) + \sigma n`. Algorithms need A and, where A is linear, a few more
+maps. All of them work on batches of images and bear the names of the deepinv library, so that
+objects of either library work in the other:
 
-    A_adjoint     A^T y              <A x, y> = <x, A^T y>
-    A_dagger      A^+ y              the least-squares solution of smallest norm
-    A_vjp         J(x)^T v           the same as A_adjoint(v) for a linear A
-    prox_l2       argmin_x gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2
-                  = (I + gamma A^T A)^-1 (z + gamma A^T y)
+.. math::
 
-Members without a closed form get the last two by conjugate gradients, with separate step sizes
-for every image, so that the result for an image does not depend on the batch it is in.
+    \mathtt{A\_adjoint}(y) &= A^T y, \qquad \langle A x, y \rangle = \langle x, A^T y \rangle \\
+    \mathtt{A\_dagger}(y)  &= A^+ y, \quad \text{the least-squares solution of smallest norm} \\
+    \mathtt{A\_vjp}(x, v)  &= J(x)^T v, \quad \text{equal to } A^T v \text{ for a linear } A \\
+    \mathtt{prox\_l2}(z, y, \gamma)
+        &= \arg\min_x \tfrac{\gamma}{2} \|A x - y\|^2 + \tfrac{1}{2} \|x - z\|^2 \\
+        &= (I + \gamma A^T A)^{-1} (z + \gamma A^T y)
 
-An A that is not linear has no adjoint and no pseudo-inverse. What solvers need of it is autograd
-through `A`; a few have the prox in closed form.
+An operator without a closed form gets :math:`A^+` and the prox by conjugate gradients, with
+separate step sizes for every image. So the result for an image does not depend on its batch.
+
+An A that is not linear has no adjoint and no pseudo-inverse. Solvers differentiate through `A`
+instead; a few nonlinear operators have the prox in closed form.
 """
 
 import copy
@@ -28,47 +31,56 @@ from torch import Tensor
 
 from ..bounds import Option
 from ..devices import physics
-from ..errors import InputError
-from .gradients import CG_ITERATIONS, conjugate_gradient, per_image
-from .linalg import Factors, Spectrum, dense, factored
+from ..errors import InputError, size_text
+from .linalg import (
+    CG_ITERATIONS,
+    LIMIT,
+    Factors,
+    Spectrum,
+    conjugate_gradient,
+    decompose,
+    factored,
+    matrix_of,
+    per_image,
+)
 
-__all__ = [
-    "NonlinearOperator",
-    "Operator",
-    "conjugate_gradient",
-    "not_linear",
-    "per_image",
-    "size_text",
-]
+__all__ = ["NonlinearOperator", "Operator", "conjugate_gradient", "not_linear", "per_image"]
 
 SMALL_MATRIX = 1024  # numbers in an image whose A is decomposed as a matrix without being asked
-FACTORED = 1024  # sides above which small matrices are no longer small
-
-
-def size_text(size: Sequence[int]) -> str:
-    """A size as people write it: (28, 32) -> "28x32"."""
-    return "x".join(str(int(n)) for n in size)
+FACTORED = 1024  # pixels of a side above which the matrices of a Kronecker product are not small
+CACHED = 16  # entries of an operator's cache
 
 
 class Operator:
-    """A forward model A, for batches of images x (B, C, H, W) and measurements y (B, ...).
+    """A forward model A for batches of images x (B, C, H, W) and measurements y (B, ...).
 
-    Members define `_A`, `_A_adjoint` and, where there is a closed form, `_A_dagger`, `_prox` and
-    `_structured` or `_factors`.
-    Operators are values: `bind`, `index_select` and `to` return another one and leave this one as
-    it is.
+    A subclass defines `_A` and `_A_adjoint`, and where it has closed forms also `_A_dagger`,
+    `_prox`, and `_structured` or `_factors`. These private methods get operators that are bound
+    and checked.
+
+    Operators are values: no call changes one. `bind`, `index_select` and `to` return another
+    operator. What an operator caches (decompositions, by image size) never changes a result.
 
     Attributes:
-        linear: Whether A is linear.
-        ambiguous: Whether A gives the same y for images that `symmetries` knows of.
+        ambiguous: Whether A gives the same y for several images that `symmetries` knows.
         form: First word of the text form.
-        options: The text form's options by name, with their bounds; each is also an attribute.
+        options: The options of the text form by name, with their bounds. Each is an attribute too.
         tensors: Names of the attributes that hold parameters of the images, of shape (B, ...), or
-            (1, ...) where all images share one; None until `bind` has drawn or read them.
+            (1, ...) where all images share one. They are None until `bind` draws or reads them.
         pictorial: Whether measurements are images in units of [0, 1], which picture files can
-            hold; else they are numbers that must not be rescaled.
-        dagger_iterations: Conjugate gradients for A^+ stop after so many steps; early where A
-            passes much only just, because bringing that back would multiply the noise.
+            hold. Other measurements are numbers that must not be rescaled.
+        dagger_iterations: The largest number of conjugate gradient iterations for
+            :math:`A^+`. It is small where A has small singular values: inverting them would
+            amplify the noise.
+        device: Where the parameters are.
+
+    >>> import torch
+    >>> from unmurk.operators import parse
+    >>> A = parse("sr:average,factor=2")
+    >>> A.A(torch.arange(4.0).reshape(1, 1, 2, 2))
+    tensor([[[[1.5000]]]])
+    >>> A.spec, A.linear, A.y_shape((3, 8, 6))
+    ('sr:average,factor=2', True, (3, 4, 3))
     """
 
     ambiguous: ClassVar[bool] = False
@@ -78,7 +90,7 @@ class Operator:
     pictorial: bool = True
     dagger_iterations: int = CG_ITERATIONS
     device: torch.device = torch.device("cpu")
-    _kept: dict[Any, Any] = {}
+    _cache: dict[Any, Any] = {}
 
     @property
     def linear(self) -> bool:
@@ -87,29 +99,57 @@ class Operator:
 
     @property
     def proximal(self) -> bool:
-        """Whether there is a `prox_l2`: A is linear, or has it in closed form."""
+        """Whether `prox_l2` exists: A is linear, or has the prox in closed form."""
         return self.linear
 
-    # -- the four maps ---------------------------------------------------------------------------
+    # -- the maps --------------------------------------------------------------------------------
 
     @physics
     def A(self, x: Tensor) -> Tensor:
-        """The noiseless measurement of x (B, C, H, W)."""
+        """Compute the noiseless measurements of images.
+
+        Args:
+            x: Images (B, C, H, W).
+
+        Returns:
+            Measurements (B, ...) in the type of x.
+
+        Raises:
+            InputError: The operator does not fit images of this shape.
+        """
         return self._bound(x, x.shape)._A(x)
 
     @physics
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """A^T y, shape (B, C, H, W). Raises InputError if A is not linear."""
+        """Apply the adjoint :math:`A^T` to measurements (B, ...).
+
+        Returns:
+            Images (B, C, H, W).
+
+        Raises:
+            InputError: A is not linear.
+        """
         return self._bound(y, self.x_shape(y.shape))._A_adjoint(y)
 
     @physics
     def A_dagger(self, y: Tensor) -> Tensor:
-        """The pseudo-inverse A^+ y, shape (B, C, H, W). Raises InputError if A is not linear."""
+        """Apply the pseudo-inverse :math:`A^+` to measurements (B, ...).
+
+        Returns:
+            Images (B, C, H, W).
+
+        Raises:
+            InputError: A is not linear.
+        """
         return self._bound(y, self.x_shape(y.shape))._A_dagger(y)
 
     @physics
     def A_vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        """J^T v, with J the Jacobian of A at x (B, C, H, W), for v (B, ...)."""
+        """Apply the transposed Jacobian of A at x (B, C, H, W) to v (B, ...).
+
+        Returns:
+            :math:`J(x)^T v`, shape of x.
+        """
         if self.linear:
             return self.A_adjoint(v)
         with torch.enable_grad():
@@ -118,27 +158,46 @@ class Operator:
 
     @physics
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
-        """argmin_x gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2, shape of z.
+        r"""Compute the proximal operator of the data term.
+
+        .. math:: \arg\min_x \tfrac{\gamma}{2} \|A x - y\|^2 + \tfrac{1}{2} \|x - z\|^2
 
         Args:
             z: Images (B, C, H, W).
             y: Measurements (B, ...).
             gamma: Weight of the data, >= 0; a number, or one for each image, shape (B,).
 
+        Returns:
+            The minimizer, shape of z.
+
         Raises:
-            InputError: if A is not `proximal`.
+            InputError: The operator is not `proximal`.
         """
         return self._bound(z, z.shape)._prox(z, y, per_image(gamma, z))
 
     @physics
+    def normal(self, x: Tensor) -> Tensor:
+        """Apply :math:`A^T A` to images (B, C, H, W).
+
+        Kronecker products use their small matrices.
+        """
+        op = self._bound(x, x.shape)
+        found = op._factored(x)
+        if found is None:
+            return op._A_adjoint(op._A(x))
+        return found.out(found.s.square() * found.into(x))
+
+    # -- decompositions --------------------------------------------------------------------------
+
+    @physics
     def svd(self, x: Tensor) -> Spectrum:
-        """The singular value decomposition of A for images like x; see `operators.spectral`.
+        """Return the singular value decomposition of A for images like x; see `linalg.Spectrum`.
 
         Args:
-            x: Images (B, C, H, W), of which shape, type and device are taken.
+            x: Images (B, C, H, W), which give shape, type and device.
 
         Raises:
-            InputError: if A is not linear, or has no structure to go by and x is large.
+            InputError: A is not linear, or it has no known structure and x is large.
         """
         op = self._bound(x, x.shape)
         if not op.linear:
@@ -147,11 +206,13 @@ class Operator:
 
     @physics
     def decomposed(self, x: Tensor) -> Spectrum | None:
-        """`svd` where it is at hand: from the structure of A, or from the matrix of small images
-        if all images share it. None elsewhere.
+        """Return `svd` where it is cheap, else None.
+
+        It is cheap where the structure of A gives it, and for small images (at most 1,024
+        numbers) that all share one A.
 
         Args:
-            x: Images (B, C, H, W), of which shape, type and device are taken.
+            x: Images (B, C, H, W), which give shape, type and device.
         """
         op = self._bound(x, x.shape)
         if not op.linear:
@@ -160,49 +221,58 @@ class Operator:
         if found is not None or not op._shared or x[0].numel() > SMALL_MATRIX:
             return found
         key = "dense", tuple(x.shape[-3:]), x.dtype, x.device
-        if key not in op._kept:
-            with torch.inference_mode(False), torch.no_grad():
-                op._kept = {**op._kept, key: dense(op, x[:1])}
-        return op._kept[key]
+        return op._cached(key, lambda: op._dense(x[:1]))
+
+    def matrix(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Write a linear operator as dense matrices in double precision.
+
+        Args:
+            shape: Shape (C, H, W) of an image.
+            like: A batch (B, ...). The operator is bound to its images; its type and device are
+                those of the unit images that the operator is applied to.
+
+        Returns:
+            (B, m, d) with d = C H W, or (1, m, d) where all images share one operator.
+
+        >>> import torch
+        >>> from unmurk.operators import parse
+        >>> parse("sr:average,factor=2").matrix((1, 2, 2), torch.zeros(1, 1, 1, 1))
+        tensor([[[0.2500, 0.2500, 0.2500, 0.2500]]], dtype=torch.float64)
+        """
+        size = torch.Size(shape).numel()
+        index = [0] if self.index_select([0]) is self else range(len(like))
+        each = [matrix_of(self.index_select([i] * size).A, shape, like) for i in index]
+        return torch.stack(each).double()
 
     @physics
     def norm(self, x: Tensor, iterations: int = 30) -> Tensor:
-        """The largest singular value of a linear A for each image, shape (B,).
+        """Return the operator norm: the largest singular value of a linear A, shape (B,).
 
-        Exact where it is known in closed form or all that are not 0 are equal. Else it comes from
-        power iteration on A^T A, and may be a little low.
+        The value is exact for Kronecker products and where all singular values that are not 0 are
+        equal. Elsewhere it comes from power iteration on :math:`A^T A`, and may be a little low.
 
         Args:
-            x: Images (B, C, H, W) with something of every direction in them (noise).
-            iterations: Products with A^T A.
+            x: Images (B, C, H, W) that have a part in every direction, such as white noise.
+            iterations: Number of products with :math:`A^T A`.
 
         Raises:
-            InputError: if A is not linear.
+            InputError: A is not linear.
         """
         found = self._bound(x, x.shape)._factored(x)
         if found is not None:
             return found.s.amax().clamp_min(1e-6).expand(len(x))
         for _ in range(iterations):
             x = self.A_adjoint(self.A(x))
-            square = x.flatten(1).norm(dim=1).clamp_min(1e-12)  # where nothing is seen, A = 0
+            square = x.flatten(1).norm(dim=1).clamp_min(1e-12)  # A = 0 where nothing is measured
             x = x / per_image(square, x)
         return square.sqrt()
 
-    @physics
-    def normal(self, x: Tensor) -> Tensor:
-        """A^T A x, shape of x: by small matrices where A is a product of such."""
-        op = self._bound(x, x.shape)
-        found = op._factored(x)
-        if found is None:
-            return op._A_adjoint(op._A(x))
-        return found.out(found.s.square() * found.into(x))
-
-    def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """A preconditioner: a symmetric positive map near (I + gamma A^T A)^-1, if one is known.
+    def preconditioner(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor] | None:
+        r"""Return a symmetric positive map near :math:`(I + \gamma A^T A)^{-1}`; None if unknown.
 
         Args:
-            like: Images (B, C, H, W) of the shape it is for.
-            gamma: (B or 1, 1, 1, 1), >= 0.
+            like: Images (B, C, H, W) of the shape that the map is for.
+            gamma: Weights (B or 1, 1, 1, 1), >= 0.
         """
         found = self._factored(like)
         if found is None:
@@ -213,81 +283,91 @@ class Operator:
     # -- binding to images -----------------------------------------------------------------------
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> "Operator":
-        """The operator of the images with these numbers.
+        """Return the operator of the images with these numbers.
 
         Args:
-            index: Numbers of the images, >= 0, one for each row of the batch. Parameters that
+            index: Numbers of the images, >= 0, one for each image of the batch. Parameters that
                 differ from image to image are drawn from (seed, image number), so the same image
-                meets the same corruption in any batch.
+                gets the same corruption in any batch.
             shape: Shape (C, H, W) of the images.
 
         Raises:
-            InputError: if the operator does not fit images of this shape.
+            InputError: The operator does not fit images of this shape.
+
+        >>> from unmurk.operators import parse
+        >>> bound = parse("inpaint:box,size=2,seed=0").bind([3, 7], (1, 4, 4))
+        >>> bound.mask.shape
+        torch.Size([2, 1, 4, 4])
         """
         return self
 
     def index_select(self, rows: Iterable[int] | Tensor) -> "Operator":
-        """The operator of some rows of the batch; rows may repeat. Self if nothing differs."""
+        """Return the operator of some images of the batch.
+
+        Args:
+            rows: Positions in the batch; they may repeat.
+
+        Returns:
+            The operator, or self where all images share one.
+        """
         index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).long()
-        held = {name: getattr(self, name) for name in self.tensors}
-        own = {name: v for name, v in held.items() if v is not None and len(v) > 1}
+        values = {name: getattr(self, name) for name in self.tensors}
+        own = {name: v for name, v in values.items() if v is not None and len(v) > 1}
         picked = {name: value[index.to(value.device)] for name, value in own.items()}
         return self._with(**picked) if picked else self
 
     def to(self, device: str | torch.device) -> "Operator":
-        """The operator with its parameters on a device; self, with all it keeps, if they are."""
+        """Return the operator with its parameters on a device; self if they are there."""
         device = torch.device(device)
-        held = [getattr(self, name) for name in self.tensors]
-        if device == self.device and all(v is None or v.device == device for v in held):
+        values = {name: getattr(self, name) for name in self.tensors}
+        own = {name: v for name, v in values.items() if v is not None}
+        if device == self.device and all(v.device == device for v in own.values()):
             return self
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in self.tensors
-            if getattr(self, name) is not None
-        }
-        return self._with(device=device, **moved)
+        return self._with(device=device, **{name: v.to(device) for name, v in own.items()})
 
-    # -- what y leaves open ----------------------------------------------------------------------
+    # -- what y does not determine ---------------------------------------------------------------
 
     def symmetries(self, x: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """The map that makes of images those that A cannot tell from them, nor from each other.
+        """Return the map from images to all images that have the same measurement.
 
-        It takes (B, C, H, W) to (T, B, C, H, W), and white noise to white noise.
+        The map takes (B, C, H, W) to (T, B, C, H, W), and white noise to white noise.
 
         Args:
-            x: Images (B, C, H, W) whose twins are looked for.
-            like: What the twins should resemble, of the same shape.
+            x: Images (B, C, H, W) whose equivalent images are wanted.
+            like: Images of the same shape that the equivalent images should be aligned with.
         """
         return lambda images: images[None]
 
     # -- shapes ----------------------------------------------------------------------------------
 
     def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of one measurement, given that of an image, (C, H, W) or (B, C, H, W)."""
+        """Return the shape of one measurement of an image (C, H, W) or of a batch (B, C, H, W)."""
         return tuple(x_shape[-3:])
 
     def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape (C, H, W) of the image behind a measurement of this shape, with or without B."""
+        """Return the shape (C, H, W) of the image behind a measurement, with or without B."""
         return tuple(y_shape[-3:])
 
-    # -- what is seen ----------------------------------------------------------------------------
+    # -- which entries of y are measured ---------------------------------------------------------
 
     @property
     def mask(self) -> Tensor | None:
-        """1 where a pixel is seen, 0 where not: (B or 1, 1, H, W), or None without such a mask."""
+        """1 where a pixel is measured and 0 where it is hidden, (B or 1, 1, H, W); None if A has
+        no such mask."""
         return None
 
     def apply_mask(self, y: Tensor) -> Tensor:
-        """y with entries that measure nothing (masked pixels) set to zero."""
+        """Set the entries of y (B, ...) that measure nothing, such as hidden pixels, to zero."""
         return y
 
     @property
     def gram(self) -> float | None:
-        """g where A A^T = g I on what is seen; None where it is no multiple of I."""
+        """g where :math:`A A^T = g I` on the measured entries; None where it is no multiple of
+        I."""
         return None
 
     def count(self, y: Tensor) -> Tensor:
-        """How many numbers each y measures, shape (B,): masked pixels do not count."""
+        """Count the numbers that each y measures, shape (B,): hidden pixels do not count."""
         return self.apply_mask(torch.ones_like(y)).flatten(1).sum(1)
 
     # -- text form -------------------------------------------------------------------------------
@@ -300,7 +380,7 @@ class Operator:
         return ",".join([self.form, *parts])
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each file that the text form names, by its path: what `spec` does not say."""
+        """SHA-256 of each file that the text form names, by path: `spec` holds the path only."""
         path = getattr(self, "path", None)
         if path is None or not Path(path).is_file():
             return {}
@@ -319,13 +399,13 @@ class Operator:
     def __repr__(self) -> str:
         return f"<operator {self.spec}>"
 
-    # -- for members -----------------------------------------------------------------------------
+    # -- for subclasses --------------------------------------------------------------------------
 
     def _take_options(self, **values: Any) -> None:
-        """Check the values of options against their bounds, and keep them as attributes.
+        """Check options against their bounds and keep them as attributes.
 
         Raises:
-            InputError: for the first that is out of bounds; the message states these.
+            InputError: An option is out of its bounds. The message states the bounds.
         """
         for name, value in values.items():
             setattr(self, name, self.options[name].check(f"{self.form}: {name}", value))
@@ -342,7 +422,7 @@ class Operator:
         )
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        """`prox_l2` with gamma of shape (B or 1, 1, 1, 1). From z, so that gamma = 0 gives z."""
+        """`prox_l2` with gamma of shape (B or 1, 1, 1, 1), as a step from z: gamma = 0 gives z."""
         found = self._factored(z)
         if found is not None:
             gain = gamma * found.s / (1 + gamma * found.s.square())
@@ -355,11 +435,11 @@ class Operator:
 
     def _svd(self, x: Tensor) -> Spectrum:
         found = self._structured(x)
-        return dense(self, x) if found is None else found
+        return self._dense(x) if found is None else found
 
     @property
     def _shared(self) -> bool:
-        """Whether A is the same for all images, whatever they are."""
+        """Whether A is the same for all images, whatever their numbers are."""
         return not self.tensors
 
     def _structured(self, x: Tensor) -> Spectrum | None:
@@ -367,56 +447,77 @@ class Operator:
         return self._factored(x)
 
     def _factored(self, like: Tensor) -> Spectrum | None:
-        """The decomposition by `_factors`, kept for images like these; None if there is none."""
+        """The decomposition by `_factors`, cached for images like these; None if there is none."""
         if max(like.shape[-2:]) > FACTORED:
             return None
-        key = tuple(like.shape[-3:]), like.dtype, like.device
-        if key not in self._kept:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # it outlives the mode it is made in
-                factors = self._factors(key[0])
-                found = None if factors is None else factored(factors, like)
-            self._kept = {**self._kept, key: found}
-        return self._kept[key]
+
+        def make() -> Spectrum | None:
+            factors = self._factors(tuple(like.shape[-3:]))
+            return None if factors is None else factored(factors, like)
+
+        return self._cached((tuple(like.shape[-3:]), like.dtype, like.device), make)
 
     def _factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """A on images of shape (C, H, W) as a Kronecker product, if it is one."""
+        """A on images of shape (C, H, W) as a Kronecker product; None if it is none."""
         return None
 
+    def _dense(self, x: Tensor) -> Spectrum:
+        """The decomposition of the matrix of A for images (B, C, H, W) of at most LIMIT numbers.
+
+        Raises:
+            InputError: The images are larger.
+        """
+        shape = x.shape[1:]
+        if shape.numel() > LIMIT:
+            raise InputError(
+                f"operator '{self.spec}' has no known singular value decomposition for images of"
+                f" {shape.numel()} numbers, above {LIMIT}: use ddnm, diffpir or pnp-dm"
+            )
+        return decompose(self.matrix(shape, x), tuple(shape), x)
+
+    def _cached(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value for a key, which must decide it; the newest `CACHED` values are kept."""
+        if key in self._cache:
+            return self._cache[key]
+        with torch.inference_mode(False), torch.no_grad():  # the value outlives the caller's mode
+            value = make()
+        self._cache = dict([*self._cache.items(), (key, value)][-CACHED:])
+        return value
+
     def _with(self, **changes: Any) -> "Operator":
+        """A copy with other attributes and an empty cache."""
         other = copy.copy(self)
-        other.__dict__.update({"_kept": {}} | changes)
+        other.__dict__.update({"_cache": {}} | changes)
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_kept"}
+        return {k: v for k, v in self.__dict__.items() if k != "_cache"}
 
     def _bound(self, batch: Tensor, shape: Sequence[int]) -> "Operator":
-        """Self, bound to the rows of the batch if that has not been done, and checked."""
+        """Self, bound to the images 0, 1, ... of the batch if it is not bound, and checked."""
         shape = tuple(shape[-3:])
         op = self
         if any(getattr(self, name) is None for name in self.tensors):
             op = self.to(batch.device).bind(range(len(batch)), shape)
         for name in op.tensors:
-            rows = len(getattr(op, name))
-            if rows > 1 and len(batch) > 1 and rows != len(batch):
+            images = len(getattr(op, name))
+            if images > 1 and len(batch) > 1 and images != len(batch):
                 raise InputError(
-                    f"{op.form}: it holds the {name} of {rows} images but the batch has "
-                    f"{len(batch)}; bind it with at(index, shape) or take(rows)"
+                    f"{op.form}: it holds the {name} of {images} images but the batch has"
+                    f" {len(batch)}: use bind(index, shape) or index_select(rows)"
                 )
         op._check(shape)
         return op
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        """Raise InputError if bound parameters do not fit images of shape (C, H, W)."""
+        """Raise InputError if the bound parameters do not fit images of shape (C, H, W)."""
 
 
 class NonlinearOperator(Operator):
-    """A forward model that is not linear: `A`, and autograd through it.
+    """A forward model that is not linear, with autograd through `A`.
 
-    Members define `_A` and, where the prox is known in closed form, `_prox` with `proximal`.
+    A subclass defines `_A`. Where the prox is known in closed form, it defines `_prox` and a
+    `proximal` that is True.
     """
 
     @property
@@ -435,10 +536,10 @@ class NonlinearOperator(Operator):
 
 
 def not_linear(spec: str, what: str) -> InputError:
-    """What a map that needs a linear A raises for an operator of this text form."""
+    """Return the error of a map that needs a linear A, for an operator of this text form."""
     return InputError(
-        f"{spec} is not linear, so it has no {what}; use a solver that needs only gradients "
-        f"through A"
+        f"{spec} is not linear, so it has no {what}: use a solver that needs only gradients"
+        f" through A"
     )
 
 

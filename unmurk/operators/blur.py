@@ -1,225 +1,135 @@
-"""Blur: true two-dimensional convolution of every channel with one kernel h that sums to 1.
+r"""Blur kernels: Gaussian, uniform, anisotropic, motion, and kernels from files.
 
-    (A x)[i, j] = sum_ab h[a, b] x[i + ca - a, j + cb - b],    ca, cb = centre of h (size // 2)
+`convolution` describes the operator; this module makes its kernels, each of which sums to 1. With
+e = (-sin, cos) the unit vector (row, column) of an angle, n the unit vector across it, and
+p = (row, column) the offset from the center, the kernels are, up to a factor,
 
-Outside the image x continues by reflection without repeating the edge ("reflect") or
-periodically ("circular").
+.. math::
 
-circular: A is diagonal in the Fourier basis, A = F^-1 diag(H) F, and with Z = F z, Y = F y
+    \text{gaussian} \quad & \exp\left( -\tfrac12 |p|^2 / \sigma^2 \right) \\
+    \text{uniform} \quad & 1 \\
+    \text{anisotropic} \quad & \exp\left( -\tfrac12 (p \cdot e)^2 / \sigma^2
+        - \tfrac12 (p \cdot n)^2 / (\mathrm{ratio}\, \sigma)^2 \right) \\
+    \text{motion} \quad & \max(0, 1 - d(p))
 
-    A^+ y   = F^-1 [ conj(H) Y / |H|^2 ]  where |H| > CUTOFF max|H|, zero elsewhere
-    prox_l2 = F^-1 [ (Z + gamma conj(H) Y) / (1 + gamma |H|^2) ]
+Here d(p) is the distance from p to the straight segment of length - 1 pixels along e through the
+center. Along a row or a column, an odd length gives that many equal taps. At other angles, the
+pixels near the segment share its weight, so that the trace has no steps.
 
-reflect: A = K R with R the reflection and K the convolution without borders. A^T = R^T K^T with
-R^T adding every reflected pixel back to where it came from: an exact transpose. An image that is
-reflected on and on is periodic and even, so for a kernel that is symmetric in both axes A is
-diagonal in the cosines of the DCT-I: A = C^-1 diag(H) C. These are orthogonal once pixels on an
-edge count half and those in a corner a quarter; with w these weights,
+The point of a segment from s to s + v that is nearest to p is s + t v with
 
-    A^+ y   = C^-1 [ C y / H ]  where |H| > CUTOFF max|H|, zero elsewhere
-    prox_l2 = conjugate gradients on I + gamma A^T A, preconditioned by
-              C^-1 diag(1 / (1 + gamma H^2)) C / w    (condition number <= 4 for any gamma, as
-              A^T A = w^1/2 S w^-1 S w^1/2 with S = w^1/2 A w^-1/2 symmetric and 1 <= 1/w <= 4)
+.. math:: t = \operatorname{clamp}\left( (p - s) \cdot v / |v|^2, 0, 1 \right).
 
-This A^+ is the inverse where A has one; else it is the pseudo-inverse in the weighted norms, which
-does not darken the edges as that in the plain ones does. For other kernels A^+ comes from
-conjugate gradients on the normal equations in the weighted norms, and the preconditioner of
-prox_l2 has the mean of |H|^2 over the kernel and its mirror image in place of H^2: no bound is
-known, but at gamma = 1e4 it saves most of the steps.
+An anisotropic or a motion kernel equals its mirror images only along a row or a column. At other
+angles, with reflecting borders, A is not symmetric; see `convolution` on such kernels.
 
-Most blurs are singular for practical purposes. A^+ treats frequencies that pass with less than
-CUTOFF of their amplitude as unseen, because bringing them back would multiply the noise by more
-than 1 / CUTOFF; the conjugate gradients stop after ITERATIONS steps to the same end. Where the
-noise matters, prox_l2 is the better estimate: it weighs every frequency.
+Angles are in degrees, counter-clockwise from the direction of increasing columns as a picture is
+viewed (rows count downwards).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..bounds import Choice, File, Option, Real, Sides
-from ..errors import InputError
-from .base import Operator, conjugate_gradient, size_text
-from .linalg import Factors, Spectrum, fourier
-from .reading import pick_rows, read_kernels
+from ..errors import InputError, size_text
+from .base import Operator
+from .convolution import CUTOFF, Blur, mirrored
+from .files import read_kernels, select_images
 
-__all__ = ["PAD", "WIDEST", "Blur", "FileBlur", "GaussianBlur", "UniformBlur", "fold", "mirrored"]
+__all__ = [
+    "CUTOFF",
+    "LENGTH",
+    "AnisotropicBlur",
+    "Blur",
+    "FileBlur",
+    "GaussianBlur",
+    "MotionBlur",
+    "UniformBlur",
+    "check_kernel_size",
+    "direction",
+    "segment_distance",
+]
 
-CUTOFF = 3e-2  # smallest singular value that A^+ inverts, relative to the largest
-ITERATIONS = 20  # of conjugate gradients on A^T A x = A^T y for A^+ with reflecting borders
-SMALL = 128  # pixels of a side up to which products with matrices are faster than convolutions
-WIDEST = (
-    256  # pixels, the largest standard deviation of a kernel; its side is 6 WIDEST + 1 at most
-)
+WIDEST = 256  # pixels, the largest standard deviation; sides are at most 6 WIDEST + 1
 PAD = Choice(("reflect", "circular"))
 SIZE = Sides(1, 6 * WIDEST + 1, odd=True)
+ANGLE = Real(-3600, 3600)  # degrees
+LENGTH = Real(1, 1024)  # pixels
+SMALL = 64  # pixels of a kernel's side that are allowed for any image
+MULTIPLICATIONS = 1e13  # for each channel: minutes on two cores
 
 
-class Blur(Operator):
-    """What all blurs share. Members set `kernel`, shape (1 or B, 1, kh, kw), each summing to 1."""
+# ---------------------------------------------------------------- geometry
 
-    tensors = ("kernel",)
-    dagger_iterations = ITERATIONS
-    kernel: Tensor | None = None
-    pad: str = "reflect"
-    symmetric: bool = True  # the kernel equals its mirror images in both axes
 
-    def _held(self, like: Tensor) -> Tensor:
-        assert self.kernel is not None
-        return self.kernel.to(like.dtype)
+def direction(angle: float) -> tuple[float, float]:
+    """Return the unit vector (row, column) of an angle in degrees; exact at multiples of 90.
 
-    def _A(self, x: Tensor) -> Tensor:
-        if self.pad == "reflect":
-            lines = self._matrices(x)
-            return self._convolve(x) if lines is None else lines[0] @ x @ lines[1].mT
-        return _filter(x, self._transfer(x))
+    >>> from unmurk.operators.blur import direction
+    >>> direction(90)
+    (-1.0, 0.0)
+    """
+    # rounded so that the cosine of 90 degrees is zero, not 6e-17
+    sine, cosine = (round(f(math.radians(angle % 360)), 15) for f in (math.sin, math.cos))
+    return -sine, cosine
 
-    def _A_adjoint(self, y: Tensor) -> Tensor:
-        if self.pad == "reflect":
-            lines = self._matrices(y)
-            return self._correlate(y) if lines is None else lines[0].mT @ y @ lines[1]
-        return _filter(y, self._transfer(y).conj())
 
-    def _A_dagger(self, y: Tensor) -> Tensor:
-        if self.pad == "circular":
-            return _filter(y, _inverse(self._transfer(y)))
-        if self.symmetric:
-            wide = _mirror(y)
-            return _crop(_filter(wide, _inverse(self._transfer(wide))), y)
-        root = _weights(y).sqrt()
-        return conjugate_gradient(
-            lambda u: self._correlate(root.square() * self._convolve(u / root)) / root,
-            self._correlate(root.square() * y) / root,
-            ITERATIONS,
-        ).div(root)
+def segment_distance(rows: Tensor, columns: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Return the distance of every pixel from the nearest point of every segment, in pixels.
 
-    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        if self.pad == "circular":
-            transfer = self._transfer(z)
-            weight = gamma * transfer.conj() / (1 + gamma * transfer.abs().square())
-            return z + _filter(y - self._A(z), weight)
-        if self._factored(z) is not None:
-            return super()._prox(z, y, gamma)
-        step = conjugate_gradient(
-            lambda x: x + gamma * self._correlate(self._convolve(x)),
-            gamma * self._correlate(y - self._convolve(z)),
-            precondition=self.near_inverse(z, gamma),
+    Args:
+        rows: Positions of the rows, (H,).
+        columns: Positions of the columns, (W,).
+        start: Where the segments start, (row, column), (S, 2).
+        end: Where they end, (S, 2). A segment may be a point.
+
+    Returns:
+        Distances (S, H, W).
+    """
+    down = rows[:, None] - start[:, 0, None, None]
+    across = columns - start[:, 1, None, None]
+    v = (end - start)[..., None, None]
+    square = v.square().sum(1).clamp_min(torch.finfo(v.dtype).tiny)
+    t = ((down * v[:, 0] + across * v[:, 1]) / square).clamp(0, 1)
+    return torch.hypot(down - t * v[:, 0], across - t * v[:, 1])
+
+
+def check_kernel_size(where: str, kernel: Tensor, shape: Sequence[int]) -> None:
+    """Refuse kernels that are out of proportion to the images.
+
+    A kernel of 2 n - 1 pixels already links every two of n pixels. Up to `SMALL` pixels are
+    allowed for any image. A kernel that is not a column times a row costs H W kh kw
+    multiplications.
+
+    Args:
+        where: The operator, for the message.
+        kernel: Kernels (..., kh, kw).
+        shape: Shape (..., H, W) of the images.
+
+    Raises:
+        InputError: A kernel is longer than this, or needs more than `MULTIPLICATIONS`.
+    """
+    tall, wide = kernel.shape[-2:]
+    far = any(k > max(2 * n - 1, SMALL) for k, n in zip((tall, wide), shape[-2:], strict=True))
+    work = float(tall * wide) * shape[-2] * shape[-1]
+    if far or work > MULTIPLICATIONS:
+        raise InputError(
+            f"{where} makes a kernel of {tall}x{wide} pixels, out of proportion to an image of"
+            f" {size_text(shape[-2:])} ({work:.1e} multiplications): make it smaller"
         )
-        return z + step
 
-    @property
-    def _shared(self) -> bool:
-        return True  # but for kernels from a file
 
-    def _structured(self, x: Tensor) -> Spectrum | None:
-        if self.pad == "circular":
-            return fourier(self._transfer(x), x.shape)
-        return super()._structured(x)
-
-    def _factors(self, shape: tuple[int, ...]) -> Factors | None:
-        assert self.kernel is not None
-        lines = _lines(self.kernel)
-        if lines is None:
-            return None
-        down, across = (line.double() for line in lines)
-        channels, height, width = (torch.eye(n).to(down) for n in shape)
-        return channels.cpu(), self._line(down, height), self._line(across, width)
-
-    def _line(self, kernel: Tensor, pixels: Tensor) -> Tensor:
-        """A with a kernel that is one line, as a matrix on a line of as many pixels."""
-        one = self._with(kernel=kernel)
-        assert isinstance(one, Blur)
-        unit = pixels[:, None, :, None] if kernel.shape[-1] == 1 else pixels[:, None, None]
-        moved = one._convolve(unit) if self.pad == "reflect" else one._A(unit)
-        return moved.reshape(pixels.shape).T.cpu()
-
-    def _matrices(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(D, C) with A x = D x C^T, kept for images like these; None for large ones, and for
-        kernels that are not the product of two lines. Small images are blurred faster so."""
-        if max(like.shape[-2:]) > SMALL:
-            return None
-        key = "lines", tuple(like.shape[-2:]), like.dtype, like.device
-        if key not in self._kept:
-            with torch.inference_mode(False), torch.no_grad():
-                factors = self._factors((1, *like.shape[-2:]))
-                found = None if factors is None else (factors[1].to(like), factors[2].to(like))
-            self._kept = {**self._kept, key: found}
-        return self._kept[key]
-
-    def near_inverse(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor]:
-        """See `Operator.near_inverse`: the inverse itself, but for kernels that do not factor."""
-        if self.pad == "circular":
-            inverse = 1 / (1 + gamma * self._transfer(like).abs().square())
-            return lambda r: _filter(r, inverse)
-        exact = super().near_inverse(like, gamma)
-        if exact is not None:
-            return exact
-        weights = _weights(like)
-        power = self._transfer(_mirror(like)).abs().square()
-        even = (power + power.flip(-2).roll(1, -2)) / 2  # at (k, l) and (-k, l)
-        gain = 1 / (1 + gamma * even)
-        return lambda r: _crop(_filter(_mirror(r / weights), gain), r)
-
-    def _transfer(self, x: Tensor) -> Tensor:
-        """H, the Fourier transform of h centred at the origin, (1 or B, 1, H, W // 2 + 1)."""
-        key = "transfer", tuple(x.shape[-2:]), x.dtype, x.device
-        if key not in self._kept:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = {**self._kept, key: self._transformed(x)}
-        return self._kept[key]
-
-    def _transformed(self, x: Tensor) -> Tensor:
-        kernel = self._held(x)
-        rows, columns = (
-            (torch.arange(k, device=x.device) - k // 2) % n
-            for k, n in zip(kernel.shape[-2:], x.shape[-2:], strict=True)
-        )
-        tall = x.new_zeros(len(kernel), 1, x.shape[-2], kernel.shape[-1])
-        wide = x.new_zeros(len(kernel), 1, *x.shape[-2:])
-        return torch.fft.rfft2(wide.index_add(-1, columns, tall.index_add(-2, rows, kernel)))
-
-    def _borders(self, shape: Sequence[int], device: torch.device) -> list[Tensor]:
-        """Which pixel stands at each row, and column, of an image extended for the kernel."""
-        assert self.kernel is not None
-        return [
-            fold(torch.arange(k // 2 - k + 1, n + k // 2, device=device), n)
-            for n, k in zip(shape[-2:], self.kernel.shape[-2:], strict=True)
-        ]
-
-    def _passes(self, like: Tensor) -> Sequence[Tensor]:
-        """Kernels that one after another are the kernel: two lines where it is their product."""
-        key = "passes", like.dtype, like.device  # kept: to compare numbers waits for a GPU
-        if key not in self._kept:
-            kernel = self._held(like)
-            self._kept = {**self._kept, key: _lines(kernel) or (kernel,)}
-        return self._kept[key]
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        rows, columns = self._borders(x.shape, x.device)
-        wide = x.index_select(-2, rows).index_select(-1, columns)
-        for kernel in self._passes(x):
-            # conv2d correlates: the flip makes it a convolution
-            wide = _per_channel(wide, kernel.flip(-2, -1))
-        return wide
-
-    def _correlate(self, y: Tensor) -> Tensor:
-        """The transpose of `_convolve`."""
-        rows, columns = self._borders(y.shape, y.device)
-        wide = y
-        for kernel in self._passes(y):
-            # every place that a tap of the convolution reached: the whole correlation
-            wide = _per_channel(wide, kernel, (kernel.shape[-2] - 1, kernel.shape[-1] - 1))
-        tall = wide.new_zeros(*wide.shape[:-1], y.shape[-1]).index_add(-1, columns, wide)
-        return tall.new_zeros(*tall.shape[:-2], *y.shape[-2:]).index_add(-2, rows, tall)
+# ---------------------------------------------------------------- kernels
 
 
 class GaussianBlur(Blur):
-    """An isotropic Gaussian kernel. Text form: "blur:gaussian,sigma=1.5".
+    """Blur with an isotropic Gaussian kernel. Text form: "blur:gaussian,sigma=1.5".
 
     Args:
         sigma: Standard deviation of the kernel in pixels, a number from 0.01 to 256.
@@ -228,7 +138,12 @@ class GaussianBlur(Blur):
         pad: How the image continues outside, one of reflect, circular.
 
     Raises:
-        InputError: an option out of its bounds.
+        InputError: An option is out of its bounds.
+
+    >>> from unmurk.operators import parse
+    >>> A = parse("blur:gaussian,sigma=1.5")
+    >>> A.kernel.shape, A.spec
+    (torch.Size([1, 1, 11, 11]), 'blur:gaussian,sigma=1.5,pad=reflect')
     """
 
     form = "blur:gaussian"
@@ -245,12 +160,12 @@ class GaussianBlur(Blur):
     ) -> None:
         self._take_options(sigma=sigma, size=size, pad=pad)
         taps = self.size or (2 * int(3 * self.sigma + 0.999999) + 1,) * 2
-        down, across = (_bell(n, self.sigma) for n in taps)
-        self.kernel = (down[:, None] * across).float()[None, None]
+        column, row = (_gaussian(n, self.sigma) for n in taps)
+        self.kernel = (column[:, None] * row).float()[None, None]
 
 
 class UniformBlur(Blur):
-    """A kernel of equal weights. Text form: "blur:uniform,size=9".
+    """Blur with a kernel of equal weights. Text form: "blur:uniform,size=9".
 
     Args:
         size: Side of the kernel in pixels, an odd number from 1 to 1537; or height and width,
@@ -258,7 +173,11 @@ class UniformBlur(Blur):
         pad: How the image continues outside, one of reflect, circular.
 
     Raises:
-        InputError: an option out of its bounds.
+        InputError: An option is out of its bounds.
+
+    >>> from unmurk.operators import parse
+    >>> parse("blur:uniform,size=1x3").kernel
+    tensor([[[[0.3333, 0.3333, 0.3333]]]])
     """
 
     form = "blur:uniform"
@@ -271,18 +190,18 @@ class UniformBlur(Blur):
 
 
 class FileBlur(Blur):
-    """A kernel from a file. Text form: "blur:file,path=kernel.npy".
+    """Blur with a kernel from a file. Text form: "blur:file,path=kernel.npy".
 
     Args:
         path: The path of a file, at most 4096 characters: a .npy array (kh, kw), or (N, kh, kw)
-            with a kernel for every image number, or a grey picture. Axes of one entry are left
-            out: (9, 9, 1) is one kernel of 9x9. Both sides are odd, so that the centre is a
-            pixel, (kh // 2, kw // 2), and not larger than the image. It is read by `bind` and
-            divided by its sum, which must be positive.
+            with a kernel for every image number, or a gray picture. Axes of one entry are
+            dropped: (9, 9, 1) is one kernel of 9x9. Both sides are odd, so that the center is a
+            pixel, (kh // 2, kw // 2), and not larger than the image. `bind` reads the file and
+            divides each kernel by its sum, which must be positive.
         pad: How the image continues outside, one of reflect, circular.
 
     Raises:
-        InputError: an option out of its bounds; from `bind`, a file that holds no kernels.
+        InputError: An option is out of its bounds; from `bind`, the file holds no kernels.
     """
 
     form = "blur:file"
@@ -297,86 +216,114 @@ class FileBlur(Blur):
         return False
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """The operator with the kernels of these images; see `Operator.bind`."""
+        """Return the operator with the kernels of these images; see `Operator.bind`."""
         kernels = read_kernels(self.form, self.path)
         if any(k > n for k, n in zip(kernels.shape[-2:], shape[-2:], strict=True)):
             raise InputError(
-                f"blur:file: the kernel in {self.path} is {size_text(kernels.shape[-2:])} but the "
-                f"image is only {size_text(shape[-2:])}; give a kernel not larger than the image"
+                f"blur:file: the kernel in {self.path} is {size_text(kernels.shape[-2:])} but the"
+                f" image is only {size_text(shape[-2:])}: give a kernel not larger than the image"
             )
-        rows = pick_rows(self.form, self.path, kernels, [int(i) for i in index])
-        return self._with(kernel=rows[:, None].to(self.device), symmetric=mirrored(rows))
+        own = select_images(self.form, self.path, kernels, [int(i) for i in index])
+        return self._with(kernel=own[:, None].to(self.device), symmetric=mirrored(own))
 
 
-def _filter(x: Tensor, transfer: Tensor) -> Tensor:
-    """Multiply in the Fourier basis."""
-    return torch.fft.irfft2(torch.fft.rfft2(x) * transfer, s=x.shape[-2:])
+class OrientedBlur(Blur):
+    """Base class of blurs at an angle, whose kernels are computed in double precision."""
+
+    def _set_kernel(self, kernel: Tensor) -> None:
+        self.kernel = (kernel / kernel.sum()).float()[None, None]
+        self.symmetric = mirrored(self.kernel)
+
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """Check that the kernel is in proportion to the image, and return self."""
+        self._check(tuple(shape))
+        return self
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        assert self.kernel is not None
+        check_kernel_size(self.spec, self.kernel, shape)
 
 
-def _inverse(transfer: Tensor) -> Tensor:
-    """1 / H where |H| > CUTOFF max |H|, else 0."""
-    gain = transfer.abs()
-    kept = gain > CUTOFF * gain.amax((-2, -1), keepdim=True)
-    return torch.where(kept, 1 / torch.where(kept, transfer, 1.0), 0.0)
+class AnisotropicBlur(OrientedBlur):
+    """Blur with a Gaussian kernel that is wider in one direction.
+
+    Text form: "blur:anisotropic,sigma=3,ratio=0.3,angle=30". The kernel is cut at 3 sigma.
+
+    Args:
+        sigma: Standard deviation along the angle in pixels, a number from 0.01 to 256.
+        ratio: Standard deviation across the angle, as a fraction of sigma, a number from 0.001 to
+            1.
+        angle: Direction of the wider axis in degrees, counter-clockwise, a number from -3600 to
+            3600; 0 is along a row.
+        pad: How the image continues outside, one of reflect, circular.
+
+    Raises:
+        InputError: An option is out of its bounds.
+
+    >>> from unmurk.operators import parse
+    >>> parse("blur:anisotropic,sigma=3,ratio=0.3,angle=30").kernel.shape
+    torch.Size([1, 1, 19, 19])
+    """
+
+    form = "blur:anisotropic"
+    options: ClassVar[dict[str, Option]] = {
+        "sigma": Real(0.01, WIDEST),
+        "ratio": Real(0.001, 1),
+        "angle": ANGLE,
+        "pad": PAD,
+    }
+    sigma: float
+    ratio: float
+    angle: float
+
+    def __init__(
+        self, sigma: float, ratio: float, angle: float = 0.0, pad: str = "reflect"
+    ) -> None:
+        self._take_options(sigma=sigma, ratio=ratio, angle=angle, pad=pad)
+        down, across = direction(self.angle)
+        radius = math.ceil(3 * self.sigma)
+        offset = torch.arange(-radius, radius + 1).double()
+        rows, columns = offset[:, None], offset
+        along = (down * rows + across * columns) / self.sigma
+        aside = (across * rows - down * columns) / (self.ratio * self.sigma)
+        self._set_kernel(torch.exp(-0.5 * (along.square() + aside.square())))
 
 
-def fold(position: Tensor, n: int) -> Tensor:
-    """Which of n pixels stands at each position when their row is reflected on and on."""
-    period = max(2 * (n - 1), 1)
-    position = position % period
-    return torch.minimum(position, period - position).clamp_max(n - 1)
+class MotionBlur(OrientedBlur):
+    """Blur by a steady straight motion. Text form: "blur:motion,length=9,angle=30".
+
+    Args:
+        length: Length of the trace in pixels, a number from 1 to 1024; 1 is no motion.
+        angle: Direction of the motion in degrees, counter-clockwise, a number from -3600 to 3600;
+            0 is along a row.
+        pad: How the image continues outside, one of reflect, circular.
+
+    Raises:
+        InputError: An option is out of its bounds.
+
+    >>> from unmurk.operators import parse
+    >>> parse("blur:motion,length=2,angle=90").kernel[0, 0]
+    tensor([[0.2500],
+            [0.5000],
+            [0.2500]])
+    """
+
+    form = "blur:motion"
+    options: ClassVar[dict[str, Option]] = {"length": LENGTH, "angle": ANGLE, "pad": PAD}
+    length: float
+    angle: float
+
+    def __init__(self, length: float, angle: float = 0.0, pad: str = "reflect") -> None:
+        self._take_options(length=length, angle=angle, pad=pad)
+        end = (self.length - 1) / 2 * torch.tensor([direction(self.angle)], dtype=torch.float64)
+        rows, columns = (
+            torch.arange(-n, n + 1).double() for n in end.abs().ceil()[0].int().tolist()
+        )
+        self._set_kernel((1 - segment_distance(rows, columns, -end, end)[0]).clamp_min(0))
 
 
-def _mirror(x: Tensor) -> Tensor:
-    """One period of x reflected on and on, (B, C, 2 H - 2, 2 W - 2)."""
-    rows, columns = (
-        fold(torch.arange(max(2 * (n - 1), 1), device=x.device), n) for n in x.shape[-2:]
-    )
-    return x.index_select(-2, rows).index_select(-1, columns)
-
-
-def _crop(wide: Tensor, like: Tensor) -> Tensor:
-    """What `_mirror` started from."""
-    return wide[..., : like.shape[-2], : like.shape[-1]]
-
-
-def _weights(x: Tensor) -> Tensor:
-    """w: 1 inside, 1/2 on the edges, 1/4 in the corners, (H, W)."""
-    down, across = (x.new_ones(n) for n in x.shape[-2:])
-    for axis in (down, across):
-        axis[0] = axis[-1] = 0.5
-    return down[:, None] * across
-
-
-def _per_channel(x: Tensor, kernel: Tensor, border: tuple[int, int] = (0, 0)) -> Tensor:
-    """Correlate each channel of x, with zeros around it, with the kernel of its image."""
-    rows, channels = max(len(x), len(kernel)), x.shape[1]
-    if len(kernel) == 1:
-        flat = F.conv2d(x.reshape(-1, 1, *x.shape[-2:]), kernel, padding=border)
-        return flat.reshape(rows, channels, *flat.shape[-2:])
-    x = x.expand(rows, -1, -1, -1)
-    weights = kernel.expand(rows, channels, -1, -1).reshape(-1, 1, *kernel.shape[-2:])
-    x = x.reshape(1, -1, *x.shape[-2:])
-    flat = F.conv2d(x, weights, padding=border, groups=rows * channels)
-    return flat.reshape(rows, channels, *flat.shape[-2:])
-
-
-def _lines(kernel: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The column and the row whose product a kernel (1, 1, kh, kw) that sums to 1 is, if it is."""
-    down, across = kernel.sum(-1, keepdim=True), kernel.sum(-2, keepdim=True)
-    if len(kernel) > 1 or not torch.allclose(kernel, down * across, rtol=0, atol=1e-7):
-        return None
-    return down, across
-
-
-def _bell(taps: int, sigma: float) -> Tensor:
+def _gaussian(taps: int, sigma: float) -> Tensor:
     """A sampled Gaussian of `taps` values that sums to 1."""
     position = torch.arange(taps, dtype=torch.float64) - taps // 2
     values = torch.exp(-position.square() / (2 * sigma**2))
     return values / values.sum()
-
-
-def mirrored(kernel: Tensor) -> bool:
-    """Whether kernels (.., kh, kw) equal their mirror images in both axes about their centres."""
-    odd = all(n % 2 for n in kernel.shape[-2:])
-    return odd and all(torch.equal(kernel, kernel.flip(axis)) for axis in (-1, -2))

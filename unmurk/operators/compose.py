@@ -1,11 +1,11 @@
-"""One forward model after another: "a|b" measures y = B(A(x)).
+r"""Compositions of forward models: "a|b" measures :math:`y = B(A(x))`.
 
-    (B A)^T = A^T B^T
+.. math:: (B A)^T = A^T B^T
 
-The pseudo-inverse of a product is not the product of the pseudo-inverses in reverse order, so A^+
-and the prox come from conjugate gradients on the product itself. Those of A^+ stop as early as
-those of the operator among them that stops earliest, and to the same end: to bring back what
-hardly passes, through a blur for example, would multiply the noise.
+The pseudo-inverse of a product is not the product of the pseudo-inverses in reverse order. So
+:math:`A^+` and the prox come from conjugate gradients on the product itself. The iterations for
+:math:`A^+` stop as early as those of the member that stops earliest, and for the same reason:
+inverting small singular values, of a blur for example, would amplify the noise.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,22 +19,33 @@ from .linalg import Factors, chained
 
 __all__ = ["Compose"]
 
-MOST = 16  # operators of a composition
+MAX_MEMBERS = 16  # operators of a composition
 
 
 class Compose(Operator):
-    """Operators applied one after another. Text form: "blur:gaussian,sigma=1|sr:average,factor=2".
+    """Apply operators one after another. Text form: "blur:gaussian,sigma=1|sr:average,factor=2".
+
+    A composition is linear if all its members are; otherwise only `A` works. Noise enters after
+    the last operator, so the last operator decides which entries of y are measured.
 
     Args:
-        members: From 2 to 16 operators, the first to be applied first. A composition among them
+        members: From 2 to 16 operators; the first is applied first. A composition among them
             counts as its members.
 
     Attributes:
-        members: The operators, (A, B, ..).
-        shape: Shape (C, H, W) of the images it was bound to, or None.
+        members: The operators (A, B, ...).
+        shape: Shape (C, H, W) of the images it is bound to, or None.
 
-    It is linear if all of them are; else only `A` works, and the rest raises InputError. Noise
-    enters after the last operator: what that one does not measure is what is not seen of y.
+    Raises:
+        InputError: There are fewer than 2 or more than 16 operators.
+
+    >>> import torch
+    >>> from unmurk.operators import parse
+    >>> A = parse("colour:grey|sr:average,factor=2")
+    >>> A.A(torch.ones(1, 3, 4, 4)).shape
+    torch.Size([1, 1, 2, 2])
+    >>> A.x_shape((1, 2, 2))
+    (3, 4, 4)
     """
 
     def __init__(self, *members: Operator) -> None:
@@ -45,8 +56,8 @@ class Compose(Operator):
         ]
         if len(flat) < 2:
             raise InputError(f"a composition needs two or more operators, got {len(flat)}")
-        if len(flat) > MOST:
-            raise InputError(f"a composition has at most {MOST} operators, got {len(flat)}")
+        if len(flat) > MAX_MEMBERS:
+            raise InputError(f"a composition has at most {MAX_MEMBERS} operators, got {len(flat)}")
         self.members: tuple[Operator, ...] = tuple(flat)
         self.shape: tuple[int, ...] | None = None
         self.dagger_iterations = min(member.dagger_iterations for member in self.members)
@@ -58,11 +69,11 @@ class Compose(Operator):
 
     @property
     def pictorial(self) -> bool:  # type: ignore[override]
-        """Whether all operators make images of images."""
+        """Whether all operators map images to images."""
         return all(member.pictorial for member in self.members)
 
     def digests(self) -> dict[str, str]:
-        """See `Operator.digests`."""
+        """Return the digests of all members' files; see `Operator.digests`."""
         return {path: value for m in self.members for path, value in m.digests().items()}
 
     # -- text form -------------------------------------------------------------------------------
@@ -81,25 +92,25 @@ class Compose(Operator):
     # -- binding to images -----------------------------------------------------------------------
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """Every operator bound to what those before it make of these images."""
+        """Bind every member to the results of the members before it; see `Operator.bind`."""
         numbers, bound = list(index), []
         passed = first = tuple(shape[-3:])
         for member in self.members:
             bound.append(member.bind(numbers, passed))
             passed = bound[-1].y_shape(passed)
         if self.shape == first and all(a is b for a, b in zip(bound, self.members, strict=True)):
-            return self  # with the decompositions that it keeps
+            return self  # with its cache
         return self._with(members=tuple(bound), shape=first)
 
     def index_select(self, rows: Iterable[int] | Tensor) -> Operator:
-        """See `Operator.index_select`."""
+        """Return the operator of some images of the batch; see `Operator.index_select`."""
         picked = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).long()
         members = tuple(member.index_select(picked) for member in self.members)
         same = all(a is b for a, b in zip(members, self.members, strict=True))
         return self if same else self._with(members=members)
 
     def to(self, device: str | torch.device) -> Operator:
-        """See `Operator.to`."""
+        """Return the operator with its parameters on a device; see `Operator.to`."""
         members = tuple(member.to(device) for member in self.members)
         same = all(a is b for a, b in zip(members, self.members, strict=True))
         if same and torch.device(device) == self.device:
@@ -107,8 +118,8 @@ class Compose(Operator):
         return self._with(members=members, device=torch.device(device))
 
     def _bound(self, batch: Tensor, shape: Sequence[int]) -> Operator:
-        # bound as a whole, so that an iteration does not bind its members again at every step;
-        # each of them checks what it is given
+        # bound as a whole, so that an iteration does not bind the members again at every step;
+        # each member checks its own input
         if self.shape is not None:
             return self
         return self.to(batch.device).bind(range(len(batch)), shape)
@@ -116,26 +127,26 @@ class Compose(Operator):
     # -- shapes ----------------------------------------------------------------------------------
 
     def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of one measurement, handed from operator to operator."""
+        """Return the shape of one measurement, passed from member to member."""
         shape = tuple(x_shape)
         for member in self.members:
             shape = member.y_shape(shape)
         return shape
 
     def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape (C, H, W) of the image, handed back from the last operator to the first."""
+        """Return the shape (C, H, W) of the image, passed from the last member to the first."""
         shape = tuple(y_shape)
         for member in reversed(self.members):
             shape = member.x_shape(shape)
         return shape
 
-    # -- what is seen ----------------------------------------------------------------------------
+    # -- which entries of y are measured ---------------------------------------------------------
 
     @property
     def mask(self) -> Tensor | None:
         """The product of the masks on the pixels of x, (B or 1, 1, H, W); None without one.
 
-        Masks that come after the size of the image has changed are not on these pixels.
+        A mask after a member that changes the size of the image does not act on these pixels.
         """
         product: Tensor | None = None
         shape = self.shape
@@ -148,7 +159,7 @@ class Compose(Operator):
         return product
 
     def apply_mask(self, y: Tensor) -> Tensor:
-        """y with what the last operator does not measure set to zero."""
+        """Set the entries of y that the last operator does not measure to zero."""
         return self.members[-1].apply_mask(y)
 
     # -- the maps --------------------------------------------------------------------------------

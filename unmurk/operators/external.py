@@ -1,65 +1,76 @@
-"""Forward models that users bring: matrices, functions, and objects in the dialect of deepinv.
+r"""Forward models from outside: functions, and objects with the methods of deepinv.
 
-What they lack is made up for. With J the Jacobian of A, autograd gives v -> J^T v without A's
-inner workings; for a linear A that is the adjoint, and A^+ and the prox follow from it by
-conjugate gradients. Whether a function is linear is found by comparing A(2 u - v / 2) with
-2 A(u) - A(v) / 2 for random images u and v, small and large ones.
+unmurk adds the maps that they lack. With J the Jacobian of A, autograd gives
+:math:`v \mapsto J^T v` without knowing how A works inside. For a linear A this is the adjoint, and
+:math:`A^+` and the prox follow from it by conjugate gradients.
 
-A matrix M acts on the numbers of an image in the order (C, H, W): A x = M vec(x).
+Whether a function is linear is decided by comparing :math:`A(2 u - v / 2)` with
+:math:`2 A(u) - A(v) / 2` for random images u and v, small and large ones.
 """
 
-import math
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..bounds import check_tables
 from ..devices import physics
 from ..errors import InputError
 from ..rng import generator
-from .base import Operator, not_linear, per_image
-from .linalg import LIMIT, Spectrum, decomposed, dense
+from .base import CACHED, Operator, not_linear
+from .linalg import per_image
 
-__all__ = ["External", "Function", "Matrix"]
+__all__ = ["External", "Function"]
 
-PROBES = (0.1, 3.0)  # sizes of the random images that linearity is tried with
+PROBES = (0.1, 3.0)  # standard deviations of the random images that probe linearity
 TOLERANCE = 1e-4  # of the mismatch, relative to A(u)
-CANNOT = (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)
+FAILURES = (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 class Function(Operator):
-    """A differentiable function as the forward model.
+    """Use a differentiable function as a forward model.
+
+    A linear function has A_adjoint, A_dagger and prox_l2 too; a nonlinear one raises InputError
+    there. A function that works in double precision only is given double precision, and its
+    result is converted to the type of x.
 
     Args:
-        fn: Maps x (B, C, H, W) to y (B, ...), every image for itself. A linear function has
-            A_adjoint, A_dagger and prox_l2 too; a nonlinear one raises InputError there. It may
-            compute in double precision only: then it is fed with that, and y has the type of x.
-        linear: Whether it is; None finds out at first use.
-        name: What messages and the text form call it.
-
-    The shape of x comes from `bind`; where that is not known, x is taken to have the shape of y.
-    No call changes the operator.
+        fn: Maps x (B, C, H, W) to y (B, ...), each image independently.
+        linear: Whether fn is linear. None tests it at first use.
+        name: Its name in messages and in the label; None takes the function's own.
+        shape: Shape (C, H, W) of the images. None leaves it to `bind`; until then, x is assumed
+            to have the shape of y.
 
     Raises:
-        InputError: from the maps, where the function fails, returns no tensor with a row for each
-            image, or complex numbers.
+        InputError: From the maps: the function fails, or returns complex numbers or something
+            other than a tensor with one entry for each image.
+
+    >>> import torch
+    >>> from unmurk.operators import as_operator
+    >>> A = as_operator(lambda x: 2 * x[..., ::2], shape=(1, 1, 4))
+    >>> A.linear
+    True
+    >>> A.A_adjoint(torch.tensor([[[[1.0, 2.0]]]]))
+    tensor([[[[2., 0., 4., 0.]]]])
     """
 
     def __init__(
-        self, fn: Callable[[Tensor], Tensor], linear: bool | None = None, name: str | None = None
+        self,
+        fn: Callable[[Tensor], Tensor],
+        linear: bool | None = None,
+        name: str | None = None,
+        shape: Sequence[int] | None = None,
     ) -> None:
         self.fn = fn
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
-        self.shape: tuple[int, ...] | None = None
+        self.shape: tuple[int, ...] | None = None if shape is None else tuple(shape)
         self._linear = linear
-        self._found: dict[tuple[int, ...], bool] = {}  # what probes have found, by shape
+        self._probed: dict[tuple[int, ...], bool] = {}  # results of the test, by image shape
 
     @property
     def spec(self) -> str:
-        """A label. A function cannot be written as text, so `parse` does not read it back."""
+        """A label. A function has no text form, so `parse` does not read it back."""
         return f"python:{self.name}"
 
     def __eq__(self, other: object) -> bool:
@@ -71,28 +82,30 @@ class Function(Operator):
     # -- binding ---------------------------------------------------------------------------------
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """The operator for images of shape (C, H, W); what it applies is the same for all."""
-        return self._with(shape=tuple(shape[-3:]))
+        """Return the operator for images of shape (C, H, W), the same for all images."""
+        return self if self.shape == tuple(shape[-3:]) else self._with(shape=tuple(shape[-3:]))
 
     def to(self, device: str | torch.device) -> Operator:
-        """The operator with its probes on a device; what the function holds is its own affair."""
-        return self._with(device=torch.device(device))
+        """Return the operator for images on a device; tensors that the function uses stay."""
+        device = torch.device(device)
+        return self if device == self.device else self._with(device=device)
 
     def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of one measurement, found by applying A to a zero image."""
+        """Return the shape of one measurement, found by applying A to a zero image."""
         with torch.no_grad():
             return tuple(self._call(self._zeros(1, x_shape)).shape[1:])
 
     def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape (C, H, W) of the images it was bound to, else that of y.
+        """Return the shape (C, H, W) of the images it is bound to, else that of y.
 
         Raises:
-            InputError: it is not bound, and measurements of this shape are no images.
+            InputError: It is not bound, and measurements of this shape are no images.
         """
         if self.shape is None and len(y_shape) < 3:
             raise InputError(
                 f"{self.spec}: the shape of the images behind measurements of shape"
-                f" {tuple(y_shape)} is not known: bind it with at(index, shape), or give init="
+                f" {tuple(y_shape)} is not known: give shape=, bind it with bind(index, shape), or"
+                " give init= to solve"
             )
         return self.shape or tuple(y_shape[-3:])
 
@@ -105,7 +118,7 @@ class Function(Operator):
         return torch.zeros(batch, *shape[-3:], device=self.device)
 
     def _call(self, x: Tensor) -> Tensor:
-        """The function's y of x, checked, in the type of x."""
+        """Apply the function, check its result, and convert it to the type of x."""
         try:
             y = self.fn(x)
         except RuntimeError as error:
@@ -114,12 +127,12 @@ class Function(Operator):
             kind = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise InputError(
                 f"{self.spec} maps images {tuple(x.shape)} to {kind}: return real tensors with one"
-                " row for each image (complex numbers as two channels)"
+                " entry for each image (complex numbers as two channels)"
             )
         return y.to(x.dtype)
 
     def _in_double(self, x: Tensor, error: RuntimeError) -> Tensor:
-        """The same for a function that computes in double precision only."""
+        """Apply a function that works in double precision only."""
         try:
             if x.dtype == torch.float64:
                 raise error
@@ -128,28 +141,33 @@ class Function(Operator):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"{self.spec} fails on images of shape {tuple(x.shape[1:])}: {reason} (if that is"
-                " not their shape, bind it with at(index, shape), or give init=)"
+                " not their shape: give shape=, bind it with bind(index, shape), or give init= to"
+                " solve)"
             ) from error
 
     # -- linearity -------------------------------------------------------------------------------
 
     @property
     def linear(self) -> bool:
-        """Whether A is linear, tried out when first asked.
+        """Whether A is linear, tested at first use.
 
         Raises:
-            InputError: if the shape of x is not known yet.
+            InputError: The shape of the images is not known yet.
         """
         if self._linear is not None:
             return self._linear
         if self.shape is None:
             raise InputError(
-                f"{self.spec}: whether it is linear is not known before the image shape is; "
-                f"bind it with at(index, shape)"
+                f"{self.spec}: the image shape is needed to test whether it is linear: give"
+                " shape=, or bind it with bind(index, shape)"
             )
-        if self.shape not in self._found:
-            self._found[self.shape] = self._probe(self.shape)
-        return self._found[self.shape]
+        found = self._probed.get(self.shape)
+        if found is None:
+            found = self._probe(self.shape)
+            if len(self._probed) >= CACHED:
+                self._probed.clear()
+            self._probed[self.shape] = found
+        return found
 
     @torch.no_grad()
     def _probe(self, shape: tuple[int, ...]) -> bool:
@@ -163,7 +181,7 @@ class Function(Operator):
         return True
 
     def _has(self, name: str) -> bool:
-        """Whether the user's object brings this method itself."""
+        """Whether the user's object has this method itself."""
         return False
 
     def _need_linear(self, what: str) -> None:
@@ -177,21 +195,25 @@ class Function(Operator):
 
     @physics
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """A^T y by autograd. Raises InputError if A is not linear or takes another shape."""
+        """Apply :math:`A^T` by autograd; see `Operator.A_adjoint`.
+
+        Raises:
+            InputError: A is not linear, cannot be differentiated, or takes another image shape.
+        """
         return self._ready(y, "A_adjoint")._A_adjoint(y)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """A^+ y by conjugate gradients. Raises InputError if A is not linear."""
+        """Apply :math:`A^+` by conjugate gradients; see `Operator.A_dagger`."""
         return self._ready(y, "A_dagger")._A_dagger(y)
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
-        """See `Operator.prox_l2`, by conjugate gradients."""
+        """Compute the prox by conjugate gradients; see `Operator.prox_l2`."""
         bound: Any = self._bound(z, z.shape)
         bound._need_linear("prox_l2")
         return bound._prox(z, y, per_image(gamma, z))
 
     def _ready(self, y: Tensor, what: str) -> Operator:
-        """The operator bound to the images behind y, which has this map."""
+        """The operator bound to the images behind y, checked to have this map."""
         bound: Any = self._bound(y, self.x_shape(y.shape[1:]))
         bound._need_linear(what)
         return bound
@@ -202,43 +224,58 @@ class Function(Operator):
             x = self._zeros(len(y), shape).to(y.dtype).requires_grad_()
             ax = self._call(x)
             if not ax.requires_grad:
-                raise InputError(f"{self.spec} cannot be differentiated; write it with torch")
+                raise InputError(
+                    f"{self.spec} cannot be differentiated: use torch operations only"
+                )
             if ax.shape != y.shape:
                 raise InputError(
-                    f"{self.spec} maps an image of shape {shape} to {tuple(ax.shape[1:])} but y "
-                    f"is {tuple(y.shape[1:])}; bind it with at(index, shape) of the image"
+                    f"{self.spec} maps an image of shape {shape} to {tuple(ax.shape[1:])} but y"
+                    f" is {tuple(y.shape[1:])}: give shape=, or bind it with bind(index, shape)"
                 )
             (back,) = torch.autograd.grad(ax, x, y, create_graph=y.requires_grad)
         return back
 
 
 class External(Function):
-    """An object with `A`, and with A_adjoint, A_dagger, prox_l2 where it has them.
+    """Use an object with a method `A`, and with A_adjoint, A_dagger, prox_l2 where it has them.
 
-    Args:
-        obj: A deepinv physics or anything that speaks like one. If it has `index_select(rows)`,
-            that picks its parameters for some rows of a batch; else it is taken to treat all
-            images alike.
-
-    Where the object's own A_dagger or prox_l2 cannot run (that of deepinv's `Downsampling` needs a
+    Where the object's own A_dagger or prox_l2 fails (that of deepinv's `Downsampling` needs a
     filter), conjugate gradients on its A and A_adjoint compute the same.
 
+    Args:
+        obj: A deepinv physics, or an object with the same methods. If it has
+            `index_select(rows)`, this method selects its parameters for some images of a batch.
+            Otherwise it is assumed to treat all images alike.
+        shape: Shape (C, H, W) of the images. None leaves it to `bind`, or to the object's own
+            adjoint.
+
     Raises:
-        InputError: an object whose `sensor_model` (what deepinv applies after the noise) is not
-            the identity: it would be dropped.
+        InputError: The object has a `sensor_model` (which deepinv applies after the noise) other
+            than the identity; it would be lost.
+
+    >>> import torch
+    >>> from unmurk.operators import as_operator
+    >>> class Half:
+    ...     def A(self, x):
+    ...         return x / 2
+    ...     def A_adjoint(self, y):
+    ...         return y / 2
+    >>> A = as_operator(Half())
+    >>> A.spec, A.A_dagger(torch.ones(1, 1, 1, 2))
+    ('python:Half', tensor([[[[2., 2.]]]]))
     """
 
-    def __init__(self, obj: Any) -> None:
+    def __init__(self, obj: Any, shape: Sequence[int] | None = None) -> None:
         adjoint = callable(getattr(obj, "A_adjoint", None))
         linear = getattr(obj, "linear", None)
         if not isinstance(linear, bool):
             linear = True if adjoint else None
-        super().__init__(obj.A, linear, type(obj).__name__)
+        super().__init__(obj.A, linear, type(obj).__name__, shape)
         self.obj = obj
         if not _is_identity(getattr(obj, "sensor_model", None)):
             raise InputError(
-                f"{self.spec} has a sensor_model, which acts after the noise and would be dropped:"
-                " leave it out, or put it into A where the noise comes after it"
+                f"{self.spec} has a sensor_model, which acts after the noise and would be lost:"
+                " remove it, or make it a part of A if the noise comes after it"
             )
 
     def __eq__(self, other: object) -> bool:
@@ -250,20 +287,28 @@ class External(Function):
     def _has(self, name: str) -> bool:
         return callable(getattr(self.obj, name, None))
 
+    @property
+    def _shared(self) -> bool:
+        return not self._has("index_select")
+
     def index_select(self, rows: Iterable[int] | Tensor) -> Operator:
-        """The operator of some rows of the batch, if the object can tell them apart."""
-        if not self._has("take"):
+        """Return the operator of some images of the batch, if the object has `index_select`."""
+        if not self._has("index_select"):
             return self
         picked = self.obj.index_select(rows)
         return self._with(obj=picked, fn=picked.A)
 
     def to(self, device: str | torch.device) -> Operator:
-        """The operator with the object on a device (a torch module is moved in place)."""
-        moved = self.obj.to(device) if self._has("to") else self.obj
+        """Return the operator with the object on a device; a torch module is copied there."""
+        moved: Any = _module_on(self.obj, torch.device(device))
+        if moved is self.obj and self._has("to") and not isinstance(moved, torch.nn.Module):
+            moved = self.obj.to(device)
+        if moved is self.obj and torch.device(device) == self.device:
+            return self
         return self._with(obj=moved, fn=moved.A, device=torch.device(device))
 
     def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape (C, H, W) of x, found by applying the object's own adjoint if need be."""
+        """Return the shape (C, H, W) of x, found by the object's own adjoint if necessary."""
         if self.shape is None and self._has("A_adjoint"):
             with torch.no_grad():
                 zeros = torch.zeros(1, *y_shape[-3:], device=self.device)
@@ -271,7 +316,7 @@ class External(Function):
         return super().x_shape(y_shape)
 
     def _own(self, name: str, *values: Any) -> Tensor:
-        """What a method of the object returns. Raises one of `CANNOT` as it does."""
+        """Call a method of the object. Raises one of `FAILURES` if the method fails."""
         found = getattr(self.obj, name)(*values)
         if not isinstance(found, Tensor):
             raise TypeError(f"{self.spec}.{name} returns {type(found).__name__}, not a tensor")
@@ -282,7 +327,7 @@ class External(Function):
             return super()._A_adjoint(y)
         try:
             return self._own("A_adjoint", y)
-        except CANNOT as error:
+        except FAILURES as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"{self.spec}: its A_adjoint fails on measurements of shape"
@@ -293,7 +338,7 @@ class External(Function):
         if self._has("A_dagger"):
             try:
                 return self._own("A_dagger", y)
-            except CANNOT:
+            except FAILURES:
                 self._need_adjoint("A_dagger")
         return super()._A_dagger(y)
 
@@ -302,154 +347,31 @@ class External(Function):
         if self._has("prox_l2") and gamma.numel() == 1 and float(gamma) > 0:
             try:
                 return self._own("prox_l2", z, y, float(gamma))
-            except CANNOT:
+            except FAILURES:
                 self._need_adjoint("prox_l2")
         return super()._prox(z, y, gamma)
 
     def _need_adjoint(self, what: str) -> None:
-        """Raises InputError where conjugate gradients cannot stand in for a method that fails."""
+        """Raise InputError where conjugate gradients cannot replace a method that fails."""
         if not self.linear:
             raise InputError(f"{self.spec}: its own {what} fails, and it is not linear")
 
 
+def _module_on(obj: Any, device: torch.device) -> Any:
+    """A copy of a torch module on a device; the object itself if it is there, or no module."""
+    if not isinstance(obj, torch.nn.Module):
+        return obj
+    tensors = [*obj.parameters(), *obj.buffers()]
+    return obj if all(t.device == device for t in tensors) else copy.deepcopy(obj).to(device)
+
+
 def _is_identity(fn: Any) -> bool:
-    """Whether a function returns what it is given."""
+    """Whether a function returns its argument."""
     if fn is None:
         return True
     probe = torch.linspace(-1, 2, 16).reshape(1, 1, 4, 4)
     try:
         found = fn(probe)
-    except CANNOT:
+    except FAILURES:
         return False
     return isinstance(found, Tensor) and found.shape == probe.shape and torch.equal(found, probe)
-
-
-class Matrix(Operator):
-    """A matrix M (m, d) as the forward model of images of d = C H W numbers: y = M vec(x), (B, m).
-
-    A^T y = M^T y. A^+ and the prox come from the singular value decomposition M = U diag(s) V^T
-    where m or d is at most `spectral.LIMIT`, with s below 1e-6 of the largest taken for 0;
-
-        A^+ y = V (U^T y / s),    prox_l2 = z + V [gamma s / (1 + gamma s^2) U^T (y - M z)]
-
-    and from conjugate gradients for larger ones.
-
-    Args:
-        matrix: M, a tensor or an array (m, d) of real, finite numbers.
-
-    Raises:
-        InputError: another number of axes, complex or non-finite numbers, or a matrix above the
-            limit of `bounds.TABLES`.
-    """
-
-    pictorial = False
-
-    def __init__(self, matrix: Tensor | np.ndarray) -> None:
-        values = torch.as_tensor(matrix)
-        if values.ndim != 2 or not values.numel() or values.is_complex():
-            raise InputError(
-                f"a matrix as operator has shape (m, d), d = C H W numbers of an image, and real"
-                f" entries, this one is {values.dtype} {tuple(values.shape)}"
-            )
-        size = f"{values.shape[0]}x{values.shape[1]}"
-        check_tables(
-            "matrix", f"a matrix of {size}", 8.0 * values.numel(), "give a function x -> y"
-        )
-        values = values.detach().double()
-        if not bool(values.isfinite().all()):
-            raise InputError(f"the matrix of {size} has entries that are not finite")
-        self.matrix = values
-        self.shape: tuple[int, ...] | None = None
-
-    @property
-    def spec(self) -> str:
-        """A label. A matrix cannot be written as text, so `parse` does not read it back."""
-        return f"python:matrix {self.matrix.shape[0]}x{self.matrix.shape[1]}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Matrix) and torch.equal(self.matrix, other.matrix)
-
-    def __hash__(self) -> int:
-        return hash(self.spec)
-
-    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """The operator for images of shape (C, H, W); the same for all numbers."""
-        self._check(tuple(shape))
-        return self._with(shape=tuple(shape[-3:]))
-
-    def to(self, device: str | torch.device) -> Operator:
-        """The operator with its matrix on a device."""
-        return self._with(matrix=self.matrix.to(device), device=torch.device(device))
-
-    def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        """(m,)."""
-        self._check(tuple(x_shape))
-        return (self.matrix.shape[0],)
-
-    def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape (C, H, W) of the images it was bound to. Raises InputError if there is none."""
-        if self.shape is None:
-            raise InputError(
-                f"{self.spec}: images of {self.matrix.shape[1]} numbers may have many shapes: bind"
-                " it with at(index, shape), or give init="
-            )
-        return self.shape
-
-    def _bound(self, batch: Tensor, shape: Sequence[int]) -> Operator:
-        shape = tuple(shape[-3:])
-        if self.shape == shape and self.matrix.device == batch.device:
-            return self
-        return self.to(batch.device).bind((), shape)
-
-    def _check(self, shape: tuple[int, ...]) -> None:
-        size = math.prod(shape[-3:])
-        if size != self.matrix.shape[1]:
-            raise InputError(
-                f"{self.spec} is for images of {self.matrix.shape[1]} numbers, but those of shape"
-                f" {tuple(shape[-3:])} have {size}"
-            )
-
-    def _held(self, like: Tensor) -> Tensor:
-        """M in the type of a batch."""
-        key = "matrix", like.dtype, like.device
-        if key not in self._kept:
-            self._kept = {**self._kept, key: self.matrix.to(like)}
-        return self._kept[key]
-
-    def _A(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self._held(x).mT
-
-    def _A_adjoint(self, y: Tensor) -> Tensor:
-        return (y.flatten(1) @ self._held(y)).reshape(-1, *self.x_shape(y.shape))
-
-    def _A_dagger(self, y: Tensor) -> Tensor:
-        if not self._small():
-            return super()._A_dagger(y)
-        found = self._svd(y.new_empty(1, *self.x_shape(y.shape)))
-        observed = found.s > 1e-6 * found.s.amax()
-        gain = torch.where(observed, 1 / torch.where(observed, found.s, 1.0), 0.0)
-        return found.out(gain * found.measured(y))
-
-    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        if not self._small():
-            return super()._prox(z, y, gamma)
-        found = self._svd(z)
-        weight = gamma.reshape(-1, 1)
-        gain = weight * found.s / (1 + weight * found.s.square())
-        return z + found.out(gain * (found.measured(y) - found.s * found.into(z)))
-
-    def _small(self) -> bool:
-        return self.matrix.shape[1] <= LIMIT
-
-    def _svd(self, x: Tensor) -> Spectrum:
-        if not self._small():
-            return dense(self, x)  # says that it is too large
-        key = "svd", tuple(x.shape[1:]), x.dtype, x.device
-        if key not in self._kept:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # it outlives the mode it is made in
-                found = decomposed(self.matrix, tuple(x.shape[1:]), x)
-            self._kept = {**self._kept, key: found}
-        return self._kept[key]

@@ -1,24 +1,32 @@
-"""JPEG compression: what a decoder makes of the compressed image (ITU-T T.81, 1992).
+r"""JPEG compression: the image that a decoder makes of the compressed file (ITU-T T.81, 1992).
 
-Values v = 255 x - 128 of every plane are cut into blocks of 8 x 8 pixels, and with C the matrix of
-the orthonormal discrete cosine transform and Q a table of steps
+The values :math:`v = 255 x - 128` of every plane are cut into blocks of 8 x 8 pixels. With C the
+matrix of the orthonormal discrete cosine transform and Q a table of steps,
 
-    c = C block C^T,    q = round(c / Q),    decoded block = C^T (q Q) C
+.. math::
 
-A colour image becomes brightness and two differences of colour (JFIF: Y = 0.299 R + 0.587 G +
-0.114 B), and with chroma 4:2:0 the differences are kept as the means of 2 x 2 pixels and come back
-by linear interpolation. Sides that blocks do not fill are filled by repeating the edge. The result
-is clipped to [0, 1]. Tables are those of annex K of the standard, scaled by the quality as the
-Independent JPEG Group's library does.
+    c = C\, v_{block}\, C^T, \qquad q = \operatorname{round}(c / Q), \qquad
+    \hat v_{block} = C^T (q \odot Q)\, C
 
-The planes are rounded to 8 bits before they are coded, as a file's are, the decoded image is not.
+A color image becomes one plane of luminance and two of chrominance (JFIF:
+Y = 0.299 R + 0.587 G + 0.114 B). With chroma 4:2:0 the chrominance is stored as means of 2 x 2
+pixels, and linear interpolation brings it back to full size. Sides that are no multiple of a block
+are padded by repeating the edge. The result is clipped to [0, 1]. The tables are those of annex K
+of the standard, scaled by the quality as the library of the Independent JPEG Group does.
 
-The prox moves every coefficient by itself, as that of `quantise` does with values: since C is
-orthonormal it is exact for a grey image of whole blocks that nothing clips, but for the rounding
-to 8 bits. For other images it is close: what it returns has nearly the coefficients of y.
+The planes are rounded to 8 bits before they are coded, as those of a file are; the decoded image
+is not rounded.
 
-Autograd passes rounding and clipping straight through (see `quantise`): for a grey image it takes
-A for the identity.
+The code is our own because A must be differentiable, batched, and independent of the batch; image
+libraries offer none of these. The tests compare it with Pillow.
+
+The prox moves every coefficient by itself, as that of quantization does with values (see
+`pixelwise`). As C is orthonormal, this is exact for a gray image of whole blocks without clipping,
+apart from the rounding to 8 bits. For other images it is close: its result has nearly the
+coefficients of y.
+
+Autograd passes rounding and clipping straight through (see `pixelwise`): for a gray image it
+treats A as the identity.
 """
 
 import math
@@ -32,12 +40,12 @@ from torch import Tensor
 from ..bounds import Choice, Option, Whole
 from ..errors import InputError
 from .base import NonlinearOperator, Operator
-from .quantise import nearest, straight_through
+from .pixelwise import nearest_level, straight_through
 
 __all__ = ["Jpeg", "table"]
 
 INSIDE = 0.05  # of a step; the planes' rounding moves coefficients by about 0.3
-CHROMA = {"4:2:0": 2, "4:4:4": 1}  # name -> side of the squares that share their colour
+CHROMA = {"4:2:0": 2, "4:4:4": 1}  # name -> side of the squares that share their chrominance
 
 LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -56,29 +64,34 @@ CHROMINANCE = (
     (47, 66, 99, 99, 99, 99, 99, 99),
     *((99,) * 8,) * 4,
 )
-COLOUR = (  # R, G, B -> Y, Cb, Cr, each less 128
+TO_YCBCR = (  # R, G, B -> Y, Cb, Cr, each minus 128
     (0.299, 0.587, 0.114),
     (-0.299 / 1.772, -0.587 / 1.772, 0.5),
     (0.5, -0.587 / 1.402, -0.114 / 1.402),
 )
-BACK = (  # its inverse
+TO_RGB = (  # the inverse
     (1.0, 0.0, 1.402),
     (1.0, -0.114 * 1.772 / 0.587, -0.299 * 1.402 / 0.587),
     (1.0, 1.772, 0.0),
 )
-TIE = 3e-4  # of a step or level: 8-bit images often lie halfway, which no last bit must decide
+TIE = 3e-4  # of a step or level: 8-bit images often lie halfway, and no last bit may decide
 
 
 class Jpeg(NonlinearOperator):
-    """A JPEG file of the image, decoded. Text form: "jpeg,quality=10,chroma=4:2:0".
+    """Compress the image as JPEG and decode it. Text form: "jpeg,quality=10,chroma=4:2:0".
 
     Args:
-        quality: A whole number from 1 to 100.
-        chroma: One of 4:2:0, 4:4:4: colours at half the size, or at full size. No matter for a
-            grey image.
+        quality: The quality of the file, a whole number from 1 to 100.
+        chroma: One of 4:2:0, 4:4:4: chrominance at half the size, or at full size. It has no
+            effect on a gray image.
 
     Raises:
-        InputError: an option out of its bounds.
+        InputError: An option is out of its bounds.
+
+    >>> import torch
+    >>> from unmurk.operators import parse
+    >>> parse("jpeg,quality=10").A(torch.full((1, 1, 8, 8), 128 / 255)).mean()
+    tensor(0.5020)
     """
 
     form = "jpeg"
@@ -93,17 +106,17 @@ class Jpeg(NonlinearOperator):
         self._take_options(quality=quality, chroma=chroma)
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """Self, after a look at whether the image has 1 or 3 channels."""
+        """Check that the image has 1 or 3 channels, and return self."""
         self._check(tuple(shape))
         return self
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if shape[-3] not in (1, 3):
-            raise InputError(f"jpeg: the image has {shape[-3]} channels; give 1 or 3 of them")
+            raise InputError(f"jpeg: the image has {shape[-3]} channels: give 1 or 3")
 
     @property
     def proximal(self) -> bool:
-        """True."""
+        """True: the prox has a closed form, exact or close."""
         return True
 
     def _A(self, x: Tensor) -> Tensor:
@@ -121,40 +134,49 @@ class Jpeg(NonlinearOperator):
         both = self._planes(255 * z - 128), self._planes(255 * y - 128)
         for (plane, steps), (measured, _) in zip(*both, strict=True):
             values, wanted = (_coefficients(p) / steps for p in (plane, measured))
-            moved = nearest(values, wanted, weight, INSIDE)
+            moved = nearest_level(values, wanted, weight, INSIDE)
             moves.append(_pixels((moved - values) * steps, plane))
         return z + self._image(moves, z, "nearest") / 255
 
     def _planes(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What is coded, planes (B, 1 or 2, H', W'), each with its steps."""
-        bright = table(LUMINANCE, self.quality).to(x)
+        """The planes (B, 1 or 2, H', W') that are coded, each with its steps."""
+        steps = table(LUMINANCE, self.quality).to(x)
         if x.shape[1] == 1:
-            return [(x, bright)]
+            return [(x, steps)]
         side = CHROMA[self.chroma]
-        brightness, colours = _mixed(x, COLOUR).split((1, 2), 1)
-        # as the library: columns are filled before the colours are thinned, rows after
-        wide = _filled(_filled(colours, side, -2), 8 * side, -1)
+        luma, chroma = _mix_channels(x, TO_YCBCR).split((1, 2), 1)
+        # as in the library: columns are padded before the chrominance is averaged, rows after
+        wide = _pad_edge(_pad_edge(chroma, side, -2), 8 * side, -1)
         thin = F.avg_pool2d(wide, side)[..., : -(-x.shape[-1] // side)]
-        return [(brightness, bright), (thin, table(CHROMINANCE, self.quality).to(x))]
+        return [(luma, steps), (thin, table(CHROMINANCE, self.quality).to(x))]
 
     def _image(self, planes: list[Tensor], like: Tensor, mode: str) -> Tensor:
-        """The image of decoded planes, (B, C, H, W); colours come back to full size by `mode`."""
+        """The image of decoded planes, (B, C, H, W); `mode` interpolates the chrominance."""
         if like.shape[1] == 1:
             return planes[0]
         (height, width), side = like.shape[-2:], CHROMA[self.chroma]
-        colours = F.interpolate(planes[1], scale_factor=side, mode=mode)[..., :height, :width]
-        return _mixed(torch.cat([planes[0], colours], 1), BACK)
+        chroma = F.interpolate(planes[1], scale_factor=side, mode=mode)[..., :height, :width]
+        return _mix_channels(torch.cat([planes[0], chroma], 1), TO_RGB)
 
 
 def table(base: Sequence[Sequence[int]], quality: int) -> Tensor:
-    """The steps Q of the 64 coefficients at a quality, whole numbers from 1 to 255, (8, 8)."""
+    """Return the steps Q of the 64 coefficients, whole numbers from 1 to 255, (8, 8).
+
+    Args:
+        base: The table of the standard at quality 50.
+        quality: From 1 to 100.
+
+    >>> from unmurk.operators.jpeg import LUMINANCE, table
+    >>> table(LUMINANCE, 10)[0, :4].tolist()
+    [80, 55, 50, 80]
+    """
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     return ((torch.tensor(base) * percent + 50) // 100).clamp(1, 255)
 
 
 def _coefficients(planes: Tensor) -> Tensor:
     """c of every block, (B, C, rows of blocks, columns of blocks, 8, 8)."""
-    full = _filled(_filled(planes, 8, -2), 8, -1)
+    full = _pad_edge(_pad_edge(planes, 8, -2), 8, -1)
     blocks = full.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2)
     cosines = _cosines().to(planes)
     return cosines @ blocks @ cosines.T
@@ -176,8 +198,8 @@ def _cosines() -> Tensor:
     return matrix
 
 
-def _filled(planes: Tensor, multiple: int, axis: int) -> Tensor:
-    """Planes with their last row (axis -2) or column (-1) repeated to a multiple in length."""
+def _pad_edge(planes: Tensor, multiple: int, axis: int) -> Tensor:
+    """Repeat the last row (axis -2) or column (-1) of planes up to a multiple in length."""
     missing = -planes.shape[axis] % multiple
     last = planes.narrow(axis, planes.shape[axis] - 1, 1)
     shape = list(planes.shape)
@@ -185,6 +207,6 @@ def _filled(planes: Tensor, multiple: int, axis: int) -> Tensor:
     return torch.cat([planes, last.expand(shape)], axis) if missing else planes
 
 
-def _mixed(planes: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
-    """Each new channel a mixture of the old ones."""
+def _mix_channels(planes: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
+    """Make each new channel a linear combination of the old ones."""
     return torch.einsum("kc,bchw->bkhw", planes.new_tensor(matrix), planes)

@@ -1,11 +1,27 @@
-"""Inpainting: A x = m x with a mask m of zeros and ones, the same for all channels.
+r"""Denoising and inpainting: :math:`A x = m \odot x` with a mask m of zeros and ones.
 
-A is a projection, so A = A^T = A^+ and the prox is a weighted mean on the seen pixels:
+The mask is the same for all channels; the identity has m = 1. A is a projection, so
+:math:`A = A^T = A^+`, and the prox is a weighted mean on the measured pixels:
 
-    prox_l2(z, y, gamma) = (z + gamma m y) / (1 + gamma m)
+.. math:: \mathrm{prox}(z, y, \gamma) = \frac{z + \gamma\, m \odot y}{1 + \gamma m}.
 
-Measurements keep the shape of the image; pixels that are not seen hold zero, carry no noise and
-do not count as measurements.
+Measurements keep the shape of the image. Hidden pixels hold zero, carry no noise, and do not count
+as measurements.
+
+Freehand scribbles (`FreeformInpaint`) follow random walks. A stroke has K = `SEGMENTS` straight
+segments in an image of height H and width W. With u and u' uniform on [0, 1), independent for each
+segment,
+
+.. math::
+
+    p_0 &\sim \mathrm{uniform\ in\ the\ image}, \qquad
+    \theta_1 \sim \mathrm{uniform\ on\ } [0, 360)\ \mathrm{degrees} \\
+    \theta_k &= \theta_{k-1} + \mathtt{TURN}\, (2 u_k - 1) \\
+    p_k &= p_{k-1} + 2\, \mathtt{LENGTH}\, u'_k \min(H, W)\, (-\sin\theta_k, \cos\theta_k)
+
+A walk that leaves the image is reflected back into it. A pixel is hidden if its center lies within
+width / 2 of a segment. As K LENGTH = 1, a stroke is on average as long as the shorter side of the
+image. It hides about width times as many pixels, and fewer where strokes cross.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,68 +33,112 @@ import torch
 from torch import Tensor
 
 from ..bounds import SEED, File, Option, Real, Sides, Whole
-from ..errors import InputError
-from ..rng import PerImageGenerator
-from .base import Operator, size_text
-from .linalg import Spectrum, diagonal
-from .reading import pick_rows, read_masks
+from ..errors import InputError, size_text
+from ..rng import PerImageGenerator, StreamId
+from .base import Operator
+from .blur import segment_distance
+from .files import read_masks, select_images
+from .linalg import Factors, Spectrum, diagonal
 
-__all__ = ["MASKS", "BoxInpaint", "FileInpaint", "Inpaint", "RandomInpaint"]
+__all__ = ["BoxInpaint", "FileInpaint", "FreeformInpaint", "Identity", "Inpaint", "RandomInpaint"]
 
-MASKS = 7001  # streams (seed, image number, MASKS): apart from those of noise and samplers
-SIDE = 65536  # pixels, above any image that fits memory
+MAX_SIDE = 65536  # pixels, above any image that fits memory
+SEGMENTS = 8  # straight segments of a stroke
+TURN = 60.0  # degrees, the largest turn between two segments
+LENGTH = 0.125  # mean length of a segment, in shorter sides of the image
+
+
+class Identity(Operator):
+    """The identity A x = x: measurements are images with noise. Text form: "identity".
+
+    >>> import torch
+    >>> from unmurk.operators import parse
+    >>> parse("identity").A(torch.ones(1, 1, 1, 2))
+    tensor([[[[1., 1.]]]])
+    """
+
+    form = "identity"
+    gram = 1.0
+
+    def _A(self, x: Tensor) -> Tensor:
+        return x
+
+    def _A_adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+    def _A_dagger(self, y: Tensor) -> Tensor:
+        return y
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        return (z + gamma * y) / (1 + gamma)
+
+    def _structured(self, x: Tensor) -> Spectrum:
+        found = super()._structured(x)  # None for images too large for factors
+        return found or diagonal(x.new_ones(1, 1, *x.shape[-2:]), lambda y: y)
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors:
+        channels, height, width = (torch.eye(n, dtype=torch.float64) for n in shape)
+        return channels, height, width
 
 
 class Inpaint(Operator):
-    """What all masks share. Members draw or read `held`, the masks (B or 1, 1, H, W)."""
+    """Base class of all masks. A subclass draws or reads the masks in `_draw`.
 
-    tensors = ("held",)
-    held: Tensor | None = None
+    Attributes:
+        masks: The masks (B or 1, 1, H, W), 1 where a pixel is measured; None before `bind`.
+    """
+
+    tensors = ("masks",)
+    masks: Tensor | None = None
     gram = 1.0
 
     @property
     def mask(self) -> Tensor | None:
-        """The masks (B or 1, 1, H, W), 1 = seen; None before `bind`."""
-        return self.held
+        """The masks (B or 1, 1, H, W), 1 where a pixel is measured; None before `bind`."""
+        return self.masks
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         """Masks (B or 1, 1, H, W) on the CPU."""
         raise NotImplementedError
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """The operator with the masks of these images; see `Operator.bind`."""
+        """Return the operator with the masks of these images; see `Operator.bind`."""
         numbers = [int(i) for i in index]
         if any(i < 0 for i in numbers):
             raise InputError(f"{self.form}: image numbers must be >= 0, got {min(numbers)}")
         height, width = shape[-2:]
-        return self._with(held=self._draw(numbers, height, width).to(self.device))
+        return self._with(masks=self._draw(numbers, height, width).to(self.device))
 
     def apply_mask(self, y: Tensor) -> Tensor:
-        """y with the pixels that are not seen set to zero."""
+        """Set the hidden pixels of y (B, C, H, W) to zero."""
         op = self._bound(y, y.shape)
-        assert isinstance(op, Inpaint) and op.held is not None
-        return torch.where(op.held > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
+        assert isinstance(op, Inpaint) and op.masks is not None
+        return torch.where(op.masks > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
 
     def hiding(self, more: Tensor) -> "Inpaint":
-        """The operator that hides further pixels: those where `more` (B, 1, H, W) is not 0."""
-        assert self.held is not None
-        other = self._with(held=torch.where(more != 0, 0.0, self.held))
+        """Return the operator that hides further pixels.
+
+        Args:
+            more: Not 0 where a pixel is to be hidden too, (B, 1, H, W).
+        """
+        assert self.masks is not None
+        other = self._with(masks=torch.where(more != 0, 0.0, self.masks))
         assert isinstance(other, Inpaint)
         return other
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        assert self.held is not None
-        if self.held.shape[-2:] != tuple(shape[-2:]):
+        assert self.masks is not None
+        if self.masks.shape[-2:] != tuple(shape[-2:]):
             raise InputError(
-                f"{self.form}: the mask is {size_text(self.held.shape[-2:])} but the image is "
-                f"{size_text(shape[-2:])}; bind it again with at(index, shape)"
+                f"{self.form}: the mask is {size_text(self.masks.shape[-2:])} but the image is"
+                f" {size_text(shape[-2:])}: bind it again with bind(index, shape)"
             )
 
     def _A(self, x: Tensor) -> Tensor:
-        assert self.held is not None
-        return self.held * x
+        assert self.masks is not None
+        return self.masks * x
 
-    # hidden pixels of y may hold anything, NaN too: they are dropped, not multiplied by zero
+    # hidden pixels of y may hold anything, even NaN: they are replaced, not multiplied by zero
     def _A_adjoint(self, y: Tensor) -> Tensor:
         return self.apply_mask(y)
 
@@ -86,26 +146,31 @@ class Inpaint(Operator):
         return self.apply_mask(y)
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        assert self.held is not None
-        return (z + gamma * self.apply_mask(y)) / (1 + gamma * self.held)
+        assert self.masks is not None
+        return (z + gamma * self.apply_mask(y)) / (1 + gamma * self.masks)
 
     def _structured(self, x: Tensor) -> Spectrum:
-        assert self.held is not None
-        return diagonal(self.held.to(x), self.apply_mask)
+        assert self.masks is not None
+        return diagonal(self.masks.to(x), self.apply_mask)
 
 
 class RandomInpaint(Inpaint):
-    """Every pixel is seen with probability `keep`, independently; each image has its own mask.
+    """Measure every pixel with probability `keep`, independently; each image has its own mask.
 
     Text form: "inpaint:random,keep=0.4,seed=0".
 
     Args:
-        keep: Expected fraction of the pixels that are seen, a number from 1e-06 to 1.
-        seed: Seed of the masks, a whole number from 0 to 9223372036854775807; the mask of an
-            image depends on it and on the image's number.
+        keep: Expected fraction of measured pixels, a number from 1e-06 to 1.
+        seed: Seed of the masks, a whole number from 0 to 9223372036854775807. The mask of an
+            image depends on the seed and on the image's number.
 
     Raises:
-        InputError: an option out of its bounds.
+        InputError: An option is out of its bounds.
+
+    >>> from unmurk.operators import parse
+    >>> A = parse("inpaint:random,keep=0.4,seed=0").bind([0, 1], (3, 32, 32))
+    >>> A.mask.shape, round(float(A.mask.mean()), 1)
+    (torch.Size([2, 1, 32, 32]), 0.4)
     """
 
     form = "inpaint:random"
@@ -117,33 +182,40 @@ class RandomInpaint(Inpaint):
         self._take_options(keep=keep, seed=seed)
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
-        draws = PerImageGenerator(self.seed, index, MASKS).rand(1, height, width)
+        draws = PerImageGenerator(self.seed, index, StreamId.MASK).rand(1, height, width)
         return (draws < self.keep).float()
 
 
 class BoxInpaint(Inpaint):
-    """A rectangle is hidden: centred, at a given place, or anywhere (a place for every image).
+    """Hide a rectangle: in the center, at a given place, or at a random place in each image.
 
     Text form: "inpaint:box,size=12", "inpaint:box,size=12x8,top=3,left=5" or
     "inpaint:box,size=12,seed=0".
 
     Args:
         size: Height and width of the hole in pixels, a whole number from 1 to 65536, or two of
-            them as in 12x8; at least one pixel of the image stays visible.
+            them as in 12x8. At least one pixel of the image must stay visible.
         top: First hidden row, a whole number from 0 to 65536; with `left`.
         left: First hidden column, a whole number from 0 to 65536; with `top`.
         seed: Draw the place of each image's hole from (seed, image number), a whole number from 0
             to 9223372036854775807.
 
     Raises:
-        InputError: an option out of its bounds, or options that exclude each other.
+        InputError: An option is out of its bounds, or two options exclude each other.
+
+    >>> from unmurk.operators import parse
+    >>> parse("inpaint:box,size=2").bind([0], (1, 4, 4)).mask[0, 0].int()
+    tensor([[1, 1, 1, 1],
+            [1, 0, 0, 1],
+            [1, 0, 0, 1],
+            [1, 1, 1, 1]], dtype=torch.int32)
     """
 
     form = "inpaint:box"
     options: ClassVar[dict[str, Option]] = {
-        "size": Sides(1, SIDE),
-        "top": Whole(0, SIDE, optional=True),
-        "left": Whole(0, SIDE, optional=True),
+        "size": Sides(1, MAX_SIDE),
+        "top": Whole(0, MAX_SIDE, optional=True),
+        "left": Whole(0, MAX_SIDE, optional=True),
         "seed": replace(SEED, optional=True),
     }
     size: tuple[int, int]
@@ -162,47 +234,95 @@ class BoxInpaint(Inpaint):
         if (top is None) != (left is None):
             raise InputError("inpaint:box: give both top and left, or neither")
         if seed is not None and top is not None:
-            raise InputError("inpaint:box: a seed draws the place; leave out top and left")
+            raise InputError("inpaint:box: the seed draws the place: leave out top and left")
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         room = torch.tensor([height - self.size[0], width - self.size[1]])
         if bool((room < 0).any()):
             raise InputError(
-                f"inpaint:box: the hole is {size_text(self.size)} but the image is "
-                f"{height}x{width}; choose a smaller size"
+                f"inpaint:box: the hole is {size_text(self.size)} but the image is"
+                f" {height}x{width}: choose a smaller size"
             )
         if not bool((room > 0).any()):
             raise InputError(
-                f"inpaint:box: a hole of {size_text(self.size)} hides the whole image; choose a "
-                f"smaller size"
+                f"inpaint:box: a hole of {size_text(self.size)} hides the whole image: choose a"
+                f" smaller size"
             )
         if self.seed is not None:
-            corners = (PerImageGenerator(self.seed, index, MASKS).rand(2) * (room + 1)).long()
+            draws = PerImageGenerator(self.seed, index, StreamId.MASK).rand(2)
+            corners = (draws * (room + 1)).long()
         elif self.top is not None and self.left is not None:
             corners = torch.tensor([[self.top, self.left]])
         else:
             corners = (room // 2)[None]
         if bool((corners > room).any()):
             raise InputError(
-                f"inpaint:box: a hole of {size_text(self.size)} at row {self.top}, column "
-                f"{self.left} leaves the image of {height}x{width}"
+                f"inpaint:box: a hole of {size_text(self.size)} at row {self.top}, column"
+                f" {self.left} leaves the image of {height}x{width}: lower top or left"
             )
         rows = _outside(corners[:, 0], self.size[0], height)[:, None, :, None]
         columns = _outside(corners[:, 1], self.size[1], width)[:, None, None, :]
         return (rows | columns).float()
 
 
-class FileInpaint(Inpaint):
-    """A mask from a file. Text form: "inpaint:file,path=mask.png".
+class FreeformInpaint(Inpaint):
+    """Hide thick brush strokes; each image has its own, the same in all its channels.
+
+    Text form: "inpaint:freeform,strokes=4,width=6,seed=0". The module describes the strokes.
 
     Args:
-        path: The path of a file, at most 4096 characters: a grey picture, or a .npy array (H, W),
-            or either with a mask for every image number: an array (N, H, W), a TIFF of N pages.
-            It holds 0 where a pixel is hidden and one other value, 1 or the white of its type
-            (255, 65535), where it is seen. It is read by `bind`.
+        strokes: Number of strokes, a whole number from 1 to 1000.
+        width: Thickness of the brush in pixels, a number from 1 to 1024.
+        seed: Seed of the masks, a whole number from 0 to 9223372036854775807. The mask of an
+            image depends on the seed and on the image's number.
 
     Raises:
-        InputError: a path out of its bounds; from `bind`, a file that is not plainly a mask.
+        InputError: An option is out of its bounds.
+
+    >>> from unmurk.operators import parse
+    >>> A = parse("inpaint:freeform,strokes=1,width=2").bind([0], (1, 16, 16))
+    >>> 0 < int((A.mask == 0).sum()) < 128
+    True
+    """
+
+    form = "inpaint:freeform"
+    options: ClassVar[dict[str, Option]] = {
+        "strokes": Whole(1, 1000),
+        "width": Real(1, 1024),
+        "seed": SEED,
+    }
+    strokes: int
+    width: float
+    seed: int
+
+    def __init__(self, strokes: int, width: float, seed: int = 0) -> None:
+        self._take_options(strokes=strokes, width=width, seed=seed)
+
+    def _draw(self, index: list[int], height: int, width: int) -> Tensor:
+        # the path is longer than that of other masks, so that the draws are other numbers
+        streams = PerImageGenerator(self.seed, index, StreamId.MASK, 1)
+        walks = _walks(streams.rand(self.strokes, 3 + 2 * SEGMENTS), height, width)
+        rows, columns = torch.arange(height), torch.arange(width)
+        masks = torch.ones(len(index), 1, height, width)
+        for mask, strokes in zip(masks, walks, strict=True):
+            for corners in strokes:
+                for k in range(SEGMENTS):  # one at a time: each is as large as the image
+                    start, end = corners[k : k + 1], corners[k + 1 : k + 2]
+                    mask[segment_distance(rows, columns, start, end) <= self.width / 2] = 0
+        return masks
+
+
+class FileInpaint(Inpaint):
+    """Read the mask from a file. Text form: "inpaint:file,path=mask.png".
+
+    Args:
+        path: The path of a file, at most 4096 characters: a gray picture, or a .npy array (H, W).
+            For a mask for every image number, give an array (N, H, W) or a TIFF of N pages. The
+            file holds 0 where a pixel is hidden and one other value, 1 or the white of its type
+            (255, 65535), where it is measured. `bind` reads it.
+
+    Raises:
+        InputError: The path is out of its bounds; from `bind`, the file is not clearly a mask.
     """
 
     form = "inpaint:file"
@@ -216,13 +336,28 @@ class FileInpaint(Inpaint):
         masks = read_masks(self.form, self.path)
         if masks.shape[-2:] != (height, width):
             raise InputError(
-                f"inpaint:file: the mask in {self.path} is {size_text(masks.shape[-2:])} but the "
-                f"image is {height}x{width}; give a mask of the image's size"
+                f"inpaint:file: the mask in {self.path} is {size_text(masks.shape[-2:])} but the"
+                f" image is {height}x{width}: give a mask of the image's size"
             )
-        return pick_rows(self.form, self.path, masks, index)[:, None]
+        return select_images(self.form, self.path, masks, index)[:, None]
 
 
 def _outside(first: Tensor, length: int, total: int) -> Tensor:
     """(B, total) bool: which positions are not in [first, first + length)."""
     position = torch.arange(total)
     return (position < first[:, None]) | (position >= first[:, None] + length)
+
+
+def _walks(draws: Tensor, height: int, width: int) -> Tensor:
+    """Corners (B, strokes, SEGMENTS + 1, 2) of the strokes as row and column."""
+    sides = torch.tensor([height - 1, width - 1])
+    start = draws[..., None, :2] * sides
+    angles, lengths = draws[..., 3:].chunk(2, -1)
+    heading = 360 * draws[..., 2:3] + TURN * (2 * angles - 1).cumsum(-1)
+    step = 2 * LENGTH * min(height, width) * lengths
+    radians = heading.deg2rad()
+    moves = step[..., None] * torch.stack([-radians.sin(), radians.cos()], -1)
+    walk = torch.cat([start, start + moves.cumsum(-2)], -2)
+    # reflection: the distance to the nearest multiple of twice the side
+    period = 2 * sides.clamp_min(1)
+    return (walk - period * (walk / period).round()).abs().minimum(sides)

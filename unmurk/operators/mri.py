@@ -1,38 +1,48 @@
-"""Magnetic resonance imaging: some columns of the image's Fourier transform, seen by coils.
+r"""Magnetic resonance imaging: some columns of the image's Fourier transform, received by coils.
 
-For a complex image x and coils c = 1 .. N with sensitivities s_c, sum_c |s_c|^2 = 1,
+For a complex image x and coils c = 1, ..., N with sensitivities :math:`s_c`,
+:math:`\sum_c |s_c|^2 = 1`,
 
-    y_c = m F (s_c x),    A^T y = sum_c conj(s_c) F^H (m y_c)
+.. math:: y_c = m \odot F (s_c \odot x), \qquad A^T y = \sum_c \bar s_c \odot F^H (m \odot y_c),
 
-with F the orthonormal centred 2-D Fourier transform (frequency zero at row H // 2, column W // 2)
-and m a mask of zeros and ones over the columns of F. With all columns A^T A = I, so noise of
-standard deviation sigma in y is noise of that standard deviation in the image.
+with F the orthonormal centered two-dimensional Fourier transform (frequency zero at row H // 2,
+column W // 2) and m a mask of zeros and ones over the columns of F. With all columns
+:math:`A^T A = I`, so noise of standard deviation sigma in y is noise of that standard deviation in
+the image.
 
-Complex numbers travel as pairs of channels, real and imaginary part. An image of one channel is a
-real image: then A^T is the real part of the above, because A acts on the real numbers only.
+Complex numbers are stored as pairs of channels, real and imaginary part. An image of one channel
+is a real image. Then :math:`A^T` is the real part of the above, because A acts on the real numbers
+only.
 
-One coil (s = 1): A^T A is a convolution, F^H w F, with w = m for complex images. For real ones it
-is x -> Re F^H m F x, and the real part of a convolution kernel has the mean of m at k and at -k as
-its transform: w(k) = (m(k) + m(-k)) / 2, so w is 0, 1/2 or 1. In both cases
+**One coil** (s = 1): :math:`A^T A` is a convolution, :math:`F^H w F`, with w = m for complex
+images. For real images it is :math:`x \mapsto \operatorname{Re} F^H m F x`. The real part of a
+convolution kernel has the mean of m at k and at -k as its transform: w(k) = (m(k) + m(-k)) / 2, so
+w is 0, 1/2 or 1. In both cases
 
-    A^+ y = F^H [ F A^T y / w ]  where w > 0, zero elsewhere
-    prox_l2(z, y, gamma) = z + F^H [ gamma / (1 + gamma w) F A^T (y - A z) ]
+.. math::
 
-Several coils: conjugate gradients on A^T A, applied as it stands, which is how K. P. Pruessmann et
-al. (2001), "Advances in sensitivity encoding with arbitrary k-space trajectories", reconstruct.
-What the coils tell apart only just comes with much noise, so those of A^+ stop after ITERATIONS
-steps.
+    A^+ y &= F^H \left[ F A^T y / w \right] \text{ where } w > 0, \text{ zero elsewhere} \\
+    \mathrm{prox}(z, y, \gamma) &= z + F^H \left[ \frac{\gamma}{1 + \gamma w} F A^T (y - A z)
+        \right]
+
+**Several coils**: conjugate gradients on :math:`A^T A`, which is how K. P. Pruessmann et al.
+(2001), "Advances in sensitivity encoding with arbitrary k-space trajectories", reconstruct.
+Components that the coils hardly distinguish come with much noise, so the iterations for
+:math:`A^+` stop after `ITERATIONS`.
 
 The columns are those of the random masks of J. Zbontar et al. (2018), "fastMRI: an open dataset
 and benchmarks for accelerated MRI", arXiv 1811.08839: n = round(center W) columns in the middle,
 and each other one with probability (W / acceleration - n) / (W - n), so that W / acceleration are
 expected in all.
 
-The sensitivities are simulated: coil c sits at q_c, on a circle of radius RADIUS around an image
-that fills [-1, 1] x [-1, 1], at the angle a_c = 360 (c - 1) / N degrees; p - q_c points from it to
-the pixel p, and is read as a complex number:
+The sensitivities are simulated. Coil c sits at :math:`q_c`, on a circle of radius `RADIUS` around
+an image that fills [-1, 1] x [-1, 1], at the angle :math:`a_c = 360 (c - 1) / N` degrees. The
+vector :math:`p - q_c` points from it to the pixel p, and is read as a complex number:
 
-    s_c(p) proportional to  exp(-|p - q_c|^2 / (2 WIDTH^2)) (p - q_c) / |p - q_c| exp(-i a_c)
+.. math::
+
+    s_c(p) \propto \exp\left( -\frac{|p - q_c|^2}{2\, \mathtt{WIDTH}^2} \right)
+        \frac{p - q_c}{|p - q_c|}\, e^{-i a_c}
 """
 
 import math
@@ -43,10 +53,9 @@ import torch
 from torch import Tensor
 
 from ..bounds import SEED, Option, Real, Whole, check_tables
-from ..errors import InputError
-from ..rng import PerImageGenerator
-from .base import Operator, size_text
-from .masks import MASKS
+from ..errors import InputError, size_text
+from ..rng import PerImageGenerator, StreamId
+from .base import Operator
 
 __all__ = ["CartesianMri", "sensitivities"]
 
@@ -56,30 +65,37 @@ WIDTH = 1.2  # of a coil's Gaussian profile, in half sides of the image
 
 
 class CartesianMri(Operator):
-    """Random columns of k-space, with all of those in the middle; each image has its own.
+    """Acquire random columns of k-space and all columns in its middle; each image has its own.
 
     Text form: "mri:cartesian,acceleration=4,center=0.08,coils=1,seed=0". Images are (2, H, W),
     real and imaginary part, or (1, H, W) with channels=1. Measurements are (2 coils, H, W): coil
-    by coil real and imaginary part of k-space, where columns that were not acquired hold zero,
+    by coil, the real and the imaginary part of k-space. Columns that were not acquired hold zero,
     carry no noise and do not count.
 
     Args:
-        acceleration: How many times fewer columns than W are expected, a number from 1 to 1024.
+        acceleration: W divided by the expected number of columns, a number from 1 to 1024.
         center: Fraction of the columns that are always acquired, in the middle, a number from 0 to
             1, and at most 1 / acceleration; at least one column is.
         coils: Receiver coils, a whole number from 1 to 256. One coil is uniform, with
             sensitivity 1.
-        channels: Of the image, a whole number from 1 to 2: 2 for complex images, 1 for real ones.
-        seed: Seed of the masks, a whole number from 0 to 9223372036854775807; the mask of an
-            image depends on it and on the image's number.
+        channels: Channels of the image, a whole number from 1 to 2: 2 for complex images, 1 for
+            real ones.
+        seed: Seed of the masks, a whole number from 0 to 9223372036854775807. The mask of an
+            image depends on the seed and on the image's number.
 
     Attributes:
         columns: m, (B, 1, 1, W); None before `bind`.
         maps: The sensitivities s_c, complex, (1, coils, H, W); None before `bind`.
 
     Raises:
-        InputError: an option out of its bounds; from `bind`, sensitivities above the limit of
-            `bounds.TABLES`.
+        InputError: An option is out of its bounds; from `bind`, the sensitivities are above the
+            limit of `bounds.TABLES`.
+
+    >>> import torch
+    >>> from unmurk.operators import parse
+    >>> A = parse("mri:cartesian,acceleration=4,coils=2,channels=1")
+    >>> A.A(torch.zeros(1, 1, 16, 16)).shape
+    torch.Size([1, 4, 16, 16])
     """
 
     form = "mri:cartesian"
@@ -113,8 +129,8 @@ class CartesianMri(Operator):
         )
         if self.center > 1 / self.acceleration:
             raise InputError(
-                f"{self.form}: center must be at most 1 / acceleration, got {center} with "
-                f"acceleration={acceleration:g}"
+                f"{self.form}: center must be at most 1 / acceleration, got {center} with"
+                f" acceleration={acceleration:g}"
             )
         if self.coils > 1:
             self.dagger_iterations = ITERATIONS
@@ -122,7 +138,7 @@ class CartesianMri(Operator):
     # -- binding to images and shapes ------------------------------------------------------------
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """The operator with the columns of these images; see `Operator.bind`."""
+        """Return the operator with the columns of these images; see `Operator.bind`."""
         self._check_channels(shape)
         numbers = [int(i) for i in index]
         if any(i < 0 for i in numbers):
@@ -132,7 +148,7 @@ class CartesianMri(Operator):
             f"{self.form},coils={self.coils}",
             f"computing the sensitivities for images of {size_text(shape[-2:])}",
             48.0 * self.coils * height * width,
-            "lower coils, or give smaller images",
+            "lower coils, or use smaller images",
         )
         columns = self._draw(numbers, width).to(self.device)
         maps = sensitivities(self.coils, height, width).to(self.device)
@@ -142,31 +158,31 @@ class CartesianMri(Operator):
         """Masks (B, 1, 1, W) on the CPU."""
         middle = max(1, round(width * self.center))
         others = max(0.0, width / self.acceleration - middle) / max(1, width - middle)
-        # the path is longer than those of other masks: the draws must not be the same numbers
-        columns = PerImageGenerator(self.seed, index, MASKS, 2).rand(1, 1, width) < others
+        # the path is longer than those of other masks, so that the draws are other numbers
+        columns = PerImageGenerator(self.seed, index, StreamId.MASK, 2).rand(1, 1, width) < others
         first = (width - middle + 1) // 2
         columns[..., first : first + middle] = True
         return columns.float()
 
     def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        """(2 coils, H, W)."""
+        """Return (2 coils, H, W)."""
         self._check_channels(x_shape)
         return 2 * self.coils, *x_shape[-2:]
 
     def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
-        """(channels, H, W). Raises InputError if y has another number of channels than 2 coils."""
+        """Return (channels, H, W). Raises InputError if y has not 2 channels for each coil."""
         if y_shape[-3] != 2 * self.coils:
             raise InputError(
-                f"{self.form}: a measurement has 2 channels for each coil, {2 * self.coils}, this "
-                f"one has {y_shape[-3]}"
+                f"{self.form}: a measurement has 2 channels for each coil, {2 * self.coils}, this"
+                f" one has {y_shape[-3]}: give the number of coils it was made with"
             )
         return self.channels, *y_shape[-2:]
 
     def _check_channels(self, shape: Sequence[int]) -> None:
         if shape[-3] != self.channels:
             raise InputError(
-                f"{self.form}: the image has {shape[-3]} channels but channels={self.channels}; "
-                f"complex images have 2, real ones 1 (and channels=1 in the text form)"
+                f"{self.form}: the image has {shape[-3]} channels but channels={self.channels}:"
+                f" complex images have 2, real ones 1 (with channels=1 in the text form)"
             )
 
     def _check(self, shape: tuple[int, ...]) -> None:
@@ -174,12 +190,12 @@ class CartesianMri(Operator):
         self._check_channels(shape)
         if self.maps.shape[-2:] != tuple(shape[-2:]):
             raise InputError(
-                f"{self.form}: it is bound to images of {size_text(self.maps.shape[-2:])} but "
-                f"this one is {size_text(shape[-2:])}; bind it again with at(index, shape)"
+                f"{self.form}: it is bound to images of {size_text(self.maps.shape[-2:])} but"
+                f" this one is {size_text(shape[-2:])}: bind it again with bind(index, shape)"
             )
 
     def apply_mask(self, y: Tensor) -> Tensor:
-        """y with the columns that were not acquired set to zero."""
+        """Set the columns of y that were not acquired to zero."""
         op = self._bound(y, self.x_shape(y.shape))
         assert isinstance(op, CartesianMri) and op.columns is not None
         return torch.where(op.columns > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
@@ -223,41 +239,50 @@ class CartesianMri(Operator):
         return self._image(_inverse(gain * _fourier(image)))
 
     def _image(self, image: Tensor) -> Tensor:
-        """Complex images (B, 1, H, W) in the channels that they have here."""
+        """Convert complex images (B, 1, H, W) to the channels of this operator's images."""
         return _pairs(image) if self.channels == 2 else image.real
 
 
 def sensitivities(coils: int, height: int, width: int) -> Tensor:
-    """s_c, complex64, (1, coils, H, W), with sum_c |s_c|^2 = 1. One coil has sensitivity 1."""
+    r"""Simulate the sensitivities :math:`s_c` of coils on a circle around the image.
+
+    Args:
+        coils: Number of coils. One coil has sensitivity 1.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+
+    Returns:
+        complex64, (1, coils, H, W), with :math:`\sum_c |s_c|^2 = 1`.
+    """
     if coils == 1:
         return torch.ones(1, 1, height, width, dtype=torch.complex64)
     down, across = ((2 * torch.arange(n).double() + 1) / n - 1 for n in (height, width))
     angle = 2 * math.pi / coils * torch.arange(coils).double()[:, None, None]
-    turn = torch.polar(torch.ones_like(angle), angle)
+    phase = torch.polar(torch.ones_like(angle), angle)
     away = (
-        torch.complex(across.expand(height, -1), -down[:, None].expand(-1, width)) - RADIUS * turn
+        torch.complex(across.expand(height, -1), -down[:, None].expand(-1, width)) - RADIUS * phase
     )
-    maps = torch.exp(-away.abs().square() / (2 * WIDTH**2)) * away.sgn() * turn.conj()
+    maps = torch.exp(-away.abs().square() / (2 * WIDTH**2)) * away.sgn() * phase.conj()
     return (maps / maps.abs().square().sum(0).sqrt()).to(torch.complex64)[None]
 
 
 def _fourier(x: Tensor) -> Tensor:
-    """F x over the last two axes."""
+    """Apply F over the last two axes."""
     x = torch.fft.fft2(torch.fft.ifftshift(x, (-2, -1)), norm="ortho")
     return torch.fft.fftshift(x, (-2, -1))
 
 
 def _inverse(k: Tensor) -> Tensor:
-    """F^H k over the last two axes."""
+    """Apply F^H over the last two axes."""
     k = torch.fft.ifft2(torch.fft.ifftshift(k, (-2, -1)), norm="ortho")
     return torch.fft.fftshift(k, (-2, -1))
 
 
 def _complex(pairs: Tensor) -> Tensor:
-    """(B, 2 N, H, W) real -> (B, N, H, W) complex."""
+    """Convert (B, 2 N, H, W) real to (B, N, H, W) complex."""
     return torch.complex(pairs[:, 0::2], pairs[:, 1::2])
 
 
 def _pairs(numbers: Tensor) -> Tensor:
-    """(B, N, H, W) complex -> (B, 2 N, H, W) real: the inverse of `_complex`."""
+    """Convert (B, N, H, W) complex to (B, 2 N, H, W) real: the inverse of `_complex`."""
     return torch.stack([numbers.real, numbers.imag], 2).flatten(1, 2)

@@ -1,20 +1,25 @@
-"""A blur that depends on the place and on the brightness there: a small random network.
+r"""A blur that depends on the position and on the brightness there: a small random network.
 
-K motion blurs B_k, of lengths from length / K to `length` and of directions all around, are mixed
-pixel by pixel:
+K motion blurs :math:`B_k`, of lengths from length / K to `length` and of directions all around,
+are mixed pixel by pixel:
 
-    y[i] = sum_k w_k[i] (B_k x)[i],    w[i] = softmax(SHARP W tanh(V f[i] + b))
-    f[i] = (row, column, brightness),  each from -1 to 1 over the image and the range
+.. math::
 
-with brightness the mean of the channels around the pixel, a Gaussian of standard deviation
-length / 4. V, b, W and the directions are drawn from the seed, once: all images meet the same
-network. Bright and dark things at one place are blurred along other lines, as are equal things
-at other places, so no convolution undoes it.
+    y_i &= \sum_k w_{k,i}\, (B_k x)_i, \qquad
+    w_i = \operatorname{softmax}(\mathtt{SHARP}\; W \tanh(V f_i + b)) \\
+    f_i &= (\mathrm{row}, \mathrm{column}, \mathrm{brightness}),
+    \text{ each from -1 to 1 over the image and the range}
 
-The weights are positive and sum to 1, and so do the kernels: y stays within the range of x, a
-constant stays as it is, and A is smooth. It stands in for the nonlinear deblurring of the
-literature (Tran et al. 2021, arXiv 2104.00317, as used by Chung et al. 2023, arXiv 2209.14687),
-whose network is trained and not to be had with the package: results on the two do not compare.
+The brightness is the mean of the channels around the pixel, weighted by a Gaussian of standard
+deviation length / 4. V, b, W and the directions are drawn once from the seed, so all images share
+one network. Bright and dark objects at one position are blurred along different lines, and so are
+equal objects at different positions. So no single deconvolution inverts A.
+
+The weights are positive and sum to 1, and so do the kernels. Hence y stays within the range of x,
+a constant stays as it is, and A is smooth. The operator takes the place of the nonlinear
+deblurring of the literature (Tran et al. 2021, arXiv 2104.00317, as used by Chung et al. 2023,
+arXiv 2209.14687), whose trained network cannot be part of this package. Results on the two do not
+compare.
 """
 
 import math
@@ -26,21 +31,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..bounds import SEED, Option
-from ..rng import generator
+from ..rng import StreamId, generator
 from .base import NonlinearOperator, Operator
-from .blur import Blur, GaussianBlur, fold
-from .oriented import LENGTH, MotionBlur, check_reach
+from .blur import LENGTH, GaussianBlur, MotionBlur, check_kernel_size
+from .convolution import Blur, fold
 
 __all__ = ["NonlinearBlur"]
 
 KERNELS = 6  # K, the motions that are mixed
 HIDDEN = 16  # units of the network
-SHARP = 3.0  # standard deviation of the logits, about: how far one motion outweighs the others
-NETWORK = 7004  # stream (seed, NETWORK): apart from those of masks and noise
+SHARP = 3.0  # about the standard deviation of the logits: how far one motion dominates the others
 
 
 class NonlinearBlur(NonlinearOperator):
-    """A random blur that varies with place and brightness.
+    """Blur by random motions that depend on position and brightness.
 
     Text form: "blur:nonlinear,length=7,seed=0".
 
@@ -50,7 +54,13 @@ class NonlinearBlur(NonlinearOperator):
             9223372036854775807.
 
     Raises:
-        InputError: an option out of its bounds.
+        InputError: An option is out of its bounds.
+
+    >>> import torch
+    >>> from unmurk.operators import parse
+    >>> A = parse("blur:nonlinear,length=3,seed=0")
+    >>> bool(torch.allclose(A.A(torch.full((1, 1, 8, 8), 0.5)), torch.tensor(0.5)))
+    True
     """
 
     form = "blur:nonlinear"
@@ -60,7 +70,7 @@ class NonlinearBlur(NonlinearOperator):
 
     def __init__(self, length: float = 7.0, seed: int = 0) -> None:
         self._take_options(length=length, seed=seed)
-        draws = generator(self.seed, NETWORK)
+        draws = generator(self.seed, StreamId.NONLINEAR_BLUR)
         order = torch.randperm(KERNELS, generator=draws)
         angles = 180 * (order + torch.rand(KERNELS, generator=draws)) / KERNELS
         lengths = [max(1.0, self.length * (k + 1) / KERNELS) for k in range(KERNELS)]
@@ -71,12 +81,12 @@ class NonlinearBlur(NonlinearOperator):
         self._w = torch.randn(KERNELS, HIDDEN, generator=draws) * SHARP / math.sqrt(HIDDEN / 2)
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """Self, after a look at whether the motions fit the image."""
+        """Check that the motions are in proportion to the image, and return self."""
         self._check(tuple(shape))
         return self
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        check_reach(self.spec, self._bank, shape)
+        check_kernel_size(self.spec, self._bank, shape)
 
     def _A(self, x: Tensor) -> Tensor:
         bank = self._bank.to(x)
@@ -91,7 +101,7 @@ class NonlinearBlur(NonlinearOperator):
         return (weights[:, None] * blurred).sum(2)
 
     def _weights(self, brightness: Tensor) -> Tensor:
-        """w, how much of each motion every pixel gets, (B, K, H, W)."""
+        """w, the weight of each motion at every pixel, (B, K, H, W)."""
         v, b, w = (t.to(brightness) for t in (self._v, self._b, self._w))
         rows, columns = ((2 * torch.arange(n).to(v) + 1) / n - 1 for n in brightness.shape[-2:])
         place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
@@ -101,7 +111,7 @@ class NonlinearBlur(NonlinearOperator):
 
 
 def _bank(blurs: Sequence[Blur]) -> Tensor:
-    """The kernels of the blurs, all odd and the same turned around, in one size, (K, 1, k, k)."""
+    """The kernels of the blurs, which are odd and point symmetric, in one size, (K, 1, k, k)."""
     kernels = [blur.kernel for blur in blurs if blur.kernel is not None]
     side = max(max(kernel.shape[-2:]) for kernel in kernels)
     bank = torch.zeros(len(kernels), 1, side, side)

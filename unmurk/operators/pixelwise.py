@@ -1,16 +1,41 @@
-"""High dynamic range: the contrast is stretched, and what leaves the range is lost.
+r"""Pixel by pixel: clipping of a high dynamic range, and quantization.
 
-In the units [-1, 1] of the literature y_u = clip(f u, -1, 1), with f = 2 (Mardani et al. 2023,
-arXiv 2305.04391). With u = 2 x - 1 and y_u = 2 y - 1 that is
+**Clipping.** In the units [-1, 1] of the literature :math:`y_u = \operatorname{clip}(f u, -1, 1)`
+with f = 2 (Mardani et al. 2023, arXiv 2305.04391). With u = 2 x - 1 and :math:`y_u = 2 y - 1` this
+is
 
-    y = clip(f x - c, 0, 1),    c = (f - 1) / 2
+.. math:: y = \operatorname{clip}(f x - c, 0, 1), \qquad c = (f - 1) / 2,
 
-so that for f = 2 intensities from 1/4 to 3/4 are seen. Of a saturated pixel only the side is
-known, and no gradient comes from it. The prox needs none: pixel by pixel it is the best of three,
+so that for f = 2 the range from 1/4 to 3/4 is measured. Of a saturated pixel only the side is
+known, and it has no gradient. The prox needs none. Pixel by pixel, it is the best of three values:
 
-    below the range    x = min(z, c / f)                                     where A x = 0
-    within             x = (z + gamma f (y + c)) / (1 + gamma f^2), clipped to the range
-    above the range    x = max(z, (1 + c) / f)                               where A x = 1
+.. math::
+
+    x = \begin{cases}
+        \min(z, c / f) & \text{below the range, where } A x = 0 \\
+        \operatorname{clip}\left( \frac{z + \gamma f (y + c)}{1 + \gamma f^2},
+            \frac{c}{f}, \frac{1 + c}{f} \right) & \text{within it} \\
+        \max(z, (1 + c) / f) & \text{above the range, where } A x = 1
+    \end{cases}
+
+**Quantization.** Every value is rounded to the nearest of :math:`2^{bits}` levels:
+
+.. math:: y = \operatorname{round}(L \operatorname{clip}(x, 0, 1)) / L, \qquad L = 2^{bits} - 1.
+
+The derivative of rounding is 0 wherever it exists. So autograd treats A as the identity: this is
+the straight-through estimator of Bengio, Leonard and Courville (2013), arXiv 1308.3432.
+
+The prox does not use that estimator: it is exact. In units of a step 1 / L, let :math:`d_l(z)` be
+the distance from z to the values that are rounded to level l. It is
+:math:`\max(0, |z - l| - 1/2)`, but 0 below the lowest level and above the highest one. For a value
+z that is measured as y, the level becomes
+
+.. math:: l^* = \arg\min_l\; \gamma (l - y)^2 + d_l(z)^2,
+
+and z moves to the nearest of that level's values. Without the two ends, the minimum over all real
+l is y if :math:`|z - y| \le 1/2`, and :math:`(\gamma y + z \mp 1/2) / (1 + \gamma)` otherwise. The
+cost is convex, so l is one of the two neighbors of that minimum, or an end. Values stay `INSIDE`
+away from a level's edge, where the last bit decides the rounding.
 """
 
 from typing import ClassVar
@@ -18,20 +43,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..bounds import Option, Real
+from ..bounds import Option, Real, Whole
 from .base import NonlinearOperator
 
-__all__ = ["ClipRange"]
+__all__ = ["ClipRange", "Quantize", "nearest_level", "straight_through"]
+
+INSIDE = 1e-3  # of a step
 
 
 class ClipRange(NonlinearOperator):
-    """Stretched about grey and clipped. Text form: "hdr:clip,factor=2".
+    """Stretch the contrast about mid-gray and clip the result. Text form: "hdr:clip,factor=2".
 
     Args:
-        factor: f, how far the contrast is stretched, a number from 1 to 1000.
+        factor: The factor f of the contrast, a number from 1 to 1000.
 
     Raises:
-        InputError: an option out of its bounds.
+        InputError: The option is out of its bounds.
+
+    >>> import torch
+    >>> from unmurk.operators import parse
+    >>> parse("hdr:clip,factor=2").A(torch.tensor([[[[0.2, 0.5, 0.9]]]]))
+    tensor([[[[0.0000, 0.5000, 1.0000]]]])
     """
 
     form = "hdr:clip"
@@ -44,7 +76,7 @@ class ClipRange(NonlinearOperator):
 
     @property
     def proximal(self) -> bool:
-        """True."""
+        """True: the prox has a closed form."""
         return True
 
     def _A(self, x: Tensor) -> Tensor:
@@ -57,3 +89,76 @@ class ClipRange(NonlinearOperator):
         choices = torch.stack([z.clamp_max(low), within, z.clamp_min(high)])
         cost = gamma * (self._A(choices) - y).square() + (choices - z).square()
         return choices.gather(0, cost.argmin(0, keepdim=True))[0]
+
+
+def straight_through(value: Tensor, like: Tensor) -> Tensor:
+    """Return `value` with the derivative of `like`; both have one shape."""
+    return value.detach() + (like - like.detach())
+
+
+def nearest_level(
+    z: Tensor, y: Tensor, gamma: Tensor, inside: float, top: float | None = None
+) -> Tensor:
+    r"""Compute the prox of rounding, value by value.
+
+    .. math:: \arg\min_x\; \gamma (\operatorname{round}(x) - y)^2 + (x - z)^2
+
+    Args:
+        z: The values that x should be close to.
+        y: The measured values of round(x), shape of z.
+        gamma: Weight of the measurement, >= 0.
+        inside: Distance that x keeps from the edges of a level.
+        top: Highest level, if values above it and below 0 are clipped; None has no ends.
+
+    >>> import torch
+    >>> from unmurk.operators.pixelwise import nearest_level
+    >>> nearest_level(torch.tensor([0.2, 2.0]), torch.ones(2), torch.tensor(1e6), 0.0)
+    tensor([0.5000, 1.5000])
+    """
+    reach = (z - y).clamp(-0.5, 0.5)
+    best = y + (z - y - reach) / (1 + gamma)
+    levels = torch.stack([best.floor(), best.ceil()])
+    low, high = levels - (0.5 - inside), levels + (0.5 - inside)
+    if top is not None:
+        ends = torch.stack([torch.zeros_like(z), torch.full_like(z, top)])
+        levels = torch.cat([levels.clamp(0, top), ends])
+        low = torch.where(levels == 0, -torch.inf, levels - (0.5 - inside))
+        high = torch.where(levels == top, torch.inf, levels + (0.5 - inside))
+    moved = z.maximum(low).minimum(high)
+    cost = gamma * (levels - y).square() + (moved - z).square()
+    return moved.gather(0, cost.argmin(0, keepdim=True))[0]
+
+
+class Quantize(NonlinearOperator):
+    """Round every value to one of a few levels. Text form: "quantise,bits=2".
+
+    Args:
+        bits: Number of bits, a whole number from 1 to 12; there are 2^bits levels from 0 to 1.
+
+    Raises:
+        InputError: The option is out of its bounds.
+
+    >>> import torch
+    >>> from unmurk.operators import parse
+    >>> parse("quantise,bits=1").A(torch.tensor([[[[0.2, 0.7]]]]))
+    tensor([[[[0., 1.]]]])
+    """
+
+    form = "quantise"
+    options: ClassVar[dict[str, Option]] = {"bits": Whole(1, 12)}
+    bits: int
+
+    def __init__(self, bits: int = 2) -> None:
+        self._take_options(bits=bits)
+        self._top = 2**self.bits - 1
+
+    @property
+    def proximal(self) -> bool:
+        """True: the prox has a closed form."""
+        return True
+
+    def _A(self, x: Tensor) -> Tensor:
+        return straight_through((self._top * x.clamp(0, 1)).round() / self._top, x)
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        return nearest_level(self._top * z, self._top * y, gamma, INSIDE, self._top) / self._top

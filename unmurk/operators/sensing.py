@@ -1,23 +1,28 @@
-"""Compressed sensing: a few random numbers about the whole image instead of its pixels.
+r"""Compressed sensing: a few random linear measurements of the whole image.
 
-A structured random matrix: A x = m T (d x), for every channel, with
+A structured random matrix acts on every channel,
 
-    d   random signs +1 and -1, one for each pixel
-    T   the two-dimensional discrete Hartley transform, Re F - Im F with F the orthonormal Fourier
-        transform; T = T^T = T^-1
-    m   a mask of zeros and ones that keeps `ratio` of the coefficients, drawn at random
+.. math:: A x = m \odot T (d \odot x),
+
+where d holds random signs +1 and -1, one for each pixel; T is the two-dimensional discrete Hartley
+transform, :math:`\operatorname{Re} F - \operatorname{Im} F` with F the orthonormal Fourier
+transform, so :math:`T = T^T = T^{-1}`; and m is a random mask of zeros and ones that keeps `ratio`
+of the coefficients.
 
 T. T. Do, L. Gan, N. H. Nguyen and T. D. Tran (2012), "Fast and efficient compressive sensing using
 structurally random matrices", arXiv 1106.5037, with their "local randomiser" d and without their
 factor sqrt(n / measurements). T is that of R. N. Bracewell (1983), "Discrete Hartley transform":
-real, its own inverse, and as fast as F for images of any size. Nothing is stored but d and m.
+it is real, its own inverse, and as fast as F for images of any size. Only d and m are stored.
 
-The rows of T d are orthonormal, so A A^T = m, all singular values are 1, and
+The rows of T d are orthonormal, so :math:`A A^T = m`, all singular values are 1, and
 
-    A^T y = A^+ y = d T (m y),    prox_l2(z, y, gamma) = z + gamma / (1 + gamma) A^T (y - A z)
+.. math::
 
-Measurements keep the shape of the image, as those of inpainting do: a coefficient that is not kept
-holds zero, carries no noise and does not count. So the size of the image is known from y alone.
+    A^T y = A^+ y = d \odot T (m \odot y), \qquad
+    \mathrm{prox}(z, y, \gamma) = z + \frac{\gamma}{1 + \gamma} A^T (y - A z).
+
+Measurements keep the shape of the image, as those of inpainting do, so y alone tells the size of
+the image. A coefficient that is not kept holds zero, carries no noise and does not count.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,22 +32,21 @@ import torch
 from torch import Tensor
 
 from ..bounds import SEED, Option, Real, check_tables
-from ..errors import InputError
-from ..rng import generator
-from .base import Operator, size_text
-from .masks import MASKS
+from ..errors import InputError, size_text
+from ..rng import StreamId, generator
+from .base import Operator
 
 __all__ = ["StructuredSensing"]
 
 
 class StructuredSensing(Operator):
-    """A random part of the coefficients of the image in a random basis.
+    """Measure a random subset of the coefficients of the image in a random basis.
 
     Text form: "cs:structured,ratio=0.25,seed=0". All images and channels share one matrix.
 
     Args:
-        ratio: How many numbers are measured, as a fraction of the pixels of a channel, a number
-            from 1e-06 to 1; at least one is.
+        ratio: Number of measurements as a fraction of the pixels of a channel, a number from 1e-06
+            to 1; there is at least one measurement.
         seed: Seed of the matrix, a whole number from 0 to 9223372036854775807.
 
     Attributes:
@@ -50,8 +54,14 @@ class StructuredSensing(Operator):
         kept: m, (1, 1, H, W); None before `bind`.
 
     Raises:
-        InputError: an option out of its bounds; from `bind`, images above the limit of
+        InputError: An option is out of its bounds; from `bind`, the images are above the limit of
             `bounds.TABLES`.
+
+    >>> import torch
+    >>> from unmurk.operators import parse
+    >>> A = parse("cs:structured,ratio=0.25")
+    >>> A.count(A.A(torch.rand(1, 1, 8, 8)))
+    tensor([16.])
     """
 
     form = "cs:structured"
@@ -67,16 +77,16 @@ class StructuredSensing(Operator):
         self._take_options(ratio=ratio, seed=seed)
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """The operator with the matrix for images of this size; the same for all numbers."""
+        """Return the operator with the matrix for images of this size, the same for all images."""
         size = (1, 1, *shape[-2:])
         pixels = shape[-2] * shape[-1]
         check_tables(
             self.form,
             f"the matrix for images of {size_text(shape[-2:])}",
             24.0 * pixels,  # signs, mask, and the order that the mask is drawn by
-            "give smaller images",
+            "use smaller images",
         )
-        stream = generator(self.seed, MASKS)
+        stream = generator(self.seed, StreamId.MASK)
         signs = 2.0 * torch.randint(2, size, generator=stream) - 1
         kept = torch.zeros(pixels)
         kept[torch.randperm(pixels, generator=stream)[: max(1, round(self.ratio * pixels))]] = 1
@@ -86,12 +96,12 @@ class StructuredSensing(Operator):
         assert self.kept is not None
         if self.kept.shape[-2:] != tuple(shape[-2:]):
             raise InputError(
-                f"{self.form}: the matrix is for images of {size_text(self.kept.shape[-2:])} but "
-                f"this one is {size_text(shape[-2:])}; bind it again with at(index, shape)"
+                f"{self.form}: the matrix is for images of {size_text(self.kept.shape[-2:])} but"
+                f" this one is {size_text(shape[-2:])}: bind it again with bind(index, shape)"
             )
 
     def apply_mask(self, y: Tensor) -> Tensor:
-        """y with the coefficients that are not kept set to zero."""
+        """Set the coefficients of y that are not kept to zero."""
         op = self._bound(y, y.shape)
         assert isinstance(op, StructuredSensing) and op.kept is not None
         return torch.where(op.kept > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
@@ -112,6 +122,6 @@ class StructuredSensing(Operator):
 
 
 def _hartley(x: Tensor) -> Tensor:
-    """T x over the last two axes."""
+    """Apply T over the last two axes."""
     spectrum = torch.fft.fft2(x, norm="ortho")
     return spectrum.real - spectrum.imag

@@ -1,13 +1,17 @@
-"""A forward model whose measurements are weighted, number by number: A' x = w A(x), w > 0.
+r"""Weighted measurements, number by number: :math:`A' x = w \odot A(x)` with w > 0.
 
-With W = diag(w), A' = W A and A'^T = A^T W. Where A A^T = g I on what is seen (`Operator.gram`),
-so A' A'^T = g W^2, and the prox stays in closed form:
+With W = diag(w), :math:`A' = W A` and :math:`A'^T = A^T W`. Where :math:`A A^T = g I` on the
+measured entries (`Operator.gram`), :math:`A' A'^T = g W^2`, and the prox has a closed form:
 
-    prox_l2(z, y, gamma) = z + A^T [ gamma w (y - w A z) / (1 + gamma g w^2) ]
+.. math::
 
-Elsewhere it comes from conjugate gradients on I + gamma A^T W^2 A, preconditioned by what A knows
-to be near (I + gamma m A^T A)^-1, m the mean of w^2. If that is the inverse itself, all
-eigenvalues lie between the least and the largest of 1 and w^2 / m, for any gamma.
+    \mathrm{prox}(z, y, \gamma)
+        = z + A^T \left[ \frac{\gamma w}{1 + \gamma g w^2} \odot (y - w \odot A z) \right]
+
+Elsewhere it comes from conjugate gradients on :math:`I + \gamma A^T W^2 A`, preconditioned by the
+map that A knows near :math:`(I + \gamma m A^T A)^{-1}`, with m the mean of :math:`w^2`. If that
+map is the inverse itself, all eigenvalues lie between the smallest and the largest of 1 and
+:math:`w^2 / m`, for any gamma.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,13 +21,16 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Operator, conjugate_gradient, per_image
+from .base import Operator
+from .linalg import conjugate_gradient, per_image
 
 __all__ = ["Weighted"]
 
 
 class Weighted(Operator):
-    """Another operator with weights on its measurements.
+    """Put weights on the measurements of another operator.
+
+    The result has a label but no text form. It is linear if A is.
 
     Args:
         operator: A, bound to the images that the weights are for.
@@ -31,9 +38,14 @@ class Weighted(Operator):
             Weights on a `Weighted` are multiplied with its own.
 
     Raises:
-        InputError: weights that are not finite, or not positive.
+        InputError: A weight is not finite, or not positive.
 
-    It has a label but no text form, and is as linear as A.
+    >>> import torch
+    >>> from unmurk.operators import parse
+    >>> from unmurk.operators.weighted import Weighted
+    >>> A = Weighted(parse("identity"), torch.tensor([[[[1.0, 2.0]]]]))
+    >>> A.A(torch.ones(1, 1, 1, 2))
+    tensor([[[[1., 2.]]]])
     """
 
     tensors = ("weights",)
@@ -41,8 +53,8 @@ class Weighted(Operator):
     def __init__(self, operator: Operator, weights: Tensor) -> None:
         if not bool(((weights > 0) & weights.isfinite()).all()):
             raise InputError(
-                "the weights of measurements must be finite and > 0: leave out with a mask what"
-                " is not measured"
+                "the weights of measurements must be finite and > 0: use a mask for entries that"
+                " are not measured"
             )
         self.operator: Operator = operator
         self.weights: Tensor = weights
@@ -56,7 +68,7 @@ class Weighted(Operator):
 
     @property
     def spec(self) -> str:
-        """A label. Weights cannot be written as text, so `parse` does not read it back."""
+        """A label. Weights have no text form, so `parse` does not read it back."""
         return f"python:weighted {self.operator.spec}"
 
     def __eq__(self, other: object) -> bool:
@@ -67,39 +79,39 @@ class Weighted(Operator):
     # -- binding to images -----------------------------------------------------------------------
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """A bound to these images; the weights stay. See `Operator.bind`."""
+        """Bind A to these images; the weights stay. See `Operator.bind`."""
         return self._with(operator=self.operator.bind(index, shape))
 
     def index_select(self, rows: Iterable[int] | Tensor) -> Operator:
-        """See `Operator.index_select`."""
+        """Return the operator of some images of the batch; see `Operator.index_select`."""
         picked = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).long()
         taken: Any = super().index_select(picked)
         operator = self.operator.index_select(picked)
         return taken if operator is self.operator else taken._with(operator=operator)
 
     def to(self, device: str | torch.device) -> Operator:
-        """See `Operator.to`."""
+        """Return the operator with its parameters on a device; see `Operator.to`."""
         moved: Any = super().to(device)
         operator = self.operator.to(device)
         return moved if operator is self.operator else moved._with(operator=operator)
 
-    # -- shapes, and what is seen ----------------------------------------------------------------
+    # -- shapes, and which entries of y are measured ---------------------------------------------
 
     def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        """See `Operator.y_shape`."""
+        """Return the shape of one measurement; see `Operator.y_shape`."""
         return self.operator.y_shape(x_shape)
 
     def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
-        """See `Operator.x_shape`."""
+        """Return the shape of the image behind a measurement; see `Operator.x_shape`."""
         return self.operator.x_shape(y_shape)
 
     @property
     def mask(self) -> Tensor | None:
-        """See `Operator.mask`."""
+        """The mask of A; see `Operator.mask`."""
         return self.operator.mask
 
     def apply_mask(self, y: Tensor) -> Tensor:
-        """See `Operator.apply_mask`."""
+        """Set the entries of y that A does not measure to zero; see `Operator.apply_mask`."""
         return self.operator.apply_mask(y)
 
     # -- the maps --------------------------------------------------------------------------------
@@ -111,9 +123,9 @@ class Weighted(Operator):
         return self.operator.A_adjoint(self.weights.to(y.dtype) * self.apply_mask(y))
 
     def _A_dagger(self, y: Tensor) -> Tensor:
-        """A^+ (y / w): the pseudo-inverse where the rows of A are independent, or zero (masks);
-        elsewhere a least-squares solution in the norm without weights. A blur's A^+ holds down
-        noise, and so does this."""
+        """A^+ (y / w): the pseudo-inverse where the rows of A are independent or zero (masks);
+        elsewhere a least-squares solution in the norm without weights. It limits the noise as far
+        as A^+ does."""
         return self.operator.A_dagger(self.apply_mask(y) / self.weights.to(y.dtype))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
@@ -127,6 +139,6 @@ class Weighted(Operator):
         step = conjugate_gradient(
             lambda x: x + gamma * self._A_adjoint(self._A(x)),
             gamma * self._A_adjoint(missing),
-            precondition=self.operator.near_inverse(z, gamma * mean),
+            precondition=self.operator.preconditioner(z, gamma * mean),
         )
         return z + step

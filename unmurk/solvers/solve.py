@@ -29,7 +29,7 @@ from ..devices import on_device
 from ..errors import InputError
 from ..missing import without_missing
 from ..problem import Problem
-from ..rng import PerImageGenerator
+from ..rng import PerImageGenerator, StreamId
 from ..whitening import whiten
 from .alike import SharedChannelGenerator, equal_channels
 from .auto import Auto
@@ -85,8 +85,6 @@ PRESETS: dict[tuple[str, str], type[Solver]] = {
 
 SAMPLES, BATCH = Whole(1, 100_000), Whole(1, 65_536)
 RESTARTS = Whole(1, 10_000, optional=True)
-
-_SOLVE = 7003  # streams (seed, image, _SOLVE, sample): apart from those of masks and noise
 
 
 @dataclass(frozen=True)
@@ -351,7 +349,7 @@ def _streams(
     """The streams of a run of rows (sample, image): the first is that of one without restarts."""
     again = (restart,) if restart else ()
     streams = PerImageGenerator.join(
-        PerImageGenerator(seed, [image], _SOLVE, sample, *again, device=device)
+        PerImageGenerator(seed, [image], StreamId.SOLVER, sample, *again, device=device)
         for sample, image in rows
     )
     return (

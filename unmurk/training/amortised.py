@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..checks import require_finite_draws
 from ..devices import host_to
-from ..rng import PerImageGenerator, host_integers
+from ..rng import PerImageGenerator, StreamId, host_integers
 from .learner import Pair
 from .losses import distilled, forward_kl
 from .replay import room, together
@@ -25,7 +25,6 @@ from .trainer import LRPhase, Trainer
 __all__ = ["PRIOR", "Amortised"]
 
 PRIOR = 0.7  # share of the run at which the prior is finished
-DRAW = 7006  # path below the seed and the number of a draw
 BUFFER, FIRST, REFRESH = (
     4096,
     512,
@@ -82,7 +81,7 @@ class Amortised(Pair):
         """Puts further images into the buffer. Raises InputError: one is not finite."""
         drawn = int(self.buffers["drawn"])
         number = torch.arange(drawn, drawn + count)
-        streams = PerImageGenerator(self.seed, number.tolist(), DRAW, device=device)
+        streams = PerImageGenerator(self.seed, number.tolist(), StreamId.E_STEP, device=device)
         if self.denoising:
             y = self.y[number % len(self.y)].to(device)
             x = self.teacher.restore(y, self.problem.sigma, streams, STEPS)

@@ -42,7 +42,7 @@ from ..gaussian import Wiener
 from ..noise import Gaussian
 from ..operators.base import per_image
 from ..problem import Problem
-from ..rng import PerImageGenerator, generator
+from ..rng import PerImageGenerator, StreamId, generator
 from .binding import Binding
 from .conditional import Conditional, stem
 from .losses import corrupted, denoising, forward_kl, gaussian, levels, weighted
@@ -52,7 +52,6 @@ from .trainer import LRPhase, ParamGroup, Trainer
 
 __all__ = ["Em", "Rounds"]
 
-INIT, E_STEP = 0xFFFF0003, 7006  # paths below the seed
 CHUNK = 128  # images drawn together
 
 
@@ -123,7 +122,7 @@ class Em:
         if not conditional and solver is None and not identity(problem):
             raise InputError(f"em with '{problem.operator.spec}' draws by a solver: give solver=")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
+            torch.manual_seed(generator(seed, StreamId.INIT).initial_seed() % 2**31)
             self.posterior = Posterior.create(network, shape, start=Wiener(shape))
             self.prior = Prior.create(network, shape)
             self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
@@ -190,7 +189,7 @@ class Em:
         number = self.replay.numbers(count)
         rows = number % len(self.y)
         y, problem = self.y[rows.to(self.y.device)].to(device), self.bind(rows, device)
-        streams = PerImageGenerator(self.seed, number.tolist(), E_STEP, device=device)
+        streams = PerImageGenerator(self.seed, number.tolist(), StreamId.E_STEP, device=device)
         teacher, start = self.ema["prior"], self.posterior.start
         assert isinstance(teacher, Prior) and start is not None
         network, solver = cast(nn.Module, teacher), None

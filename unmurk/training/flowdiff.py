@@ -47,7 +47,7 @@ from ..gaussian import Wiener
 from ..io.datasets import head
 from ..noise import Gaussian
 from ..problem import Problem
-from ..rng import PerImageGenerator, generator
+from ..rng import PerImageGenerator, StreamId, generator
 from .binding import Binding
 from .losses import (
     anchored,
@@ -67,7 +67,6 @@ __all__ = ["FlowDiff", "Recipe"]
 
 JOINT_RATE = 0.4  # at the full rate the paper's objective diverged (docs/experiments.md)
 AGAIN_RATE = 0.3  # of the mean network, when it is fitted a second time
-INIT, RESET, POLISH = 0xFFFF0003, 0xFFFF0004, 7004  # paths below the seed
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class FlowDiff:
         if not gaussian:  # what the flow starts from should be less than the noise
             spread = float(problem.noise.variance(head(y).mean())) ** 0.5 / 4
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
+            torch.manual_seed(generator(seed, StreamId.INIT).initial_seed() % 2**31)
             self.posterior = Posterior.create(network, shape, spread, start)
             self.prior = Prior.create(network, shape)
         self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
@@ -276,7 +275,9 @@ class FlowDiff:
         number = self.replay.numbers(count)
         rows = number % len(self.y)
         y, problem = self.y[rows.to(self.y.device)].to(device), self.bind(rows, device)
-        streams = PerImageGenerator(self.seed, number.tolist(), POLISH, device=device)
+        streams = PerImageGenerator(
+            self.seed, number.tolist(), StreamId.FLOWDIFF_E_STEP, device=device
+        )
         x = draw(y, problem, self.teacher, streams, self.solver, self.recipe.steps)
         network: nn.Module = self.teacher
         if x is None:
@@ -301,5 +302,5 @@ class FlowDiff:
             self.polish(chunk, trainer.device)
         if recipe.reset is not None and step == round(recipe.reset * trainer.steps):
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(generator(self.seed, RESET).initial_seed() % 2**31)
+                torch.manual_seed(generator(self.seed, StreamId.RESET).initial_seed() % 2**31)
                 trainer.reset("prior", Prior.create(self.network, self.shape))

@@ -9,13 +9,11 @@ from torch import Tensor, nn
 from ..diffusion.prior import Prior
 from ..flows.posterior import Posterior
 from ..problem import Problem
-from ..rng import generator
+from ..rng import StreamId, generator
 from .binding import Binding
 from .trainer import LRPhase, ParamGroup, Trainer
 
 __all__ = ["Pair"]
-
-INIT = 0xFFFF0003  # path below the seed
 
 
 class Pair:
@@ -47,7 +45,7 @@ class Pair:
         self.binding = Binding(problem, shape)
         self.denoising = problem.operator.spec == "identity"
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(seed, INIT).initial_seed() % 2**31)
+            torch.manual_seed(generator(seed, StreamId.INIT).initial_seed() % 2**31)
             self.posterior = Posterior.create(network, shape, self.spread)
             self.prior = Prior.create(network, shape)
             self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}

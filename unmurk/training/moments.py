@@ -25,7 +25,7 @@ from torch import Tensor
 from ..devices import host_to
 from ..gaussian import Wiener, power_law
 from ..problem import Problem
-from ..rng import PerImageGenerator, generator
+from ..rng import PerImageGenerator, StreamId, generator
 
 __all__ = ["fit"]
 
@@ -33,7 +33,6 @@ ROUNDS = 16
 NUMBERS = 2**19  # pixel values drawn in a round: 170 colour images of 32 x 32
 MOST = 2048  # images of a round
 CHUNK = 32  # images worked on together: their cosines stay in the cache
-ROWS, DRAWS, FIRST = 0xFFFF0006, 7005, 0xFFFF0007  # paths below the seed
 
 
 @torch.no_grad()
@@ -86,7 +85,7 @@ def images(total: int, shape: Sequence[int], numbers: int = NUMBERS) -> int:
 
 
 def _some(total: int, count: int, seed: int, step: int) -> Tensor:
-    return torch.randperm(total, generator=generator(seed, ROWS, step))[:count]
+    return torch.randperm(total, generator=generator(seed, StreamId.GAUSSIAN_SUBSET, step))[:count]
 
 
 def _draw(
@@ -94,7 +93,7 @@ def _draw(
 ) -> Tensor:
     seed, step = path
     device, numbers = model.mean.device, rows.tolist()
-    streams = PerImageGenerator(seed, numbers, DRAWS, step, device=device)
+    streams = PerImageGenerator(seed, numbers, StreamId.GAUSSIAN_POSTERIOR, step, device=device)
     bound = problem.bind(numbers, model.shape)
     return model.draw(host_to(y[rows.to(y.device)], device), bound, streams)
 
@@ -115,7 +114,7 @@ def _first_guess(model: Wiener, y: Tensor, problem: Problem, seed: int) -> None:
     model.mean.copy_(level.view(c, 1, 1).expand(model.shape))
     rest = problem.residual(model.mean.expand(len(y), -1, -1, -1), y).square().sum()
     rest = rest - problem.sigma**2 * problem.measurements(y).sum()
-    z = torch.randn(len(y), c, h, w, generator=generator(seed, FIRST)).to(y)
+    z = torch.randn(len(y), c, h, w, generator=generator(seed, StreamId.GAUSSIAN_START)).to(y)
     law = power_law(model.shape).to(y)
     size = problem.A(model.out(law.sqrt() * z)).square().sum()
     model.power.copy_(law * (rest / size).clamp_min(1e-8))

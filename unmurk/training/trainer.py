@@ -39,7 +39,7 @@ from ..flows.posterior import Posterior
 from ..io.atomic import unwritable
 from ..io.atomic import write as write_atomically
 from ..io.datasets import Batches, Source
-from ..rng import ShardedGenerator, generator
+from ..rng import ShardedGenerator, StreamId, generator
 from . import states
 from .distributed import average_over, broadcast, check_batch_divisible, interruptible, processes
 from .muon import Optimizer
@@ -56,7 +56,6 @@ __all__ = [
     "write_atomically",
 ]
 
-STEP, BATCH = 0xFFFF0001, 0xFFFF0002  # paths below the seed, beyond any image number
 DIVERGED = "losses are not finite; check the range of the images and their noise, or lower rate"
 
 
@@ -283,13 +282,13 @@ class Trainer:
 
     def rows(self, step: int) -> Tensor:
         """This process's rows of the batch of a step."""
-        choose = generator(self.settings.seed, BATCH, step)
+        choose = generator(self.settings.seed, StreamId.BATCH, step)
         rows = torch.randint(len(self.y), (self.settings.batch,), generator=choose)
         return rows[self.rank :: self.ranks]
 
     def noise(self, step: int) -> torch.Generator:
         """Where the draws of a step come from."""
-        noise = generator(self.settings.seed, STEP, step, 0, device=self.device)
+        noise = generator(self.settings.seed, StreamId.STEP, step, 0, device=self.device)
         return noise if self.ranks == 1 else ShardedGenerator.of(noise, self.rank, self.ranks)
 
     def run(self) -> None:

@@ -33,11 +33,10 @@ from ..diffusion.prior import Prior
 from ..evaluation.metrics import sliced_wasserstein
 from ..flows.posterior import Posterior
 from ..problem import Problem
-from ..rng import PerImageGenerator, generator
+from ..rng import PerImageGenerator, StreamId, generator
 
 __all__ = ["Checks", "evidence_bound", "measurement_swd", "preferred", "chi2"]
 
-CHECK = 0xFFFF0008  # path below the seed
 SHARES = 0.4, 0.6, 0.8, 1.0  # of the run at which figures are taken
 EVALUATIONS = 15  # of the sampler: its error is the same at every check
 FEWEST, MOST = 16, 512  # images behind a figure
@@ -84,13 +83,17 @@ class Checks:
     def measure(self, prior: Prior, posterior: Posterior) -> dict[str, float]:
         """The three figures."""
         device = prior.log_levels.device
-        noise = generator(self.seed, CHECK, device=device)
-        rows = torch.randperm(len(self.y), generator=generator(self.seed, CHECK, 1))[: self.count]
+        noise = generator(self.seed, StreamId.VALIDATION, device=device)
+        rows = torch.randperm(len(self.y), generator=generator(self.seed, StreamId.VALIDATION, 1))[
+            : self.count
+        ]
         y = self.y[rows.to(self.y.device)].to(device)
         x, total, numbers, square = [], 0.0, 0.0, 0.0
         most = max(1, prior.together(self.shape[1] * self.shape[2]) // BOUND)
         for part in torch.arange(len(rows)).split(most):
-            streams = PerImageGenerator(self.seed, part.tolist(), CHECK, device=device)
+            streams = PerImageGenerator(
+                self.seed, part.tolist(), StreamId.VALIDATION, device=device
+            )
             x.append(prior.draw(streams, EVALUATIONS))
             some, held = rows[part].tolist(), y[part.to(device)]
             problem = self.problem.bind(some, self.shape).to(device)

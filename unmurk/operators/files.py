@@ -1,8 +1,8 @@
-"""The files that operators read: masks and blur kernels.
+"""Masks and blur kernels from files.
 
-A mask says which pixels are seen, so it holds two values: 0, and 1 or white. A kernel is a small
-array of numbers with an odd number of rows and columns, whose centre is a pixel. What is not
-plainly one of these is refused: a guess would change the forward model without a word.
+A mask marks the measured pixels, so it holds two values: 0, and 1 or white. A kernel is a small
+array of numbers with an odd number of rows and columns, so that its center is a pixel. Files that
+are not clearly one of these are refused: a guess would silently change the forward model.
 """
 
 from pathlib import Path
@@ -16,18 +16,25 @@ from ..errors import InputError
 from ..io.formats.arrays import read_array
 from ..io.formats.pictures import ENDINGS, open_pages
 
-__all__ = ["pick_rows", "read_kernels", "read_masks"]
+__all__ = ["read_kernels", "read_masks", "select_images"]
 
 WHITE = {"uint8": 255, "uint16": 65535}
-CANCELLED = 1e-3  # of the sum of magnitudes, below which a kernel's sum is one of rounding errors
+CANCELLED = 1e-3  # of the sum of magnitudes; a smaller sum of a kernel is only rounding errors
 
 
 def read_masks(form: str, path: str) -> Tensor:
-    """Masks (H, W) or (N, H, W), float32, 1 where a pixel is seen and 0 where it is hidden.
+    """Read masks from a picture or an array file.
+
+    Args:
+        form: The operator's text form, for messages.
+        path: The file.
+
+    Returns:
+        Masks (H, W) or (N, H, W), float32, 1 where a pixel is measured and 0 where it is hidden.
 
     Raises:
-        InputError: no such file, another shape, values other than 0 and 1 or white, a mask that
-            hides everything, or masks that all hide nothing.
+        InputError: There is no such file; it has another shape; it holds values other than 0 and
+            1 or white; a mask hides every pixel; or no mask hides any.
     """
     array = _read(form, path)
     if array.dtype.kind == "c" or array.dtype.kind not in "buif":
@@ -41,24 +48,35 @@ def read_masks(form: str, path: str) -> Tensor:
             path,
             f"it holds {shown(odd)} beside 0"
             + (f" and {white}" if white in values else "")
-            + "; draw it in black (hidden) and white (seen) only and save it as PNG or .npy",
+            + ": use only black (hidden) and white (measured), and save it as PNG or .npy",
         )
     observed = array != 0
     hidden = ~observed.reshape(-1, *observed.shape[-2:]).any((1, 2))
     if hidden.any():
         number = f" number {int(np.flatnonzero(hidden)[0])}" if array.ndim == 3 else ""
-        raise _wrong(form, path, f"the mask{number} hides every pixel: nothing would be measured")
+        raise _wrong(
+            form, path, f"the mask{number} hides every pixel, so nothing would be measured"
+        )
     if observed.all():
-        raise _wrong(form, path, "it hides no pixel: paint what is missing black, or use identity")
+        raise _wrong(
+            form, path, "it hides no pixel: paint the missing pixels black, or use identity"
+        )
     return torch.from_numpy(observed).float()
 
 
 def read_kernels(form: str, path: str) -> Tensor:
-    """Kernels (kh, kw) or (N, kh, kw), float32, each divided by its sum; both sides are odd.
+    """Read blur kernels from a picture or an array file.
+
+    Args:
+        form: The operator's text form, for messages.
+        path: The file.
+
+    Returns:
+        Kernels (kh, kw) or (N, kh, kw), float32, each divided by its sum. Both sides are odd.
 
     Raises:
-        InputError: no such file, another shape, an even side, numbers that are not finite, or
-            whose sum is not positive.
+        InputError: There is no such file; it has another shape or an even side; or it holds
+            numbers that are not finite, or whose sum is not positive.
     """
     array = _read(form, path)
     if array.dtype.kind not in "buif":
@@ -68,49 +86,64 @@ def read_kernels(form: str, path: str) -> Tensor:
         raise _wrong(
             form,
             path,
-            f"its shape {array.shape} is that of a colour picture: give one channel, (H, W)",
+            f"its shape {array.shape} is that of a color picture: give one channel, (H, W)",
         )
     if height % 2 == 0 or width % 2 == 0:
         raise _wrong(
             form,
             path,
-            f"the kernel is {height}x{width}, and a side that is even has no pixel in the middle: "
-            "add a row or column of zeros on the side that puts the centre there",
+            f"the kernel is {height}x{width}, and an even side has no pixel in the middle: add a"
+            " row or a column of zeros, so that the center of the kernel is its middle pixel",
         )
     if not np.isfinite(array).all():
-        raise _wrong(form, path, "it has values that are not finite")
+        raise _wrong(form, path, "it holds numbers that are not finite")
     kernels = torch.from_numpy(array.astype(np.float64))
     largest = kernels.abs().amax((-2, -1), keepdim=True)
     kernels = kernels / torch.where(largest > 0, largest, 1.0)  # so that no sum overflows
     total = kernels.sum((-2, -1), keepdim=True)
     if not bool((total > CANCELLED * kernels.abs().sum((-2, -1), keepdim=True)).all()):
-        raise _wrong(form, path, "a kernel must have a positive sum, which it is divided by")
+        raise _wrong(
+            form, path, "it must have a positive sum, because kernels are divided by their sum"
+        )
     return (kernels / total).float()
 
 
-def pick_rows(form: str, path: str, values: Tensor, index: list[int]) -> Tensor:
-    """The rows of a file's tensor (N, H, W) for these image numbers; (H, W) is shared by all."""
+def select_images(form: str, path: str, values: Tensor, index: list[int]) -> Tensor:
+    """Select the masks or kernels of some images from those of a file.
+
+    Args:
+        form: The operator's text form, for messages.
+        path: The file, for messages.
+        values: One array for all images (H, W), or one for each image number (N, H, W).
+        index: Numbers of the images.
+
+    Returns:
+        (1, H, W) or (B, H, W).
+
+    Raises:
+        InputError: The file holds no array for one of the numbers.
+    """
     if values.ndim == 2:
         return values[None]
     if index and max(index) >= len(values):
         raise InputError(
-            f"{form}: {path} holds {len(values)} arrays, there is none for image {max(index)}"
+            f"{form}: {path} holds {len(values)} arrays, so there is none for image {max(index)}"
         )
     return values[index]
 
 
 def _wrong(form: str, path: str, why: str) -> InputError:
     what = "mask" if form.startswith("inpaint") else "kernel"
-    return InputError(f"{form}: {path} cannot serve as a {what}: {why}")
+    return InputError(f"{form}: {path} is not a usable {what}: {why}")
 
 
 def _read(form: str, path: str) -> np.ndarray:
-    """The numbers of a file, (H, W) or (N, H, W); axes of one entry are left out."""
+    """Read the numbers of a file, (H, W) or (N, H, W), without axes of one entry."""
     try:
-        there = Path(path).is_file()
+        exists = Path(path).is_file()
     except (OSError, ValueError):  # a name that no file can have
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise InputError(f"{form}: there is no file {path}")
     try:
         array = _pages(path) if path.lower().endswith(ENDINGS) else read_array(Path(path))[0]
@@ -130,15 +163,15 @@ def _read(form: str, path: str) -> np.ndarray:
 
 
 def _pages(path: str) -> np.ndarray:
-    """The grey pages of a picture file, (H, W) or (N, H, W)."""
+    """Read the gray pages of a picture file, (H, W) or (N, H, W)."""
     with open_pages(Path(path)) as opened:
         pages = [opened.read(number) for number in range(len(opened))]
-    grey = []
+    gray = []
     for page in pages:
         flat = page[..., :1]
         if not np.array_equal(page, np.broadcast_to(flat, page.shape)):
-            raise InputError(f"{path} is a colour picture: save it in grey")
-        grey.append(flat[..., 0])
-    if len({page.shape for page in grey}) > 1:
-        raise InputError(f"the pages of {path} differ in size")
-    return grey[0] if len(grey) == 1 else np.stack(grey)
+            raise InputError(f"{path} is a color picture: save it in gray")
+        gray.append(flat[..., 0])
+    if len({page.shape for page in gray}) > 1:
+        raise InputError(f"the pages of {path} differ in size: save pages of one size")
+    return gray[0] if len(gray) == 1 else np.stack(gray)
