@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.evaluation.kid import kid
+from unmurk.evaluation.distances import kid
 from unmurk.evaluation.metrics import (
     coverage,
     frechet,

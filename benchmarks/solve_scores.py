@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unmurk.errors import InputError
-from unmurk.evaluation.kid import kid
+from unmurk.evaluation.distances import kid
 from unmurk.evaluation.metrics import (
     frechet,
     load_digit_classifier,

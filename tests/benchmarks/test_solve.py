@@ -9,7 +9,7 @@ import torch
 from tests.scripts import imported
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.evaluation.kid import kid
+from unmurk.evaluation.distances import kid
 from unmurk.evaluation.metrics import psnr, sliced_wasserstein
 from unmurk.problem import Problem
 from unmurk.solvers import solve

@@ -189,7 +189,7 @@ def test_refusals_and_failures_are_told_apart():
     assert holds(rows) == {"choosy": True, "broken": False}
     assert holds(rows[:1]) == {"choosy": False}
     wrong = certify({"wrong": lambda *_: torch.zeros(1)}, problems=SOME[:1])[0]
-    assert "shape (1,) instead of (32, 4, 1, 8, 8)" in wrong.error
+    assert "shape (32, 4, 1, 8, 8), got (1,)" in wrong.error
 
 
 def test_problems_cover_noise_shapes_and_priors():

@@ -298,7 +298,7 @@ def test_chains_that_do_not_settle_are_an_error(monkeypatch):
     monkeypatch.setattr(gibbs, "PRECISE", 1e-9)
     monkeypatch.setattr(gibbs, "MOST", 500)
     prior = ScaleMixture.example((1, 2, 2))
-    with pytest.raises(InputError, match="not settled after 500 sweeps"):
+    with pytest.raises(InputError, match="not converged in 500 sweeps"):
         prior.posterior(torch.full((1, 1, 2, 2), 0.4), Problem("identity", 0.1))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unmurk.errors import InputError
-from unmurk.evaluation.kid import kid
+from unmurk.evaluation.distances import kid
 
 
 def flat(x):

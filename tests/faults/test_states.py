@@ -52,7 +52,7 @@ PLACES = [
     *((key,) for key in ("modules", "ema", "buffers", "optimizer")),
     ("modules", "prior"),
     ("ema", "posterior"),
-    ("modules", "prior", "unet.conv_in.weight"),
+    ("modules", "prior", "network.conv_in.weight"),
     ("optimizer", "muon"),
     ("optimizer", "muon", 0),
     ("optimizer", "adamw"),

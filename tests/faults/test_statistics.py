@@ -11,7 +11,7 @@ import unmurk
 from unmurk.diffusion.samplers import posterior_draw, prior_draw
 from unmurk.errors import InputError
 from unmurk.evaluation import metrics
-from unmurk.evaluation.kid import kid
+from unmurk.evaluation.distances import kid
 from unmurk.gaussian import Wiener
 from unmurk.io.images import load_images
 from unmurk.noise_estimation import envelope, estimate_noise, powers, uncertainty

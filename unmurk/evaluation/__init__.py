@@ -1,1 +1,1 @@
-"""Scores of images and samples, exact posteriors, and certification."""
+"""Metrics of images and samples, exact posteriors, and the certification of solvers."""

@@ -1,16 +1,16 @@
-"""Certification: what a solver returns, held against a posterior known exactly.
+"""Certification: samples of solvers, compared with posteriors that are known exactly.
 
-Priors with an exact denoiser (`exact.py`, `scale_mixture.py`) leave a solver no network to blame:
-whatever its samples lack is its own doing. `exam.py` has the problems and defines every figure.
+The priors have an exact denoiser (`exact.py`, `scale_mixture.py`), so every error of the samples
+is the solver's own and not a network's. `exam.py` has the problems and defines every figure.
 
-A solver is looked at after 32, 128, ... draws. If its mean or its spread misses by then what a
-posterior sampler needs by more than 5 standard errors, it makes no more, and its figures are as
-sure as so few draws make them: a row says how sure (`Row.square_bar`, `Row.spread_bar`). Nor does
-it make more than 160,000 evaluations of the denoiser for a measurement pay for.
+A solver is tested after 32, 128, ... draws. If its mean or its spread then differs from that of a
+posterior sampler by more than 5 standard errors, it draws no more. Its figures have the standard
+errors of so few draws, which the row states (`Row.square_bar`, `Row.spread_bar`). The draws for
+one measurement cost at most 160,000 evaluations of the denoiser.
 
-The solvers here draw their noise from one stream for all rows, which is quicker than the stream
-for each row of `solve` and has the same distribution. Everything runs on the CPU: images of 60
-pixels leave an accelerator nothing to do.
+The solvers draw their noise here from one random stream for all samples. This is faster than one
+stream for each image, as in `solve`, and has the same distribution. Everything runs on the CPU:
+images of 60 pixels gain nothing from an accelerator.
 """
 
 import multiprocessing
@@ -65,20 +65,21 @@ __all__ = [
 ]
 
 Function = Callable[[Tensor, Problem, Any, int, int], Tensor]
-Given = Mapping[str, Any] | Function  # a solver: its options, or a function
+Given = Mapping[str, Any] | Function  # a solver: options of `solve`, or a function
 
-DRAWS, IMAGES, PROCESSES = (FIRST, 4096), (1, 16), (1, 64)  # bounds of certify's numbers
-EVALUATIONS = 160_000  # of the denoiser, that all draws for a measurement may cost
-GROW = 4  # looks after 32, 128, ... draws
+DRAWS, IMAGES, PROCESSES = (FIRST, 4096), (1, 16), (1, 64)  # bounds of the arguments of `certify`
+EVALUATIONS = 160_000  # most evaluations of the denoiser for all draws of a measurement
+GROW = 4  # tests after 32, 128, ... draws
 RANK: dict[Any, int] = {"heuristic": 0, "point": 1, "posterior": 2}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One solver on one problem. All fields are numbers, texts or None: fit for JSON.
+    """Figures of one solver on one problem: numbers, texts or None, which JSON can hold.
 
-    The problem is a prior's name in `PRIORS`, an operator's text form and the noise level of y.
-    Figures are None where the solver gave no samples, spreads also where A has no such directions.
+    The problem is the name of a prior in `PRIORS`, the text form of an operator and the noise
+    level of y. Figures are None if the solver returned no samples; spreads also if A has no such
+    directions.
     """
 
     solver: str
@@ -86,7 +87,7 @@ class Row:
     operator: str
     noise: float
     claims: Claim
-    """What the solver says of itself; see `solve.base.Solver`."""
+    """What the solver claims; see `solvers.base.Solver`."""
     earned: Claim | None
     """"posterior": spreads within 0.9 ... 1.1, mean_error at most 0.05, coverage 0.85 ... 0.95;
     "point": mean_error at most 0.25; else "heuristic". None: the solver refused the problem."""
@@ -94,17 +95,17 @@ class Row:
     """RMS of the samples' mean minus the exact one, in RMS posterior standard deviations."""
     spread_observed: float | None = None
     spread_unobserved: float | None = None
-    """RMS deviation over the exact one, in the directions that y tells of and in the others."""
+    """RMS deviation over the exact one, in the directions that y measures and in the others."""
     coverage: float | None = None
-    """How often the solver's 90 % intervals hold an exact draw."""
+    """How often the 90 % intervals of the solver contain an exact draw."""
     swd: float | None = None
     swd_exact: float | None = None
-    """Sliced Wasserstein distance to exact samples, in RMS posterior standard deviations; of the
-    samples, and of as many exact ones."""
+    """Sliced Wasserstein distance to exact samples, in RMS posterior standard deviations: of the
+    solver's samples, and of as many exact ones."""
     draws: int = 0
-    """Samples for each measurement that the figures rest on."""
+    """Samples for each measurement behind the figures."""
     evaluations: int = 0
-    """Calls of the denoiser, each of all samples of all measurements: the cost of one sample."""
+    """Calls of the denoiser, each for all samples of all measurements: the cost of one sample."""
     seconds: float = 0.0  # wall time of all draws
     error: str | None = None
     """Why there are no samples."""
@@ -112,25 +113,25 @@ class Row:
     spread_bar: float | None = None
     """Standard errors of mean_error^2 and, relative, of the spreads (the larger one)."""
     reference_error: float | None = None
-    """Standard error of the exact mean, RMS, in RMS posterior standard deviations; this and the
-    next two are None where the posterior is known in closed form."""
+    """Standard error of the exact mean, RMS, in RMS posterior standard deviations. This and the
+    next two are None if the posterior is known in closed form."""
     rhat: float | None = None
     ess: float | None = None
     """Largest split R-hat and smallest effective sample size of the reference's Markov chains."""
 
     @property
     def excess(self) -> float | None:
-        """swd / swd_exact: 1 is the best there is."""
+        """swd / swd_exact; 1 is the best possible."""
         return None if self.swd is None or self.swd_exact is None else self.swd / self.swd_exact
 
     @property
     def problem(self) -> str:
-        """The problem in one text."""
+        """The problem as one text."""
         return f"{self.prior}, {self.operator}, noise {self.noise:g}"
 
 
 class ExactDenoiser(CountingDenoiser):
-    """The counted denoiser that solvers are given; `prior` is the exact prior behind it."""
+    """The counting denoiser that solvers receive; `prior` is the exact prior behind it."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__(prior)
@@ -141,16 +142,19 @@ class ExactDenoiser(CountingDenoiser):
 
 
 def default_solvers() -> dict[str, dict[str, Any]]:
-    """Every method and every preset with its defaults.
+    """Return every method and every preset with its defaults.
 
     Names of presets are "METHOD:PRESET".
+
+    >>> default_solvers()["red-diff"]
+    {}
     """
     presets = {f"{name}:{preset}": {"method": name, "preset": preset} for name, preset in PRESETS}
     return {name: {} for name in METHODS} | presets
 
 
 def claiming_solvers() -> dict[str, dict[str, Any]]:
-    """Those of `default_solvers` that claim more than "heuristic"."""
+    """Return those of `default_solvers` that claim more than "heuristic"."""
     known = default_solvers().items()
     return {name: options for name, options in known if _runner(name, options)[1] != "heuristic"}
 
@@ -165,28 +169,35 @@ def certify(
     progress: Callable[[Row], Any] | None = None,
     processes: int = 1,
 ) -> list[Row]:
-    """Run solvers where the posterior is known, and compare: problem by problem, each solver.
+    """Run solvers on problems with a known posterior, and compare their samples with it.
 
     Args:
-        solvers: By name, either options of `solve` (with "method" where the name is not one), or
-            a function (y, problem, denoise, samples, seed) -> (samples, B, C, H, W), float; its
-            attribute `claims`, if any, says what it claims ("heuristic" else), and `denoise` is
-            an `ExactDenoiser`. None: `default_solvers()`.
-        seed: Of the truths, the noise, the solvers and the exact samples; an integer >= 0.
-        draws: Most samples for each measurement, 32 to 4,096. Fewer where fewer settle it.
+        solvers: A dict from names to solvers. A solver is a dict of options of `solve` (with
+            "method" if the name is not one), or a function (y, problem, denoise, samples, seed)
+            -> tensor (samples, B, C, H, W), where `denoise` is an `ExactDenoiser`. Its attribute
+            `claims` states what it claims; without it that is "heuristic". None takes
+            `default_solvers()`.
+        seed: Seed of the truths, the noise, the solvers and the exact samples; an integer >= 0.
+        draws: Most samples for each measurement, 32 to 4,096. There are fewer if they suffice.
         images: Measurements for each problem, 1 to 16.
-        problems: Which ones, each (prior, operator, noise): a name in `PRIORS`, the text form of
-            a linear operator and a noise level of 0.001 to 10. None: `PROBLEMS`.
-        progress: Called with every row when it is done.
-        processes: How many work at it, 1 to 64. With more than one, functions have to be
-            importable (at the top of a module), and a script needs `if __name__ == "__main__"`.
+        problems: The problems, each (prior, operator, noise): a name in `PRIORS`, the text form of
+            a linear operator and a noise level from 0.001 to 10. None takes `PROBLEMS`.
+        progress: A function that is called with every row when it is complete.
+        processes: Number of processes, 1 to 64. With more than one, functions must be importable
+            (at the top of a module), and a script needs `if __name__ == "__main__"`.
 
     Returns:
-        The rows, for each problem those of all solvers. They do not depend on `processes`.
+        The rows: for each problem those of all solvers. They do not depend on `processes`.
 
     Raises:
-        InputError: Unknown method, option or prior, or numbers out of range. One that a solver
-            raises while it runs goes into its row instead.
+        InputError: A method, option or prior is unknown, or a number is out of range. Errors that
+            a solver raises while it runs are stored in its row instead.
+
+    >>> def shrink(y, problem, denoise, samples, seed):  # returns the posterior mean
+    ...     return denoise(y, problem.sigma).expand(samples, *y.shape)
+    >>> (row,) = certify({"mean": shrink}, problems=[("gaussian", "identity", 0.3)], images=1)
+    >>> row.earned, row.draws
+    ('point', 32)
     """
     _within(seed=(seed, 0, 2**63 - 1), draws=(draws, *DRAWS), images=(images, *IMAGES))
     _within(processes=(processes, *PROCESSES))
@@ -204,14 +215,14 @@ def certify(
 
 
 def _within(**given: tuple[Any, int, int]) -> None:
-    """Raise InputError unless every value is an integer from its least to its most."""
+    """Raise InputError unless every value is an integer within its bounds."""
     for name, (value, least, most) in given.items():
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise InputError(f"{name} is {value!r}: give an integer from {least} to {most}")
 
 
 def _all(jobs: Sequence[Any], processes: int) -> Iterator[tuple[int, Row]]:
-    """The rows of all jobs with their numbers, as they are done."""
+    """Yield the rows of all jobs with their numbers, in the order of completion."""
     if processes == 1:
         yield from ((number, _row(*job)) for number, job in enumerate(jobs))
         return
@@ -230,7 +241,7 @@ def _all(jobs: Sequence[Any], processes: int) -> Iterator[tuple[int, Row]]:
 
 
 def _alone() -> None:
-    """A process of several: one thread, and an interrupt is its parent's affair."""
+    """Set up a worker process: one thread, and interrupts are left to the parent."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -241,7 +252,7 @@ def _row(name: str, solver: Given, case: Case, images: int, seed: int, draws: in
 
 
 def _runner(name: str, solver: Given) -> tuple[Function, Claim]:
-    """A solver as a function, and what it claims."""
+    """Return a solver as a function, and what it claims."""
     if callable(solver):
         claims: Any = getattr(solver, "claims", "heuristic")
         if claims not in RANK:
@@ -262,7 +273,7 @@ def _runner(name: str, solver: Given) -> tuple[Function, Claim]:
 
 
 class _Shared(PerImageGenerator):
-    """One stream for all rows, for speed."""
+    """One random stream for all samples, for speed."""
 
     def __init__(self, seed: int, rows: int) -> None:
         self.generators = [generator(seed)] * rows
@@ -272,7 +283,7 @@ class _Shared(PerImageGenerator):
 
 
 def _examine(name: str, run: Function, claims: Claim, exam: Exam, most: int) -> Row:
-    """One row, of as many draws as it takes to settle it."""
+    """Compute one row with as many draws as it needs."""
     denoise = ExactDenoiser(exam.prior)
     prior, operator, noise = exam.case
     row: Any = dict(solver=name, claims=claims, prior=prior, operator=operator, noise=noise)
@@ -299,6 +310,6 @@ def _examine(name: str, run: Function, claims: Claim, exam: Exam, most: int) -> 
 
 def _check(samples: Tensor, shape: tuple[int, ...]) -> None:
     if samples.shape != shape:
-        raise InputError(f"it returned samples of shape {tuple(samples.shape)} instead of {shape}")
+        raise InputError(f"expected samples of shape {shape}, got {tuple(samples.shape)}")
     if not samples.isfinite().all():
-        raise InputError("it returned numbers that are not finite")
+        raise InputError("the samples have values that are not finite")

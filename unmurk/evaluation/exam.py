@@ -1,49 +1,62 @@
-r"""The problems of the certification, and how samples are held against their exact posteriors.
+r"""The problems of the certification, and how samples are compared with their exact posteriors.
 
-For B measurements a solver draws x_1 ... x_S each. With the exact posterior's mean m and
-covariance C, the samples' mean xb and covariance Ch (divisor S - 1), and sums over the
-measurements,
+For each of B measurements a solver draws :math:`x_1, \dots, x_S`. With the exact posterior's mean
+m and covariance C, the samples' mean :math:`\bar x` and covariance :math:`\hat C` (divisor S - 1),
+and sums over the measurements,
 
-    mean_error^2 = sum (|xb - m|^2 - tr Ch / S) / sum tr C
-    spread^2     = sum tr(P Ch) / sum tr(P C)                       P = P_row or I - P_row
-    coverage     = P(q_l < x < q_u) for x drawn from the exact posterior, pixel by pixel
-    SWD          = E_w int_0^1 |F_w^-1(q) - G_w^-1(q)| dq / sqrt(sum tr C / (B d))
+.. math::
+    \text{mean_error}^2 &= \frac{\sum (\lVert \bar x - m\rVert^2 - \operatorname{tr}\hat C / S)}
+        {\sum \operatorname{tr} C} \\
+    \text{spread}^2 &= \frac{\sum \operatorname{tr}(P \hat C)}{\sum \operatorname{tr}(P C)},
+        \qquad P = P_{\mathrm{row}} \text{ or } I - P_{\mathrm{row}} \\
+    \text{coverage} &= \Pr(q_l < x < q_u) \text{ for exact posterior draws x, per pixel} \\
+    \text{SWD} &= \mathbb E_w \int_0^1 |F_w^{-1}(q) - G_w^{-1}(q)|\, dq
+        \Big/ \sqrt{\textstyle\sum \operatorname{tr} C / (B d)}.
 
-P_row projects on the row space of A, the directions y tells of (those that A passes with more than
-1e-3 of its largest singular value); I - P_row on those that only the prior knows. tr Ch / S is
-what a finite number of draws adds to the first term of mean_error^2, so its expectation is the
-squared bias, for any S; where it comes out below 0, mean_error is 0. q_l, q_u bound the central
-90 % of the solver's samples, reckoned by ranks so that the expectation is 0.9 for exact samples
-and any S (as in `metrics.coverage`). F_w, G_w are the solver's and exact samples along a random
-unit vector w; `swd_exact` puts a second set of exact samples in the solver's place.
+:math:`P_{\mathrm{row}}` projects on the row space of A, the directions that y measures: those that
+A passes with more than 1e-3 of its largest singular value. :math:`I - P_{\mathrm{row}}` projects
+on those that only the prior determines. A finite number of draws adds
+:math:`\operatorname{tr}\hat C / S` to the first term of :math:`\text{mean_error}^2`, so its
+expectation is the squared bias, for any S; where it is negative, mean_error is 0. :math:`q_l, q_u`
+bound the central 90 % of the solver's samples. They are computed by ranks, so that the expectation
+is 0.9 for exact samples and any S (as in `metrics.coverage`). :math:`F_w, G_w` are the
+distributions of the solver's and of exact samples along a random unit vector w; `swd_exact` takes
+a second set of exact samples in place of the solver's.
 
-Standard errors. For Gaussian samples |x - m|^2 has the variance 2 tr C^2. With
+**Standard errors.** For Gaussian samples :math:`\lVert x - m\rVert^2` has the variance
+:math:`2 \operatorname{tr} C^2`. With
 
-    nu = (sum tr C)^2 / sum tr C^2,
+.. math:: \nu = \Bigl(\sum \operatorname{tr} C\Bigr)^2 \Big/ \sum \operatorname{tr} C^2,
 
-B times the number of directions that share the variance,
+B times the number of directions that share the variance, the standard errors are
 
-    spread         1 / sqrt(2 (S - 1) nu)                           relative; C -> P C P in nu
-    mean_error^2   sqrt(2 / (S (S - 1)) + 4 mean_error^2 / S) / sqrt(nu)
-    coverage       about sqrt(2 * 0.9 * 0.1 / (S nu))               S draws for q, S for x
+.. math::
+    \text{spread}: &\quad 1 / \sqrt{2 (S - 1) \nu} \quad
+        \text{(relative, with } C \to P C P \text{ in } \nu) \\
+    \text{mean_error}^2: &\quad
+        \sqrt{2 / (S (S - 1)) + 4\, \text{mean_error}^2 / S} \,\Big/ \sqrt\nu \\
+    \text{coverage}: &\quad \text{about } \sqrt{2 \cdot 0.9 \cdot 0.1 / (S \nu)} \quad
+        \text{(S draws for q, S for x)}.
 
-The second holds for samples of any distribution. The first is multiplied, for a posterior with
-heavy tails, by the square root of Var|P (x - m)|^2 / (2 tr (P C)^2), which the reference's draws
-tell.
+The second one holds for samples of any distribution. For a posterior with heavy tails the first
+one is multiplied by the square root of
+:math:`\mathrm{Var}\lVert P (x - m)\rVert^2 / (2 \operatorname{tr}(P C)^2)`, which is estimated
+from the draws of the reference.
 
-The reference of the heavy-tailed prior is itself a mean of draws (`gibbs.py`). With e = (squared
-standard error of m) / tr C, from the scatter of its chains, e is subtracted from mean_error^2,
-and 1 / S becomes 1 / S + e in its standard error:
+The reference of the heavy-tailed prior is itself a mean of draws (`gibbs.py`). Let e be the
+squared standard error of m over :math:`\operatorname{tr} C`, from the scatter of its chains. Then
+e is subtracted from :math:`\text{mean_error}^2`, whose standard error becomes
 
-    mean_error^2   sqrt(2 / (S (S - 1)) + 4 e / S + 2 e^2 + 4 mean_error^2 (1 / S + e)) / sqrt(nu)
+.. math:: \sqrt{2 / (S (S - 1)) + 4 e / S + 2 e^2
+    + 4\, \text{mean_error}^2 (1 / S + e)} \,\Big/ \sqrt\nu.
 
 The reference's own error of a spread is added in quadrature to that of the samples.
 
-The mean is the hard part: its error falls with S sqrt(B), that of the spread with sqrt(S B). Hence
-many draws of few measurements. With B = 4 nu is 55 to 250 on most of these problems, and 14 where
-the mixture's components stay mixed up. S is chosen for each problem such that mean_error^2 is
-known to 0.05^2 / 3.5. That leaves standard errors below 2 % in spread (threshold 10 %) and below
-0.01 in coverage (threshold 0.05).
+The mean is the hard part: its error falls with :math:`S \sqrt B`, that of the spread with
+:math:`\sqrt{S B}`. Hence the many draws of few measurements. With B = 4, nu is 55 to 250 on most
+of these problems, and 14 where the components of the mixture stay ambiguous. S is chosen for each
+problem such that the standard error of :math:`\text{mean_error}^2` is 0.05^2 / 3.5. This leaves
+standard errors below 2 % in spread (threshold 10 %) and below 0.01 in coverage (threshold 0.05).
 """
 
 import itertools
@@ -93,7 +106,7 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     "mixture-wide": lambda: GaussianMixture.example(WIDE),
     "wavelet-wide": lambda: ScaleMixture.example(WIDE),
 }
-"""Priors of the certification by name: 8 x 8 pixels, "-wide" 6 x 10."""
+"""Priors of the certification by name, with 8 x 8 pixels, or 6 x 10 ("-wide")."""
 
 MASK, BOX = "inpaint:random,keep=0.5", "inpaint:box,size=4"
 BLUR, REDUCED = "blur:gaussian,sigma=1,pad=circular", "sr:average,factor=2"
@@ -126,17 +139,23 @@ PROBLEMS: list[Case] = [*itertools.product(tuple(PRIORS)[:3], OPERATORS, (0.05, 
 PROBLEMS += [case for case in SHORT if case not in PROBLEMS]
 """Problems of the certification: (prior, operator, noise)."""
 
-SPREAD, COVERAGE, BIAS, POINT = 0.1, 0.05, 0.05, 0.25  # what "posterior" and "point" allow
-LEVEL = 0.9  # of the intervals whose coverage is measured
-PRECISE = 3.5  # BIAS^2 in standard errors of mean_error^2, which says how many draws are made
-FIRST, SURE = 32, 5  # draws before the first look; standard errors beyond which it decides
-UNSEEN = 1e-3  # singular values below this part of the largest count as zero
+SPREAD, COVERAGE, BIAS, POINT = 0.1, 0.05, 0.05, 0.25  # largest errors of "posterior" and "point"
+LEVEL = 0.9  # nominal probability of the intervals
+PRECISE = 3.5  # BIAS^2 in standard errors of mean_error^2; it sets the number of draws
+FIRST, SURE = 32, 5  # draws before the first test; standard errors at which a test stops
+UNSEEN = 1e-3  # singular values below this fraction of the largest count as zero
 DIRECTIONS = 64  # of the sliced Wasserstein distance
-NOISE = (1e-3, 10.0)  # the noise levels that a problem may have
+NOISE = (1e-3, 10.0)  # bounds of the noise level of a problem
 
 
 class Exam:
-    """One problem: measurements, and the posterior they leave."""
+    """One problem: measurements, and their exact posterior.
+
+    Args:
+        case: Prior, operator and noise.
+        images: Number B of measurements.
+        seed: Seed of the truths, the noise and the exact samples.
+    """
 
     def __init__(self, case: Case, images: int, seed: int) -> None:
         self.case, self.root = case, seed
@@ -160,7 +179,7 @@ class Exam:
             self._sampled(self.posterior)
 
     def _sampled(self, posterior: GibbsPosterior) -> None:
-        """What a reference adds to the errors that is known by its samples only."""
+        """Estimate what a reference that is known only by samples adds to the errors."""
         self.mean_error = float(posterior.mean_variance.sum() / _trace(self.covariance).sum())
         away = posterior.chains - self.mean[:, None]  # (T, B, K, d)
         for number, p in enumerate(self.sides):
@@ -173,22 +192,22 @@ class Exam:
                 self.spread_errors[number] = float(bar / 2)
 
     def seed(self, purpose: str) -> int:
-        """A seed of its own for every problem and purpose."""
+        """Return a seed of its own for every problem and purpose."""
         path = zlib.crc32(repr((self.case, purpose)).encode())
         return int(torch.randint(2**31, (), generator=generator(self.root, path)))
 
     def draws(self, most: int) -> int:
-        """How many draws tell mean_error^2 well enough, `FIRST` to `most`."""
+        """Return how many draws mean_error^2 needs, from `FIRST` to `most`."""
         _, bar = standard_errors(self.covariance, 2)  # falls as 1 / sqrt(S (S - 1))
         wanted = 0.5 + math.sqrt(0.25 + 2 * (bar * PRECISE / BIAS**2) ** 2)
         return min(max(math.ceil(wanted), FIRST), most)
 
     def square_bar(self, draws: int, bias: float) -> float:
-        """The standard error of mean_error^2."""
+        """Return the standard error of mean_error^2."""
         return standard_errors(self.covariance, draws, bias, self.mean_error)[1]
 
     def spread_bars(self, draws: int) -> list[float | None]:
-        """The standard error of both spreads; None: A has no such directions."""
+        """Return the standard errors of both spreads; None if A has no such directions."""
         bars: list[float | None] = []
         for p, tail, own in zip(self.sides, self.tails, self.spread_errors, strict=True):
             if p is None:
@@ -199,12 +218,12 @@ class Exam:
         return bars
 
     def bars(self, draws: int, bias: float) -> dict[str, float]:
-        """The standard errors of a row's figures."""
+        """Return the standard errors of the figures of a row."""
         spread = max(bar for bar in self.spread_bars(draws) if bar is not None)
         return {"square_bar": self.square_bar(draws, bias), "spread_bar": spread}
 
     def moments(self, samples: Tensor) -> tuple[float, list[float | None]]:
-        """Squared mean_error (may be below 0), and the spreads, of samples (S, B, C, H, W)."""
+        """Compute mean_error^2 (may be negative) and the spreads of samples (S, B, C, H, W)."""
         x = samples.double().flatten(2).transpose(0, 1)  # (B, S, d)
         mean = x.mean(1, keepdim=True)
         found = (x - mean).mT @ (x - mean) / (x.shape[1] - 1)
@@ -214,7 +233,7 @@ class Exam:
         return float(bias / _trace(exact).sum()) - self.mean_error, spreads
 
     def missed(self, samples: Tensor) -> bool:
-        """Whether mean or spread are beyond doubt not those of a posterior sampler."""
+        """Whether mean or spread differ significantly from those of a posterior sampler."""
         square, spreads = self.moments(samples)
         if square > BIAS**2 + SURE * self.square_bar(len(samples), max(square, 0) ** 0.5):
             return True
@@ -225,7 +244,7 @@ class Exam:
         )
 
     def figures(self, samples: Tensor) -> dict[str, Any]:
-        """The fields of a row that hold figures, and what they earn."""
+        """Compute the figures of a row, and the claim that they earn."""
         square, (observed, unobserved) = self.moments(samples)
         seeds = self.seed("exact"), self.seed("other")
         exact, other = (self.posterior.sample(len(samples), seed=s) for s in seeds)
@@ -245,7 +264,7 @@ class Exam:
         }
 
     def reference(self) -> dict[str, float]:
-        """How well the reference is known, where it is sampled."""
+        """Return the precision of the reference, where it is sampled."""
         if not isinstance(self.posterior, GibbsPosterior):
             return {}
         found = self.posterior
@@ -268,7 +287,11 @@ def _ratio(found: Tensor, exact: Tensor) -> float:
 
 
 def coverage(samples: Tensor, exact: Tensor) -> float:
-    """Share of exact draws (M, B, ...) in the central interval of samples (S, B, ...)."""
+    """Compute the share of exact draws (M, B, ...) in the central interval of samples (S, B, ...).
+
+    >>> coverage(torch.linspace(0, 1, 99).view(-1, 1), torch.tensor([[0.5], [2.0]]))
+    0.5
+    """
     ranked = samples.double().flatten(1).T.sort(1).values.contiguous()
     truth = exact.double().flatten(1).T.contiguous()
     slots = len(samples) + 1
@@ -288,13 +311,20 @@ def _earned(mean_error: float, spreads: Sequence[float | None], coverage: float)
 def standard_errors(
     covariance: Tensor, draws: int, bias: float = 0.0, reference: float = 0.0
 ) -> tuple[float, float]:
-    """Standard errors of a spread (relative) and of mean_error^2; see the head of this module.
+    """Compute the standard errors of a spread (relative) and of mean_error^2; see the module.
 
     Args:
-        covariance: Of the exact posterior, of every measurement, (B, d, d).
-        draws: S, the samples for each measurement, at least 2.
-        bias: The mean_error around which the second is wanted.
+        covariance: Covariances of the exact posterior of every measurement, shape (B, d, d).
+        draws: Number S of samples for each measurement, at least 2.
+        bias: The mean_error at which the second one is computed.
         reference: Squared standard error of the exact mean, in units of tr C (0: closed form).
+
+    Returns:
+        Both standard errors.
+
+    >>> spread, square = standard_errors(torch.eye(50)[None], draws=101)
+    >>> round(spread, 6), round(square, 6)
+    (0.01, 0.00199)
     """
     nu = float(_trace(covariance).sum() ** 2 / covariance.square().sum())
     square = 2 / (draws * (draws - 1)) + 4 * reference / draws + 2 * reference**2
@@ -304,16 +334,19 @@ def standard_errors(
 
 @lru_cache(maxsize=1)
 def exam(case: Case, images: int, seed: int) -> Exam:
-    """The exam of a problem; the last one is kept."""
+    """Return the exam of a problem; the last one is cached."""
     return Exam(case, images, seed)
 
 
 def checked(problems: Iterable[Any]) -> list[Case]:
-    """The problems, each read once: (prior, operator, noise).
+    """Check problems, and return them as (prior, operator, noise).
 
     Raises:
-        InputError: An entry is not of this form, or a prior, operator or noise is not one that
-            has an exact posterior.
+        InputError: An entry does not have this form, or there is no exact posterior for its prior,
+            operator or noise.
+
+    >>> checked([("gaussian", "identity", 1)])
+    [('gaussian', 'identity', 1.0)]
     """
     cases = list(problems)
     for case in cases:
@@ -330,7 +363,7 @@ def checked(problems: Iterable[Any]) -> list[Case]:
             )
         if not Problem(operator, noise).bind([0], PRIORS[prior]().shape).linear:
             raise InputError(
-                f"operator '{operator}' is not linear, so its posteriors are not known: give a"
-                " linear one"
+                f"operator '{operator}' is not linear and has no exact posterior: give a linear"
+                " one"
             )
     return [(prior, operator, float(noise)) for prior, operator, noise in cases]

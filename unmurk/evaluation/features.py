@@ -1,4 +1,4 @@
-"""Features of images for scores of whole sets: the shipped digit classifier, and Inception."""
+"""Features for metrics of image sets: the packaged digit classifier, and Inception."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,20 +13,25 @@ __all__ = [
     "DigitClassifier",
     "FeatureExtractor",
     "absent",
+    "check_finite",
     "inception_features",
     "load_digit_classifier",
     "three_channels",
 ]
 
 FeatureExtractor = Callable[[Tensor], Tensor]
+"""A map of images (B, C, H, W) in [0, 1] to features (B, d)."""
 
 
 class DigitClassifier(nn.Module):
-    """A small convolutional network that reads digits; its features serve `frechet`.
+    """A small convolutional classifier of digits, whose features serve `frechet` and `kid`.
 
-    No layer depends on the mode or on the batch: an image's features are its own. Input: grey
-    images (B, 1, 28, 28) or (B, 1, 32, 32) in [0, 1]; 28 is zero-padded to 32. The features are
-    scaled so that their mean variance over the training digits is 1.
+    No layer depends on the mode or on the batch, so the features of an image depend on that image
+    only. The input is gray images (B, 1, 28, 28) or (B, 1, 32, 32) in [0, 1]; 28 is zero-padded to
+    32. The features are scaled so that their mean variance over the training digits is 1.
+
+    >>> DigitClassifier().features(torch.rand(2, 1, 28, 28)).shape
+    torch.Size([2, 128])
     """
 
     def __init__(self) -> None:
@@ -38,11 +43,18 @@ class DigitClassifier(nn.Module):
         self.head = nn.Linear(128, 10)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, 128) non-negative features; InputError for images of another shape."""
+        """Compute non-negative features, shape (B, 128).
+
+        Args:
+            x: Images, shape (B, 1, 28, 28) or (B, 1, 32, 32).
+
+        Raises:
+            InputError: The images have another shape.
+        """
         if x.ndim != 4 or tuple(x.shape[1:]) not in ((1, 28, 28), (1, 32, 32)):
             raise InputError(
-                "the digit classifier reads images (B, 1, 28, 28) or (B, 1, 32, 32), got "
-                f"{tuple(x.shape)}; pass features= for other images"
+                "the digit classifier needs images (B, 1, 28, 28) or (B, 1, 32, 32), got "
+                f"{tuple(x.shape)}: pass features= for other images"
             )
         if x.shape[-1] == 28:
             x = F.pad(x, (2, 2, 2, 2))
@@ -51,18 +63,23 @@ class DigitClassifier(nn.Module):
         return F.relu(self.penultimate(x.flatten(1)))
 
     def logits(self, x: Tensor) -> Tensor:
-        """(B, 10) unnormalised log probabilities of the digits."""
+        """Compute unnormalized log probabilities of the ten digits, shape (B, 10)."""
         return self.head(self.features(x))
 
     forward = logits
 
 
 def load_digit_classifier(folder: str | Path | None = None) -> DigitClassifier:
-    """A digit classifier with frozen weights, in evaluation mode.
+    """Load a digit classifier with frozen weights, in evaluation mode.
 
     Args:
-        folder: Folder with `model.safetensors`; None means the one shipped with the package.
-            InputError if it is missing or of another network.
+        folder: Folder with `model.safetensors`; None takes the packaged one.
+
+    Raises:
+        InputError: The file is missing, or belongs to another network.
+
+    >>> load_digit_classifier().logits(torch.zeros(1, 1, 28, 28)).shape
+    torch.Size([1, 10])
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -79,15 +96,15 @@ def load_digit_classifier(folder: str | Path | None = None) -> DigitClassifier:
 
 
 def inception_features() -> FeatureExtractor:
-    """The 2048 pooled features of the Inception network that published FIDs are made with.
+    """Return the 2,048 pooled features of the Inception network behind published FIDs.
 
-    Pass it as `frechet(..., features=inception_features())`. Needs the extra `inception`, whose
+    Pass them as `frechet(..., features=inception_features())`. They need the extra `inception`:
     torch-fidelity downloads the weights once into torch's hub folder. The protocol of that network
-    is kept: images are rounded to 8 bits, grey ones repeated to three channels, and resized to
-    299 x 299 inside.
+    applies: images are rounded to 8 bits, gray ones are repeated to three channels, and the
+    network resizes them to 299 x 299.
 
     Raises:
-        InputError: The package or its weights are absent.
+        InputError: The package or its weights are missing.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -104,15 +121,25 @@ def inception_features() -> FeatureExtractor:
 
 
 def three_channels(x: Tensor, name: str) -> Tensor:
-    """Grey images repeated to three channels; InputError for other than 1 or 3."""
+    """Repeat gray images to three channels. Raises InputError for other than 1 or 3."""
     if x.shape[1] not in (1, 3):
-        raise InputError(f"{name} reads images of 1 or 3 channels, got {x.shape[1]}")
+        raise InputError(f"{name} needs images of 1 or 3 channels, got {x.shape[1]}: convert them")
     return x.expand(-1, 3, -1, -1)
 
 
 def absent(what: str, error: Exception) -> InputError:
-    """Of weights that cannot be fetched (OSError), or a package that is absent or does not fit."""
+    """Build the error for weights that cannot be fetched, or a package that is missing."""
     reason = " ".join(str(error).split())
     if isinstance(error, OSError):
-        return InputError(f"{what}: no weights ({reason}); connect once to fetch them")
-    return InputError(f"{what}: a package is absent ({reason}); pip install 'unmurk[inception]'")
+        return InputError(f"{what}: no weights ({reason}): connect once to fetch them")
+    return InputError(f"{what}: a package is missing ({reason}): pip install 'unmurk[inception]'")
+
+
+def check_finite(images: Tensor, what: str) -> None:
+    """Raise InputError that names the first image (N, ...) with a value that is not finite."""
+    fine = images.isfinite().flatten(1).all(1)
+    if not fine.all():
+        raise InputError(
+            f"{what}: number {int(fine.int().argmin())} has values that are not finite: leave it"
+            " out, or replace them"
+        )

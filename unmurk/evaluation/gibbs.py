@@ -1,45 +1,72 @@
 r"""Posterior samples of a Gaussian scale mixture under a linear operator, by Gibbs sampling.
 
-y = A (m + W c) + sigma n with c_i | v_i ~ N(0, v_i) and Student-t marginals (`scale_mixture.py`).
-Given the variances v the posterior is Gaussian, and given the coefficients c the variances are
-independent. With H = A W, each sweep draws from both conditional laws exactly:
+The model is :math:`y = A (m + W c) + \sigma n` with :math:`c_i \mid v_i \sim N(0, v_i)` and
+Student-t marginals (`scale_mixture.py`). Given the variances v the posterior is Gaussian; given
+the coefficients c the variances are independent. With H = A W, each sweep draws from both
+conditional distributions exactly:
 
-    c | v, y ~ N(mu, L^-1),  L = H^T H / sigma^2 + diag(1 / v),  mu = L^-1 H^T (y - A m) / sigma^2
-    1 / v_i | c_i ~ Gamma((nu + 1) / 2, (nu s_i^2 + c_i^2) / 2)
+.. math::
+    c \mid v, y &\sim N(\mu, L^{-1}), \qquad L = H^T H / \sigma^2 + \mathrm{diag}(1 / v), \qquad
+        \mu = L^{-1} H^T (y - A m) / \sigma^2 \\
+    1 / v_i \mid c_i &\sim \mathrm{Gamma}\bigl((\nu + 1) / 2,\; (\nu s_i^2 + c_i^2) / 2\bigr).
 
-Where y tells nothing of c, c^2 has an autocorrelation of 1 / (nu - 1) from one sweep to the next
-(E[v | c] = (nu s^2 + c^2) / (nu - 1)): the chains mix within a few sweeps.
+Where y does not depend on c, :math:`c^2` has the autocorrelation :math:`1 / (\nu - 1)` from one
+sweep to the next, since :math:`\mathbb E[v \mid c] = (\nu s^2 + c^2) / (\nu - 1)`: the chains mix
+within a few sweeps.
 
-The mean is that of mu (Rao-Blackwell), the covariance that of the draws. Chains start from
-variances spread over two decades around s^2 and are run until the split R-hat of every c_i and
-log v_i is at most 1.01 and the means of the chains say that the mean is known well enough.
+The mean is that of :math:`\mu` (Rao-Blackwell), the covariance that of the draws. The chains start
+from variances spread over two decades around :math:`s^2`. They run until the split R-hat of every
+:math:`c_i` and :math:`\log v_i` is at most 1.01 and the scatter of the chains' means is small
+enough.
 
 Sources: D. Andrews, C. Mallows, "Scale mixtures of normal distributions" (1974); A. Gelman et al.,
 Bayesian Data Analysis (3rd ed., 2013), chapter 11, for R-hat and the effective sample size.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..problem import Problem
 from ..rng import StreamId, generator
-from .exact import operator_matrix
+from .exact_gaussian import operator_matrix
 
-if TYPE_CHECKING:
-    from ..problem import Problem
-    from .scale_mixture import ScaleMixture
-
-__all__ = ["GibbsPosterior", "GibbsSampler", "effective_size", "sample_posterior", "split_rhat"]
+__all__ = [
+    "CoefficientPrior",
+    "GibbsPosterior",
+    "GibbsSampler",
+    "effective_size",
+    "sample_posterior",
+    "split_rhat",
+]
 
 
 CHAINS = 32  # for each measurement
-BURN_IN, SWEEPS = 50, 250  # of each chain; SWEEPS more where those do not settle it ...
+BURN_IN, SWEEPS = 50, 250  # of each chain; SWEEPS more if the chains have not converged ...
 MOST = 4000  # ... up to this many
-RHAT = 1.01  # most that the split R-hat of a coefficient or log variance may be
+RHAT = 1.01  # largest split R-hat of a coefficient or log variance
 PRECISE = 2e-4  # squared standard error of the mean, in posterior variances (sum over pixels)
+
+
+class CoefficientPrior(Protocol):
+    """What the sampler needs of a prior: Student-t coefficients in an orthonormal basis.
+
+    Attributes:
+        shape: Shape (C, H, W) of the images.
+        mean: Mean image m, shape (C, H, W), float64.
+        basis: Orthonormal basis W, shape (d, d), float64.
+        scales: Scales s_i, shape (d,), float64.
+        nu: Degrees of freedom.
+    """
+
+    shape: tuple[int, ...]
+    mean: Tensor
+    basis: Tensor
+    scales: Tensor
+    nu: int
 
 
 class GibbsSampler:
@@ -47,15 +74,15 @@ class GibbsSampler:
 
     Args:
         prior: The scale mixture.
-        matrix: A, (B, m, d) or (1, m, d), float64.
-        sigma: Standard deviation of the noise, > 0.
-        chains: K, the number of chains for each measurement.
+        matrix: The operator A, shape (B, m, d) or (1, m, d), float64.
+        sigma: Standard deviation of the noise, above 0.
+        chains: Number K of chains for each measurement.
         random: Source of all draws.
     """
 
     def __init__(
         self,
-        prior: "ScaleMixture",
+        prior: CoefficientPrior,
         matrix: Tensor,
         sigma: float,
         chains: int,
@@ -68,17 +95,17 @@ class GibbsSampler:
         self.gram = (self.matrix.mT @ self.matrix)[:, None]
 
     def start(self, batch: int) -> Tensor:
-        """Variances (B, K, d) spread over two decades around s^2."""
+        """Draw first variances (B, K, d), spread over two decades around s^2."""
         shape = (batch, self.chains, len(self.prior.scales))
         u = torch.rand(shape, generator=self.random, dtype=torch.float64)
         return self.prior.scales.square() * 10 ** (2 * u - 1)
 
     def data(self, y: Tensor) -> Tensor:
-        """H^T (y - A m) / sigma^2 of measurements (B, K, m) or (B, 1, m)."""
+        """Compute H^T (y - A m) / sigma^2 of measurements (B, K, m) or (B, 1, m)."""
         return ((y - self.offset[:, None]) / self.sigma) @ self.matrix
 
     def coefficients(self, v: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-        """A draw of c | v, y, (B, K, d), and its conditional mean mu."""
+        """Draw c | v, y, shape (B, K, d); also returns its conditional mean mu."""
         factor = torch.linalg.cholesky(self.gram + torch.diag_embed(1 / v))
         data = data.expand_as(v)[..., None]
         mean = torch.cholesky_solve(data, factor)
@@ -87,7 +114,7 @@ class GibbsSampler:
         return (mean + away)[..., 0], mean[..., 0]
 
     def variances(self, c: Tensor) -> Tensor:
-        """A draw of v | c, (B, K, d)."""
+        """Draw v | c, shape (B, K, d)."""
         nu = self.prior.nu  # Gamma((nu + 1) / 2, r / 2) is chi^2 of nu + 1 degrees over r
         z = torch.randn((nu + 1, *c.shape), generator=self.random, dtype=c.dtype)
         return (nu * self.prior.scales.square() + c.square()) / z.square().sum(0)
@@ -97,11 +124,12 @@ class GibbsPosterior:
     """p(x | y) of every measurement of a batch, as the draws of several Markov chains.
 
     Attributes:
-        mean: (B, C, H, W), the MMSE estimate.
-        covariance: (B, d, d), float64.
-        chains: Draws of x, (T, B, K, d): T sweeps of K chains.
-        mean_variance: (B, d), squared standard error of the mean of every pixel, from the
+        mean: The MMSE estimate, shape (B, C, H, W).
+        covariance: Shape (B, d, d), float64.
+        chains: Draws of x, shape (T, B, K, d): T sweeps of K chains.
+        mean_variance: Squared standard error of the mean of every pixel, shape (B, d), from the
             scatter of the chains' means.
+        exact_mean: The mean in float64.
         rhat: Largest split R-hat of all coefficients and log variances.
         ess: Smallest effective sample size of all coefficients and log variances.
     """
@@ -111,24 +139,24 @@ class GibbsPosterior:
     ) -> None:
         self.chains = chains
         each = means.mean(0)  # (B, K, d)
-        self._exact_mean = each.mean(1).reshape(-1, *shape)
+        self.exact_mean = each.mean(1).reshape(-1, *shape)
         self.mean_variance = each.var(1) / each.shape[1]
-        self.mean = self._exact_mean.to(like.dtype)
+        self.mean = self.exact_mean.to(like.dtype)
         pooled = chains.permute(1, 0, 2, 3).flatten(1, 2)  # (B, N, d)
-        away = pooled - self._exact_mean.flatten(1)[:, None]
+        away = pooled - self.exact_mean.flatten(1)[:, None]
         self.covariance = away.mT @ away / away.shape[1]
         self.rhat, self.ess = math.nan, math.nan
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of every pixel, (B, C, H, W)."""
+        """Standard deviation of every pixel, shape (B, C, H, W)."""
         variance = self.covariance.diagonal(dim1=-2, dim2=-1)
         return variance.sqrt().reshape_as(self.mean).to(self.mean.dtype)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """n of the chains' draws for every measurement, (n, B, C, H, W).
+        """Pick n of the chains' draws for every measurement, shape (n, B, C, H, W).
 
-        No draw comes twice unless there are fewer than n.
+        No draw is repeated unless there are fewer than n.
         """
         sweeps, batch, chains, size = self.chains.shape
         pooled = self.chains.permute(0, 2, 1, 3).reshape(sweeps * chains, batch, size)
@@ -138,9 +166,9 @@ class GibbsPosterior:
 
 
 def sample_posterior(
-    prior: "ScaleMixture", y: Tensor, problem: "Problem", seed: int = 0
+    prior: CoefficientPrior, y: Tensor, problem: Problem, seed: int = 0
 ) -> GibbsPosterior:
-    """p(x | y) of every measurement y (B, ...) by Gibbs sampling; see `ScaleMixture.posterior`."""
+    """Sample p(x | y) of every measurement y (B, ...); see `ScaleMixture.posterior`."""
     if problem.sigma <= 0:
         raise InputError("the Gibbs sampler needs noise > 0: give the problem a noise level")
     matrix = operator_matrix(problem, prior.shape, y)
@@ -160,13 +188,13 @@ def sample_posterior(
             if found.rhat <= RHAT and error <= PRECISE:
                 return found
     raise InputError(
-        f"the Gibbs reference has not settled after {MOST} sweeps (R-hat {found.rhat:.3f}, squared"
+        f"the Gibbs sampler has not converged in {MOST} sweeps (R-hat {found.rhat:.3f}, squared"
         f" error of the mean {float(error):.1e}): use more noise, or another operator"
     )
 
 
-def _posterior(prior: "ScaleMixture", y: Tensor, kept: list[list[Tensor]]) -> GibbsPosterior:
-    """The posterior of the draws so far: c, mu and log v of every sweep, (B, K, d) each."""
+def _posterior(prior: CoefficientPrior, y: Tensor, kept: list[list[Tensor]]) -> GibbsPosterior:
+    """Summarize the draws so far: c, mu and log v of every sweep, shape (B, K, d) each."""
     c, mu, log_v = (torch.stack(parts) for parts in kept)
     x, means = (part @ prior.basis.T + prior.mean.flatten() for part in (c, mu))
     found = GibbsPosterior(x, means, y, prior.shape)
@@ -179,26 +207,30 @@ def _posterior(prior: "ScaleMixture", y: Tensor, kept: list[list[Tensor]]) -> Gi
 
 
 def split_rhat(chains: Tensor) -> Tensor:
-    """Split R-hat: sqrt of the variance over all half chains over that within them.
+    """Compute the split R-hat: sqrt of the variance over all half chains over that within them.
 
     Args:
-        chains: (T, B, K, d): T draws of K chains.
+        chains: T draws of K chains, shape (T, B, K, d).
 
     Returns:
-        (B, d); 1 where all halves agree.
+        Shape (B, d); near 1 where all half chains agree.
     """
     between, within, length = _variances(_split(chains))
     return (((length - 1) / length * within + between) / within).sqrt()
 
 
 def effective_size(chains: Tensor) -> Tensor:
-    """How many independent draws have a mean as certain, (B, d), from the autocorrelations.
+    """Compute the effective sample size from the autocorrelations of the chains.
 
-    They are summed in pairs of lags as long as the pairs are positive (Geyer's initial positive
-    sequence).
+    It is the number of independent draws whose mean has the same standard error. The
+    autocorrelations are summed in pairs of lags as long as the pairs are positive (Geyer's
+    initial positive sequence).
 
     Args:
-        chains: (T, B, K, d): T draws of K chains.
+        chains: T draws of K chains, shape (T, B, K, d).
+
+    Returns:
+        Shape (B, d).
     """
     halves = _split(chains)
     between, within, length = _variances(halves)
@@ -214,11 +246,11 @@ def effective_size(chains: Tensor) -> Tensor:
 
 
 def _split(chains: Tensor) -> Tensor:
-    """Both halves of every chain as chains of their own, (T / 2, B, 2 K, d)."""
+    """Return both halves of every chain as separate chains, shape (T / 2, B, 2 K, d)."""
     half = len(chains) // 2
     return torch.cat([chains[:half], chains[-half:]], dim=2)
 
 
 def _variances(chains: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Variance of the chains' means and mean of their variances, both (B, d); T."""
+    """Return the variance of the chains' means, the mean of their variances, (B, d), and T."""
     return chains.mean(0).var(1), chains.var(0).mean(1), len(chains)

@@ -1,66 +1,75 @@
 r"""A heavy-tailed prior with an exact denoiser: Student-t coefficients in an orthonormal basis.
 
-    x = m + W c,    c_i = sqrt(v_i) g_i,    g_i ~ N(0, 1),    1 / v_i ~ Gamma(nu / 2, nu s_i^2 / 2)
+.. math::
+    x = m + W c, \qquad c_i = \sqrt{v_i}\, g_i, \qquad g_i \sim N(0, 1), \qquad
+    1 / v_i \sim \mathrm{Gamma}(\nu / 2,\; \nu s_i^2 / 2).
 
-W is orthonormal (a Haar basis here), so each c_i has Student's t distribution with nu degrees of
-freedom and the scale s_i: a Gaussian scale mixture, the classical model of the wavelet
-coefficients of photographs (M. Wainwright, E. Simoncelli, 1999).
+W is orthonormal (a Haar basis here), so each :math:`c_i` has Student's t distribution with
+:math:`\nu` degrees of freedom and the scale :math:`s_i`. This is a Gaussian scale mixture, the
+classical model of the wavelet coefficients of photographs (M. Wainwright, E. Simoncelli, 1999).
 
 White noise stays white in an orthonormal basis, so the denoiser acts on each coefficient alone.
-With z = c + sigma n and q(v) = sigma^2 / (v + sigma^2),
+With :math:`z = c + \sigma n` and :math:`q(v) = \sigma^2 / (v + \sigma^2)`,
 
-    p(v | z)     proportional to p(v) N(z; 0, v + sigma^2)
-    E[c | z]   = z (1 - E[q | z])                                             the denoiser
-    d E[q|z] / dz = -(z / sigma^2) Var[q | z]
-    d Var[q|z] / dz = -(z / sigma^2) E[(q - E q)^3 | z]
+.. math::
+    p(v \mid z) &\propto p(v)\, N(z; 0, v + \sigma^2) \\
+    \mathbb E[c \mid z] &= z\, (1 - \mathbb E[q \mid z]) && \text{(denoiser)} \\
+    \frac{d}{dz} \mathbb E[q \mid z] &= -\frac{z}{\sigma^2} \mathrm{Var}[q \mid z] \\
+    \frac{d}{dz} \mathrm{Var}[q \mid z]
+        &= -\frac{z}{\sigma^2} \mathbb E\bigl[(q - \mathbb E q)^3 \mid z\bigr].
 
-One-dimensional integrals over log v, by the trapezoidal rule. The integrand is analytic in a strip
-of half-width pi / 2 around the real axis, so the rule with step h has an error of the order of
-exp(-pi^2 / h). E[q | z] and its first two derivatives are kept on a grid in z for each noise
-level; quintic Hermite polynomials join them, differentiable by autograd like any function. With
-nu = 5 and sigma up to 10^4 s the denoiser is off by less than 1e-6 sigma.
+These are one-dimensional integrals over log v, which the trapezoidal rule computes. The integrand
+is analytic in a strip of half-width :math:`\pi / 2` around the real axis, so the rule with step h
+has an error of the order of :math:`\exp(-\pi^2 / h)`. For each noise level,
+:math:`\mathbb E[q \mid z]` and its first two derivatives are tabulated on a grid in z. Quintic
+Hermite polynomials interpolate them and are differentiable by autograd. With nu = 5 and sigma up
+to 10^4 s the error of the denoiser is below 1e-6 sigma.
 
-The posterior under a linear operator is a sum over all v, which has no closed form:
-`gibbs.py` samples it.
+The posterior under a linear operator is a sum over all v, which has no closed form: `gibbs.py`
+samples it.
 """
 
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId
-
-if TYPE_CHECKING:
-    from ..problem import Problem
-    from .gibbs import GibbsPosterior
+from .gibbs import GibbsPosterior, sample_posterior
 
 __all__ = ["ScaleMixture", "haar", "shrinkage"]
 
 
 STEP = 0.25  # of the trapezoidal rule in log v
 SPACING = 0.0025  # of the grid in asinh(z / (10 sigma))
-FAR = 100.0  # the grid ends at this many sigma; the asymptote follows
-NU = (3, 10)  # degrees of freedom: fewer have no variance, more would need a finer rule
-LEVELS = 512  # noise levels whose grids are kept: 0.1 MB each
+FAR = 100.0  # the grid ends at this many sigma; beyond it the asymptote is used
+NU = (3, 10)  # bounds of nu: below, there is no variance; above, the rule is too coarse
+LEVELS = 512  # cached grids, one for each noise level: 0.1 MB each
 
 
 def haar(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """The orthonormal Haar basis of images (C, H, W).
+    """Build the orthonormal Haar basis of images.
 
     Each level halves every side that is even, until none is.
 
     Args:
-        shape: (C, H, W).
+        shape: Shape (C, H, W) of the images.
 
     Returns:
-        The basis W (d, d), float64, with one wavelet in each column, and the level of each column
+        The basis W (d, d), float64, with one wavelet in each column; and the level of each column
         (d,): 1 for the finest details, and one more than the coarsest details for the
         approximation.
+
+    >>> basis, levels = haar((1, 1, 2))
+    >>> basis
+    tensor([[ 0.7071,  0.7071],
+            [-0.7071,  0.7071]], dtype=torch.float64)
+    >>> levels
+    tensor([1, 2])
     """
     channels, height, width = shape
     block = torch.eye(height * width, dtype=torch.float64).reshape(-1, height, width)
@@ -81,19 +90,22 @@ def haar(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
 
 
 def _halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Sums and differences of neighbours along an axis, over sqrt(2)."""
+    """Return sums and differences of neighbors along an axis, divided by sqrt(2)."""
     even, odd = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
     return (even + odd) / math.sqrt(2), (even - odd) / math.sqrt(2)
 
 
 def shrinkage(z: Tensor, sigma: float, scale: float, nu: int) -> tuple[Tensor, Tensor, Tensor]:
-    """E[q | z] of a Student-t coefficient and its first two derivatives in z, by quadrature.
+    """Compute E[q | z] of a Student-t coefficient and its first two derivatives by quadrature.
 
     Args:
-        z: Noisy coefficients (N,), float64.
-        sigma: Standard deviation of the noise, > 0.
+        z: Noisy coefficients, shape (N,), float64.
+        sigma: Standard deviation of the noise, above 0.
         scale: Scale s of the coefficient.
         nu: Degrees of freedom.
+
+    Returns:
+        E[q | z], its derivative and its second derivative in z, shape (N,) each.
     """
     a, b = nu / 2, nu * scale**2 / 2
     high = max(math.log(b), 2 * math.log(float(z.abs().max()) + scale), 2 * math.log(sigma))
@@ -113,9 +125,9 @@ def shrinkage(z: Tensor, sigma: float, scale: float, nu: int) -> tuple[Tensor, T
 
 @lru_cache(maxsize=LEVELS)
 def _grid(sigma: float, scales: tuple[float, ...], nu: int) -> Tensor:
-    """E[q | z] (G, T, 3) for G scales, with its first two derivatives in asinh(z / (10 sigma)).
+    """Tabulate E[q | z] and two derivatives in asinh(z / (10 sigma)), (G, T, 3) for G scales.
 
-    The derivatives are in units of the grid's spacing.
+    The derivatives are in units of the spacing of the grid.
     """
     nodes = math.ceil(math.asinh(FAR / 10) / SPACING) + 2
     t = SPACING * torch.arange(nodes, dtype=torch.float64)
@@ -129,7 +141,7 @@ def _grid(sigma: float, scales: tuple[float, ...], nu: int) -> Tensor:
 
 
 def _quintic(left: Tensor, right: Tensor, at: Tensor) -> Tensor:
-    """The quintic with value, slope and curvature `left` (..., 3) at 0 and `right` at 1."""
+    """Evaluate the quintic with value, slope and curvature `left` at 0 and `right` at 1."""
     f, g, h = left.unbind(-1)
     rise, g1, h1 = right[..., 0] - f - g - h / 2, right[..., 1] - g - h, right[..., 2] - h
     c3 = 10 * rise - 4 * g1 + h1 / 2
@@ -139,9 +151,12 @@ def _quintic(left: Tensor, right: Tensor, at: Tensor) -> Tensor:
 
 
 def _far(z: Tensor, sigma: float, scale: Tensor, nu: int) -> Tensor:
-    """E[q | z] where the density p of c is smooth on the scale of sigma.
+    r"""Approximate E[q | z] where the density p of c is smooth on the scale of sigma.
 
-    By E[c | z] = z + sigma^2 (log m)' with m = p + sigma^2 p'' / 2 + ..., to second order.
+    The asymptote is, to second order,
+
+    .. math:: \mathbb E[c \mid z] = z + \sigma^2 (\log m)', \qquad
+        m = p + \tfrac12 \sigma^2 p'' + \dots
     """
     n, square = nu * scale**2, z.square()
     total = n + square
@@ -153,13 +168,18 @@ class ScaleMixture:
     """Images whose coefficients in an orthonormal basis have Student's t distribution.
 
     Args:
-        mean: (C, H, W).
-        basis: W, orthonormal, (d, d) with d = C H W, one basis image in each column.
-        scales: s_i > 0 of the d coefficients.
+        mean: Mean image m, shape (C, H, W).
+        basis: Orthonormal basis W, shape (d, d) with d = C H W, one basis image in each column.
+        scales: Scales s_i > 0 of the d coefficients.
         nu: Degrees of freedom, an integer from 3 to 10.
 
     Raises:
         InputError: The numbers are out of range, or the shapes do not fit.
+
+    >>> prior = ScaleMixture.example((1, 8, 8))
+    >>> x = prior.sample(2)
+    >>> prior.denoise(x, sigma=0.1).shape, prior.log_prob(x).shape
+    (torch.Size([2, 1, 8, 8]), torch.Size([2]))
     """
 
     sigma_min = 0.0
@@ -178,7 +198,7 @@ class ScaleMixture:
         gram = self.basis.T @ self.basis
         if not torch.allclose(gram, torch.eye(size, dtype=gram.dtype), atol=1e-8):
             raise InputError(
-                "the basis is not orthonormal: its columns need length 1 and angle 90"
+                "the basis is not orthonormal: give columns of length 1 at right angles"
             )
         if not (self.scales.isfinite().all() and (self.scales > 0).all()):
             raise InputError(
@@ -193,10 +213,14 @@ class ScaleMixture:
     def example(
         cls, shape: tuple[int, int, int] = (1, 8, 8), *, std: float = 0.2, nu: int = 5
     ) -> "ScaleMixture":
-        """Haar coefficients around grey whose scale grows by 2^1.5 from each level to the next.
+        """Build Haar coefficients around gray whose scale grows by 2^1.5 from level to level.
 
-        That is the spectrum of photographs, |frequency|^-3; `std` is the standard deviation of the
-        pixels.
+        This is the spectrum of photographs, |frequency|^-3.
+
+        Args:
+            shape: Shape (C, H, W) of the images.
+            std: Standard deviation of the pixels.
+            nu: Degrees of freedom.
         """
         basis, levels = haar(shape)
         scales = 2.0 ** (1.5 * levels.double())
@@ -205,21 +229,40 @@ class ScaleMixture:
 
     @property
     def covariance(self) -> Tensor:
-        """The full covariance matrix (d, d)."""
+        """The full covariance matrix, shape (d, d), float64."""
         return (self.basis * self.scales.square()) @ self.basis.T * (self.nu / (self.nu - 2))
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """E[clean image | x], where x (B, C, H, W) holds noise of level sigma (float or (B,))."""
+        """Estimate the clean image, E[image | x].
+
+        Args:
+            x: Noisy images, shape (B, C, H, W).
+            sigma: Their noise level: a number or (B,).
+
+        Returns:
+            Images, shape (B, C, H, W), in the type of x.
+        """
         return (self.mean + self._each(self._shrink, x, sigma)).to(x.dtype)
 
     __call__ = denoise
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        """log density (B,), nats, of images that hold noise of level sigma on top of the prior."""
+        """Compute the log density of noisy images, in nats, shape (B,).
+
+        Args:
+            x: Images, shape (B, C, H, W).
+            sigma: Level of the noise that they hold on top of the prior: a number or (B,).
+        """
         return self._each(self._log_density, x, sigma)
 
-    def sample(self, n: int, seed: int = 0) -> Tensor:
-        """n images (n, C, H, W), float32; image i depends on (seed, i) alone."""
+    def sample(self, n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw n images, shape (n, C, H, W).
+
+        Args:
+            n: Number of images.
+            seed: Image i depends on (seed, i) only.
+            dtype: Type of the images.
+        """
         size = self.mean.numel()
         g = PerImageGenerator(seed, range(n), StreamId.WAVELET_PRIOR).randn(size).double()
         chi2 = (
@@ -230,28 +273,26 @@ class ScaleMixture:
             .sum(1)
         )
         c = self.scales * g * (self.nu / chi2).sqrt()
-        return (self.mean + (c @ self.basis.T).reshape(n, *self.shape)).float()
+        return (self.mean + (c @ self.basis.T).reshape(n, *self.shape)).to(dtype)
 
-    def posterior(self, y: Tensor, problem: "Problem", seed: int = 0) -> "GibbsPosterior":
-        """p(x | y) of every measurement, for a linear operator and Gaussian noise, by sampling.
+    def posterior(self, y: Tensor, problem: Problem, seed: int = 0) -> GibbsPosterior:
+        """Sample p(x | y) of every measurement, for a linear operator and Gaussian noise.
 
         Args:
-            y: Measurements (B, ...).
-            problem: Operator and noise; bound here to images 0..B-1 unless it is bound already.
-            seed: Of the Gibbs sampler.
+            y: Measurements, shape (B, ...).
+            problem: Operator and noise. It is bound to images 0 to B - 1 unless it is bound.
+            seed: Seed of the Gibbs sampler.
 
         Raises:
             InputError: The operator is not linear, the noise is zero, or the sampler's chains do
                 not agree.
         """
-        from .gibbs import sample_posterior
-
         return sample_posterior(self, y, problem, seed)
 
     def _each(
         self, function: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float | Tensor
     ) -> Tensor:
-        """A function of coefficients (B, d) and one noise level, over all levels of the batch."""
+        """Apply a function of coefficients (B, d) and one level to all levels of the batch."""
         c = (x.double() - self.mean).flatten(1) @ self.basis
         levels = torch.as_tensor(sigma, dtype=torch.float64).flatten()
         if len(levels) == 1:
@@ -260,13 +301,13 @@ class ScaleMixture:
         return torch.cat(found)
 
     def _shrink(self, c: Tensor, sigma: float) -> Tensor:
-        """Images (B, C, H, W), without the mean, of denoised coefficients."""
+        """Return images (B, C, H, W), without the mean, of denoised coefficients."""
         if sigma > 0:
             c = c * (1 - self._mean_q(c, sigma))
         return (c @ self.basis.T).reshape(-1, *self.shape)
 
     def _mean_q(self, c: Tensor, sigma: float) -> Tensor:
-        """E[q | c] (B, d): from the grid, and beyond it the asymptote."""
+        """Return E[q | c] (B, d): from the grid, and beyond it from the asymptote."""
         grid = _grid(sigma, self._values, self.nu)
         nodes = grid.shape[1]
         place = (c.abs() / (10 * sigma)).asinh() / SPACING
@@ -278,7 +319,7 @@ class ScaleMixture:
         return torch.where(c.abs() <= FAR * sigma, near, far)
 
     def _log_density(self, c: Tensor, sigma: float) -> Tensor:
-        """log p (B,) of coefficients that hold noise of level sigma."""
+        """Compute log p (B,) of coefficients that hold noise of level sigma."""
         if sigma == 0:
             law = torch.distributions.StudentT(float(self.nu), 0.0, self.scales)
             return law.log_prob(c).sum(1)

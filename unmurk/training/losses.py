@@ -14,13 +14,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..diffusion.losses import gaussian, levels, score_matching, weighted
 from ..diffusion.prior import Prior
 from ..flows.posterior import Posterior
 from ..noise import PoissonGaussian
 from ..operators.base import per_image
 from ..operators.masks import Inpaint
 from ..problem import Problem
-from ..rng import global_batch, normal, permutation, poisson, uniform
+from ..rng import poisson, uniform
 
 __all__ = [
     "anchored",
@@ -29,15 +30,12 @@ __all__ = [
     "distilled",
     "elbo_loss",
     "forward_kl",
+    "gaussian",
     "levels",
     "recorrupted",
+    "weighted",
     "with_hidden",
 ]
-
-
-def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise shaped like a batch."""
-    return normal(like.shape, generator, device=like.device, dtype=like.dtype)
 
 
 def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Tensor:
@@ -50,23 +48,9 @@ def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Te
     return y + noise.sigma * gaussian(clean, generator)
 
 
-def levels(n: int, generator: torch.Generator) -> Tensor:
-    """Training noise levels sigma, (n,), stratified over the batch."""
-    place = permutation((n,), generator, generator.device) + uniform((n,), generator)
-    place = place / global_batch(n, generator)
-    return (1.2 * torch.special.ndtri(place.clamp(1e-4, 1 - 1e-4))).exp() / 2
-
-
-def weighted(error: Tensor, sigma: Tensor) -> Tensor:
-    """The weighted squared error of a denoiser, averaged over pixels and images."""
-    s = 2 * sigma
-    return ((1 + s**2) / s**2 * 4 * error.square().flatten(1).mean(1)).mean()
-
-
 def denoising(prior: Prior, x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
     """Denoising score matching of the prior on images x at levels sigma, (B,)."""
-    noisy = x + per_image(sigma, x) * gaussian(x, generator)
-    return weighted(prior.denoise(noisy, sigma) - x, sigma)
+    return score_matching(prior.denoise, x, sigma, generator)
 
 
 def anchored(
