@@ -162,8 +162,8 @@ def _known(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 # -- options from text ---------------------------------------------------------------------------
 
 
-def configure(method: str | type[Learner], options: Mapping[str, Any]) -> Learner:
-    """Return a learner with its options set from (name, value) pairs.
+def configure(method: str | type[Learner], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read options of a method from (name, value) pairs, and check them.
 
     Options of a nested schedule are named with a dot. Text is read as the type that the option is
     declared with; other values are taken as they are. A solver is written as its name and options.
@@ -174,13 +174,15 @@ def configure(method: str | type[Learner], options: Mapping[str, Any]) -> Learne
             "mmps,steps=8"}.
 
     Returns:
-        A learner that is not built.
+        The options by name, for `learn` or for the class of the method.
 
     Raises:
         InputError: The method or an option is unknown, or a value is out of its bounds.
 
-    >>> configure("flowdiff", {"recipe.e_step": "0.7", "objective": "default"}).recipe.e_step
+    >>> configure("flowdiff", {"recipe.e_step": "0.7"})["recipe"].e_step
     0.7
+    >>> configure("ambient", {"delta": "0.2"})
+    {'delta': 0.2}
     >>> configure("em", {"rounds.rounds": "0"})
     Traceback (most recent call last):
     ...
@@ -198,7 +200,8 @@ def configure(method: str | type[Learner], options: Mapping[str, Any]) -> Learne
             values[name] = _read(name, hints[name], value)
     for name, parts in nested.items():
         values[name] = _nested(name, hints[name], values.get(name, _default(cls, name)), parts)
-    return cls(**values)
+    cls(**values)  # it checks them
+    return values
 
 
 def describe(method: str | type[Learner]) -> dict[str, str]:
@@ -311,7 +314,7 @@ def _plain(where: str, kind: type, text: str) -> Any:
 
 
 def _sampler(text: str) -> Any:
-    """Return the solver "NAME,OPTION=VALUE,..." as a function that draws images.
+    """Return the solver "NAME,OPTION=VALUE,..." as a function that draws images, in 16 steps.
 
     Raises:
         InputError: The solver or an option is unknown.
@@ -320,7 +323,7 @@ def _sampler(text: str) -> Any:
     from ..solvers import Draws
 
     name, *pairs = text.split(",")
-    options = {}
+    options = {"steps": "16"}
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign or not key:
@@ -330,4 +333,4 @@ def _sampler(text: str) -> Any:
     if name in SOLVERS:
         hints = get_type_hints(SOLVERS[name], include_extras=True)
         typed = {k: _read(f"solver option {k}", hints.get(k, str), v) for k, v in options.items()}
-    return Draws(name, **(typed or options))
+    return Draws(name, **typed)
