@@ -43,6 +43,7 @@ __all__ = [
     "physics",
     "physics_outside_autocast",
     "reader",
+    "single_or_double",
 ]
 
 HALF = (torch.bfloat16, torch.float16)
@@ -154,8 +155,13 @@ def physics(method: Map) -> Map:
     return cast(Map, run)
 
 
+def single_or_double(tensor: Tensor) -> Tensor:
+    """Convert half precision to float32; float32 and float64 stay as they are."""
+    return tensor.float() if tensor.dtype in HALF else tensor
+
+
 def _lifted(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+    return single_or_double(value) if isinstance(value, Tensor) else value
 
 
 @contextmanager

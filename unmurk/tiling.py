@@ -33,7 +33,8 @@ from torch.utils.checkpoint import checkpoint
 from .devices import filled
 from .diffusion.prior import Prior
 from .errors import InputError
-from .flows.posterior import Posterior, known
+from .flows.conditioner import known
+from .flows.posterior import Posterior
 from .problem import Problem
 from .rng import generator
 from .solvers.alike import equal_channels

@@ -14,7 +14,9 @@ from torch import nn
 import unmurk
 from unmurk.cli.main import main
 from unmurk.diffusion.pretrained import hub_name
-from unmurk.diffusion.prior import Prior, heun, karras
+from unmurk.diffusion.prior import Prior
+from unmurk.diffusion.samplers import heun
+from unmurk.diffusion.schedules import karras
 from unmurk.errors import InputError
 
 SHAPE = (1, 8, 8)
@@ -263,7 +265,7 @@ def test_names_on_the_hub(folder, tmp_path, monkeypatch):
         )
     with pytest.raises(InputError, match="no folder 'someone/else' here, and the Hub") as caught:
         Prior.load("someone/else")
-    assert "\n" not in str(caught.value) and "go online" in str(caught.value)
+    assert "\n" not in str(caught.value) and "connect" in str(caught.value)
 
 
 def test_only_what_a_prior_needs_is_fetched(folder, tmp_path, monkeypatch):
@@ -301,8 +303,8 @@ REFUSED = [
     ("unet/config.json", dict(num_class_embeds=10), "has classes"),
     ("unet/config.json", dict(time_embedding_type="fourier"), "takes time as fourier"),
     ("unet/config.json", dict(in_channels=2), "maps 2 channels to 1"),
-    ("unet/config.json", dict(sample_size=None), "does not say the size"),
-    ("unet/config.json", dict(layers_per_block=2), "of another network"),
+    ("unet/config.json", dict(sample_size=None), "does not state the size"),
+    ("unet/config.json", dict(layers_per_block=2), "to another network"),
 ]
 
 
@@ -323,7 +325,7 @@ def test_levels_without_betas_are_refused(folder):
 def test_images_of_another_shape(folder, tmp_path, capsys):
     """Larger ones are worked on in tiles; smaller ones, and other channels, get one line."""
     prior = Prior.load(folder)
-    with pytest.raises(InputError, match="images 1x8x8 .* is given 3x8x8"):
+    with pytest.raises(InputError, match="expected images of shape 1x8x8 .*, got 3x8x8"):
         prior.denoise(torch.rand(2, 3, 8, 8), 0.1)
     import numpy as np
 

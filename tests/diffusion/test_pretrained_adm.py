@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.adm_unet import SETTINGS, AdmUnet, recipe
-from unmurk.diffusion.pretrained import LAYOUTS, Adm, _renamed, adm
+from unmurk.diffusion.guided_diffusion import LAYOUTS, Adm, _renamed, adm
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 
@@ -162,7 +162,7 @@ def test_checkpoints_that_do_not_fit_get_one_line(checkpoint, tmp_path):
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
     state = torch.load(checkpoint, weights_only=True)
-    refused(checkpoint, None, "is a file: say how it is laid out, as in adm:ffhq256:")
+    refused(checkpoint, None, "is a file: name the layout of its weights, as in adm:ffhq256:")
     refused(checkpoint, "adm-faces", "'adm-faces' is unknown: choose from adm-ffhq256")
     refused(checkpoint, "adm-ffhq256", "do not fit its layout")
     refused(checkpoint, Adm(**SETTINGS | {"attention": (4,)}), "do not fit its layout")

@@ -53,7 +53,7 @@ PLACES = [
     *((key,) for key in ("modules", "ema", "buffers", "optimizer")),
     ("modules", "prior"),
     ("ema", "posterior"),
-    ("modules", "prior", "unet.conv_in.weight"),
+    ("modules", "prior", "network.conv_in.weight"),
     ("optimizer", "state"),
     ("optimizer", "state", MATRIX),
     ("optimizer", "state", MATRIX, "momentum_buffer"),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from unmurk.cli import main as cli
 from unmurk.cli.report import run_report
-from unmurk.diffusion.pretrained import Adm
+from unmurk.diffusion.guided_diffusion import Adm
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.glow import Glow

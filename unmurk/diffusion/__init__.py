@@ -1,1 +1,1 @@
-"""The diffusion prior p(x): network, preconditioning, noise schedules and samplers."""
+"""The diffusion prior p(x): networks, preconditioning, losses, noise schedules and samplers."""

@@ -1,9 +1,9 @@
-"""Network presets: a `diffusers.UNet2DModel` by size.
+"""Network presets: `diffusers.UNet2DModel` in three sizes.
 
-The backbone of a prior is the U-Net of Ho et al. (2020, arXiv 2006.11239) as diffusers keeps it.
-The presets differ in width and depth only. `tiny` has no attention: on a CPU in bfloat16
-attention with small heads costs more than all its convolutions together (measured,
-docs/experiments.md).
+The backbone of a prior is the U-Net of Ho et al. (2020, arXiv 2006.11239) as implemented by
+diffusers. The presets differ in width and depth only. `tiny` has no attention: on a CPU in
+bfloat16, attention with small heads costs more than all its convolutions together (measured,
+docs/experiments.md). Any other network can take their place; see `unmurk.diffusion.prior`.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ __all__ = ["PRESETS", "Preset", "backbone", "check_size", "preset"]
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of the networks of one run.
+    """Sizes of the networks of a run.
 
     Attributes:
         channels: Channels of the prior's U-Net at each resolution, finest first.
         layers: Residual blocks at each resolution.
-        attention: Whether the two coarsest resolutions attend.
-        mean: Width of the posterior's mean network.
+        attention: Whether the two coarsest resolutions have self-attention.
+        mean: Width of the mean network of the posterior.
         context: Width of the network that conditions the flow.
         couplings: Coupling steps at each of the flow's two scales.
         hidden: Width inside a coupling.
@@ -45,14 +45,21 @@ PRESETS = {
 
 
 def preset(name: str) -> Preset:
-    """The preset of a name; raises InputError for a name that is none."""
+    """Return the preset of a name.
+
+    Raises:
+        InputError: The name is unknown.
+
+    >>> preset("tiny").channels
+    (16, 32, 64)
+    """
     if name not in PRESETS:
         raise InputError(f"unknown network '{name}': choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def check_size(name: str, shape: tuple[int, int, int]) -> None:
-    """Raises InputError unless images of `shape` (C, H, W) fit the networks of a preset."""
+    """Raise InputError unless images of `shape` (C, H, W) fit the networks of a preset."""
     factor = 2 ** (len(preset(name).channels) - 1)
     _, h, w = shape
     if h % factor or w % factor:
@@ -63,10 +70,17 @@ def check_size(name: str, shape: tuple[int, int, int]) -> None:
 
 
 def backbone(name: str, shape: tuple[int, int, int]) -> Any:
-    """A fresh `UNet2DModel` for images of `shape` (C, H, W), weights from torch's global stream.
+    """Build an untrained `UNet2DModel` for images of a shape.
+
+    Args:
+        name: Name of a preset.
+        shape: Shape (C, H, W) of the images.
+
+    Returns:
+        The network, whose weights come from torch's global random stream.
 
     Raises:
-        InputError: for an unknown preset, or sides that the preset cannot halve often enough.
+        InputError: The preset is unknown, or it cannot halve the sides often enough.
     """
     from diffusers import UNet2DModel
 

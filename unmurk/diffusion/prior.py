@@ -1,44 +1,48 @@
-"""The prior p(x): a diffusion model read through its denoiser.
+r"""The diffusion prior p(x): a network, its preconditioning, and what is read off its denoiser.
 
-Notation. An image x lies in [0, 1] and is corrupted as x_sigma = x + sigma n, n ~ N(0, I). The
-denoiser D(x_sigma, sigma) = E[x | x_sigma] gives the score by Tweedie's formula (Efron, 2011)
+An image x lies in [0, 1] and is corrupted as :math:`x_\sigma = x + \sigma n`, n ~ N(0, I). The
+denoiser :math:`D(x_\sigma, \sigma) = \mathbb E[x \mid x_\sigma]` gives the score by Tweedie's
+formula (Efron, 2011, J. Am. Stat. Assoc. 106),
 
-    score(x_sigma, sigma) = (D(x_sigma, sigma) - x_sigma) / sigma^2.
+.. math::
+    \nabla \log p_\sigma(x_\sigma) = \frac{D(x_\sigma, \sigma) - x_\sigma}{\sigma^2}.
 
-Inside, the network sees u = 2 x - 1 and s = 2 sigma. It is preconditioned as in EDM (Karras et
-al., 2022, arXiv 2206.00364, Table 1) with sigma_data = 1,
+**Preconditioning.** Inside the prior, the network sees :math:`u = 2x - 1` and
+:math:`s = 2\sigma`. It is preconditioned as in EDM (Karras et al., 2022, arXiv 2206.00364, Table
+1) with sigma_data = 1,
 
-    D(u_s, s) = c_skip u_s - c_out v(c_in u_s, t(s)),
-    c_in = 1 / sqrt(1 + s^2),   c_skip = 1 / (1 + s^2),   c_out = s / sqrt(1 + s^2).
+.. math::
+    D(u_s, s) = c_{\mathrm{skip}}\,u_s - c_{\mathrm{out}}\, v(c_{\mathrm{in}} u_s, t(s)), \qquad
+    c_{\mathrm{in}} = \frac1{\sqrt{1 + s^2}}, \quad
+    c_{\mathrm{skip}} = \frac1{1 + s^2}, \quad
+    c_{\mathrm{out}} = \frac{s}{\sqrt{1 + s^2}}.
 
-With a = c_in and b = s c_in the variance-preserving image is x_t = a u + b n, and the formula
-above is u = a x_t - b v: exactly v-prediction (Salimans and Ho, 2022, arXiv 2202.00512). So a
-saved prior is an ordinary `DDPMPipeline` folder, and t(s) is the index of the level s in that
-pipeline's scheduler, interpolated linearly in log s; below the first index t is 0. Networks of
-others that predict n or u are read the same way (`foreign.py`):
+With :math:`a = c_{\mathrm{in}}` and :math:`b = s\,c_{\mathrm{in}}` the variance-preserving image
+is :math:`x_t = a u + b n`, and the formula above is :math:`u = a x_t - b v`. This is exactly
+v-prediction (Salimans and Ho, 2022, arXiv 2202.00512). So a saved prior is an ordinary
+`DDPMPipeline` folder. t(s) is the index of the level s in the scheduler of that pipeline,
+interpolated linearly in log s; below the first level t is 0. Networks that predict n or u are read
+in the same way (`pretrained.py`):
 
-    D = a x_t - b v (v_prediction),    D = u_s - s n (epsilon),    D = u (sample).
+.. math::
+    D = a x_t - b v \;\text{(v_prediction)}, \qquad
+    D = u_s - s n \;\text{(epsilon)}, \qquad
+    D = u \;\text{(sample)}.
 
-Above the last index, s_max, no network was trained. There noise and image are scaled down to it,
-D(u_s, s) := D(r u_s, s_max) with r = s_max / s. For images of variance var in [-1, 1] that is off
-by about var / s_max, however high s, while a predicted n would bring in s times its error.
+Above the last level, :math:`s_{\max}`, no network was trained. There the noisy image is scaled
+down to that level, :math:`D(u_s, s) := D(r u_s, s_{\max})` with :math:`r = s_{\max} / s`. For
+images of variance var in [-1, 1] the error is about :math:`\mathrm{var} / s_{\max}` at any s,
+while a predicted n would contribute s times its own error.
 
-Negative evidence bound. With log sigma uniform on [sigma_min, sigma_max] and
-L = ln(sigma_max / sigma_min), Kingma et al. (2021, arXiv 2107.00630, eqs. 11-15) gives in nats
-
-    -log p_D(x) <= L E ||D(x + sigma n, sigma) - x||^2 / sigma^2
-                 (diffusion) + E ||D(x + sigma_min n, sigma_min) - x||^2 / (2 sigma_min^2)
-                   + d/2 ln(2 pi sigma_min^2)                                             (decoder)
-                 + KL(N(x, sigma_max^2) || N(1/2, sigma_max^2)).                          (end)
-
-p_D is the density of the model's own reverse diffusion, which D defines, not that of the data: the
-bound says how likely x is under the model. For the exact denoiser they are one. Drawing log sigma
-uniformly is the importance sampling of Song et al. (2021, arXiv 2101.09258).
+**A network of your own** is any `nn.Module` that is called as `network(x_t, t)`, with x_t of shape
+(B, C, H, W) and times t (B,) that need not be whole numbers. It returns a tensor like x_t, or an
+object that holds one as `.sample`. Unless a scheduler says otherwise, that tensor is v.
 """
 
+import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,117 +53,167 @@ from ..bounds import File, check_memory
 from ..devices import filled, networks, on_device
 from ..errors import InputError
 from ..operators.base import per_image
-from ..rng import PerImageGenerator, global_batch, normal, permutation, uniform
+from ..rng import PerImageGenerator
+from .guided_diffusion import Adm, adm
+from .losses import Denoiser, levels, nelbo, score_matching
 from .networks import backbone
-from .pretrained import Adm, adm, download, hub_name, image_size, pipeline
-from .samplers import heun, karras, posterior_draw, prior_draw
+from .pretrained import OWN, download, hub_name, image_size, own, pipeline
+from .samplers import heun, posterior_draw, prior_draw
+from .schedules import karras, scheduler_levels
 
 __all__ = ["Denoiser", "Prior", "heun", "karras", "nelbo"]
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 AT_ONCE = 2**29  # bytes of a network's activations while images are drawn
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
-def nelbo(
-    denoise: Denoiser,
-    x: Tensor,
-    sigma_min: float,
-    sigma_max: float,
-    generator: torch.Generator | None = None,
-    draws: int = 1,
-    constants: bool = True,
-) -> Tensor:
-    """The negative evidence bound of each image, (B,), in nats of density per unit of intensity.
-
-    It bounds the negative log density of the model's own sampler, not of the data; see the module.
-
-    The levels are stratified over draws and batch, which lowers the variance and keeps every
-    image's estimate unbiased. The gradient with respect to x flows through the denoiser's input.
-
-    Args:
-        x: Images (B, C, H, W).
-        draws: Noise levels for each image.
-        constants: Whether to add what has no gradient in x but through the network at sigma_min
-            (decoder and end terms); without them one evaluation per draw is all it costs.
-    """
-    b, d = len(x), x[0].numel()
-    span = math.log(sigma_max / sigma_min)
-    kind: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
-    offset = uniform((b, draws), generator, **kind)
-    order = permutation((b, draws), generator, x.device)
-    n = global_batch(b, generator) * draws
-    sigma = sigma_min * torch.exp(span * (order + offset).flatten() / n)
-    repeated = x.repeat_interleave(draws, 0)
-    noise = normal((b, draws, *x.shape[1:]), generator, **kind).reshape(repeated.shape)
-    error = denoise(repeated + per_image(sigma, repeated) * noise, sigma) - repeated
-    bound = span * (error.flatten(1).square().sum(1) / sigma**2).view(b, draws).mean(1)
-    if not constants:
-        return bound
-    noise = normal(x.shape, generator, **kind)
-    sigma = torch.full((b,), sigma_min, dtype=x.dtype, device=x.device)
-    error = denoise(x + sigma_min * noise, sigma) - x
-    decoder = error.flatten(1).square().sum(1) / (2 * sigma_min**2)
-    decoder = decoder + d / 2 * math.log(2 * math.pi * sigma_min**2)
-    end = (x - 0.5).flatten(1).square().sum(1) / (2 * sigma_max**2)
-    return bound + decoder + end
-
-
 class Prior(nn.Module):
     """A diffusion prior over images of one shape.
 
     Args:
-        unet: A `diffusers.UNet2DModel`. Channels beyond C of its output (a learned variance) are
-            left aside.
+        network: A `diffusers.UNet2DModel`, or any `nn.Module` that maps (x_t, t) to a tensor like
+            x_t; see the head of this module. Channels of its output beyond C (a learned variance)
+            are ignored.
         shape: Shape (C, H, W) of the images.
-        scheduler: The `diffusers.DDPMScheduler` that it was trained with, which says what it
-            predicts; None: that of our own priors, with v.
+        scheduler: The `diffusers.DDPMScheduler` that the network was trained with. It says which
+            levels the times stand for, and what the network predicts. None takes linear betas in
+            1,000 steps and v-prediction.
+
+    Attributes:
+        sigma_min: Lowest noise level of the scheduler, in units of images in [0, 1].
+        sigma_max: Highest noise level of the scheduler.
+
+    Raises:
+        InputError: `network` is no module, or the levels of the scheduler do not rise.
+
+    >>> class Zero(nn.Module):  # v = 0
+    ...     def forward(self, x_t, t):
+    ...         return torch.zeros_like(x_t)
+    >>> prior = Prior(Zero(), shape=(1, 2, 2))
+    >>> prior.denoise(torch.ones(1, 1, 2, 2), sigma=0.5)
+    tensor([[[[0.7500, 0.7500],
+              [0.7500, 0.7500]]]])
     """
 
     log_levels: Tensor
 
-    def __init__(self, unet: Any, shape: tuple[int, int, int], scheduler: Any = None) -> None:
+    def __init__(
+        self, network: nn.Module, shape: tuple[int, int, int], scheduler: Any = None
+    ) -> None:
         super().__init__()
-        self.unet = unet
+        if not isinstance(network, nn.Module):
+            raise InputError(
+                f"network is a {type(network).__name__}: give a torch.nn.Module that maps (x, t)"
+                " to a tensor like x, or use Prior.create for the name of a preset"
+            )
+        self.network = network
         self.shape = tuple(shape)
         self.scheduler = scheduler or _scheduler()
-        alpha = self.scheduler.alphas_cumprod.double()
-        levels = ((1 - alpha) / alpha).sqrt() / 2  # in units of [0, 1]
-        levels = levels[levels.isfinite()]
-        if len(levels) < 2 or float(levels[0]) <= 0 or not bool((levels.diff() > 0).all()):
-            raise InputError("the noise levels of the scheduler do not rise: it is of no use here")
-        self.register_buffer("log_levels", levels.log().float(), persistent=False)
-        self.sigma_min, self.sigma_max = float(levels[0]), float(levels[-1])
+        self._levels = scheduler_levels(self.scheduler)
+        self.register_buffer("log_levels", self._levels.log().float(), persistent=False)
+        self.sigma_min, self.sigma_max = float(self._levels[0]), float(self._levels[-1])
 
     @classmethod
-    def create(cls, network: str, shape: tuple[int, int, int]) -> "Prior":
-        """An untrained prior with the network of a preset (weights from torch's global stream)."""
-        return cls(backbone(network, shape), shape)
+    def create(
+        cls, network: str | nn.Module, shape: tuple[int, int, int], scheduler: Any = None
+    ) -> "Prior":
+        """Build an untrained prior from the name of a preset, or from a network of your own.
+
+        Args:
+            network: A preset ("tiny", "small", "base"), whose weights come from torch's global
+                random stream; or a module, as for `Prior`.
+            shape: Shape (C, H, W) of the images.
+            scheduler: As for `Prior`.
+
+        Raises:
+            InputError: The preset is unknown, or the images do not fit it.
+
+        >>> Prior.create("tiny", (1, 32, 32)).shape
+        (1, 32, 32)
+        """
+        module = backbone(network, shape) if isinstance(network, str) else network
+        return cls(module, shape, scheduler)
+
+    @property
+    def unet(self) -> Any:
+        """The network, under the name that it has in a pipeline of diffusers."""
+        return self.network
+
+    @property
+    def width(self) -> int:
+        """Channels of the network's first layer, by which its memory is estimated."""
+        return next((p.shape[0] for p in self.network.parameters() if p.ndim > 1), 1)
+
+    def _weight(self) -> torch.dtype | None:
+        """The type of the network's weights; None if it has none."""
+        return next((p.dtype for p in self.network.parameters()), None)
+
+    # -- the denoiser ----------------------------------------------------------------------------
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The scheduler's index of the levels sigma (B,), interpolated in log sigma."""
-        log_sigma = sigma.float().clamp_min(1e-12).log()
-        high = torch.searchsorted(self.log_levels, log_sigma).clamp(1, len(self.log_levels) - 1)
-        left, right = self.log_levels[high - 1], self.log_levels[high]
+        """Return the scheduler's index of the levels sigma (B,), interpolated in log sigma."""
+        sigma = sigma if sigma.dtype == torch.float64 else sigma.float()
+        known = self.log_levels
+        if known.dtype != torch.float32 or sigma.dtype != torch.float32:
+            known = self._levels.log().to(sigma)
+        log_sigma = sigma.clamp_min(1e-12).log()
+        high = torch.searchsorted(known, log_sigma).clamp(1, len(known) - 1)
+        left, right = known[high - 1], known[high]
         part = ((log_sigma - left) / (right - left)).clamp(0, 1)
         return high - 1 + part
 
-    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """D(x, sigma) = E[image | x], shape (B, C, H, W) like x; sigma is a number, or one for
-        each image, (B,) or (B, 1, 1, 1).
+    def output(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Call the network on variance-preserving images.
 
-        The network runs in its own precision; everything around it in that of x.
+        Args:
+            x_t: Images, shape (B, C, H, W); they are converted to the type of the weights.
+            t: Times, shape (B,).
+
+        Returns:
+            What the network predicts (v, n or u), shape (B, C, H, W), in the type of x_t.
 
         Raises:
-            InputError: x holds images of another shape than the prior's, or sigma is neither one
-                number nor one for each image.
+            InputError: The network does not return a tensor like x_t.
+        """
+        with networks(x_t.device):
+            out = self.network(x_t.to(self._weight() or x_t.dtype), t)
+        out = out if isinstance(out, Tensor) else getattr(out, "sample", None)
+        if not isinstance(out, Tensor):
+            raise InputError(
+                "the network of the prior returned no tensor: it must return a tensor like its"
+                " input, or an object that holds one as .sample"
+            )
+        channels = x_t.shape[1]
+        alike = out.ndim == 4 and len(out) == len(x_t) and out.shape[2:] == x_t.shape[2:]
+        if not alike or out.shape[1] < channels:
+            raise InputError(
+                f"the network of the prior returned shape {tuple(out.shape)} for images of shape"
+                f" {tuple(x_t.shape)}: it must return a tensor like its input"
+            )
+        return out.to(x_t.dtype)[:, :channels]
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        r"""Estimate the clean image, :math:`D(x, \sigma) = \mathbb E[\text{image} \mid x]`.
+
+        The network runs in its own precision, everything around it in that of x. For results in
+        double precision, convert both: `prior.double().denoise(x.double(), sigma)`.
+
+        Args:
+            x: Noisy images, shape (B, C, H, W).
+            sigma: Noise level: a number, or one for each image, (B,) or (B, 1, 1, 1).
+
+        Returns:
+            Images, shape (B, C, H, W), in the type of x.
+
+        Raises:
+            InputError: The images have another shape than those of the prior, or sigma is neither
+                one number nor one for each image.
         """
         if x.shape[1:] != self.shape:
             raise InputError(
-                f"the prior is one of images {_size(self.shape)} (channels, height, width) but is "
-                f"given {_size(x.shape[1:])}: crop, resize or convert them, or take another prior"
+                f"expected images of shape {_size(self.shape)} (channels, height, width), got"
+                f" {_size(x.shape[1:])}: crop, resize or convert them, or use another prior"
             )
         sigma = filled(sigma, x)
         if sigma.numel() not in (1, len(x)):
@@ -172,13 +226,11 @@ class Prior(nn.Module):
         shrink = (2 * self.sigma_max / s).clamp(max=1)
         u, s = shrink * (2 * x - 1), shrink * s
         c_in = (1 + s**2).rsqrt()
-        weight = next(self.unet.parameters()).dtype
-        with networks(x.device):
-            out = self.unet((c_in * u).to(weight), self.time(sigma)).sample.to(x.dtype)
-        return (self._clean(out[:, : self.shape[0]], u, s, c_in) + 1) / 2
+        out = self.output(c_in * u, self.time(sigma))
+        return (self._clean(out, u, s, c_in) + 1) / 2
 
     def _clean(self, out: Tensor, u: Tensor, s: Tensor, c_in: Tensor) -> Tensor:
-        """The clean image in [-1, 1], out of what the network predicts."""
+        """Compute the clean image in [-1, 1] from what the network predicts."""
         if self.scheduler.config.prediction_type == "epsilon":
             return u - s * out
         if self.scheduler.config.prediction_type == "sample":
@@ -188,8 +240,38 @@ class Prior(nn.Module):
     forward = denoise
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """The gradient of log p_sigma at x, (B, C, H, W), in units of 1 / intensity."""
+        r"""Compute the score :math:`\nabla \log p_\sigma(x)` by Tweedie's formula.
+
+        Args:
+            x: Noisy images, shape (B, C, H, W).
+            sigma: Their noise level, a number or (B,), above 0.
+
+        Returns:
+            Gradients, shape (B, C, H, W), in units of 1 / intensity.
+        """
         return (self.denoise(x, sigma) - x) / per_image(sigma, x) ** 2
+
+    # -- losses ----------------------------------------------------------------------------------
+
+    def loss(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Compute the denoising score matching loss of clean images, for a loop of your own.
+
+        It draws a noise level for each image and weights the errors as `learn` does; see
+        `unmurk.diffusion.losses`.
+
+        Args:
+            x: Clean images, shape (B, C, H, W).
+            generator: Source of levels and noise; None takes torch's global one.
+
+        Returns:
+            The loss, a scalar averaged over the batch.
+
+        >>> prior = Prior.create("tiny", (1, 8, 8))
+        >>> optimizer = torch.optim.Adam(prior.parameters(), lr=1e-3)
+        >>> prior.loss(torch.rand(4, 1, 8, 8)).backward()
+        >>> optimizer.step()
+        """
+        return score_matching(self.denoise, x, levels(len(x), generator, x.device), generator)
 
     def nelbo(
         self,
@@ -198,17 +280,21 @@ class Prior(nn.Module):
         draws: int = 1,
         constants: bool = True,
     ) -> Tensor:
-        """The negative evidence bound of each image in nats, (B,); see `nelbo`."""
+        """Estimate the negative evidence bound of each image in nats, shape (B,).
+
+        See `unmurk.diffusion.losses.nelbo`.
+        """
         return nelbo(self.denoise, x, self.sigma_min, self.sigma_max, generator, draws, constants)
 
-    def together(self, pixels: int) -> int:
-        """How many images of so many pixels are denoised at once while images are drawn.
+    # -- samples ---------------------------------------------------------------------------------
 
-        So many that what the network takes without gradients stays below some 512 MiB: 13 to 16
-        times its first layer, as measured.
+    def together(self, pixels: int) -> int:
+        """Return how many images of a number of pixels are denoised at once during sampling.
+
+        The number keeps the activations of the network, without gradients, below about 512 MiB:
+        they were measured as 13 to 16 times those of its first layer.
         """
-        width = next(self.unet.parameters()).shape[0]
-        return max(1, AT_ONCE // (16 * 4 * width * pixels))
+        return max(1, AT_ONCE // (16 * 4 * self.width * pixels))
 
     @on_device(
         lambda self, n, steps=24, seed=0, batch=256, sigma_max=20.0: (
@@ -220,65 +306,108 @@ class Prior(nn.Module):
     def sample(
         self, n: int, steps: int = 24, seed: int = 0, batch: int = 256, sigma_max: float = 20.0
     ) -> Tensor:
-        """New images, (n, C, H, W), by Heun's method (arXiv 2206.00364, Algorithm 1).
+        """Draw new images by Heun's method on the probability flow.
 
         Args:
-            steps: Noise levels; the network runs 2 steps - 1 times.
+            n: Number of images.
+            steps: Noise levels. The network runs 2 steps - 1 times.
             seed: Image i depends on (seed, i) only.
             batch: Most images drawn together; fewer if they are large.
-            sigma_max: First level, if the network knows one so high; else its highest.
+            sigma_max: The first level, if the network knows one as high; else its highest.
+
+        Returns:
+            Images, shape (n, C, H, W), float64 if the network's weights are, else float32.
 
         Raises:
-            InputError: n below 1, or more images than fit this machine's memory.
+            InputError: n is below 1, or the images do not fit this machine's memory.
+
+        Source: Karras et al. (2022), arXiv 2206.00364, Algorithm 1.
         """
         if n < 1:
-            raise InputError(f"n is {n}: at least 1 image can be drawn")
-        widths = getattr(getattr(self.unet, "config", None), "block_out_channels", None) or (1,)
+            raise InputError(f"n is {n}: give at least 1")
         # the images, and four maps of the finest resolution of those drawn together
         size = 4.0 * n * math.prod(self.shape)
-        size += 16.0 * min(n, batch) * widths[0] * math.prod(self.shape[1:])
+        size += 16.0 * min(n, batch) * self.width * math.prod(self.shape[1:])
         check_memory(f"{n} images of {_size(self.shape)}", size, "draw fewer at a time")
         sigmas = karras(steps, min(sigma_max, self.sigma_max), self.sigma_min)
         done, batch = [], min(batch, self.together(self.shape[1] * self.shape[2]))
         for start in range(0, n, batch):
             index = range(start, min(start + batch, n))
             streams = PerImageGenerator(seed, index, device=self.log_levels.device)
-            x = 0.5 + float(sigmas[0]) * streams.randn(*self.shape)
+            x = 0.5 + float(sigmas[0]) * streams.randn(*self.shape).to(self._images())
             done.append(heun(self.denoise, x, sigmas))
         return torch.cat(done)
+
+    def _images(self) -> torch.dtype:
+        """The type of new images: float64 if the weights are, else float32."""
+        return torch.float64 if self._weight() == torch.float64 else torch.float32
 
     @torch.no_grad()
     def restore(
         self, y: Tensor, sigma: float, streams: PerImageGenerator, steps: int = 16
     ) -> Tensor:
-        """One draw from p(x | y) for y = x + sigma n; see `samplers.posterior_draw`."""
+        """Draw from p(x | y) for y = x + sigma n; see `samplers.posterior_draw`."""
         return posterior_draw(self.denoise, y, sigma, streams, steps)
 
     @torch.no_grad()
     def draw(self, streams: PerImageGenerator, steps: int = 31) -> Tensor:
-        """One new image for each stream, stochastic; see `samplers.prior_draw`."""
-        shape, low, high = self.shape, self.sigma_min, self.sigma_max
-        return prior_draw(self.denoise, shape, streams, steps, low, high)
+        """Draw one new image for each stream, stochastically; see `samplers.prior_draw`."""
+        low, high = self.sigma_min, self.sigma_max
+        return prior_draw(self.denoise, self.shape, streams, steps, low, high, self._images())
+
+    # -- files -----------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Writes a `DDPMPipeline` folder (safetensors)."""
-        from diffusers import DDPMPipeline
+        """Write the prior to a folder, with weights as safetensors.
 
-        DDPMPipeline(unet=self.unet, scheduler=self.scheduler).save_pretrained(folder)
+        A `UNet2DModel` becomes a `DDPMPipeline` folder, which diffusers reads. For any other
+        network the folder holds `prior.json`, `model.safetensors` and `scheduler/`. Its code is
+        not stored: `Prior.load` needs the module as `network=`.
+        """
+        from diffusers import DDPMPipeline, UNet2DModel
+
+        if isinstance(self.network, UNet2DModel):
+            DDPMPipeline(unet=self.network, scheduler=self.scheduler).save_pretrained(folder)
+            return
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        self.scheduler.save_pretrained(folder / "scheduler")
+        state = self.network.state_dict().items()
+        weights = {key: value.detach().cpu().clone().contiguous() for key, value in state}
+        save_file(weights, folder / "model.safetensors")
+        kind = type(self.network)
+        about = {"network": "own", "class": f"{kind.__module__}.{kind.__qualname__}"}
+        text = json.dumps({**about, "shape": list(self.shape)}, indent=2)
+        (folder / OWN).write_text(text + "\n")
 
     @classmethod
-    def load(cls, source: str | Path, layout: str | Adm | None = None) -> "Prior":
-        """A prior from a file, a folder or the Hub.
+    def load(
+        cls,
+        source: str | Path,
+        layout: str | Adm | None = None,
+        network: nn.Module | None = None,
+    ) -> "Prior":
+        """Load a prior from a file, a folder or the Hub.
 
         Args:
-            source: A run folder, a folder written by `save` or by another unconditional pipeline
-                of diffusers, the name of one on the Hub ("owner/name"), a checkpoint of
-                guided-diffusion ("adm:ffhq256:PATH", or PATH with a layout), or "digits".
-            layout: Settings of a guided-diffusion checkpoint: a name in `foreign.LAYOUTS`, such
-                as "adm-ffhq256", or `foreign.Adm`.
+            source: A run folder; a folder written by `save` or by another unconditional pipeline
+                of diffusers; the name of one on the Hub ("owner/name"); a checkpoint of
+                guided-diffusion ("adm:ffhq256:PATH", or PATH with a layout); or "digits".
+            layout: Settings of a guided-diffusion checkpoint: `guided_diffusion.Adm`, or a name
+                in `guided_diffusion.LAYOUTS`, such as "adm-ffhq256".
+            network: The module of a prior that was saved with a network of your own. Its weights
+                are replaced by those of the folder.
+
+        Returns:
+            The prior, in evaluation mode.
 
         Raises:
-            InputError: when there is none, or it is another kind of model.
+            InputError: There is no prior, it is another kind of model, or a network of your own is
+                missing or does not fit the weights.
+
+        >>> Prior.load("digits").shape
+        (1, 28, 28)
         """
         text = File().check("the name of a prior", source)
         if text.startswith("adm:") and text.count(":") > 1:
@@ -287,20 +416,36 @@ class Prior(nn.Module):
         if layout is not None:
             unet, scheduler = adm(Path(text), layout)
         elif os.path.isfile(text):
-            raise InputError(f"{text} is a file: say how it is laid out, as in adm:ffhq256:{text}")
+            raise InputError(
+                f"{text} is a file: name the layout of its weights, as in adm:ffhq256:{text}"
+            )
         elif hub_name(text):
             unet, scheduler = pipeline(download(text))
         else:
-            unet, scheduler = pipeline(locate(text, "prior", "model_index.json"))
+            folder = locate(text, "prior", "model_index.json", OWN)
+            if (folder / OWN).is_file():
+                return cls(*own(folder, network)).eval()
+            unet, scheduler = pipeline(folder)
+        if network is not None:
+            raise InputError(
+                f"the prior '{text}' has a {type(unet).__name__}, which is built from its own"
+                " settings: leave network= out"
+            )
         h, w = image_size(unet.config)
         return cls(unet, (unet.config.in_channels, h, w), scheduler).eval()
 
 
-def locate(source: str | Path, part: str, marker: str) -> Path:
-    """The folder that holds `marker`: the source itself, its sub-folder `part`, or an asset's."""
+def locate(source: str | Path, part: str, *markers: str) -> Path:
+    """Find the folder that holds one of the files `markers`.
+
+    The source itself, its sub-folder `part` and the packaged models are searched in this order.
+
+    Raises:
+        InputError: None of them holds one.
+    """
     for folder in (Path(source), Path(source) / part, ASSETS / f"{source}-model" / part):
         try:
-            if (folder / marker).is_file():
+            if any((folder / marker).is_file() for marker in markers):
                 return folder
         except OSError:  # a name that no file can have
             break
@@ -315,7 +460,7 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _scheduler() -> Any:
-    """The levels of Ho et al. (2020): linear betas from 1e-4 to 0.02 in 1,000 steps."""
+    """Build the scheduler of Ho et al. (2020): linear betas from 1e-4 to 0.02 in 1,000 steps."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(

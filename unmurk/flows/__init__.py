@@ -1,1 +1,1 @@
-"""The posterior flow q(x | y)."""
+"""Normalizing flows: the posterior q(x | y) and a prior p(x) with an exact density."""

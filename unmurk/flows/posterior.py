@@ -1,24 +1,24 @@
-"""The posterior q(x | y): a conditional normalizing flow, cheap in both directions.
+r"""The posterior q(x | y): a conditional normalizing flow, cheap in both directions.
 
 An image is drawn from a measurement y as
 
-    x = m(y) + s(y) * u,   u = g(z; y),   z ~ N(0, I),
+.. math:: x = m(y) + s(y) \odot g(z; y), \qquad z \sim N(0, I),
 
-with a mean image m, a spread image s > 0 and a multi-scale coupling flow g. Its density is exact,
+with a mean image m, a scale image s > 0 and a multi-scale coupling flow g (`layers.py`). Its
+density is exact,
 
-    log q(x | y) = log N(z; 0, I) - log |det dg/dz| - sum log s(y).
+.. math:: \log q(x \mid y) = \log N(z; 0, I)
+    - \log\left|\det \frac{\partial g}{\partial z}\right| - \sum \log s(y).
 
-g works on two scales (Dinh et al., 2017, arXiv 1605.08803): 2x2 blocks of pixels become channels,
-K steps mix them, half of the channels leave, and the rest goes through the same at the next
-scale. A step is a 1x1 convolution in LU form (Kingma and Dhariwal, 2018, arXiv 1807.03039) and an
-affine coupling whose log-scale is bounded by a tanh. Couplings see features of y at their own
-scale; all that is known of y enters through (A_dagger(y), mask, sigma_y). The last layer of every
-coupling starts at zero, so g starts as a rotation and q as N(m, s^2). Nothing normalises over the
-batch.
+The couplings see features of y at their own scale. Everything that is known of y enters through
+(A_dagger(y), mask, sigma_y). At the start g is a rotation, and so q is N(m, s^2).
 
-m(y) is a network's correction to a start image: A_dagger(y), or, where a Gaussian prior has been
-fitted to the measurements (`learn.moments`), the Wiener solution under it, which then takes the
-place of A_dagger(y) everywhere.
+m(y) is a network's correction to a start image. The start image is A_dagger(y), or, where a
+Gaussian prior has been fitted to the measurements, the Wiener solution under it, which then
+replaces A_dagger(y) everywhere.
+
+A posterior is called with measurements: `posterior(y, problem)` is a
+`torch.distributions.Distribution`, `FlowDistribution`.
 """
 
 import json
@@ -26,14 +26,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
 
 from ..bounds import Whole, check_memory
-from ..devices import filled, networks, on_device
+from ..devices import on_device
 from ..diffusion.networks import preset
 from ..diffusion.prior import locate
 from ..errors import InputError
@@ -41,250 +41,125 @@ from ..gaussian import Wiener
 from ..io.weights import load_model, read_settings, weight_names
 from ..problem import Problem
 from ..rng import PerImageGenerator
+from .conditioner import ConditioningUNet, known
+from .layers import Context, Flow, Rescale, bounded, unbounded
 
-__all__ = ["Context", "Flow", "Posterior", "Rescale", "bounded", "known", "unbounded"]
+__all__ = ["Config", "Context", "FlowDistribution", "Posterior", "known"]
 
 DRAWS = Whole(2, 100_000, even=True)
-LOG_SPREAD = (math.log(1e-3), 0.0)  # the spread s stays between 0.001 and 1 of the range
+MOMENTS = 16  # draws of `FlowDistribution.stddev`, in antithetic pairs
 
 
-def bounded(raw: Tensor) -> Tensor:
-    """log s, between its bounds, of a free number."""
-    low, high = LOG_SPREAD
-    return (low + high) / 2 + (high - low) / 2 * torch.tanh(raw)
+class FlowDistribution(Distribution):
+    r"""The posterior q(x | y) of a batch of measurements, as a distribution of torch.
 
-
-def unbounded(spread: float) -> float:
-    """The free number of which log s is that of a spread."""
-    low, high = LOG_SPREAD
-    return math.atanh((math.log(spread) - (low + high) / 2) / ((high - low) / 2))
-
-
-def known(start: Tensor, mask: Tensor | None, noise: float | Tensor) -> Tensor:
-    """The networks' input (B, C + 2, H, W).
+    `Posterior` returns it when it is called with y and problem. Everything the flow depends on is
+    computed once, with gradients unless `torch.no_grad()` is on.
 
     Args:
-        start: A_dagger(y), (B, C, H, W).
-        mask: 1 where a pixel is seen, (B or 1, 1, H, W); None where all are.
-        noise: Standard deviation of the noise, a number or (B, 1 or C, H, W).
-    """
-    b, _, h, w = start.shape
-    mask = start.new_ones(b, 1, h, w) if mask is None else mask.to(start).expand(b, 1, h, w)
-    level = filled(noise, start)
-    level = level.mean(1, keepdim=True) if level.ndim else level
-    return torch.cat([start, mask, level.expand(b, 1, h, w)], 1)
-
-
-def zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with its weights set to zero."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-class Residual(nn.Module):
-    """x + conv(silu(conv(silu(norm(x))))), the identity at the start; the norm is of one image."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.last = zero(nn.Conv2d(width, width, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.last(F.silu(self.first(F.silu(self.norm(x)))))
-
-
-class ConditioningUNet(nn.Module):
-    """A small U-Net on 2x2 blocks of pixels.
-
-    Returns an image-sized map (B, out, H, W), zero at the start, features at half size with
-    `width` channels, and features at quarter size with twice as many.
-    """
-
-    def __init__(self, inputs: int, out: int, width: int) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(4 * inputs, width, 3, padding=1)
-        self.fine = nn.Sequential(Residual(width), Residual(width))
-        self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
-        self.coarse = nn.Sequential(Residual(2 * width), Residual(2 * width))
-        self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
-        self.merge = nn.Sequential(Residual(width), Residual(width))
-        self.head = zero(nn.Conv2d(width, 4 * out, 3, padding=1))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with networks(x.device):
-            return self._forward(x)
-
-    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        fine = self.fine(self.stem(F.pixel_unshuffle(x, 2)))
-        coarse = self.coarse(self.down(fine))
-        fine = self.merge(fine + self.up(coarse))
-        return F.pixel_shuffle(self.head(fine), 2).float(), fine, coarse
-
-
-class InvertibleConv1x1(nn.Module):
-    """An invertible 1x1 convolution W = P L U, a rotation at the start."""
-
-    permutation: Tensor
-    sign: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        rotation = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q
-        p, lower, upper = torch.linalg.lu(rotation)
-        diagonal = upper.diagonal()
-        self.register_buffer("permutation", p.float())
-        self.register_buffer("sign", diagonal.sign().float())
-        self.lower = nn.Parameter(lower.tril(-1).float())
-        self.upper = nn.Parameter(upper.triu(1).float())
-        self.log_diagonal = nn.Parameter(diagonal.abs().log().float())
-
-    def matrix(self) -> Tensor:
-        """W, shape (channels, channels)."""
-        eye = torch.eye(len(self.lower), dtype=self.lower.dtype, device=self.lower.device)
-        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
-        return self.permutation @ (self.lower.tril(-1) + eye) @ upper
-
-    def log_det(self, x: Tensor) -> Tensor:
-        """log |det| of the map on images like x, a scalar."""
-        return self.log_diagonal.sum() * x.shape[-2] * x.shape[-1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return F.conv2d(x, self.matrix()[:, :, None, None])
-
-    def inverse(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            # inv waits for the device to say whether it worked; a rotation of LU form always has
-            inverse = torch.linalg.inv_ex(self.matrix().double()).inverse.to(x.dtype)
-            return F.conv2d(x, inverse[:, :, None, None])
-
-
-class Coupling(nn.Module):
-    """b <- b exp(r) + t, with (r, t) a function of the other half a and of the features of y."""
-
-    bound = 1.5
-
-    def __init__(self, channels: int, features: int, hidden: int) -> None:
-        super().__init__()
-        self.split = channels // 2
-        self.first = nn.Conv2d(self.split + features, hidden, 3, padding=1)
-        self.middle = nn.Conv2d(hidden, hidden, 1)
-        self.last = zero(nn.Conv2d(hidden, 2 * (channels - self.split), 3, padding=1))
-
-    def affine(self, a: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-scale r and shift t."""
-        with networks(a.device):
-            h = F.silu(self.first(torch.cat([a, features.to(a.dtype)], 1)))
-            r, t = self.last(F.silu(self.middle(h))).float().chunk(2, 1)
-        return self.bound * torch.tanh(r / self.bound), t
-
-    def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = x[:, : self.split], x[:, self.split :]
-        r, t = self.affine(a, features)
-        return torch.cat([a, b * r.exp() + t], 1), r.flatten(1).sum(1)
-
-    def inverse(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = x[:, : self.split], x[:, self.split :]
-        r, t = self.affine(a, features)
-        return torch.cat([a, (b - t) * (-r).exp()], 1), -r.flatten(1).sum(1)
-
-
-class Rescale(nn.Module):
-    """K steps of mixing and coupling at one scale."""
-
-    def __init__(self, channels: int, features: int, hidden: int, steps: int) -> None:
-        super().__init__()
-        self.mixes = nn.ModuleList(InvertibleConv1x1(channels) for _ in range(steps))
-        self.couplings = nn.ModuleList(Coupling(channels, features, hidden) for _ in range(steps))
-
-    def steps(self) -> list[tuple[InvertibleConv1x1, Coupling]]:
-        """The steps in generative order."""
-        pairs = zip(self.mixes, self.couplings, strict=True)
-        return [
-            (cast(InvertibleConv1x1, mix), cast(Coupling, coupling)) for mix, coupling in pairs
-        ]
-
-    def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(len(x))
-        for mix, coupling in self.steps():
-            total = total + mix.log_det(x)
-            x, log_det = coupling(mix(x), features)
-            total = total + log_det
-        return x, total
-
-    def inverse(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(len(x))
-        for mix, coupling in reversed(self.steps()):
-            x, log_det = coupling.inverse(x, features)
-            x = mix.inverse(x)
-            total = total + log_det - mix.log_det(x)
-        return x, total
-
-
-@dataclass(frozen=True)
-class Context:
-    """All that the flow reads of one batch of measurements.
+        flow: The posterior.
+        context: What the flow depends on, for B measurements.
+        index: The numbers of the images, for the random streams of `stddev`.
 
     Attributes:
-        mean: m(y), (B, C, H, W).
-        log_spread: log s(y), (B, C, H, W).
-        half: Features (B, F, H/2, W/2).
-        quarter: Features (B, 2 F, H/4, W/4).
+        batch_shape: (B,).
+        event_shape: (C, H, W).
+
+    >>> posterior = Posterior.create("tiny", (1, 8, 8))
+    >>> q = posterior(torch.rand(2, 1, 8, 8), Problem("identity", 0.1))
+    >>> q.batch_shape, q.event_shape
+    (torch.Size([2]), torch.Size([1, 8, 8]))
+    >>> x = q.sample((5,))
+    >>> x.shape, q.log_prob(x).shape, q.stddev.shape
+    (torch.Size([5, 2, 1, 8, 8]), torch.Size([5, 2]), torch.Size([2, 1, 8, 8]))
     """
 
-    mean: Tensor
-    log_spread: Tensor
-    half: Tensor
-    quarter: Tensor
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.independent(constraints.real, 3)
+    has_rsample = True
 
-    def repeat(self, n: int) -> "Context":
-        """n copies, one after the other: rows 0..B-1, then again."""
-        parts = (self.mean, self.log_spread, self.half, self.quarter)
-        return Context(*(p.repeat(n, 1, 1, 1) for p in parts))
+    def __init__(self, flow: "Posterior", context: Context, index: Sequence[int]) -> None:
+        self.flow, self.context, self.index = flow, context, index
+        shape = context.mean.shape
+        super().__init__(shape[:1], shape[1:], validate_args=False)
 
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw reparametrized samples x(z, y) with z from torch's global random stream.
 
-class Flow(nn.Module):
-    """A two-scale coupling flow; all that it depends on comes as a `Context`."""
+        Gradients reach the flow and y. `sample` draws the same without gradients. Draws that
+        depend on a seed and the image's number alone come from `Posterior.sample`.
 
-    shape: tuple[int, int, int]
-    fine: Rescale
-    coarse: Rescale
+        Args:
+            sample_shape: Shape of the draws for each measurement.
 
-    def transform(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """From latent to image: x (B, C, H, W) and log |det dx/dz|, (B,)."""
-        c = self.shape[0]
-        blocks = F.pixel_unshuffle(z, 2)
-        out, deep = blocks[:, : 2 * c], F.pixel_unshuffle(blocks[:, 2 * c :], 2)
-        deep, first = self.coarse(deep, context.quarter)
-        blocks, second = self.fine(torch.cat([out, F.pixel_shuffle(deep, 2)], 1), context.half)
-        u = F.pixel_shuffle(blocks, 2)
-        log_det = first + second + context.log_spread.flatten(1).sum(1)
-        return context.mean + context.log_spread.exp() * u, log_det
+        Returns:
+            Images, shape (*sample_shape, B, C, H, W).
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        z = torch.randn(shape, dtype=self.context.mean.dtype, device=self.context.mean.device)
+        each = z.reshape(-1, *self.context.mean.shape)
+        drawn = [self.flow.transform(one, self.context)[0] for one in each]
+        return torch.stack(drawn).reshape(shape) if drawn else z
 
-    def invert(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """From image to latent: z (B, C, H, W) and log |det dz/dx|, (B,)."""
-        c = self.shape[0]
-        u = (x - context.mean) * (-context.log_spread).exp()
-        blocks, second = self.fine.inverse(F.pixel_unshuffle(u, 2), context.half)
-        deep, first = self.coarse.inverse(
-            F.pixel_unshuffle(blocks[:, 2 * c :], 2), context.quarter
-        )
-        blocks = torch.cat([blocks[:, : 2 * c], F.pixel_shuffle(deep, 2)], 1)
-        return F.pixel_shuffle(blocks, 2), first + second - context.log_spread.flatten(1).sum(1)
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Compute the exact log density of images.
 
-    def log_density(self, x: Tensor, context: Context) -> Tensor:
-        """log q(x | y), (B,), in nats of density per unit of intensity."""
-        z, log_det = self.invert(x, context)
-        d = z[0].numel()
-        return log_det - z.flatten(1).square().sum(1) / 2 - d / 2 * math.log(2 * math.pi)
+        Args:
+            value: Images x, shape (..., B, C, H, W) or one that broadcasts to it.
+
+        Returns:
+            log q(x | y) in nats of density per unit of intensity, shape (..., B).
+
+        Raises:
+            InputError: The images have another shape.
+        """
+        shape = self.context.mean.shape
+        try:
+            x = value.expand(torch.broadcast_shapes(value.shape, shape))
+        except RuntimeError:
+            x = value.new_empty(0)
+        if x.shape[-4:] != shape:
+            raise InputError(
+                f"expected images of shape (..., {', '.join(map(str, shape))}), got"
+                f" {tuple(value.shape)}: give one image for each measurement"
+            )
+        each = x.reshape(-1, *shape)
+        found = [self.flow.log_density(one, self.context) for one in each]
+        return torch.stack(found).reshape(x.shape[:-3]) if found else x.new_empty(x.shape[:-3])
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean image m(y) of the mean network, shape (B, C, H, W).
+
+        It is the center of the flow, and the estimate that training fits to E[x | y]. The mean of
+        the draws differs from it as far as the mean of g(z; y) differs from 0.
+        """
+        return self.context.mean
+
+    @property
+    def stddev(self) -> Tensor:
+        """The standard deviation of every pixel, shape (B, C, H, W), from 16 draws.
+
+        The draws are those of `Posterior.mean_std` with seed 0: eight antithetic pairs (z, -z),
+        one random stream for each image. The value is the same at every call.
+        """
+        return self._deviation()
+
+    @property
+    def variance(self) -> Tensor:
+        """The square of `stddev`, shape (B, C, H, W)."""
+        return self._deviation().square()
+
+    @torch.no_grad()
+    def _deviation(self) -> Tensor:
+        """Estimate the standard deviation from draws of the per-image streams of seed 0."""
+        noise = self.flow.noise(self.index, 0, self.context.mean.device)
+        return self.flow.moments(self.context, MOMENTS, noise)[1]
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a posterior is built from; written beside its weights."""
+    """The settings of a posterior, which are stored beside its weights."""
 
     channels: Annotated[int, Whole(1, 256)]
     height: Annotated[int, Whole(4, 8192)]
@@ -296,20 +171,31 @@ class Config:
 
 
 def _work(self: "Posterior", y: Tensor, *_: object, **__: object) -> str:
-    """What is worked on, for the message that memory has run out."""
+    """Describe the work, for the message that memory has run out."""
     return f"{len(y)} measurements of images {'x'.join(map(str, self.shape))} at a time"
 
 
 class Posterior(Flow):
     """The conditional flow q(x | y) for images of one shape (C, H, W), H and W multiples of 4.
 
+    `posterior(y, problem)` is the distribution q(x | y); see `FlowDistribution`. The methods below
+    do the same for single steps, with random streams that depend on the image's number alone.
+
     Args:
         config: Shape and sizes; `Posterior.create` takes them from a preset.
-        spread: Value of s(y) at the start, in units of intensity.
-        start: Gaussian prior whose Wiener solution m(y) starts from; None: from A_dagger(y).
+        spread: Value of s(y) before training, in units of intensity.
+        start: Gaussian prior whose Wiener solution is the start image of m(y); None takes
+            A_dagger(y).
 
     Raises:
-        InputError: when H or W is no multiple of 4.
+        InputError: H or W is not a multiple of 4.
+
+    >>> posterior = Posterior.create("tiny", (1, 8, 8))
+    >>> y, problem = torch.rand(2, 1, 8, 8), Problem("identity", 0.1)
+    >>> posterior.sample(y, problem, n=3).shape
+    torch.Size([3, 2, 1, 8, 8])
+    >>> bool(torch.equal(posterior.mean(y, problem), y))  # untrained: m(y) = A_dagger(y)
+    True
     """
 
     def __init__(self, config: Config, spread: float = 0.05, start: Wiener | None = None) -> None:
@@ -337,18 +223,47 @@ class Posterior(Flow):
         spread: float = 0.05,
         start: Wiener | None = None,
     ) -> "Posterior":
-        """An untrained posterior of a preset's sizes (weights from torch's global stream)."""
+        """Build an untrained posterior with the sizes of a preset.
+
+        Args:
+            network: Name of the preset: "tiny", "small" or "base".
+            shape: Shape (C, H, W) of the images.
+            spread: As for `Posterior`.
+            start: As for `Posterior`.
+
+        Returns:
+            The posterior, whose weights come from torch's global random stream.
+
+        Raises:
+            InputError: The preset is unknown, or H or W is not a multiple of 4.
+        """
         size = preset(network)
         config = Config(*shape, size.mean, size.context, size.couplings, size.hidden)
         return cls(config, spread, start)
 
+    def forward(self, y: Tensor, problem: Problem) -> FlowDistribution:
+        """Return q(x | y) as a distribution.
+
+        Args:
+            y: Measurements, shape (B, ...).
+            problem: Operator and noise.
+
+        Raises:
+            InputError: The measurements belong to images of another shape.
+        """
+        return FlowDistribution(self, self.context(y, problem), _numbers(y, problem, None))
+
     def flow_parameters(self) -> list[nn.Parameter]:
-        """All parameters but those of the mean network."""
+        """Return all parameters except those of the mean network."""
         mean = set(self.mean_net.parameters())
         return [p for p in self.parameters() if p not in mean]
 
     def known(self, y: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-        """The start image, (B, C, H, W), and the networks' input (B, C + 2, H, W)."""
+        """Compute the start image (B, C, H, W) and the networks' input (B, C + 2, H, W).
+
+        Raises:
+            InputError: The measurements belong to images of another shape.
+        """
         if self.start is None:
             start = problem.A_dagger(y)
         else:
@@ -356,33 +271,47 @@ class Posterior(Flow):
                 start = self.start.restore(y, problem)
         if tuple(start.shape[1:]) != self.shape:
             raise InputError(
-                f"measurements of images of shape {tuple(start.shape[1:])} do not fit "
-                f"a posterior of images of shape {self.shape}"
+                f"expected measurements of images of shape {self.shape}, got those of"
+                f" {tuple(start.shape[1:])}: crop or pad them, or use another posterior"
             )
         return start, known(start, problem.operator.mask, problem.deviation(y))
 
     def mean(self, y: Tensor, problem: Problem) -> Tensor:
-        """m(y), the centre of the flow, (B, C, H, W)."""
+        """Compute m(y), the center of the flow, shape (B, C, H, W)."""
         start, correction = self.parts(y, problem)
         return start + correction
 
     def parts(self, y: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-        """m(y) as the start image and the network's correction to it, (B, C, H, W) each."""
+        """Compute m(y) as start image and network correction, shape (B, C, H, W) each."""
         start, inputs = self.known(y, problem)
         return start, self.mean_net(inputs)[0]
 
     def context(self, y: Tensor, problem: Problem) -> Context:
-        """Everything the flow reads of y."""
+        """Compute everything that the flow depends on, from measurements.
+
+        Args:
+            y: Measurements, shape (B, ...).
+            problem: Operator and noise.
+        """
         return self.read(*self.known(y, problem))
 
     def read(self, start: Tensor, inputs: Tensor) -> Context:
-        """Everything the flow reads of a start image and the networks' input; see `known`."""
+        """Compute everything that the flow depends on, from the results of `known`."""
         mean = start + self.mean_net(inputs)[0]
         raw, half, quarter = self.context_net(torch.cat([inputs, mean.detach()], 1))
         return Context(mean, bounded(self.log_spread + raw), half, quarter)
 
     def log_prob(self, x: Tensor, y: Tensor, problem: Problem) -> Tensor:
-        """log q(x | y) of images x (B, C, H, W) given measurements y, (B,), in nats."""
+        """Compute log q(x | y) in nats.
+
+        Args:
+            x: Images, shape (B, C, H, W).
+            y: Measurements, shape (B, ...).
+            problem: Operator and noise.
+
+        Returns:
+            Nats of density per unit of intensity, shape (B,).
+        """
         return self.log_density(x, self.context(y, problem))
 
     @on_device(_work, "give fewer measurements together")
@@ -395,28 +324,30 @@ class Posterior(Flow):
         seed: int = 0,
         index: Sequence[int] | None = None,
     ) -> Tensor:
-        """Draws from q(x | y), (n, B, C, H, W).
+        """Draw from q(x | y), with one random stream for each image and draw.
 
         Args:
-            y: Measurements (B, ...).
-            problem: How they were made.
+            y: Measurements, shape (B, ...).
+            problem: Operator and noise.
             n: Draws for each measurement.
             seed: Draw k of image i depends on (seed, i, k) only.
-            index: The images' numbers; those the problem is bound to, else 0, 1, ... unless given.
+            index: Numbers of the images. None takes those that the problem is bound to, or else
+                0, 1, ...
+
+        Returns:
+            Images, shape (n, B, C, H, W).
 
         Raises:
-            InputError: n below 1, or more draws than fit this machine's memory.
+            InputError: n is below 1, or the draws do not fit this machine's memory.
         """
         if n < 1:
-            raise InputError(f"n is {n}: at least 1 draw of each image is needed")
+            raise InputError(f"n is {n}: give at least 1 draw for each image")
         size = 4.0 * n * len(y) * math.prod(self.shape)
         check_memory(f"{n} draws of {len(y)} images", size, "draw fewer at a time")
         index = _numbers(y, problem, index)
         context = self.context(y, problem)
-        draws = []
-        for k in range(n):
-            z = PerImageGenerator(seed, index, k, device=context.mean.device).randn(*self.shape)
-            draws.append(self.transform(z.to(context.mean), context)[0])
+        noise = self.noise(index, seed, context.mean.device)
+        draws = [self.transform(noise(k).to(context.mean), context)[0] for k in range(n)]
         return torch.stack(draws)
 
     @on_device(_work, "give fewer measurements together")
@@ -429,26 +360,51 @@ class Posterior(Flow):
         seed: int = 0,
         index: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of q(x | y), (B, C, H, W) each, from n draws.
+        """Estimate mean and standard deviation of q(x | y) from n draws.
 
-        The draws come in antithetic pairs (z, -z): what is linear in z cancels in the mean.
+        The draws come in antithetic pairs (z, -z): terms that are linear in z cancel in the mean.
+
+        Args:
+            y: Measurements, shape (B, ...).
+            problem: Operator and noise.
+            n: Number of draws, even.
+            seed: As for `sample`.
+            index: As for `sample`.
+
+        Returns:
+            Mean and standard deviation, shape (B, C, H, W) each.
 
         Raises:
-            InputError: when n is no even number from 2 to 100000.
+            InputError: n is not an even number from 2 to 100,000.
         """
         DRAWS.check("the number of draws", n)
         index = _numbers(y, problem, index)
         context = self.context(y, problem)
+        return self.moments(context, n, self.noise(index, seed, context.mean.device))
 
-        def noise(k: int) -> Tensor:
-            return PerImageGenerator(seed, index, k, device=context.mean.device).randn(*self.shape)
+    def noise(
+        self, index: Sequence[int], seed: int, device: torch.device
+    ) -> Callable[[int], Tensor]:
+        """Return the function k -> latents z (B, C, H, W) of the streams (seed, image, k)."""
 
-        return self.moments(context, n, noise)
+        def draw(k: int) -> Tensor:
+            return PerImageGenerator(seed, index, k, device=device).randn(*self.shape)
+
+        return draw
 
     def moments(
         self, context: Context, n: int, noise: Callable[[int], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of n draws, of which noise(k) gives z of two, (z, -z)."""
+        """Estimate mean and standard deviation from n draws in antithetic pairs.
+
+        Args:
+            context: What the flow depends on.
+            n: Number of draws, even.
+            noise: Returns the latents z (B, C, H, W) of pair k, which is (z, -z).
+
+        Returns:
+            Mean and standard deviation, shape (B, C, H, W) each.
+        """
         total, square = torch.zeros_like(context.mean), torch.zeros_like(context.mean)
         for k in range(n // 2):
             z = noise(k).to(context.mean)
@@ -459,7 +415,7 @@ class Posterior(Flow):
         return context.mean + mean, (square / n - mean**2).clamp_min(0).sqrt()
 
     def save(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors."""
+        """Write config.json and model.safetensors into a folder."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -470,10 +426,13 @@ class Posterior(Flow):
 
     @classmethod
     def load(cls, source: str | Path) -> "Posterior":
-        """The posterior of a run folder, of a folder written by `save`, or of a packaged name.
+        """Load the posterior of a run folder, of a folder written by `save`, or "digits".
 
         Raises:
-            InputError: when there is none, or its files do not fit each other.
+            InputError: There is none, or its files do not fit each other.
+
+        >>> Posterior.load("digits").shape
+        (1, 28, 28)
         """
         folder = locate(source, "posterior", "model.safetensors")
         config = read_settings(Config, folder / "config.json")
@@ -487,7 +446,7 @@ class Posterior(Flow):
 
 
 def _numbers(y: Tensor, problem: Problem, index: Sequence[int] | None) -> Sequence[int]:
-    """The numbers given, else those of the problem, else 0, 1, .. of the rows of y."""
+    """Return the given numbers, else those of the problem, else 0, 1, ... of y."""
     if index is not None:
         return index
     return range(len(y)) if problem.index is None else problem.index

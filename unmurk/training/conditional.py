@@ -9,6 +9,7 @@ This is a convolution of :math:`x_t` stacked on :math:`c`. Where :math:`V * c = 
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,10 @@ def conditioning_stem(prior: Prior, channels: int) -> nn.Conv2d:
     Raises:
         InputError: The prior has a network of the caller's own, whose first layer is unknown.
     """
-    first = getattr(prior.unet, "conv_in", None)
+    first = getattr(prior.network, "conv_in", None)
     if not isinstance(first, nn.Conv2d):
         raise InputError(
-            f"the prior's network is a {type(prior.unet).__name__}, and conditioning needs the"
+            f"the prior's network is a {type(prior.network).__name__}, and conditioning needs the"
             " first convolution of a UNet2DModel: take a preset, or another method"
         )
     return nn.Conv2d(channels, first.out_channels, 3, padding=1, bias=False)
@@ -67,12 +68,12 @@ class _FirstConvolution(nn.Conv2d):
 class _Stacked(nn.Module):
     """A network that is fed x_t with fixed channels c stacked on it."""
 
-    def __init__(self, unet: nn.Module, channels: Tensor) -> None:
+    def __init__(self, network: nn.Module, channels: Tensor) -> None:
         super().__init__()
-        self.unet, self.channels = unet, channels
+        self.network, self.channels = network, channels
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.unet(torch.cat([x, self.channels.to(x)], 1), t)
+        return self.network(torch.cat([x, self.channels.to(x)], 1), t)
 
 
 class ConditionalDenoiser:
@@ -85,7 +86,8 @@ class ConditionalDenoiser:
 
     def __init__(self, prior: Prior, stem: nn.Module) -> None:
         self.prior, self.stem = prior, stem
-        prior.unet.conv_in = _FirstConvolution(prior.unet.conv_in, stem)
+        network: Any = prior.network
+        network.conv_in = _FirstConvolution(network.conv_in, stem)
 
     def denoise(self, x: Tensor, sigma: float | Tensor, channels: Tensor) -> Tensor:
         """Compute D(x, sigma, c).
@@ -99,7 +101,7 @@ class ConditionalDenoiser:
             Images of shape (B, C, H, W).
         """
         view = copy.copy(self.prior)  # it shares all weights
-        view._modules = {**self.prior._modules, "unet": _Stacked(self.prior.unet, channels)}
+        view._modules = {**self.prior._modules, "network": _Stacked(self.prior.network, channels)}
         return view.denoise(x, sigma)
 
     @torch.no_grad()

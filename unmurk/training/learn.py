@@ -141,7 +141,7 @@ def learn(
         checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
     trainer = Trainer(built, y, settings, folder, quiet=quiet, checks=checks)
     if settings.compile:
-        built.prior.unet.compile()
+        built.prior.network.compile()
     trainer.run()
     if trainer.accelerator.is_main_process:
         for name, model in built.ema.items():

@@ -161,9 +161,8 @@ class Learner:
 
     def make_prior(self) -> Prior:
         """Create an untrained prior; weights of a preset come from torch's global stream."""
-        if self.prior_network is None:
-            return Prior.create(self.network, self.shape)
-        return Prior(copy.deepcopy(self.prior_network), self.shape)
+        own = copy.deepcopy(self.prior_network)
+        return Prior.create(self.network if own is None else own, self.shape)
 
     def extra_modules(self) -> dict[str, nn.Module]:
         """Return modules beside posterior and prior, by name."""

@@ -21,13 +21,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..diffusion.losses import gaussian, levels, score_matching, weighted
 from ..diffusion.prior import Prior
 from ..flows.posterior import Posterior
 from ..noise import PoissonGaussian
 from ..operators.base import per_image
 from ..operators.masks import Inpaint
 from ..problem import Problem
-from ..rng import global_batch, normal, permutation, poisson, uniform
+from ..rng import poisson, uniform
 
 __all__ = [
     "ambient_matching",
@@ -43,43 +44,6 @@ __all__ = [
     "weighted",
     "with_hidden",
 ]
-
-
-def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw standard normal noise of the shape, type and device of a batch."""
-    return normal(like.shape, generator, device=like.device, dtype=like.dtype)
-
-
-def levels(n: int, generator: torch.Generator) -> Tensor:
-    r"""Draw training noise levels, stratified over the batch.
-
-    .. math:: \sigma = \tfrac12 \exp(1.2\, \Phi^{-1}(u)), \qquad u \sim U(0, 1)
-
-    Returns:
-        Noise levels in units of images in [0, 1], shape (n,).
-    """
-    place = permutation((n,), generator, generator.device) + uniform((n,), generator)
-    place = place / global_batch(n, generator)
-    return (1.2 * torch.special.ndtri(place.clamp(1e-4, 1 - 1e-4))).exp() / 2
-
-
-def weighted(error: Tensor, sigma: Tensor) -> Tensor:
-    r"""Average the weighted squared error of a denoiser over pixels and images.
-
-    .. math:: \frac1B \sum_i \lambda(\sigma_i)\, \lVert e_i \rVert^2
-
-    Args:
-        error: Errors of the denoiser, shape (B, C, H, W).
-        sigma: Noise levels, shape (B,).
-
-    Returns:
-        The loss, a scalar.
-
-    >>> weighted(torch.full((2, 1, 4, 4), 0.1), torch.tensor([0.5, 0.5]))
-    tensor(0.0800)
-    """
-    s = 2 * sigma
-    return ((1 + s**2) / s**2 * 4 * error.square().flatten(1).mean(1)).mean()
 
 
 def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Tensor:
@@ -118,8 +82,7 @@ def denoising(prior: Prior, x: Tensor, sigma: Tensor, generator: torch.Generator
     Returns:
         The loss, a scalar.
     """
-    noisy = x + per_image(sigma, x) * gaussian(x, generator)
-    return weighted(prior.denoise(noisy, sigma) - x, sigma)
+    return score_matching(prior.denoise, x, sigma, generator)
 
 
 def ambient_matching(

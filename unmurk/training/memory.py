@@ -237,7 +237,7 @@ def _bytes_kept(learner: Learner, precision: str) -> dict[str, float]:
     inputs = torch.rand(2, c + 2, PROBE, PROBE, device=device)
     time = torch.zeros(2, device=device)
     runs: dict[str, Callable[[], Any]] = {
-        "prior": lambda: getattr(out := prior.unet(x, time), "sample", out),
+        "prior": lambda: prior.output(x, time),
         "posterior": lambda: posterior.log_density(x, posterior.read(x, inputs)),
         "mean": lambda: posterior.mean_net(inputs)[0],
     }
