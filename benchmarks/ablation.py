@@ -37,10 +37,10 @@ from solve_tasks import PAPER, Task, chosen, images
 
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
+from unmurk.io.atomic import write as write_atomically
 from unmurk.problem import Problem
 from unmurk.solvers import solve
 from unmurk.solvers.red_diff_paper import WEIGHTS
-from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

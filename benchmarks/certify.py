@@ -15,7 +15,7 @@ from learn import machine, write_json
 
 from unmurk.cli.certificate import picture, read, reference, run, summary, table
 from unmurk.evaluation.certify import Row
-from unmurk.training.trainer import write_atomically
+from unmurk.io.atomic import write as write_atomically
 
 __all__ = ["Options", "page"]
 

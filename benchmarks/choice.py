@@ -46,8 +46,8 @@ from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr, sliced_wasserstein
 from unmurk.flows.posterior import Posterior
+from unmurk.io.atomic import write as write_atomically
 from unmurk.training import Settings, learn
-from unmurk.training.trainer import write_atomically
 from unmurk.training.validation import Checks
 
 __all__ = ["Options", "Watch", "compare", "page", "regrets"]
@@ -139,7 +139,9 @@ def run(row: RowName, amount: Amount, how: Options) -> None:
 
         @staticmethod
         def within(*given: Any) -> Watch:
-            checks = Checks.within(*given) or Checks(y, problem, given[2], 16, how.seed)
+            checks = Checks.within(*given)
+            if not checks.count:
+                checks = Checks(y, problem, given[2], 16, how.seed)
             fixed = problem.bind(range(first, first + len(others)), given[2])
             other = replace(checks, y=others, problem=fixed)
             return Watch(**vars(checks), other=other, images=x, levels=plan.levels)

@@ -49,7 +49,7 @@ __all__: list[str] = []
 
 FIGURES = ROOT / "benchmarks" / "results" / "gpu.json"
 BLUR, MASK = "blur:gaussian,sigma=1,pad=reflect", "inpaint:random,keep=0.5"
-SOON = Recipe(mean=0.3, polish=0.5, flow=0.7)
+SOON = Recipe(r2r=0.3, e_step=0.5, flow=0.7)
 LEARNING: dict[str, tuple[str, str, dict[str, Any]]] = {
     "flowdiff, identity": ("flowdiff", "identity", {"recipe": SOON}),
     "flowdiff, blur": ("flowdiff", BLUR, {"recipe": SOON, "solver": Draws("diffpir", steps=4)}),

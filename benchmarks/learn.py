@@ -59,8 +59,8 @@ from provenance import command, machine, write_json
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Posterior
+from unmurk.io.atomic import write as write_atomically
 from unmurk.training import Settings, learn
-from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

@@ -231,7 +231,7 @@ def options(row: RowName, name: SetName, plan: Plan) -> dict[str, Any]:
     if row == "elbo":
         return {"objective": "elbo"}
     if row == "mean":
-        bare = {"polish": 1.0, "flow": 1.0, "anchor": "none"}
+        bare = {"e_step": 1.0, "flow": 1.0, "ambient_target": "none"}
         return {"recipe": Recipe(**vars(plan.recipe) | bare)}
     if row == "flowdiff":
         return {"recipe": plan.recipe}

@@ -25,13 +25,13 @@ from provenance import ROOT, machine, write_json
 from torch import Tensor
 
 from unmurk.errors import InputError
+from unmurk.io.atomic import write as write_atomically
 from unmurk.io.images import load_images
 from unmurk.noise import PoissonGaussian
 from unmurk.noise_estimation import estimate_noise, textures
 from unmurk.operators import as_operator
 from unmurk.problem import Problem
 from unmurk.rng import generator
-from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

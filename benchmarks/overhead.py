@@ -24,9 +24,9 @@ from torch import Tensor
 
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
+from unmurk.io.atomic import write as write_atomically
 from unmurk.problem import Problem
 from unmurk.solvers import METHODS, solve
-from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from unmurk.errors import InputError
-from unmurk.training.trainer import write_atomically
+from unmurk.io.atomic import write as write_atomically
 
 __all__ = [
     "ROOT",

@@ -36,7 +36,7 @@ from unmurk.operators.blur import GaussianBlur
 from unmurk.rng import generator
 from unmurk.tiling import TiledPrior
 from unmurk.training import Settings
-from unmurk.training.muon import Optimizer
+from unmurk.training.muon import Muon
 from unmurk.training.trainer import ParamGroup
 
 __all__ = [
@@ -195,7 +195,7 @@ class BlindSpot:
         """Trains with the optimiser, rates and averages of our own; returns the seconds taken."""
         begin, steps = time.perf_counter(), max(1, math.ceil(1000 * how.kimg / how.batch))
         group = ParamGroup(list(self.net.parameters()))
-        optimizer, ema = Optimizer([group.parameters]), list(self.average.parameters())
+        optimizer, ema = Muon(group.parameters), list(self.average.parameters())
         for step in range(steps):
             noise = generator(self.seed, STEP, step)
             rows = torch.randint(len(self.y), (how.batch,), generator=noise)
@@ -205,9 +205,10 @@ class BlindSpot:
                 found = self.net(hidden, 0).sample
             score_hidden(found.float(), y, where).backward()
             nn.utils.clip_grad_norm_(group.parameters, 1.0)
-            optimizer.step([how.rate * group.rate(step / steps)])
+            optimizer.param_groups[0]["lr"] = how.rate * group.rate(step / steps)
+            optimizer.step()
             optimizer.zero_grad()
-            keep = 0.5 ** (1 / max(0.05 * (step + 1), 1e-9))  # as `Trainer.average`
+            keep = 0.5 ** (1 / max(0.05 * (step + 1), 1e-9))  # as `Trainer.update_ema`
             torch._foreach_lerp_(ema, [p.detach() for p in group.parameters], 1 - keep)
         return time.perf_counter() - begin
 

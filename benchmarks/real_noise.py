@@ -39,6 +39,7 @@ from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr, ssim
 from unmurk.flows.posterior import Posterior
+from unmurk.io.atomic import write as write_atomically
 from unmurk.noise import PoissonGaussian
 from unmurk.noise_estimation import estimate_noise
 from unmurk.operators import as_operator
@@ -46,7 +47,6 @@ from unmurk.problem import Problem
 from unmurk.rng import generator
 from unmurk.tiling import posterior_for, prior_for
 from unmurk.training import Recipe, Settings, learn
-from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 
@@ -89,7 +89,7 @@ class Profile:
 
 
 # what a run of minutes can afford: the mean start is cheap, draws for the buffer and the flow dear
-SHORT = Recipe(mean=0.7, polish=0.85, flow=0.92, buffer=128, steps=6, refresh=0.02)
+SHORT = Recipe(r2r=0.7, e_step=0.85, flow=0.92, buffer=128, steps=6, refresh=0.02)
 PROFILES = {
     # about 3 minutes of learning for each row on two cores, under half an hour for everything;
     # crops do not cost the same in all rows

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianMixture, GaussianPrior
+from unmurk.io.atomic import write as write_atomically
 from unmurk.problem import Problem
 from unmurk.solvers import METHODS, solve
-from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

@@ -55,10 +55,10 @@ from solve_tasks import (
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr
+from unmurk.io.atomic import write as write_atomically
 from unmurk.problem import Problem
 from unmurk.solvers import METHODS, solve
 from unmurk.training import Settings, learn
-from unmurk.training.trainer import write_atomically
 
 __all__: list[str] = []
 

@@ -32,11 +32,12 @@ from provenance import ROOT, machine, write_json
 from torch import Tensor, nn
 
 from unmurk.diffusion.prior import Prior
+from unmurk.io.atomic import write as write_atomically
 from unmurk.io.datasets import Source
 from unmurk.problem import Problem
 from unmurk.training.baselines import Clean
 from unmurk.training.losses import denoising, levels
-from unmurk.training.trainer import ParamGroup, Settings, Trainer, write_atomically
+from unmurk.training.trainer import ParamGroup, Settings, Trainer
 
 __all__: list[str] = []
 
@@ -69,15 +70,20 @@ class Options:
 class PriorAlone(Clean):
     """Training of the prior and of nothing else."""
 
-    def __init__(self, images: Tensor | Source, network: str) -> None:
+    @classmethod
+    def of(cls, images: Tensor | Source, network: str) -> "PriorAlone":
+        """Build it for images."""
         shape = (images.shape[1], images.shape[2], images.shape[3])
-        super().__init__(images, Problem("identity", 0.1), shape, network)
+        return cls().build(images, Problem("identity", 0.1), shape, network)
+
+    def finish(self) -> None:
+        """Leave the posterior out."""
         self.modules = {"prior": self.prior}
         self.ema = {"prior": self.ema["prior"]}
         self.groups = [ParamGroup(list(self.prior.parameters()))]
 
     def losses(
-        self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
+        self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Denoising score matching."""
         return {"prior": denoising(self.prior, y, levels(len(y), generator), generator)}
@@ -86,7 +92,7 @@ class PriorAlone(Clean):
 def ours(images: Tensor, network: str, precision: Any, batch: int, compiled: bool) -> Step:
     """A step of our training loop."""
     settings = Settings(network, 1000.0, batch, precision=precision)
-    method = PriorAlone(images, network)
+    method = PriorAlone.of(images, network)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trainer = Trainer(method, images.to(device), settings, Path("unused"), quiet=True)
     if compiled:

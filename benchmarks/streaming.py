@@ -33,8 +33,9 @@ from speed import PriorAlone
 from torch import Tensor
 
 from unmurk.errors import InputError
+from unmurk.io.atomic import write as write_atomically
 from unmurk.io.datasets import Source, open_source
-from unmurk.training.trainer import Settings, Trainer, write_atomically
+from unmurk.training.trainer import Settings, Trainer
 
 __all__: list[str] = []
 
@@ -92,7 +93,7 @@ def forget(path: Path) -> None:
 def trainer(y: Tensor | Source, options: Options) -> Trainer:
     """What trains the prior on images in memory or in a file."""
     settings = Settings(options.network, 1e6, options.batch, precision="fp32")
-    return Trainer(PriorAlone(y, options.network), y, settings, Path("unused"), quiet=True)
+    return Trainer(PriorAlone.of(y, options.network), y, settings, Path("unused"), quiet=True)
 
 
 def block(party: Trainer, seconds: float) -> float:

@@ -6,11 +6,10 @@ import torch
 from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianPrior
 from unmurk.flows.posterior import Config, Posterior
-from unmurk.gaussian import Wiener, cosines, power_law
+from unmurk.gaussian import Wiener, cosines, fit, power_law
 from unmurk.operators.base import conjugate_gradient
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
-from unmurk.training.moments import fit
 
 LINEAR = [
     ("inpaint:random,keep=0.5", 0.05),
@@ -39,7 +38,11 @@ def model(shape=(3, 8, 8), size=0.02):
 def dense(prior):
     """The same prior as a matrix."""
     d = prior.mean.numel()
-    rows = prior.out(prior.power.sqrt() * torch.eye(d).view(d, *prior.shape)).flatten(1).double()
+    rows = (
+        prior.to_images(prior.power.sqrt() * torch.eye(d).view(d, *prior.shape))
+        .flatten(1)
+        .double()
+    )
     # row k is T^-1 sqrt(P) e_k, so that the sum of outer products is the covariance
     return GaussianPrior(prior.mean, rows.T @ rows)
 
@@ -53,8 +56,8 @@ def test_cosines_are_orthogonal_and_the_first_is_constant():
 def test_coordinates_there_and_back():
     prior = model()
     x = torch.rand(4, 3, 8, 8)
-    torch.testing.assert_close(prior.out(prior.into(x)), x, rtol=0, atol=1e-5)
-    torch.testing.assert_close(prior.into(x).square().sum(), x.square().sum())
+    torch.testing.assert_close(prior.to_images(prior.to_coefficients(x)), x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(prior.to_coefficients(x).square().sum(), x.square().sum())
 
 
 @pytest.mark.parametrize("operator, noise", LINEAR)
@@ -103,7 +106,7 @@ def test_a_known_gaussian_is_recovered_from_corrupted_images(operator):
     truth = model((1, 8, 8))
     problem = Problem(operator, 0.02)
     y = problem.simulate(truth.sample(1500))
-    found = fit(y, problem, (1, 8, 8), numbers=2**14)
+    found = fit(y, problem, (1, 8, 8), values=2**14)
     assert (found.mean - truth.mean).square().mean().sqrt() < 0.05
     ratio = (found.power / truth.power).log()
     assert ratio.mean().abs() < 0.25
@@ -121,7 +124,7 @@ def test_the_first_guess_stays_where_nothing_is_seen():
     truth = model((1, 8, 8))
     problem = Problem("sr:average,factor=4", 0.02)
     y = problem.simulate(truth.sample(300))
-    found = fit(y, problem, (1, 8, 8), rounds=6, numbers=2**14)
+    found = fit(y, problem, (1, 8, 8), rounds=6, values=2**14)
     law = power_law((1, 8, 8))
     ratio = found.power / law
     assert 0.3 < ratio[0, 6:, 6:].mean() / ratio.median() < 3

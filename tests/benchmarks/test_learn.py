@@ -140,7 +140,7 @@ def test_only_the_ceiling_sees_clean_images(name, data, monkeypatch, tmp_path):
         assert seen.get("e_step") == ("conditional" if row == "diffem" else None)
         assert seen.get("objective", "default") == ("elbo" if row == "elbo" else "default")
         assert (seen["settings"].kimg, seen["settings"].seed) == (0.064, 3)
-        bare = replace(TOY.recipe, polish=1.0, flow=1.0, anchor="none")
+        bare = replace(TOY.recipe, e_step=1.0, flow=1.0, ambient_target="none")
         assert seen.get("recipe") == {"mean": bare, "flowdiff": TOY.recipe}.get(row)
         rounds = {"em": TOY.rounds, "diffem": replace(TOY.rounds, steps=1)}
         assert seen.get("rounds") == rounds.get(row)

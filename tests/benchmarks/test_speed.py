@@ -40,9 +40,9 @@ def test_both_sides_train_and_sample_the_same_network(monkeypatch):
 def test_a_step_of_ours_moves_the_prior_as_the_loop_does():
     step = speed.ours(torch.rand(8, 1, 8, 8), "tiny", "fp32", 4, False)
     trainer = step.__closure__[0].cell_contents
-    before = [p.detach().clone() for p in trainer.method.prior.parameters()]
+    before = [p.detach().clone() for p in trainer.learner.prior.parameters()]
     step()
-    after = list(trainer.method.prior.parameters())
+    after = list(trainer.learner.prior.parameters())
     moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     assert trainer.step == 1 and sum(moved) > len(moved) / 2
 

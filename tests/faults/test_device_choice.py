@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.device_cases import BLUR, MASK, PROBLEMS, SIDE, SMALLEST, images, smooth
-from unmurk import devices
+from unmurk import devices, gaussian
 from unmurk.cli import commands
 from unmurk.cli.main import main
 from unmurk.cli.options import place
@@ -24,13 +24,13 @@ from unmurk.operators import parse
 from unmurk.operators.masks import RandomInpaint
 from unmurk.problem import Problem
 from unmurk.solvers import solve
-from unmurk.training import Settings, learn, moments
-from unmurk.training.binding import Binding
+from unmurk.training import Settings, learn
 from unmurk.training.distributed import lost
 from unmurk.training.distributed import processes as learn_processes
+from unmurk.training.learner import ProblemBinder
 from unmurk.training.trainer import Trainer
 
-learn_module = sys.modules["unmurk.training.learn"]
+learn_module = sys.modules["unmurk.training.run_folder"]
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +202,7 @@ def test_the_first_grey_is_fitted_where_channels_cannot_be_told_apart():
     problem = Problem("colour:grey", 0.01)
     x = torch.full((4, 3, SIDE, SIDE), 0.25) + 0.5 * torch.eye(3)[0].view(3, 1, 1)
     model = Wiener((3, SIDE, SIDE))
-    moments._first_guess(model, problem.A(x), problem, seed=0)
+    gaussian._first_guess(model, problem.A(x), problem, seed=0)
     expected = torch.full((3, SIDE, SIDE), 0.25 + 0.5 / 3)
     torch.testing.assert_close(model.mean, expected, atol=1e-6, rtol=0)
 
@@ -215,10 +215,10 @@ def test_a_fit_moves_the_images_of_a_round_alone(monkeypatch):
         moved.append(len(tensor))
         return tensor.to(device)
 
-    monkeypatch.setattr(moments, "host_to", noted)
+    monkeypatch.setattr(gaussian, "host_to", noted)
     problem = Problem("identity", 0.1)
     y = problem.simulate(images(4000))
-    moments.fit(y, problem, (1, SIDE, SIDE), rounds=1, numbers=0, device=torch.device("cpu"))
+    gaussian.fit(y, problem, (1, SIDE, SIDE), rounds=1, values=0, device=torch.device("cpu"))
     assert moved == [64, 32, 32]
 
 
@@ -249,7 +249,7 @@ def test_masks_are_bound_by_the_thread_that_reads(monkeypatch):
     monkeypatch.setattr(RandomInpaint, "_draw", noted)
     problem = Problem(MASK, 0.1)
     y = images(20)
-    binding = Binding(problem, (1, SIDE, SIDE))
+    binding = ProblemBinder(problem, (1, SIDE, SIDE))
 
     def choose(step):
         return torch.arange(4) + 4 * step

@@ -18,6 +18,7 @@ from tests.device_cases import (
     smooth,
 )
 from unmurk.diffusion.networks import PRESETS
+from unmurk.gaussian import fit
 from unmurk.io import datasets
 from unmurk.operators import parse
 from unmurk.operators.base import conjugate_gradient
@@ -25,9 +26,9 @@ from unmurk.problem import Problem
 from unmurk.rng import integers, lent
 from unmurk.solvers import METHODS as SOLVERS
 from unmurk.solvers import solve
-from unmurk.training import METHODS, Settings, ambient, amortised, em, flowdiff, replay
+from unmurk.training import METHODS, Settings, ambient, replay
+from unmurk.training import learner as base
 from unmurk.training import trainer as loop
-from unmurk.training.moments import fit
 from unmurk.training.trainer import Trainer
 
 
@@ -91,8 +92,9 @@ def trained(tmp_path, method, operator, options):
     given = images() if method == "clean" else problem.simulate(images())
     settings = Settings(kimg=0.04, batch=8, precision="fp32")
     torch.manual_seed(0)
-    learner = METHODS[method](given, problem, (1, SIDE, SIDE), **options)
+    learner = METHODS[method](**options).build(given, problem, (1, SIDE, SIDE))
     trainer = Trainer(learner, given, settings, tmp_path, quiet=True)
+    learner.initialize(trainer.device)
     found = []
     while trainer.step < trainer.steps:
         learner.before(trainer, trainer.step, trainer.step / trainer.steps)
@@ -114,10 +116,9 @@ def test_learning_mixes_no_devices_and_waits_once_a_step(
     Conjugate gradients look at it every eighth step: 3 times in the 24 of a Wiener solution.
     """
     # on a GPU rows of a buffer are drawn on the host
-    for module in (replay, amortised, ambient):
+    for module in (replay, ambient):
         monkeypatch.setattr(module, "host_integers", lambda n, s, g: integers(n, s, lent(g)))
-    for module in (flowdiff, em):
-        monkeypatch.setattr(module, "fit", partial(fit, rounds=1))
+    monkeypatch.setattr(base, "fit", partial(fit, rounds=1))
     expected = trained(tmp_path / "cpu", method, operator, options)
     device = request.getfixturevalue("stand_in")
     update, waits = Trainer.update, []

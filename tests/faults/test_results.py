@@ -187,7 +187,7 @@ MASKS = Problem("inpaint:random,keep=0.6", 0.1)
 
 def learner(method, problem, **options):
     y = problem.simulate(PRIOR.sample(8, seed=1).float(), seed=2)
-    return LEARNERS[method](y, problem, SHAPE, **options)
+    return LEARNERS[method](**options).build(y, problem, SHAPE)
 
 
 def lost_by(value):
@@ -205,8 +205,8 @@ def test_draws_that_are_not_finite_are_not_kept(value):
     cpu = torch.device("cpu")
     solver = lost_by(value)
     for made, draw in [
-        (learner("flowdiff", MASKS, solver=solver), lambda it: it.polish(4, cpu)),
-        (learner("em", MASKS, solver=solver), lambda it: it.expect(4, 1, cpu)),
+        (learner("flowdiff", MASKS, solver=solver), lambda it: it.draw_posterior(4, cpu)),
+        (learner("em", MASKS, solver=solver), lambda it: it.draw_posterior(4, 1, cpu)),
     ]:
         before = made.replay.tensors["images"].clone()
         with pytest.raises(InputError) as caught:
@@ -236,9 +236,10 @@ def test_networks_that_have_diverged_are_named(method, problem, value):
         for average in made.ema.values():
             for weight in average.parameters():
                 weight.fill_(value)
-    draw = {"flowdiff": lambda: made.polish(4, cpu), "em": lambda: made.expect(4, 1, cpu)}.get(
-        method, lambda: made.draw(4, cpu)
-    )
+    draw = {
+        "flowdiff": lambda: made.draw_posterior(4, cpu),
+        "em": lambda: made.draw_posterior(4, 1, cpu),
+    }.get(method, lambda: made.draw_images(4, cpu))
     cause = "weights are not finite" if math.isnan(value) else "learning has diverged, or y is far"
     with pytest.raises(InputError, match=f"drawn to learn from .*{cause}.*Settings.rate"):
         draw()

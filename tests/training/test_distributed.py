@@ -104,14 +104,13 @@ def test_the_losses_of_two_processes_have_the_mean_of_one(tmp_path, monkeypatch,
     with pytest.raises(Ready):
         learn(problem.simulate(blobs()), problem, method, out=tmp_path, settings=TINY, **options)
     (trainer,) = held
+    learner = trainer.learner
+    learner.initialize(trainer.device)
     rows, y = trainer.batches.read(0)
     for progress in (0.0, 0.3, 0.55, 0.97):
-        trainer.method.before(trainer, int(progress * trainer.steps), progress)
-        whole = trainer.method.losses(y, rows, progress, generator(0, 1))
-        parts = [
-            trainer.method.losses(y[g.rank :: 2], rows[g.rank :: 2], progress, g)
-            for g in shares(2)
-        ]
+        learner.before(trainer, int(progress * trainer.steps), progress)
+        whole = learner.losses(y, rows, progress, generator(0, 1))
+        parts = [learner.losses(y[g.rank :: 2], rows[g.rank :: 2], progress, g) for g in shares(2)]
         for key, value in whole.items():
             mean = (parts[0][key] + parts[1][key]).item() / 2
             assert abs(mean - value.item()) < 1e-4 * abs(value.item()) + 1e-6, (key, progress)

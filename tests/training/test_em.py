@@ -16,7 +16,7 @@ from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
 from unmurk.solvers.draws import Draws
 from unmurk.training import Rounds, learn
-from unmurk.training.conditional import Conditional, stem
+from unmurk.training.conditional import ConditionalDenoiser, conditioning_stem
 from unmurk.training.em import Em
 from unmurk.training.replay import Replay
 from unmurk.training.trainer import Trainer
@@ -45,9 +45,10 @@ def test_every_round_draws_afresh_from_the_prior_of_the_last(tmp_path):
         return torch.full((len(y), 1, 8, 8), 0.1 * len(asked))
 
     y = MASKS.simulate(blobs())
-    method = Em(y, MASKS, (1, 8, 8), rounds=ROUNDS, solver=solver)
+    method = Em(rounds=ROUNDS, solver=solver).build(y, MASKS, (1, 8, 8))
     trainer = Trainer(method, y, TINY, tmp_path, quiet=True)
     held = {}
+    method.initialize(trainer.device)
     for step in range(trainer.steps):
         method.before(trainer, step, step / trainer.steps)
         held[step] = method.buffers["images"].float().clone()
@@ -64,8 +65,10 @@ def test_the_first_draws_are_those_of_the_moment_prior(tmp_path):
     problem = Problem("inpaint:random,keep=0.6", 0.05)
     y = problem.simulate(blobs(256))
     rounds = Rounds(rounds=1, images=256)
-    method = Em(y, problem, (1, 8, 8), rounds=rounds, solver=Draws("diffpir", steps=2))
-    method.before(Trainer(method, y, TINY, tmp_path, quiet=True), 0, 0.0)
+    method = Em(rounds=rounds, solver=Draws("diffpir", steps=2)).build(y, problem, (1, 8, 8))
+    trainer = Trainer(method, y, TINY, tmp_path, quiet=True)
+    method.initialize(trainer.device)
+    method.before(trainer, 0, 0.0)
     x, bound = method.buffers["images"].float(), problem.bind(range(256), (1, 8, 8))
     chi = bound.residual(x, y).square().sum() / (0.05**2 * bound.measurements(y).sum())
     assert 0.85 < chi < 1.15
@@ -111,7 +114,7 @@ def test_what_em_cannot_do_is_named(tmp_path):
         learn(y, MASKS, "em", **kw)
     with pytest.raises(InputError, match="em cannot learn from hdr"):
         learn(y, Problem("hdr:clip", 0.1), "em", **kw)
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="rounds.rounds must be a whole number from 1"):
         learn(y, MASKS, "em", rounds=Rounds(rounds=0), **kw)
     with pytest.raises(InputError, match="unknown"):
         Draws("nothing")
@@ -130,8 +133,8 @@ def flat(n, seed=0):
 def test_channels_enter_as_if_stacked_on_the_noisy_image():
     torch.manual_seed(0)
     prior = Prior.create("tiny", (1, 8, 8))
-    v, plain = stem(prior, 3), copy.deepcopy(prior)
-    network, c = Conditional(prior, v), torch.randn(2, 3, 8, 8)
+    v, plain = conditioning_stem(prior, 3), copy.deepcopy(prior)
+    network, c = ConditionalDenoiser(prior, v), torch.randn(2, 3, 8, 8)
     x, sigma = torch.rand(2, 1, 8, 8), torch.tensor([0.1, 2.0])
     first, stacked = plain.unet.conv_in, torch.nn.Conv2d(4, 32, 3, padding=1)
     stacked.weight = torch.nn.Parameter(torch.cat([first.weight, v.weight], 1))
@@ -148,9 +151,8 @@ def test_channels_enter_as_if_stacked_on_the_noisy_image():
 
 def test_the_conditional_loss_is_that_of_a_regression_on_fresh_measurements(monkeypatch):
     """The channels are those of A x + sigma_y n, not of the y at hand; independent formula."""
-    method = Em(
-        torch.full((4, 1, 8, 8), 9.0), MASKS, (1, 8, 8), rounds=ROUNDS, e_step="conditional"
-    )
+    y = torch.full((4, 1, 8, 8), 9.0)
+    method = Em(rounds=ROUNDS, e_step="conditional").build(y, MASKS, (1, 8, 8))
     x, sigma = flat(4), torch.tensor([0.05, 0.2, 1.0, 5.0])
     heard = {}
 
@@ -158,7 +160,7 @@ def test_the_conditional_loss_is_that_of_a_regression_on_fresh_measurements(monk
         heard.update(noisy=noisy, channels=channels)
         return x + 0.1
 
-    monkeypatch.setattr(method.network, "denoise", denoise)
+    monkeypatch.setattr(method.conditional_network, "denoise", denoise)
     problem, noise = MASKS.bind(range(4), (1, 8, 8)), torch.Generator().manual_seed(3)
     loss = method.matching(x, problem, sigma, noise)
     again = torch.Generator().manual_seed(3)
@@ -195,13 +197,13 @@ def test_its_draws_obey_what_is_seen_and_what_was_learnt(tmp_path):
         y, problem, "em", out=tmp_path, rounds=rounds, settings=TINY, kimg=1.2, rate=5e-3,
         e_step="conditional", quiet=True,
     )  # fmt: skip
-    method = Em(y, problem, (1, 8, 8), rounds=rounds, e_step="conditional")
+    method = Em(rounds=rounds, e_step="conditional").build(y, problem, (1, 8, 8))
     trainer = Trainer(method, y, replace(TINY, kimg=1.2, rate=5e-3), tmp_path, quiet=True)
     assert trainer.load()
     truth, other = flat(64, 1), problem.bind(range(64), (1, 8, 8))
     given = problem.simulate(truth)
     channels = method.posterior.known(given, other)[1]
-    x = method.teacher.sample(channels, PerImageGenerator(0, range(64)), 8)
+    x = method.conditional_teacher.sample(channels, PerImageGenerator(0, range(64)), 8)
     assert ((x.mean((1, 2, 3)) > 0.5) == (truth[:, 0, 0, 0] > 0.5)).float().mean() > 0.95
     assert float((x - truth).square().mean().sqrt()) < 0.3  # 0.42 for draws that know nothing
     assert not (tmp_path / "conditional").exists()  # what is saved is what can be used
@@ -216,6 +218,10 @@ def test_the_command_takes_the_conditional_step(tmp_path):
          "--batch", "8"]
     )  # fmt: skip
     config = json.loads((run / "config.json").read_text())
-    assert code == 0 and config["e_step"] == "conditional" and config["solver"] is None
+    assert code == 0 and config["options"] | {"rounds": 0} == {
+        "e_step": "conditional",
+        "solver": None,
+        "rounds": 0,
+    }
     with pytest.raises(InputError, match="at least 2"):
-        Em(torch.rand(4, 1, 8, 8), MASKS, (1, 8, 8), rounds=Rounds(1), e_step="conditional")
+        Em(rounds=Rounds(1), e_step="conditional")

@@ -19,19 +19,20 @@ from unmurk.diffusion.prior import nelbo
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Context
 from unmurk.gaussian import Wiener
+from unmurk.io.atomic import write
 from unmurk.problem import Problem
 from unmurk.training import Recipe, Settings, learn
 from unmurk.training.losses import (
-    anchored,
-    anchored_masked,
+    ambient_matching,
     denoising,
     distilled,
     elbo_loss,
     forward_kl,
     levels,
+    masked_ambient_matching,
     recorrupted,
 )
-from unmurk.training.trainer import LRPhase, ParamGroup, Trainer, write_atomically
+from unmurk.training.trainer import LRPhase, ParamGroup, Trainer
 
 # ------------------------------------------------------------------ x ~ N(0, 1), y = x + N(0, 1/4)
 
@@ -188,13 +189,13 @@ def test_what_nothing_shows_draws_the_correction_to_zero():
     m.correction = (0.1 * checks).expand(5, 1, 4, 4).clone().requires_grad_()
     g = torch.Generator().manual_seed(0)
     recorrupted(m, torch.zeros(5, 1, 1, 1), problem, 0.6, g).backward()
-    c = m.start.waves(m.correction.detach()) / m.start.power
-    expected = 2 * SIGMA**2 * m.start.out(c) / 16 / 5
+    c = m.start.dct(m.correction.detach()) / m.start.power
+    expected = 2 * SIGMA**2 * m.start.to_images(c) / 16 / 5
     each = m.correction.grad.mean((1, 2, 3), keepdim=True)  # what the misfit adds
     torch.testing.assert_close(m.correction.grad - each, expected)
 
 
-def test_the_anchor_of_masks_that_show_all_is_the_anchor():
+def test_masks_that_show_all_pixels_give_the_loss_without_masks():
     """Nothing hidden and nothing withheld: the loss on noisy images, above the level."""
     prior, problem = GaussianPrior(), Problem("inpaint:random,keep=1", SIGMA)
     problem = problem.bind(range(64), (1, 2, 2))
@@ -209,11 +210,11 @@ def test_the_anchor_of_masks_that_show_all_is_the_anchor():
 
     start = g()
     torch.rand(64, 1, 2, 2, generator=start)  # the mask of what is withheld
-    a = anchored_masked(prior, Mean(), y, problem, sigma, g(), 0.0, 0.6)
-    b = anchored(prior, y, y, SIGMA, sigma, start)
+    a = masked_ambient_matching(prior, Mean(), y, problem, sigma, g(), 0.0, 0.6)
+    b = ambient_matching(prior, y, y, SIGMA, sigma, start)
     torch.testing.assert_close(a, b)
     # below the level m stands in for x
-    low = anchored_masked(prior, Mean(), y, problem, sigma, g(), 0.0, 1.0)
+    low = masked_ambient_matching(prior, Mean(), y, problem, sigma, g(), 0.0, 1.0)
     start = g()
     torch.rand(64, 1, 2, 2, generator=start)
     torch.testing.assert_close(low, denoising(prior, torch.zeros_like(y), sigma, start))
@@ -226,35 +227,35 @@ def test_the_distilled_mean_is_that_of_the_prior():
     assert abs(flow.gain.item() / 0.8 - 1) < 1e-3
 
 
-def test_anchor_learns_the_denoiser_from_noisy_images_alone():
+def test_ambient_matching_learns_the_denoiser_from_noisy_images_alone():
     """Above sigma_y the noisy images determine D: the variance of the clean prior, not of y."""
     prior = GaussianPrior()
 
     def loss(_, y, g):
         sigma = SIGMA * (1.05 + 2 * torch.rand(len(y), generator=g))
-        return anchored(prior, torch.full_like(y, math.nan), y, SIGMA, sigma, g)
+        return ambient_matching(prior, torch.full_like(y, math.nan), y, SIGMA, sigma, g)
 
     # the stand-in images are not a number: one that entered above sigma_y would show
     descend(loss, [prior])
     assert abs(prior.variance.item() - 1) < 0.03
 
 
-def test_the_anchors_target_may_be_the_posterior_mean():
+def test_the_ambient_target_may_be_the_posterior_mean():
     """E[E[x | y] | x_t] = E[x | x_t]: the same denoiser from m(y) = 0.8 y as from y itself."""
     prior = GaussianPrior()
 
     def loss(_, y, g):
         sigma = SIGMA * (1.05 + 2 * torch.rand(len(y), generator=g))
-        return anchored(prior, torch.full_like(y, math.nan), y, SIGMA, sigma, g, 0.8 * y)
+        return ambient_matching(prior, torch.full_like(y, math.nan), y, SIGMA, sigma, g, 0.8 * y)
 
     descend(loss, [prior])
     assert abs(prior.variance.item() - 1) < 0.03
 
 
-def test_below_the_noise_level_the_anchor_is_plain_score_matching():
+def test_below_the_noise_level_ambient_matching_is_plain_score_matching():
     prior, g = GaussianPrior(), torch.Generator
     x, sigma = torch.randn(64, 1, 2, 2), torch.full((64,), 0.2)
-    a = anchored(prior, x, torch.randn_like(x), SIGMA, sigma, g().manual_seed(1))
+    a = ambient_matching(prior, x, torch.randn_like(x), SIGMA, sigma, g().manual_seed(1))
     b = denoising(prior, x, sigma, g().manual_seed(1))
     torch.testing.assert_close(a, b)
 
@@ -263,7 +264,7 @@ def test_below_the_noise_level_the_anchor_is_plain_score_matching():
 
 TINY = Settings(network="tiny", kimg=0.32, batch=8, seed=3, precision="fp32")
 RECIPE = Recipe(
-    mean=0.2, polish=0.4, flow=0.5, buffer=64, refresh=0.5, steps=2, reset=0.6, reverse=0.1
+    r2r=0.2, e_step=0.4, flow=0.5, buffer=64, refresh=0.5, steps=2, reset=0.6, reverse=0.1
 )
 
 
@@ -378,6 +379,9 @@ class Fragile:
         self.groups = [ParamGroup(list(self.weight.parameters()))]
         self.calls = 0
 
+    def initialize(self, device):
+        pass
+
     def before(self, trainer, step, progress):
         pass
 
@@ -399,7 +403,7 @@ def test_the_average_of_a_part_that_starts_late_forgets_its_start(tmp_path):
         trainer.step = step
         with torch.no_grad():
             method.weight.weight.fill_(value)
-        trainer.average()
+        trainer.update_ema()
         keep = 0.5 ** (4 / (0.05 * 4 * (step - 50))) if step > 50 else 0.0
         expected = value if expected is None else keep * expected + (1 - keep) * value
         assert abs(method.ema["w"].weight.item() - expected) < 1e-5
@@ -432,7 +436,7 @@ def test_a_run_that_always_diverges_ends_with_one_line(tmp_path):
 
 
 def test_a_damaged_state_is_named(tmp_path):
-    write_atomically(tmp_path / "state" / "latest.pt", b"not a state")
+    write(tmp_path / "state" / "latest.pt", b"not a state")
     with pytest.raises(InputError, match="damaged"):
         Trainer(Fragile(set()), torch.ones(8, 1), Settings(), tmp_path, quiet=True).run()
 

@@ -2,10 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
-from unmurk.training.muon import MOMENTUM, Optimizer, orthogonal
+from unmurk.training.checkpoint import StateMismatch
+from unmurk.training.muon import MOMENTUM, Muon, orthogonal
 
 
 def drawn(*shape, seed=0):
@@ -36,8 +38,7 @@ def test_steps_are_those_of_torchs_muon():
     weights = [drawn(16, 40), drawn(24, 9, seed=1)]
 
     def ours(w):
-        optimizer = Optimizer([w])
-        return lambda: optimizer.step([0.01])
+        return Muon(w, lr=0.01).step
 
     def theirs(w):
         muon = torch.optim.Muon(
@@ -56,12 +57,10 @@ def test_a_kernel_is_a_matrix_and_vectors_are_adamws():
     kernel, bias, thin = drawn(16, 8, 3, 3), drawn(16, seed=1), drawn(2, 30, seed=2)
 
     def ours(w):
-        optimizer = Optimizer([w[:1], w[1:]])
-        return lambda: optimizer.step([0.01, 0.02])
+        return Muon([{"params": w[:1], "lr": 0.01}, {"params": w[1:], "lr": 0.02}]).step
 
     def flat(w):
-        optimizer = Optimizer([w])
-        return lambda: optimizer.step([0.01])
+        return Muon(w, lr=0.01).step
 
     def adamw(w):
         return torch.optim.AdamW(w, lr=0.02, betas=(0.9, 0.99), weight_decay=0.0).step
@@ -78,25 +77,54 @@ def test_a_kernel_is_a_matrix_and_vectors_are_adamws():
 
 def test_a_state_goes_on_and_can_be_forgotten():
     w = [nn.Parameter(drawn(16, 40)), nn.Parameter(drawn(16))]
-    first = Optimizer([w])
+    first = Muon(w, lr=0.01)
     for p in w:
         p.grad = drawn(*p.shape, seed=3)
-    first.step([0.01])
+    first.step()
     copies = [nn.Parameter(p.detach().clone()) for p in w]
-    second = Optimizer([copies])
+    second = Muon(copies, lr=0.01)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for p, q in zip(w, copies, strict=True):
         p.grad, q.grad = drawn(*p.shape, seed=4), drawn(*p.shape, seed=4)
-    first.step([0.01])
-    second.step([0.01])
+    first.step()
+    second.step()
     assert all(torch.equal(p, q) for p, q in zip(w, copies, strict=True))
     first.forget(w)
-    assert not any(m.any() for m in first.momenta.values()) and not first.adamw.state
+    assert not first.state
 
 
 def test_a_parameter_without_gradient_stays():
     w = [nn.Parameter(drawn(16, 40)), nn.Parameter(drawn(16, 40, seed=1))]
     before = [p.detach().clone() for p in w]
     w[0].grad = drawn(16, 40, seed=2)
-    Optimizer([w]).step([0.01])
+    Muon(w, lr=0.01).step()
     assert not torch.equal(w[0], before[0]) and torch.equal(w[1], before[1])
+
+
+def test_it_is_an_optimizer_of_torch():
+    """Schedulers, parameter groups and closures work as with every optimizer of torch."""
+    w = nn.Parameter(drawn(16, 40))
+    optimizer = Muon([w], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = w.square().sum()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    schedule.step()
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.05 and optimizer.step(closure) < first
+
+
+def test_a_state_of_other_parameters_is_refused():
+    w, other = nn.Parameter(drawn(16, 40)), nn.Parameter(drawn(16, 41))
+    for p in (w, other):
+        p.grad = torch.ones_like(p)
+    first, second = Muon([w]), Muon([other])
+    first.step()
+    second.step()
+    with pytest.raises(StateMismatch, match="moments 0.momentum_buffer has another shape"):
+        second.load_state_dict(first.state_dict())

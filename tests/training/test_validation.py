@@ -17,7 +17,7 @@ from unmurk.training.trainer import Trainer
 from unmurk.training.validation import (
     BOUND,
     EVALUATIONS,
-    SHARES,
+    FRACTIONS,
     Checks,
     chi2,
     evidence_bound,
@@ -118,9 +118,9 @@ def test_checks_cost_less_than_a_twentieth():
     y = torch.zeros(5000, 1, 8, 8)
     for kimg in (20.0, 100.0):
         checks = Checks.within(y, PROBLEM, (1, 8, 8), kimg, 0)
-        evaluations = checks.count * len(SHARES) * (EVALUATIONS + BOUND + 1)
+        evaluations = checks.count * len(FRACTIONS) * (EVALUATIONS + BOUND + 1)
         assert 0.04 < evaluations / (3 * 1000 * kimg) <= 0.05
-    assert Checks.within(y, PROBLEM, (1, 8, 8), 1.0, 0) is None
+    assert not Checks.within(y, PROBLEM, (1, 8, 8), 1.0, 0).due(1, 1)
     assert [s for s in range(1, 51) if checks.due(s, 50)] == [20, 30, 40, 50]
 
 

@@ -23,7 +23,7 @@ from ..flows.posterior import Posterior
 from ..io.images import load_images
 from ..problem import Problem
 from ..solvers.solve import solve
-from ..training.learn import Recipe, learn
+from ..training import Recipe, learn
 from .report import Column, Images, Section, Table, Text, write
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def run(
         noisy,
         method="flowdiff",
         out=out / "run",
-        recipe=recipe,
+        recipe=recipe or Recipe(),
         network="tiny",
         kimg=kimg,
         seed=seed,

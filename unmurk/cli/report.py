@@ -257,7 +257,8 @@ def run_report(
         page.append(Pictures("Pictures", pictures))
     page += _course(lines)
     page.append(Table("Settings", ["setting", "value"], [*_flatten(config)]))
-    subtitle = " · ".join(str(config[k]) for k in ("method", "objective") if config.get(k))
+    named = config | (options if isinstance(options := config.get("options"), dict) else {})
+    subtitle = " · ".join(str(named[k]) for k in ("method", "objective") if named.get(k))
     return write(path or run_dir / "report.html", run_dir.resolve().name, page, subtitle)
 
 

@@ -3,28 +3,43 @@
 from ..io.datasets import Source
 from .ambient import Ambient
 from .ambientflow import AmbientFlow
-from .baselines import Clean
+from .baselines import Clean, Noisy
 from .em import Em, Rounds
 from .flowdiff import FlowDiff, Recipe
-from .learn import METHODS, learn
-from .noisy import Noisy
+from .learn import learn
+from .learner import Learner, PriorFirst
+from .muon import Muon
+from .registry import METHODS, configure, describe, learner_class, names, register
+from .run_folder import FORMAT, read_config
+from .schedule import LRPhase, ParamGroup
 from .sure import Sure
-from .trainer import Method, Settings, Trainer
+from .trainer import Settings, Trainer
 
 __all__ = [
+    "FORMAT",
     "METHODS",
     "Ambient",
     "AmbientFlow",
     "Clean",
     "Em",
     "FlowDiff",
-    "Method",
+    "LRPhase",
+    "Learner",
+    "Muon",
     "Noisy",
+    "ParamGroup",
+    "PriorFirst",
     "Recipe",
     "Rounds",
     "Settings",
     "Source",
     "Sure",
     "Trainer",
+    "configure",
+    "describe",
     "learn",
+    "learner_class",
+    "names",
+    "read_config",
+    "register",
 ]

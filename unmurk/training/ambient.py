@@ -1,33 +1,42 @@
-"""Ambient Diffusion: a denoiser from images with holes, or with noise, and no clean image.
+r"""Ambient Diffusion: a denoiser from images with holes, or with noise, and no clean image.
 
-Masks (Daras et al., 2023, arXiv 2305.19256). y = A x with a mask A of its own for each image. A
-further mask hides some of the pixels that are left, A' = B A; the network sees A' x_t and A',
-and is scored on A, so that it cannot know which hidden pixels count (their eq. 3.2):
+**Masks** (Daras et al., 2023, arXiv 2305.19256). :math:`y = A x` with a mask :math:`A` of its own
+for each image. A further mask hides some of the pixels that are left, :math:`A' = B A`. The
+network sees :math:`A' x_t` and :math:`A'` but is scored on :math:`A`, so it cannot know which
+hidden pixels count (their eq. 3.2):
 
-    min E || A (D(A' x_t, A', sigma) - y) ||^2       is attained by   D = E[x | A' x_t, A']
+.. math::
 
-if every pixel is seen with some probability whatever A' is. Random pixels are hidden with
-probability `delta` (their delta, 0.1); other masks by the mask of another image.
+    \min_D\; E\, \lVert A\, (D(A' x_t, A', \sigma) - y) \rVert^2
+    \quad\text{is attained by}\quad D = E[x \mid A' x_t, A']
 
-Noise (Daras et al., 2024, arXiv 2404.10177, "Ambient Tweedie"; A = I). Above sigma_y the noisy
-image x_t = y + sqrt(sigma^2 - sigma_y^2) n is exact training data: E[y | x_t] = r x_t + (1 - r) D
-with r = sigma_y^2 / sigma^2 (their Theorem 3.1; `objectives.anchored`). Below sigma_y it says
-nothing. There D is fitted to their truncated sampler's outputs, x^ = D(y, sigma_y): the prior is
-too smooth below sigma_y by what E[x | y] lacks in spread, as theirs is without consistency.
+if every pixel is observed with some probability whatever :math:`A'` is. Random masks hide each
+further pixel with probability :math:`\delta` (their 0.1); other masks are joined by the mask of
+another image.
 
-Both at once (masks with noise): the formula with r holds on the pixels shown, D alone elsewhere.
+**Noise** (Daras et al., 2024, arXiv 2404.10177, "Ambient Tweedie"; :math:`A = I`). Above
+:math:`\sigma_y` noisy images are exact training data (`losses.ambient_matching`). Below it they
+say nothing. There D is fitted to the outputs of their truncated sampler,
+:math:`\hat x = D(y, \sigma_y)`. The prior is too smooth below :math:`\sigma_y` by the variance
+that :math:`E[x \mid y]` lacks, as theirs is without a consistency loss.
 
-Their network has a channel for the mask and is sampled with a mask held fixed. Solvers need a D of
-whole images. So here the channel is one of hidden pixels, zero where all is shown (dropping it
-then changes nothing), and from the share WHOLE of the prior's time on half of the rows are whole
-images x^ = D(A y, A, sigma_y), which is where their fixed-mask sampler ends.
+**Both** (masks with noise): the formula for noise holds on the pixels shown, and D alone
+elsewhere.
+
+Their network has a channel for the mask and is sampled with a fixed mask, but solvers need a
+denoiser of whole images. So the channel here is one of hidden pixels, zero where everything is
+shown; dropping it then changes nothing. In the second half of the prior's training, half of the
+batch are whole images :math:`\hat x = D(A y, A, \sigma_y)`, which is where their sampler with a
+fixed mask ends.
 """
 
-from typing import cast
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..bounds import Real
 from ..devices import host_to
 from ..diffusion.prior import Prior
 from ..errors import InputError
@@ -36,34 +45,44 @@ from ..operators.base import per_image
 from ..operators.masks import Inpaint, RandomInpaint
 from ..problem import Problem
 from ..rng import host_integers, uniform
-from .amortised import PRIOR, Amortised
-from .conditional import Conditional, stem
-from .losses import anchored, gaussian, levels, weighted
-from .trainer import LRPhase
+from .conditional import ConditionalDenoiser, conditioning_stem
+from .learner import PRIOR_END, PriorFirst
+from .losses import ambient_matching, gaussian, levels, weighted
+from .schedule import LRPhase
 
-__all__ = ["Ambient", "Masked", "masked"]
+__all__ = ["Ambient", "MaskedDenoiser", "masked_matching"]
 
-WHOLE = 0.5
+WHOLE = 0.5  # fraction of the prior's training after which whole images join
 
 
-class Masked:
+class MaskedDenoiser:
     """A prior's network that sees which pixels are hidden.
 
     Args:
-        prior: The prior; used by itself, it takes every pixel as shown.
-        stem: What the first convolution adds for the channel of hidden pixels, without a bias.
+        prior: The prior. Used by itself, it takes every pixel as shown.
+        stem: A convolution without bias from the channel of hidden pixels to the network's first
+            features.
     """
 
     def __init__(self, prior: Prior, stem: nn.Module) -> None:
-        self.network = Conditional(prior, stem)
+        self.network = ConditionalDenoiser(prior, stem)
 
     def denoise(self, x: Tensor, sigma: Tensor, shown: Tensor) -> Tensor:
-        """D(A' x, A', sigma), (B, C, H, W), with the mask `shown` = A', (B, 1, H, W)."""
+        """Compute D(A' x, A', sigma).
+
+        Args:
+            x: Images (B, C, H, W).
+            sigma: Noise levels (B,).
+            shown: The mask A', shape (B, 1, H, W).
+
+        Returns:
+            Images of shape (B, C, H, W).
+        """
         return self.network.denoise(torch.where(shown > 0, x, 0.5), sigma, 1 - shown)
 
 
-def masked(
-    network: Masked,
+def masked_matching(
+    network: MaskedDenoiser,
     y: Tensor,
     x: Tensor,
     sigma_y: float,
@@ -73,16 +92,27 @@ def masked(
     full: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """The loss of a network that sees masks.
+    r"""Compute the loss of a network that sees masks.
+
+    With :math:`r = \sigma_y^2 / \sigma^2` and :math:`x_t = y + \sqrt{\sigma^2 - \sigma_y^2}\, n`,
+
+    .. math:: E\; \lambda(\sigma)\, \bigl\lVert A\, \bigl(D + r A' (x_t - D) - y\bigr)
+        \bigr\rVert^2, \qquad D = D(A' x_t, A', \sigma) .
 
     Args:
+        network: The network.
         y: Measurements (B, C, H, W), zero where hidden.
-        x: Images (B, C, H, W) for the rows that are whole, or at a level not above sigma_y.
-        sigma_y: Noise in y.
-        sigma: Level of each row, (B,).
-        seen: A, (B, 1, H, W).
-        shown: A', (B, 1, H, W), nowhere above A.
-        whole: (B,), bool: rows to be taken from x, all of it shown and scored.
+        x: Images (B, C, H, W) that take the place of y where `full` holds, and at levels up to
+            sigma_y. They are shown and scored as a whole.
+        sigma_y: Noise level of y.
+        sigma: Noise levels (B,).
+        observed: The mask A, shape (B, 1, H, W).
+        shown: The mask A', shape (B, 1, H, W), nowhere above A.
+        full: Which images of the batch are whole, shape (B,), bool.
+        generator: Source of the noise.
+
+    Returns:
+        The loss, a scalar.
     """
     full = per_image(full | (sigma <= sigma_y), y) > 0
     level = per_image(sigma, y)
@@ -96,84 +126,96 @@ def masked(
     return weighted(observed * (expected - base), sigma)
 
 
-class Ambient(Amortised):
-    """The method, for masks that differ from image to image or for A = I.
+@dataclass(eq=False, kw_only=True)
+class Ambient(PriorFirst):
+    """Ambient Diffusion, for masks that differ from image to image or for A = I.
 
-    Args:
-        y: Measurements (N, ...); never anything else.
-        problem: How they were made.
-        shape: Shape (C, H, W) of the images behind them.
-        network: Preset of the networks.
-        seed: Seed of initial weights and draws.
-        further: Probability that a random mask's pixel is hidden further, in (0, 1).
+    Attributes:
+        delta: Probability that a pixel of a random mask is hidden further, a number from 0.001 to
+            0.999.
 
     Raises:
-        InputError: one mask for all images, or `delta` out of range.
+        InputError: delta is out of range; `build` also refuses one mask for all images.
     """
 
-    def __init__(
-        self,
-        y: Tensor,
-        problem: Problem,
-        shape: tuple[int, int, int],
-        network: str = "tiny",
-        seed: int = 0,
-        delta: float = 0.1,
-    ) -> None:
-        if not 0 < delta < 1:
-            raise InputError(f"further is {delta}: give a probability between 0 and 1")
-        self.delta = delta
-        super().__init__(y, problem, shape, network, seed)
-        if self.denoising:
-            return
-        if len(cast(Tensor, problem.operator.bind(range(2), shape).mask)) == 1:
-            raise InputError(
-                f"{problem.operator.spec} hides the same pixels in all images, so no image shows "
-                "what is behind: ambient needs masks that differ"
-            )
-        self.network = Masked(self.prior, self.modules["stem"])
-        self.masked_teacher = Masked(self.teacher, self.ema["stem"])
+    citation: ClassVar[str] = """@inproceedings{daras2023ambient,
+  title = {Ambient Diffusion: Learning Clean Distributions from Corrupted Data},
+  author = {Daras, Giannis and Shah, Kulin and Dagan, Yuval and Gollakota, Aravind and
+            Dimakis, Alexandros G. and Klivans, Adam},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2023},
+  eprint = {2305.19256},
+  archivePrefix = {arXiv}
+}"""
+
+    delta: Annotated[float, Real(0.001, 0.999)] = 0.1
 
     @staticmethod
     def takes(problem: Problem) -> bool:
-        """Whether the method can learn from such measurements."""
+        """Whether the learner can learn from measurements of this kind."""
         fits = problem.operator.spec == "identity" or isinstance(problem.operator, Inpaint)
         return fits and isinstance(problem.noise, Gaussian)
 
-    def others(self, network: str) -> dict[str, nn.Module]:
-        """The channel of hidden pixels; it has no say at the start."""
+    def check_problem(self) -> None:
+        """Raise InputError if all images have the same mask."""
+        if self.denoising:
+            return
+        if len(cast(Tensor, self.problem.operator.bind(range(2), self.shape).mask)) == 1:
+            raise InputError(
+                f"{self.problem.operator.spec} hides the same pixels in all images, so no image "
+                "shows what is behind: ambient needs masks that differ"
+            )
+
+    def extra_modules(self) -> dict[str, nn.Module]:
+        """Create the channel of hidden pixels, which has no effect at the start."""
         if self.denoising:
             return {}
-        hidden = stem(self.prior, 1)
+        hidden = conditioning_stem(self.prior, 1)
         nn.init.zeros_(hidden.weight)
         return {"stem": hidden}
 
-    def spans(self) -> dict[str, tuple[LRPhase, ...]]:
-        """The prior first, then the posterior."""
-        return super().spans() | {"stem": (LRPhase(0.0, PRIOR),)}
+    def finish(self) -> None:
+        """Create the networks that see masks."""
+        if self.denoising:
+            return
+        self.masked_network = MaskedDenoiser(self.prior, self.modules["stem"])
+        self.masked_teacher = MaskedDenoiser(self.teacher, self.ema["stem"])
+
+    def phases(self) -> dict[str, tuple[LRPhase, ...]]:
+        """Train the prior first, then the posterior."""
+        return super().phases() | {"stem": (LRPhase(0.0, PRIOR_END),)}
 
     def prior_losses(
-        self, y: Tensor, rows: Tensor, part: float, generator: torch.Generator
+        self, y: Tensor, index: Tensor, part: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Denoising score matching where y is exact, and on x^ where it is not."""
+        """Compute score matching on y where it is exact, and on D(y, sigma_y) where it is not."""
         sigma_y, sigma = self.problem.sigma, levels(len(y), generator)
         level = torch.full_like(sigma, sigma_y)
         if self.denoising:
             with torch.no_grad():
                 x = self.teacher.denoise(y, level)
-            return {"prior": anchored(self.prior, x, y, sigma_y, sigma, generator)}
-        problem = self.bind(rows, y)
+            return {"prior": ambient_matching(self.prior, x, y, sigma_y, sigma, generator)}
+        problem = self.bind(index, y.device)
         y, observed = problem.A_dagger(y), cast(Tensor, problem.mask)
         with torch.no_grad():
             x = self.masked_teacher.denoise(y, level, observed)
-        shown = observed * self.mask(observed, generator)
+        shown = observed * self.further_mask(observed, generator)
         coin = uniform((len(y),), generator)
         full = (coin < 0.5) & (part >= WHOLE)
-        loss = masked(self.network, y, x, sigma_y, sigma, observed, shown, full, generator)
+        network = self.masked_network
+        loss = masked_matching(network, y, x, sigma_y, sigma, observed, shown, full, generator)
         return {"prior": loss}
 
-    def mask(self, observed: Tensor, generator: torch.Generator) -> Tensor:
-        """The further masks B, (B, 1, H, W)."""
+    def further_mask(self, observed: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw the further masks B.
+
+        Args:
+            observed: The masks A, shape (B, 1, H, W).
+            generator: Source of the draws.
+
+        Returns:
+            Masks of shape (B, 1, H, W).
+        """
         if isinstance(self.problem.operator, RandomInpaint):
             draw = uniform(observed.shape, generator)
             return (draw >= self.delta).to(observed)

@@ -1,46 +1,52 @@
-"""AmbientFlow: a flow as the prior, learnt together with the posterior flow on one bound.
+r"""AmbientFlow: a flow as the prior, learned together with the posterior flow by one bound.
 
-Kelkar et al. (2023, arXiv 2309.04856). With an exact density log p(x) of a prior flow, and x_k
-drawn from the posterior flow q(. | y),
+Kelkar et al. (2023, arXiv 2309.04856). With the exact density :math:`p(x)` of a prior flow, and
+:math:`x_k` drawn from the posterior flow :math:`q(\cdot \mid y)`,
 
-    log w_k = log p(y | x_k) + log p(x_k) - log q(x_k | y),
-    log p(y) >= E log (1/K sum_k w_k) >= E 1/K sum_k log w_k,
+.. math::
 
-with equality where q is the true posterior: then every w_k is p(y). Both flows follow the bound,
-by default the right one (the mean, which the authors' code follows), else the left one
-(`bound="importance"`), whose weights are softmax(log w). K = `draws`: 2, theirs 2 to 10.
+    \log w_k &= \log p(y \mid x_k) + \log p(x_k) - \log q(x_k \mid y), \\
+    \log p(y) &\ge E \log \frac1K \sum_k w_k \ge E\, \frac1K \sum_k \log w_k,
 
-Schedule as theirs for MNIST: the prior flow starts by maximum likelihood on A^+ y (10 of 61
-thousand steps), then both jointly; the posterior flow begins near N(A^+ y, (sigma_y / 2)^2) by
-construction. Theirs weights log p(y | x) by 0.1 to 5, chosen for each data set, and adds a penalty
-on gradients of x; with a weight other than 1 it is no bound on log p(y), and neither is done here.
+with equality where :math:`q` is the true posterior, because then every :math:`w_k` is
+:math:`p(y)`. Both flows follow the bound: by default the right one (the mean, which the authors'
+code follows), or the left one (`bound="importance"`), whose weights are the softmax of
+:math:`\log w`. The number of draws :math:`K` is 2; theirs is 2 to 10.
 
-Solvers need a denoiser. From the share FLOWS of the run on the flows stand still and a diffusion
-prior is fitted by denoising score matching to fresh draws of the averaged prior flow: it is what
-comes back as the prior, and at best as good as that flow. The flow itself is saved beside it, in
-`glow/` (`unmurk.flows.glow.Glow.load`).
+The schedule is theirs for MNIST. The prior flow starts by maximum likelihood on :math:`A^+ y` (10
+of 61 thousand steps), then both flows are trained jointly. The posterior flow begins near
+:math:`\mathcal N(A^+ y, (\sigma_y / 2)^2)` by construction. The authors weight
+:math:`\log p(y \mid x)` by 0.1 to 5, chosen for each data set, and add a penalty on image
+gradients. With a weight other than 1 the objective does not bound :math:`\log p(y)`, so we do
+neither.
+
+Solvers need a denoiser. In the last 40 % of the run the flows are fixed, and a diffusion prior is
+fitted by denoising score matching to fresh draws of the EMA prior flow. This prior is the one
+returned, and at best as good as that flow. The flow itself is saved beside it, in `glow/`
+(`unmurk.flows.glow.Glow.load`).
 """
 
 import math
-from typing import Literal, Protocol, cast
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..bounds import Whole
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
 from ..noise import Gaussian
 from ..problem import Problem
 from ..rng import normal
-from .learner import Pair
+from .learner import Learner
 from .losses import denoising, gaussian, levels
-from .trainer import LRPhase
+from .schedule import LRPhase
 
 __all__ = ["AmbientFlow", "log_weights"]
 
-WARM, FLOWS = 0.1, 0.6  # shares: the joint bound begins; the diffusion prior begins
-PEAK = 0.4  # rate of the joint objectives, as for flowdiff's
+JOINT, DIFFUSION = 0.1, 0.6  # fractions at which the joint bound and the diffusion prior begin
+PEAK = 0.4  # learning rate of the joint objectives, as for FlowDiff's
 
 
 class Density(Protocol):
@@ -57,78 +63,85 @@ def log_weights(
     draws: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """log w of K draws for each measurement, (K, B), in nats."""
+    """Compute log w of K draws for each measurement.
+
+    Args:
+        posterior: The posterior flow.
+        prior: The prior flow; an object with `log_prob(x)`.
+        y: Measurements (B, ...).
+        problem: How they were made, bound to these images.
+        draws: The number of draws K.
+        generator: Source of the draws.
+
+    Returns:
+        Log weights in nats, shape (K, B).
+    """
     context = posterior.context(y, problem)
-    rows = []
+    weights = []
     for _ in range(draws):
         z = gaussian(context.mean, generator)
         x, log_det = posterior.transform(z, context)
         normal = -z.flatten(1).square().sum(1) / 2 - z[0].numel() / 2 * math.log(2 * math.pi)
-        rows.append(problem.log_likelihood(x, y) + prior.log_prob(x) - normal + log_det)
-    return torch.stack(rows)
+        weights.append(problem.log_likelihood(x, y) + prior.log_prob(x) - normal + log_det)
+    return torch.stack(weights)
 
 
-class AmbientFlow(Pair):
-    """The method, for linear A.
+@dataclass(eq=False, kw_only=True)
+class AmbientFlow(Learner):
+    """AmbientFlow, for linear operators and Gaussian noise.
 
-    Args:
-        y: Measurements (N, ...); never anything else.
-        problem: How they were made.
-        shape: Shape (C, H, W) of the images behind them.
-        network: Preset of the networks.
-        seed: Seed of the initial weights.
-        bound: "elbo", or "importance" for the tighter one.
-        draws: K, draws from the posterior flow for each measurement.
+    Attributes:
+        bound: "elbo", or "importance" for the tighter bound.
+        draws: Draws K from the posterior flow for each measurement, a whole number from 1 to 1000.
     """
+
+    citation: ClassVar[str] = """@misc{kelkar2023ambientflow,
+  title = {AmbientFlow: Invertible Generative Models from Incomplete, Noisy Measurements},
+  author = {Kelkar, Varun A. and Deshpande, Rucha and Banerjee, Arindam and Anastasio, Mark A.},
+  year = {2023},
+  eprint = {2309.04856},
+  archivePrefix = {arXiv}
+}"""
+
+    bound: Literal["elbo", "importance"] = "elbo"
+    draws: Annotated[int, Whole(1, 1000)] = 2
 
     @staticmethod
     def takes(problem: Problem) -> bool:
-        """Whether the method can learn from such measurements."""
+        """Whether the learner can learn from measurements of this kind."""
         return problem.linear and isinstance(problem.noise, Gaussian)
 
-    def __init__(
-        self,
-        y: Tensor,
-        problem: Problem,
-        shape: tuple[int, int, int],
-        network: str = "tiny",
-        seed: int = 0,
-        bound: Literal["elbo", "importance"] = "elbo",
-        draws: int = 2,
-    ) -> None:
-        if draws < 1:
-            raise InputError(f"draws is {draws}: at least 1 is needed")
-        self.bound, self.draws, self.spread = bound, draws, problem.sigma / 2
-        super().__init__(y, problem, shape, network, seed)
+    def initial_spread(self) -> float:
+        """Return the standard deviation of the posterior at the start, half of the noise."""
+        return self.problem.sigma / 2
 
-    def others(self, network: str) -> dict[str, nn.Module]:
-        """The prior flow."""
-        return {"glow": Glow.create(network, self.shape)}
+    def extra_modules(self) -> dict[str, nn.Module]:
+        """Create the prior flow."""
+        return {"glow": Glow.create(self.network, self.shape)}
 
-    def spans(self) -> dict[str, tuple[LRPhase, ...]]:
-        """The prior flow, with the posterior flow, then the diffusion prior."""
-        joint = (LRPhase(WARM, FLOWS, PEAK),)
-        glow = (LRPhase(0.0, WARM, PEAK), *joint)
-        return {"mean": joint, "flow": joint, "glow": glow, "prior": (LRPhase(FLOWS),)}
+    def phases(self) -> dict[str, tuple[LRPhase, ...]]:
+        """Train the prior flow, then both flows, then the diffusion prior."""
+        joint = (LRPhase(JOINT, DIFFUSION, PEAK),)
+        glow = (LRPhase(0.0, JOINT, PEAK), *joint)
+        return {"mean": joint, "flow": joint, "glow": glow, "prior": (LRPhase(DIFFUSION),)}
 
     @property
     def graphs(self) -> list[dict[str, float]]:
-        """Graphs of the networks alive in one step, phase by phase; a prior flow counts as a
-        posterior. See `memory`."""
+        """Graphs of the networks alive in one step; the prior flow counts as a posterior."""
         return [{"posterior": 2.0 * self.draws}, {"prior": 1.0}]
 
     def losses(
-        self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
+        self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The losses of a step at a progress from 0 to 1."""
+        """Compute the losses of a step; see `Learner.losses`."""
         size = math.prod(self.shape)
-        if progress >= FLOWS:
+        if progress >= DIFFUSION:
             with torch.no_grad():
                 z = normal((len(y), *self.shape), generator)
                 x = cast(Glow, self.ema["glow"]).draw(z)
             return {"prior": denoising(self.prior, x, levels(len(x), generator), generator)}
-        glow, problem = cast(Glow, self.modules["glow"]), self.bind(rows, y)
-        if progress < WARM:
+        glow, problem = cast(Glow, self.modules["glow"]), self.bind(index, y.device)
+        if progress < JOINT:
             return {"glow": -glow.log_prob(problem.A_dagger(y)).mean() / size}
         each = log_weights(self.posterior, glow, y, problem, self.draws, generator)
         if self.bound == "importance":

@@ -1,13 +1,16 @@
-"""One run on several processes (`accelerate launch -m unmurk learn ...`).
+r"""One run on several processes (`accelerate launch -m unmurk learn ...`).
 
-Process r of R holds the rows r, r + R, ... of every batch. Losses are means over rows, so with as
-many rows each
+Process :math:`r` of :math:`R` holds the images :math:`r, r + R, \dots` of every batch. Losses are
+means over images, so with equally many images on each process
 
-    loss = mean_r loss_r,    gradient = mean_r gradient_r,
+.. math::
 
-and every draw is made for the whole batch (`unmurk.rng.ShardedGenerator`): R processes take the
-steps that one would take, up to rounding. All of them hold the same weights, averages and replay
-buffers; the first alone reads and writes the run folder.
+    \mathcal L = \frac 1 R \sum_r \mathcal L_r, \qquad
+    \nabla \mathcal L = \frac 1 R \sum_r \nabla \mathcal L_r .
+
+Every random draw is made for the whole batch (`unmurk.rng.ShardedGenerator`). So :math:`R`
+processes take the steps that one would take, up to rounding. All of them hold the same weights,
+EMA weights and replay buffers; only the first reads and writes the run folder.
 """
 
 import signal
@@ -25,38 +28,45 @@ from ..errors import InputError
 
 __all__ = [
     "average_over",
+    "broadcast",
     "check_batch_divisible",
     "first_process",
     "interruptible",
     "lost",
     "processes",
-    "broadcast",
 ]
 
 
 def check_batch_divisible(batch: int, ranks: int) -> None:
-    """Raises InputError unless every process gets as many rows of a batch."""
+    """Check that every process gets equally many images of a batch.
+
+    Raises:
+        InputError: The batch is not divisible by the number of processes.
+    """
     if batch % ranks:
-        raise InputError(f"a batch of {batch} does not divide among {ranks} processes")
+        raise InputError(
+            f"a batch of {batch} does not divide among {ranks} processes: "
+            f"give a multiple of {ranks}"
+        )
 
 
 def processes() -> Any:
-    """The `accelerate.Accelerator` of this process: its place among the others, its device."""
+    """Return the `accelerate.Accelerator` of this process: its rank and its device."""
     from accelerate import Accelerator
 
-    # left alone, accelerate would take Apple's MPS, and each of several processes without GPUs
-    # for the only one
+    # By itself accelerate would take Apple's MPS, and would take each of several processes without
+    # a GPU for the only one.
     return Accelerator(cpu=default_device().type == "cpu")
 
 
 def first_process() -> bool:
-    """Whether this process is the one that writes: the first, or the only one."""
+    """Whether this is the process that writes: the first, or the only one."""
     return bool(processes().is_main_process)
 
 
 @contextmanager
 def lost() -> Iterator[None]:
-    """Says in one line that another process is gone.
+    """Turn the failure of a message between processes into one clear line.
 
     Raises:
         InputError: A message could not be sent or received.
@@ -73,7 +83,15 @@ def lost() -> Iterator[None]:
 
 
 def average_over(tensors: Sequence[Tensor], ranks: int) -> None:
-    """Replaces float32 tensors by their means over all processes, in one message."""
+    """Replace float32 tensors by their means over all processes, in one message.
+
+    Args:
+        tensors: Tensors of the same shapes on all processes; changed in place.
+        ranks: Number of processes.
+
+    Raises:
+        InputError: Another process has ended.
+    """
     if ranks == 1:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -85,26 +103,40 @@ def average_over(tensors: Sequence[Tensor], ranks: int) -> None:
 
 
 def broadcast(data: bytes | None, ranks: int, device: torch.device) -> bytes | None:
-    """What the first process has, or None: the same on all of them."""
+    """Broadcast bytes (or None) from rank 0.
+
+    The tensors go by accelerate. The length goes first, since the other processes do not know it;
+    accelerate's own broadcast of objects would unpickle them.
+
+    Args:
+        data: The bytes of rank 0; other ranks give anything.
+        ranks: Number of processes.
+        device: Device of the messages.
+
+    Raises:
+        InputError: Another process has ended.
+    """
     if ranks == 1:
         return data
-    size = torch.tensor(-1 if data is None else len(data), device=device)
+    from accelerate.utils import broadcast as send
+
     with lost():
-        torch.distributed.broadcast(size, 0)
-        if int(size) < 0:
+        size = int(send(torch.tensor(-1 if data is None else len(data), device=device)))
+        if size < 0:
             return None
-        room = torch.empty(int(size), dtype=torch.uint8, device=device)
+        room = torch.empty(size, dtype=torch.uint8, device=device)
         if data is not None:
             room.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        torch.distributed.broadcast(room, 0)
-    return room.cpu().numpy().tobytes()
+        return send(room).cpu().numpy().tobytes()
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """Lets a step finish: Ctrl-C and SIGTERM, which schedulers and launchers send, wait for it.
+    """Let a step finish before Ctrl-C or SIGTERM, which schedulers send, ends the run.
 
-    The function given raises KeyboardInterrupt if one has come; a second Ctrl-C does so at once.
+    Yields:
+        A function that raises KeyboardInterrupt if a signal has come. A second Ctrl-C raises it at
+        once.
     """
     came = False
 

@@ -1,306 +1,313 @@
-"""FlowDiff: a posterior flow and a diffusion prior learnt together from corrupted images.
+r"""FlowDiff: a posterior flow and a diffusion prior learned together from corrupted images.
 
-y = A(x) + sigma_y n with A and sigma_y known; one corruption for each image, and the clean image
-never read.
+:math:`y = A(x) + \sigma_y n` with known :math:`A` and :math:`\sigma_y`. Each image is measured
+once, and no clean image is read.
 
-`objective="elbo"` is the paper's (Wang et al., 2024, arXiv 2407.11162), pure: with x drawn by the
-flow,
+**The paper's objective** (`objective="elbo"`; Wang et al., 2024, arXiv 2407.11162). With x drawn
+by the flow,
 
-    L = E_y E_{x ~ q(.|y)} [ ||y - A x||^2 / (2 sigma_y^2) - b(x) + log q(x | y) ],
+.. math::
 
-where -b is the prior's negative evidence bound. The flow follows L through the averaged, frozen
-denoiser; the prior follows denoising score matching on the flow's draws. It stalls: on a flat
-background the evidence hardly changes while noise is left, less than the gap that a finite flow
-leaves, so the prior keeps noise that the flow can match (docs/experiments.md has the figures).
+    \mathcal L = E_y E_{x \sim q(\cdot \mid y)} \Bigl[
+        \frac{\lVert y - A x \rVert^2}{2 \sigma_y^2} - b(x) + \log q(x \mid y) \Bigr],
 
-`objective="default"` approaches from the smooth side instead, where noise cannot hide:
+where :math:`-b` is the prior's negative evidence bound. The flow follows :math:`\mathcal L`
+through the frozen EMA denoiser; the prior follows denoising score matching on the flow's draws.
+This objective stalls. On a flat background the evidence hardly changes while noise is left, by
+less than the gap that a finite flow leaves. So the prior keeps noise that the flow can match.
 
-    1. mean start   m(y) alone, by Recorrupted-to-Recorrupted. For A = I from y; for other linear A
-                    from the Wiener solution of a Gaussian prior fitted by expectation maximisation
-                    (`moments`), and with further pixels withheld where A is a mask.
-    2. prior        below sigma_y on m(y), above it (A = I) from the noisy images themselves, with
-                    m(y) as the target: the "anchor". For other A on m(y) at all levels.
-    3. polish       x ~ p(x | y) under the current prior, kept in a slowly refreshed replay
-                    buffer. On it the prior is fitted at all levels, and the flow (forward KL) to
-                    pairs of a buffer's image and a fresh corruption of it: expectation
-                    maximisation with an amortised posterior. Beside it m is fitted again: for A =
-                    I to D(y, sigma_y), which is E[x | y] too, else to the pairs.
+**The default objective** approaches from the smooth side, where noise cannot hide:
 
-For A = I the reverse diffusion started at (y, sigma_y) is itself a draw from p(x | y). For other
-A the polish is a solver's draw; without a solver the flow's own. So it is for noise that depends
-on the brightness (A = I): no level of the diffusion is its level, and there is no anchor either.
+1. *R2R pre-training*. Only :math:`m(y)` is trained, by Recorrupted-to-Recorrupted. For
+   :math:`A = I` it starts from y. For other linear A it starts from the Wiener solution of a
+   Gaussian prior fitted by expectation maximization (`unmurk.gaussian.fit`), with further pixels
+   withheld if A is a mask.
+2. *Prior*. Below :math:`\sigma_y` the prior is trained on :math:`m(y)`. Above it (:math:`A = I`)
+   it is trained on the noisy images themselves with :math:`m(y)` as the ambient target. For other
+   A it is trained on :math:`m(y)` at all levels.
+3. *E-step*. Samples :math:`x \sim p(x \mid y)` under the current prior fill a slowly refreshed
+   replay buffer. The prior is trained on the buffer at all levels, and the flow (forward KL) on
+   pairs of a buffer's image and a fresh corruption of it. This is expectation maximization with an
+   amortized posterior. Beside it m is fitted again: for :math:`A = I` to
+   :math:`D(y, \sigma_y) = E[x \mid y]`, otherwise to the pairs.
+
+For :math:`A = I` the reverse diffusion that starts at :math:`(y, \sigma_y)` is itself a draw from
+:math:`p(x \mid y)`. For other A a solver draws, or without one the flow itself. The flow also
+draws for noise that depends on the brightness (:math:`A = I`), because no level of the diffusion
+is its level; there is no ambient target then either.
 """
 
-import copy
-import math
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.networks import preset
-from ..diffusion.prior import Prior
+from ..bounds import Real, Whole, check_fields
 from ..errors import InputError
-from ..flows.posterior import Posterior
-from ..gaussian import Wiener
 from ..io.datasets import head
 from ..noise import Gaussian
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId, generator
-from .binding import Binding
+from .learner import Learner
 from .losses import (
-    anchored,
-    anchored_masked,
+    ambient_matching,
     denoising,
     distilled,
     elbo_loss,
     forward_kl,
     levels,
+    masked_ambient_matching,
     recorrupted,
 )
-from .moments import fit
-from .replay import PosteriorSampler, Replay, draw, identity, together
-from .trainer import LRPhase, ParamGroup, Trainer
+from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior
+from .schedule import LRPhase
+from .trainer import Trainer
 
 __all__ = ["FlowDiff", "Recipe"]
 
-JOINT_RATE = 0.4  # at the full rate the paper's objective diverged (docs/experiments.md)
-AGAIN_RATE = 0.3  # of the mean network, when it is fitted a second time
+JOINT_RATE = 0.4  # at the full learning rate the paper's objective diverged
+AGAIN_RATE = 0.3  # learning rate of the mean network when it is fitted again
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The schedule of the default objective; shares are of the whole budget.
+    """The schedule of the default objective. Fractions are of the whole run, numbers from 0 to 1.
 
     Attributes:
-        mean: Share at which the mean start ends and the prior begins.
-        a: Noise added for the mean start, in units of sigma_y.
-        polish: Share at which the buffer is first filled, and the prior turns to it. Early: what
-            it learns below sigma_y from m(y), which has no spread, has to be unlearnt.
-        flow: Share at which the flow begins.
-        hide: Share of the seen pixels withheld from m in the mean start, where A is a mask.
-        anchor: What the prior is matched to above sigma_y before the polish, for A = I: m(y); the
-            noisy image itself, unbiased but with its noise; or none, for m(y) at all levels. For
-            masks "image" means the seen pixels, above the level `above`; else m(y).
-        above: That level.
-        refresh: Images polished for each image seen from the first polish on.
-        buffer: Images kept in the replay buffer, at most as many as fit into 256 MiB
-            (`replay.LIMIT`): all of them up to 128 x 128 pixels, 512 of 512 x 512.
-        steps: Evaluations of a draw from the posterior, where A = I. Below 16 the draws lose
-            spread (`samplers.posterior_draw`).
-        reverse: Weight of the paper's objective for the flow beside the forward KL.
-        reset: Share at which the prior starts afresh on the buffer; None: never.
+        r2r: Fraction at which R2R pre-training ends and the prior begins.
+        alpha: Noise added in R2R pre-training, in units of sigma_y, a number from 1e-06 to 1e+06.
+        e_step: Fraction at which the replay buffer is first filled and the prior switches to it.
+            Keep it early: posterior means lack variance, and a prior trained on them is too smooth
+            below sigma_y.
+        flow: Fraction at which the flow begins.
+        hide: Fraction of the observed pixels withheld from m in R2R pre-training, if A is a mask.
+        ambient_target: Target of the prior above sigma_y before the E-step, for A = I: "mean", the
+            posterior mean m(y); "image", the noisy image itself, unbiased but noisy; or "none", to
+            train on m(y) at all levels. For masks "image" means the observed pixels, above the
+            level `above`; otherwise m(y).
+        above: The lowest level for "image" with masks, a number from 0 to 1e+06.
+        refresh: Images drawn for each image seen after the first E-step, a number from 0 to 1000.
+        buffer: Images kept in the replay buffer, a whole number from 1 to 1e+07, and at most as
+            many as fit into 256 MiB (`replay.LIMIT`): all of them up to 128 x 128 pixels, 512 of
+            512 x 512.
+        steps: Network evaluations of a posterior sample for A = I, a whole number from 1 to 10000.
+            Below 16 the samples lose variance.
+        reverse: Weight of the paper's objective for the flow beside the forward KL, a number from
+            0 to 1e+06.
+        reset: Fraction at which the prior starts afresh on the buffer; None never does.
 
     Raises:
-        InputError: shares beyond 0 and 1, polish before mean, a at 0 or below, refresh or reverse
-            below 0, buffer or steps below 1.
+        InputError: A value is out of its bounds, or e_step comes before the end of r2r.
+
+    >>> Recipe(e_step=0.8).e_step
+    0.8
     """
 
-    mean: float = 0.48
-    a: float = 0.6
-    polish: float = 0.76
-    flow: float = 0.94
-    hide: float = 0.2
-    anchor: Literal["mean", "image", "none"] = "mean"
-    above: float = 0.5
-    refresh: float = 0.05
-    buffer: int = 8192
-    steps: int = 16
-    reverse: float = 0.0
-    reset: float | None = None
+    r2r: Annotated[float, Real(0, 1)] = 0.48
+    alpha: Annotated[float, Real(1e-6, 1e6)] = 0.6
+    e_step: Annotated[float, Real(0, 1)] = 0.76
+    flow: Annotated[float, Real(0, 1)] = 0.94
+    hide: Annotated[float, Real(0, 1)] = 0.2
+    ambient_target: Literal["mean", "image", "none"] = "mean"
+    above: Annotated[float, Real(0, 1e6)] = 0.5
+    refresh: Annotated[float, Real(0, 1000)] = 0.05
+    buffer: Annotated[int, Whole(1, 10_000_000)] = 8192
+    steps: Annotated[int, Whole(1, 10_000)] = 16
+    reverse: Annotated[float, Real(0, 1e6)] = 0.0
+    reset: Annotated[float, Real(0, 1)] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("mean", "polish", "flow", "hide", "reset"):
-            share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                raise InputError(f"recipe: {name} is {share}, a share from 0 to 1")
-        if self.mean > self.polish:
-            raise InputError(f"recipe: polish is {self.polish}, before mean, {self.mean}")
-        for name, least in (("buffer", 1), ("steps", 1), ("refresh", 0), ("reverse", 0)):
-            if not least <= getattr(self, name) < math.inf:
-                raise InputError(f"recipe: {name} is {getattr(self, name)}, at least {least}")
-        if not 0 < self.a < math.inf:
-            raise InputError(f"recipe: a is {self.a}, above 0")
+        check_fields(self, {name: f"recipe.{name}" for name in vars(self)})
+        targets = ("mean", "image", "none")
+        if self.ambient_target not in targets:
+            raise InputError(
+                f"recipe.ambient_target must be one of {', '.join(targets)}, "
+                f"got '{self.ambient_target}'"
+            )
+        if self.r2r > self.e_step:
+            raise InputError(
+                f"recipe.e_step is {self.e_step}, before the end of recipe.r2r, {self.r2r}: "
+                "give a later e_step, or an earlier r2r"
+            )
 
 
-class FlowDiff:
-    """The method: networks, replay buffer, and the losses of a step.
+@dataclass(eq=False, kw_only=True)
+class FlowDiff(Learner):
+    """FlowDiff, for linear operators and Gaussian noise, and for A = I with any noise.
 
-    Args:
-        y: Measurements (N, ...); never anything else.
-        problem: How they were made.
-        shape: Shape (C, H, W) of the images behind them.
-        network: Preset of the networks.
-        objective: "default" or the paper's "elbo".
+    Attributes:
+        objective: "default", or the paper's "elbo".
         recipe: Schedule of the default objective.
-        seed: Seed of the initial weights and of the polish.
-        solver: Draws x given (y, problem, prior, streams), for A other than the identity.
+        solver: A function of (y, problem, prior, generator) that draws x given y for A other than
+            the identity, such as `solvers.Draws("diffpir")`. None lets the flow draw.
+
+    >>> FlowDiff(recipe=Recipe(steps=8)).objective
+    'default'
     """
 
-    def __init__(
-        self,
-        y: Tensor,
-        problem: Problem,
-        shape: tuple[int, int, int],
-        network: str = "tiny",
-        objective: Literal["default", "elbo"] = "default",
-        recipe: Recipe | None = None,
-        seed: int = 0,
-        solver: PosteriorSampler | None = None,
-    ) -> None:
-        preset(network)
-        self.y, self.problem, self.shape, self.seed = y, problem, shape, seed
-        self.binding = Binding(problem, shape)
-        self.network, self.objective, self.solver = network, objective, solver
-        self.recipe = recipe or Recipe()
-        gaussian = isinstance(problem.noise, Gaussian)
-        self.denoising = identity(problem)
-        # where the flow itself polishes it cannot come later
-        alone = not self.denoising and solver is None
-        self.flow_start = self.recipe.polish if alone else self.recipe.flow
-        moments = objective == "default" and not self.denoising and problem.linear and gaussian
-        start = Wiener(shape) if moments else None
-        spread = 0.05 if objective == "default" else problem.sigma / 2
-        if not gaussian:  # what the flow starts from should be less than the noise
-            spread = float(problem.noise.variance(head(y).mean())) ** 0.5 / 4
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(seed, StreamId.INIT).initial_seed() % 2**31)
-            self.posterior = Posterior.create(network, shape, spread, start)
-            self.prior = Prior.create(network, shape)
-        self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
-        self.ema = copy.deepcopy(self.modules)
-        self.teacher = cast(Prior, self.ema["prior"])
-        self.student = cast(Posterior, self.ema["posterior"])
-        self.groups = self.spans()
-        self.replay = Replay(self.recipe.buffer if objective == "default" else 0, shape)
-        self.buffers = self.replay.tensors | {"begun": torch.zeros((), dtype=torch.bool)}
+    citation: ClassVar[str] = """@misc{wang2024integrating,
+  title = {Integrating Amortized Inference with Diffusion Models for Learning Clean Distribution
+           from Corrupted Images},
+  author = {Wang, Yifei and Bai, Weimin and Luo, Weijian and Chen, Wenzheng and Sun, He},
+  year = {2024},
+  eprint = {2407.11162},
+  archivePrefix = {arXiv}
+}"""
 
-    def spans(self) -> list[ParamGroup]:
-        """Which part is trained when."""
-        mean = list(self.posterior.mean_net.parameters())
-        flow, prior = self.posterior.flow_parameters(), list(self.prior.parameters())
+    objective: Literal["default", "elbo"] = "default"
+    recipe: Recipe = field(default_factory=Recipe)
+    solver: PosteriorSampler | None = None
+
+    @staticmethod
+    def takes(problem: Problem) -> bool:
+        """Whether the learner can learn from measurements of this kind."""
+        return problem.linear
+
+    @property
+    def flow_draws(self) -> bool:
+        """Whether the flow itself draws the images of the E-step."""
+        return not self.denoising and self.solver is None
+
+    @property
+    def flow_start(self) -> float:
+        """Fraction of the run at which the flow begins; if it draws itself, with the E-step."""
+        return self.recipe.e_step if self.flow_draws else self.recipe.flow
+
+    def starts_gaussian(self) -> bool:
+        """Whether the mean network starts from the Wiener solution of a fitted Gaussian prior."""
+        gaussian = isinstance(self.problem.noise, Gaussian)
+        default = self.objective == "default"
+        return default and not self.denoising and self.problem.linear and gaussian
+
+    def initial_spread(self) -> float:
+        """Return the standard deviation of the posterior at the start, below that of the noise."""
+        if not isinstance(self.problem.noise, Gaussian):
+            return float(self.problem.noise.variance(head(self.y).mean())) ** 0.5 / 4
+        return 0.05 if self.objective == "default" else self.problem.sigma / 2
+
+    def make_buffers(self) -> dict[str, Tensor]:
+        """Create the replay buffer of the default objective."""
+        images = self.recipe.buffer if self.objective == "default" else 0
+        self.replay = Replay(images, self.shape)
+        return self.replay.tensors
+
+    def phases(self) -> dict[str, tuple[LRPhase, ...]]:
+        """Return when each part is trained."""
         if self.objective == "elbo":
-            return [ParamGroup(part, (LRPhase(peak=JOINT_RATE),)) for part in (mean, flow, prior)]
+            joint = (LRPhase(peak=JOINT_RATE),)
+            return {"mean": joint, "flow": joint, "prior": joint}
         recipe = self.recipe
-        start = LRPhase(0.0, recipe.mean)
-        again = LRPhase(self.flow_start, 1.0, AGAIN_RATE)
-        return [
-            ParamGroup(mean, (LRPhase(),) if self.flow_start == recipe.polish else (start, again)),
-            ParamGroup(flow, (LRPhase(self.flow_start),)),
-            ParamGroup(prior, (LRPhase(recipe.mean),)),
-        ]
+        start, again = LRPhase(0.0, recipe.r2r), LRPhase(self.flow_start, 1.0, AGAIN_RATE)
+        return {
+            "mean": (LRPhase(),) if self.flow_start == recipe.e_step else (start, again),
+            "flow": (LRPhase(self.flow_start),),
+            "prior": (LRPhase(recipe.r2r),),
+        }
 
     @property
     def graphs(self) -> list[dict[str, float]]:
         """Graphs of the networks alive in one step, phase by phase; see `memory`."""
         if self.objective == "elbo":
             return [{"prior": 2.0, "posterior": 1.0}]
-        more = 1.0 if self.recipe.reverse else 0.0
-        return [{"prior": 1 + more, "posterior": 1 + more, "mean": float(self.denoising)}]
+        extra = 1.0 if self.recipe.reverse else 0.0
+        return [{"prior": 1 + extra, "posterior": 1 + extra, "mean": float(self.denoising)}]
 
-    def bind(self, rows: Tensor, device: torch.device) -> Problem:
-        """The problem of the measurements with these numbers."""
-        return self.binding.bind(rows, device)
-
-    def prepare(self, rows: Tensor, device: torch.device) -> None:
-        """Bind the problem of a coming step; called by the thread that reads its measurements."""
-        self.binding.prepare(rows, device)
-
-    # ------------------------------------------------------------------ the paper's objective
-
-    def joint(self, y: Tensor, rows: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-        """One step of the paper's objective: the flow's loss, then the prior's on its draws."""
-        flow, x = elbo_loss(self.posterior, self.teacher, y, self.bind(rows, y.device), noise)
-        prior = denoising(self.prior, x, levels(len(x), noise), noise)
-        return {"flow": flow, "prior": prior}
-
-    # ------------------------------------------------------------------ the default objective
+    # -- losses ----------------------------------------------------------------------------------
 
     def losses(
-        self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
+        self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The losses of a step at a progress from 0 to 1."""
+        """Compute the losses of a step; see `Learner.losses`."""
+        problem, recipe = self.bind(index, y.device), self.recipe
         if self.objective == "elbo":
-            return self.joint(y, rows, generator)
-        problem = self.bind(rows, y.device)
-        if progress < self.recipe.mean:
-            recipe = self.recipe
-            loss = recorrupted(self.posterior, y, problem, recipe.a, generator, recipe.hide)
-            return {"mean": loss}
+            return self.joint_losses(y, problem, generator)
+        if progress < recipe.r2r:
+            alpha, hide = recipe.alpha, recipe.hide
+            return {"mean": recorrupted(self.posterior, y, problem, alpha, generator, hide)}
         sigma = levels(len(y), generator)
         if not self.replay.filled:
-            return {"prior": self.first_prior(y, problem, sigma, generator)}
+            return {"prior": self.first_prior_loss(y, problem, sigma, generator)}
         x = self.replay.pick(len(y), generator)
         losses = {"prior": denoising(self.prior, x, sigma, generator)}
         if progress < self.flow_start:
             return losses
-        losses["flow"], error = forward_kl(self.posterior, x, problem, generator)
+        losses["flow"], losses["mean"] = forward_kl(self.posterior, x, problem, generator)
         if self.denoising:
-            error = distilled(self.posterior, self.teacher, y, problem)
-        losses["mean"] = error
-        if self.recipe.reverse:
+            losses["mean"] = distilled(self.posterior, self.teacher, y, problem)
+        if recipe.reverse:
             reverse, _ = elbo_loss(self.posterior, self.teacher, y, problem, generator)
-            losses["reverse"] = self.recipe.reverse * reverse
+            losses["reverse"] = recipe.reverse * reverse
         return losses
 
-    def first_prior(
+    def joint_losses(
+        self, y: Tensor, problem: Problem, noise: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the paper's objective: the flow's loss, then the prior's on the flow's draws."""
+        flow, x = elbo_loss(self.posterior, self.teacher, y, problem, noise)
+        prior = denoising(self.prior, x, levels(len(x), noise), noise)
+        return {"flow": flow, "prior": prior}
+
+    def first_prior_loss(
         self, y: Tensor, problem: Problem, sigma: Tensor, noise: torch.Generator
     ) -> Tensor:
-        """Score matching before there are draws: on m(y), anchored at high levels."""
-        anchor, recipe = self.recipe.anchor, self.recipe
-        if anchor == "image" and problem.operator.mask is not None:
-            return anchored_masked(
+        """Compute the prior's loss before the E-step, on m(y) with the ambient target."""
+        target, recipe = self.recipe.ambient_target, self.recipe
+        if target == "image" and problem.operator.mask is not None:
+            return masked_ambient_matching(
                 self.prior, self.student, y, problem, sigma, noise, recipe.hide, recipe.above
             )
         with torch.no_grad():
             mean = self.student.mean(y, problem)
-        if not self.denoising or anchor == "none":
+        if not self.denoising or target == "none":
             return denoising(self.prior, mean, sigma, noise)
-        target = mean if anchor == "mean" else None
-        return anchored(self.prior, mean, y, problem.sigma, sigma, noise, target)
+        wanted = mean if target == "mean" else None
+        return ambient_matching(self.prior, mean, y, problem.sigma, sigma, noise, wanted)
 
-    # ------------------------------------------------------------------ between steps
-
-    def begin(self, device: torch.device) -> None:
-        """Fits the Gaussian prior that the mean starts from."""
-        model = fit(self.y, self.problem, self.shape, self.seed, device=device)
-        for posterior in (self.posterior, self.student):
-            assert posterior.start is not None
-            posterior.start.load_state_dict(model.state_dict())
+    # -- the E-step ------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def polish(self, count: int, device: torch.device) -> None:
-        """Replaces the buffer's oldest images by draws from p(x | y) for the next measurements."""
+    def draw_posterior(self, count: int, device: torch.device) -> None:
+        """Draw x ~ p(x | y) for the next measurements, in place of the buffer's oldest images.
+
+        Args:
+            count: Number of images.
+            device: Device of the networks.
+
+        Raises:
+            InputError: An image is not finite.
+        """
         number = self.replay.numbers(count)
-        rows = number % len(self.y)
-        y, problem = self.y[rows.to(self.y.device)].to(device), self.bind(rows, device)
+        index = number % len(self.y)
+        y, problem = self.y[index.to(self.y.device)].to(device), self.bind(index, device)
         streams = PerImageGenerator(
             self.seed, number.tolist(), StreamId.FLOWDIFF_E_STEP, device=device
         )
-        x = draw(y, problem, self.teacher, streams, self.solver, self.recipe.steps)
-        network: nn.Module = self.teacher
-        if x is None:
-            network = self.student
+        if self.flow_draws:
             z = streams.randn(*self.shape)
             x = self.student.transform(z, self.student.context(y, problem))[0]
+            self.replay.put(x, self.student, None, self.problem)
+            return
         solver = None if self.denoising else self.solver
-        self.replay.put(x, network, solver, self.problem)
+        x = draw_posterior(y, problem, self.teacher, streams, solver, self.recipe.steps)
+        self.replay.put(x, self.teacher, solver, self.problem)
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
-        """Fills and refreshes the buffer; starts the prior afresh when its time has come."""
+        """Fill and refresh the replay buffer; reset the prior when its time has come."""
         recipe = self.recipe
-        if self.posterior.start is not None and not self.buffers["begun"]:
-            self.begin(trainer.device)
-            self.buffers["begun"].fill_(True)
-        if self.objective == "elbo" or progress < recipe.polish:
+        if self.objective == "elbo" or progress < recipe.e_step:
             return
         first = min(len(self.replay), len(self.y), 1024)
-        observed = trainer.settings.batch * (step - int(recipe.polish * trainer.steps))
-        chunk = min(256, first, together(self.teacher, self.solver))
+        observed = trainer.settings.batch * (step - int(recipe.e_step * trainer.steps))
+        chunk = min(256, first, chunk_size(self.teacher, self.solver))
         while first + int(recipe.refresh * observed) - self.replay.drawn >= chunk:
-            self.polish(chunk, trainer.device)
+            self.draw_posterior(chunk, trainer.device)
         if recipe.reset is not None and step == round(recipe.reset * trainer.steps):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(generator(self.seed, StreamId.RESET).initial_seed() % 2**31)
-                trainer.reset("prior", Prior.create(self.network, self.shape))
+            trainer.reset("prior", self._fresh_prior())
+
+    def _fresh_prior(self) -> nn.Module:
+        """Create a prior with other initial weights (those given, for a network of your own)."""
+        with torch.random.fork_rng(devices=[]):
+            seed = generator(self.seed, StreamId.RESET).initial_seed() % 2**31
+            torch.manual_seed(seed)
+            return self.make_prior()

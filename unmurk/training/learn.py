@@ -1,42 +1,32 @@
-"""Learning a prior and a posterior from corrupted images.
+"""Learn a prior and a posterior from corrupted images.
 
     prior, posterior = unmurk.learn(y, unmurk.Problem("identity", noise=0.3), out="runs/digits")
 
-One file for each way to learn (`METHODS`), one loop for all of them. The run folder holds
-`config.json` (every setting, versions, a fingerprint of the data), `prior/` (a diffusers
-pipeline), `posterior/`, `state/` (to continue from) and `metrics.jsonl`. The same call on the same
-folder continues a run, or returns what it learnt.
+One module holds one learner, and one training loop serves all of them. The run folder holds every
+setting, the models, and a checkpoint (`run_folder`). The same call on the same folder continues a
+run, or returns what it has learned.
 """
 
-import hashlib
-import inspect
-import json
 import math
-import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
-from .. import __version__
 from ..bounds import check_fields
-from ..devices import default_device, device_kind
 from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
-from ..io.atomic import place_folder, unwritable, write
 from ..io.datasets import Source, as_source
 from ..io.formats.pictures import Nan
 from ..io.gaps import gaps
 from ..io.images import ImageSet
-from ..io.json_files import read_object
 from ..io.outputs import output
 from ..io.scale import Spans, check_units
 from ..missing import with_missing
@@ -45,36 +35,32 @@ from ..problem import Problem
 from . import memory
 from .ambient import Ambient
 from .ambientflow import AmbientFlow
-from .baselines import Clean
+from .baselines import Clean, Noisy
 from .distributed import first_process, processes
-from .em import Em, Rounds
-from .flowdiff import FlowDiff, Recipe
-from .noisy import Noisy
+from .em import Em
+from .flowdiff import FlowDiff
+from .learner import Learner, as_dict
+from .registry import METHODS, name_of, register, resolve
+from .run_folder import fingerprint, open_run, save_model
 from .sure import Sure
-from .trainer import Method, Settings, Trainer
+from .trainer import Settings, Trainer
 from .validation import Checks
 
-__all__ = ["METHODS", "Recipe", "Rounds", "Settings", "Source", "learn"]
+__all__ = ["METHODS", "learn"]
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "flowdiff": FlowDiff,
-    "em": Em,
-    "ambient": Ambient,
-    "sure": Sure,
-    "ambientflow": AmbientFlow,
-    "noisy": Noisy,
-    "clean": Clean,
-}
-"""The ways to learn by name. Each is a class in a file of its own, built from (y, problem, shape,
-network=, seed=); what else it takes are its options, each kept as an attribute. A static method
-`takes(problem)` says which problems it can learn from; without one these are all linear ones."""
+register("flowdiff")(FlowDiff)
+register("em")(Em)
+register("ambient")(Ambient)
+register("sure")(Sure)
+register("ambientflow")(AmbientFlow)
+register("noisy")(Noisy)
+register("clean")(Clean)
 
-LOOKED = 128  # images whose numbers must be in units of [0, 1]
-GIVEN = ("self", "y", "problem", "shape", "network", "seed")  # what every method takes
+CHECKED = 128  # images whose values must be in units of [0, 1]
 
 
 def _in_its_folder(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Holds the lock of the run folder, which is left as it was if nothing is learnt."""
+    """Hold the lock of the run folder, which is left as it was if nothing is learned."""
 
     @wraps(function)
     def run(*args: Any, out: str | Path, **kwargs: Any) -> Any:
@@ -88,51 +74,104 @@ def _in_its_folder(function: Callable[..., Any]) -> Callable[..., Any]:
 def learn(
     data: Any,
     problem: Problem,
-    method: str = "flowdiff",
+    method: str | type[Learner] | Learner = "flowdiff",
     *,
     out: str | Path,
+    network: str | nn.Module | None = None,
     settings: Settings | None = None,
     quiet: bool = False,
     span: Spans = None,
     nan: Nan = "refuse",
     **options: Any,
 ) -> tuple[Prior, Posterior]:
-    """Learns a prior p(x) and a posterior q(x | y) from corrupted images.
+    r"""Learn a prior :math:`p(x)` and a posterior :math:`q(x \mid y)` from corrupted images.
 
     Args:
-        data: Measurements y (N, ...): a tensor, an array (mapped from a file, say), the path of a
-            .npy file or of a folder of pictures, what `load_images` returns, a `Source`; or any
-            object with an attribute `y` that holds them, nothing else of which is ever read. For
-            method "clean": clean images.
-        problem: How the measurements were made (image i of the data is number i).
-        method: A name in `METHODS`; docs/learning.md says which for what.
-        out: Run folder.
-        settings: How to train; single fields can be given by name instead (network, kimg, ...).
+        data: Measurements y of shape (N, ...): a tensor, an array (which may be mapped from a
+            file), the path of a .npy file or of a folder of pictures, what `load_images` returns,
+            a `Dataset` or `DataLoader` of torch, a `Source`, or any object whose attribute `y` is
+            one of these; nothing else of that object is read. For method "clean": clean images.
+        problem: How the measurements were made; image i of the data has number i.
+        method: A name in `training.METHODS`, a class derived from `training.Learner`, or an
+            instance of one, such as `training.FlowDiff(recipe=training.Recipe(steps=8))`.
+        out: The run folder.
+        network: A preset of the networks (tiny, small, base), or for the prior any `nn.Module`
+            that maps (x, t) to a tensor like x. The module is copied, and the posterior then takes
+            the preset of the settings. Its weights are saved with a note that the network is your
+            own: `Prior.load(folder, network=module)` reads them.
+        settings: Training settings. Single fields can be given by name instead (kimg, batch, ...).
         quiet: Whether to show no progress.
-        span: Numbers of black and white in integers and files; None: see `io.scale`. What they
-            are found to be is kept in the run folder, for `restore` and `solve`.
-        nan: "mask" counts pixels with numbers that are not finite as hidden; "refuse" names them.
-        options: Fields of the settings, and options of the method: those that its class takes,
-            such as `objective`, `recipe` and `solver` of flowdiff.
+        span: File values of black and white, for integers and files; None takes them from the type
+            (see `io.scale`). The run folder keeps them for `restore` and `solve`.
+        nan: "mask" treats pixels that are not finite as hidden; "refuse" names them.
+        options: Fields of the settings, and options of the method by name.
 
     Returns:
-        The averaged prior and posterior, in evaluation mode, on the device of the data.
+        The prior and the posterior with EMA weights, in evaluation mode, on the device of the
+        data.
 
     Raises:
-        InputError: data, problem, networks and options that do not fit; images with numbers that
-            are not finite; settings out of their bounds; a budget too small to train the prior; a
-            run that needs more memory than there is; a run folder of other settings, or one in
-            use by another process.
+        InputError: Data, problem, networks and options do not fit together, images are not finite,
+            settings are out of their bounds, the budget is too small to train the prior, the run
+            needs more memory than there is, or the run folder belongs to another run, has another
+            format, or is in use by another process.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
-    names = {field.name for field in fields(Settings)}
-    changes = {key: options.pop(key) for key in names & set(options)}
-    settings = Settings(**asdict(settings or Settings()) | changes)
-    check_fields(settings)
-    kind = METHODS[method]
-    _check(method, options)
+    settings, module, options = _settings(settings, network, options)
+    learner = resolve(method, options)
     y: Any = as_source(data, span, nan)
+    clean = _is_clean(learner)
+    _check_data(y, problem, clean)
+    if isinstance(data, str | Path) and isinstance(y, Source) and y.note and not quiet:
+        print(y.note, file=sys.stderr)
+    given = problem
+    y, problem, learner = _with_gaps(y, problem, nan, learner)
+    _check_takes(learner, problem)
+    shape: Any = tuple(y.shape[1:] if clean else problem.operator.x_shape(y.shape))
+    built = learner.build(y, problem, shape, settings.network, settings.seed, module)
+    folder, quiet = Path(out), quiet or not first_process()
+    if first_process():
+        config = _config(built, settings, given, module) | _range(data, y)
+        if problem is not given:
+            config["nan"] = nan
+        open_run(folder, config | {"data": fingerprint(y)})
+    _check_length(built, settings, quiet)
+    memory.check(built, settings, shape, len(y), processes().device, quiet)
+    checks = None
+    if not clean and isinstance(problem.noise, Gaussian):
+        checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
+    trainer = Trainer(built, y, settings, folder, quiet=quiet, checks=checks)
+    if settings.compile:
+        built.prior.network.compile()
+    trainer.run()
+    if trainer.accelerator.is_main_process:
+        for name, model in built.ema.items():
+            if isinstance(model, Prior | Posterior | Glow):
+                save_model(folder / name, model)
+    trainer.accelerator.wait_for_everyone()
+    return built.teacher.to(y.device).eval(), built.student.to(y.device).eval()
+
+
+def _is_clean(learner: Learner) -> bool:
+    """Whether a learner is given clean images in place of measurements."""
+    return isinstance(learner, Clean) and not isinstance(learner, Noisy)
+
+
+def _settings(
+    settings: Settings | None, network: str | nn.Module | None, options: dict[str, Any]
+) -> tuple[Settings, nn.Module | None, dict[str, Any]]:
+    """Split options into settings, a network of the caller's own, and options of the method."""
+    names = {field.name for field in fields(Settings)}
+    changes = {key: value for key, value in options.items() if key in names}
+    module = network if isinstance(network, nn.Module) else None
+    if network is not None and module is None:
+        changes["network"] = network
+    settings = replace(settings or Settings(), **changes)
+    check_fields(settings)
+    return settings, module, {k: v for k, v in options.items() if k not in names}
+
+
+def _check_data(y: Tensor | Source, problem: Problem, clean: bool) -> None:
+    """Raise InputError for measurements or noise that no method can learn from."""
     if y.ndim != 4 or not len(y):
         raise InputError(f"measurements must be (N, C, H, W) with N > 0, not {tuple(y.shape)}")
     if not isinstance(problem.noise, Gaussian) and problem.operator.spec != "identity":
@@ -140,74 +179,61 @@ def learn(
             f"noise '{problem.noise.spec}' is not Gaussian: learning takes it from images that are"
             " only noisy (--operator identity)"
         )
-    if problem.level <= 0 and method != "clean":
+    if problem.level <= 0 and not clean:
         raise InputError("learning needs the noise level: give a noise above 0")
     if problem.operator.pictorial:
-        rows = torch.linspace(0, len(y) - 1, min(len(y), LOOKED)).long()
-        check_units("the set", y[rows], 0.0 if method == "clean" else problem.level)
-    if isinstance(data, str | Path) and y.note and not quiet:
-        print(y.note, file=sys.stderr)
-    given = problem
-    y, problem = _gaps(y, problem, nan, method, options)
-    if not takes(method, problem):
-        others = [name for name in METHODS if name != "clean" and takes(name, problem)]
-        hint = f"take one of {', '.join(others)}" if others else "no method can"
-        what = f"{problem.operator.spec} with noise {problem.noise.spec}"
-        raise InputError(f"{method} cannot learn from {what}: {hint}")
-    shape = tuple(y.shape[1:] if method == "clean" else problem.operator.x_shape(y.shape))
-    learner = kind(y, problem, shape, network=settings.network, seed=settings.seed, **options)
-    folder = Path(out)
-    config = {
-        "method": method,
-        **_recorded(learner, method),
-        "settings": asdict(settings),
-        "problem": given.to_dict(),
-        **_range(data, y),
-    }
-    if problem is not given:
-        config["nan"] = nan
-    if problem.operator.digests():
-        config["mask or kernel"] = problem.operator.digests()
-    if first_process():
-        _open(folder, config | {"data": _fingerprint(y)})
-    _check_length(learner, settings, quiet or not first_process())
-    device = processes().device
-    memory.check(learner, settings, shape, len(y), device, quiet or not first_process())
-    checks = None
-    if method != "clean" and isinstance(problem.noise, Gaussian):
-        checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
-    trainer = Trainer(learner, y, settings, folder, quiet=quiet, checks=checks)
-    if settings.compile:
-        learner.modules["prior"].unet.compile()  # type: ignore[union-attr]
-    trainer.run()
-    prior, posterior = learner.ema["prior"], learner.ema["posterior"]
-    assert isinstance(prior, Prior) and isinstance(posterior, Posterior)
-    if trainer.accelerator.is_main_process:
-        for name, model in learner.ema.items():
-            if isinstance(model, Prior | Posterior | Glow):
-                _replace(folder / name, model)
-    trainer.accelerator.wait_for_everyone()
-    return prior.to(y.device).eval(), posterior.to(y.device).eval()
+        index = torch.linspace(0, len(y) - 1, min(len(y), CHECKED)).long()
+        check_units("the set", y[index], 0.0 if clean else problem.level)
 
 
-def _gaps(
-    y: Tensor | Source, problem: Problem, nan: Nan, method: str, options: dict[str, Any]
-) -> tuple[Tensor | Source, Problem]:
-    """Measurements without numbers that are not finite, and a problem that hides their pixels."""
+def _check_takes(learner: Learner, problem: Problem) -> None:
+    """Raise InputError for a problem that the learner cannot learn from."""
+    if learner.takes(problem):
+        return
+    others = [name for name in METHODS if name != "clean" and METHODS[name].takes(problem)]
+    hint = f"take one of {', '.join(others)}" if others else "no method can"
+    what = f"{problem.operator.spec} with noise {problem.noise.spec}"
+    raise InputError(f"{name_of(learner)} cannot learn from {what}: {hint}")
+
+
+def _with_gaps(
+    y: Tensor | Source, problem: Problem, nan: Nan, learner: Learner
+) -> tuple[Tensor | Source, Problem, Learner]:
+    """Hide pixels that are not finite: return such measurements, problem and learner."""
     y, pixels = gaps(y, nan)
     if not pixels:
-        return y, problem
-    if method == "clean":
+        return y, problem, learner
+    if _is_clean(learner):
         raise InputError("clean images have no missing pixels: leave these images out")
-    if "solver" in _options(method) and problem.operator.spec == "identity":
-        from ..solvers.draws import Draws
+    if getattr(learner, "solver", ...) is None and problem.operator.spec == "identity":
+        from ..solvers import Draws
 
-        options.setdefault("solver", Draws("diffpir", steps=16))
-    return y, Problem(with_missing(problem.operator, pixels), problem.noise)
+        learner = replace(learner, solver=Draws("diffpir", steps=16))  # type: ignore[call-arg]
+    return y, Problem(with_missing(problem.operator, pixels), problem.noise), learner
+
+
+def _config(
+    learner: Learner, settings: Settings, problem: Problem, module: nn.Module | None
+) -> dict[str, Any]:
+    """Return what config.json says of a run, without its data."""
+    config: dict[str, Any] = {
+        "method": name_of(learner),
+        "options": as_dict(learner),
+        "settings": asdict(settings),
+        "problem": problem.to_dict(),
+    }
+    if module is not None:
+        kind = type(module)
+        parameters = sum(p.numel() for p in module.parameters())
+        own = {"class": f"{kind.__module__}.{kind.__qualname__}", "parameters": parameters}
+        config["prior network"] = {"own": True, **own}
+    if problem.operator.digests():
+        config["mask or kernel"] = problem.operator.digests()
+    return config
 
 
 def _range(data: Any, y: Tensor | Source) -> dict[str, Any]:
-    """What config.json says of the numbers in the files, if more than their type is needed."""
+    """Return what config.json says of the file values, if more than their type is needed."""
     held = y if isinstance(y, Source) else data if isinstance(data, ImageSet) else None
     scale = None if held is None else held.scale
     if scale is None or scale.span is None:
@@ -216,14 +242,18 @@ def _range(data: Any, y: Tensor | Source) -> dict[str, Any]:
     return {"range": [black, white], "file_type": dtype}
 
 
-def _check_length(learner: Method, settings: Settings, quiet: bool) -> None:
-    """Says what a run is too short to train; raises InputError where that is the prior."""
+def _check_length(learner: Learner, settings: Settings, quiet: bool) -> None:
+    """Say which parts a run is too short to train.
+
+    Raises:
+        InputError: The prior is one of them.
+    """
     steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
     last = (steps - 1) / steps
     trained = {
         parameter
         for group in learner.groups
-        if any(span.start <= last for span in group.spans)
+        if any(phase.start <= last for phase in group.phases)
         for parameter in group.parameters
     }
     left = [
@@ -236,98 +266,3 @@ def _check_length(learner: Method, settings: Settings, quiet: bool) -> None:
         raise InputError(f"{text} train the prior: give more")
     if left and not quiet:
         print(f"{text} train all of the {' and the '.join(left)}", file=sys.stderr)
-
-
-def takes(method: str, problem: Problem) -> bool:
-    """Whether a method can learn from measurements of this kind."""
-    own = getattr(METHODS[method], "takes", None)
-    return problem.linear if own is None else bool(own(problem))
-
-
-def _options(method: str) -> dict[str, Any]:
-    """The options of a method and their types."""
-    own = METHODS[method].__init__
-    names = [name for name in inspect.signature(own).parameters if name not in GIVEN]
-    hints = get_type_hints(own)
-    return {name: hints[name] for name in names}
-
-
-def _check(method: str, options: dict[str, Any]) -> None:
-    """Raises InputError for an option that the method lacks or a value that it does not know."""
-    known = _options(method)
-    for name, value in options.items():
-        if name not in known:
-            listed = f"its options are {', '.join(known)}" if known else "it has none"
-            raise InputError(f"unknown setting or option '{name}' of {method}: {listed}")
-        if get_origin(known[name]) is Literal and value not in get_args(known[name]):
-            choices = ", ".join(get_args(known[name]))
-            raise InputError(f"unknown {name} '{value}': choose one of {choices}")
-
-
-def _recorded(learner: Method, method: str) -> dict[str, Any]:
-    """The options of a method as config.json keeps them; of a function its `spec`, or "own"."""
-    values = {name: getattr(learner, name) for name in _options(method)}
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if callable(value):
-        return getattr(value, "spec", "own")
-    return asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
-
-
-def _fingerprint(y: Tensor | Source) -> dict[str, Any]:
-    if isinstance(y, Source):
-        return y.fingerprint()
-    digest = hashlib.sha256(y.contiguous().cpu().numpy().data).hexdigest()  # no copy
-    return {"shape": list(y.shape), "sha256": digest}
-
-
-def _open(folder: Path, config: dict[str, Any]) -> None:
-    """Starts a run folder, or checks that it belongs to the same run."""
-    path = folder / "config.json"
-    try:
-        if path.exists():
-            old = read_object(path)
-            for key, value in config.items():
-                if old.get(key) != value:
-                    raise InputError(
-                        f"{folder} holds a run with another {key}: "
-                        "give another folder, or the same settings to continue it"
-                    )
-            versions = old.get("versions")
-            _name_devices(folder, versions.get("device") if isinstance(versions, dict) else None)
-            return
-        if folder.exists() and any(not p.name.startswith(".unmurk-") for p in folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no run: give another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot use {folder} as a run folder: {error}") from error
-    versions = {
-        "unmurk": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": device_kind(default_device()),
-    }
-    text = json.dumps({**config, "versions": versions}, indent=2) + "\n"
-    write(path, text.encode())
-
-
-def _name_devices(folder: Path, first: object) -> None:
-    """Says that a run goes on where numbers are rounded in another way."""
-    here = device_kind(default_device())
-    if first not in (None, here):
-        print(
-            f"{folder} was started on {first} and continues on {here}: it will not end bit for bit"
-            " as on one of them",
-            file=sys.stderr,
-        )
-
-
-def _replace(folder: Path, model: Prior | Posterior | Glow) -> None:
-    """Writes a model's files beside the old ones, then puts them in their places."""
-    try:
-        with place_folder(folder) as part:
-            model.save(part)
-    except SafetensorError as error:
-        raise unwritable(folder, error) from error

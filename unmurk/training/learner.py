@@ -1,86 +1,380 @@
-"""What ways to learn have in common: a posterior and a prior, their averages, when each trains."""
+"""The base class of all learners: options, networks, EMA weights and schedules.
+
+A learner is a dataclass of its options. As such it is only a description, such as
+`FlowDiff(recipe=Recipe(steps=8))`. `build` returns a copy with networks for given measurements,
+which the trainer then trains. A learner of your own derives from `Learner` and defines `losses`:
+
+    @training.register("mine")
+    @dataclass(eq=False, kw_only=True)
+    class Mine(training.Learner):
+        weight: Annotated[float, Real(0, 10)] = 1.0
+
+        def losses(self, y, index, progress, generator):
+            ...
+
+Everything else has a default that it may override: the phases in which each part is trained
+(`phases`), further modules (`extra_modules`) and tensors (`make_buffers`), and what happens
+between steps (`before`).
+"""
 
 import copy
-from typing import cast
+import math
+import threading
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from ..bounds import check_fields
+from ..diffusion.networks import preset
 from ..diffusion.prior import Prior
+from ..errors import InputError
 from ..flows.posterior import Posterior
+from ..gaussian import Wiener, fit
+from ..io.datasets import Source
 from ..problem import Problem
-from ..rng import StreamId, generator
-from .binding import Binding
-from .trainer import LRPhase, ParamGroup, Trainer
+from ..rng import PerImageGenerator, StreamId, generator
+from .losses import distilled, forward_kl
+from .replay import Replay, chunk_size, is_denoising
+from .schedule import LRPhase, ParamGroup
+from .trainer import Trainer
 
-__all__ = ["Pair"]
+__all__ = ["Learner", "PriorFirst", "ProblemBinder", "as_dict"]
 
 
-class Pair:
-    """A prior and a posterior to be learnt; members define `losses`.
-
-    Args:
-        y: Measurements (N, ...).
-        problem: How they were made.
-        shape: Shape (C, H, W) of the images behind them.
-        network: Preset of the networks.
-        seed: Seed of the initial weights.
+@dataclass(eq=False, kw_only=True)
+class Learner:
+    """The base class of learners; subclasses define `losses` and declare their options as fields.
 
     Attributes:
-        spread: Standard deviation of the posterior at the start, in units of intensity.
-        denoising: Whether A is the identity.
+        name: The name under which the class is registered.
+        citation: BibTeX of the paper.
     """
 
-    spread = 0.05
+    name: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
 
-    def __init__(
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: An option is out of its bounds.
+        """
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                choices = ", ".join(get_args(hint))
+                raise InputError(
+                    f"unknown {name} '{getattr(self, name)}': choose one of {choices}"
+                )
+        check_fields(self)
+
+    def build(
         self,
-        y: Tensor,
+        y: Tensor | Source,
         problem: Problem,
         shape: tuple[int, int, int],
         network: str = "tiny",
         seed: int = 0,
-    ) -> None:
-        self.y, self.problem, self.shape, self.seed = y, problem, shape, seed
-        self.binding = Binding(problem, shape)
-        self.denoising = problem.operator.spec == "identity"
+        prior_network: nn.Module | None = None,
+    ) -> Self:
+        """Return a copy of this learner with networks for given measurements.
+
+        Args:
+            y: Measurements (N, ...).
+            problem: How they were made.
+            shape: Shape (C, H, W) of the images behind them.
+            network: Preset of the networks.
+            seed: Seed of the initial weights and of the learner's own draws.
+            prior_network: A network of your own for the prior, a module that maps (x, t) to a
+                tensor like x; it is copied. None takes the preset.
+
+        Returns:
+            A built learner. It has the modules (`prior`, `posterior`), their EMA copies
+            (`teacher`, `student`), the parameter groups and the buffers that the trainer works
+            with.
+
+        Raises:
+            InputError: The options do not fit the problem, or the images do not fit the networks.
+        """
+        preset(network)
+        built = copy.copy(self)
+        built.y, built.problem, built.shape, built.seed = y, problem, shape, seed
+        built.network, built.prior_network = network, copy.deepcopy(prior_network)
+        built._build()
+        return built
+
+    def _build(self) -> None:
+        """Create modules, EMA copies, buffers and parameter groups."""
+        self.y: Tensor | Source
+        self.problem: Problem
+        self.shape: tuple[int, int, int]
+        self.seed: int
+        self.network: str
+        self.prior_network: nn.Module | None
+        self.binder = ProblemBinder(self.problem, self.shape)
+        self.denoising = is_denoising(self.problem)
+        self.check_problem()
+        start = Wiener(self.shape) if self.starts_gaussian() else None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(seed, StreamId.INIT).initial_seed() % 2**31)
-            self.posterior = Posterior.create(network, shape, self.spread)
-            self.prior = Prior.create(network, shape)
+            torch.manual_seed(generator(self.seed, StreamId.INIT).initial_seed() % 2**31)
+            spread = self.initial_spread()
+            self.posterior = Posterior.create(self.network, self.shape, spread, start)
+            self.prior = self.make_prior()
             self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
-            self.modules |= self.others(network)
+            self.modules |= self.extra_modules()
         self.ema = copy.deepcopy(self.modules)
         self.teacher = cast(Prior, self.ema["prior"])
-        self.buffers = self.stores()
+        self.student = cast(Posterior, self.ema["posterior"])
+        self.buffers = self.make_buffers()
         mean, flow = list(self.posterior.mean_net.parameters()), self.posterior.flow_parameters()
-        spans = self.spans()
-        self.groups = [ParamGroup(mean, spans["mean"]), ParamGroup(flow, spans["flow"])]
+        phases = self.phases()
+        self.groups = [ParamGroup(mean, phases["mean"]), ParamGroup(flow, phases["flow"])]
         self.groups += [
-            ParamGroup(list(module.parameters()), spans[key])
+            ParamGroup(list(module.parameters()), phases[key])
             for key, module in self.modules.items()
             if key != "posterior"
         ]
+        self.finish()
 
-    def others(self, network: str) -> dict[str, nn.Module]:
-        """Modules beside posterior and prior."""
+    # -- what a subclass may override ------------------------------------------------------------
+
+    @staticmethod
+    def takes(problem: Problem) -> bool:
+        """Whether the learner can learn from measurements of this kind."""
+        return problem.linear
+
+    def check_problem(self) -> None:
+        """Check the options against the problem, before any network is made.
+
+        Raises:
+            InputError: They do not fit.
+        """
+
+    def starts_gaussian(self) -> bool:
+        """Whether the mean network starts from the Wiener solution of a fitted Gaussian prior."""
+        return False
+
+    def initial_spread(self) -> float:
+        """Return the standard deviation of the posterior at the start, in units of intensity."""
+        return 0.05
+
+    def make_prior(self) -> Prior:
+        """Create an untrained prior; weights of a preset come from torch's global stream."""
+        own = copy.deepcopy(self.prior_network)
+        return Prior.create(self.network if own is None else own, self.shape)
+
+    def extra_modules(self) -> dict[str, nn.Module]:
+        """Return modules beside posterior and prior, by name."""
         return {}
 
-    def stores(self) -> dict[str, Tensor]:
-        """Further state that a continued run needs."""
+    def make_buffers(self) -> dict[str, Tensor]:
+        """Return further tensors that a continued run needs, by name."""
         return {}
 
-    def spans(self) -> dict[str, tuple[LRPhase, ...]]:
-        """When each part is trained: the posterior's mean and its flow, the prior, the others."""
+    def phases(self) -> dict[str, tuple[LRPhase, ...]]:
+        """Return when "mean" and "flow" of the posterior, and each other module, are trained."""
         return {"mean": (LRPhase(),), "flow": (LRPhase(),), "prior": (LRPhase(),)}
 
-    def bind(self, rows: Tensor, like: Tensor) -> Problem:
-        """The problem of the measurements with these numbers, where the tensor is."""
-        return self.binding.bind(rows, like.device)
+    def finish(self) -> None:
+        """Act once modules, EMA copies, buffers and groups exist."""
 
-    def prepare(self, rows: Tensor, device: torch.device) -> None:
-        """Bind the problem of a coming step; called by the thread that reads its measurements."""
-        self.binding.prepare(rows, device)
+    @property
+    def graphs(self) -> list[dict[str, float]]:
+        """Graphs of the networks alive in one step, phase by phase; see `memory`."""
+        return [{"prior": 1, "posterior": 1}]
+
+    def initialize(self, device: torch.device) -> None:
+        """Fit the Gaussian prior that the mean network starts from, if there is one.
+
+        The trainer calls this once, before the first step of a run.
+        """
+        if self.posterior.start is None:
+            return
+        model = fit(cast(Tensor, self.y), self.problem, self.shape, self.seed, device=device)
+        for posterior in (self.posterior, self.student):
+            assert posterior.start is not None
+            posterior.start.load_state_dict(model.state_dict())
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
-        """Nothing happens between steps."""
+        """Act between steps, such as filling a replay buffer; progress runs from 0 to 1."""
+
+    def losses(
+        self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the losses of a step.
+
+        Args:
+            y: Measurements (B, ...).
+            index: Their numbers (B,), on the CPU.
+            progress: Progress of the run, from 0 to 1.
+            generator: Source of all random draws of the step.
+
+        Returns:
+            Scalars by name, whose sum is minimized.
+        """
+        raise NotImplementedError
+
+    # -- measurements ----------------------------------------------------------------------------
+
+    def bind(self, index: Tensor, device: torch.device) -> Problem:
+        """Return the problem of the measurements with these numbers, on a device."""
+        return self.binder.bind(index, device)
+
+    def prepare(self, index: Tensor, device: torch.device) -> None:
+        """Bind the problem of a coming step; the thread that reads its measurements calls this."""
+        self.binder.prepare(index, device)
+
+
+def as_dict(learner: Learner) -> dict[str, Any]:
+    """Return the options of a learner as config.json keeps them.
+
+    A nested dataclass becomes a dict; a function becomes its `spec`, or "own" if it has none.
+    """
+    return {field.name: _plain(getattr(learner, field.name)) for field in fields(learner)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold."""
+    if callable(value):
+        return getattr(value, "spec", "own")
+    if hasattr(value, "__dataclass_fields__"):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
+# -- a prior first, then its posterior -----------------------------------------------------------
+
+PRIOR_END = 0.7  # fraction of the run at which the prior is finished
+BUFFER, FIRST, REFRESH = 4096, 512, 0.05  # images kept, drawn first, drawn for each image seen
+POSTERIOR_STEPS, PRIOR_STEPS = 16, 31  # evaluations of a draw from p(x | y), and from p(x)
+
+
+@dataclass(eq=False, kw_only=True)
+class PriorFirst(Learner):
+    r"""A prior by `prior_losses` of the subclass, then a posterior fitted to its draws.
+
+    Ambient Diffusion and SURE-Score learn a denoiser D and no posterior. From 70 % of the run on,
+    the EMA weights of D are fixed and images x are drawn with them. The flow is fitted by maximum
+    likelihood to pairs of such an x and a fresh corruption of it, whose fixed point is Bayes' rule
+    under the learned prior:
+
+    =================  ================================  =====================================
+    operator           draws                             target of m(y)
+    =================  ================================  =====================================
+    :math:`A = I`      :math:`x \sim p(x \mid y)`, from  :math:`D(y, \sigma_y)`
+                       :math:`(y, \sigma_y)`
+    other              :math:`x \sim p(x)`, from noise   x of the pairs
+    =================  ================================  =====================================
+
+    So the posterior is as good as the prior, and adds nothing to it.
+    """
+
+    def make_buffers(self) -> dict[str, Tensor]:
+        """Create the replay buffer."""
+        self.replay = Replay(BUFFER, self.shape)
+        return self.replay.tensors
+
+    def phases(self) -> dict[str, tuple[LRPhase, ...]]:
+        """Train the prior first, then the posterior."""
+        late = (LRPhase(PRIOR_END),)
+        return {"mean": late, "flow": late, "prior": (LRPhase(0.0, PRIOR_END),)}
+
+    @property
+    def graphs(self) -> list[dict[str, float]]:
+        """Graphs of the networks alive in one step, phase by phase; see `memory`."""
+        return [{"prior": 1}, {"posterior": 1, "mean": 1}]
+
+    def prior_losses(
+        self, y: Tensor, index: Tensor, part: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the losses while the prior is trained; part runs from 0 to 1 in that time."""
+        raise NotImplementedError
+
+    def losses(
+        self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the losses of a step; see `Learner.losses`."""
+        if progress < PRIOR_END or not self.replay.filled:
+            return self.prior_losses(y, index, progress / PRIOR_END, generator)
+        problem = self.bind(index, y.device)
+        x = self.replay.pick(len(y), generator)
+        flow, mean = forward_kl(self.posterior, x, problem, generator)
+        if self.denoising:
+            mean = distilled(self.posterior, self.teacher, y, problem)
+        return {"flow": flow, "mean": mean}
+
+    @torch.no_grad()
+    def draw_images(self, count: int, device: torch.device) -> None:
+        """Draw further images and put them into the buffer.
+
+        Raises:
+            InputError: An image is not finite.
+        """
+        number = self.replay.numbers(count)
+        streams = PerImageGenerator(self.seed, number.tolist(), StreamId.E_STEP, device=device)
+        if self.denoising:
+            y = self.y[number % len(self.y)].to(device)
+            x = self.teacher.restore(y, self.problem.sigma, streams, POSTERIOR_STEPS)
+        else:
+            x = self.teacher.draw(streams, PRIOR_STEPS)
+        self.replay.put(x, self.teacher, None, self.problem)
+
+    def before(self, trainer: Trainer, step: int, progress: float) -> None:
+        """Draw the first images when the prior is finished, then further ones."""
+        if progress < PRIOR_END:
+            return
+        observed = trainer.settings.batch * (step - int(PRIOR_END * trainer.steps))
+        chunk = min(256, len(self.y), len(self.replay), chunk_size(self.teacher))
+        wanted = min(FIRST, len(self.y)) + math.floor(REFRESH * observed)
+        wanted = min(len(self.replay), wanted)
+        while self.replay.drawn + chunk <= wanted:
+            self.draw_images(chunk, trainer.device)
+
+
+# -- problems bound ahead ------------------------------------------------------------------------
+
+HELD = 8  # problems bound ahead at most
+
+
+class ProblemBinder:
+    """A problem that is moved to a device once, and bound to images before a step needs it.
+
+    Binding a problem to images may draw a mask for each of them on the CPU, and moving a problem
+    drops the decompositions that its operator keeps. So a problem is moved once, and the thread
+    that reads the measurements of the next steps also binds the problem to them.
+
+    Args:
+        problem: How the measurements were made.
+        shape: Shape (C, H, W) of the images behind them.
+    """
+
+    def __init__(self, problem: Problem, shape: tuple[int, int, int]) -> None:
+        self.problem, self.shape = problem, shape
+        self.moved: dict[torch.device, Problem] = {}
+        self.ahead: dict[tuple[torch.device, tuple[int, ...]], Problem] = {}
+        self.lock = threading.Lock()
+
+    def prepare(self, index: Tensor, device: torch.device) -> None:
+        """Bind the problem to the measurements with these numbers, (B,), for a later `bind`."""
+        key = device, tuple(index.tolist())
+        bound = self._bind(key)
+        with self.lock:
+            self.ahead[key] = bound
+            while len(self.ahead) > HELD:
+                del self.ahead[next(iter(self.ahead))]
+
+    def bind(self, index: Tensor, device: torch.device) -> Problem:
+        """Return the problem of the measurements with these numbers, (B,), on a device."""
+        key = device, tuple(index.tolist())
+        with self.lock:
+            bound = self.ahead.pop(key, None)
+        return self._bind(key) if bound is None else bound
+
+    def _bind(self, key: tuple[torch.device, tuple[int, ...]]) -> Problem:
+        device, numbers = key
+        with self.lock:
+            if device not in self.moved:
+                self.moved[device] = self.problem.to(device)
+            problem = self.moved[device]
+        return problem.bind(numbers, self.shape)

@@ -1,12 +1,19 @@
-"""The losses that ways to learn are made of, each per image and averaged over the batch.
+r"""Losses of the learners, each computed per image and averaged over the batch.
 
-Notation: y = A(x) + sigma_y n, denoiser D, conditional flow q(x | y), d = C H W. Losses are
-divided by d (a common factor, the optimum does not move), so that one learning rate serves images
-of any size.
+Notation: measurements :math:`y = A(x) + \sigma_y n` with :math:`n \sim \mathcal N(0, I)`, denoiser
+:math:`D(x_t, \sigma)`, posterior mean network :math:`m(y)`, conditional flow :math:`q(x \mid y)`,
+and :math:`d = C H W` values of an image. Losses are divided by :math:`d`, which does not move
+their minimum, so that one learning rate serves images of any size.
 
-Denoising score matching draws log s ~ N(0, 1.2^2) for s = 2 sigma and weights the error by
-(1 + s^2) / s^2 (Karras et al., 2022, arXiv 2206.00364, section 5, for sigma_data = 1; their mean
-there is -0.5, and 0 gave better samples: docs/experiments.md).
+Denoising score matching weights the error of a denoiser at level :math:`\sigma`, with
+:math:`s = 2 \sigma`, by
+
+.. math::
+
+    \lambda(\sigma) = \frac{4 (1 + s^2)}{s^2 d}, \qquad \log s \sim \mathcal N(0, 1.2^2)
+
+(Karras et al., 2022, arXiv 2206.00364, section 5, for :math:`\sigma_\text{data} = 1`). Their mean
+of :math:`\log s` is -0.5; a mean of 0 gave better samples in our experiments.
 """
 
 from dataclasses import replace
@@ -24,14 +31,15 @@ from ..problem import Problem
 from ..rng import poisson, uniform
 
 __all__ = [
-    "anchored",
-    "anchored_masked",
+    "ambient_matching",
+    "corrupted",
     "denoising",
     "distilled",
     "elbo_loss",
     "forward_kl",
     "gaussian",
     "levels",
+    "masked_ambient_matching",
     "recorrupted",
     "weighted",
     "with_hidden",
@@ -39,7 +47,16 @@ __all__ = [
 
 
 def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Tensor:
-    """Fresh measurements of noiseless ones, all from one generator."""
+    """Add fresh noise to noiseless measurements, all of it from one generator.
+
+    Args:
+        clean: Noiseless measurements A(x), shape (B, ...).
+        problem: The noise model.
+        generator: Source of the noise.
+
+    Returns:
+        Measurements of the same shape.
+    """
     noise = problem.noise
     if not isinstance(noise, PoissonGaussian):
         return clean + problem.sigma * gaussian(clean, generator)
@@ -49,11 +66,26 @@ def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Te
 
 
 def denoising(prior: Prior, x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
-    """Denoising score matching of the prior on images x at levels sigma, (B,)."""
+    r"""Compute the denoising score matching loss of a prior.
+
+    .. math:: \mathcal L = E_{x, \sigma, n}\; \lambda(\sigma)\,
+        \lVert D(x + \sigma n, \sigma) - x \rVert^2
+
+    Its minimizer is :math:`D(x_t, \sigma) = E[x \mid x_t]` (Vincent, 2011, Neural Computation 23).
+
+    Args:
+        prior: The prior; an object with `denoise(x, sigma)`.
+        x: Images (B, C, H, W).
+        sigma: Noise levels (B,).
+        generator: Source of the noise.
+
+    Returns:
+        The loss, a scalar.
+    """
     return score_matching(prior.denoise, x, sigma, generator)
 
 
-def anchored(
+def ambient_matching(
     prior: Prior,
     x: Tensor,
     y: Tensor,
@@ -62,16 +94,39 @@ def anchored(
     generator: torch.Generator,
     mean: Tensor | None = None,
 ) -> Tensor:
-    """Denoising score matching that takes noisy images as the truth wherever they are (A = I).
+    r"""Compute score matching against noisy images at the levels above their noise (A = I).
 
-    At sigma > sigma_y the image x_t = y + sqrt(sigma^2 - sigma_y^2) n has level sigma exactly, and
-    E[y | x_t] = r x_t + (1 - r) D(x_t, sigma) with r = sigma_y^2 / sigma^2 (Daras et al., 2024,
-    arXiv 2404.10177, "Ambient Tweedie"): matching it to y trains D without bias and without a
-    clean image. Below sigma_y the images x, drawn from the current posterior, stand in.
+    At :math:`\sigma > \sigma_y` the image :math:`x_t = y + \sqrt{\sigma^2 - \sigma_y^2}\, n` has
+    noise of level :math:`\sigma` exactly, and
 
-    With `mean` = m(y), D is matched to m(y) instead. x - y - x_t is a Markov chain, so
-    D(x_t) = E[x | x_t] = E[E[x | y] | x_t]: the same minimiser where m(y) = E[x | y], and a target
-    without the noise of y (Rao and Blackwell). The errors of m that x_t can tell are taken over.
+    .. math:: E[y \mid x_t] = r x_t + (1 - r)\, E[x \mid x_t], \qquad
+        r = \sigma_y^2 / \sigma^2
+
+    ("Ambient Tweedie", Daras et al., 2024, arXiv 2404.10177, Theorem 3.1). The loss
+
+    .. math:: E\; \lambda(\sigma)\,
+        \lVert r x_t + (1 - r)\, D(x_t, \sigma) - y \rVert^2
+
+    therefore trains D without bias and without a clean image. At :math:`\sigma \le \sigma_y` the
+    images `x`, drawn from the current posterior, take the place of y and the loss is that of
+    `denoising`.
+
+    With `mean`, :math:`D(x_t, \sigma)` is matched to :math:`m(y)` instead. Because
+    :math:`x - y - x_t` is a Markov chain, :math:`E[x \mid x_t] = E[E[x \mid y] \mid x_t]`. So the
+    minimizer is the same if :math:`m(y) = E[x \mid y]`, and the target is free of the noise of y
+    (Rao and Blackwell). D inherits those errors of m that :math:`x_t` determines.
+
+    Args:
+        prior: The prior; an object with `denoise(x, sigma)`.
+        x: Images (B, C, H, W) for the levels up to sigma_y.
+        y: Noisy images (B, C, H, W).
+        sigma_y: Noise level of y.
+        sigma: Noise levels (B,).
+        generator: Source of the noise.
+        mean: Posterior means m(y), shape (B, C, H, W); None matches to y.
+
+    Returns:
+        The loss, a scalar.
     """
     above = per_image(sigma > sigma_y, x) > 0
     extra = per_image((sigma**2 - sigma_y**2).clamp_min(0).sqrt(), x)
@@ -85,75 +140,7 @@ def anchored(
     return weighted(expected - torch.where(above, y, x), sigma)
 
 
-def with_hidden(problem: Problem, share: float, generator: torch.Generator) -> Problem:
-    """The problem with a share of what its masks show hidden too; itself where there is no mask.
-
-    Raises:
-        InputError: the problem is not bound to images.
-    """
-    operator = problem.operator
-    if not isinstance(operator, Inpaint) or operator.mask is None:
-        return problem
-    mask = operator.mask
-    numbers = problem.index or range(len(mask))
-    more = uniform((len(numbers), *mask.shape[1:]), generator)
-    hidden = Problem(operator.hiding((more < share).to(mask)), problem.noise)
-    hidden.index = problem.index
-    return hidden
-
-
-def recorrupted(
-    posterior: Posterior,
-    y: Tensor,
-    problem: Problem,
-    a: float,
-    generator: torch.Generator,
-    hide: float = 0.0,
-) -> Tensor:
-    """The mean network's loss without clean images (Recorrupted-to-Recorrupted).
-
-    With n ~ N(0, I), the errors of y + a sigma_y n and of y - sigma_y n / a are independent (Pang
-    et al., 2021, CVPR, "Recorrupted-to-Recorrupted"), so the minimiser of the squared distance
-    between A m(y + a sigma_y n) and y - sigma_y n / a is A E[x | y + a sigma_y n].
-
-    Photons are split instead: each goes to m with probability 1 / (1 + a^2), else to the target
-    (`PoissonGaussian.split`; B. Monroy, J. Bacca, J. Tachella, 2024, arXiv 2412.04648). The
-    variances of the two are those above.
-
-    What a mask hides has no target. With a share `hide` of the seen pixels withheld from m, these
-    have: y itself, whose noise m has not met (Batson and Royer, 2019, arXiv 1901.11365). So m
-    learns E[x | all but the withheld] there, at places that are like the hidden ones if masks are
-    random.
-
-    What no A shows would leave the correction to the Wiener solution w free to be anything. With
-    sigma_y^2 d^T S^-1 d added, d the correction and S the covariance of the Gaussian prior, it is
-    zero there. So for A != I and a Gaussian start the minimiser is not E[x | y'] but, with
-    e = E[x | y'] - w and both terms divided by the numbers of an image,
-
-        d = (A^T A + sigma_y^2 S^-1)^-1 A^T A e:
-
-    where A has the gain s and the prior the power P, the share sigma_y^2 / (sigma_y^2 + s^2 P) of
-    e is left out. That is little where y tells much more than the prior, and half of it where
-    noise and prior are equal; the second fit of m, `forward_kl`, has no such term.
-    """
-    if isinstance(problem.noise, PoissonGaussian):
-        noisier, target = problem.noise.split(y, 1 / (1 + a**2), generator)
-    else:
-        noise = problem.sigma * gaussian(y, generator)
-        noisier, target = y + a * noise, y - noise / a
-    given = with_hidden(problem, hide, generator) if hide else problem
-    start, correction = posterior.parts(given.operator.apply_mask(noisier), given)
-    mean = start + correction
-    if given is not problem:
-        target = torch.where(given.operator.apply_mask(torch.ones_like(y)) > 0, target, y)
-    # per number of the image, as y may have fewer; zero where nothing is measured
-    loss = problem.residual(mean, target).square().sum() / mean.numel()
-    if posterior.start is None:
-        return loss
-    return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()
-
-
-def anchored_masked(
+def masked_ambient_matching(
     prior: Prior,
     posterior: Posterior,
     y: Tensor,
@@ -163,16 +150,36 @@ def anchored_masked(
     hide: float,
     above: float,
 ) -> Tensor:
-    """Score matching with the seen pixels of masked images as the truth, some of them withheld.
+    r"""Compute score matching against the observed pixels of masked images.
 
-    The loss of Ambient Diffusion (Daras et al., 2023, arXiv 2305.19256, section 3) for a network
-    that knows no masks: what is hidden or withheld is filled with m. At sigma > above,
+    This is the loss of Ambient Diffusion (Daras et al., 2023, arXiv 2305.19256, section 3) for a
+    network that knows no masks. A part `hide` of the observed pixels is withheld, and m fills in
+    everything that is hidden or withheld. At :math:`\sigma >` `above`,
 
-        x_t = y + sqrt(sigma^2 - sigma_y^2) n on what is given,   m + sigma n elsewhere,
+    .. math::
 
-    and on all that y shows D(x_t) is matched to y (given pixels: as in `anchored`). That x_t is
-    one of the images that D will meet is true only as far as the error of m is small beside sigma;
-    at sigma <= above it is not, and m(y) stands in for x.
+        x_t = \begin{cases}
+            y + \sqrt{\sigma^2 - \sigma_y^2}\, n & \text{on the pixels given,} \\
+            m + \sigma n & \text{elsewhere,}
+        \end{cases}
+
+    and :math:`D(x_t, \sigma)` is matched to y on all pixels that y observes, those given with the
+    ratio of `ambient_matching`. This :math:`x_t` is an image that D will meet only where the error
+    of m is small beside :math:`\sigma`. At lower levels it is not, and D is matched to m(y)
+    itself.
+
+    Args:
+        prior: The prior; an object with `denoise(x, sigma)`.
+        posterior: The posterior that m belongs to.
+        y: Measurements (B, C, H, W), zero where hidden.
+        problem: How they were made, bound to these images; its operator is a mask.
+        sigma: Noise levels (B,).
+        generator: Source of the noise and of the pixels withheld.
+        hide: Fraction of the observed pixels that is withheld.
+        above: Lowest level at which y is the target.
+
+    Returns:
+        The loss, a scalar.
     """
     with torch.no_grad():
         given = with_hidden(problem, hide, generator)
@@ -190,14 +197,126 @@ def anchored_masked(
     return weighted(error, sigma)
 
 
+def with_hidden(problem: Problem, fraction: float, generator: torch.Generator) -> Problem:
+    """Hide a further fraction of the pixels that masks observe.
+
+    Args:
+        problem: A problem, bound to images.
+        fraction: Probability that an observed pixel is hidden.
+        generator: Source of the choice.
+
+    Returns:
+        The problem with the further pixels hidden; the same problem if it has no mask.
+
+    Raises:
+        InputError: The problem is not bound to images.
+    """
+    operator = problem.operator
+    if not isinstance(operator, Inpaint) or operator.mask is None:
+        return problem
+    mask = operator.mask
+    numbers = problem.index or range(len(mask))
+    draws = uniform((len(numbers), *mask.shape[1:]), generator)
+    hidden = Problem(operator.hiding((draws < fraction).to(mask)), problem.noise)
+    hidden.index = problem.index
+    return hidden
+
+
+def recorrupted(
+    posterior: Posterior,
+    y: Tensor,
+    problem: Problem,
+    alpha: float,
+    generator: torch.Generator,
+    hide: float = 0.0,
+) -> Tensor:
+    r"""Compute the loss of the mean network without clean images (Recorrupted-to-Recorrupted).
+
+    With :math:`n \sim \mathcal N(0, I)`, the errors of the pair
+
+    .. math:: \hat y = y + \alpha \sigma_y n, \qquad \tilde y = y - \sigma_y n / \alpha
+
+    are independent (Pang et al., 2021, CVPR, "Recorrupted-to-Recorrupted", where alpha scales the
+    noise added in the same way). So the minimizer of
+
+    .. math:: \mathcal L = E\, \lVert A\, m(\hat y) - \tilde y \rVert^2 / d
+
+    is :math:`A\, m(\hat y) = A\, E[x \mid \hat y]`. Photons are split instead: each goes to
+    :math:`\hat y` with probability :math:`1 / (1 + \alpha^2)`, otherwise to :math:`\tilde y`
+    (`PoissonGaussian.split`; Monroy, Bacca and Tachella, 2024, arXiv 2412.04648). The variances
+    are the same as above.
+
+    **Masks.** A hidden pixel has no target. With a fraction `hide` of the observed pixels withheld
+    from m, these have one: y itself, whose noise m has not seen (Batson and Royer, 2019, arXiv
+    1901.11365). There m learns the expectation given all other pixels, and withheld pixels
+    resemble hidden ones if masks are random.
+
+    **Regularization.** Where no :math:`A` observes anything, the correction :math:`\delta = m - w`
+    to the Wiener solution :math:`w` would be free. The term
+    :math:`\sigma_y^2\, \delta^\top S^{-1} \delta / d` is added, with :math:`S` the covariance of
+    the Gaussian prior, and makes it zero there. For :math:`A \ne I` and a Gaussian start the
+    minimizer is therefore not :math:`E[x \mid \hat y]` but, with :math:`e = E[x \mid \hat y] - w`,
+
+    .. math:: \delta = (A^\top A + \sigma_y^2 S^{-1})^{-1} A^\top A\, e .
+
+    Where A has gain :math:`s` and the prior has power :math:`P`, the fraction
+    :math:`\sigma_y^2 / (\sigma_y^2 + s^2 P)` of :math:`e` is left out: little where y says much
+    more than the prior, and half of it where noise and prior are equal. The second fit of m, by
+    `forward_kl`, has no such term.
+
+    Args:
+        posterior: The posterior that m belongs to.
+        y: Measurements (B, ...).
+        problem: How they were made, bound to these images.
+        alpha: Noise added, in units of sigma_y.
+        generator: Source of the noise and of the pixels withheld.
+        hide: Fraction of the observed pixels that is withheld, for masks.
+
+    Returns:
+        The loss, a scalar.
+    """
+    if isinstance(problem.noise, PoissonGaussian):
+        noisier, target = problem.noise.split(y, 1 / (1 + alpha**2), generator)
+    else:
+        noise = problem.sigma * gaussian(y, generator)
+        noisier, target = y + alpha * noise, y - noise / alpha
+    given = with_hidden(problem, hide, generator) if hide else problem
+    start, correction = posterior.parts(given.operator.apply_mask(noisier), given)
+    mean = start + correction
+    if given is not problem:
+        target = torch.where(given.operator.apply_mask(torch.ones_like(y)) > 0, target, y)
+    # The loss is per value of the image, as y may have fewer, and zero where nothing is measured.
+    loss = problem.residual(mean, target).square().sum() / mean.numel()
+    if posterior.start is None:
+        return loss
+    return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()
+
+
 def forward_kl(
     posterior: Posterior, x: Tensor, problem: Problem, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The flow's maximum-likelihood loss on images x and fresh corruptions y' of them.
+    r"""Compute the maximum likelihood loss of the flow on images and fresh corruptions of them.
 
-    Returns -log q(x | y') / d with the mean network held still, and the mean network's own squared
-    error in units of the noise variance: together they are the wake-sleep step (Hinton et al.,
-    1995, Science 268), whose fixed point is Bayes' rule for any A and any noise.
+    With :math:`y' = A(x) + \sigma_y n`,
+
+    .. math::
+
+        \mathcal L_q = -\frac1d E \log q(x \mid y'), \qquad
+        \mathcal L_m = \frac{E\, \lVert m(y') - x \rVert^2}{d\, \sigma_y^2} .
+
+    The mean network is held fixed in the first and trained by the second. Together they are the
+    wake-sleep step (Hinton et al., 1995, Science 268), whose fixed point is Bayes' rule for any
+    operator and any noise.
+
+    Args:
+        posterior: The posterior that is trained.
+        x: Images (B, C, H, W).
+        problem: The problem, bound to as many images.
+        generator: Source of the noise.
+
+    Returns:
+        The losses of the flow and of the mean network, two scalars. The second divides by
+        max(sigma_y, 0.01)^2.
     """
     clean = problem.A(x)
     y = corrupted(clean, problem, generator)
@@ -209,9 +328,21 @@ def forward_kl(
 
 
 def distilled(posterior: Posterior, teacher: Prior, y: Tensor, problem: Problem) -> Tensor:
-    """The mean network's squared distance from D(y, sigma_y), in units of the noise variance.
+    r"""Compute the squared distance of the mean network from the teacher's denoiser (A = I).
 
-    For A = I that is E[x | y] under the teacher (Tweedie's formula): a target without noise.
+    .. math:: \mathcal L = \frac{E\, \lVert m(y) - D(y, \sigma_y) \rVert^2}{d\, \sigma_y^2}
+
+    By Tweedie's formula :math:`D(y, \sigma_y) = E[x \mid y]` under the teacher, a target without
+    noise.
+
+    Args:
+        posterior: The posterior whose mean network is trained.
+        teacher: The prior that gives the target; no gradient reaches it.
+        y: Noisy images (B, C, H, W).
+        problem: The problem, bound to these images.
+
+    Returns:
+        The loss, a scalar.
     """
     with torch.no_grad():
         target = teacher.denoise(y, torch.full((len(y),), problem.sigma, device=y.device))
@@ -225,13 +356,29 @@ def elbo_loss(
     problem: Problem,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """FlowDiff's objective for the flow (arXiv 2407.11162), per dimension, and the images drawn.
+    r"""Compute FlowDiff's objective for the flow (arXiv 2407.11162), per value of the image.
 
-        E_z [ ||y - A x||^2 / (2 sigma_y^2) - b(x) - log |det dx/dz| ],   x = x(z, y),
+    With :math:`x = x(z, y)` drawn by the flow,
 
-    with -b the negative evidence bound of the teacher, whose weights must be frozen: its gradient
-    reaches the flow through the denoiser's input, Jacobian included. Additive constants are
-    dropped.
+    .. math::
+
+        \mathcal L = \frac1d E_{z \sim \mathcal N(0, I)} \Bigl[
+            \frac{\lVert y - A x \rVert^2}{2 \sigma_y^2} - b(x)
+            - \log \Bigl\lvert \det \frac{\partial x}{\partial z} \Bigr\rvert \Bigr] .
+
+    Here :math:`-b` is the negative evidence bound of the teacher, whose weights must be frozen.
+    Its gradient reaches the flow through the input of the denoiser, Jacobian included. Additive
+    constants are dropped.
+
+    Args:
+        posterior: The posterior that is trained.
+        teacher: The prior that gives the evidence bound.
+        y: Measurements (B, ...).
+        problem: The problem, bound to these images.
+        generator: Source of the draws.
+
+    Returns:
+        The loss, a scalar, and the images drawn (B, C, H, W) without gradients.
     """
     context = posterior.context(y, problem)
     x, log_det = posterior.transform(gaussian(context.mean, generator), context)

@@ -1,18 +1,21 @@
-"""The memory of a run: computed before any of it is taken.
+r"""Memory of a run, computed before any of it is taken.
 
-What a run takes beyond what the process holds already:
+Beyond what the process holds already, a run takes
 
-    step       B h w sum_k n_k s_k for B images of h x w pixels, with n_k graphs of network k in
-               one step of training and s_k bytes that autograd keeps for each pixel
-    weights    gradients, moments of the optimiser, the weights kept as the best
-    buffer     images drawn from the posterior, as float16 (`replay.LIMIT`)
-    draws      what networks take without gradients while images are drawn (`Prior.together`)
-    moments    the images of a round of the Gaussian start
-    state      the file of the state, in memory while it is written, twice
+=========  =======================================================================================
+step       :math:`B h w \sum_k n_k s_k` for B images of h x w pixels, with :math:`n_k` graphs of
+           network k in one training step and :math:`s_k` bytes that autograd keeps for each pixel
+weights    gradients, moments of the optimizer, and the best EMA weights
+buffer     the replay buffer, in float16 (`replay.LIMIT`)
+draws      activations of networks without gradients while images are drawn (`Prior.together`)
+moments    the images of a round of fitting the Gaussian prior
+state      the checkpoint, which is in memory twice while it is written
+=========  =======================================================================================
 
-s_k is counted, by running the networks on images of PROBE x PROBE pixels: they are convolutions,
-so it does not depend on the size. Measured, the peak of a step is 1.00 to 1.06 times this, and a
-U-Net without gradients takes 0.14 to 0.24 times it. On a GPU, step, weights and draws are there.
+:math:`s_k` is counted by running the networks on images of 32 x 32 pixels. They are convolutional,
+so it does not depend on the size. As measured, the peak of a step is 1.00 to 1.06 times this sum,
+and a U-Net without gradients takes 0.14 to 0.24 times it. On a GPU, step, weights and draws are
+there.
 """
 
 import math
@@ -28,27 +31,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diffusion.prior import Prior
 from ..errors import InputError
-from ..flows.posterior import Posterior
-from . import moments
-from .trainer import Method, Settings
+from ..gaussian import images_per_round
+from .learner import Learner
+from .trainer import Settings
 
 __all__ = ["Need", "available", "check", "need"]
 
 PROBE = 32  # pixels to a side
-TEMPORARY = 1.06  # of what autograd keeps: the most that a step of training takes
-REUSED = 0.5  # of the memory of draws: the rest was a step's
-COPIES = 8  # of the images of a round of `moments.fit`
+TEMPORARY = 1.06  # peak of a training step, relative to what autograd keeps
+REUSED = 0.5  # part of the memory of draws that is not reused from a step
+COPIES = 8  # of the images of a round of `gaussian.fit`
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a run takes, by what for; see the module.
+    """Bytes that a run takes, by purpose; see the module.
 
     Attributes:
-        held: What the process holds already: the images if they are in memory, the libraries.
+        held: What the process holds already: the libraries, and the images if they are in memory.
     """
 
     held: int
@@ -61,27 +63,26 @@ class Need:
 
     @property
     def more(self) -> int:
-        """What is still to be taken; Gaussian start and states come between the steps."""
+        """Bytes still to be taken. The Gaussian fit and checkpoints come between steps."""
         return self.weights + self.buffer + max(self.moments, self.state, self.step + self.draws)
 
     @property
     def total(self) -> int:
-        """The peak of the process."""
+        """Bytes at the peak of the process."""
         return self.held + self.more
 
 
-def need(learner: Method, settings: Settings, shape: Sequence[int], count: int) -> Need:
-    """The memory of a run.
+def need(learner: Learner, settings: Settings, shape: Sequence[int], count: int) -> Need:
+    """Compute the memory of a run.
 
     Args:
-        learner: The method with its networks.
+        learner: The built learner.
         settings: Batch and precision.
         shape: Shape (C, H, W) of the images.
-        count: How many measurements there are.
+        count: Number of measurements.
     """
     each, ranks = _bytes_kept(learner, settings.precision), _ranks()
-    phases: Sequence[dict[str, float]] = getattr(learner, "graphs", [{"prior": 1, "posterior": 1}])
-    most = max(sum(n * each[name] for name, n in phase.items()) for phase in phases)
+    most = max(sum(n * each[name] for name, n in phase.items()) for phase in learner.graphs)
     batch = math.ceil(settings.batch / ranks)
     weights = sum(_size(m.parameters()) for m in learner.modules.values())
     buffer = _size(learner.buffers.values())
@@ -92,23 +93,32 @@ def need(learner: Method, settings: Settings, shape: Sequence[int], count: int) 
         weights=4 * weights,
         buffer=buffer,
         draws=int(REUSED * _draws(learner, each["prior"], pixels)),
-        moments=COPIES * 4 * moments.images(count, shape) * math.prod(shape),
+        moments=COPIES * 4 * images_per_round(count, shape) * math.prod(shape),
         state=2 * (4 * weights + buffer),
     )
 
 
 def check(
-    learner: Method,
+    learner: Learner,
     settings: Settings,
     shape: Sequence[int],
     count: int,
     device: torch.device,
     quiet: bool = False,
 ) -> None:
-    """Prints what a run takes, and refuses one that this machine or its GPU has no room for.
+    """Print the memory of a run, and refuse a run for which this machine or its GPU has no room.
+
+    Args:
+        learner: The built learner.
+        settings: Batch and precision.
+        shape: Shape (C, H, W) of the images.
+        count: Number of measurements.
+        device: Device of the networks.
+        quiet: Whether to print nothing.
 
     Raises:
-        InputError: with what it needs, what there is, and the largest batch that would fit.
+        InputError: There is too little memory. The message names what the run needs, what there
+            is, and the largest batch that would fit.
     """
     found = need(learner, settings, shape, count)
     size = f"{shape[1]}x{shape[2]}"
@@ -123,7 +133,7 @@ def check(
         places = [("memory", here * (found.buffer + found.state), 0, available())]
         places.append(("GPU memory", card, found.step, left))
     for place, wanted, step, free in places:
-        if free is None or wanted <= free:
+        if wanted <= free:
             continue
         raise InputError(
             f"learning would take {wanted / GIB:.1f} GiB more {place} and {free / GIB:.1f} GiB "
@@ -132,58 +142,58 @@ def check(
         )
 
 
-def _hint(batch: int, room: int, step: int) -> str:
-    """What to change, where a step has so much room and takes so much."""
+def _hint(batch: int, room: float, step: int) -> str:
+    """Suggest a change if there are `room` bytes for a step that takes `step` bytes."""
     fits = int(batch * room / step) // _ranks() * _ranks() if step else 0
     if fits >= 2:
         return f"take a batch of {fits} or less (--batch), or crop the images"
     return "crop the images, or take a machine with more memory"
 
 
-def available() -> int | None:
-    """Bytes that this process can still take, by the machine, its container and its limits.
+def available() -> float:
+    """Return the bytes that this process can still take.
 
-    None where nothing says so (no Linux).
+    The machine, its container and the limits of the process bound them. The result is infinite
+    where the system states no bound.
     """
-    found = [_machine(), *_groups(), _limit()]
-    told = [value for value in found if value is not None]
-    return max(0, min(told)) if told else None
+    return max(0.0, min([_machine(), *_groups(), _limit()]))
 
 
-def _machine() -> int | None:
-    return _entries(Path("/proc/meminfo"), 1024).get("MemAvailable")
+def _machine() -> float:
+    """Return the bytes that the machine has left."""
+    return _entries(Path("/proc/meminfo"), 1024).get("MemAvailable", math.inf)
 
 
-def _groups() -> list[int | None]:
-    """What the control groups of a container leave, of both versions of their interface."""
+def _groups() -> list[float]:
+    """Return the bytes that the control groups of a container leave, for both their versions."""
     root = Path("/sys/fs/cgroup")
-    found: list[int | None] = []
+    found: list[float] = []
     for folder, most, now in (
         (root, "memory.max", "memory.current"),
         (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         limit, used = (_number(folder / name) for name in (most, now))
-        if limit is not None and used is not None:
-            cache = _entries(folder / "memory.stat").get("inactive_file", 0)  # given up at need
+        if limit < math.inf and used < math.inf:
+            cache = _entries(folder / "memory.stat").get("inactive_file", 0)  # released on demand
             found.append(limit - used + cache)
     return found
 
 
-def _limit() -> int | None:
-    """What `ulimit -v` leaves."""
+def _limit() -> float:
+    """Return the bytes that `ulimit -v` leaves."""
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     if most == resource.RLIM_INFINITY:
-        return None
-    size = _entries(Path("/proc/self/status"), 1024).get("VmSize")
-    return None if size is None else most - size
+        return math.inf
+    return most - _entries(Path("/proc/self/status"), 1024).get("VmSize", -math.inf)
 
 
 def _held() -> int:
+    """Return the bytes that this process holds."""
     return _entries(Path("/proc/self/status"), 1024).get("VmRSS", 0)
 
 
 def _entries(file: Path, unit: int = 1) -> dict[str, int]:
-    """The numbers of a file of lines "name: number" or "name number"."""
+    """Read a file of lines "name: number" or "name number"; empty if it cannot be read."""
     found = {}
     try:
         for line in file.read_text().splitlines():
@@ -195,33 +205,33 @@ def _entries(file: Path, unit: int = 1) -> dict[str, int]:
     return found
 
 
-def _number(file: Path) -> int | None:
+def _number(file: Path) -> float:
+    """Read the number in a file; infinity for "max" or a file that cannot be read."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):
-        return None  # "max": there is no limit
+        return math.inf
 
 
 def _ranks() -> int:
+    """Return the number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _size(tensors: Any) -> int:
+    """Return the bytes of tensors."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _draws(learner: Method, each: float, pixels: int) -> float:
-    """What a draw takes: the images drawn together, without gradients."""
-    prior = learner.ema["prior"]
-    assert isinstance(prior, Prior)
-    return 0.25 * each * pixels * min(256, prior.together(pixels))
+def _draws(learner: Learner, each: float, pixels: int) -> float:
+    """Return the bytes of the images that are drawn together, without gradients."""
+    return 0.25 * each * pixels * min(256, learner.teacher.together(pixels))
 
 
 @torch.random.fork_rng(devices=[])
-def _bytes_kept(learner: Method, precision: str) -> dict[str, float]:
-    """Bytes that autograd keeps for each pixel of an image: of "prior", "posterior", "mean"."""
-    prior, posterior = learner.modules["prior"], learner.modules["posterior"]
-    assert isinstance(prior, Prior) and isinstance(posterior, Posterior)
+def _bytes_kept(learner: Learner, precision: str) -> dict[str, float]:
+    """Count the bytes that autograd keeps for each pixel, of "prior", "posterior" and "mean"."""
+    prior, posterior = learner.prior, learner.posterior
     c, device = posterior.shape[0], next(posterior.parameters()).device
     x = torch.rand(2, c, PROBE, PROBE, device=device)
     inputs = torch.rand(2, c + 2, PROBE, PROBE, device=device)
@@ -236,8 +246,8 @@ def _bytes_kept(learner: Method, precision: str) -> dict[str, float]:
         return {name: _kept(run, learner) / (2 * PROBE**2) for name, run in runs.items()}
 
 
-def _kept(run: Callable[[], Any], learner: Method) -> int:
-    """Bytes of the tensors that autograd keeps while a function runs, without parameters."""
+def _kept(run: Callable[[], Any], learner: Learner) -> int:
+    """Count the bytes of the tensors, parameters aside, that autograd keeps in a function."""
     weights = [p for m in learner.modules.values() for p in m.parameters()]
     own = {p.untyped_storage().data_ptr() for p in weights}
     found: dict[int, Tensor] = {}

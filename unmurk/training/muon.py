@@ -1,140 +1,203 @@
-"""The optimiser of every run: Muon for matrices and kernels, AdamW for all else.
+r"""The optimizer of every run: Muon for matrices and kernels, AdamW for all other parameters.
 
-Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon). For a matrix W with gradient G,
+Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon). For a matrix :math:`W` of shape
+:math:`m \times n` with gradient :math:`G` and learning rate :math:`\eta`,
 
-    M <- mu M + (1 - mu) G
-    W <- W - rate 0.2 sqrt(max(rows, columns)) orth((1 - mu) G + mu M)
+.. math::
 
-where orth(U S V^T) is near U V^T: a step of the same length in all directions, also in those that
-few images speak of. With the factor 0.2 sqrt(..) (Liu et al., 2025, arXiv 2502.16982, section 2.2)
-its entries are as large as those of an AdamW step, and one rate serves both. A convolution's
-kernel (out, in, k, k) counts as a matrix (out, in k k). In runs of minutes this is worth more than
-twice the images (docs/experiments.md).
+    M &\leftarrow \mu M + (1 - \mu) G \\
+    W &\leftarrow W - 0.2\, \eta \sqrt{\max(m, n)}\;
+        \operatorname{orth}\bigl((1 - \mu) G + \mu M\bigr)
 
-`torch.optim.Muon` is the same for one matrix at a time; on small networks that doubles the time
-of a step, so here all matrices of a shape are worked on together.
+where :math:`\operatorname{orth}(U S V^\top) \approx U V^\top`. The step has the same length in all
+directions, including those that few images inform. The factor :math:`0.2 \sqrt{\max(m, n)}` (Liu
+et al., 2025, arXiv 2502.16982, section 2.2) makes its entries as large as those of an AdamW step,
+so one learning rate serves both. A convolution kernel of shape (out, in, k, k) counts as a matrix
+of shape (out, in k k). In runs of a few minutes Muon gains more than twice as many images would.
+
+This is our own code because `torch.optim.Muon` refuses kernels, which have four dimensions, and
+works on one matrix at a time. On small networks that doubles the time of a step; here all matrices
+of one shape are orthogonalized together.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
-from .states import Misfit, compare
+from .checkpoint import StateMismatch, check_like
 
-__all__ = ["Optimizer", "orthogonal"]
+__all__ = ["Muon", "orthogonal"]
 
-SMALLEST = 8  # rows and columns below which a matrix has no directions to balance: AdamW
+MIN_SIDE = 8  # below it a matrix has no directions to balance, and AdamW takes it
 MOMENTUM = 0.9
 BETAS = 0.9, 0.99
+EPS = 1e-8
 QUINTIC = 3.4445, -4.7750, 2.0315  # the polynomial of Jordan et al.
 ITERATIONS = 5
 
 
-class Optimizer:
-    """Muon and AdamW over groups of parameters, each group with its own rate.
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices and kernels, and AdamW without weight decay for all other parameters.
+
+    A parameter is a matrix if it has at least two dimensions, and as a matrix at least 8 rows and
+    columns. Everything else (biases, scales, thin matrices) follows AdamW.
 
     Args:
-        groups: The parameters of every group.
+        params: Parameters, or dicts of parameter groups, as for every optimizer of torch.
+        lr: Learning rate of groups that give none.
+
+    >>> weight = nn.Parameter(torch.ones(8, 8))
+    >>> optimizer = Muon([weight], lr=0.1)
+    >>> weight.square().sum().backward()
+    >>> optimizer.step()
+    >>> bool(weight.detach().mean() < 1)
+    True
     """
 
-    def __init__(self, groups: Sequence[list[nn.Parameter]]) -> None:
-        self.groups = groups
-        self.momenta = {
-            p: torch.zeros_like(p, requires_grad=False)
-            for group in groups
-            for p in group
-            if p.ndim >= 2 and min(len(p), p[0].numel()) >= SMALLEST
-        }
-        thin = [[p for p in group if p not in self.momenta] for group in groups]
-        self.adamw = torch.optim.AdamW(
-            [{"params": group} for group in thin], betas=BETAS, weight_decay=0.0, fused=True
-        )
-
-    def step(self, rates: Sequence[float]) -> None:
-        """One step along the gradients at hand, with a learning rate for each group."""
-        for group, own, rate in zip(self.adamw.param_groups, self.groups, rates, strict=True):
-            group["lr"] = rate
-            self.muon([p for p in own if p in self.momenta and p.grad is not None], rate)
-        self.adamw.step()
+    def __init__(self, params: Any, lr: float = 5e-3) -> None:
+        super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def muon(self, matrices: list[nn.Parameter], rate: float) -> None:
-        """One step of Muon for matrices and kernels with a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step along the present gradients; parameters without one stay.
+
+        Args:
+            closure: A function that evaluates the loss again, as for every optimizer of torch.
+
+        Returns:
+            The value of the closure, if there is one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            self._muon([p for p in trained if _is_matrix(p)], group["lr"])
+            self._adamw([p for p in trained if not _is_matrix(p)], group["lr"])
+        return loss
+
+    def _muon(self, matrices: list[nn.Parameter], rate: float) -> None:
+        """Take one step of Muon for matrices and kernels."""
         shapes: dict[tuple[int, int], list[nn.Parameter]] = {}
         for p in matrices:
             shapes.setdefault((len(p), p[0].numel()), []).append(p)
         for shape, alike in shapes.items():
             gradients = [cast(Tensor, p.grad) for p in alike]
-            momenta = [self.momenta[p] for p in alike]
+            momenta = [self._state_of(p)["momentum_buffer"] for p in alike]
             torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
             move = orthogonal(torch.stack([a.reshape(shape) for a in ahead]))
             parts = [part.reshape(p.shape) for p, part in zip(alike, move, strict=True)]
             torch._foreach_add_(list[Tensor](alike), parts, alpha=-rate * 0.2 * max(shape) ** 0.5)
 
-    def zero_grad(self) -> None:
-        """Forgets the gradients."""
-        for group in self.groups:
-            for parameter in group:
-                parameter.grad = None
+    def _adamw(self, parameters: list[nn.Parameter], rate: float) -> None:
+        """Take one step of AdamW without weight decay."""
+        if not parameters:
+            return
+        states = [self._state_of(p) for p in parameters]
+        adamw(
+            list[Tensor](parameters),
+            [cast(Tensor, p.grad) for p in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=rate,
+            weight_decay=0.0,
+            eps=EPS,
+            maximize=False,
+        )
+
+    def _state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
+        """Return the moments of a parameter, which are zero before its first step."""
+        state = cast(dict[str, Tensor], self.state[p])
+        if not state:
+            state |= _zero_state(p)
+        return state
 
     def forget(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Drops what is remembered of the past gradients of these parameters."""
+        """Drop the moments of parameters, as if they had never been trained."""
         for parameter in parameters:
-            self.adamw.state.pop(parameter, None)
-            if parameter in self.momenta:
-                self.momenta[parameter].zero_()
+            self.state.pop(parameter, None)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes up again."""
-        return {"muon": list(self.momenta.values()), "adamw": self.adamw.state_dict()}
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state. Raises Misfit, and changes nothing, if it does not fit."""
-        if not isinstance(state, dict) or set(state) != {"muon", "adamw"}:
-            raise Misfit("the optimiser has other entries")
-        muon, adamw = state["muon"], state["adamw"]
-        if not isinstance(muon, list) or len(muon) != len(self.momenta):
-            raise Misfit("the optimiser has other momenta")
-        for momentum, value in zip(self.momenta.values(), muon, strict=True):
-            compare(value, momentum, "a momentum")
-        own = self.adamw.state_dict()
-        self._check_adamw(adamw, own["param_groups"])
-        for momentum, value in zip(self.momenta.values(), muon, strict=True):
-            momentum.copy_(value)
-        # rates are set at each step, all else is fixed: the groups are this optimiser's own
-        self.adamw.load_state_dict({"state": adamw["state"], "param_groups": own["param_groups"]})
+        The moments are taken over. The options of the groups stay this optimizer's own, because
+        the trainer sets the learning rates at each step.
 
-    def _check_adamw(self, found: Any, groups: list[dict[str, Any]]) -> None:
-        if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
-            raise Misfit("the moments have other entries")
-        given = found.get("param_groups")
-        if not isinstance(given, list) or not all(isinstance(group, dict) for group in given):
-            raise Misfit("the moments have other groups")
-        if [group.get("params") for group in given] != [group["params"] for group in groups]:
-            raise Misfit("the moments have other groups")
-        thin = [p for group in self.adamw.param_groups for p in group["params"]]
-        count = torch.zeros(())
-        for number, moments in found["state"].items():
-            if type(number) is not int or not 0 <= number < len(thin):
-                raise Misfit("the moments have other numbers")
-            p = thin[number].detach()
-            compare(moments, {"step": count, "exp_avg": p, "exp_avg_sq": p}, "moments")
-            if not 1 <= float(moments["step"]) < math.inf:
-                raise Misfit("the moments have no count of steps")
+        Args:
+            state_dict: What `state_dict` of an optimizer of the same parameters returned.
+
+        Raises:
+            StateMismatch: The state is that of other parameters; then nothing changes.
+        """
+        own = self.state_dict()["param_groups"]
+        self._check(state_dict, own)
+        super().load_state_dict({"state": state_dict["state"], "param_groups": own})
+
+    def _check(self, found: Any, own: list[dict[str, Any]]) -> None:
+        """Raise StateMismatch unless a state fits the parameters."""
+        if not isinstance(found, dict) or set(found) != {"state", "param_groups"}:
+            raise StateMismatch("the optimizer has other entries")
+        state, groups = found["state"], found["param_groups"]
+        if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+            raise StateMismatch("the optimizer has other groups")
+        if [group.get("params") for group in groups] != [group["params"] for group in own]:
+            raise StateMismatch("the optimizer has other groups")
+        if not isinstance(state, dict):
+            raise StateMismatch("the moments are no table")
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for number, moments in state.items():
+            if type(number) is not int or not 0 <= number < len(parameters):
+                raise StateMismatch("the moments have other numbers")
+            check_like(moments, _zero_state(parameters[number]), f"moments {number}")
+            if "step" in moments and not 1 <= float(moments["step"]) < math.inf:
+                raise StateMismatch("the moments have no count of steps")
+
+
+def _is_matrix(p: Tensor) -> bool:
+    """Whether Muon, and not AdamW, trains a parameter."""
+    return p.ndim >= 2 and min(len(p), p[0].numel()) >= MIN_SIDE
+
+
+def _zero_state(p: nn.Parameter) -> dict[str, Tensor]:
+    """Return the moments of a parameter before its first step."""
+    if _is_matrix(p):
+        return {"momentum_buffer": torch.zeros_like(p, requires_grad=False)}
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=p.device),
+        "exp_avg": torch.zeros_like(p, requires_grad=False),
+        "exp_avg_sq": torch.zeros_like(p, requires_grad=False),
+    }
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices (K, rows, columns) with their singular values brought near 1 (0.7 to 1.2).
+    r"""Replace the singular values of matrices by values near 1 (0.7 to 1.2).
 
-    The quintic Newton-Schulz iteration X <- Q X with Q = a + b S + c S^2 and S = X X^T (Jordan et
-    al., 2024). All Q are polynomials of the first S and commute with it, so that S <- Q S Q, and
-    the product of the Q is all that X itself is needed for: with many columns, as kernels have,
-    a third of the work.
+    The quintic Newton-Schulz iteration (Jordan et al., 2024) is
+
+    .. math:: X \leftarrow Q X, \qquad Q = a I + b S + c S^2, \qquad S = X X^\top .
+
+    All :math:`Q` are polynomials of the first :math:`S` and commute with it. So
+    :math:`S \leftarrow Q S Q`, and :math:`X` itself is multiplied only once, by the product of all
+    :math:`Q`. For matrices with many columns, as kernels are, this takes a third of the work.
+
+    Args:
+        matrices: Matrices of shape (K, m, n).
+
+    Returns:
+        Matrices of the same shape.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)

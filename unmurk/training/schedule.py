@@ -1,20 +1,29 @@
-"""Which parameters are trained when, and at which learning rate."""
+r"""Learning rate schedules of groups of parameters.
+
+Within a phase from progress :math:`a` to :math:`b`, with :math:`u = (p - a) / (b - a)`, the
+relative rate rises linearly over the first 2 % and then falls as a cosine to 2 % of its peak,
+
+.. math::
+
+    \rho(u) = \text{peak} \cdot \min\Bigl(1, \frac{u + 10^{-3}}{0.02}\Bigr)
+        \Bigl(0.02 + 0.98\, \frac{1 + \cos \pi u}{2}\Bigr).
+"""
 
 import math
 from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["ParamGroup", "LRPhase"]
+__all__ = ["LRPhase", "ParamGroup"]
 
 
 @dataclass(frozen=True)
 class LRPhase:
-    """A part of the run in which a group is trained.
+    """A phase of the run in which a group of parameters is trained.
 
     Attributes:
-        start: Share of the run at which the rate begins to rise.
-        end: Share at which it has fallen to its least.
+        start: Fraction of the run at which the rate begins to rise.
+        end: Fraction of the run at which the rate has fallen to its minimum.
         peak: Highest rate, relative to that of the settings.
     """
 
@@ -25,24 +34,28 @@ class LRPhase:
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that share a learning rate.
+    """Parameters that share a learning rate schedule.
 
     Attributes:
-        parameters: What is trained.
-        spans: When, in order.
+        parameters: The parameters.
+        phases: The phases in which they are trained, in order.
+
+    >>> group = ParamGroup([], (LRPhase(0.5, 1.0, peak=0.4),))
+    >>> round(group.rate(0.51), 3), round(group.rate(1.0), 3)
+    (0.4, 0.008)
     """
 
     parameters: list[nn.Parameter]
-    spans: tuple[LRPhase, ...] = (LRPhase(),)
+    phases: tuple[LRPhase, ...] = (LRPhase(),)
 
-    def span(self, progress: float) -> LRPhase:
-        """The last span begun, or the first."""
-        return [s for s in self.spans if s.start <= progress or s is self.spans[0]][-1]
+    def phase(self, progress: float) -> LRPhase:
+        """Return the last phase that has begun, or the first one."""
+        return [s for s in self.phases if s.start <= progress or s is self.phases[0]][-1]
 
     def rate(self, progress: float) -> float:
-        """The relative rate: up to the peak over 2 % of the span, then down as a cosine."""
-        span = self.span(progress)
-        place = (progress - span.start) / max(span.end - span.start, 1e-9)
+        """Return the learning rate relative to that of the settings; see the module."""
+        phase = self.phase(progress)
+        place = (progress - phase.start) / max(phase.end - phase.start, 1e-9)
         place = min(max(place, 0.0), 1.0)
         warm = min(1.0, (place + 1e-3) / 0.02)
-        return span.peak * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * place)) / 2)
+        return phase.peak * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * place)) / 2)

@@ -1,28 +1,45 @@
-"""SURE-Score: a denoiser by Stein's unbiased risk estimate, a score from what it denoises.
+r"""SURE-Score: a denoiser by Stein's unbiased risk estimate, and a score from its outputs.
 
-Aali et al. (2023, arXiv 2305.01166). y = A x + sigma_y n. For an estimate h(y) Stein's lemma gives
-the error that cannot be seen out of quantities that can (with d_y numbers measured),
+Aali et al. (2023, arXiv 2305.01166). :math:`y = A x + \sigma_y n` with :math:`d_y` values
+measured. For an estimate :math:`h(y)`, Stein's lemma expresses the unknown error by known
+quantities,
 
-    E ||A h(y) - A x||^2 = E [ ||A h(y) - y||^2 - d_y sigma_y^2 + 2 sigma_y^2 div_y A h(y) ],
+.. math::
 
-and the divergence needs one more evaluation: div ~ b . (A h(y + e b) - A h(y)) / e, b ~ N(0, I)
-(Ramani et al., 2008; e = 1e-3 as in the authors' code). Where A A^T = g I this is the generalised
-SURE of Eldar (2009, arXiv 0804.3010) up to g; elsewhere that one has A^+, which multiplies noise.
+    E\, \lVert A h(y) - A x \rVert^2 = E \bigl[ \lVert A h(y) - y \rVert^2 - d_y \sigma_y^2
+        + 2 \sigma_y^2 \operatorname{div}_y A h(y) \bigr] .
+
+The divergence needs one more evaluation,
+
+.. math::
+
+    \operatorname{div}_y A h(y) \approx b^\top\, \frac{A h(y + \epsilon b) - A h(y)}{\epsilon},
+    \qquad b \sim \mathcal N(0, I)
+
+(Ramani et al., 2008; :math:`\epsilon = 10^{-3}` as in the authors' code). Where
+:math:`A A^\top = g I` this is the generalized SURE of Eldar (2009, arXiv 0804.3010) up to
+:math:`g`. Elsewhere that estimate has :math:`A^+`, which multiplies noise.
 
 The denoiser and the score network are trained jointly,
 
-    L = SURE(h) / sigma_y^2 + w E || D(h(y) + sigma n, sigma) - h(y) ||^2_weighted,
+.. math::
 
-w growing from 0 to 1 over the prior's time (the authors' weight grows with the epoch). For A = I
-they are one network, h(y) = D(y, sigma_y), as in the paper; for other A h is the posterior's mean
-network m(y). The level weights are ours (`objectives`; theirs is 1 / sigma^2 too). Unlike in the
-authors' code no gradient reaches h from the second term, which a constant h would make 0.
+    \mathcal L = \frac{\mathrm{SURE}(h)}{\sigma_y^2}
+        + w\, E\; \lambda(\sigma)\, \lVert D(h(y) + \sigma n, \sigma) - h(y) \rVert^2,
 
-Images h(y) are means, smoother than x: so is the prior. What A does not see stays unseen: SURE
-leaves h free there, and masks that hide much defeat the method.
+with :math:`w` growing from 0 to 1 while the prior is trained (the authors' weight grows with the
+epoch). For :math:`A = I` they are one network, :math:`h(y) = D(y, \sigma_y)`, as in the paper. For
+other :math:`A`, :math:`h` is the mean network :math:`m(y)` of the posterior. The weights
+:math:`\lambda(\sigma)` are those of `losses`. Unlike in the authors' code, no gradient reaches
+:math:`h` from the second term, which a constant :math:`h` would make 0.
+
+Limits: the images :math:`h(y)` are means, smoother than :math:`x`, and so is the prior. SURE
+leaves :math:`h` free where :math:`A` observes nothing, so masks that hide much defeat the method.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,48 +47,61 @@ from torch import Tensor
 from ..devices import network_precision
 from ..noise import Gaussian
 from ..problem import Problem
-from .amortised import PRIOR, Amortised
+from .learner import PRIOR_END, PriorFirst
 from .losses import denoising, gaussian, levels
-from .trainer import LRPhase
+from .schedule import LRPhase
 
 __all__ = ["Sure", "sure"]
 
-STEP = 1e-3  # of the finite difference, in units of intensity
+EPSILON = 1e-3  # step of the finite difference, in units of intensity
 
 
 def sure(
     h: Callable[[Tensor], Tensor], y: Tensor, problem: Problem, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Stein's estimate of ||A h(y) - A x||^2 for each number measured, (B,), and h(y).
+    r"""Compute Stein's estimate of :math:`\lVert A h(y) - A x \rVert^2 / d_y`.
 
     Args:
-        h: Images (B, C, H, W) out of measurements (B, ...).
+        h: A function from measurements (B, ...) to images (B, C, H, W).
         y: Measurements (B, ...).
-        problem: How they were made.
+        problem: How they were made, bound to these images.
+        generator: Source of the probe b.
+
+    Returns:
+        The estimates, shape (B,), and the images h(y).
     """
     probe = problem.operator.apply_mask(gaussian(y, generator))
     x = h(y)
-    change = problem.A(h(y + STEP * probe)) - problem.A(x)
-    divergence = (probe * change).flatten(1).sum(1) / STEP
+    change = problem.A(h(y + EPSILON * probe)) - problem.A(x)
+    divergence = (probe * change).flatten(1).sum(1) / EPSILON
     misfit = problem.residual(x, y).flatten(1).square().sum(1)
     variance = problem.sigma**2
     return (misfit + 2 * variance * divergence) / problem.measurements(y) - variance, x
 
 
-class Sure(Amortised):
-    """The method, for linear A and Gaussian noise."""
+@dataclass(eq=False, kw_only=True)
+class Sure(PriorFirst):
+    """SURE-Score, for linear operators and Gaussian noise."""
+
+    citation: ClassVar[str] = """@misc{aali2023solving,
+  title = {Solving Inverse Problems with Score-Based Generative Priors Learned from Noisy Data},
+  author = {Aali, Asad and Arvinte, Marius and Kumar, Sidharth and Tamir, Jonathan I.},
+  year = {2023},
+  eprint = {2305.01166},
+  archivePrefix = {arXiv}
+}"""
 
     @staticmethod
     def takes(problem: Problem) -> bool:
-        """Whether the method can learn from such measurements."""
+        """Whether the learner can learn from measurements of this kind."""
         return problem.linear and isinstance(problem.noise, Gaussian)
 
-    def spans(self) -> dict[str, tuple[LRPhase, ...]]:
-        """The prior first, then the posterior; m from the start where it is the denoiser."""
-        spans = super().spans()
+    def phases(self) -> dict[str, tuple[LRPhase, ...]]:
+        """Train the prior first, then the posterior; m from the start where it is the denoiser."""
+        phases = super().phases()
         if not self.denoising:
-            spans["mean"] = (LRPhase(0.0, PRIOR), LRPhase(PRIOR))
-        return spans
+            phases["mean"] = (LRPhase(0.0, PRIOR_END), LRPhase(PRIOR_END))
+        return phases
 
     @property
     def graphs(self) -> list[dict[str, float]]:
@@ -80,17 +110,17 @@ class Sure(Amortised):
         return [first, {"posterior": 1.0, "mean": 1.0}]
 
     def prior_losses(
-        self, y: Tensor, rows: Tensor, part: float, generator: torch.Generator
+        self, y: Tensor, index: Tensor, part: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """SURE of the denoiser, and score matching on what it denoises."""
-        problem = self.bind(rows, y)
+        """Compute SURE of the denoiser, and score matching on its outputs."""
+        problem = self.bind(index, y.device)
 
         def h(y: Tensor) -> Tensor:
             if self.denoising:
                 return self.prior.denoise(y, problem.sigma)
             return self.posterior.mean(y, problem)
 
-        with network_precision(None):  # bf16 cannot tell h(y + e b) from h(y)
+        with network_precision(None):  # in bf16, h(y + epsilon b) would equal h(y)
             risk, x = sure(h, y, problem, generator)
         score = denoising(self.prior, x.detach(), levels(len(y), generator), generator)
         return {"denoiser": risk.mean() / problem.sigma**2, "prior": part * score}

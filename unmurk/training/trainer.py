@@ -1,25 +1,27 @@
-"""The one training loop: steps, averages, records, and a run that nobody loses.
+r"""Training loop: optimization, EMA weights, metric logging and crash-safe checkpoints.
 
-Every random draw of step k comes from generators at (seed, k), so a run continued from step k
-equals one that was never stopped (bit for bit on a CPU with as many threads). The state is one
-file, written beside the old one and renamed over it: at any moment a complete state is on disk.
-Several processes take the same steps as one (`processes`).
+Every random draw of step :math:`k` comes from generators seeded by (seed, :math:`k`). So a run
+that continues from step :math:`k` equals one that was never stopped, bit for bit on a CPU with as
+many threads. The state is written atomically (`checkpoint`). Several processes take the same steps
+as one (`distributed`).
 
-The averaged weights follow Karras et al. (2022, arXiv 2206.00364): a half-life in images that
-grows with the images seen, so that the average never remembers the start.
+The EMA weights :math:`\bar\theta` follow Karras et al. (2022, arXiv 2206.00364): with a batch of
+:math:`B` images and a half-life of :math:`h` images,
+
+.. math::
+
+    \bar\theta \leftarrow \beta \bar\theta + (1 - \beta)\, \theta, \qquad \beta = 2^{-B / h},
+
+where :math:`h` grows with the images seen, so that the average does not remember the start.
 """
 
 import copy
-import io
-import json
 import math
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
@@ -36,42 +38,37 @@ from ..devices import (
 from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.posterior import Posterior
-from ..io.atomic import unwritable
-from ..io.atomic import write as write_atomically
 from ..io.datasets import Batches, Source
 from ..rng import ShardedGenerator, StreamId, generator
-from . import states
+from .checkpoint import Checkpoint
 from .distributed import average_over, broadcast, check_batch_divisible, interruptible, processes
-from .muon import Optimizer
+from .metric_log import MetricLogger
+from .muon import Muon
 from .schedule import LRPhase, ParamGroup
 from .validation import Checks, preferred
 
-__all__ = [
-    "ParamGroup",
-    "Method",
-    "Settings",
-    "LRPhase",
-    "Trainer",
-    "unwritable",
-    "write_atomically",
-]
+__all__ = ["LRPhase", "NonFiniteGradient", "ParamGroup", "Settings", "Trainable", "Trainer"]
 
 DIVERGED = "losses are not finite; check the range of the images and their noise, or lower rate"
+PATIENCE = 10  # steps in a row that may be skipped
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is trained, whatever the method.
+    """Training settings that every method shares.
 
     Attributes:
         network: Preset of the networks: tiny, small or base.
         kimg: Budget in thousands of images seen, a number from 0.001 to 1e+07.
         batch: Images in a step, a whole number from 2 to 65536.
-        rate: Peak learning rate, a number from 1e-12 to 10; every group rises to it and falls.
-        average: Half-life of EMA weights in kimg, a number from 0 to 1e+07 (or 5 % of a part).
+        rate: Peak learning rate, a number from 1e-12 to 10. The rate of every group rises to it
+            and falls again.
+        average: Half-life of the EMA weights in kimg, a number from 0 to 1e+07. It is at most 5 %
+            of the images that a group has been trained on.
         seed: Seed of weights, batches and noise, a whole number from 0 to 9223372036854775807.
-        precision: fp32, bf16, or auto: whichever a one-second probe finds faster.
-        compile: Whether torch.compile is applied to the prior's network.
+        precision: Precision of the networks: fp32, bf16, or auto, which takes whichever a probe of
+            one second finds faster.
+        compile: Whether `torch.compile` is applied to the prior's network.
     """
 
     network: str = "tiny"
@@ -84,40 +81,60 @@ class Settings:
     compile: bool = False
 
 
-class Method(Protocol):
-    """A way to learn: modules, their averages, further state, and the losses of a step."""
+class Trainable(Protocol):
+    """What the trainer trains; `learner.Learner` is the base class of those with a prior.
+
+    Attributes:
+        modules: Modules by name.
+        ema: Their EMA copies.
+        buffers: Further tensors that a continued run needs.
+        groups: Parameters and their learning rate schedules.
+    """
 
     modules: dict[str, nn.Module]
     ema: dict[str, nn.Module]
     buffers: dict[str, Tensor]
     groups: list[ParamGroup]
 
+    def initialize(self, device: torch.device) -> None:
+        """Prepare a run that starts at step 0; a continued run takes the result from its state."""
+
     def before(self, trainer: "Trainer", step: int, progress: float) -> None:
-        """What happens between steps; progress runs from 0 to 1."""
+        """Act between steps; progress runs from 0 to 1."""
 
     def losses(
-        self, y: Tensor, rows: Tensor, progress: float, generator: torch.Generator
+        self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Scalars to minimise, from measurements y (B, ...) with numbers `rows`."""
+        """Return scalar losses for measurements y (B, ...) with numbers `index` (B,)."""
+
+
+class NonFiniteGradient(ArithmeticError):
+    """The gradient of a step is not finite, and the step was skipped."""
 
 
 class Trainer:
-    """Runs a method over measurements, in a run folder.
+    """Train a learner on measurements, in a run folder.
 
     Args:
-        method: What is learnt.
+        learner: What is trained.
         y: Measurements (N, ...), on any device or in files.
-        settings: How.
-        out: Run folder; its `state/` and `metrics.jsonl` belong to the trainer.
-        every: Seconds between two writings of the state.
+        settings: Training settings.
+        out: The run folder. Its `state/` and `metrics.jsonl` belong to the trainer.
+        every: Seconds between two checkpoints.
         quiet: Whether to show no progress.
-        checks: Figures taken of the averaged weights at a few steps; None: none. The weights with
-            the best of them are those that the method has in the end.
+        checks: Checks of the EMA weights at a few steps; None makes none. At the end the learner
+            has the EMA weights that did best in them.
+
+    Attributes:
+        step: Steps taken.
+        steps: Steps of the whole run.
+        skipped: Steps that were skipped because their gradient was not finite.
+        factor: Factor of the learning rate, halved whenever training diverges.
     """
 
     def __init__(
         self,
-        method: Method,
+        learner: Trainable,
         y: Tensor | Source,
         settings: Settings,
         out: Path,
@@ -126,104 +143,104 @@ class Trainer:
         checks: Checks | None = None,
     ) -> None:
         self.accelerator = processes()
-        self.method, self.y, self.settings = method, y, settings
+        self.learner, self.y, self.settings = learner, y, settings
         self.out, self.every, self.quiet, self.checks = out, every, quiet, checks
+        self.checkpoint = Checkpoint(out)
         self.device = self.accelerator.device
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         check_batch_divisible(settings.batch, self.ranks)
-        prepare = getattr(method, "prepare", None)  # what else a step needs of its rows
-        self.batches = Batches(y, self.rows, self.device, prepare)
+        prepare = getattr(learner, "prepare", None)  # what else a step needs of its images
+        self.batches = Batches(y, self.index, self.device, prepare)
         self.steps = max(1, math.ceil(1000 * settings.kimg / settings.batch))
         self.step, self.seconds, self.skipped, self.factor = 0, 0.0, 0, 1.0
         self.precision: str = settings.precision
         self.best: dict[str, Any] | None = None
-        for module in [*method.modules.values(), *method.ema.values()]:
+        for module in [*learner.modules.values(), *learner.ema.values()]:
             module.to(self.device)
-        for average in method.ema.values():
+        for average in learner.ema.values():
             average.requires_grad_(False).eval()
         named: dict[nn.Parameter, Tensor] = {
-            p: method.ema[key].get_parameter(name)
-            for key, module in method.modules.items()
+            p: learner.ema[key].get_parameter(name)
+            for key, module in learner.modules.items()
             for name, p in module.named_parameters()
         }
-        self.ema = [[named[p] for p in group.parameters] for group in method.groups]
-        self.optimizer = Optimizer([group.parameters for group in method.groups])
+        self.ema = [[named[p] for p in group.parameters] for group in learner.groups]
+        self.optimizer = Muon([{"params": group.parameters} for group in learner.groups])
 
-    @property
-    def state_file(self) -> Path:
-        return self.out / "state" / "latest.pt"
+    # -- state -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything the run needs to go on."""
+        """Collect everything that the run needs to continue."""
         return {
             "step": self.step,
             "seconds": self.seconds,
             "skipped": self.skipped,
             "factor": self.factor,
             "precision": self.precision,
-            "modules": {k: m.state_dict() for k, m in self.method.modules.items()},
-            "ema": {k: m.state_dict() for k, m in self.method.ema.items()},
-            "buffers": self.method.buffers,
+            "modules": {k: m.state_dict() for k, m in self.learner.modules.items()},
+            "ema": {k: m.state_dict() for k, m in self.learner.ema.items()},
+            "buffers": self.learner.buffers,
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
         }
 
     def save(self) -> None:
-        """Writes the state atomically."""
-        if not self.accelerator.is_main_process:
-            return
-        stream = io.BytesIO()
-        torch.save(self.state(), stream)
-        write_atomically(self.state_file, stream.getvalue())
+        """Write the state atomically, on the first process.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        if self.accelerator.is_main_process:
+            self.checkpoint.save(self.state())
 
     def load(self) -> bool:
-        """Takes up the last state written; False where there is none."""
-        there = self.accelerator.is_main_process
-        data = broadcast(self.written() if there else None, self.ranks, self.device)
+        """Continue from the last state written.
+
+        Returns:
+            False if no state has been written.
+
+        Raises:
+            InputError: The state cannot be read, or is not one of this run.
+        """
+        data = None
+        if self.accelerator.is_main_process and self.checkpoint.exists():
+            data = self.checkpoint.read(self.state())
+        data = broadcast(data, self.ranks, self.device)
         if data is None:
             return False
-        state = states.read(self.state_file, data, self.state(), self.steps)
+        state = self.checkpoint.parse(data, self.state(), self.steps)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
-            for key, module in self.method.modules.items():
+            for key, module in self.learner.modules.items():
                 module.load_state_dict(state["modules"][key])
-            for key, module in self.method.ema.items():
+            for key, module in self.learner.ema.items():
                 module.load_state_dict(state["ema"][key])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             if out_of_memory(error):
                 raise
-            raise states.damaged(self.state_file, "its weights are others") from error
+            raise self.checkpoint.damaged("its weights are others") from error
         for key, value in state["buffers"].items():
-            self.method.buffers[key].copy_(value)
+            self.learner.buffers[key].copy_(value)
         for key in ("step", "seconds", "skipped", "factor", "precision", "best"):
             setattr(self, key, state[key])
         return True
 
-    def written(self) -> bytes | None:
-        """The bytes of the state file; None where there is none."""
-        try:
-            if not self.state_file.exists():
-                return None
-            if self.state_file.stat().st_size > states.most(self.state()):
-                raise states.damaged(self.state_file, "it is far too large")
-            return self.state_file.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {self.state_file}: {error.strerror}") from error
-
     def reset(self, name: str, fresh: nn.Module) -> None:
-        """Gives a module the weights of a fresh one and forgets its average and its moments."""
-        module = self.method.modules[name]
+        """Give a module the weights of a fresh one; forget its EMA weights and its moments."""
+        module = self.learner.modules[name]
         module.load_state_dict(fresh.state_dict())
-        self.method.ema[name].load_state_dict(fresh.state_dict())
+        self.learner.ema[name].load_state_dict(fresh.state_dict())
         self.optimizer.forget(module.parameters())
 
+    # -- one step --------------------------------------------------------------------------------
+
     def networks(self) -> AbstractContextManager[None]:
-        """Networks run in the precision of the run, and nothing else does."""
+        """Return a context in which networks, and only these, run in the run's precision."""
         return network_precision(torch.bfloat16 if self.precision == "bf16" else None)
 
     def probe(self) -> str:
-        """Whichever of fp32 and bf16 trains faster in a second's trial; leaves no trace."""
-        rows, y = self.batches.read(0)
+        """Find which of fp32 and bf16 trains faster, in about one second; nothing is trained."""
+        index, y = self.batches.read(0)
         times = {}
         for precision in ("fp32", "bf16"):
             self.precision = precision
@@ -233,7 +250,7 @@ class Trainer:
                 start = time.perf_counter()
                 noise = self.noise(0)
                 with self.networks():
-                    losses = self.method.losses(y, rows, 1.0, noise)
+                    losses = self.learner.losses(y, index, 1.0, noise)
                 self.accelerator.backward(sum(losses.values()))
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
@@ -243,75 +260,93 @@ class Trainer:
         best = min(times, key=lambda k: times[k])
         return (broadcast(best.encode(), self.ranks, self.device) or b"").decode()
 
-    def average(self) -> None:
-        """Moves the averages of the parts in training; a late one forgets its start as fast."""
+    def update_ema(self) -> None:
+        """Move the EMA weights of the groups in training.
+
+        The half-life of a group is at most 5 % of the images it has been trained on, so a group
+        that begins late forgets its start as fast as others.
+        """
         batch = self.settings.batch
-        for group, average in zip(self.method.groups, self.ema, strict=True):
-            span = group.span(self.step / self.steps)
-            observed = batch * (self.step - span.start * self.steps)
-            if observed < 0 or self.step > span.end * self.steps:
+        for group, average in zip(self.learner.groups, self.ema, strict=True):
+            phase = group.phase(self.step / self.steps)
+            observed = batch * (self.step - phase.start * self.steps)
+            if observed < 0 or self.step > phase.end * self.steps:
                 continue
             half_life = min(1000 * self.settings.average, 0.05 * observed)
-            keep = 0.5 ** (batch / half_life) if half_life > 0 else 0.0
-            torch._foreach_lerp_(average, [p.detach() for p in group.parameters], 1 - keep)
+            decay = 0.5 ** (batch / half_life) if half_life > 0 else 0.0
+            torch._foreach_lerp_(average, [p.detach() for p in group.parameters], 1 - decay)
 
-    def update(self) -> dict[str, float] | None:
-        """One step; None when its gradient was not finite and it was skipped."""
-        rows, y = self.batches.batch_at(self.step)
+    def update(self) -> dict[str, float]:
+        """Take one step.
+
+        Returns:
+            The losses by name, averaged over all processes.
+
+        Raises:
+            NonFiniteGradient: The gradient is not finite; no parameter has changed.
+        """
+        index, y = self.batches.batch_at(self.step)
         progress = self.step / self.steps
-        peak = self.settings.rate * self.factor
-        rates = [peak * group.rate(progress) for group in self.method.groups]
         with self.networks():
-            losses = self.method.losses(y, rows, progress, self.noise(self.step))
+            losses = self.learner.losses(y, index, progress, self.noise(self.step))
         self.accelerator.backward(sum(losses.values()))
         values = torch.stack([value.detach().float() for value in losses.values()])
-        groups = [[p for p in g.parameters if p.grad is not None] for g in self.method.groups]
+        groups = [[p for p in g.parameters if p.grad is not None] for g in self.learner.groups]
         gradients = [p.grad for group in groups for p in group if p.grad is not None]
         average_over([*gradients, values], self.ranks)
         norms = [nn.utils.clip_grad_norm_(held, 1.0) for held in groups if held]
-        # one look at the device for all numbers of a step
+        # All numbers of a step are read from the device at once, since each reading waits for it.
         numbers = torch.cat([torch.stack(norms), values]).tolist()
         finite = all(map(math.isfinite, numbers[: len(norms)]))
         if finite:
-            self.optimizer.step(rates)
+            self._set_rates(progress)
+            self.optimizer.step()
         self.optimizer.zero_grad()
         if not finite:
-            return None
-        self.average()
+            raise NonFiniteGradient
+        self.update_ema()
         return dict(zip(losses, numbers[len(norms) :], strict=True))
 
-    def rows(self, step: int) -> Tensor:
-        """This process's rows of the batch of a step."""
+    def _set_rates(self, progress: float) -> None:
+        """Set the learning rate of every group."""
+        peak = self.settings.rate * self.factor
+        for held, group in zip(self.optimizer.param_groups, self.learner.groups, strict=True):
+            held["lr"] = peak * group.rate(progress)
+
+    def index(self, step: int) -> Tensor:
+        """Return the numbers of this process's images in the batch of a step, shape (B,)."""
         choose = generator(self.settings.seed, StreamId.BATCH, step)
-        rows = torch.randint(len(self.y), (self.settings.batch,), generator=choose)
-        return rows[self.rank :: self.ranks]
+        index = torch.randint(len(self.y), (self.settings.batch,), generator=choose)
+        return index[self.rank :: self.ranks]
 
     def noise(self, step: int) -> torch.Generator:
-        """Where the draws of a step come from."""
+        """Return the generator of all random draws of a step."""
         noise = generator(self.settings.seed, StreamId.STEP, step, 0, device=self.device)
         return noise if self.ranks == 1 else ShardedGenerator.of(noise, self.rank, self.ranks)
 
+    # -- the run ---------------------------------------------------------------------------------
+
     def run(self) -> None:
-        """Trains to the end of the budget, from the last state written if there is one.
+        """Train to the end of the budget, from the last checkpoint if there is one.
 
         Raises:
-            InputError: files cannot be read or written, training diverges, another process of the
-                run has ended.
-            KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is done and the state saved.
+            InputError: Files cannot be read or written, training diverges, or another process of
+                the run has ended.
+            KeyboardInterrupt: After Ctrl-C or SIGTERM, once the step is done and the state saved.
         """
         with interruptible() as check, ieee_float32(), physics_outside_autocast(self.device):
             try:
-                self.train(check)
+                self._train(check)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                raise self.too_large(error) from error
+                raise self._too_large(error) from error
         if self.skipped >= self.steps:
             raise InputError(f"none of the {self.steps} steps could be taken: {DIVERGED}")
-        self.take_best()
+        self._restore_best()
 
-    def too_large(self, error: BaseException) -> InputError:
-        """What to say when memory has run out."""
+    def _too_large(self, error: BaseException) -> InputError:
+        """Return the error for a run that takes more memory than there is."""
         size = "x".join(map(str, self.y.shape[1:]))
         what = f"a batch of {self.settings.batch} measurements {size}"
         return no_memory(
@@ -320,156 +355,101 @@ class Trainer:
             "a smaller network, or in Python a smaller batch, needs less",
         )
 
-    def train(self, check: Callable[[], None]) -> None:
-        """The same; `check` is called between steps."""
-        if not self.load():
-            if self.precision == "auto":
-                self.method.before(self, 0, 0.0)  # some have no losses before
-                self.precision = self.probe()
-            self.save()
-        record = MetricLogger(self.out / "metrics.jsonl", self)
-        start, saved, bad = time.perf_counter() - self.seconds, time.perf_counter(), 0
+    def _start(self) -> None:
+        """Continue from the last checkpoint, or initialize the learner and write the first one."""
+        if self.load():
+            return
+        self.learner.initialize(self.device)
+        if self.precision == "auto":
+            self.learner.before(self, 0, 0.0)  # some learners have no losses before
+            self.precision = self.probe()
+        self.save()
+
+    def _train(self, check: Callable[[], None]) -> None:
+        """Take all steps; `check` is called between them."""
+        self._start()
+        log = MetricLogger(
+            self.out / "metrics.jsonl",
+            self.steps,
+            self.settings.batch,
+            self.step,
+            self.accelerator.is_main_process,
+            self.quiet,
+        )
+        start, saved, skipped = time.perf_counter() - self.seconds, time.perf_counter(), 0
         try:
             while self.step < self.steps:
                 with self.networks():
-                    self.method.before(self, self.step, self.step / self.steps)
-                losses = self.update()
+                    self.learner.before(self, self.step, self.step / self.steps)
+                losses, skipped = self._try_update(skipped)
                 self.step += 1
                 self.seconds = time.perf_counter() - start
-                bad = 0 if losses is not None else bad + 1
-                self.skipped += losses is None
-                if bad == 10:
-                    self.back(record)
-                    start, bad = time.perf_counter() - self.seconds, 0
+                if skipped == PATIENCE:
+                    self._rewind(log)
+                    start, skipped = time.perf_counter() - self.seconds, 0
                     continue
-                record.add(losses, self.judge())
-                if time.perf_counter() - saved > self.every and bad == 0:
+                log.add(self.step, self.seconds, self.skipped, losses, self._validate())
+                if time.perf_counter() - saved > self.every and skipped == 0:
                     self.save()
                     saved = time.perf_counter()
                 check()
         finally:
-            record.close()
+            log.close()
             self.batches.close()
-            if bad == 0:
+            if skipped == 0:
                 self.save()
 
-    def judge(self) -> dict[str, float]:
-        """The checks that are due after this step, of the averaged weights; keeps the best of
-        those all parts of which have begun to train."""
+    def _try_update(self, skipped: int) -> tuple[dict[str, float], int]:
+        """Take one step, and count the steps in a row that were skipped."""
+        try:
+            return self.update(), 0
+        except NonFiniteGradient:
+            self.skipped += 1
+            return {}, skipped + 1
+
+    def _validate(self) -> dict[str, float]:
+        """Make the checks that are due after this step, and keep the best EMA weights so far.
+
+        Weights count only once every part of the learner has begun to train.
+        """
         if self.checks is None or not self.checks.due(self.step, self.steps):
             return {}
         figures, better = {}, None
         if self.accelerator.is_main_process:
-            prior, posterior = self.method.ema["prior"], self.method.ema["posterior"]
+            prior, posterior = self.learner.ema["prior"], self.learner.ema["posterior"]
             assert isinstance(prior, Prior) and isinstance(posterior, Posterior)
             figures = self.checks.measure(prior, posterior)
-            initialised = all(
-                g.spans[0].start <= self.step / self.steps for g in self.method.groups
-            )
-            if initialised and (self.best is None or preferred(figures, self.best["figures"])):
+            training = all_begun(self.learner.groups, self.step / self.steps)
+            if training and (self.best is None or preferred(figures, self.best["figures"])):
                 better = b"yes"
         if broadcast(better, self.ranks, self.device):
-            ema = copy.deepcopy({k: m.state_dict() for k, m in self.method.ema.items()})
+            ema = copy.deepcopy({k: m.state_dict() for k, m in self.learner.ema.items()})
             self.best = {"step": self.step, "figures": figures, "ema": ema}
         return figures | {"kept": float(better is not None)} if figures else {}
 
-    def take_best(self) -> None:
-        """Gives the averages the weights that were judged best."""
+    def _restore_best(self) -> None:
+        """Give the EMA modules the weights that did best in the checks."""
         if self.best is not None and self.best["step"] != self.step:
-            for key, module in self.method.ema.items():
+            for key, module in self.learner.ema.items():
                 module.load_state_dict(self.best["ema"][key])
 
-    def back(self, record: "MetricLogger") -> None:
-        """Returns to the last good state with half the learning rate."""
+    def _rewind(self, log: MetricLogger) -> None:
+        """Return to the last checkpoint with half the learning rate.
+
+        Raises:
+            InputError: The learning rate has been halved six times before.
+        """
         factor = self.factor / 2
         if factor < 1 / 64:
             raise InputError(f"training diverged again and again: {DIVERGED}")
         self.load()
         self.factor = factor
-        record.say(
+        log.say(
             f"ten steps in a row were not finite: back to step {self.step} "
             f"with the learning rate times {factor:g}"
         )
 
 
-class MetricLogger:
-    """The lines of metrics.jsonl and the progress shown on the standard error stream."""
-
-    def __init__(self, path: Path, trainer: Trainer) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.trainer = trainer
-        self.main = trainer.accelerator.is_main_process
-        self.every = max(1, trainer.steps // 400)
-        self.sums: dict[str, list[float]] = {}
-        self.shown = time.perf_counter()
-        self.console = Console(file=sys.stderr, quiet=trainer.quiet or not self.main)
-        self.file = None
-        if self.main:
-            keep = []
-            if path.exists():
-                limit = trainer.step * trainer.settings.batch / 1000 + 1e-9
-                text = path.read_text(errors="replace")
-                keep = [s for s in text.splitlines() if _kimg(s) <= limit]
-            write_atomically(path, "".join(s + "\n" for s in keep).encode())
-            self.file = open(path, "ab", buffering=0)  # nothing is left to write at the end
-        self.bar = Progress(
-            TextColumn("learning"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}% {task.fields[losses]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal or self.console.quiet,
-        )
-        self.task = self.bar.add_task("", total=trainer.steps, completed=trainer.step, losses="")
-        self.bar.start()
-
-    def say(self, text: str) -> None:
-        """Prints a line above the progress."""
-        self.console.print(text, highlight=False)
-
-    def add(
-        self, losses: dict[str, float] | None, figures: Mapping[str, float] = MappingProxyType({})
-    ) -> None:
-        """Takes the losses of one step, and the figures taken after it."""
-        for key, value in (losses or {}).items():
-            self.sums.setdefault(key, []).append(value)
-        step = self.trainer.step
-        if step % self.every and step != self.trainer.steps and not figures:
-            return
-        means = {k: sum(v) / len(v) for k, v in self.sums.items()}
-        self.sums = {}
-        line: dict[str, Any] = {
-            "kimg": step * self.trainer.settings.batch / 1000,
-            "seconds": round(self.trainer.seconds, 2),
-            "skipped": self.trainer.skipped,
-        }
-        line |= {f"loss/{k}": round(v, 6) for k, v in means.items()}
-        line |= {f"check/{k}": round(v, 6) for k, v in figures.items()}
-        if self.file is not None:
-            try:
-                self.file.write(json.dumps(line).encode() + b"\n")
-            except OSError as error:
-                raise unwritable(Path(self.file.name), error) from error
-        text = "  ".join(f"{k} {v:.4f}" for k, v in means.items())
-        self.bar.update(self.task, completed=step, losses=text)
-        if not self.console.is_terminal and time.perf_counter() - self.shown > 10:
-            self.shown = time.perf_counter()
-            left = self.trainer.seconds * (self.trainer.steps / step - 1)
-            self.say(
-                f"learning {100 * step / self.trainer.steps:3.0f}%  {text}  {left:.0f} s left"
-            )
-
-    def close(self) -> None:
-        """Ends the progress and the file."""
-        self.bar.stop()
-        if self.file is not None:
-            self.file.close()
-
-
-def _kimg(line: str) -> float:
-    try:
-        return float(json.loads(line)["kimg"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return math.inf  # a line that a sudden end cut short
+def all_begun(groups: Sequence[ParamGroup], progress: float) -> bool:
+    """Whether every group of parameters has begun to train."""
+    return all(group.phases[0].start <= progress for group in groups)

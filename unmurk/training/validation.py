@@ -1,27 +1,34 @@
-"""How good a prior is, told from corrupted images alone: figures taken while learning.
+r"""Checks of what is learned, made from corrupted images alone.
 
-No clean image is at hand, but what is learnt says what measurements it expects (y ~ A(x) + sigma_y
-n under the prior) and the measurements say what they are:
+There are no clean images to compare with. But a learned model says which measurements it expects
+(:math:`y \sim A(x) + \sigma_y n` under the prior), and the measurements say what they are. With
+:math:`d_y` values measured, the checks are
 
-    gap        sliced Wasserstein distance between A(x) + sigma_y n, x drawn from the prior, and y,
-               each x with the operator of the y it stands beside; in units of the image. Near 0
-               for the right prior. (With the features of FID for patches this is the "proximal
-               FID" of restoration score distillation, 2025, arXiv 2505.13377.)
-    residual   chi-square of posterior draws: the mean of ||y - A x||^2 / (m sigma_y^2). Over the
-               y of a set and x ~ p(x | y) it is 1 for the exact posterior of the right prior;
-               below 1 x keeps noise of y, above 1 it does not explain y.
-    evidence   lower bound of log p(y) in nats for each number that y measures,
+=================  ===============================================================================
+`measurement_swd`  Sliced Wasserstein distance between :math:`A(x) + \sigma_y n`, with x drawn
+                   from the prior, and y. Each x has the operator of the y that it is compared
+                   with. The unit is that of images, and the right prior gives nearly 0. (With FID
+                   features of patches this is the "proximal FID" of restoration score
+                   distillation, 2025, arXiv 2505.13377.)
+`chi2`             Mean of :math:`\lVert y - A x \rVert^2 / (d_y \sigma_y^2)` over posterior
+                   samples x. For the exact posterior of the right prior it is 1. Below 1, x keeps
+                   noise of y; above 1, x does not explain y.
+`elbo`             Lower bound of :math:`\log p(y)` in nats for each value measured,
+=================  ===============================================================================
 
-                   E_{x ~ q(.|y)} [ log p(y | x) + b(x) - log q(x | y) ] / m,
+.. math::
 
-               b the prior's evidence bound: equal to log p(y) if q is the posterior and b tight.
-               p is the model's own density of measurements, not the law that they come from.
+    \frac{1}{d_y} E_{x \sim q(\cdot \mid y)} \bigl[
+        \log p(y \mid x) + b(x) - \log q(x \mid y) \bigr],
 
-All three are of the averaged weights. "measurement_swd" needs the prior alone; the other two need
-the flow, and mean nothing before it is trained. Of the moments at which every part is in
-training, the weights with the highest evidence are kept: it alone judges prior and posterior
-together. Rates fall to zero over a run, so that these are as a rule the last.
-docs/benchmark_choice.md has this choice beside others and beside an oracle's.
+where :math:`b` is the prior's evidence bound. It equals :math:`\log p(y)` if :math:`q` is the
+posterior and :math:`b` is tight. Here :math:`p` is the model's own density of measurements, not
+the law that they come from.
+
+All three are computed with the EMA weights. `measurement_swd` needs the prior alone; the other two
+need the flow, and mean nothing before it is trained. Among the checks at which every part is in
+training, the weights with the highest `elbo` are kept, since it alone judges prior and posterior
+together. Learning rates fall to zero over a run, so these are usually the last weights.
 """
 
 from dataclasses import dataclass
@@ -37,23 +44,24 @@ from ..rng import PerImageGenerator, StreamId, generator
 
 __all__ = ["Checks", "evidence_bound", "measurement_swd", "preferred", "chi2"]
 
-SHARES = 0.4, 0.6, 0.8, 1.0  # of the run at which figures are taken
-EVALUATIONS = 15  # of the sampler: its error is the same at every check
-FEWEST, MOST = 16, 512  # images behind a figure
-BOUND = 4  # noise levels for each image of the evidence bound
+FRACTIONS = 0.4, 0.6, 0.8, 1.0  # of the run at which checks are made
+EVALUATIONS = 15  # of the sampler, whose error is the same at every check
+MIN_IMAGES, MAX_IMAGES = 16, 512  # images of a check
+BOUND = 4  # noise levels for each image in the evidence bound
 PATCH = 7
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What is measured, how often, and on how many images.
+    """The checks of a run: on which measurements, how many, and when.
 
     Args:
         y: Measurements (N, ...).
         problem: How they were made.
         shape: Shape (C, H, W) of the images.
-        count: Images behind a figure.
-        seed: Seed of the choice of measurements and of every draw; the same at every check.
+        count: Images of a check; with 0 no check is made.
+        seed: Seed of the choice of measurements and of all draws, which are the same at every
+            check.
     """
 
     y: Tensor
@@ -65,61 +73,77 @@ class Checks:
     @classmethod
     def within(
         cls, y: Tensor, problem: Problem, shape: tuple[int, int, int], kimg: float, seed: int
-    ) -> "Checks | None":
-        """Checks that cost less than 5 % of a run; None where that is too few images to tell.
+    ) -> "Checks":
+        """Return checks that cost less than 5 % of a run, or none if that allows too few images.
 
-        An image costs a step of training about three evaluations of a network; a check takes
-        EVALUATIONS for a sample of the prior and BOUND + 1 for the evidence.
+        A training step takes about three network evaluations for an image. A check takes 15 for a
+        sample of the prior, and 5 for the evidence bound.
+
+        Args:
+            y: Measurements (N, ...).
+            problem: How they were made.
+            shape: Shape (C, H, W) of the images.
+            kimg: Budget of the run in thousands of images.
+            seed: Seed of all draws.
         """
         each = EVALUATIONS + BOUND + 1
-        count = min(int(0.05 * 3 * 1000 * kimg / (len(SHARES) * each)), MOST, len(y))
-        return cls(y, problem, shape, count, seed) if count >= FEWEST else None
+        count = min(int(0.05 * 3 * 1000 * kimg / (len(FRACTIONS) * each)), MAX_IMAGES, len(y))
+        return cls(y, problem, shape, count if count >= MIN_IMAGES else 0, seed)
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether figures are taken after so many of so many steps."""
-        return step in {round(share * steps) for share in SHARES}
+        """Whether a check is made after so many of so many steps."""
+        return self.count > 0 and step in {round(share * steps) for share in FRACTIONS}
 
     @torch.no_grad()
     def measure(self, prior: Prior, posterior: Posterior) -> dict[str, float]:
-        """The three figures."""
+        """Compute the checks of a prior and a posterior.
+
+        Returns:
+            The values of "measurement_swd", "chi2" and "elbo".
+        """
         device = prior.log_levels.device
         noise = generator(self.seed, StreamId.VALIDATION, device=device)
-        rows = torch.randperm(len(self.y), generator=generator(self.seed, StreamId.VALIDATION, 1))[
-            : self.count
-        ]
-        y = self.y[rows.to(self.y.device)].to(device)
-        x, total, numbers, square = [], 0.0, 0.0, 0.0
+        choose = generator(self.seed, StreamId.VALIDATION, 1)
+        index = torch.randperm(len(self.y), generator=choose)[: self.count]
+        y = self.y[index.to(self.y.device)].to(device)
+        x, total, values, square = [], 0.0, 0.0, 0.0
         most = max(1, prior.together(self.shape[1] * self.shape[2]) // BOUND)
-        for part in torch.arange(len(rows)).split(most):
+        for part in torch.arange(len(index)).split(most):
             streams = PerImageGenerator(
                 self.seed, part.tolist(), StreamId.VALIDATION, device=device
             )
             x.append(prior.draw(streams, EVALUATIONS))
-            some, held = rows[part].tolist(), y[part.to(device)]
-            problem = self.problem.bind(some, self.shape).to(device)
-            drawn = posterior.sample(held, problem, 1, self.seed, some)[0]
+            numbers, held = index[part].tolist(), y[part.to(device)]
+            problem = self.problem.bind(numbers, self.shape).to(device)
+            drawn = posterior.sample(held, problem, 1, self.seed, numbers)[0]
             measured = float(problem.measurements(held).sum())
             square += measured * chi2(drawn, held, problem)
             total += measured * evidence_bound(prior, posterior, held, problem, noise)
-            numbers += measured
-        full = self.problem.bind(rows.tolist(), self.shape).to(device)
+            values += measured
+        full = self.problem.bind(index.tolist(), self.shape).to(device)
         return {
             "measurement_swd": measurement_swd(torch.cat(x), y, full, noise),
-            "chi2": square / numbers,
-            "elbo": total / numbers,
+            "chi2": square / values,
+            "elbo": total / values,
         }
 
 
 def preferred(figures: dict[str, float], to: dict[str, float]) -> bool:
-    """Whether weights with these figures are kept rather than those with others."""
+    """Whether weights with these results of the checks are better than those with others."""
     return figures["elbo"] > to["elbo"]
 
 
 def measurement_swd(x: Tensor, y: Tensor, problem: Problem, noise: torch.Generator) -> float:
-    """Distance of re-corrupted images x (B, C, H, W) from measurements y (B, ...).
+    """Compute the sliced Wasserstein distance of corrupted images from measurements.
 
     Args:
-        problem: Bound to the rows of both.
+        x: Images (B, C, H, W), which are corrupted afresh.
+        y: Measurements (B, ...).
+        problem: The problem, bound to the images of both.
+        noise: Source of the noise.
+
+    Returns:
+        The distance, in the unit of images.
     """
     clean = problem.A(x)
     extra = torch.randn(clean.shape, generator=noise, device=noise.device)
@@ -131,7 +155,20 @@ def measurement_swd(x: Tensor, y: Tensor, problem: Problem, noise: torch.Generat
 
 
 def chi2(x: Tensor, y: Tensor, problem: Problem) -> float:
-    """Chi-square for each number measured, of images x (B, C, H, W) for measurements y."""
+    r"""Compute :math:`\lVert y - A x \rVert^2 / (d_y \sigma_y^2)`, averaged over images.
+
+    Args:
+        x: Images (B, C, H, W).
+        y: Their measurements (B, ...).
+        problem: The problem, bound to these images.
+
+    Returns:
+        A number near 1 for posterior samples.
+
+    >>> problem = Problem("identity", noise=0.1).bind(range(2), (1, 4, 4))
+    >>> round(chi2(torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), 0.1), problem), 4)
+    1.0
+    """
     square = problem.residual(x, y).square().sum()
     return float(square / (problem.sigma**2 * problem.measurements(y).sum()))
 
@@ -140,7 +177,15 @@ def chi2(x: Tensor, y: Tensor, problem: Problem) -> float:
 def evidence_bound(
     prior: Prior, posterior: Posterior, y: Tensor, problem: Problem, noise: torch.Generator
 ) -> float:
-    """Lower bound of the mean log p(y), in nats for each number measured."""
+    """Estimate a lower bound of the mean log p(y), in nats for each value measured.
+
+    Args:
+        prior: The prior; an object with `nelbo`.
+        posterior: The posterior.
+        y: Measurements (B, ...).
+        problem: The problem, bound to these images.
+        noise: Source of all draws.
+    """
     context = posterior.context(y, problem)
     z = torch.randn(context.mean.shape, generator=noise, device=noise.device)
     x = posterior.transform(z, context)[0]

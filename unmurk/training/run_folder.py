@@ -1,0 +1,144 @@
+"""The run folder: settings, fingerprint and format in `config.json`, and the learned models.
+
+==================  ==============================================================================
+`config.json`       format, method and options, settings, problem, data fingerprint, versions
+`prior/`            the prior; a `DDPMPipeline` folder of diffusers for networks of a preset
+`posterior/`        the posterior
+`state/`            the checkpoint
+`metrics.jsonl`     losses and checks
+==================  ==============================================================================
+
+The format of a run folder is a number. It changes whenever a folder of an older version can no
+longer be read, and a folder of another format is refused in one line.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .. import __version__
+from ..bounds import shown
+from ..devices import default_device, device_kind
+from ..errors import InputError
+from ..io.atomic import place_folder, unwritable, write
+from ..io.datasets import Source
+from ..io.json_files import read_object
+
+__all__ = ["FORMAT", "fingerprint", "open_run", "read_config", "save_model"]
+
+FORMAT = 1
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read the settings of a run.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        What its config.json holds.
+
+    Raises:
+        InputError: There is none, it cannot be read, or the folder has another format.
+    """
+    config = read_object(Path(folder) / "config.json")
+    found = config.get("format")
+    if type(found) is not int or found != FORMAT:
+        versions = config.get("versions")
+        writer = versions.get("unmurk") if isinstance(versions, dict) else None
+        text = "no format number" if found is None else f"format {shown(found)}"
+        by = "another version" if writer is None else f"version {shown(writer)}"
+        raise InputError(
+            f"{folder} is a run folder with {text}, written by {by} of unmurk, and this version "
+            f"reads format {FORMAT}: use that version, or learn again into another folder"
+        )
+    return config
+
+
+def open_run(folder: Path, config: dict[str, Any]) -> None:
+    """Start a run folder, or check that an existing one belongs to the same run.
+
+    Args:
+        folder: The run folder.
+        config: Everything that tells this run from others.
+
+    Raises:
+        InputError: The folder holds another run or other files, has another format, or cannot be
+            written.
+    """
+    path = folder / "config.json"
+    try:
+        if path.exists():
+            _check_same(folder, read_config(folder), config)
+            return
+        if folder.exists() and any(not p.name.startswith(".unmurk-") for p in folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no run: give another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot use {folder} as a run folder: {error}") from error
+    versions = {
+        "unmurk": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device_kind(default_device()),
+    }
+    text = json.dumps({"format": FORMAT, **config, "versions": versions}, indent=2) + "\n"
+    write(path, text.encode())
+
+
+def _check_same(folder: Path, old: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise InputError if a folder holds another run; warn if it was begun on another device."""
+    for key, value in config.items():
+        if old.get(key) != value:
+            raise InputError(
+                f"{folder} holds a run with another {_difference(key, old.get(key), value)}: "
+                "give another folder, or the same settings to continue it"
+            )
+    versions = old.get("versions")
+    first = versions.get("device") if isinstance(versions, dict) else None
+    here = device_kind(default_device())
+    if first not in (None, here):
+        print(
+            f"{folder} was started on {first} and continues on {here}: it will not end bit for bit"
+            " as on one of them",
+            file=sys.stderr,
+        )
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    """Return the name of what differs: that of the option, if it is one of the options."""
+    if key != "options" or not isinstance(old, dict):
+        return key
+    return next((name for name, value in new.items() if old.get(name) != value), key)
+
+
+def fingerprint(y: Tensor | Source) -> dict[str, Any]:
+    """Return shape and hash of measurements, which tell one data set from another."""
+    if isinstance(y, Source):
+        return y.fingerprint()
+    digest = hashlib.sha256(y.contiguous().cpu().numpy().data).hexdigest()  # no copy
+    return {"shape": list(y.shape), "sha256": digest}
+
+
+def save_model(folder: Path, model: Any) -> None:
+    """Write the files of a model beside the old ones, then put them in their places.
+
+    Args:
+        folder: The folder of the model.
+        model: An object with `save(folder)`.
+
+    Raises:
+        InputError: The files cannot be written.
+    """
+    try:
+        with place_folder(folder) as part:
+            model.save(part)
+    except SafetensorError as error:
+        raise unwritable(folder, error) from error
