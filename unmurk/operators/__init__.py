@@ -47,7 +47,7 @@ from .resample import AverageDown, BicubicDown
 from .sensing import StructuredSensing
 from .strokes import FreeformInpaint
 
-__all__ = ["FAMILIES", "Compose", "Operator", "as_operator", "parse"]
+__all__ = ["FAMILIES", "Compose", "Operator", "as_operator", "operator", "parse"]
 
 LONGEST = 16384  # characters of a text form: several long paths
 
@@ -147,3 +147,6 @@ def as_operator(obj: Any) -> Operator:
         f"an operator is a text such as 'identity', a matrix, an object with A(x) or a function,"
         f" not {type(obj).__name__}"
     )
+
+
+operator = as_operator  # its public name: unmurk.operator
