@@ -218,15 +218,22 @@ class Prior(nn.Module):
     )
     @torch.no_grad()
     def sample(
-        self, n: int, steps: int = 24, seed: int = 0, batch: int = 256, sigma_max: float = 20.0
+        self,
+        n: int,
+        steps: int = 24,
+        seed: int = 0,
+        batch: int = 256,
+        sigma_max: float = 20.0,
+        first: int = 0,
     ) -> Tensor:
         """New images, (n, C, H, W), by Heun's method (arXiv 2206.00364, Algorithm 1).
 
         Args:
             steps: Noise levels; the network runs 2 steps - 1 times.
-            seed: Image i depends on (seed, i) only.
+            seed: Image i depends on (seed, first + i) only.
             batch: Most images drawn together; fewer if they are large.
             sigma_max: First level, if the network knows one so high; else its highest.
+            first: Number of the first image, to draw a large set in parts.
 
         Raises:
             InputError: n below 1, or more images than fit this machine's memory.
@@ -241,7 +248,7 @@ class Prior(nn.Module):
         sigmas = karras(steps, min(sigma_max, self.sigma_max), self.sigma_min)
         done, batch = [], min(batch, self.together(self.shape[1] * self.shape[2]))
         for start in range(0, n, batch):
-            index = range(start, min(start + batch, n))
+            index = range(first + start, first + min(start + batch, n))
             streams = PerImageGenerator(seed, index, device=self.log_levels.device)
             x = 0.5 + float(sigmas[0]) * streams.randn(*self.shape)
             done.append(heun(self.denoise, x, sigmas))

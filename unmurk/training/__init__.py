@@ -6,7 +6,7 @@ from .ambientflow import AmbientFlow
 from .baselines import Clean
 from .em import Em, Rounds
 from .flowdiff import FlowDiff, Recipe
-from .learn import METHODS, learn
+from .learn import METHODS, configure, learn
 from .noisy import Noisy
 from .sure import Sure
 from .trainer import Method, Settings, Trainer
@@ -26,5 +26,6 @@ __all__ = [
     "Source",
     "Sure",
     "Trainer",
+    "configure",
     "learn",
 ]

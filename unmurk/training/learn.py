@@ -14,7 +14,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import __version__
-from ..bounds import check_fields
+from ..bounds import Real, Whole, check_fields
 from ..devices import default_device, device_kind
 from ..diffusion.prior import Prior
 from ..errors import InputError
@@ -54,7 +54,7 @@ from .sure import Sure
 from .trainer import Method, Settings, Trainer
 from .validation import Checks
 
-__all__ = ["METHODS", "Recipe", "Rounds", "Settings", "Source", "learn"]
+__all__ = ["METHODS", "Recipe", "Rounds", "Settings", "Source", "configure", "learn"]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "flowdiff": FlowDiff,
@@ -250,6 +250,72 @@ def _options(method: str) -> dict[str, Any]:
     names = [name for name in inspect.signature(own).parameters if name not in GIVEN]
     hints = get_type_hints(own)
     return {name: hints[name] for name in names}
+
+
+def configure(method: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Parse options of a method, each as the type that it is declared with.
+
+    Args:
+        method: A name in `METHODS`.
+        texts: Options by name. "recipe.steps" is the field `steps` of the option `recipe`.
+
+    Returns:
+        The options, to be passed to `learn`.
+
+    Raises:
+        InputError: The method or an option is unknown, or a value is of another type.
+
+    >>> configure("ambient", {"delta": "0.2"})
+    {'delta': 0.2}
+    """
+    if method not in METHODS:
+        raise InputError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
+    known = _options(method)
+    found: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for key, text in texts.items():
+        name, _, field = key.partition(".")
+        kind = _kind(known.get(name))
+        inner = get_type_hints(kind) if is_dataclass(kind) else {}
+        names = [
+            f"{name}.{field}"
+            for name, declared in known.items()
+            for field in (get_type_hints(_kind(declared)) if is_dataclass(_kind(declared)) else ())
+        ] + [name for name, declared in known.items() if not is_dataclass(_kind(declared))]
+        if key not in names:
+            listed = f"it takes {', '.join(names)}" if names else "it has none"
+            raise InputError(f"{method} has no option '{key}': {listed}")
+        if field:
+            parts.setdefault(name, {})[field] = _parsed(key, text, _kind(inner[field]))
+        else:
+            found[name] = _parsed(key, text, kind)
+    for name, values in parts.items():
+        found[name] = _kind(known[name])(**values)
+    if "solver" in found:
+        from ..solvers import Draws
+
+        found["solver"] = Draws(found["solver"], steps=16)
+    _check(method, found)
+    return found
+
+
+def _kind(declared: Any) -> Any:
+    """A declared type without None."""
+    parts = [part for part in get_args(declared) if part is not type(None)]
+    return parts[0] if type(None) in get_args(declared) and len(parts) == 1 else declared
+
+
+def _parsed(key: str, text: str, kind: Any) -> Any:
+    """A value of a type from its text."""
+    if kind is bool and text in ("true", "false"):
+        return text == "true"
+    if kind is int:
+        return Whole(0, 10**9).parse(f"option {key}", text)
+    if kind is float:
+        return Real(0, 1e9).parse(f"option {key}", text)
+    if kind is bool:
+        raise InputError(f"option {key} must be true or false, got '{text}'")
+    return text
 
 
 def _check(method: str, options: dict[str, Any]) -> None:
