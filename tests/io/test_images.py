@@ -337,7 +337,7 @@ def test_bad_writing(tmp_path):
         (dict(images=x / 0, out=tmp_path / "a"), "not finite"),
         (dict(images=x, out=tmp_path / "a", names=["a"], format="png"), "2 images but 1 names"),
         (dict(images=x, out=tmp_path / "a", names=["a", "../b"], format="png"), "'../b'"),
-        (dict(images=x, out=tmp_path / "a", names=["a", "a"], format="png"), "differ"),
+        (dict(images=x, out=tmp_path / "a", names=["a", "a"], format="png"), "called a"),
         (dict(images=x, out=tmp_path / "a.png"), "one image, not 2"),
         (dict(images=x.expand(-1, 2, -1, -1), out=tmp_path / "a", format="png"), "channels"),
         (dict(images=x.expand(-1, 3, -1, -1), out=tmp_path / "a", format="idx"), "channels"),

@@ -270,8 +270,8 @@ class Stack(Pages):
 
     def inverted(self, pixels: np.ndarray) -> np.ndarray:
         """Exchange black and white; the map is its own inverse."""
-        top = 2**self.bits - 1 if self.bits else np.iinfo(pixels.dtype).max
-        return np.asarray(pixels.dtype.type(top) - pixels)
+        white = 2**self.bits - 1 if self.bits else np.iinfo(pixels.dtype).max
+        return np.asarray(pixels.dtype.type(white) - pixels)
 
     def _page(self, part: int, plane: int) -> Any:
         """Return a page of a series; None where one page describes all of them."""
