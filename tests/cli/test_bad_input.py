@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from unmurk.cli import main as cli
+from unmurk.cli.arguments import explain
+from unmurk.cli.commands import COMMANDS
 from unmurk.flows.posterior import Posterior
 
 
@@ -317,24 +319,44 @@ def test_one_line_and_nothing_left(case, tmp_path, capsys):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["corrupt", "x.npy", "--out", "y.npy", "--nose", "0.1"],
-        ["corrupt", "x.npy"],
-        ["learn", "x.npy", "--out", "run", "--noise", "loud"],
-        ["learn", "x.npy", "--out", "run", "--network", "huge"],
-        ["smudge"],
-        [],
-    ],
-    ids=" ".join,
-)
-def test_options_that_do_not_parse(argv, tmp_path, capsys, monkeypatch):
+WRONG = [
+    ("corrupt x.npy --out y.npy --nose 0.1", "no option --nose (did you mean --noise?)"),
+    ("corrupt x.npy", "corrupt needs --out"),
+    ("solve x.npy --out y.npy", "solve needs --prior and --operator and --noise"),
+    ("learn x.npy --out run --network huge", "--network is 'huge': choose one of tiny, small"),
+    ("corrupt x.npy --out y.npy --seed abc", "--seed must be a whole number from 0 to"),
+    ("learn x.npy --out y --kimg=fast", "--kimg must be a number from 0.001"),
+    ("solve x.npy --out y --range 1", "--range needs 2 values: write --range BLACK WHITE"),
+    ("evaluate x.npy y.npy --range a b", "--range must be a number, got 'a'"),
+    ("corrupt a b --out y", "takes DATA, and 'b' is one too many"),
+    ("demo extra", "'extra' is one too many"),
+    ("corrupt x.npy --out", "--out needs a value: write --out PATH"),
+    ("corrupt x.npy --json=true --out y", "--json takes no value, got 'true'"),
+    ("sample --prior digits --out y -n x", "--n must be a whole number from 1"),
+    ("smudge", "unknown command 'smudge': choose one of demo, learn"),
+    ("corupt x", "did you mean corrupt?"),
+    ("--out y", "a command is missing"),
+    ("", "a command is missing"),
+]
+
+
+@pytest.mark.parametrize("text, part", WRONG)
+def test_options_that_do_not_parse(text, part, tmp_path, capsys, monkeypatch):
+    """One line that says what is wrong and where."""
     monkeypatch.chdir(tmp_path)
-    assert cli.main(argv) == 2
+    assert cli.main(text.split()) == 2
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err
+    (line,) = shown.err.splitlines()
+    assert shown.out == "" and line.startswith("unmurk: ") and part in line
     assert not list(tmp_path.iterdir())
+
+
+def test_what_only_the_parser_knows_is_one_line_too():
+    """A mistake that the walk over the arguments does not find: tyro's words, without its box."""
+    box = "╭─ Odd ───────────╮\n│ Something is odd │\n│ ──────────────── │\n╰────────────────╯"
+    said = explain(COMMANDS, ["demo"], box)
+    assert said.startswith("demo: ") and "Something is odd" in said and "\n" not in said
+    assert "unmurk demo --help" in said
 
 
 def test_skip_bad_leaves_out_and_lists(tmp_path, capsys):

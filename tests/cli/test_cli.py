@@ -15,8 +15,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from unmurk.cli import commands, commands_restore, demo
+from unmurk.cli import commands, demo
 from unmurk.cli import main as cli
+from unmurk.cli.commands import restoring
 from unmurk.diffusion.prior import Prior
 from unmurk.evaluation import metrics
 from unmurk.flows.posterior import Posterior
@@ -170,7 +171,7 @@ def test_evaluate_scores_images_where_they_are_placed(data, tmp_path, capsys, mo
         given.extend(things)
         return [things[1] - 0.3, things[1] - 0.2]
 
-    monkeypatch.setattr("unmurk.cli.commands.place", place)
+    monkeypatch.setattr("unmurk.cli.commands.evaluate.place", place)
     assert unmurk("evaluate", shifted, data, "--json") == 0
     assert [tuple(thing.shape) for thing in given] == [(5, 1, *np.load(data).shape[1:])] * 2
     torch.testing.assert_close(given[0] - given[1], torch.full_like(given[0], 0.1))
@@ -221,14 +222,12 @@ def test_restore_is_the_posterior_of_the_runs_problem(data, trained, tmp_path, c
 
 def test_given_parts_replace_the_runs_problem(trained):
     """--operator and --noise stand in for what the run was trained with, each alone."""
-    trained_with = commands_restore.trained_problem(str(trained), None, None)
+    trained_with = restoring.trained_problem(str(trained), None, None)
     assert trained_with == Problem("inpaint:random,keep=0.5", 0.1)
-    assert commands_restore.trained_problem(str(trained), None, 0.0) == Problem(
+    assert restoring.trained_problem(str(trained), None, 0.0) == Problem(
         "inpaint:random,keep=0.5", 0.0
     )
-    assert commands_restore.trained_problem(str(trained), "identity", None) == Problem(
-        "identity", 0.1
-    )
+    assert restoring.trained_problem(str(trained), "identity", None) == Problem("identity", 0.1)
 
 
 def test_solve_is_the_library_call(data, trained, tmp_path, capsys):

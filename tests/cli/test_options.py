@@ -1,12 +1,18 @@
-"""What commands share: options of solvers as text."""
+"""What commands share: options of solvers and learners as text."""
 
+import json
+import re
 from dataclasses import fields
 from typing import get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 
+from unmurk.cli.main import main
 from unmurk.cli.options import solver_options
+from unmurk.errors import InputError
 from unmurk.solvers import METHODS, PRESETS
+from unmurk.training import configure
 
 KINDS = [(name, None, solver) for name, solver in METHODS.items()]
 KINDS += [(name, preset, solver) for (name, preset), solver in PRESETS.items()]
@@ -31,3 +37,51 @@ def test_every_option_of_every_solver_can_be_written(name, preset, solver):
         assert found == wanted, option.name
         if get_origin(hints[option.name]) is None and option.default is not None:
             assert type(found) is type(option.default), option.name
+
+
+# -- learners -------------------------------------------------------------------------------------
+
+
+def given(method, **texts):
+    return configure(method, texts)
+
+
+def test_options_of_learners_are_read_as_their_types():
+    assert given("ambient", delta="0.2") == {"delta": 0.2}
+    assert given("flowdiff", objective="elbo") == {"objective": "elbo"}
+    recipe = configure("flowdiff", {"recipe.steps": "8", "recipe.flow": "0.9"})["recipe"]
+    assert (recipe.steps, recipe.flow) == (8, 0.9)
+    assert configure("em", {"rounds.images": "64"})["rounds"].images == 64
+    assert configure("ambientflow", {"draws": "4", "bound": "importance"})["draws"] == 4
+
+
+@pytest.mark.parametrize(
+    "method, texts, part",
+    [
+        ("ambient", {"zeta": "1"}, "zeta"),
+        ("flowdiff", {"recipe.zeta": "1"}, "recipe.zeta"),
+        ("ambient", {"delta": "wide"}, "delta"),
+        ("flowdiff", {"recipe.steps": "1.5"}, "recipe.steps"),
+        ("flowdiff", {"recipe.flow": "7"}, "flow"),
+        ("flowdiff", {"objective": "best"}, "objective"),
+        ("noisy", {"delta": "1"}, "delta"),
+    ],
+)
+def test_options_of_learners_that_do_not_fit(method, texts, part):
+    with pytest.raises(InputError, match=part):
+        configure(method, texts)
+
+
+@pytest.mark.slow
+def test_learn_takes_options_of_its_method(tmp_path, capsys):
+    """They are in the run's config.json; a wrong one is one line, and nothing is left."""
+    np.save(tmp_path / "y.npy", np.random.default_rng(0).uniform(0, 1, (8, 8, 8)).astype("f4"))
+    argv = ["learn", "y.npy", "--noise", "0.1", "--kimg", "0.064", "--precision", "fp32"]
+    argv = [str(tmp_path / a) if a == "y.npy" else a for a in argv]
+    argv += ["--out", str(tmp_path / "run")]
+    assert main([*argv, "--method", "flowdiff", "--option", "recipe.zeta=1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "recipe.zeta" in line and not (tmp_path / "run").exists()
+    assert main([*argv, "--method", "flowdiff", "--option", "recipe.steps=4"]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert "4" in re.findall(r'"steps": (\d+)', json.dumps(config))

@@ -11,9 +11,9 @@ from PIL import Image
 
 from tests.device_cases import BLUR, MASK, PROBLEMS, SIDE, SMALLEST, images, smooth
 from unmurk import devices, gaussian
-from unmurk.cli import commands
+from unmurk.cli.commands import evaluate
+from unmurk.cli.data import place
 from unmurk.cli.main import main
-from unmurk.cli.options import place
 from unmurk.diffusion.networks import PRESETS
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
@@ -69,11 +69,11 @@ def test_cuda_or_the_cpu_unless_another_is_asked_for(monkeypatch):
 def test_evaluate_works_where_the_other_commands_do(monkeypatch, tmp_path):
     """Its images and samples go through `place`."""
     placed = []
-    monkeypatch.setattr(commands, "place", lambda *t: placed.append(len(t)) or list(t))
+    monkeypatch.setattr(evaluate, "place", lambda *t: placed.append(len(t)) or list(t))
     np.save(tmp_path / "x.npy", images(4).repeat(1, 1, 2, 2).numpy())
     np.save(tmp_path / "s.npy", images(8).repeat(1, 1, 2, 2).view(2, 4, 1, 16, 16).numpy())
     x = tmp_path / "x.npy"
-    commands.Evaluate(x, x, samples=tmp_path / "s.npy").run()
+    evaluate.Evaluate(x, x, samples=tmp_path / "s.npy").run()
     assert placed == [2, 1]
 
 

@@ -160,16 +160,12 @@ from unmurk.__main__ import main
 sys.argv = ["unmurk", "sample", "--prior", "digits", "--out", "new/z", "-n", "100000"]
 sys.exit(main())
 """  # it would take hours
-    early = module in ("tyro", "unmurk.cli.commands")
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=False, timeout=60
     )
-    if early and name == "SIGTERM":  # nothing has begun: the system ends the program
-        assert done.returncode == -signal.SIGTERM
-    else:
-        assert done.returncode == 130
-        assert done.stderr.startswith(b"unmurk: interrupted")
-    assert len(done.stderr.splitlines()) <= 1 and left(here) == ["y.npy"]
+    assert done.returncode == 130
+    assert done.stderr.startswith(b"unmurk: interrupted")
+    assert len(done.stderr.splitlines()) == 1 and left(here) == ["y.npy"]
 
 
 def test_handlers_are_given_back(here):
@@ -197,7 +193,7 @@ def test_names_do_not_reach_the_terminal_raw(here, capsys):
         ["corrupt", EVIL, "--out", "z.npy"],
         ["corrupt", "D", "--out", f"D/{EVIL}"],
         ["corrupt", "D", "--noise", EVIL, "--out", "z.npy"],
-        ["smudge", EVIL],
+        [f"smudge-{EVIL}"],
         ["corrupt", "D", "--out", "z.npy", f"--{EVIL}"],
     ):
         assert unmurk(*argv) == 2

@@ -88,7 +88,7 @@ REFUSED: list[tuple[str, str, list[str], str]] = [
     ("y.npy", "hard.npy", [], "is the input"),
     ("y.npy", "nothing.npy", [], "link to nothing"),
     ("y.npy", "mask.npy", ["--operator", MASK], "is the input mask.npy"),
-    ("y.npy", "one.npy", [], "is there already"),
+    ("y.npy", "one.npy", [], " exists"),
     ("y.npy", "", [], "--out is empty"),
 ]
 COMMANDS: dict[str, list[str]] = {
@@ -179,7 +179,7 @@ def test_arrays_beside_a_result_are_looked_at_first(here, run, capsys, monkeypat
     (here / "x-std.npy").write_bytes((here / "y.npy").read_bytes())
     argv = ["--prior", run, "--operator", "identity", "--noise", "0.1", "--std", "--out", "x.npy"]
     before = tree(here)
-    for data, said in (("y.npy", "is there already"), ("x-std.npy", "is an input")):
+    for data, said in (("y.npy", " exists"), ("x-std.npy", "is an input")):
         assert unmurk("restore", data, *argv, "--samples", 2) == 2
         assert said in capsys.readouterr().err
         assert tree(here) == before
@@ -235,7 +235,7 @@ def test_the_same_command_finds_its_own(here, run, capsys, monkeypatch):
     np.save(here / "x.npy", data + 1)  # edited by hand
     np.save(here / "y.npy", np.load(here / "y.npy") * 0.5)  # and another input
     assert unmurk(*argv) == 2
-    assert "was changed after unmurk had made it" in capsys.readouterr().err
+    assert "was changed after unmurk made it" in capsys.readouterr().err
     assert np.array_equal(np.load(here / "x.npy"), data + 1)
 
 

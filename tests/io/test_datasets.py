@@ -10,7 +10,6 @@ import torch
 from tests.training.test_learn import TINY
 from unmurk.cli import main as cli
 from unmurk.errors import InputError
-from unmurk.io import datasets as source
 from unmurk.io.datasets import (
     Array,
     Batches,
@@ -92,7 +91,7 @@ def test_bad_pictures_are_left_out_or_named(tmp_path):
     assert torch.equal(found[torch.arange(4)], expected.images)
     assert found.skipped == expected.skipped
     careless = open_source(folder)
-    for row, words in [(1, "cannot read .*00001"), (4, "00004.png is 4x8 grey 8-bit, others")]:
+    for row, words in [(1, "cannot read .*00001"), (4, "00004.png is 4x8 gray 8-bit, others")]:
         with pytest.raises(InputError, match=words):
             careless[torch.tensor([row])]
 
@@ -179,10 +178,10 @@ def test_a_large_set_is_streamed_with_the_same_result(tmp_path, capsys, monkeypa
     (folder / "00042.png").write_bytes(b"broken")
     argv = ["learn", str(folder), "--noise", "0.1", "--simulate", "--kimg", "0.1"]
     argv += ["--precision", "fp32", "--method", "noisy", "--skip-bad", "--json"]
-    monkeypatch.setattr("unmurk.cli.commands._page", lambda run: run)
+    monkeypatch.setattr("unmurk.cli.commands.report.page_of", lambda run: run)
     found = {}
     for name in ("held", "streamed"):
-        monkeypatch.setattr(source, "HELD", 2**30 if name == "held" else 0)
+        monkeypatch.setattr("unmurk.io.source.HELD", 2**30 if name == "held" else 0)
         assert large(folder) == (name == "streamed")
         assert cli.main([*argv, "--out", str(tmp_path / name)]) == 0
         shown = capsys.readouterr()

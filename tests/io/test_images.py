@@ -233,7 +233,7 @@ def test_limit_and_channels(tmp_path):
     np.save(tmp_path / "a.npy", pixels(9, 6, 5, 3))
     found = load_images(tmp_path / "a.npy", limit=4, channels=3)
     assert len(found) == 4 and found.names == ["00000", "00001", "00002", "00003"]
-    with pytest.raises(InputError, match="3 channels where 1"):
+    with pytest.raises(InputError, match="expected images of 1 channels in .*, got 3"):
         load_images(tmp_path / "a.npy", channels=1)
     with pytest.raises(InputError, match="limit"):
         load_images(tmp_path / "a.npy", limit=0)
@@ -281,11 +281,11 @@ def test_bad_folders(tmp_path):
     write_png(tmp_path / "a.png", pixels(4, 5))
     write_png(tmp_path / "b.png", pixels(5, 4))
     message = refused(tmp_path)
-    assert all(part in message for part in ("a.png", "4x5 grey 8-bit", "b.png", "5x4 grey 8-bit"))
+    assert all(part in message for part in ("a.png", "4x5 gray 8-bit", "b.png", "5x4 gray 8-bit"))
     write_png(tmp_path / "b.png", pixels(4, 5, 3))
     assert "4x5 RGB 8-bit" in refused(tmp_path)
     write_png(tmp_path / "b.png", pixels(4, 5, dtype="uint16"))
-    assert "4x5 grey 16-bit" in refused(tmp_path)
+    assert "4x5 gray 16-bit" in refused(tmp_path)
     (tmp_path / "b.png").write_bytes(b"\x89PNG and then nonsense")
     assert "b.png" in refused(tmp_path)
     (tmp_path / "a.png").write_bytes(b"")
@@ -326,18 +326,18 @@ def test_bad_arrays(tmp_path):
     (tmp_path / "e.idx").write_bytes(b"\0\0\x08\x03\0")
     assert "cut short" in refused(tmp_path / "e.idx")
     (tmp_path / "x.csv").write_text("1,2")
-    assert "unknown type" in refused(tmp_path / "x.csv")
+    assert "type of file is unknown" in refused(tmp_path / "x.csv")
 
 
 def test_bad_writing(tmp_path):
     x = torch.zeros(2, 1, 4, 4)
     cases = [
-        (dict(images=x, out=tmp_path / "a", format="gif"), "unknown format"),
+        (dict(images=x, out=tmp_path / "a", format="gif"), "is unknown"),
         (dict(images=x[0], out=tmp_path / "a"), "(N, C, H, W)"),
         (dict(images=x / 0, out=tmp_path / "a"), "not finite"),
         (dict(images=x, out=tmp_path / "a", names=["a"], format="png"), "2 images but 1 names"),
         (dict(images=x, out=tmp_path / "a", names=["a", "../b"], format="png"), "'../b'"),
-        (dict(images=x, out=tmp_path / "a", names=["a", "a"], format="png"), "differ"),
+        (dict(images=x, out=tmp_path / "a", names=["a", "a"], format="png"), "called a"),
         (dict(images=x, out=tmp_path / "a.png"), "one image, not 2"),
         (dict(images=x.expand(-1, 2, -1, -1), out=tmp_path / "a", format="png"), "channels"),
         (dict(images=x.expand(-1, 3, -1, -1), out=tmp_path / "a", format="idx"), "channels"),

@@ -188,13 +188,13 @@ def test_bad_stacks(tmp_path):
     tifffile.imwrite(path, numbers(33, 40, dtype="int16"), photometric="miniswhite")
     assert "MinIsWhite" in refused(path)
     tifffile.imwrite(path, numbers(3, 33, 40, 3), metadata={"axes": "CYXS"}, photometric="rgb")
-    assert "not clear what is a channel" in refused(path)
+    assert "which axis holds the channels" in refused(path)
     tifffile.imwrite(path, numbers(33, 40, 2), metadata={"axes": "YXC"})
     assert "not pages of Y and X" in refused(path)
     with tifffile.TiffWriter(path) as writer:
         for side in (8, 16):
             writer.write(numbers(side, 8), photometric="minisblack", metadata=None)
-    assert "8x8 grey uint16, page 1 is 16x8" in refused(path)
+    assert "8x8 gray uint16, page 1 is 16x8" in refused(path)
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):

@@ -46,7 +46,7 @@ def test_a_full_disk_stops_a_run_whose_last_state_stays(tmp_path):
         trainer = Trainer(Meets(patch, call=31), Y, RUN, tmp_path / "cut", every=0.0, quiet=True)
         with pytest.raises(InputError) as raised:
             trainer.run()
-    assert "No space left on device; mend that and run the same command" in str(raised.value)
+    assert "No space left on device; correct that and run the same command" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert torch.load(tmp_path / "cut" / "state" / "latest.pt", weights_only=True)["step"] == 30
     assert sorted(p.name for p in (tmp_path / "cut" / "state").iterdir()) == ["latest.pt"]

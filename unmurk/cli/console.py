@@ -1,4 +1,4 @@
-"""Results as JSON, and as lines for a person."""
+"""Results as JSON values, and as lines for a person."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,11 @@ __all__ = ["escape", "lines", "plain"]
 
 
 def plain(value: Any) -> Any:
-    """The value in what JSON knows; a number that is not finite becomes None."""
+    """Convert a value to types of JSON; a number that is not finite becomes None.
+
+    >>> plain({"psnr": float("inf"), "out": Path("x.npy")})
+    {'psnr': None, 'out': 'x.npy'}
+    """
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -22,7 +26,13 @@ def plain(value: Any) -> Any:
 
 
 def lines(result: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """One line for every entry of a result that says something, without control characters."""
+    """Iterate over lines for the entries of a result, without control characters.
+
+    Entries that are None, and empty dicts, are left out.
+
+    >>> list(lines({"images": 5, "ssim": 0.91234}))
+    ['images     5', 'ssim       0.9123']
+    """
     for key, value in result.items():
         name = escape(key)
         if isinstance(value, dict):

@@ -2,9 +2,9 @@
 
 Arguments are parsed before anything heavy is imported, so that `--help` answers at once.
 
-Exit codes: 0 done; 2 bad input or options, or a system that does not let us read or write (one
-line on stderr, nothing left behind); 130 interrupted by Ctrl-C, SIGTERM or SIGHUP; 141 nobody
-reads what is printed.
+Exit codes: 0 success; 2 bad input or options, or a file that cannot be read or written (one line
+on stderr, nothing left behind); 130 interrupted by Ctrl-C, SIGTERM or SIGHUP; 141 nobody reads the
+output.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ import tyro
 from .. import __version__
 from ..errors import InputError
 from ..io.locks import local_rank, ranks
+from .arguments import explain
 from .commands import COMMANDS
 from .console import escape, plain
 
@@ -39,17 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The arguments after the program's name; None: those of the process.
+        argv: The arguments after the name of the program; None: those of the process.
 
     Returns:
         The exit code.
     """
-    if sys.stderr is None:  # it was closed; so is what Python would open in its place
+    if sys.stderr is None:  # it was closed, and Python opens nothing in its place
         sys.stderr = open(os.devnull, "w")
     if sys.stdout is None:
         return _stop("stdout is closed: redirect it, to /dev/null if nobody reads it", 2)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is written as \u2500
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # characters that the encoding lacks are written as \u2500
             stream.reconfigure(errors="backslashreplace")
     with _signals() as came:
         try:
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             if error.errno is None:
                 raise
-            code = _stop(_told(error), 2)
+            code = _stop(_one_line(error), 2)
         except Exception:
             if not came:  # libraries turn an interrupt into errors of their own
                 raise
@@ -84,11 +87,11 @@ def _main(argv: list[str]) -> int:
     command = _parse(argv)
     if isinstance(command, int):
         return command
-    ranks(), local_rank()  # wrong ones are told before anything is read
+    ranks(), local_rank()  # wrong ones are reported before anything is read
     command.check()
     with redirect_stdout(sys.stderr):
         result = command.run()
-    if not result:  # another process of the same run has it
+    if not result:  # another process of the same run has the result
         return 0
     if command.json:
         _print(json.dumps(plain(result)))
@@ -103,11 +106,10 @@ def _ends_empty(word: str) -> bool:
 
 
 def _parse(argv: list[str]) -> Any:
-    """The command with its options, or the exit code where there is none to run."""
+    """Return the command with its options, or the exit code of --help."""
     said = io.StringIO()
-    unsafe = any(escape(word) != word for word in argv)
     try:
-        with _stdout(), redirect_stderr(said) if unsafe else contextlib.nullcontext():
+        with _stdout(), redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="unmurk",
@@ -117,11 +119,11 @@ def _parse(argv: list[str]) -> Any:
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as end:
-        for line in said.getvalue().splitlines():
-            print(escape(line), file=sys.stderr)
-        with _stdout():  # of --help
+        if end.code:
+            raise InputError(explain(COMMANDS, argv, said.getvalue())) from end
+        with _stdout():  # flush the text of --help
             pass
-        return int(end.code or 0)
+        return 0
 
 
 def _print(text: str) -> None:
@@ -131,7 +133,7 @@ def _print(text: str) -> None:
 
 @contextmanager
 def _stdout() -> Iterator[None]:
-    """Says what is wrong where stdout cannot be written to."""
+    """Report if stdout cannot be written to."""
     try:
         yield
         sys.stdout.flush()
@@ -140,24 +142,26 @@ def _stdout() -> Iterator[None]:
     except OSError as error:
         _drop_stdout()
         why = error.strerror or error
-        raise InputError(f"cannot write to stdout: {why}; files that were written stay") from error
+        raise InputError(
+            f"cannot write to stdout: {why}; the files that were written stay"
+        ) from error
 
 
 def _drop_stdout() -> None:
-    """Lets what is left in the buffer go nowhere, so that Python's own end is quiet too."""
+    """Discard the buffer of stdout, so that Python prints no error at its end."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _told(error: OSError) -> str:
-    """An error of the system in a line."""
+def _one_line(error: OSError) -> str:
+    """Return an error of the system as one line."""
     name = "the output" if error.filename is None else os.fsdecode(error.filename)
     return f"cannot {'write' if error.errno in UNWRITABLE else 'use'} {name}: {error.strerror}"
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Makes signals that ask to end raise KeyboardInterrupt; gives the list of those that came."""
+    """Make signals that ask to end raise KeyboardInterrupt; return the list of those that came."""
     came: list[int] = []
     ended = threading.Event()
 
@@ -195,8 +199,8 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _busy(frame: FrameType | None) -> bool:
-    """Whether a module is being imported, which libraries answer with an abort, or what a failed
-    command made is being removed."""
+    """Whether an interrupt has to wait: during an import, where libraries would abort, and while
+    the files of a failed command are removed."""
     while frame is not None:
         code = frame.f_code
         if code.co_filename.startswith("<frozen importlib") or code.co_name in CLEANING:
@@ -206,8 +210,8 @@ def _busy(frame: FrameType | None) -> bool:
 
 
 def _is_usual(handler: Any) -> bool:
-    """Whether a signal is handled as at the start; others, such as SIG_IGN of nohup, stay."""
-    at_start = getattr(handler, "__name__", "") == "end_at_once"  # of __main__
+    """Whether a handler is that of the start; others, such as SIG_IGN of nohup, stay."""
+    at_start = getattr(handler, "__name__", "") == "end_at_once"  # in __main__
     return at_start or handler in (signal.SIG_DFL, signal.default_int_handler)
 
 
@@ -216,6 +220,6 @@ def _interrupted() -> int:
 
 
 def _stop(message: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # nobody to tell
+    with contextlib.suppress(OSError):  # stderr is closed
         print("unmurk: " + escape(message.strip()), file=sys.stderr, flush=True)
     return code

@@ -1,24 +1,17 @@
-"""What the options of several commands share, and what every command has."""
+"""Options that several commands share, and the base class of the commands."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 
 from ..bounds import SEED, Real, Whole, check_fields
 from ..errors import InputError
+from ..io.packaged import SETS, packaged
 from .console import escape, lines, plain
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..io.images import ImageSet
-    from ..io.scale import Span, Spans
-    from ..problem import Problem
 
 __all__ = [
     "FILES",
@@ -28,215 +21,170 @@ __all__ = [
     "Command",
     "Corrupted",
     "Json",
-    "MaybeFloat",
     "MaybeInt",
     "MaybePath",
     "MaybeRange",
     "MaybeText",
+    "MaybeTile",
     "NanOption",
+    "Options",
     "Seed",
     "SkipBad",
     "Text",
-    "images_of",
     "job_of",
-    "place",
-    "problem_of",
-    "run_span",
+    "pairs",
     "solver_options",
 ]
 
-FILES = "a folder of PNG, JPEG or TIFF pictures, one picture, or a .npy, .npz or idx file."
+FILES = (
+    "a folder of PNG, JPEG or TIFF pictures, one picture, a .npy, .npz or idx file, or the name "
+    f"of a set in the package ({', '.join(SETS)})."
+)
 Corrupted = Annotated[Positional[Path], arg(metavar="DATA", help=f"The corrupted images: {FILES}")]
 Clean = Annotated[Positional[Path], arg(metavar="DATA", help=f"Clean images: {FILES}")]
 Text = Annotated[str, arg(metavar="TEXT")]
 MaybeText = Annotated[str | None, arg(metavar="TEXT")]
-MaybeFloat = Annotated[float | None, arg(metavar="FLOAT")]
 MaybeInt = Annotated[int | None, arg(metavar="INT")]
 MaybePath = Annotated[Path | None, arg(metavar="PATH")]
+Options = Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")]
 AnyPrior = Annotated[
     str,
     arg(
         metavar="TEXT",
-        help="Run folder, folder or Hub name (owner/name) of an unconditional diffusers pipeline, "
-        "guided-diffusion checkpoint (adm:ffhq256:FILE, adm:imagenet256:FILE), or digits (in the "
-        "package).",
+        help="A run folder; a folder or the Hub name (owner/name) of an unconditional diffusers "
+        "pipeline; a guided-diffusion checkpoint (adm:ffhq256:FILE, adm:imagenet256:FILE); or "
+        "digits (in the package).",
     ),
 ]
 Seed = Annotated[
     int,
-    arg(help="Seed of every random draw, a whole number from 0 to 9223372036854775807."),
+    arg(help="Seed of all random draws, a whole number from 0 to 9223372036854775807."),
     SEED,
 ]
 Batch = Annotated[
     int | None,
     arg(
         metavar="INT",
-        help="Images that are worked on at once, a whole number from 1 to 4096; unset: up to 256 "
-        "images and a million pixels. Less takes less memory; results are the same up to "
-        "rounding.",
+        help="Batch size, a whole number from 1 to 4096; unset: up to 256 images and a million "
+        "pixels. A smaller batch takes less memory; the results agree up to rounding.",
     ),
     Whole(1, 4096),
+]
+MaybeTile = Annotated[
+    int | None,
+    arg(
+        metavar="INT",
+        help="Side in pixels of the tiles for larger images, a whole number from 1 to 65536; "
+        "unset: the side of the images that the prior was trained on.",
+    ),
+    Whole(1, 65536),
 ]
 STEPS = Whole(1, 100_000, optional=True)
 SkipBad = Annotated[
     bool,
-    arg(help="Leave out files that cannot be read or differ in size from most, and list them."),
+    arg(help="Leave out, and list, files that cannot be read or differ in size from most."),
 ]
 MaybeRange = Annotated[
     tuple[float, float] | None,
     arg(
         metavar="BLACK WHITE",
-        help="Numbers of black and of white in the files, such as 0 4095 for a 12-bit camera; "
-        "unset: those of the run, or what the type of the numbers says "
-        "(docs/data_and_files.md).",
+        help="Numbers of black and white in the files, such as 0 4095 for a 12-bit camera; "
+        "unset: those of the run, or those of the number type (docs/data_and_files.md).",
     ),
 ]
 NanOption = Annotated[
     Literal["refuse", "mask"],
     arg(
-        help="Pixels that are not finite (NaN, infinite): refuse, or leave out the image with "
-        "--skip-bad; mask: count them as hidden."
+        help="What to do with pixels that are not finite (NaN, infinite). refuse: stop, or leave "
+        "out the image with --skip-bad; mask: treat them as hidden."
     ),
 ]
 Json = Annotated[
-    bool, arg(help="Print one JSON object on stdout; a number that is not finite is null.")
+    bool, arg(help="Print one JSON object on stdout; a number that is not finite becomes null.")
 ]
+DATA = ("data", "restored", "reference")  # fields that may name a set in the package
 
 
 class Command:
-    """What every command has: `check` looks at its options, `run` does the work, `show` prints its
-    result for a person."""
+    """Base class of the commands: a dataclass whose fields are the options.
+
+    `check` validates the options, `run` does the work, and `show` prints the result for a person.
+    """
 
     json: bool
 
     def check(self) -> None:
-        """Raises InputError for an option out of the bounds that it is declared with."""
+        """Check the bounds of the options, and replace names of packaged sets by their files.
+
+        Raises:
+            InputError: An option is outside of the bounds that it is declared with.
+        """
         check_fields(self, {name: f"--{name.replace('_', '-')}" for name in vars(self)})
+        for name in DATA:
+            path = getattr(self, name, None)
+            if path is not None and str(path) in SETS:
+                found = packaged(path)
+                what = f"the file or folder {Path(path).absolute()}"
+                if found is not None:
+                    what = "the images in the package"
+                    setattr(self, name, found)
+                print(f"{path}: {escape(what)}", file=sys.stderr)
 
     def run(self) -> dict[str, Any]:
+        """Do the work and return the results by name; empty: another process has them."""
         raise NotImplementedError
 
     def show(self, result: dict[str, Any]) -> None:
+        """Print the results as lines."""
         print("\n".join(lines(plain(result))))
 
 
 def job_of(command: Command) -> dict[str, str]:
-    """What the processes of one job have in common: the command and its options."""
+    """Return what the processes of one job have in common: the command and its options."""
     given = {name: str(value) for name, value in vars(command).items() if name != "json"}
     return {"command": type(command).__name__.lower(), **given}
 
 
-def problem_of(
-    operator: str, noise: str, images: "Callable[[], Tensor] | None" = None
-) -> "Problem":
-    """The problem of two text forms; a noise that they leave open is estimated from images."""
-    from ..problem import Problem
-
-    if images is not None and "auto" in str(noise):
-        from ..noise_estimation import known_noise
-
-        noise = known_noise(noise, images(), operator)
-    return Problem(operator, noise)
-
-
-def images_of(
-    path: Path,
-    skip_bad: bool = False,
-    span: "Spans" = None,
-    nan: Literal["refuse", "mask"] = "refuse",
-    sigma: float | None = None,
-) -> "ImageSet":
-    """The images of a path; what a person should know of them goes to stderr.
-
-    Args:
-        path: A folder or a file.
-        skip_bad: See `load_images`.
-        span: Numbers of black and white, where they are known.
-        nan: See `load_images`.
-        sigma: Standard deviation of the noise, for `scale.check_units`; None: no check.
-    """
-    from ..io.images import load_images
-    from ..io.scale import check_units, span_for
-
-    data = load_images(path, skip_bad=skip_bad, span=span, nan=nan)
-    for name, reason in data.skipped:
-        print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
-    if data.note:
-        print(f"{escape(path)}: {data.note}", file=sys.stderr)
-    floats = data.scale.dtype.startswith("float") and span_for(span, data.scale.dtype) is None
-    if floats and sigma is not None:
-        check_units(path, data.images[:: max(1, len(data) // 128)], sigma)
-    return data
-
-
-def measured(
-    path: Path,
-    skip_bad: bool,
-    span: "Spans" = None,
-    nan: Literal["refuse", "mask"] = "refuse",
-) -> tuple[Any, dict[str, str]]:
-    """What is learnt from, in memory or, if it is large, read when it is wanted; what is not."""
-    from ..io.datasets import large, open_source
-
-    if not large(path):
-        data = images_of(path, skip_bad, span, nan)
-        return data, dict(data.skipped)
-    source = open_source(path, skip_bad, span, nan)
-    for name, reason in source.skipped:
-        print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
-    if source.note:
-        print(source.note, file=sys.stderr)
-    return source, dict(source.skipped)
-
-
-def run_span(run: str | Path) -> "Span | None":
-    """The numbers of black and white that a run was learnt with, for files of the same type.
-
-    Args:
-        run: Its folder, or the folder of its prior; of another prior there are none.
+def pairs(texts: Sequence[str]) -> dict[str, str]:
+    """Split the texts "key=value" of --option.
 
     Raises:
-        InputError: the run's config.json holds no such numbers where they should be.
+        InputError: A text has another form, or a key is given twice.
+
+    >>> pairs(["steps=5", "preset=paper"])
+    {'steps': '5', 'preset': 'paper'}
     """
-    from ..io.scale import Span
-
-    for config in (Path(run) / "config.json", Path(run).parent / "config.json"):
-        try:
-            kept = json.loads(config.read_text())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if not isinstance(kept, dict) or "problem" not in kept or kept.get("range") is None:
-            continue
-        try:
-            black, white = map(float, kept["range"])
-            return Span(black, white, str(kept["file_type"]))
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise InputError(
-                f"{config} holds no range of two numbers and a type: give --range BLACK WHITE"
-            ) from error
-    return None
+    found: dict[str, str] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise InputError(f"--option {text}: write it as key=value")
+        if key in found:
+            raise InputError(f"--option {text}: {key} is given twice, give it once")
+        found[key] = value
+    return found
 
 
-def place(*things: Any) -> list[Any]:
-    """Models and tensors on the device that commands use; see `unmurk.devices`."""
-    from ..devices import default_device
+def solver_options(method: str, texts: Sequence[str], steps: int | None) -> dict[str, Any]:
+    """Parse the options of a solver, each as the type that it is declared with.
 
-    device = default_device()
-    return [thing.to(device) for thing in things]
+    Args:
+        method: Name of the solver, or "auto".
+        texts: The texts "key=value" of --option.
+        steps: The value of --steps; None: the solver's default.
 
+    Raises:
+        InputError: An option is unknown, given twice, of another type or out of its bounds.
+    """
+    from ..solvers import Auto, configure
 
-def solver_options(method: str, pairs: Sequence[str], steps: int | None) -> dict[str, Any]:
-    """The options of a solver from key=value pairs, read as the type that each has there."""
-    from ..solvers.auto import Auto
-    from ..solvers.solve import configure
-
-    texts = dict(_pair(pair) for pair in pairs)
+    given = pairs(texts)
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
-    if "preset" in texts:
-        options["preset"] = texts.pop("preset")
+    if "preset" in given:
+        options["preset"] = given.pop("preset")
     auto = method == "auto"
     solver: Any = Auto() if auto else configure(method, options)
-    for key, text in texts.items():
+    for key, text in given.items():
         kind = _kind(solver, key)
         try:
             options[key] = READ[kind](text)
@@ -251,18 +199,11 @@ def solver_options(method: str, pairs: Sequence[str], steps: int | None) -> dict
 
 
 def _kind(solver: Any, key: str) -> type:
-    """The type that an option is declared with, None aside; str for a Literal or no option."""
+    """The type that an option is declared with, without None; str for a Literal or no option."""
     declared = get_type_hints(type(solver)).get(key, str)
     if get_origin(declared) is UnionType:
         declared = next(kind for kind in get_args(declared) if kind is not NoneType)
     return declared if declared in READ else str
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise InputError(f"--option {text}: write it as key=value")
-    return key, value
 
 
 READ: dict[type, Callable[[str], Any]] = {
@@ -271,3 +212,4 @@ READ: dict[type, Callable[[str], Any]] = {
     float: Real(0, 0).read,
     str: str,
 }
+"""Parsers of option values, by type."""

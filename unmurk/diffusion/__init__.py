@@ -1,1 +1,9 @@
 """The diffusion prior p(x): networks, preconditioning, losses, noise schedules and samplers."""
+
+import pkgutil
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, [module.name for module in pkgutil.iter_modules(__path__)]
+)

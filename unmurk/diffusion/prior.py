@@ -304,16 +304,23 @@ class Prior(nn.Module):
     )
     @torch.no_grad()
     def sample(
-        self, n: int, steps: int = 24, seed: int = 0, batch: int = 256, sigma_max: float = 20.0
+        self,
+        n: int,
+        steps: int = 24,
+        seed: int = 0,
+        batch: int = 256,
+        sigma_max: float = 20.0,
+        first: int = 0,
     ) -> Tensor:
         """Draw new images by Heun's method on the probability flow.
 
         Args:
             n: Number of images.
             steps: Noise levels. The network runs 2 steps - 1 times.
-            seed: Image i depends on (seed, i) only.
+            seed: Image i depends on (seed, first + i) only.
             batch: Most images drawn together; fewer if they are large.
             sigma_max: The first level, if the network knows one as high; else its highest.
+            first: Number of the first image, to draw a large set in parts.
 
         Returns:
             Images, shape (n, C, H, W), float64 if the network's weights are, else float32.
@@ -332,7 +339,7 @@ class Prior(nn.Module):
         sigmas = karras(steps, min(sigma_max, self.sigma_max), self.sigma_min)
         done, batch = [], min(batch, self.together(self.shape[1] * self.shape[2]))
         for start in range(0, n, batch):
-            index = range(start, min(start + batch, n))
+            index = range(first + start, first + min(start + batch, n))
             streams = PerImageGenerator(seed, index, device=self.log_levels.device)
             x = 0.5 + float(sigmas[0]) * streams.randn(*self.shape).to(self._images())
             done.append(heun(self.denoise, x, sigmas))

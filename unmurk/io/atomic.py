@@ -1,12 +1,12 @@
 """Atomic writing: every file appears under its name whole, or not at all.
 
-A file is put together beside its place as ``.unmurk-HASH.part``, where HASH stands for its name,
-flushed to the disk, and renamed. The writer holds a lock (flock) on the partial file. So a partial
-file without a lock is what a killed process left, and `clean` removes it. The names are short: a
-name of 255 bytes can be written too.
+A file is written beside its final place as ``.unmurk-HASH.part``, where HASH is computed from its
+name, then flushed to the disk and renamed. The writer holds a lock (flock) on the partial file, so
+a partial file without a lock was left by a killed process, and `clean` removes it. The hash keeps
+the partial name short even if the final name has 255 bytes.
 
-A command registers a watcher (`watched`), which is asked before a file gets its name. This is the
-one place where a command can refuse to write over a file (see `outputs`).
+A command registers a watcher (`watched`), which is called before a file gets its name. This is the
+one place where a command can refuse to overwrite a file (see `outputs`).
 """
 
 import contextlib
@@ -43,18 +43,18 @@ UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
 
 
 class Watcher(Protocol):
-    """What a command wants to know of the files that it writes."""
+    """Callbacks of a command for the files that it writes."""
 
     def before(self, target: Path, placing: bool) -> None:
-        """Raises InputError where a file may not be written over.
+        """Raise InputError if a file may not be overwritten.
 
         Args:
             target: The file.
-            placing: Whether it gets its name now; else it is begun.
+            placing: Whether it is about to get its name; False: its writing begins.
         """
 
     def after(self, target: Path, new: bool) -> None:
-        """A file got its name; `new`: nothing was there before."""
+        """Note that a file got its name; `new`: there was no file before."""
 
 
 _watchers: list[Watcher] = []
@@ -62,7 +62,7 @@ _watchers: list[Watcher] = []
 
 @contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
-    """Asks a watcher about every file that is written inside."""
+    """Call a watcher for every file that is written inside the context."""
     _watchers.append(watcher)
     try:
         yield
@@ -71,23 +71,25 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: Exception) -> InputError:
-    """The one line for a file that the system does not let us write."""
+    """Return the error for a file that the system does not allow us to write."""
     why = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
-    return InputError(f"cannot write {path}: {why}; mend that and run the same command to go on")
+    return InputError(
+        f"cannot write {path}: {why}; correct that and run the same command to continue"
+    )
 
 
 def short(name: str) -> str:
-    """16 characters that stand for a file's name."""
+    """Return 16 characters of the hash of a file's name."""
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
 
 def partial_of(out: Path) -> Path:
-    """Where `out` is put together: beside it, so that one rename finishes it."""
+    """Return the partial file of `out`: beside it, so that one rename finishes it."""
     return out.with_name(f".unmurk-{short(out.name)}.part")
 
 
 def try_lock(fd: int, shared: bool = False) -> bool | None:
-    """Locks an open file or folder without waiting; None where the file system has no locks."""
+    """Lock an open file or folder without waiting; None if the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -111,17 +113,25 @@ def same_file(fd: int, path: Path) -> bool:
 
 
 class Partial:
-    """A file that is being put together; `finish` gives it its name.
+    """A file that is being written; `finish` gives it its name.
 
     Args:
-        out: The file. Its folder is made where needed.
+        out: The file. Its folder is made if needed.
 
     Attributes:
         file: The partial file, open for reading and writing.
 
     Raises:
-        InputError: The place cannot be written, is refused by the command, or another process is
+        InputError: The place cannot be written, the command refuses it, or another process is
             writing the same file.
+
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> with Partial(out) as part:
+    ...     part.put(b"whole")
+    ...     part.finish()
+    >>> out.read_text()
+    'whole'
     """
 
     def __init__(self, out: Path) -> None:
@@ -136,7 +146,7 @@ class Partial:
             raise unwritable(self.out, error) from error
 
     def reserve(self, size: int) -> None:
-        """Takes `size` bytes of the disk now, so that a full disk is noticed before the work.
+        """Reserve `size` bytes of the disk, so that a full disk is noticed before the work.
 
         Raises:
             InputError: There is not enough room.
@@ -151,17 +161,17 @@ class Partial:
             raise unwritable(self.out, OSError(error.errno, need)) from error
 
     def put(self, data: bytes) -> None:
-        """Writes bytes at the end. Raises InputError where the disk is full."""
+        """Append bytes. Raises InputError if the disk is full."""
         try:
             self.file.write(data)
         except OSError as error:
             raise unwritable(self.out, error) from error
 
     def finish(self) -> None:
-        """Flushes the file to the disk and gives it its name.
+        """Flush the file to the disk and give it its name.
 
         Raises:
-            InputError: The disk is full, or the command refuses the place by now.
+            InputError: The disk is full, or the command refuses the place.
         """
         try:
             self.file.flush()
@@ -177,7 +187,7 @@ class Partial:
         self.file.close()
 
     def abandon(self) -> None:
-        """Removes the partial file; nothing happens if it was finished."""
+        """Remove the partial file; nothing happens if it was finished."""
         if self.file.closed:
             return
         if same_file(self.file.fileno(), self.path):
@@ -193,15 +203,15 @@ class Partial:
 
 
 def _open(path: Path, out: Path) -> io.BufferedRandom:
-    """Opens and locks a partial file; what a killed process left there is overwritten."""
+    """Open and lock a partial file; one that a killed process left is overwritten."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if try_lock(fd) is False:
                 raise InputError(f"another process is writing {out}: wait for it, or stop it")
-            if same_file(fd, path):  # else it was cleaned away or finished in between
+            if same_file(fd, path):  # else it was removed or finished in between
                 os.ftruncate(fd, 0)
-                # by its path, as tifffile asks for the name
+                # by its path, because tifffile needs the name
                 return open(path, "w+b", opener=lambda *_, fd=fd: fd)
         except BaseException:
             os.close(fd)
@@ -210,7 +220,7 @@ def _open(path: Path, out: Path) -> io.BufferedRandom:
 
 
 def _allocate(fd: int, size: int) -> bool:
-    """Whether the system has reserved the bytes; False where it cannot."""
+    """Reserve bytes of the disk; return False if the system cannot."""
     if not hasattr(os, "posix_fallocate"):
         return False
     try:
@@ -223,7 +233,7 @@ def _allocate(fd: int, size: int) -> bool:
 
 
 def write(out: Path, data: bytes) -> None:
-    """Writes a file so that it is the old one or the new one, whatever happens.
+    """Write a file so that its place always holds the old or the new content, whole.
 
     Raises:
         InputError: See `Partial`.
@@ -235,10 +245,10 @@ def write(out: Path, data: bytes) -> None:
 
 @contextmanager
 def place_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to fill; at the end its files get their places in `folder`.
+    """Return a new folder to fill; at the end its files get their places in `folder`.
 
-    Where `folder` is missing it appears at once. Where it exists, each of its files is replaced,
-    and files of others in it stay.
+    If `folder` is missing, it appears as a whole. If it exists, each file is replaced by its new
+    version, and other files in it stay.
 
     Raises:
         InputError: See `Partial`.
@@ -280,7 +290,7 @@ def _settle(part: Path, folder: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Removes the partial files that killed processes left directly in a folder."""
+    """Remove the partial files that killed processes left directly in a folder."""
     if fcntl is None or not folder.is_dir():
         return
     for path in folder.glob(".unmurk-*.part"):

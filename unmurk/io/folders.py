@@ -1,4 +1,4 @@
-"""The pictures of a folder or of one file, read with their names and numbers."""
+"""The pictures of a folder: which files they are, and their images with names and numbers."""
 
 import math
 from collections import Counter
@@ -10,11 +10,11 @@ import numpy as np
 
 from ..errors import InputError
 from .formats.pictures import (
-    ENDINGS,
     Nan,
     Pages,
     check_finite,
     describe,
+    has_reader,
     open_pages,
     page_names,
 )
@@ -22,16 +22,20 @@ from .limits import check_memory
 
 __all__ = ["Page", "pictures_in", "read_files", "usual_kind"]
 
-LOOK = 2**26  # numbers read between two looks at the free memory
+LOOK = 2**26  # numbers read between two checks of the free memory
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder, in the order of their names. Raises InputError for none."""
+    """List the pictures of a folder, in the order of their names; hidden files are left out.
+
+    A picture is a file with a suffix of a registered reader (see `formats.registry`).
+
+    Raises:
+        InputError: There is none, or the folder cannot be read.
+    """
     try:
         files = sorted(
-            f
-            for f in folder.iterdir()
-            if f.suffix.lower() in ENDINGS and not f.name.startswith(".")
+            file for file in folder.iterdir() if not file.name.startswith(".") and has_reader(file)
         )
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror}") from error
@@ -42,7 +46,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 @dataclass
 class Page:
-    """An image that was read, its number and name, and the bits that metadata say it has."""
+    """An image that was read: number, name, pixels, and its significant bits by the metadata."""
 
     number: int
     name: str
@@ -51,18 +55,32 @@ class Page:
 
     @property
     def kind(self) -> str:
+        """Size, color and type in words."""
         return describe(self.pixels.shape, self.pixels.dtype.name)
 
 
 def usual_kind(kinds: Sequence[str]) -> str:
-    """What most are; of several that are as frequent, the first."""
+    """Return the most frequent kind; the first of several that are equally frequent."""
     return Counter(kinds).most_common(1)[0][0]
 
 
 def read_files(
     files: list[Path], skip_bad: bool, limit: int | None, nan: Nan
 ) -> tuple[list[Page], list[tuple[str, str]]]:
-    """The images of all files; name and reason of each that was left out."""
+    """Read the images of all files.
+
+    Args:
+        files: Pictures.
+        skip_bad: Leave out, and list, images that cannot be read.
+        limit: Stop after this number of images; None: read all.
+        nan: See `formats.pictures.check_finite`.
+
+    Returns:
+        The images, and the name and reason of each that was left out.
+
+    Raises:
+        InputError: A file cannot be read (without `skip_bad`), or none can.
+    """
     good: list[Page] = []
     skipped: list[tuple[str, str]] = []
     number, size, looked = 0, 0, 0
@@ -91,14 +109,14 @@ def read_files(
 
 
 def _size(pages: Pages) -> tuple[int, int]:
-    """Numbers of an image, and bytes of a number while it is made a float."""
+    """Return the numbers of an image, and the bytes of a number during its conversion."""
     return math.prod(pages.shape), 2 * np.dtype(pages.dtype).itemsize
 
 
 def _read_all(
     pages: Pages, number: int, skip_bad: bool, nan: Nan, skipped: list[tuple[str, str]]
 ) -> list[Page]:
-    """The images of one file; those that are not finite are put into `skipped`."""
+    """Read the images of one file; images that are not finite are added to `skipped`."""
     found = []
     for place, name in enumerate(page_names(pages.file, len(pages))):
         pixels = pages.read(place)

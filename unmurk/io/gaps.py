@@ -1,4 +1,4 @@
-"""Measurements with numbers that are not finite: where they are, and zeros in their place."""
+"""Measurements with numbers that are not finite: their positions, and zeros in their place."""
 
 import math
 from typing import Any
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .datasets import CHUNK, Source
 from .formats.pictures import Nan
+from .source import CHUNK, Source
 
 __all__ = ["Filled", "gaps", "full"]
 
@@ -17,35 +17,40 @@ class Filled(Source):
     """Measurements with zeros in place of numbers that are not finite.
 
     Args:
-        given: Measurements.
+        given: The measurements.
     """
 
     def __init__(self, given: Source) -> None:
         self.given, self.shape = given, given.shape
         self.skipped, self.scale, self.note = given.skipped, given.scale, given.note
 
-    def read(self, rows: list[int]) -> Tensor:
-        y = self.given.read(rows)
+    def read(self, indices: list[int]) -> Tensor:
+        """See `Source`."""
+        y = self.given.read(indices)
         return torch.where(y.isfinite(), y, 0.0)
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the measurements."""
+        """Return that of the measurements."""
         return self.given.fingerprint()
 
 
 def gaps(y: Tensor | Source, nan: Nan) -> tuple[Tensor | Source, dict[int, Tensor]]:
-    """Measurements without numbers that are not finite, and where these were.
+    """Replace numbers that are not finite by zeros, and return their positions.
 
     Args:
-        y: Measurements (N, C, H, W).
+        y: Measurements (N, C, H, W). A source of integers is not read.
         nan: "refuse" or "mask".
 
     Returns:
-        y with zeros there, and by number of an image the places (row * W + column) of its pixels
-        of which a channel is missing. Nothing is read of sources that hold integers.
+        y with zeros, and for each image number the positions (row * W + column) of the pixels
+        that miss a channel.
 
     Raises:
-        InputError: there are some, and they are to be refused.
+        InputError: Some numbers are not finite, and `nan` is "refuse".
+
+    >>> y, pixels = gaps(torch.tensor([[[[1.0, torch.nan]]]]), "mask")
+    >>> y.flatten().tolist(), pixels[0].tolist()
+    ([1.0, 0.0], [1])
     """
     if isinstance(y, Source) and not y.floats:
         return y, {}
@@ -53,23 +58,23 @@ def gaps(y: Tensor | Source, nan: Nan) -> tuple[Tensor | Source, dict[int, Tenso
     step = max(1, CHUNK // (4 * math.prod(y.shape[1:])))
     for start in range(0, len(y), step):
         bad = ~y[start : start + step].isfinite().all(1).flatten(1)
-        for row in bad.any(1).nonzero()[:, 0].tolist():
+        for number in bad.any(1).nonzero()[:, 0].tolist():
             if nan == "refuse":
                 raise InputError(
-                    f"measurement {start + row} has values that are not finite: mend it, leave it "
-                    "out, or count such pixels as hidden with nan='mask' (--nan mask)"
+                    f"measurement {start + number} has values that are not finite: correct it, "
+                    "leave it out, or treat such pixels as hidden with nan='mask' (--nan mask)"
                 )
-            found[start + row] = bad[row].nonzero()[:, 0].cpu()
+            found[start + number] = bad[number].nonzero()[:, 0].cpu()
     if not found:
         return y, {}
     return (Filled(y) if isinstance(y, Source) else torch.where(y.isfinite(), y, 0.0)), found
 
 
 def full(y: Tensor) -> Tensor:
-    """The measurements that lack no number.
+    """Return the measurements whose numbers are all finite.
 
     Raises:
-        InputError: there are none.
+        InputError: There are none.
     """
     kept = y.isfinite().flatten(1).all(1)
     if not bool(kept.any()):

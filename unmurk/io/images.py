@@ -1,7 +1,7 @@
 """Image files to tensors and back.
 
 Inside unmurk an image is float32 (C, H, W) in units of [0, 1]. A file holds other numbers, and the
-`Scale` of a set remembers how to return to them (see `scale`).
+`Scale` of a set records how to return to them (see `scale`).
 """
 
 from collections import Counter
@@ -17,10 +17,18 @@ from ..errors import InputError
 from .atomic import write
 from .folders import pictures_in, read_files, usual_kind
 from .formats.arrays import is_idx, read_array, read_idx, split_key
-from .formats.pictures import ENDINGS, Nan, check_finite, encode_picture
+from .formats.pictures import (
+    Nan,
+    check_finite,
+    encode_picture,
+    has_reader,
+    single,
+    without_suffix,
+)
 from .formats.tiff import StackWriter
 from .layouts import layout_of, to_images
 from .limits import check_memory
+from .packaged import packaged
 from .scale import Extent, Scale, Spans, finite, span_for
 from .streams import ImagesWriter
 
@@ -32,13 +40,13 @@ __all__ = [
     "layout_of",
     "load_images",
     "load_measurements",
-    "names_of",
     "pictures_in",
+    "pixels_of",
     "read_idx",
     "save_images",
-    "save_new",
     "stems",
     "to_images",
+    "write_tiff",
     "written_scale",
 ]
 
@@ -56,9 +64,9 @@ class ImageSet:
         names: File names, or running numbers for the images of an array file.
         scale: How to write them back.
         skipped: Name and reason of each image that was left out.
-        numbers: Place of each image in the file or the folder, those left out counted too: what
-            differs from image to image (a mask) goes by it.
-        note: What a person should know of the scale, or nothing.
+        numbers: Position of each image in the file or the folder, counting those left out. The
+            random draws of an image (its mask) depend on it.
+        note: A remark about the scale for the user, or an empty text.
     """
 
     images: Tensor
@@ -84,36 +92,46 @@ def load_images(
     """Read images of one size.
 
     Args:
-        path: A folder of PNG, JPEG, TIFF or BMP pictures (taken in the order of their names), one
-            such picture, a .npy or .npz array (N, H, W), (N, H, W, C), (N, C, H, W), (H, W) or
-            (H, W, C) of 1 to 16 channels, or an idx file, gzipped or not. The array of an npz file
-            is called "images" or is the only one; else "file.npz:name".
+        path: A folder of pictures (PNG, JPEG, TIFF, BMP, and the formats of registered readers),
+            read in the order of their names; one such picture; a .npy or .npz array (N, H, W),
+            (N, H, W, C), (N, C, H, W), (H, W) or (H, W, C) with 1 to 16 channels; or an idx file,
+            gzipped or not. In a .npz file the array is called "images" or is the only one; any
+            other is written as "file.npz:name". The names in `packaged.SETS` ("digits", "nuclei")
+            stand for the images in the package.
         channels: Refuse images with another number of channels.
-        skip_bad: Leave out, and list, pictures that cannot be read or differ in size, channels or
-            type from most, and images that are not finite. Otherwise the first stops it.
-        limit: Read at most so many.
-        span: The file's numbers of black and white, which become 0 and 1; None: see `scale`.
-        nan: "mask" keeps images with numbers that are not finite as they are, for `learn` and
-            `solve` to count as hidden.
+        skip_bad: Leave out, and list, pictures that cannot be read or differ from most in size,
+            channels or type, and images that are not finite. Otherwise the first of them is an
+            error.
+        limit: Read at most this number of images.
+        span: The numbers of black and white in the file, which become 0 and 1; None: see `scale`.
+        nan: "mask" keeps images with numbers that are not finite as they are, and `learn` and
+            `solve` treat those pixels as hidden.
 
     Raises:
-        InputError: nothing there, unreadable, too large, mixed sizes, channels or types, wrong
-            channels, not finite.
+        InputError: There is nothing at the path; or the images are unreadable, too large, not
+            finite, or differ in size, channels or type.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> np.save(folder / "set.npy", np.full((2, 4, 4), 255, np.uint8))
+    >>> data = load_images(folder / "set.npy")
+    >>> tuple(data.images.shape), float(data.images.max()), data.scale.dtype
+    ((2, 1, 4, 4), 1.0, 'uint8')
     """
     if limit is not None and limit < 1:
-        raise InputError(f"limit must be >= 1, got {limit}")
-    file, key = split_key(str(path))
+        raise InputError(f"limit must be 1 or more, got {limit}")
+    file, key = split_key(str(packaged(path) or path))
     if not file.exists() and not file.is_symlink():
         raise InputError(f"there is nothing at {file}")
     if file.is_dir():
         found = _load_pictures(pictures_in(file), skip_bad, limit, span, nan)
-    elif file.suffix.lower() in ENDINGS:
+    elif has_reader(file):
         found = _load_pictures([file], skip_bad, limit, span, nan)
     else:
         found = _load_array(file, key, skip_bad, limit, span, nan)
     if channels is not None and found.images.shape[1] != channels:
         raise InputError(
-            f"{file} has images of {found.images.shape[1]} channels where {channels} are needed"
+            f"expected images of {channels} channels in {file}, got {found.images.shape[1]}"
         )
     return found
 
@@ -131,21 +149,20 @@ def _load_pictures(
         first, other = good[0], next(g for g in good if g.kind != good[0].kind)
         raise InputError(
             f"the pictures in {files[0].parent} differ: {first.name} is {first.kind} but "
-            f"{other.name} is {other.kind}; make them alike, or use skip_bad"
+            f"{other.name} is {other.kind}: make them alike, or use skip_bad"
         )
     skipped += [(g.name, f"{g.kind}, others are {usual}") for g in good if g.kind != usual]
     kept = [page for page in good if page.kind == usual][:limit]
     stack = np.stack([page.pixels for page in kept])
     scale, note = _scale_of(stack, span, max(page.bits for page in kept))
-    tiffs = all(file.suffix.lower() in (".tif", ".tiff") for file in files)
-    scale = replace(scale, format="tif" if tiffs else "png")
+    scale = replace(scale, format="png" if any(map(single, files)) else "tif")
     images = to_images(stack, scale, "NHWC")
     names, numbers = [page.name for page in kept], [page.number for page in kept]
     return ImageSet(images, names, scale, sorted(skipped), numbers, note)
 
 
 def _scale_of(stack: np.ndarray, span: Spans, bits: int = 0) -> tuple[Scale, str]:
-    """The scale of a set, and what a person should know of it."""
+    """Return the scale of a set, and a remark about it for the user."""
     if bits or span_for(span, stack.dtype) is not None:
         return Scale.of(stack.dtype, span, bits), ""
     extent = Extent(stack.dtype)
@@ -174,7 +191,7 @@ def _load_array(
 def _finite(
     file: Path, array: np.ndarray, skip_bad: bool, nan: Nan
 ) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
-    """The images (N, ..) that are finite, their numbers, and the names of the others."""
+    """Return the images (N, ..) that are finite, their numbers, and the names of the others."""
     if array.dtype.kind != "f" or nan == "mask":
         return array, list(range(len(array))), []
     fine = np.array([bool(finite(image).all()) for image in array])
@@ -193,32 +210,33 @@ def _name(number: int) -> str:
 def load_measurements(
     path: str | Path, *, skip_bad: bool = False, nan: Nan = "refuse"
 ) -> ImageSet:
-    """Read measurements that are no images (k-space, sinograms): their numbers are kept.
+    """Read measurements that are not images (k-space, sinograms); their numbers are kept.
 
     Args:
-        path: A .npy or .npz array (N, C, H, W), or (N, H, W) for C = 1, of any C.
-        skip_bad: Leave out, and list, those with values that are not finite.
+        path: A .npy or .npz array (N, C, H, W) with any C, or (N, H, W) for C = 1.
+        skip_bad: Leave out, and list, measurements with values that are not finite.
         nan: See `load_images`.
 
     Returns:
         The measurements, with a scale that writes images in units of [0, 1], float32.
 
     Raises:
-        InputError: nothing there, pictures, complex numbers, another number of axes, not finite.
+        InputError: There is nothing at the path; or it holds pictures, complex numbers, another
+            number of axes, or values that are not finite.
     """
     file, key = split_key(str(path))
     if not file.exists() and not file.is_symlink():
         raise InputError(f"there is nothing at {file}")
-    if file.is_dir() or file.suffix.lower() in ENDINGS:
+    if file.is_dir() or has_reader(file):
         raise InputError(
-            f"{file}: these measurements are numbers without a range, which pictures cannot hold; "
+            f"{file}: these measurements are numbers without a range, which pictures cannot hold: "
             "give a .npy or .npz array"
         )
     array, form, key = read_array(file, key)
     if array.dtype.kind not in "buif" or array.ndim not in (3, 4) or not array.size:
         raise InputError(
             f"{file} holds {array.dtype} of shape {array.shape}, which is not (N, C, H, W) or "
-            "(N, H, W); complex numbers are two channels, real and imaginary part"
+            "(N, H, W): complex numbers are two channels, real and imaginary part"
         )
     array, numbers, bad = _finite(file, array, skip_bad, nan)
     with np.errstate(over="ignore"):  # to infinity, if `nan` masks them
@@ -239,34 +257,39 @@ def save_images(
     *,
     format: str | None = None,
 ) -> list[Path]:
-    """Write images as what they came from; every file whole or not at all.
+    """Write images in the kind of file that they came from; each file whole or not at all.
 
     Args:
         images: (N, C, H, W) in units of [0, 1].
         out: For "png" and "tif" a folder (made if needed), or a file: .png for one image, .tif for
-            any number. For the others a file; without the format's ending it is a folder, and the
-            file in it is called images.npy (.npz, -idx3-ubyte).
-        names: One for each image; pictures are called after them, with the format's ending. None
-            numbers them.
-        scale: From `load_images`. None: float32 arrays, 8-bit PNG files. A PNG file of numbers
-            that it cannot hold has 8 bits, an idx file too.
-        format: "png", "tif", "npy", "npz" or "idx". None follows the ending of `out`, then the
+            any number. For the other formats a file; a name without the suffix of the format is a
+            folder, and the file in it is called images.npy (.npz, -idx3-ubyte).
+        names: One name for each image, used for pictures, with the suffix of the format. None:
+            running numbers.
+        scale: From `load_images`. None: float32 arrays, 8-bit PNG files. A PNG or an idx file has
+            8 bits where it cannot hold the numbers of the scale.
+        format: "png", "tif", "npy", "npz" or "idx". None: by the suffix of `out`, then by the
             scale.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: images, names or format that do not fit, or the disk says no.
+        InputError: The images, names or format do not fit, or the place cannot be written.
+
+    >>> import tempfile
+    >>> files = save_images(torch.zeros(2, 1, 4, 4), Path(tempfile.mkdtemp()), format="png")
+    >>> [file.name for file in files]
+    ['00000.png', '00001.png']
     """
     out, scale = Path(out), scale or Scale()
     form = format or format_of(out) or scale.format
     if form not in FORMATS:
-        raise InputError(f"unknown format {form!r}; known are {', '.join(FORMATS)}")
+        raise InputError(f"format {form!r} is unknown: choose one of {', '.join(FORMATS)}")
     if images.ndim != 4 or not images.numel():
         raise InputError(f"images must be (N, C, H, W), got {tuple(images.shape)}")
     if not bool(images.isfinite().all()):
-        raise InputError("the images have values that are not finite; nothing was written")
+        raise InputError("the images have values that are not finite: nothing was written")
     try:
         scale = written_scale(form, scale)
         if form in ("png", "tif"):
@@ -277,7 +300,7 @@ def save_images(
 
 
 def format_of(out: Path) -> str | None:
-    """The format that the name of a file asks for; of a folder None."""
+    """Return the format that a file's name asks for; None for a folder."""
     if out.is_dir():
         return None
     ending = out.suffix.lower().lstrip(".")
@@ -290,7 +313,7 @@ def format_of(out: Path) -> str | None:
 
 
 def written_scale(form: str, scale: Scale) -> Scale:
-    """The scale that a format can hold."""
+    """Return the scale if a format can hold its numbers, else that of 8 bits."""
     if form == "png" and scale.dtype not in PNG_TYPES:
         return Scale(gain=255.0, dtype="uint8")
     if form == "idx":
@@ -305,15 +328,15 @@ def _save_pictures(
 ) -> list[Path]:
     if form == "png" and images.shape[1] not in (1, 3):
         raise InputError(
-            f"{out}: a PNG has 1 or 3 channels, not {images.shape[1]}; use npy or tif"
+            f"{out}: a PNG has 1 or 3 channels, not {images.shape[1]}: use .npy or .tif"
         )
     if format_of(out) == form:
         if form == "tif":
-            _write_tiff(out, images, scale)
+            write_tiff(out, images, scale)
         elif len(images) > 1:
-            raise InputError(f"{out} can hold one image, not {len(images)}; give a folder")
+            raise InputError(f"{out} can hold one image, not {len(images)}: give a folder")
         else:
-            write(out, encode_picture(_pixels(images[0], scale)))
+            write(out, encode_picture(pixels_of(images[0], scale)))
         return [out]
     files = [out / name for name in _file_names(names, len(images), form)]
     made: list[Path] = []
@@ -322,9 +345,9 @@ def _save_pictures(
         for file, image in zip(files, images, strict=True):
             new = not file.exists()
             if form == "tif":
-                _write_tiff(file, image[None], scale)
+                write_tiff(file, image[None], scale)
             else:
-                write(file, encode_picture(_pixels(image, scale)))
+                write(file, encode_picture(pixels_of(image, scale)))
             made += [file] if new else []
     except BaseException:
         for file in made:
@@ -335,16 +358,18 @@ def _save_pictures(
     return files
 
 
-def _pixels(image: Tensor, scale: Scale) -> np.ndarray:
+def pixels_of(image: Tensor, scale: Scale) -> np.ndarray:
+    """Convert an image (C, H, W) to pixels (H, W, C) in the numbers of its file."""
     return np.moveaxis(scale.to_file(image), 0, -1)
 
 
-def _write_tiff(out: Path, images: Tensor, scale: Scale) -> None:
+def write_tiff(out: Path, images: Tensor, scale: Scale) -> None:
+    """Write images (N, C, H, W) to one TIFF file. Raises InputError as `StackWriter` does."""
     out.parent.mkdir(parents=True, exist_ok=True)
     writer = StackWriter(out)
     try:
         for image in images:
-            writer.write(_pixels(image, scale))
+            writer.write(pixels_of(image, scale))
         writer.close()
     except BaseException:
         writer.abandon()
@@ -352,33 +377,31 @@ def _write_tiff(out: Path, images: Tensor, scale: Scale) -> None:
 
 
 def _file_names(names: Sequence[str] | None, count: int, form: str) -> list[str]:
-    """Distinct names of files of a format."""
+    """Return distinct file names with the suffix of a format."""
     given = [_name(i) for i in range(count)] if names is None else [str(n) for n in names]
     if len(given) != count:
         raise InputError(f"{count} images but {len(given)} names")
     return [f"{stem}.{form}" for stem in stems(given)]
 
 
-def names_of(count: int) -> list[str]:
-    """Names of the pictures of so many new images."""
-    return _file_names(None, count, "png")
-
-
 def stems(names: Sequence[str]) -> list[str]:
-    """Names without their ending. Where a.jpg and a.png would meet, both keep it.
+    """Remove the suffixes of names; a.jpg and a.png both keep theirs.
 
     Raises:
-        InputError: names that are none of a file, or two that are the same.
+        InputError: A name is not the name of a file, or two are the same.
+
+    >>> stems(["a.png", "b.jpg", "c.jpg", "c.png"])
+    ['a', 'b', 'c.jpg', 'c.png']
     """
     wrong = [n for n in names if not n or Path(n).name != n]
     if wrong:
         raise InputError(f"{wrong[0]!r} is not the name of a file")
-    short = [n[: -len(Path(n).suffix)] if Path(n).suffix.lower() in ENDINGS else n for n in names]
+    short = [without_suffix(name) for name in names]
     often = Counter(short)
     found = [s if often[s] == 1 else n for s, n in zip(short, names, strict=True)]
     twice = [name for name, times in Counter(found).items() if times > 1]
     if twice:
-        raise InputError(f"two images are called {twice[0]}; names must differ")
+        raise InputError(f"two images are called {twice[0]}: give each image its own name")
     return found
 
 
@@ -395,14 +418,14 @@ def _save_array(images: Tensor, out: Path, scale: Scale, form: str) -> Path:
 def array_writer(
     out: Path, count: int, shape: Sequence[int], scale: Scale, form: str | None = None
 ) -> ImagesWriter:
-    """What writes an array file of images (C, H, W) part by part.
+    """Return a writer of an array file of images (C, H, W), batch by batch.
 
     Args:
         out: The file, or the folder of a file images.npy (.npz, -idx3-ubyte).
         count: Number of images.
         shape: (C, H, W) of each.
         scale: From `load_images`.
-        form: See `save_images`.
+        form: The format; None: by the suffix of `out`, then by the scale.
     """
     form = form or format_of(out) or scale.format
     scale = written_scale(form, scale) if form == "idx" else scale
@@ -410,38 +433,7 @@ def array_writer(
 
 
 def array_file(out: Path, form: str) -> Path:
-    """The array file of a format at `out`: `out` itself if it is named so, else a file in it."""
+    """Return `out` if its suffix is that of the format, else the array file in this folder."""
     if format_of(out) == form:
         return out
     return out / ("images-idx3-ubyte" if form == "idx" else f"images.{form}")
-
-
-def save_new(images: Tensor, out: Path, like: ImageSet | None = None) -> str:
-    """Images that come from no file: all values in an array file, else pictures like others.
-
-    Args:
-        images: (N, C, H, W) in units of [0, 1].
-        out: See `save_images`. A folder gets TIFF files where the others were TIFF files, or have
-            numbers that PNG cannot hold; else PNG files.
-        like: The images that they were made of.
-
-    Returns:
-        What the files could not hold, in one line, or nothing.
-    """
-    form = format_of(out)
-    if form in ("npy", "npz"):
-        save_images(images, out)
-        return ""
-    scale = Scale(gain=255.0, dtype="uint8") if like is None else like.scale
-    if form is None:
-        full = np.dtype(scale.dtype).kind in "iu" and scale.dtype not in PNG_TYPES
-        form = "tif" if full or scale.format == "tif" else "png"
-    save_images(images, out, None if like is None else like.names, scale, format=form)
-    scale = written_scale(form, scale)
-    clipped = scale.clipped(images)
-    if not clipped:
-        return ""
-    return (
-        f"{100 * clipped:.3g} % of the numbers are beyond what {scale.dtype} in {out} can hold "
-        "and were clipped, so their noise is not the one given: --out x.npy keeps every value"
-    )

@@ -1,13 +1,13 @@
-"""Restoring files one after another: whose turn, what is finished, what is written.
+"""Restoring picture files one after another, so that a stopped command can be continued.
 
-Results stand beside each other in a folder, with a line in its `unmurk.jsonl` for each file that
-is finished (see `ledger`). The same command leaves out what has such a line, so it can be stopped
-at any time; other settings are refused.
+The results go into one folder, with a line in its `unmurk.jsonl` for each finished file (see
+`ledger`). The same command skips files with such a line, so it can be stopped at any time; a
+command with other settings is refused.
 
-Processes share the work without talking to each other: process RANK of WORLD_SIZE, the variables
-that torchrun and accelerate launch set, or that are set by hand, takes every WORLD_SIZE-th file.
-Small images are worked on together; a result does not depend on which, as every draw goes by the
-image's number.
+Processes share the work without communication: process RANK of WORLD_SIZE (the variables that
+torchrun and accelerate launch set) takes every WORLD_SIZE-th file. Small images are processed in
+batches. A result does not depend on its batch, because every random draw depends on the number of
+the image.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import InputError
 from .atomic import Partial
 from .formats import tiff
-from .formats.pictures import Nan, check_finite, encode_picture, open_pages
+from .formats.pictures import Nan, check_finite, encode_picture, open_pages, single
 from .images import pictures_in, stems, written_scale
 from .ledger import Key, Ledger
 from .locks import ranks
@@ -31,13 +31,13 @@ from .streams import NpyWriter
 
 __all__ = ["Engine", "Job", "Summary", "jobs_of", "process", "ranks", "together"]
 
-TOGETHER = 256  # files, and images, worked on at once
-PIXELS = 2**20  # and so many pixels
-STRIP = 2**22  # numbers that are turned into those of a file at once
+TOGETHER = 256  # files, and images, of a batch
+PIXELS = 2**20  # pixels of a batch
+STRIP = 2**22  # numbers that are converted for a file at once
 
 Engine = Callable[[Tensor, list[int]], dict[str, Tensor]]
-"""Measurements (B, C, H, W) and the images' numbers -> "images" (B, C, H, W), and what else is to
-be written, arrays (.., B, C, H, W) by name."""
+"""Maps measurements (B, C, H, W) and the images' numbers to "images" (B, C, H, W) and further
+arrays (.., B, C, H, W) by name."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Job:
     """One file to restore.
 
     Attributes:
-        file: Where it is.
+        file: The file.
         number: Number of its first image among those of all files.
-        pages: Images in it.
-        out: Where the restored one goes.
+        pages: Number of images in the file.
+        out: The file of the restored images.
     """
 
     file: Path
@@ -57,13 +57,13 @@ class Job:
     out: Path
 
     def key(self) -> Key:
-        """What it goes by in the log."""
+        """Return what identifies the file in the log."""
         found = self.file.stat() if self.file.exists() else None  # a link may lead nowhere
         size, changed = (found.st_size, found.st_mtime_ns) if found else (0, 0)
         return self.file.name, self.number, size, changed
 
     def beside(self, name: str) -> Path:
-        """Where an array that comes with it goes."""
+        """Return the file of an array that comes with the restored images."""
         return self.out.with_name(f"{self.out.stem}-{name}.npy")
 
 
@@ -72,8 +72,8 @@ class Summary:
     """What a process did.
 
     Attributes:
-        images: How many it restored.
-        before: How many of its share were finished before.
+        images: Number of images that it restored.
+        before: Number of images of its share that were finished before.
         skipped: Files that were left out, and why.
     """
 
@@ -83,38 +83,46 @@ class Summary:
 
 
 def jobs_of(path: Path, out: Path, skip_bad: bool = False) -> list[Job]:
-    """The files of a folder, or one file; `out` is a folder, or a file's name for one.
+    """List the jobs for the files of a folder, or for one file.
+
+    Args:
+        path: The folder or the file.
+        out: The output folder, or the output file of a single input.
+        skip_bad: Whether files that cannot be read are left out.
 
     Raises:
-        InputError: nothing there, or a file that cannot be read and is not to be skipped.
+        InputError: There is nothing at the path, or a file cannot be read (without `skip_bad`).
     """
     if not path.exists() and not path.is_symlink():
         raise InputError(f"there is nothing at {path}")
     files = pictures_in(path) if path.is_dir() else [path]
     names = [
-        stem + (file.suffix if _is_tiff(file) else ".png")
+        stem + (file.suffix if _is_tiff(file) else ".png" if single(file) else ".tif")
         for stem, file in zip(stems([file.name for file in files]), files, strict=True)
     ]
-    single = out.suffix.lower() in (".png", *tiff.ENDINGS) and not out.is_dir()
-    if single and len(files) > 1:
-        raise InputError(f"{out} can hold one image, not {len(files)}; give a folder")
+    one = out.suffix.lower() in (".png", *tiff.ENDINGS) and not out.is_dir()
+    if one and len(files) > 1:
+        raise InputError(f"{out} can hold one image, not {len(files)}: give a folder")
     jobs, number = [], 0
     for file, name in zip(files, names, strict=True):
         pages = _pages(file, skip_bad)
-        if single and pages > 1 and not _is_tiff(out):
-            raise InputError(f"{out} can hold one image, not {pages}; give a .tif file")
-        jobs.append(Job(file, number, pages, out if single else out / name))
+        if one and pages > 1 and not _is_tiff(out):
+            raise InputError(f"{out} can hold one image, not {pages}: give a .tif file")
+        jobs.append(Job(file, number, pages, out if one else out / name))
         number += pages
     return jobs
 
 
 def together(pixels: int, batch: int | None = None, copies: int = 1) -> int:
-    """How many images of one size are worked on at once.
+    """Return the batch size for images of one size.
 
     Args:
         pixels: Height times width.
-        batch: What the user asks for; None: up to `TOGETHER` images and `PIXELS` pixels.
-        copies: Samples of each image that are worked on at once.
+        batch: The user's choice; None: up to `TOGETHER` images and `PIXELS` pixels.
+        copies: Samples of each image that are processed together.
+
+    >>> together(28 * 28), together(1024 * 1024), together(28 * 28, batch=4)
+    (256, 1, 4)
     """
     return batch or max(1, min(TOGETHER, PIXELS // (pixels * copies)))
 
@@ -131,22 +139,22 @@ def process(
     batch: int | None = None,
     copies: int = 1,
 ) -> Summary:
-    """Restore this process's share of some files.
+    """Restore this process's share of a set of files.
 
     Args:
         jobs: All files, of all processes.
-        engine: What restores a batch.
-        ledger: The log of the results and the settings that they depend on; None: everything is
-            made, whatever is there.
-        arrays: Names of the arrays that come with each.
+        engine: Restores a batch.
+        ledger: The log of the results and the settings that they depend on; None: every result is
+            computed again.
+        arrays: Names of the arrays that come with each file.
         span: Numbers of black and white in the files; None: see `Scale`.
         skip_bad: Whether files that cannot be read are left out.
-        nan: "mask" hands numbers that are not finite on to the engine.
+        nan: "mask" passes numbers that are not finite on to the engine.
         batch, copies: See `together`.
 
     Raises:
-        InputError: unreadable files, files of others or results of other settings where results
-            go, or a full disk.
+        InputError: A file is unreadable, a file of someone else or a result of other settings is
+            in the place of a result, or the disk is full.
     """
     rank, size = ranks()
     mine = list(jobs)[rank::size]
@@ -160,8 +168,8 @@ def process(
     wanted = {job.out for job in left}
 
     def groups() -> Iterator[list[Page]]:
-        """Images worked on together. Rounding depends on the company, so a file that is gone on
-        with gets the company that it would have had."""
+        """Batches of images. Rounding depends on the batch, so a continued command forms the
+        batches that the uninterrupted one would have formed."""
         for block in (mine[i : i + TOGETHER] for i in range(0, len(mine), TOGETHER)):
             if any(job.out in wanted for job in block):
                 pages = _pages_of(block, span, skip_bad, nan, summary.skipped)
@@ -176,14 +184,14 @@ def process(
             found = engine(y, [page.job.number + page.place for page in group])
             parts = {name: value.cpu() for name, value in found.items()}
             del y, found
-            for row, page in enumerate(group):
+            for place, page in enumerate(group):
                 if sink is not None and sink.job is not page.job:
                     sink.abandon()  # its file turned out bad half-way
                     sink = None
                 if page.job.file.name in summary.skipped or page.job.out not in wanted:
                     continue
                 sink = sink or Sink(page.job, page.scale)
-                sink.write({name: value[..., row, :, :, :] for name, value in parts.items()})
+                sink.write({name: value[..., place, :, :, :] for name, value in parts.items()})
                 summary.images += 1
                 if sink.full:
                     _close(sink, ledger, names[page.job.out])
@@ -195,7 +203,7 @@ def process(
 
 
 def _close(sink: "Sink", ledger: Ledger | None, names: list[str]) -> None:
-    """Gives the results of a file their names, between two lines of the log."""
+    """Give the results of a file their names, between two lines of the log."""
     if ledger is not None:
         ledger.begin(names)
     sink.close()
@@ -221,7 +229,7 @@ def _is_tiff(file: Path) -> bool:
 
 
 def _pages(file: Path, skip_bad: bool) -> int:
-    if not _is_tiff(file):
+    if single(file):
         return 1
     try:
         with open_pages(file) as pages:
@@ -235,7 +243,7 @@ def _pages(file: Path, skip_bad: bool) -> int:
 def _pages_of(
     jobs: Sequence[Job], span: Spans, skip_bad: bool, nan: Nan, skipped: dict[str, str]
 ) -> Iterator[Page]:
-    """The images of files in order. A file that turns out bad half-way is put into `skipped`."""
+    """Read the images of files in order. A file with a bad image is added to `skipped`."""
     for job in jobs:
         try:
             yield from _read(job, span, nan)
@@ -251,7 +259,7 @@ def _read(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
         for place in range(len(pages)):
             where = str(job.file) if len(pages) == 1 else f"page {place} of {job.file}"
             if isinstance(pages, tiff.Stack) and _is_tiff(job.out):
-                pages.check_copy(place)  # before the work, not after it
+                pages.check_copy(place)  # before the restoration, not after it
             pixels = check_finite(pages.read(place), where, nan)
             yield Page(job, place, scale.from_file(np.moveaxis(pixels, -1, 0)), scale)
 
@@ -259,7 +267,7 @@ def _read(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
 def _groups(
     pages: Iterator[Page], batch: int | None = None, copies: int = 1
 ) -> Iterator[list[Page]]:
-    """Neighbours of one shape, as many as are worked on together."""
+    """Group neighboring images of one shape into batches."""
     group: list[Page] = []
     for page in pages:
         pixels = page.image.shape[-2] * page.image.shape[-1]
@@ -276,11 +284,11 @@ def _groups(
 
 
 class Sink:
-    """Writes one file's results, page by page; `close` gives all of them their names.
+    """Write the results of one file, page by page; `close` gives all files their names.
 
     Args:
         job: The file.
-        scale: How its numbers were read.
+        scale: The scale that its numbers were read with.
     """
 
     def __init__(self, job: Job, scale: Scale) -> None:
@@ -302,14 +310,16 @@ class Sink:
         return self.place == self.job.pages
 
     def write(self, found: dict[str, Tensor]) -> None:
-        """The next page: "images" (C, H, W), and arrays (.., C, H, W) by name."""
+        """Write the next page: "images" (C, H, W), and arrays (.., C, H, W) by name."""
         image = found["images"]
         if not bool(image.isfinite().all()):
             raise InputError(f"the restored {self.job.file.name} has values that are not finite")
         pixels = np.moveaxis(_to_file(self.scale, image), 0, -1)
         if isinstance(self._out, Partial):
             if len(image) not in (1, 3):
-                raise InputError(f"{self.job.out}: a PNG has 1 or 3 channels, not {len(image)}")
+                raise InputError(
+                    f"{self.job.out}: a PNG has 1 or 3 channels, not {len(image)}: use .npy"
+                )
             self._out.put(encode_picture(pixels))
         else:
             self._out.write(pixels)
@@ -325,7 +335,7 @@ class Sink:
         return self._arrays[name]
 
     def close(self) -> None:
-        """Everything gets its name, the image last."""
+        """Give every file its name, the image last."""
         for writer in self._arrays.values():
             writer.close()
         if isinstance(self._out, Partial):
@@ -335,7 +345,7 @@ class Sink:
         self._open.close()
 
     def abandon(self) -> None:
-        """Nothing is left behind."""
+        """Remove the partial files."""
         for writer in self._arrays.values():
             writer.abandon()
         self._out.abandon()
@@ -343,7 +353,7 @@ class Sink:
 
 
 def _to_file(scale: Scale, image: Tensor) -> np.ndarray:
-    """An image (C, H, W) in the numbers of its file; strip by strip, as that takes float64."""
+    """Convert an image (C, H, W) to the numbers of its file, strip by strip to save memory."""
     height = max(1, STRIP // (image.shape[0] * image.shape[2]))
     strips = image.split(height, dim=1)
     return np.concatenate([scale.to_file(strip) for strip in strips], axis=1)

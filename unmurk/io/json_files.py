@@ -27,20 +27,21 @@ BRACKETS = re.compile(r"[\[{\]}]")
 
 
 def read_json(path: str | Path, infinite: bool = False) -> Any:
-    """The value of a JSON file.
+    """Read the value of a JSON file.
 
     Args:
+        path: The file.
         infinite: Whether NaN and infinities are read, which JSON does not have.
 
     Raises:
-        InputError: no such file, more than `SIZE` bytes or `DEPTH` levels, whole numbers of more
-            than `DIGITS` digits, or no JSON.
+        InputError: There is no such file; or it has more than `SIZE` bytes or `DEPTH` levels,
+            whole numbers of more than `DIGITS` digits, or is not JSON.
     """
     return _parsed(_text(Path(path), SIZE), str(path), float if infinite else _no_constant)
 
 
 def read_object(path: str | Path, infinite: bool = False) -> dict[str, Any]:
-    """The object of a JSON file. Raises InputError as `read_json`, and for any other value."""
+    """Read the object of a JSON file. Raises InputError as `read_json`, and for other values."""
     value = read_json(path, infinite)
     if not isinstance(value, dict):
         raise InputError(f"{path} holds {type(value).__name__}, not an object {{...}}")
@@ -48,13 +49,16 @@ def read_object(path: str | Path, infinite: bool = False) -> dict[str, Any]:
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, bool, dict[str, Any] | None]]:
-    """The objects of a file with one a line: number of the line, whether it is the last, object.
+    """Iterate over the objects of a file with one JSON object per line.
 
-    The object is None where the line is no JSON object within the limits. Not finite numbers are
-    read: figures of a run may be NaN.
+    Numbers that are not finite are read: figures of a run may be NaN.
+
+    Yields:
+        The number of the line, whether it is the last one, and the object; None where the line is
+        not a JSON object within the limits.
 
     Raises:
-        InputError: no such file, or more than `LINES` bytes.
+        InputError: There is no such file, or it has more than `LINES` bytes.
     """
     lines = _text(Path(path), LINES).splitlines()
     for number, line in enumerate(lines, 1):
@@ -66,10 +70,19 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, bool, dict[str, Any] | N
 
 
 def typed(values: dict[str, Any], name: str, kind: type, where: object) -> Any:
-    """An entry of an object, which must be of a type. Raises InputError.
+    """Return an entry of an object, checked to be of a type.
 
     Args:
+        values: The object.
+        name: The name of the entry.
         kind: bool, int, float (whole numbers too), str, list or dict.
+        where: The file, for the message.
+
+    Raises:
+        InputError: The entry is missing or of another type.
+
+    >>> typed({"steps": 5}, "steps", int, "config.json")
+    5
     """
     value = values.get(name)
     fits = isinstance(value, int | float if kind is float else kind)
@@ -92,17 +105,17 @@ def _text(path: Path, limit: int) -> str:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {path}: {reason}") from error
     if max(size, len(data)) > limit:
-        raise InputError(f"{path} is larger than {limit // 2**20} MiB, so it is not what it says")
+        raise InputError(f"{path} is larger than {limit // 2**20} MiB, so it is no file of unmurk")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {path}: it is no text in UTF-8") from error
+        raise InputError(f"cannot read {path}: it is not UTF-8 text") from error
 
 
 def _up_to(file: BinaryIO, limit: int) -> bytes:
-    """The rest of a file; of one that has more bytes than the limit, about so many.
+    """Read the rest of a file, up to about `limit` bytes.
 
-    One reading of the whole limit would take its memory, however short the file is.
+    The file is read in parts because one read of `limit` bytes would allocate all of them.
     """
     data = bytearray()
     while len(data) <= limit and (part := file.read(CHUNK)):
@@ -115,7 +128,7 @@ def _parsed(text: str, where: str, constant: Any) -> Any:
         raise InputError(f"cannot read {where}: its values are nested more than {DEPTH} deep")
     try:
         value = json.loads(text, parse_int=_whole, parse_constant=constant)
-        if SURROGATE.search(text):  # half a character, which no page can be written with
+        if SURROGATE.search(text):  # half a character, which cannot be written to a page
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:
@@ -124,7 +137,7 @@ def _parsed(text: str, where: str, constant: Any) -> Any:
 
 
 def _depth(text: str) -> int:
-    """How deep brackets outside of strings are nested."""
+    """Return how deep brackets outside of strings are nested."""
     deep = most = 0
     for bracket in BRACKETS.findall(STRING.sub("", text)):
         deep += 1 if bracket in "[{" else -1
@@ -139,4 +152,4 @@ def _whole(digits: str) -> int:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number that JSON has")
+    raise ValueError(f"{name} is not a number of JSON")

@@ -1,4 +1,4 @@
-"""Axes of array files: which of them numbers images, and which the channels."""
+"""Axes of array files: which axis numbers the images, and which holds the channels."""
 
 from pathlib import Path
 
@@ -11,14 +11,20 @@ from .scale import Scale
 __all__ = ["layout_of", "to_images"]
 
 CHANNELS = 16  # most channels of an array
-FEW = 4  # channels that are taken for such whatever the other axes are
+FEW = 4  # a shorter axis is the channel axis, whatever the other axes are
 
 
 def layout_of(file: Path, array: np.ndarray) -> str:
-    """What the axes are. A channel axis has at most 16 entries, 1 or 3 in a single image.
+    """Return the axes of an array: "HW", "HWC", "NHW", "NHWC" or "NCHW".
+
+    A channel axis has at most 16 entries; in a single image it has 1 or 3.
 
     Raises:
-        InputError: no such axes, or two that could be the channels.
+        InputError: The array has other axes, or two that could be the channels.
+
+    >>> import numpy as np
+    >>> layout_of(Path("set.npy"), np.zeros((10, 28, 28, 3)))
+    'NHWC'
     """
     shape = array.shape
     layout = ""
@@ -41,7 +47,7 @@ def layout_of(file: Path, array: np.ndarray) -> str:
 
 
 def _channel_axis(file: Path, shape: tuple[int, ...]) -> str:
-    """ "NHWC" or "NCHW" by the axis that is short, nothing where neither is."""
+    """Return "NHWC" or "NCHW" by which axis is short; "" if neither is."""
     for few in (FEW, CHANNELS):
         last, first = shape[3] <= few, shape[1] <= few
         if last and first and few == CHANNELS:
@@ -52,20 +58,20 @@ def _channel_axis(file: Path, shape: tuple[int, ...]) -> str:
 
 
 def _square(file: Path, shape: tuple[int, ...]) -> str:
-    """Of small images with two axes short enough for channels: the one beside two equal sides."""
+    """Decide for small images with two short axes: the sides of an image are equal."""
     if shape[2] == shape[3] != shape[1]:
         return "NCHW"
     if shape[1] == shape[2] != shape[3]:
         return "NHWC"
     raise InputError(
-        f"{file} has the shape {shape}, of which either {shape[1]} or {shape[3]} may be the "
+        f"{file} has the shape {shape}, where either {shape[1]} or {shape[3]} may be the "
         f"channels: save it as (N, H, W) of one channel each, or pad the images to more than "
         f"{CHANNELS} pixels a side"
     )
 
 
 def to_images(array: np.ndarray, scale: Scale, layout: str) -> Tensor:
-    """Numbers with an N axis as images (N, C, H, W)."""
+    """Convert numbers with an N axis to images (N, C, H, W), float32 in units of [0, 1]."""
     if layout in ("NHW", "HW"):
         array = array[:, None]
     elif layout != "NCHW":

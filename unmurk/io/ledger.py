@@ -1,13 +1,14 @@
-"""The log of results: which files beside it unmurk made, from what, and with which settings.
+"""The log of results: which files unmurk made, from what, and with which settings.
 
-A folder of results has its log in ``unmurk.jsonl``; the results under one file's name, such as
-``x.npy`` and ``x-std.npy``, have it in ``x-unmurk.jsonl``. Each result has two lines: one before
-its files get their names, and one when all of them have them:
+A folder of results has its log in ``unmurk.jsonl``. Results under the name of one file, such as
+``x.npy`` and ``x-std.npy``, have theirs in ``x-unmurk.jsonl``. Each result has two lines: one
+before its files get their names, and one after that:
 
     {"begun": ["3.png", "3-std.npy"], "by": "HASH OF THE SETTINGS"}
     {"file": "3.png", "number": 3, "bytes": 812, "changed": 17, "out": {...}, "settings": {...}}
 
-So a file without a line is not ours, and is never written over; a killed command finds its own.
+A file without a line was not made by unmurk and is never overwritten. A command that was killed
+and starts again recognizes its own files.
 """
 
 import errno
@@ -24,14 +25,18 @@ from .json_files import json_lines
 __all__ = ["LOG", "Key", "Ledger", "log_of"]
 
 LOG = "unmurk.jsonl"
-STARTS = (b'{"begun": ', b'{"file": ')  # of every line
+STARTS = (b'{"begun": ', b'{"file": ')  # every line begins with one of these
 
 Key = tuple[str, int, int, int]
 """A file's name, the number of its first image, its bytes, and when it was changed (ns)."""
 
 
 def log_of(out: Path, folder: bool) -> Path:
-    """Where the log of an output folder, or of an output file, is."""
+    """Return the log file of an output folder or of an output file.
+
+    >>> log_of(Path("x.npy"), folder=False).name
+    'x-unmurk.jsonl'
+    """
     if folder:
         return out / LOG
     stem = out.stem
@@ -45,11 +50,11 @@ class Ledger:
 
     Args:
         path: The log file.
-        settings: What the results depend on, but their input files; fit for JSON. None: results
-            of any settings are this job's own.
+        settings: What the results depend on besides their input files, fit for JSON. None:
+            results of any settings belong to this job.
 
     Raises:
-        InputError: The log is a link, or no log of unmurk.
+        InputError: The log is a link, or is not a log of unmurk.
 
     Attributes:
         found: Whether there was a log before.
@@ -73,7 +78,9 @@ class Ledger:
 
     def _read(self) -> list[dict[str, Any]]:
         if self.path.is_symlink():
-            raise InputError(f"{self.path} is a link, through which nothing is written: remove it")
+            raise InputError(
+                f"{self.path} is a link, and nothing is written through a link: remove it"
+            )
         if not self.path.exists():
             return []
         found = [line for _, _, line in json_lines(self.path) if line and _is_entry(line)]
@@ -83,11 +90,13 @@ class Ledger:
         except OSError as error:
             raise InputError(f"cannot read {self.path}: {error.strerror}") from error
         if start and not found and not any(s.startswith(start) for s in STARTS):
-            raise InputError(f"{self.path} is no log of unmurk: give another --out, or rename it")
+            raise InputError(
+                f"{self.path} is no log of unmurk: give another --out, or rename the file"
+            )
         return found
 
     def finished(self, key: Key, names: list[str]) -> bool:
-        """Whether a result of an input is there, made with these settings."""
+        """Whether a result of an input exists, made with these settings."""
         entry = self._done.get(key)
         if entry is None or self._other(entry) is not None:
             return False
@@ -96,7 +105,7 @@ class Ledger:
         )
 
     def alone(self) -> None:
-        """Checks that no result that is there was made with other settings.
+        """Check that no existing result was made with other settings.
 
         Raises:
             InputError: One was.
@@ -110,10 +119,10 @@ class Ledger:
                 )
 
     def check(self, names: list[str]) -> None:
-        """Checks that files may be written over, if they are there.
+        """Check that files may be overwritten, if they exist.
 
         Raises:
-            InputError: One was not made by unmurk, was made with other settings, or has been
+            InputError: A file was not made by unmurk, was made with other settings, or has been
                 changed since.
         """
         for name in names:
@@ -122,7 +131,7 @@ class Ledger:
                 continue
             if path.is_symlink() or name not in self._begun:
                 raise InputError(
-                    f"{path} is there already, and is no result of this command: give another "
+                    f"{path} exists, and is no result of this command: give another "
                     "--out, or remove it"
                 )
             entry = self._made.get(name)
@@ -134,12 +143,11 @@ class Ledger:
                 )
             if entry is not None and entry["out"][name] != _digest(path):
                 raise InputError(
-                    f"{path} was changed after unmurk had made it: give another --out, or "
-                    "remove it"
+                    f"{path} was changed after unmurk made it: give another --out, or remove it"
                 )
 
     def begin(self, names: list[str]) -> None:
-        """Says that files are about to get their names. Raises InputError as `check` does."""
+        """Log that files are about to get their names. Raises InputError as `check` does."""
         self.check(names)
         if any(self._begun.get(name) != self.by or name in self._made for name in names):
             self._append({"begun": names, "by": self.by})
@@ -148,7 +156,7 @@ class Ledger:
                 self._made.pop(name, None)
 
     def end(self, key: Key, names: list[str]) -> None:
-        """Says that all files of a result have their names."""
+        """Log that all files of a result have their names."""
         name, number, size, changed = key
         out = {file: _digest(self.path.parent / file) for file in names}
         entry: dict[str, Any] = {"file": name, "number": number, "bytes": size}
@@ -159,14 +167,14 @@ class Ledger:
         self._done[key] = entry
 
     def _other(self, entry: dict[str, Any]) -> str | None:
-        """The first setting that an entry was made with differently."""
+        """Return the first setting in which an entry differs from this job; None: none does."""
         if self.settings is None or entry["settings"] is None:
             return None
         made, now = entry["settings"], self.settings
         return next((k for k in {**made, **now} if made.get(k) != now.get(k)), None)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        """One more line. (Several processes may append: one short write each.)"""
+        """Append a line in one write, because several processes may append at once."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +189,7 @@ class Ledger:
 
 
 def _is_entry(line: dict[str, Any]) -> bool:
-    """Whether a line is whole, and of the types that this module writes."""
+    """Whether a line is complete and has the types that this module writes."""
     if "begun" in line:
         names = line["begun"]
         return isinstance(names, list) and _are_texts(names) and isinstance(line.get("by"), str)
@@ -205,7 +213,7 @@ def _key(entry: dict[str, Any]) -> Key:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 hash of a file."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,9 @@
-"""What a reader checks before it takes memory, and the guard around decoders of other libraries.
+"""Limits that a reader checks before it takes memory, and the guard around foreign decoders.
 
-A file of a few bytes can declare terabytes, and a few megabytes can inflate to gigabytes. So every
-declared size is read first and held against two limits: pixels of one image, and bytes of an array
-that is stored compressed. The environment variable `UNMURK_MAX_PIXELS` raises both. What an
-uncompressed file declares is held against the length of the file.
+A file of a few bytes can declare terabytes, and a few megabytes can inflate to gigabytes.
+Therefore every declared size is read first and compared with two limits: the pixels of one image,
+and the bytes of an array that is stored compressed. The environment variable `UNMURK_MAX_PIXELS`
+raises both. The declared size of an uncompressed file is compared with the length of the file.
 """
 
 import logging
@@ -21,15 +21,16 @@ from ..errors import InputError
 __all__ = ["MAX_PIXELS", "check_file", "check_memory", "check_numbers", "check_pixels", "reading"]
 
 MAX_PIXELS = 2**27  # of one image; a square of 11585
-BYTES = 16  # for each of these pixels an inflated array may have so many: 2 GiB in all
+BYTES = 16  # bytes that an inflated array may have for each of these pixels: 2 GiB in all
 VARIABLE = "UNMURK_MAX_PIXELS"
 
 
 def check_file(file: Path) -> None:
-    """Check that a path is a regular file, so that opening it cannot wait for ever.
+    """Check that a path is a regular file, so that opening it cannot block forever.
 
     Raises:
-        InputError: nothing there, a dangling link, a folder, a FIFO, a socket or a device.
+        InputError: There is nothing at the path; or it is a dangling link, a folder, a FIFO, a
+            socket or a device.
     """
     try:
         mode = file.stat().st_mode
@@ -46,7 +47,7 @@ def check_file(file: Path) -> None:
 
 
 def max_pixels() -> int:
-    """The limit of pixels of one image. Raises InputError for a variable that is no number."""
+    """Return the limit of pixels of one image. Raises InputError for an invalid variable."""
     text = os.environ.get(VARIABLE, "")
     if not text:
         return MAX_PIXELS
@@ -59,7 +60,7 @@ def check_pixels(file: Path, height: int, width: int, channels: int = 1) -> None
     """Check the declared size of an image, before it is decoded.
 
     Raises:
-        InputError: no pixels, more than 256 channels, or more pixels than the limit.
+        InputError: The image has no pixels, more than 256 channels, or more pixels than the limit.
     """
     if min(height, width, channels) < 1 or channels > 256:
         raise InputError(
@@ -76,7 +77,7 @@ def check_numbers(file: Path, count: int, itemsize: int) -> None:
     """Check the declared size of a compressed array of `count` numbers, before it is inflated.
 
     Raises:
-        InputError: more bytes than the limit.
+        InputError: The array has more bytes than the limit.
     """
     if count * itemsize > BYTES * max_pixels():
         raise InputError(
@@ -87,10 +88,10 @@ def check_numbers(file: Path, count: int, itemsize: int) -> None:
 
 
 def check_memory(what: Path, size: int) -> None:
-    """Check that memory for a set of `size` bytes is there, before it is taken.
+    """Check that `size` bytes of memory are free, before they are taken.
 
     Raises:
-        InputError: it is not.
+        InputError: They are not.
     """
     free = _available()
     if free is not None and size > free:
@@ -101,7 +102,7 @@ def check_memory(what: Path, size: int) -> None:
 
 
 def _available() -> int | None:
-    """Bytes of memory that this process can still take; None where the system does not say."""
+    """Return the bytes of free memory; None if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024 * next(int(s.split()[1]) for s in lines if s.startswith("MemAvailable:"))
@@ -117,14 +118,14 @@ def _gib(size: int) -> str:
 
 
 class _Ear(logging.Filter):
-    """Takes what a library logs in a thread that listens, and lets all else pass."""
+    """Collect what libraries log in a thread that reads a file; let all else pass."""
 
     def __init__(self) -> None:
         super().__init__()
         self.heard = threading.local()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is passed on."""
+        """Return whether the record is passed on."""
         said: list[logging.LogRecord] | None = getattr(self.heard, "said", None)
         if said is None:
             return True
@@ -141,8 +142,11 @@ for _name in ("PngImagePlugin", "TiffImagePlugin", "JpegImagePlugin", "Image", "
 
 
 class _Quiet:
-    """No warnings of any thread while one is in here: `warnings.catch_warnings` alone would mix up
-    the filters of threads that enter and leave in turn."""
+    """Suppress warnings of all threads while one is inside.
+
+    `warnings.catch_warnings` alone would confuse the filters of threads that enter and leave in
+    turn.
+    """
 
     def __init__(self) -> None:
         self.lock, self.inside = threading.Lock(), 0
@@ -167,14 +171,14 @@ _QUIET = _Quiet()
 
 @contextmanager
 def reading(file: Path, strict: bool = False) -> Iterator[None]:
-    """The guard around a decoder: whatever goes wrong in it becomes one line that names the file.
+    """Guard a decoder: every error in it becomes one line that names the file.
 
     Args:
-        file: What is read.
+        file: The file that is read.
         strict: Whether an error that the decoder only logs counts too.
 
     Raises:
-        InputError: for every `Exception`, those of memory and recursion included.
+        InputError: For every `Exception`, including those of memory and recursion.
     """
     before = getattr(_EAR.heard, "said", None)
     said: list[logging.LogRecord] = []
@@ -193,7 +197,7 @@ def reading(file: Path, strict: bool = False) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One line of what an error says."""
+    """Return the message of an error as one line."""
     if isinstance(error, MemoryError):
         return "it declares more than memory holds"
     if isinstance(error, OSError) and error.strerror:

@@ -1,11 +1,11 @@
-"""One lock a job: two jobs never write into the same place.
+"""One lock per job, so that two jobs never write to the same place.
 
-The lock is held with flock on ``.unmurk-HASH.lock`` beside the output, so the system frees it when
-the process ends, however it ends. The file says who holds it, and goes when the job ends.
+The lock is held with flock on ``.unmurk-HASH.lock`` beside the output, so the system frees it
+whenever the process ends. The file names its holder and is removed at the end of the job.
 
-Processes of one job (RANK and WORLD_SIZE, as torchrun and accelerate launch set them, or as set by
-hand) share the lock if they belong to the same job: the same command with the same WORLD_SIZE and,
-where a launcher started them, the same launch. Each process also holds a lock of its own RANK.
+The processes of one job (RANK and WORLD_SIZE, as torchrun and accelerate launch set them) share
+the lock if they run the same command with the same WORLD_SIZE and, under a launcher, belong to the
+same launch. Each process also holds a lock of its own RANK.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from .atomic import same_file, short, try_lock, unwritable
 
 __all__ = ["local_rank", "locked", "ranks"]
 
-PATIENCE = 2.0  # seconds in which a process of the same job may be between two locks
-LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")  # what tells launches apart
+PATIENCE = 2.0  # seconds to wait for a process of the same job that is between two locks
+LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")  # they identify a launch
 
 _held: dict[str, int] = {}  # how often this process holds each lock
 
 
 def ranks() -> tuple[int, int]:
-    """Number of this process, and how many there are.
+    """Return the number of this process, and the number of processes.
 
     Raises:
-        InputError: RANK and WORLD_SIZE that do not fit each other.
+        InputError: RANK and WORLD_SIZE do not fit each other.
     """
     texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     rank, size = (int(text) if _is_number(text) else -1 for text in texts)
@@ -45,10 +45,10 @@ def ranks() -> tuple[int, int]:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine: which accelerator it takes.
+    """Return the number of this process on its machine, which selects its accelerator.
 
     Raises:
-        InputError: LOCAL_RANK is no number.
+        InputError: LOCAL_RANK is not a number.
     """
     text = os.environ.get("LOCAL_RANK", "0")
     if not _is_number(text):
@@ -62,12 +62,11 @@ def _is_number(text: str) -> bool:
 
 @contextmanager
 def locked(path: Path, job: Any = None) -> Iterator[None]:
-    """Holds the lock of an output file or folder; the process may take it several times.
+    """Hold the lock of an output file or folder; a process may take it several times.
 
     Args:
         path: The output. Its folder must exist.
-        job: What the processes of one job have in common, fit for JSON; a job of several
-            processes is known by it.
+        job: What the processes of one job have in common, fit for JSON; it identifies the job.
 
     Raises:
         InputError: Another job holds it.
@@ -101,7 +100,7 @@ def locked(path: Path, job: Any = None) -> Iterator[None]:
 
 
 def _lock_file(real: Path, suffix: str) -> Path:
-    """Beside the output or, where nothing can be written there, in it."""
+    """Return the lock file: beside the output or, if nothing can be written there, in it."""
     name = f".unmurk-{short(real.name)}{suffix}.lock"
     inside = real.is_dir() and not os.access(real.parent, os.W_OK)
     return (real if inside else real.parent) / name
@@ -113,7 +112,7 @@ def _token(job: Any, size: int) -> str:
 
 
 def _take(file: Path, path: Path, token: str, shared: bool) -> int | None:
-    """The open lock file; None where the file system has no locks."""
+    """Open and lock the lock file; return None if the file system has no locks."""
     patience = time.monotonic() + PATIENCE
     while True:
         try:
@@ -127,7 +126,10 @@ def _take(file: Path, path: Path, token: str, shared: bool) -> int | None:
             elif got:
                 return fd
             elif got is None:
-                print(f"unmurk: no locks on this disk: {escape(path)}", file=sys.stderr)
+                print(
+                    f"unmurk: no locks on this disk for {escape(path)}: start no second job there",
+                    file=sys.stderr,
+                )
                 file.unlink(missing_ok=True)
                 os.close(fd)
                 return None
@@ -151,7 +153,7 @@ def _try(fd: int, token: str, shared: bool) -> bool | None:
 
 
 def _may_come(fd: int, token: str, shared: bool, patience: float) -> bool:
-    """Whether to try again: a holder is signing, or a process of this job is about to share."""
+    """Whether to try again: the holder is writing its name, or is a process of this job."""
     said = _read(fd)
     mine = shared and said.get("token") == token
     return (mine or not said) and time.monotonic() < patience
@@ -183,11 +185,11 @@ def _holder(fd: int) -> str:
     who = "process {} on {} since {} ({})".format(
         *(said.get(key, "?") for key in ("pid", "host", "since", "command"))
     )
-    return f"{who} writes there; wait for it, stop it, or give another --out"
+    return f"{who} writes there: wait for it, stop it, or give another --out"
 
 
 def _release(fd: int, file: Path) -> None:
-    """Frees a lock; the last to hold it removes the file."""
+    """Release a lock; its last holder removes the file."""
     with contextlib.suppress(OSError):
         if try_lock(fd) and same_file(fd, file):
             file.unlink(missing_ok=True)

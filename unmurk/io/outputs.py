@@ -1,9 +1,9 @@
-"""Where a command's results go: one check of outputs against inputs, for every command.
+"""Where the results of a command go: the checks that every command makes of its output.
 
 `output` opens the place of a command's results. It refuses a place that is an input or would mix
 results with inputs, holds the lock of the job (`locks`), removes what killed commands left, and
-watches every file that is written (`atomic`): none may take the place of a file that unmurk did
-not make. If the command fails, what it made goes.
+watches every file that is written (`atomic`): no file that unmurk did not make is overwritten. If
+the command fails, the files that it made are removed.
 """
 
 import contextlib
@@ -11,24 +11,24 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .atomic import clean, watched
+from .formats.registry import has_reader
 from .ledger import LOG, Key, Ledger, log_of
 from .locks import locked
 
 __all__ = ["LOG", "Output", "files_of", "key_of", "output"]
 
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FILES = (".png", ".tif", ".tiff", ".npy", ".npz")
 IDX = re.compile(r"(^|[-._])idx(\d-ubyte)?(\.gz)?$", re.IGNORECASE)
-STATES = ("state", "run/state")  # of `learn` and of `demo`
+STATES = ("state", "run/state")  # state folders of `learn` and of `demo`
 MODELS = ("prior", "posterior", "glow", "state", "unet", "scheduler", "prior/unet")
-PAGE = b'name="generator" content="unmurk"'  # in the head of every report
+PAGE = b'name="generator" content="unmurk"'  # every report has it in its head
 
 
 class Output:
@@ -36,12 +36,12 @@ class Output:
 
     Args:
         path: A file or a folder.
-        folder: Whether it is a folder; None: it is one unless its name ends like a file's.
-        owner: Whether all files below it are this command's (a run folder, which `learn` has
+        folder: Whether it is a folder; None: unless its name has the suffix of a file.
+        owner: Whether all files below it belong to this command (a run folder, which `learn` has
             checked).
 
     Attributes:
-        ledger: Says which files are results of this command; None: none is, unless `owner`.
+        ledger: The log of this command's results; None: no file is one, unless `owner`.
     """
 
     def __init__(self, path: Path, folder: bool | None = None, owner: bool = False) -> None:
@@ -58,7 +58,7 @@ class Output:
         self._placed: list[str] = []
 
     def reads(self, inputs: Iterable[str | Path]) -> None:
-        """Adds files and folders that the command reads.
+        """Add files and folders that the command reads.
 
         Raises:
             InputError: The output is one of them, or would mix results with them.
@@ -66,13 +66,13 @@ class Output:
         for path in map(Path, inputs):
             head, colon, _ = str(path).rpartition(":")  # as in set.npz:train
             path = Path(head) if colon and head.lower().endswith(".npz") else path
-            with contextlib.suppress(OSError):  # no such name: the reader says so
+            with contextlib.suppress(OSError):  # no such name: the reader reports it
                 if path.exists():
                     self.inputs.append(path)
                     self._apart(path)
 
     def _apart(self, path: Path) -> None:
-        """Refuses an input that is the output, is below it, or that a result would join."""
+        """Refuse an input that is the output, is below it, or whose folder gets a result."""
         out, real = Path(os.path.realpath(self.path)), Path(os.path.realpath(path))
         other = "give another --out"
         if _same(out, path):
@@ -84,14 +84,14 @@ class Output:
                 f"--out {self.shown} contains the input folder {path}, where results would mix "
                 f"with inputs: {other}, such as {self.shown / 'results'}"
             )
-        if not self.folder and out.suffix.lower() in PICTURES and _same(out.parent, path):
+        if not self.folder and has_reader(out) and _same(out.parent, path):
             raise InputError(
                 f"--out {self.shown} is in the input folder {path}, where the next call would "
                 f"read it: {other}"
             )
 
     def record(self, settings: dict[str, Any] | None = None) -> Ledger:
-        """Begins to log results, which then may replace their earlier selves.
+        """Start the log of results, which may then replace their earlier versions.
 
         Args:
             settings: See `Ledger`.
@@ -99,26 +99,29 @@ class Output:
         self.ledger = Ledger(log_of(self.path, self.folder), settings)
         return self.ledger
 
-    def expect(self, names: Sequence[str]) -> None:
-        """Checks files that will be written, before the work: names beside the log.
+    def expect(self, names: Iterable[str]) -> None:
+        """Check files that will be written, before the work.
+
+        Args:
+            names: Their names, beside the log.
 
         Raises:
-            InputError: One is an input, or is there and not ours.
+            InputError: One is an input, or exists and was not made by this command.
         """
         for name in names:
             self._allow((self.path if self.folder else self.path.parent) / name)
 
     def end(self, key: Key) -> None:
-        """Logs all files written so far as the result of an input."""
+        """Log all files written so far as the result of an input."""
         if self.ledger is not None:
             self.ledger.end(key, self._placed)
         self._placed = []
 
     def keep(self) -> None:
-        """From now on, what is finished stays even if the command fails."""
+        """Keep finished files from now on, even if the command fails."""
         self._kept = True
 
-    # -- what the writers ask --------------------------------------------------------------------
+    # -- callbacks of the writers ----------------------------------------------------------------
 
     def before(self, target: Path, placing: bool) -> None:
         """See `atomic.Watcher`."""
@@ -147,12 +150,12 @@ class Output:
             self.ledger.check([target.name])
         elif target.suffix == ".html":
             if target.is_symlink() or not _is_page(target):
-                raise InputError(f"{target} is there already, and is no report: rename it")
+                raise InputError(f"{target} exists, and is no report: rename it")
         elif not self.owner:
-            raise InputError(f"{target} is there already: give another --out, or remove it")
+            raise InputError(f"{target} exists: give another --out, or remove it")
 
     def undo(self) -> None:
-        """Removes the files that were made, but none that was there before."""
+        """Remove the files that were made, but none that existed before."""
         if self._kept:
             return
         for path in self._made:
@@ -170,13 +173,13 @@ def output(
     owner: bool = False,
     job: Any = None,
 ) -> Iterator[Output]:
-    """The place of a command's results: checked, locked, and left as it was if the command fails.
+    """Open the place of a command's results: checked, locked, and restored on failure.
 
-    Results stay after a failure where a run has a state, or after `Output.keep`.
+    Results stay after a failure if a run has a state, or after `Output.keep`.
 
     Args:
         path: A file or a folder.
-        inputs: Files and folders that the command reads; names of other things are passed over.
+        inputs: Files and folders that the command reads; other names are passed over.
         folder: See `Output`.
         owner: See `Output`.
         job: What the processes of one job have in common (see `locks.locked`).
@@ -190,9 +193,9 @@ def output(
         missing = [p for p in (path, *path.parents) if not p.exists()]
         found = missing[-1].parent if missing else path
         if os.path.lexists(path) and not path.exists():
-            raise InputError(f"cannot write {path}: it is a link to nothing; give another place")
+            raise InputError(f"cannot write {path}: it is a link to nothing: give another place")
         if not found.is_dir() and (missing or folder):
-            raise InputError(f"cannot write {path}: {found} is a file; give another place")
+            raise InputError(f"cannot write {path}: {found} is a file: give another place")
     place.reads(inputs)
     with ExitStack() as stack:
         stack.callback(_prune, missing)
@@ -222,11 +225,11 @@ def _readable_names(path: Path) -> Iterator[None]:
 
 def _unwritable(path: Path, error: OSError) -> InputError:
     where = f" in {error.filename}" if error.filename else ""
-    return InputError(f"cannot write {path}: {error.strerror}{where}; give another place")
+    return InputError(f"cannot write {path}: {error.strerror}{where}: give another place")
 
 
 def _prune(missing: list[Path]) -> None:
-    """Removes the folders that were made and hold nothing."""
+    """Remove the folders that were made and are empty."""
     if not missing or not missing[0].is_dir():
         folders = missing[1:]
     else:
@@ -238,7 +241,7 @@ def _prune(missing: list[Path]) -> None:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two paths name one file or folder, through links, hard links and cases."""
+    """Whether two paths name the same file or folder, through links and letter cases."""
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -254,14 +257,14 @@ def _is_page(path: Path) -> bool:
 
 
 def files_of(prior: str) -> list[str]:
-    """The file or folder behind the text form of a prior, and the folders of its models."""
+    """Return the file or folder of a prior's text form, and the folders of its models."""
     if prior.startswith("adm:") and prior.count(":") > 1:
         return [prior.split(":", 2)[2]]
     return [prior, *(os.path.join(prior, folder) for folder in MODELS)]
 
 
 def key_of(data: Path) -> Key:
-    """What the input of a whole job goes by in the log: for a folder, all of its files."""
+    """Return what identifies the input of a job in the log; for a folder, all of its files."""
     from .formats.arrays import split_key
 
     file, key = split_key(str(data))
@@ -269,7 +272,7 @@ def key_of(data: Path) -> Key:
     if not file.is_dir():
         found = file.stat()
         return name, 0, found.st_size, found.st_mtime_ns
-    files = [f for f in file.iterdir() if f.suffix.lower() in PICTURES and f.is_file()]
+    files = [f for f in file.iterdir() if has_reader(f) and f.is_file()]
     stats = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
     digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
     return f"{name} {digest[:16]}", 0, sum(size for _, size, _ in stats), 0

@@ -1,23 +1,24 @@
-"""The scale of intensities: numbers of a file to images and back, decided here and nowhere else.
+r"""The scale of intensities: numbers of a file to images and back.
 
 Inside unmurk an image is float32 (C, H, W) in units of [0, 1]. A file holds other numbers, and the
-`Scale` of a set remembers how to return to them:
+`Scale` of a set records how to return to them:
 
-    file value = offset + gain * image
+.. math:: v = \mathrm{offset} + \mathrm{gain} \cdot x ,
 
-The scale is never taken from the least and the largest number of a file or a set:
+where x is an image value and v the number in the file. The scale is never derived from the minimum
+and maximum of a file or a set:
 
-- Floats are what they are (gain 1).
-- Integers go by their type: its largest number is 1 (255, 65535, 4294967295, ...). Signed ones too
-  (32767 is 1); their negative numbers are below 0.
-- Metadata that say how many bits are significant (OME) take the place of the type.
-- If the numbers of a set, of more than 8 bits, all stay below 1/8 of what their type holds, they
-  are those of a camera of fewer bits: the smallest of 10, 12 and 14 bits that holds the whole set
-  (`Extent`).
-- Given numbers of black and white (`Span`) come before all of these.
+- Floats are used as they are (gain 1).
+- Integers are divided by the largest number of their type (255, 65535, 4294967295, ...). So are
+  signed integers (32767 becomes 1); their negative numbers are below 0.
+- If metadata give the number of significant bits (OME), these take the place of the type.
+- If the numbers of a set have more than 8 bits and all stay below 1/8 of the range of their type,
+  they come from a camera with fewer bits: the smallest of 10, 12 and 14 bits that holds the whole
+  set is used (`Extent`).
+- Numbers of black and white given by the user (`Span`) take precedence over all of these.
 
-Integers are rounded and clipped to what their type, or the bits found, can hold. float32 keeps 24
-significant bits: integers below 2^24 come back exactly, and so do both ends of every type.
+Integers are rounded and clipped to the range of their type, or of the bits found. float32 keeps 24
+significant bits: integers below 2^24 are restored exactly, and so are both ends of every type.
 """
 
 import math
@@ -35,17 +36,17 @@ __all__ = ["Extent", "Scale", "Span", "Spans", "check_units", "finite", "span_fo
 
 BITS = (10, 12, 14)
 FULL = 8  # a set whose largest number is at least 1/8 of the type fills it
-SIGMAS = 8.0  # how far the median of a set of floats may lie outside [0, 1]
-LEAST = 0.05  # and how far at any noise, however small
+SIGMAS = 8.0  # distance of the median of a set of floats from [0, 1], in noise sigmas, at most
+LEAST = 0.05  # the same in intensities, if the noise is weaker
 
 
 class Span(NamedTuple):
     """The numbers of black and of white in files.
 
     Attributes:
-        black: Becomes 0.
-        white: Becomes 1.
-        dtype: The number type it is for; None: every type.
+        black: The number that becomes 0.
+        white: The number that becomes 1.
+        dtype: The number type that the span applies to; None: every type.
     """
 
     black: float
@@ -54,11 +55,15 @@ class Span(NamedTuple):
 
 
 Spans = tuple[float, float] | Span | Sequence[Span] | None
-"""A span for all files, or one for each number type; None: none is known."""
+"""A span for all files, or one for each number type; None: no span is known."""
 
 
 def span_for(spans: Spans, dtype: Any) -> Span | None:
-    """The span that serves numbers of a type, if there is one."""
+    """Return the span that applies to numbers of a type; None without one.
+
+    >>> span_for((0, 4095), "uint16")
+    Span(black=0, white=4095, dtype=None)
+    """
     if not spans:
         return None
     several = isinstance(spans[0], tuple | list)
@@ -69,16 +74,22 @@ def span_for(spans: Spans, dtype: Any) -> Span | None:
 
 @dataclass(frozen=True)
 class Scale:
-    """How to write images as the kind of file they came from.
+    """The map between numbers of a file and images, and the kind of file.
 
     Attributes:
         offset: File value of image value 0.
-        gain: File value of image value 1, less offset.
+        gain: File value of image value 1, minus the offset.
         dtype: Name of the file's number type.
         format: "png", "tif", "npy", "npz" or "idx".
         layout: Axes of an array file: "HW", "HWC", "NHW", "NHWC" or "NCHW".
         key: Name of the array in an npz file.
-        bits: Bits that hold the set, where these are fewer than the type has; 0: all.
+        bits: Bits that hold the set, if fewer than the type has; 0: all bits of the type.
+
+    >>> scale = Scale.of("uint16", (0, 4095))
+    >>> scale.from_file(np.array([[4095]], np.uint16)).item()
+    1.0
+    >>> int(scale.to_file(torch.tensor([[0.5]]))[0, 0])
+    2048
     """
 
     offset: float = 0.0
@@ -91,15 +102,15 @@ class Scale:
 
     @classmethod
     def of(cls, dtype: Any, spans: Spans = None, bits: int = 0) -> "Scale":
-        """The scale of numbers of a type.
+        """Return the scale of numbers of a type.
 
         Args:
-            dtype: Their type.
-            spans: The numbers of black and white, where they are known.
-            bits: Bits that hold the set, as metadata or an `Extent` say; 0: all of the type.
+            dtype: The number type.
+            spans: The numbers of black and white, if they are known.
+            bits: Bits that hold the set, by its metadata or an `Extent`; 0: all of the type.
 
         Raises:
-            InputError: white is not above black.
+            InputError: White is not above black.
         """
         kind = np.dtype(dtype)
         span = span_for(spans, kind)
@@ -116,8 +127,8 @@ class Scale:
 
     @property
     def span(self) -> Span | None:
-        """The numbers of black and white, for files of the same type; None where the type alone
-        says so (floats as they are, 8 bits)."""
+        """The numbers of black and white; None if they follow from the type alone (floats as they
+        are, 8 bits)."""
         ends = {"f": 1.0, "b": 1.0}.get(np.dtype(self.dtype).kind)
         plain = 255.0 if self.dtype == "uint8" else ends
         if not self.offset and self.gain == plain:
@@ -125,13 +136,13 @@ class Scale:
         return Span(self.offset, self.offset + self.gain, self.dtype)
 
     def from_file(self, values: np.ndarray) -> Tensor:
-        """File values as images, float32.
+        """Convert file values to images, float32.
 
-        Numbers that are not finite stay so, and those beyond float32 become infinite: readers
-        refuse both before, with `finite`.
+        Numbers that are not finite stay so, and those beyond float32 become infinite; readers
+        refuse both beforehand, with `finite`.
 
         Raises:
-            InputError: Numbers within float32 become too large for it, as the range is too small.
+            InputError: The range is so small that numbers become too large for float32.
         """
         if values.dtype.itemsize <= 2 and values.dtype.kind == "u" and not self.offset:
             images = torch.from_numpy(np.array(values, np.float32, order="C"))
@@ -150,7 +161,7 @@ class Scale:
         return torch.from_numpy(found)
 
     def limits(self) -> tuple[int, int]:
-        """The least and the largest number that is written, of integers."""
+        """Return the smallest and the largest integer that is written."""
         kind = np.dtype(self.dtype)
         if kind.kind == "b":
             return 0, 1
@@ -160,7 +171,7 @@ class Scale:
         return int(info.min), int(info.max)
 
     def clipped(self, images: Tensor) -> float:
-        """The fraction of the images' numbers that writing clips."""
+        """Return the fraction of the images' numbers that writing clips."""
         if np.dtype(self.dtype).kind == "f":
             return 0.0
         low, high = self.limits()
@@ -168,7 +179,7 @@ class Scale:
         return float(((values < low - 0.5) | (values > high + 0.5)).double().mean())
 
     def to_file(self, images: Tensor) -> np.ndarray:
-        """Images (..., H, W) as file values: scaled, rounded, and clipped to `limits`."""
+        """Convert images (..., H, W) to file values: scaled, rounded, and clipped to `limits`."""
         values = images.detach().cpu().double().numpy() * self.gain
         values += self.offset
         kind = np.dtype(self.dtype)
@@ -186,56 +197,61 @@ class Scale:
 
 
 class Extent:
-    """How many bits the integers of a set fill; images are added until it is known.
+    """The number of bits that the integers of a set fill; images are added until it is known.
 
     Args:
-        dtype: Their type.
+        dtype: The number type.
 
     Attributes:
         most: The largest absolute value so far.
+
+    >>> extent = Extent("uint16")
+    >>> extent.add(np.array([0, 3000], np.uint16))
+    >>> extent.bits
+    12
     """
 
     def __init__(self, dtype: Any) -> None:
         kind = np.dtype(dtype)
         self.wide = kind.kind in "iu" and kind.itemsize > 1
-        self.top = int(np.iinfo(kind).max) if kind.kind in "iu" else 0
+        self.limit = int(np.iinfo(kind).max) if kind.kind in "iu" else 0
         self.dtype, self.most = kind.name, 0
 
     @property
     def full(self) -> bool:
-        """Whether no further image can change the answer."""
-        return not self.wide or self.most * FULL >= self.top
+        """Whether further images cannot change the result."""
+        return not self.wide or self.most * FULL >= self.limit
 
     def add(self, values: np.ndarray) -> None:
-        """Takes the numbers of some images."""
+        """Add the numbers of further images."""
         if not self.full and values.size:
             self.most = max(self.most, int(values.max()), -int(values.min()))
 
     @property
     def bits(self) -> int:
-        """10, 12 or 14 where these hold the set and it fills less than 1/8 of its type; else 0."""
+        """10, 12 or 14 if these bits hold the set and it fills under 1/8 of its type; else 0."""
         if self.full or not self.most:
             return 0
         return next((bits for bits in BITS if self.most < 2**bits), 0)
 
     @property
     def note(self) -> str:
-        """What a person should know of it, or nothing."""
+        """A remark about the range for the user, or an empty text."""
         if self.full or not self.most:
             return ""
         if self.bits:
             return (
-                f"the largest number is {self.most} of {self.top}: read as {self.bits} bits, with "
-                f"white at {2**self.bits - 1}; --range BLACK WHITE sets another range"
+                f"the largest number is {self.most} of {self.limit}: read as {self.bits} bits, "
+                f"with white at {2**self.bits - 1}; --range BLACK WHITE sets another range"
             )
         return (
-            f"the largest number is {self.most} of {self.top}, so the images are almost black: "
+            f"the largest number is {self.most} of {self.limit}, so the images are almost black: "
             f"--range 0 {2 ** self.most.bit_length() - 1} sets a range that they fill"
         )
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """Which numbers are finite, and stay so in float32 (up to 3.4e38), the type of images."""
+    """Return which numbers are finite, also in float32 (up to 3.4e38), the type of images."""
     if values.dtype.kind != "f" or values.dtype.itemsize <= 4:
         return np.isfinite(values)
     return np.abs(values) <= np.finfo(np.float32).max
@@ -245,12 +261,12 @@ def check_units(what: Any, images: Tensor, sigma: float) -> None:
     """Check that floats, read as they are, can be images in units of [0, 1].
 
     Args:
-        what: The file or folder.
-        images: Some images of the set.
+        what: The file or folder, for the message.
+        images: Images of the set (N, C, H, W); a part of it is enough.
         sigma: Standard deviation of their noise.
 
     Raises:
-        InputError: the median lies outside [0, 1] by more than 8 sigma.
+        InputError: The median lies outside [0, 1] by more than 8 sigma.
     """
     finite = images[images.isfinite()].double()
     if not finite.numel():
@@ -262,13 +278,13 @@ def check_units(what: Any, images: Tensor, sigma: float) -> None:
     black, white = _guess(float(finite.min()), float(finite.max()))
     raise InputError(
         f"{what} holds floats with the median {median:.4g}, which are no images in [0, 1] with "
-        f"noise of {sigma:g}: say which numbers are black and white, such as "
+        f"noise of {sigma:g}: give the numbers of black and white, such as "
         f"--range {black:g} {white:g}"
     )
 
 
 def _guess(low: float, high: float) -> tuple[float, float]:
-    """Numbers of black and white that a person can start from."""
+    """Suggest numbers of black and white."""
     if low >= 0:
         for white in (255.0, *(2.0**bits - 1 for bits in (*BITS, 16))):
             if high <= white:

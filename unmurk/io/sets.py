@@ -1,10 +1,10 @@
-"""Restoring a set of images of one size that goes into one array file, batch by batch.
+"""Sets of measurements of one size, restored batch by batch into one array file.
 
-Memory holds the measurements (up to `datasets.HELD` bytes of them; more are read when wanted) and
-one batch of results, which are written as they come.
+Memory holds the measurements (up to `source.HELD` bytes; a larger set is read when it is needed)
+and one batch of results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,21 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
-from .datasets import Array, Source, large, open_source
 from .formats.pictures import Nan
-from .images import array_file, array_writer, format_of, load_measurements, save_images
+from .images import (
+    ImageSet,
+    array_file,
+    array_writer,
+    format_of,
+    load_images,
+    load_measurements,
+    save_images,
+)
 from .jobs import Engine, together
 from .ledger import Ledger
 from .outputs import Output, key_of
 from .scale import Scale, Spans
+from .source import Array, PictureFolder, Source, large, open_source
 from .streams import ImagesWriter, NpyWriter
 
 __all__ = ["Measurements", "measurements_of", "restore_set"]
@@ -30,15 +38,17 @@ class Measurements:
 
     Attributes:
         y: (N, C, H, W); a slice of it is a tensor.
-        numbers: The image's number of each.
-        scale: How their images are written.
-        skipped: Name and reason of each that was left out.
+        numbers: The number of each image.
+        scale: The scale for writing their images.
+        skipped: Name and reason of each measurement that was left out.
+        names: The name of each image.
     """
 
     y: Tensor | Source
     numbers: Sequence[int]
     scale: Scale
     skipped: dict[str, str]
+    names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.y)
@@ -50,32 +60,34 @@ def measurements_of(
     skip_bad: bool = False,
     span: Spans = None,
     nan: Nan = "refuse",
-    sigma: float | None = None,
+    read: Callable[..., ImageSet] = load_images,
 ) -> Measurements:
-    """The measurements of a path.
+    """Read the measurements of a path, or open them as a source if they are large.
 
     Args:
-        path: See `images.load_images` or, for what is no image, `images.load_measurements`.
+        path: See `images.load_images` or, if they are not images, `images.load_measurements`.
         pictorial: Whether they are images.
         skip_bad, span, nan: See there.
-        sigma: Standard deviation of the noise; see `scale.check_units`.
+        read: Reads images: `images.load_images`, or a function with the same arguments that also
+            prints its remarks.
 
     Raises:
         InputError: See there.
     """
-    from ..cli.options import images_of
-
     if pictorial and not (skip_bad and path.is_dir()) and large(path):
         source = open_source(path, skip_bad, span, nan)
         kept = source.kept if isinstance(source, Array) else None
         numbers = range(len(source)) if kept is None else [int(n) for n in kept]
+        names = [f"{number:05d}" for number in numbers]
+        if isinstance(source, PictureFolder):
+            names = [page.name for _, page in source.pages]
         assert source.scale is not None  # of a file
-        return Measurements(source, numbers, source.scale, dict(source.skipped))
+        return Measurements(source, numbers, source.scale, dict(source.skipped), names)
     if pictorial:
-        data = images_of(path, skip_bad, span, nan, sigma)
+        data = read(path, skip_bad=skip_bad, span=span, nan=nan)
     else:
         data = load_measurements(path, skip_bad=skip_bad, nan=nan)
-    return Measurements(data.images, data.numbers, data.scale, dict(data.skipped))
+    return Measurements(data.images, data.numbers, data.scale, dict(data.skipped), data.names)
 
 
 def restore_set(
@@ -89,12 +101,12 @@ def restore_set(
     batch: int | None = None,
     copies: int = 1,
 ) -> dict[str, Any]:
-    """Restores a set into one file (or a file in a folder), and arrays that come with it.
+    """Restore a set into one file (or a file in a folder), with further arrays beside it.
 
     Args:
         data: The measurements.
-        key_file: What they were read from.
-        engine: What restores a batch.
+        key_file: The file or folder that they were read from.
+        engine: Restores a batch.
         to: The place of the results.
         ledger: Its log.
         arrays: Names of the arrays that come with the images: std.npy in a folder, NAME-std.npy
@@ -102,10 +114,12 @@ def restore_set(
         batch, copies: See `jobs.together`.
 
     Returns:
-        images; finished, those that were there before; skipped; out; the file of each array.
+        The number of images; "finished", the number that existed before; "skipped"; "out"; and the
+        file of each array.
 
     Raises:
-        InputError: Files of others or results of other settings are there, or the disk is full.
+        InputError: A file of someone else or a result of other settings exists there, or the disk
+            is full.
     """
     file = _file(to, data)
     beside = {
@@ -133,19 +147,19 @@ def restore_set(
 
 
 def _file(to: Output, data: Measurements) -> Path:
-    """The file that the images go to."""
+    """Return the file of the restored images."""
     form = "png" if to.path.suffix.lower() == ".png" else format_of(to.path) or data.scale.format
     if form == "png" and (to.folder or len(data) > 1):
         raise InputError(
-            f"{to.path} can hold one image, not {len(data)}; give a folder or a .npy file"
+            f"{to.path} can hold one image, not {len(data)}: give a folder or a .npy file"
         )
     if not to.folder and to.path.suffix.lower() in (".tif", ".tiff"):
-        raise InputError(f"{to.path}: an array is written as .npy, .npz or idx; give such a name")
+        raise InputError(f"{to.path}: an array is written as .npy, .npz or idx: give such a name")
     return to.path if form == "png" else array_file(to.path, form)
 
 
 class _Sink:
-    """Writes the results of a set; the files are begun when the first batch says their shapes."""
+    """Write the results of a set; the files are opened when the first batch gives their shapes."""
 
     def __init__(self, file: Path, beside: dict[str, Path], data: Measurements) -> None:
         self.file, self.beside, self.data = file, beside, data
@@ -154,7 +168,7 @@ class _Sink:
         self._picture: Tensor | None = None
 
     def write(self, first: int, found: dict[str, Tensor]) -> None:
-        """Results from image `first` on: "images" (B, C, H, W), arrays (.., B, C, H, W)."""
+        """Write results from image `first` on: "images" (B, C, H, W), arrays (.., B, C, H, W)."""
         for name, path in self.beside.items():
             value = found[name]
             if name not in self._arrays:
@@ -171,7 +185,7 @@ class _Sink:
         self._images.write(images)
 
     def close(self) -> None:
-        """Everything gets its name, the images last."""
+        """Give every file its name, the images last."""
         for writer in self._arrays.values():
             writer.close()
         if self._picture is not None:
@@ -180,7 +194,7 @@ class _Sink:
             self._images.close()
 
     def abandon(self) -> None:
-        """Nothing is left behind."""
+        """Remove the partial files."""
         for writer in (*self._arrays.values(), self._images):
             if writer is not None:
                 writer.abandon()

@@ -1,7 +1,7 @@
-"""Array files written part by part, so that memory holds a part and never the whole.
+"""Array files written batch by batch, so that memory never holds the whole array.
 
-The size of a .npy or idx file is known from the first part on. Its room on the disk is reserved
-before anything is computed: a full disk is noticed at once, and no write can fail half-way.
+The size of a .npy or idx file is known from the first batch on. Its space on the disk is reserved
+before anything is computed, so a full disk is noticed at once and no later write fails.
 """
 
 import gzip
@@ -23,7 +23,7 @@ __all__ = ["ImagesWriter", "NpyWriter", "arranged"]
 
 
 class NpyWriter:
-    """A .npy file of a known shape, of which parts are written in any order.
+    """A .npy file of a known shape; its parts are written in any order.
 
     Args:
         out: The file.
@@ -31,7 +31,16 @@ class NpyWriter:
         dtype: Its number type.
 
     Raises:
-        InputError: The disk has no room for it, or the place cannot be written.
+        InputError: The disk has no space for it, or the place cannot be written.
+
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp()) / "x.npy"
+    >>> writer = NpyWriter(out, (2, 3))
+    >>> writer.write(1, np.ones((1, 3)))
+    >>> writer.write(0, np.zeros((1, 3)))
+    >>> writer.close()
+    >>> np.load(out).tolist()
+    [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     """
 
     def __init__(self, out: Path, shape: Sequence[int], dtype: str = "float32") -> None:
@@ -46,7 +55,13 @@ class NpyWriter:
             raise
 
     def write(self, first: int, values: np.ndarray, axis: int = 0) -> None:
-        """Writes entries `first`, `first` + 1, ... of an axis: values of the shape but for it."""
+        """Write the entries `first`, `first` + 1, ... of an axis.
+
+        Args:
+            first: The first entry.
+            values: Their values; the other axes have the lengths of the shape.
+            axis: The axis.
+        """
         values, axis = np.ascontiguousarray(values, self.dtype), axis % len(self.shape)
         outer = math.prod(self.shape[:axis])
         inner = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
@@ -59,11 +74,11 @@ class NpyWriter:
             raise unwritable(self._part.out, error) from error
 
     def close(self) -> None:
-        """The file gets its name."""
+        """Give the file its name."""
         self._part.finish()
 
     def abandon(self) -> None:
-        """Nothing is left behind."""
+        """Remove the partial file; nothing happens after `close`."""
         self._part.abandon()
 
 
@@ -72,20 +87,20 @@ class ImagesWriter:
 
     Args:
         out: The file.
-        count: How many images it will hold.
+        count: The number of images that it will hold.
         shape: (C, H, W) of an image.
-        scale: How numbers are written: their type, range, and order of axes.
-        form: "npy", "npz" or "idx" (gzipped where the name ends so).
+        scale: The type, range and order of axes of the numbers.
+        form: "npy", "npz" or "idx" (gzipped if the name ends in .gz).
 
     Raises:
-        InputError: An idx file of several channels, or a place that cannot be written.
+        InputError: An idx file has several channels, or the place cannot be written.
     """
 
     def __init__(
         self, out: Path, count: int, shape: tuple[int, ...], scale: Scale, form: str
     ) -> None:
         if form == "idx" and shape[0] != 1:
-            raise InputError(f"an idx file holds grey images, not {shape[0]} channels")
+            raise InputError(f"an idx file holds gray images, not {shape[0]} channels: use .npy")
         self.out, self.scale, self.layout = out, scale, scale.layout if form != "idx" else "NHW"
         kind = np.dtype(scale.dtype)
         one = arranged(np.zeros((1, *shape), np.uint8), self.layout, 2).shape[1:]
@@ -114,13 +129,15 @@ class ImagesWriter:
             raise
 
     def write(self, images: Tensor) -> None:
-        """Writes the next images (n, C, H, W), in units of [0, 1].
+        """Write the next images (n, C, H, W), in units of [0, 1].
 
         Raises:
             InputError: They are not finite, or the disk is full.
         """
         if not bool(images.isfinite().all()):
-            raise InputError(f"the images for {self.out} have values that are not finite")
+            raise InputError(
+                f"the images for {self.out} have values that are not finite: nothing was written"
+            )
         values = arranged(self.scale.to_file(images), self.layout, len(images))
         try:
             self._file.write(np.ascontiguousarray(values).tobytes())
@@ -128,7 +145,7 @@ class ImagesWriter:
             raise unwritable(self.out, error) from error
 
     def close(self) -> None:
-        """The file gets its name."""
+        """Give the file its name."""
         try:
             self._open.close()
         except OSError as error:
@@ -136,7 +153,7 @@ class ImagesWriter:
         self._part.finish()
 
     def abandon(self) -> None:
-        """Nothing is left behind."""
+        """Remove the partial file; nothing happens after `close`."""
         try:
             self._open.close()
         except (OSError, ValueError):  # of a full disk: the file goes anyway
@@ -146,12 +163,15 @@ class ImagesWriter:
 
 
 def arranged(array: np.ndarray, layout: str, count: int) -> np.ndarray:
-    """(N, C, H, W) in another order of axes, as far as numbers of images and channels allow.
+    """Return (N, C, H, W) in another order of axes, as far as the lengths of the axes allow.
 
     Args:
         array: Some or all images of a file.
         layout: See `Scale`.
-        count: Images in the whole file.
+        count: The number of images in the whole file.
+
+    >>> arranged(np.zeros((5, 3, 4, 4)), "NHWC", 5).shape
+    (5, 4, 4, 3)
     """
     if "C" not in layout and array.shape[1] == 1:
         array = array[:, 0]

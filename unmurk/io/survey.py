@@ -1,6 +1,6 @@
-"""What the files of a folder have in common, looked up once before they are worked off one by one.
+"""A first pass over a set of files that finds the range of their numbers.
 
-Only what a decision needs is read: integers until a number shows that a set fills its type, and a
+It reads as little as possible: integers until one number shows that the set fills its type, and a
 few images of floats. 8-bit files are not opened.
 """
 
@@ -16,25 +16,25 @@ from .scale import Extent, Spans, check_units, span_for
 
 __all__ = ["survey"]
 
-FLOATS = 64  # images of floats that are looked at
-PIXELS = 4096  # and so many of their numbers
+FLOATS = 64  # images of floats that are examined
+PIXELS = 4096  # numbers of each of them
 
 
 def survey(
     files: Sequence[Path], spans: Spans = None, sigma: float | None = None
 ) -> dict[str, Extent]:
-    """How far the integers of a set of files reach, by number type.
+    """Find the largest numbers of a set of files, by number type.
 
     Args:
-        files: Pictures; those that cannot be read are passed over.
-        spans: What is known already.
+        files: Pictures; files that cannot be read are passed over.
+        spans: Numbers of black and white that are known already.
         sigma: Standard deviation of the noise, for `scale.check_units`; None: no check.
 
     Returns:
-        The types of more than 8 bits for which no span is known.
+        The extents of the types of more than 8 bits for which no span is known.
 
     Raises:
-        InputError: floats that are no images in units of [0, 1].
+        InputError: The files hold floats that are not images in units of [0, 1].
     """
     extents: dict[str, Extent] = {}
     floats: list[torch.Tensor] = []
@@ -46,14 +46,14 @@ def survey(
             with open_pages(file) as pages:
                 _look(pages, spans, extents, floats)
         except InputError:
-            continue  # named, or left out, when it is its turn
+            continue  # reported, or left out, when the file itself is processed
     if floats and sigma is not None:
         check_units(files[0] if len(files) == 1 else files[0].parent, torch.cat(floats), sigma)
     return extents
 
 
 def _open(dtype: str, spans: Spans, extents: dict[str, Extent]) -> bool:
-    """Whether images of a type can still tell something."""
+    """Whether further images of a type can still change the result."""
     if span_for(spans, dtype) is not None:
         return False
     return not extents.setdefault(dtype, Extent(dtype)).full
@@ -69,9 +69,9 @@ def _look(
             if len(floats) >= FLOATS:
                 return
             values = pages.read(page).ravel()
-            some = values[:: max(1, len(values) // PIXELS)]
-            with np.errstate(over="ignore"):  # named when the file is read
-                floats.append(torch.from_numpy(some.astype(np.float32)))
+            thinned = values[:: max(1, len(values) // PIXELS)]
+            with np.errstate(over="ignore"):  # reported when the file is read
+                floats.append(torch.from_numpy(thinned.astype(np.float32)))
         elif _open(pages.dtype, spans, extents):
             extents[pages.dtype].add(pages.read(page))
         else:

@@ -1,14 +1,15 @@
 """Measurements from a Dataset or a DataLoader of torch.
 
-An item is y (C, H, W), or a tuple or list that begins with y: what follows (labels, clean images)
-is not read. Image i of a Dataset is item i, so masks and noise that go by an image's number fit.
+An item is y (C, H, W), or a tuple or list that begins with y; the rest of it (labels, clean
+images) is not read. Image i of a Dataset is item i, so masks and noise that depend on an image's
+number stay the same.
 
-Learning draws its own batches, so of a DataLoader that only shuffles the items of a Dataset, the
-Dataset is taken, in its order. A loader that selects, repeats or collates items in a way of its
-own is read once, from its first batch to its last.
+Learning draws its own batches. A DataLoader that only shuffles the items of a Dataset therefore
+stands for the Dataset, in its own order. A loader that selects, repeats or collates items in
+another way is read once, from its first batch to its last.
 
-Sets of up to `HELD` bytes are held in memory. Larger ones with a length are read item by item; a
-larger one without is refused.
+Sets of up to `HELD` bytes are held in memory. A larger set with a length is read item by item; a
+larger one without a length is refused.
 """
 
 import hashlib
@@ -23,17 +24,21 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data import default_collate as collate
 
 from ..errors import InputError
-from .datasets import HELD, SAMPLE, Source
+from .source import HELD, SAMPLE, Source
 
 __all__ = ["Items", "from_torch"]
 
 
 def from_torch(data: "Dataset[Any] | DataLoader[Any]") -> Tensor | Source:
-    """The measurements of a Dataset or DataLoader, (N, C, H, W) float32.
+    """Return the measurements of a Dataset or DataLoader, (N, C, H, W) float32.
 
     Raises:
-        InputError: no items, items that are not y or (y, ...), of different shapes or not finite;
-            or more than `HELD` bytes without a length.
+        InputError: There are no items; or they are not y or (y, ...), differ in shape, or are not
+            finite; or a set without a length has more than `HELD` bytes.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> tuple(from_torch(TensorDataset(torch.zeros(3, 1, 4, 4))).shape)
+    (3, 1, 4, 4)
     """
     if isinstance(data, DataLoader):
         if not _plain(data):
@@ -48,7 +53,7 @@ def from_torch(data: "Dataset[Any] | DataLoader[Any]") -> Tensor | Source:
 
 
 class Items(Source):
-    """The items of a Dataset with a length, read when they are wanted.
+    """The items of a Dataset with a length, read when they are needed.
 
     Args:
         data: Items y (C, H, W) or (y, ...), of one shape.
@@ -62,15 +67,16 @@ class Items(Source):
         self.shape = (count, *_tensor(data[0], 3).shape)
         self._lock = threading.Lock()  # a Dataset may share a file between its items
 
-    def read(self, rows: list[int]) -> Tensor:
+    def read(self, indices: list[int]) -> Tensor:
+        """See `Source`."""
         with self._lock:
-            items = [_tensor(self.data[row], 3) for row in rows]
-        for row, item in zip(rows, items, strict=True):
-            _check(item, self.shape[1:], f"item {row} of the Dataset")
+            items = [_tensor(self.data[index], 3) for index in indices]
+        for index, item in zip(indices, items, strict=True):
+            _check(item, self.shape[1:], f"item {index} of the Dataset")
         return torch.stack(items)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Shape, and a hash of `SAMPLE` evenly spread items."""
+        """Return the shape, and a hash of `SAMPLE` evenly spread items."""
         count = min(SAMPLE, len(self))
         places = sorted({round(i * (len(self) - 1) / max(1, count - 1)) for i in range(count)})
         digest = hashlib.sha256()
@@ -81,12 +87,12 @@ class Items(Source):
 
 
 def _walk(data: Any) -> Iterable[Any]:
-    """The items of a Dataset that is iterable, or has no length."""
+    """Iterate over the items of a Dataset that is iterable, or has no length."""
     return iter(data)
 
 
 def _plain(loader: "DataLoader[Any]") -> bool:
-    """Whether a loader gives every item of its Dataset once, put together as torch does."""
+    """Whether a loader returns every item of its Dataset once, collated as torch does."""
     sampler = loader.sampler
     every = isinstance(sampler, SequentialSampler) or (
         isinstance(sampler, RandomSampler)
@@ -98,7 +104,7 @@ def _plain(loader: "DataLoader[Any]") -> bool:
 
 
 def _gathered(parts: Iterable[Tensor], what: str) -> Tensor:
-    """The batches of a stream, one after another, up to `HELD` bytes."""
+    """Concatenate the batches of a stream, up to `HELD` bytes."""
     found: list[Tensor] = []
     size = 0
     for part in parts:
@@ -118,13 +124,13 @@ def _gathered(parts: Iterable[Tensor], what: str) -> Tensor:
 
 
 def _tensor(item: Any, axes: int) -> Tensor:
-    """y of an item or of a batch, float32."""
+    """Return y of an item or of a batch, float32."""
     y = item[0] if isinstance(item, tuple | list) and item else item
     y = torch.as_tensor(y) if not isinstance(y, str | dict | None.__class__) else None
     if y is None or y.is_complex() or y.ndim not in (axes - 1, axes) or not y.numel():
         held = f"{y.dtype} {tuple(y.shape)}" if y is not None else type(item).__name__
         shape = "(C, H, W)" if axes == 3 else "(B, C, H, W)"
-        raise InputError(f"an item must be y {shape} or a tuple that begins with y, not {held}")
+        raise InputError(f"expected items y {shape} or tuples that begin with y, got {held}")
     y = y.unsqueeze(axes - 3) if y.ndim == axes - 1 else y
     full = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(y.dtype, 1.0)
     return y.detach().float().cpu() / full
@@ -132,6 +138,8 @@ def _tensor(item: Any, axes: int) -> Tensor:
 
 def _check(y: Tensor, shape: Any, what: str) -> None:
     if tuple(y.shape[-len(shape) :]) != tuple(shape):
-        raise InputError(f"{what} has shape {tuple(y.shape)}, others {tuple(shape)}")
+        raise InputError(
+            f"{what} has the shape {tuple(y.shape)}, others {tuple(shape)}: make them alike"
+        )
     if not bool(y.isfinite().all()):
-        raise InputError(f"{what} has values that are not finite")
+        raise InputError(f"{what} has values that are not finite: correct it, or leave it out")

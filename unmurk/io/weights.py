@@ -1,7 +1,7 @@
-"""Files of weights: safetensors, and torch's own with `weights_only`; nothing is unpickled.
+"""Files of weights: safetensors, and torch's own format with `weights_only`; no unpickling.
 
 Sizes are checked before memory is taken. A network is first built without memory (on the device
-"meta"); only where the file holds as many numbers as it needs, it is built for good.
+"meta"), and with memory only if the file holds exactly its weights.
 """
 
 import zipfile
@@ -32,35 +32,45 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, on one line of at most 200 characters."""
+    """Return the message of an error, on one line of at most 200 characters.
+
+    >>> reason(ValueError("two\\nlines"))
+    'two lines'
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def read_settings(kind: type[Settings], path: Path) -> Settings:
-    """The settings in a JSON file: a dataclass of whole numbers, each within its bounds.
+    """Read settings from a JSON file: a dataclass of whole numbers, each within its bounds.
+
+    Args:
+        kind: The dataclass.
+        path: The file.
 
     Raises:
-        InputError: no such file, no JSON object, entries that are missing, unknown, of another
-            type or out of bounds.
+        InputError: There is no such file; or it is not a JSON object, or has entries that are
+            missing, unknown, of another type or out of bounds.
     """
     values = read_object(path)
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - names)
     if unknown:
-        raise InputError(f"{path} has an entry {unknown[0]!r:.60}: known are {', '.join(names)}")
+        raise InputError(
+            f"{path} has an unknown entry {unknown[0]!r:.60}: it may have {', '.join(names)}"
+        )
     found = kind(**{name: typed(values, name, int, path) for name in names})
     check_fields(found, {name: f"{path}: {name}" for name in names})
     return found
 
 
 def weight_names(path: Path) -> set[str]:
-    """The names of the tensors in a safetensors file. Raises InputError."""
+    """Return the names of the tensors in a safetensors file. Raises InputError."""
     return set(_shapes(path))
 
 
 def count_weights(path: Path) -> int:
-    """How many numbers a safetensors file holds, without reading them. Raises InputError."""
+    """Count the numbers in a safetensors file without reading them. Raises InputError."""
     return sum(shape.numel() for shape in _shapes(path).values())
 
 
@@ -76,11 +86,11 @@ def _shapes(path: Path) -> dict[str, torch.Size]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of torch's own format, on the CPU.
+    """Read the tensors of a .safetensors file, or of torch's own format, to the CPU.
 
     Raises:
-        InputError: no such file, larger than this machine's memory, damaged, or anything in it but
-            tensors by name.
+        InputError: There is no such file; or it is larger than this machine's memory, damaged, or
+            holds anything but named tensors.
     """
     size = _regular(path)
     state = _loaded(path, size)
@@ -99,7 +109,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _regular(path: Path) -> int:
-    """The size of a file that fits memory. Raises InputError."""
+    """Return the size of a file that fits into memory. Raises InputError."""
     try:
         if not path.is_file():
             raise InputError(f"no checkpoint {path}: check the path")
@@ -134,22 +144,24 @@ def _loaded(path: Path, size: int) -> Any:
 
 
 def finite(state: dict[str, Tensor], path: Path) -> None:
-    """Raises InputError for weights that are not finite."""
+    """Raise InputError for weights that are not finite."""
     for name, value in state.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise InputError(f"the weights in {path} are not finite ({name}): they are of no use")
+            raise InputError(
+                f"the weights in {path} are not finite ({name}): train again, or use another file"
+            )
 
 
 def load_model(path: Path, build: Callable[[], Model], what: str) -> Model:
-    """A module with the weights of a safetensors file, in evaluation mode.
+    """Return a module with the weights of a safetensors file, in evaluation mode.
 
     Args:
         path: The file; it holds exactly the module's state dict.
-        build: Makes the module with any weights. It is called on the device "meta" first.
-        what: What messages call it.
+        build: Builds the module with any weights. It is first called on the device "meta".
+        what: The name of the module in messages.
 
     Raises:
-        InputError: a file that cannot be read, weights of another shape, or not finite ones.
+        InputError: The file cannot be read, or its weights have other shapes or are not finite.
     """
     there = _shapes(path)
     try:
@@ -158,15 +170,13 @@ def load_model(path: Path, build: Callable[[], Model], what: str) -> Model:
         odd = sorted(there.keys() ^ wanted.keys())
         odd += [name for name in wanted if name in there and wanted[name] != there[name]]
         if odd:
-            raise ValueError(
-                f"its weights are of other sizes than its settings say ({odd[0]:.60})"
-            )
+            raise ValueError(f"its weights have other sizes than its settings say ({odd[0]:.60})")
         state = read_weights(path)
         finite(state, path)
         model = build()
         model.load_state_dict(state)
     except InputError:
         raise
-    except Exception as error:  # settings of strangers break a module in many ways
+    except Exception as error:  # foreign settings may break a module in any way
         raise InputError(f"cannot load {what} in {path.parent}: {reason(error)}") from error
     return model.eval()

@@ -29,6 +29,9 @@ __all__ = [
     "Operator",
     "Weighted",
     "as_operator",
+    "operator",
     "parse",
     "register",
 ]
+
+operator = as_operator  # its public name: unmurk.operator

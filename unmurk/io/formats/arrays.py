@@ -1,7 +1,7 @@
-"""Array files: .npy and .npz of numpy, and idx, the format of MNIST. Nothing is ever unpickled.
+"""Array files: .npy and .npz of NumPy, and idx, the format of MNIST. Nothing is ever unpickled.
 
-Every header is read before memory is taken, and held against the length of the file or, where the
-numbers are compressed, against the limit of `limits`.
+Every header is read before memory is taken. It is compared with the length of the file or, for
+compressed numbers, with the limit of `limits`.
 """
 
 import gzip
@@ -23,7 +23,11 @@ IDX = re.compile(r"(^|[-.])idx\d?(-ubyte)?(\.gz)?$", re.IGNORECASE)
 
 
 def split_key(path: str) -> tuple[Path, str | None]:
-    """ "set.npz:train" -> the file and the name of the array in it."""
+    """Split "set.npz:train" into the file and the name of the array in it.
+
+    >>> split_key("set.npz:train")[1]
+    'train'
+    """
     head, colon, key = path.rpartition(":")
     if colon and head.lower().endswith(".npz"):
         return Path(head), key
@@ -36,14 +40,18 @@ def is_idx(name: str) -> bool:
 
 
 def read_array(file: Path, key: str | None = None) -> tuple[np.ndarray, str, str | None]:
-    """The array of a file, the format ("npy", "npz" or "idx"), and the array's name.
+    """Read the array of a file.
 
     Args:
         file: The file.
         key: Name of the array in an npz file; None: "images", or the only one.
 
+    Returns:
+        The array, the format ("npy", "npz" or "idx"), and the array's name.
+
     Raises:
-        InputError: unreadable, too large, of another type, or with several arrays to choose from.
+        InputError: The file is unreadable, too large or of another type, or has several arrays to
+            choose from.
     """
     check_file(file)
     with reading(file):
@@ -63,12 +71,12 @@ def _read(file: Path, key: str | None) -> tuple[np.ndarray, str, str | None]:
     if suffix == ".gz" or is_idx(file.name):
         return read_idx(file), "idx", None
     raise InputError(
-        f"{file}: unknown type of file; known are a folder, png, jpg, tif, bmp, npy, npz and idx"
+        f"{file}: the type of file is unknown: give a folder, png, jpg, tif, bmp, npy, npz or idx"
     )
 
 
 def map_array(file: Path) -> np.ndarray:
-    """The array of a .npy file, mapped. Raises InputError: unreadable, or cut short."""
+    """Map the array of a .npy file. Raises InputError if it is unreadable or cut short."""
     check_file(file)
     with reading(file), file.open("rb") as stream:
         _declared(file, stream, file.stat().st_size)
@@ -77,10 +85,10 @@ def map_array(file: Path) -> np.ndarray:
 
 
 def _declared(file: Path, stream: BinaryIO | Any, length: int) -> int:
-    """Bytes of numbers that a .npy stream of a length declares; it is left behind the header."""
+    """Read a .npy header and return the bytes of numbers that it declares."""
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0), (3, 0)):
-        raise InputError(f"cannot read {file}: it is .npy of version {version}, 3.0 is known")
+        raise InputError(f"cannot read {file}: its .npy version is {version}, 3.0 is known")
     # (3, 0) differs from (2, 0) in the text's encoding only, which matters to field names
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(stream)
@@ -104,7 +112,7 @@ def _read_npz(file: Path, key: str | None) -> tuple[np.ndarray, str]:
             key = next(iter(members))
         if key is None or key not in members:
             raise InputError(
-                f"{file} holds the arrays {', '.join(members) or 'none'}; choose one as "
+                f"{file} holds the arrays {', '.join(members) or 'none'}: choose one as "
                 f"{file.name}:name"
             )
         found = members[key]
@@ -117,10 +125,10 @@ def _read_npz(file: Path, key: str | None) -> tuple[np.ndarray, str]:
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """The uint8 array of an idx file (the format of MNIST; images or labels), gzipped or not.
+    """Read the uint8 array of an idx file (the format of MNIST; images or labels), gzipped or not.
 
     Raises:
-        InputError: not such a file, cut short, or larger than the limit.
+        InputError: The file has another format, is cut short, or is larger than the limit.
     """
     path = Path(path)
     check_file(path)
@@ -134,7 +142,7 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 
 def _idx(path: Path, stream: Any, length: int | None) -> np.ndarray:
-    """The array of an idx stream of a length, None for a compressed one."""
+    """Read the array of an idx stream of a known length; None for a compressed one."""
     head = stream.read(4)
     if len(head) < 4 or head[:3] != b"\0\0\x08" or not 1 <= head[3] <= 4:
         raise InputError(f"{path} is not an idx file of bytes")

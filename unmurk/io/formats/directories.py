@@ -1,4 +1,4 @@
-"""The chain of directories of a TIFF file, checked before a library follows it.
+"""Checks of the chain of directories of a TIFF file before a library follows it.
 
 Every page has a directory of tags, which says where the next one is. A damaged chain may lead back
 to itself, or through the same bytes again and again, and reading it would not end.
@@ -18,14 +18,14 @@ MOST_TAGS = 4096  # of a directory that tifffile reads
 
 
 def check_chain(file: Path, tiff: Any) -> None:
-    """Check that the directories of an open TIFF file lie behind each other, none of them twice.
+    """Check that the chain of directories of an open TIFF file visits none of them twice.
 
-    Each takes the bytes of at least one tag, so there are fewer than the file has room for, those
-    that the pages refer to included.
+    Each directory takes the bytes of at least one tag. This bounds the number of directories,
+    including those that the pages refer to (SubIFDs), by the size of the file.
 
     Args:
         file: The file.
-        tiff: It as a `tifffile.TiffFile`.
+        tiff: The same file, opened as a `tifffile.TiffFile`.
 
     Raises:
         InputError: The chain leads back to a directory, or has more than the file has room for.
@@ -51,7 +51,7 @@ def check_chain(file: Path, tiff: Any) -> None:
 
 
 def _directories(tiff: Any) -> Iterator[tuple[int, bytes]]:
-    """Where each directory is, and its tags; ends where tifffile takes the chain for damaged."""
+    """Iterate over directories (offset, tags) until tifffile considers the chain damaged."""
     layout, handle = tiff.tiff, tiff.filehandle
     offset = int(tiff.pages[0].offset)
     while 0 < offset < handle.size:
@@ -71,7 +71,7 @@ def _number(form: str, data: bytes) -> int:
 
 
 def _further(tiff: Any, tags: bytes) -> int:
-    """How many directories a page refers to."""
+    """Count the directories that a page refers to."""
     size, order = tiff.tiff.tagsize, tiff.tiff.byteorder
     form = f"{order}HH{'Q' if size == 20 else 'I'}"
     heads = (struct.unpack_from(form, tags, start) for start in range(0, len(tags), size))

@@ -1,210 +1,149 @@
-"""Picture files to pixels and back: PNG, JPEG, BMP and TIFF, one reader for all of them.
+"""Picture files to pixels, for every registered format.
 
-`open_pages` gives what every command reads pictures with: an object with a length, a shape, a
-number type and `read(page)`. Pixels are turned the way the camera was held (EXIF), a palette
-becomes RGB, an opaque alpha channel is dropped, and nothing is rounded: what cannot be read
-exactly is refused. The declared size is checked before anything is decoded.
+`open_pages` is how everything in unmurk reads a picture file. It returns an object with a length,
+a shape, a number type and `read(page)` (see `registry.Pages`). Pixels are turned the way the
+camera was held, a palette becomes RGB, an opaque alpha channel is dropped, and nothing is rounded:
+what cannot be read exactly is refused. The declared size is checked before anything is decoded.
 """
 
-import io
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import InputError
-from ..limits import check_file, check_numbers, check_pixels, reading
+from ..limits import check_file, check_pixels, reading
 from ..scale import finite
-from . import tiff
-from .png import SIGNATURE, check_png
+from . import raster, tiff
+from .raster import encode_picture
+from .registry import ENDINGS, Pages, has_reader, reader_of, without_suffix
 
 __all__ = [
     "ENDINGS",
     "Nan",
     "Pages",
-    "Picture",
     "check_finite",
     "describe",
     "encode_picture",
+    "has_reader",
     "number_type",
     "open_pages",
     "page_names",
+    "single",
+    "without_suffix",
 ]
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP")  # a wrong ending is no harm
-OPENING = threading.Lock()
-
 Nan = Literal["refuse", "mask"]
-"""What to do with numbers that are not finite: refuse them, or count their pixels as hidden."""
+"""What to do with numbers that are not finite: refuse them, or treat their pixels as hidden."""
 
-
-class Pages(Protocol):
-    """The images of one file.
-
-    Attributes:
-        file: The file.
-        shape: Height, width and channels of every image.
-        dtype: Name of the number type.
-        bits: Bits of a number that carry the image, where metadata say fewer than the type has; 0.
-    """
-
-    file: Path
-    shape: tuple[int, int, int]
-    dtype: str
-    bits: int
-
-    def __len__(self) -> int: ...
-
-    def read(self, page: int) -> np.ndarray:
-        """The pixels of an image, (H, W, C) in the file's numbers."""
-        ...
+OWN = (raster.Picture, tiff.Stack)  # readers that check sizes and shapes themselves
 
 
 @contextmanager
 def open_pages(file: Path) -> Iterator[Pages]:
-    """The images of a picture file, while it is open.
+    """Open the images of a picture file.
+
+    Args:
+        file: A file with a suffix of a registered reader.
 
     Raises:
-        InputError: unreadable, too large, partly transparent, or of a kind that is not read; from
-            `Pages.read` too.
+        InputError: The file is unreadable, too large, partly transparent, or of a kind that is not
+            read. `Pages.read` raises it too.
     """
     check_file(file)
-    if file.suffix.lower() in tiff.ENDINGS:
-        with tiff.Stack(file) as stack:
-            yield stack
+    reader = reader_of(file)
+    pages: Pages
+    if reader.open in OWN:
+        pages = reader.open(file)
     else:
-        yield Picture(file)
+        with reading(file):
+            pages = _Checked(file, reader.open(file))
+    with pages:
+        yield pages
+
+
+class _Checked(Pages):
+    """The pages of a reader from elsewhere: its errors name the file, its sizes are checked."""
+
+    def __init__(self, file: Path, pages: Pages) -> None:
+        self.file, self._pages = file, pages
+        try:
+            self._count = len(pages)
+            height, width, channels = (int(side) for side in pages.shape)
+            self.shape, self.bits = (height, width, channels), int(pages.bits)
+            self.dtype, self.axes = np.dtype(pages.dtype).name, str(pages.axes)
+            self.metadata = pages.metadata
+            check_pixels(file, *self.shape)
+            if np.dtype(self.dtype).kind not in "uif" or self._count < 1:
+                raise InputError(
+                    f"cannot read {file}: it holds {self._count} images of {self.dtype}"
+                )
+        except BaseException:
+            pages.close()
+            raise
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, page: int) -> np.ndarray:
+        """See `Pages`."""
+        with reading(self.file):
+            pixels = np.asarray(self._pages.read(page))
+        if pixels.shape != self.shape or pixels.dtype.name != self.dtype:
+            raise InputError(
+                f"cannot read {self.file}: image {page} is {pixels.dtype} {pixels.shape}, "
+                f"declared are {self.dtype} {self.shape}"
+            )
+        return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._pages.close()
+
+
+def single(file: Path) -> bool:
+    """Whether files of this format hold exactly one image (and fit a PNG file)."""
+    return reader_of(file).single
 
 
 def number_type(file: Path) -> str | None:
-    """Name of the number type of a PNG, JPEG or BMP file, from its head; None: open it to know."""
-    if file.suffix.lower() in tiff.ENDINGS:
+    """Name of the number type of a picture, from its header; None: the file has to be opened."""
+    reader = reader_of(file)
+    if reader.number_type is None:
         return None
     check_file(file)
-    with reading(file), file.open("rb") as stream:
-        head = stream.read(25)
-    return "uint16" if head.startswith(SIGNATURE) and head[24:] == b"\x10" else "uint8"
+    return reader.number_type(file)
 
 
 def page_names(file: Path, pages: int) -> list[str]:
-    """Names of a file's images: its own for one, else stem-00000.tif and so on."""
+    """Names of the images of a file: the file's own for one image, else stem-00000.tif etc."""
     if pages == 1:
         return [file.name]
-    return [f"{file.stem}-{page:05d}{file.suffix}" for page in range(pages)]
+    stem = without_suffix(file.name)
+    return [f"{stem}-{page:05d}{file.name[len(stem) :]}" for page in range(pages)]
 
 
 def check_finite(pixels: np.ndarray, where: str, nan: Nan = "refuse") -> np.ndarray:
-    """The numbers, if all are finite (see `scale.finite`) or the others are to be masked.
+    """Return the numbers if all are finite (see `scale.finite`), or if `nan` is "mask".
 
     Raises:
-        InputError: some are not finite, or beyond float32; `where` names file and page.
+        InputError: Some are not finite or are beyond float32; `where` names the file and the page.
     """
     if nan == "refuse" and pixels.dtype.kind == "f" and not finite(pixels).all():
         what = "not finite" if not np.isfinite(pixels).all() else "beyond float32 (3.4e38)"
         raise InputError(
-            f"{where} has values that are {what}: mend it, leave it out with --skip-bad, or "
-            "count such pixels as hidden with --nan mask"
+            f"{where} has values that are {what}: correct it, leave it out with --skip-bad, or "
+            "treat such pixels as hidden with --nan mask"
         )
     return pixels
 
 
 def describe(shape: tuple[int, ...], dtype: str) -> str:
-    """Size, colour and type of a picture (H, W, C), in words."""
+    """Describe a picture (H, W, C) in words: its size, color and type."""
     height, width, channels = shape
-    colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
+    color = {1: "gray", 3: "RGB"}.get(channels, f"{channels}-channel")
     kind = np.dtype(dtype)
     word = {"f": " float", "i": " signed"}.get(kind.kind, "")
-    return f"{height}x{width} {colour} {8 * kind.itemsize}-bit{word}"
-
-
-class Picture:
-    """A PNG, JPEG or BMP file: one image, uint8 or uint16 with 1 or 3 channels.
-
-    Args:
-        file: The file.
-
-    Raises:
-        InputError: unreadable, too large, several pictures in it, or partly transparent.
-    """
-
-    bits = 0
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        with reading(file):
-            check_numbers(file, file.stat().st_size, 1)
-            self.pixels = _read(file)
-        if self.pixels.shape[-1] in (2, 4):
-            self.pixels = tiff.without_alpha(file, self.pixels)
-        height, width, channels = self.pixels.shape
-        self.shape: tuple[int, int, int] = (height, width, channels)
-        self.dtype = self.pixels.dtype.name
-
-    def __len__(self) -> int:
-        return 1
-
-    def read(self, page: int) -> np.ndarray:
-        """The pixels (H, W, C)."""
-        return self.pixels
-
-
-def _read(file: Path) -> np.ndarray:
-    with file.open("rb") as stream:
-        png = stream.read(len(SIGNATURE)) == SIGNATURE
-    if png:
-        data, bits = check_png(file)
-        if bits == 16:
-            import imagecodecs
-
-            pixels = np.asarray(imagecodecs.png_decode(data))
-            return pixels[..., None] if pixels.ndim == 2 else pixels
-    return _read_pillow(file)
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
-    """A picture, opened but not decoded. Pillow's own limit, which warns, is ours here."""
-    with OPENING:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            opened = Image.open(file, formats=FORMATS)
-        except UnidentifiedImageError as error:
-            raise InputError(f"cannot read {file}: it is no picture, or damaged") from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with opened:
-        yield opened
-
-
-def _read_pillow(file: Path) -> np.ndarray:
-    with _opened(file) as opened:
-        check_pixels(file, opened.height, opened.width)
-        if getattr(opened, "n_frames", 1) > 1:
-            raise InputError(f"{file} holds several pictures; save it as a .npy array")
-        opened.load()
-        image: Image.Image = ImageOps.exif_transpose(opened)
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def encode_picture(pixels: np.ndarray) -> bytes:
-    """The PNG file of uint8 or uint16 pixels (H, W, C), C = 1 or 3."""
-    pixels = np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    if pixels.dtype == np.uint16:
-        import imagecodecs
-
-        return bytes(imagecodecs.png_encode(pixels, level=6))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return f"{height}x{width} {color} {8 * kind.itemsize}-bit{word}"

@@ -1,9 +1,9 @@
-"""What a PNG file declares, checked before it is decoded.
+"""Checks of a PNG file before it is decoded.
 
-Format: W3C, "Portable Network Graphics (PNG) Specification (Third Edition)". Decoders trust the
-compressed data to be as long as the header says, and print what else they dislike. So the chunks
-are walked first, their checksums compared, the data inflated piece by piece and only counted, and
-only the chunks that pixels depend on are handed on.
+Format: W3C, "Portable Network Graphics (PNG) Specification (Third Edition)". This code is our own
+because decoders trust the compressed data to be as long as the header says. We walk the chunks,
+compare their checksums, inflate the data piece by piece only to count it, and pass on the chunks
+that the pixels depend on.
 """
 
 import math
@@ -17,7 +17,7 @@ from ..limits import check_numbers, check_pixels
 __all__ = ["SIGNATURE", "check_png"]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type: grey, RGB, palette, with alpha
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type: gray, RGB, palette, with alpha
 NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2))
 ADAM7 = (*PASSES, (1, 0, 2, 1))  # first row, first column, row step, column step
@@ -25,21 +25,22 @@ PIECE = 2**20
 
 
 def check_png(file: Path) -> tuple[bytes, int]:
-    """The chunks of a PNG file that its pixels depend on, as a file, and its bits a sample.
+    """Return a PNG file reduced to the chunks that its pixels depend on, and its bits per sample.
 
     Raises:
-        InputError: too large, damaged, cut short, or data that are not as long as declared.
+        InputError: The file is too large, damaged or cut short, or its data are not as long as
+            declared.
     """
     check_numbers(file, file.stat().st_size, 1)
     chunks = _chunks(file, file.read_bytes())
     names = [name for name, _ in chunks]
     if not names or names[0] != b"IHDR" or names[-1] != b"IEND" or len(chunks[0][1]) != 13:
         raise InputError(f"cannot read {file}: it is damaged or cut short")
-    width, height, bits, colour, _, _, interlace = struct.unpack(">IIBBBBB", chunks[0][1])
-    if colour not in CHANNELS or bits not in (1, 2, 4, 8, 16) or interlace > 1:
+    width, height, bits, color, _, _, interlace = struct.unpack(">IIBBBBB", chunks[0][1])
+    if color not in CHANNELS or bits not in (1, 2, 4, 8, 16) or interlace > 1:
         raise InputError(f"cannot read {file}: its header is damaged")
     check_pixels(file, height, width)
-    expected = _length(width, height, bits * CHANNELS[colour], interlace == 1)
+    expected = _length(width, height, bits * CHANNELS[color], interlace == 1)
     found = _inflated([content for name, content in chunks if name == b"IDAT"], expected)
     if found != expected:
         more = "more" if found > expected else "fewer"
@@ -54,7 +55,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 
 def _chunks(file: Path, data: bytes) -> list[tuple[bytes, bytes]]:
-    """Names and contents of all chunks up to the end of the image."""
+    """Return the names and contents of all chunks up to the end of the image."""
     chunks, at = [], len(SIGNATURE)
     while at + 12 <= len(data):
         (length,) = struct.unpack(">I", data[at : at + 4])
@@ -70,18 +71,18 @@ def _chunks(file: Path, data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _length(width: int, height: int, bits: int, interlaced: bool) -> int:
-    """Bytes of the image data: rows of pixels of so many bits, each behind a filter byte."""
+    """Return the bytes of the image data: rows of pixels, each preceded by a filter byte."""
     if not interlaced:
         return height * (1 + math.ceil(width * bits / 8))
     sizes = [
-        (max(0, -(-(height - top) // down)), max(0, -(-(width - left) // across)))
-        for top, left, down, across in ADAM7
+        (max(0, -(-(height - y) // down)), max(0, -(-(width - x) // across)))
+        for y, x, down, across in ADAM7
     ]
     return sum(h * (1 + math.ceil(w * bits / 8)) for h, w in sizes if w)
 
 
 def _inflated(parts: list[bytes], most: int) -> int:
-    """Bytes that the parts inflate to, counted up to one piece above `most`."""
+    """Count the bytes that the parts inflate to, up to one piece above `most`."""
     stream, count = zlib.decompressobj(), 0
     for part in parts:
         while part and count <= most:

@@ -1,14 +1,14 @@
-"""TIFF stacks, read and written page by page, with what a microscope wrote beside the pixels.
+"""TIFF stacks, read and written page by page, with the metadata beside the pixels.
 
-The axes that tifffile reads from the descriptions (OME-XML, ImageJ's lines, its own JSON) say
-what an image is: C and the samples S of a pixel are channels, all others before Y and X number the
-images. What says so stands in the first page's description, so a stack of as many pages of the
-same shape, in the same order, with the same description, has the same axes: a copy of the tags is
-all it takes.
+The axes that tifffile reads from the descriptions (OME-XML, ImageJ's lines, its own JSON) define
+an image: C and the samples S of a pixel are channels, all other axes before Y and X number the
+images. The description of the first page holds this information. A stack with the same number of
+pages, the same shape, order and description therefore has the same axes, so the writer only copies
+the tags.
 
-A palette becomes RGB, white as the least number (MinIsWhite) becomes white as the largest, an
-opaque alpha channel is dropped, and pixels are turned as the orientation tag says. Memory holds
-one image.
+A palette becomes RGB. Pixels whose lowest number is white (MinIsWhite) are inverted, an opaque
+alpha channel is dropped, and pixels are turned as the orientation tag says. Memory holds one
+image.
 """
 
 import io
@@ -16,6 +16,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ...errors import InputError
 from ..atomic import Partial, unwritable
 from ..limits import check_file, check_numbers, check_pixels, reading
 from .directories import check_chain
+from .registry import Pages, register
 
 __all__ = ["ENDINGS", "Stack", "StackWriter", "without_alpha"]
 
@@ -38,7 +40,7 @@ COPIED = (
     *(34675, 50838, 50839, 51123),  # colour profile, ImageJ, Micro-Manager
 )
 LARGE = 2**32 - 2**25  # bytes of pixels above which offsets of 32 bits may not do
-WHITE_IS_ZERO, GREY, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+WHITE_IS_ZERO, GRAY, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 NUMBERED = "ZTIQRPMAVB"  # axes that number images
 RATIO = 2**14  # what compressed bytes may grow to
 ALPHA = (1, 2)  # kinds of extra samples
@@ -49,19 +51,17 @@ TURNS = {  # orientation -> flips of rows and columns, after a transposition fro
 JPEGS = (6, 7, 34892)  # compressions that decode YCbCr to RGB
 
 
-class Stack:
+@register("TIFF", ENDINGS)
+class Stack(Pages):
     """The images of a TIFF file, all of one shape and type; a context manager.
+
+    Its `metadata` holds the description of the first page.
 
     Args:
         file: The file.
 
-    Attributes:
-        shape: Height, width and channels of every image.
-        dtype: Name of the images' number type.
-        bits: Significant bits of a number, where metadata say fewer than the type has; else 0.
-
     Raises:
-        InputError: the file is damaged or too large, or its axes or pixels are not read.
+        InputError: The file is damaged or too large, or has axes or pixels that are not read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -82,7 +82,7 @@ class Stack:
             raise
 
     def _look(self, series: list[Any]) -> None:
-        """Reads what all images have in common. Raises InputError for what is not taken."""
+        """Read what all images have in common. Raises InputError for axes or pixels not read."""
         if not series:
             raise InputError(f"cannot read {self.file}: it holds no image")
         first = self._first = series[0].keyframe
@@ -94,12 +94,14 @@ class Stack:
             if kind != kinds[0]:
                 raise InputError(
                     f"the pages of {self.file} differ: the first is {kinds[0]}, page "
-                    f"{part.keyframe.index} is {kind}; save them apart"
+                    f"{part.keyframe.index} is {kind}: save them in separate files"
                 )
-        self._series = series
+        self._series, self.axes = series, str(series[0].axes)
         self._images = list(itertools.chain(*(self._numbered(n) for n in range(len(series)))))
         if len({len(image) for image in self._images}) != 1:
-            raise InputError(f"the images of {self.file} differ in channels; save them apart")
+            raise InputError(
+                f"the images of {self.file} differ in channels: save them in separate files"
+            )
         height, width, samples = _sides(first)
         self._check_size(first)
         self.turn = _turn(first)
@@ -113,14 +115,20 @@ class Stack:
         self.dtype = self._type(np.dtype(first.dtype))
         self.bits = self._bits()
 
+    @cached_property
+    def metadata(self) -> dict[str, Any]:  # type: ignore[override]
+        """The description of the first page (OME-XML, ImageJ's lines), as it stands there."""
+        with reading(self.file):
+            return {"description": str(self._first.description)}
+
     def _check_kind(self, first: Any) -> None:
         kind, numbers = self.kind, np.dtype(first.dtype).kind
         jpeg = int(first.compression) in JPEGS
-        known = kind in (WHITE_IS_ZERO, GREY, RGB, PALETTE) or (kind == YCBCR and jpeg)
+        known = kind in (WHITE_IS_ZERO, GRAY, RGB, PALETTE) or (kind == YCBCR and jpeg)
         if first.axes not in ("YX", "YXS", "SYX") or not known:
             raise InputError(
                 f"{self.file} has pages of axes {first.axes} in {_word(first.photometric)}: save "
-                "them as grey or RGB"
+                "them as gray or RGB"
             )
         if numbers not in "buif":
             raise InputError(
@@ -129,12 +137,12 @@ class Stack:
             )
         if kind == WHITE_IS_ZERO and numbers not in "bu":
             raise InputError(
-                f"{self.file} has {first.dtype} of which white is the least (MinIsWhite): save it "
-                "with black as the least"
+                f"{self.file} has {first.dtype} pixels whose lowest number is white (MinIsWhite): "
+                "save it with black as the lowest number"
             )
 
     def _check_size(self, page: Any) -> None:
-        """Holds what a page declares against the limits and the length of the file."""
+        """Compare what a page declares with the limits and with the length of the file."""
         height, width, samples = _sides(page)
         check_pixels(self.file, height, width, samples)
         size = height * width * samples * np.dtype(page.dtype).itemsize
@@ -152,21 +160,21 @@ class Stack:
             )
 
     def _numbered(self, part: int) -> list[tuple[tuple[int, int], ...]]:
-        """Of every image of a series its planes, (series, plane), one for each channel."""
+        """Return the planes (series, plane) of every image of a series, one for each channel."""
         series = self._series[part]
         axes, shape = series.axes, series.shape
         tail = len(self._first.axes)
         if axes[-tail:] != self._first.axes or tuple(shape[-tail:]) != self._first.shape:
             raise InputError(
-                f"{self.file} has the axes {axes}, which are not pages of Y and X: save it with "
-                "the axes T, Z, C, Y, X in this order"
+                f"{self.file} has the axes {axes}, which are not pages of Y and X: save it "
+                "with the axes T, Z, C, Y, X in this order"
             )
         lead, sizes = axes[:-tail], shape[:-tail]
         wrong = [a for a in lead if a not in NUMBERED + "C"]
         if wrong or lead.count("C") > 1 or ("C" in lead and tail == 3):
             raise InputError(
-                f"{self.file} has the axes {axes}, of which it is not clear what is a channel: "
-                "save it with C for channels and T or Z for images"
+                f"{self.file} has the axes {axes}, which do not say which axis holds the "
+                "channels: save it with C for channels and T or Z for images"
             )
         planes = np.arange(int(np.prod(sizes, dtype=np.int64))).reshape(sizes)
         channels = 1
@@ -176,7 +184,7 @@ class Stack:
         return [tuple((part, int(p)) for p in row) for row in planes.reshape(-1, channels)]
 
     def _channels(self, samples: int) -> int:
-        """Channels of an image of so many samples: a palette has one, alpha is dropped."""
+        """Channels of an image with this number of samples; a palette has 3, alpha is dropped."""
         if self.kind == PALETTE:
             return 3
         return samples - 1 if self._alpha(samples) else samples
@@ -188,7 +196,7 @@ class Stack:
         )
 
     def _type(self, found: np.dtype) -> str:
-        """Name of the type that `read` gives."""
+        """Name of the number type that `read` returns."""
         if self.kind == PALETTE:
             return "uint8" if (self._palette() % 257 == 0).all() else "uint16"
         return "uint8" if found.kind == "b" else found.name
@@ -197,7 +205,7 @@ class Stack:
         return np.asarray(self._first.colormap).reshape(3, -1)
 
     def _bits(self) -> int:
-        """Bits that OME-XML or the tag of the page say, if these are fewer than the type has."""
+        """Significant bits by OME-XML or by the page's tag, if fewer than the type has; else 0."""
         if self.kind == PALETTE or np.dtype(self.dtype).kind not in "iu":
             return 0
         most = 8 * np.dtype(self.dtype).itemsize
@@ -210,14 +218,15 @@ class Stack:
     def __enter__(self) -> "Stack":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._tiff.close()
 
     def __len__(self) -> int:
         return len(self._images)
 
     def read(self, page: int) -> np.ndarray:
-        """The pixels of an image, (H, W, C) in the file's numbers."""
+        """Return the pixels of an image, (H, W, C), in the numbers of the file."""
         with reading(self.file, strict=True):
             found = [self._plane(*place) for place in self._images[page]]
             pixels = found[0] if len(found) == 1 else np.concatenate(found, -1)
@@ -226,7 +235,7 @@ class Stack:
         return _turned(pixels, self.turn)
 
     def _plane(self, part: int, plane: int) -> np.ndarray:
-        """The samples of a page, (H, W, S)."""
+        """Return the samples of a page, (H, W, S)."""
         page = self._page(part, plane)
         if page is None:
             found = self._raw(part, plane)
@@ -234,7 +243,7 @@ class Stack:
             if tuple(page.shape) != tuple(self._first.shape) or page.dtype != self._first.dtype:
                 raise InputError(
                     f"the pages of {self.file} differ: the first is {_kind(self._first)}, page "
-                    f"{page.index} is {_kind(page)}; save them apart"
+                    f"{page.index} is {_kind(page)}: save them in separate files"
                 )
             self._check_size(page)
             found = page.asarray()
@@ -244,12 +253,12 @@ class Stack:
         return self._plain(found if found.ndim == 3 else found[..., None])
 
     def _plain(self, found: np.ndarray) -> np.ndarray:
-        """Pixels of which the largest number is white, in whole bytes, without a palette."""
+        """Return pixels whose largest number is white, in whole bytes, without a palette."""
         if self.kind == PALETTE:
-            colours = self._palette().T
-            if found.max() >= len(colours):
+            colors = self._palette().T
+            if found.max() >= len(colors):
                 raise InputError(f"cannot read {self.file}: its palette is too short")
-            return (colours // 257 if self.dtype == "uint8" else colours).astype(self.dtype)[
+            return (colors // 257 if self.dtype == "uint8" else colors).astype(self.dtype)[
                 found[..., 0]
             ]
         if found.dtype.kind == "b":
@@ -260,12 +269,12 @@ class Stack:
         return self.inverted(found) if self.kind == WHITE_IS_ZERO else found
 
     def inverted(self, pixels: np.ndarray) -> np.ndarray:
-        """The pixels with black and white exchanged: the same map back and forth."""
-        top = 2**self.bits - 1 if self.bits else np.iinfo(pixels.dtype).max
-        return np.asarray(pixels.dtype.type(top) - pixels)
+        """Exchange black and white; the map is its own inverse."""
+        white = 2**self.bits - 1 if self.bits else np.iinfo(pixels.dtype).max
+        return np.asarray(pixels.dtype.type(white) - pixels)
 
     def _page(self, part: int, plane: int) -> Any:
-        """A page of a series; None where one page stands for all of them."""
+        """Return a page of a series; None where one page describes all of them."""
         pages = self._series[part].pages
         if plane < len(pages):
             if pages[plane] is None:
@@ -274,7 +283,7 @@ class Stack:
         return None
 
     def _raw(self, part: int, plane: int) -> np.ndarray:
-        """A plane that no page describes: ImageJ writes one page for a large stack."""
+        """Read a plane without a page of its own: ImageJ writes one page for a large stack."""
         offset, page = self._series[part].dataoffset, self._first
         if offset is None or int(page.compression) != 1:
             raise InputError(f"cannot read {self.file}: page {plane} is missing")
@@ -288,17 +297,17 @@ class Stack:
         return np.frombuffer(data, kind).reshape(page.shape)
 
     def places(self, image: int) -> list[int]:
-        """Numbers of an image's pages among all that are written, in the order of its channels."""
+        """Return the page numbers of an image in the written file, in the order of channels."""
         starts = np.cumsum([0, *(int(np.prod(s.shape)) // self._size() for s in self._series)])
         return [int(starts[part]) + plane for part, plane in self._images[image]]
 
     def _size(self) -> int:
         return int(np.prod(self._first.shape))
 
-    # -- what is copied ------------------------------------------------------------------------
+    # -- tags to copy --------------------------------------------------------------------------
 
     def layout(self) -> dict[str, Any]:
-        """Byte order and size of offsets, for `tifffile.TiffWriter`."""
+        """Return the byte order and the size of offsets, for `tifffile.TiffWriter`."""
         size = len(self) * int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
         return {
             "byteorder": self._tiff.byteorder,
@@ -306,7 +315,7 @@ class Stack:
         }
 
     def tags(self, page: int) -> dict[str, Any]:
-        """The tags of a page that say something other than how pixels are kept, for `write`."""
+        """Return the tags of a page that do not describe how its pixels are stored."""
         with reading(self.file):
             return self._tags(page)
 
@@ -330,45 +339,45 @@ class Stack:
         }
 
     def check_copy(self, image: int) -> None:
-        """Checks, on a page of one pixel, that the tags of an image can be written again.
+        """Check, on a page of one pixel, that the tags of an image can be written again.
 
         Raises:
-            InputError: They cannot, as they are damaged.
+            InputError: The tags are damaged.
         """
         for page in self.places(image):
             with copying(self.file), tifffile.TiffWriter(io.BytesIO(), **self.layout()) as writer:
                 pixel = np.zeros((1, 1), self.dtype)
-                writer.write(pixel, photometric=GREY, metadata=None, **self.tags(page))
+                writer.write(pixel, photometric=GRAY, metadata=None, **self.tags(page))
 
     def compressed(self) -> bool:
-        """Whether the first page is."""
+        """Whether the first page is compressed."""
         return int(self._tiff.pages[0].compression) != 1
 
     def contiguous(self) -> bool:
-        """Whether readers expect all pixels behind each other: so tifffile keeps its own files."""
+        """Whether readers expect the pages to be contiguous, as in tifffile's own files."""
         return self._series[0].kind == "shaped" and not self.compressed()
 
     def _tagged(self, page: int) -> Any:
-        """A page with its own tags, of which `pages` keeps those of the first only."""
+        """Return a page with its own tags (`pages` keeps only the tags of the first)."""
         found = self._tiff.pages[page]
         return found.aspage() if hasattr(found, "aspage") else found
 
     def _bytes(self, tag: Any) -> bytes:
-        """A tag's value as it stands in the file."""
+        """Return the bytes of a tag's value in the file."""
         handle = self._tiff.filehandle
         handle.seek(tag.valueoffset)
         return handle.read(tag.valuebytecount)
 
 
 class StackWriter:
-    """Writes a TIFF image by image, beside its place; `close` puts it there.
+    """Write a TIFF file image by image; the file appears under its name on `close`.
 
-    Pages are written in the order of the stack they come from. Where its channels are not the
-    innermost axis, the later channels of an image wait in memory for their turn.
+    Pages are written in the order of the stack they come from. If the channels of that stack are
+    not its innermost axis, the later channels of an image wait in memory.
 
     Args:
         out: The file.
-        like: The stack whose tags are copied, if it comes from one.
+        like: The stack whose tags are copied; None: no tags.
     """
 
     def __init__(self, out: Path, like: Stack | None = None) -> None:
@@ -379,7 +388,7 @@ class StackWriter:
         self._writer = tifffile.TiffWriter(self._part.file, **layout)
 
     def write(self, pixels: np.ndarray) -> None:
-        """The next image, (H, W, C)."""
+        """Write the next image, (H, W, C)."""
         like = self.like
         places = [self.images] if like is None else like.places(self.images)
         if like is not None and like.kind == WHITE_IS_ZERO:
@@ -397,11 +406,11 @@ class StackWriter:
         like, channels = self.like, pixels.shape[-1]
         white = like is not None and like.kind == WHITE_IS_ZERO
         planes = channels > 1 and (like.planes if like is not None else channels != 3)
-        colour = channels == 3 and (like is None or like.kind in (RGB, PALETTE, YCBCR))
-        grey = "miniswhite" if white else "minisblack"
+        color = channels == 3 and (like is None or like.kind in (RGB, PALETTE, YCBCR))
+        gray = "miniswhite" if white else "minisblack"
         self._write(
             pixels[..., 0] if channels == 1 else np.moveaxis(pixels, -1, 0) if planes else pixels,
-            photometric="rgb" if colour else grey,
+            photometric="rgb" if color else gray,
             planarconfig=None if channels == 1 else "separate" if planes else "contig",
             compression="zlib" if like is not None and like.compressed() else None,
             metadata=None,
@@ -417,7 +426,7 @@ class StackWriter:
             raise unwritable(self.out, error) from error
 
     def close(self) -> None:
-        """The file gets its name."""
+        """Write the remaining pages and give the file its name."""
         for page in sorted(self._waiting):
             self._write_page(self._waiting.pop(page))
         try:
@@ -427,7 +436,7 @@ class StackWriter:
         self._part.finish()
 
     def abandon(self) -> None:
-        """Nothing is left behind."""
+        """Remove the partial file; nothing happens after `close`."""
         with suppress(OSError, ValueError):  # of a full disk: the file goes anyway
             self._writer.close()
         self._part.abandon()
@@ -435,33 +444,33 @@ class StackWriter:
 
 @contextmanager
 def copying(file: Path) -> Iterator[None]:
-    """Whatever goes wrong with the tags of a file becomes one line that names it."""
+    """Turn every error about the tags of a file into one line that names the file."""
     try:
         yield
     except (InputError, OSError):
         raise
     except Exception as error:
         raise InputError(
-            f"cannot copy the tags of {file}: {' '.join(str(error).split())[:200]}; give an "
+            f"cannot copy the tags of {file}: {' '.join(str(error).split())[:200]}: give an "
             "--out that ends in .npy"
         ) from error
 
 
 def without_alpha(file: Path, pixels: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, C) without their last channel, which says how opaque they are.
+    """Return pixels (H, W, C) without their last channel, the alpha channel.
 
     Raises:
-        InputError: some are not opaque.
+        InputError: Some pixels are not opaque.
     """
     kind = pixels.dtype
     full = 1 if kind.kind == "f" else np.iinfo(kind).max
     if (pixels[..., -1] != full).any():
-        raise InputError(f"{file} is partly transparent; save it without an alpha channel")
+        raise InputError(f"{file} is partly transparent: save it without an alpha channel")
     return pixels[..., :-1]
 
 
 def _sides(page: Any) -> tuple[int, int, int]:
-    """Height, width and samples of a page."""
+    """Return the height, width and samples of a page."""
     shape = tuple(int(n) for n in page.shape)
     if page.axes == "SYX":
         return shape[1], shape[2], shape[0]
@@ -474,7 +483,7 @@ def _turn(page: Any) -> int:
 
 
 def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Pixels (H, W, C) the way the camera was held."""
+    """Turn pixels (H, W, C) as the orientation tag says."""
     rows, columns = TURNS[turn]
     pixels = pixels.swapaxes(0, 1) if turn > 4 else pixels
     pixels = pixels[::-1] if rows else pixels
@@ -483,7 +492,7 @@ def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
 
 def _kind(page: Any) -> str:
     height, width, samples = _sides(page)
-    return f"{height}x{width} {'grey' if samples == 1 else 'RGB'} {page.dtype}"
+    return f"{height}x{width} {'gray' if samples == 1 else 'RGB'} {page.dtype}"
 
 
 def _word(photometric: Any) -> str:

@@ -1,0 +1,70 @@
+"""Public names of unmurk; `__init__.py` reads this file and imports each name on first use."""
+
+from . import (
+    bounds,
+    checks,
+    citations,
+    cli,
+    devices,
+    diffusion,
+    errors,
+    evaluation,
+    flows,
+    gaussian,
+    io,
+    missing,
+    noise,
+    noise_estimation,
+    operators,
+    problem,
+    rng,
+    solvers,
+    tiling,
+    training,
+    whitening,
+)
+from .citations import citation
+from .diffusion.prior import Prior
+from .errors import InputError
+from .flows.posterior import Posterior
+from .io.images import load_images, save_images
+from .operators import operator
+from .problem import Problem
+from .solvers import solve
+from .training import learn
+
+__version__: str
+
+__all__ = [
+    "InputError",
+    "Posterior",
+    "Prior",
+    "Problem",
+    "bounds",
+    "checks",
+    "citation",
+    "citations",
+    "cli",
+    "devices",
+    "diffusion",
+    "errors",
+    "evaluation",
+    "flows",
+    "gaussian",
+    "io",
+    "learn",
+    "load_images",
+    "missing",
+    "noise",
+    "noise_estimation",
+    "operator",
+    "operators",
+    "problem",
+    "rng",
+    "save_images",
+    "solve",
+    "solvers",
+    "tiling",
+    "training",
+    "whitening",
+]

@@ -1,0 +1,57 @@
+"""`unmurk corrupt`: simulated measurements of clean images."""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...io.outputs import key_of, output
+from ..data import images_of, problem_of
+from ..options import Clean, Command, Json, MaybeRange, Seed, SkipBad, Text, job_of
+
+__all__ = ["Corrupt"]
+
+BATCH = 256  # images corrupted together
+
+
+@dataclass
+class Corrupt(Command):
+    """Corrupt clean images, to try things out."""
+
+    data: Clean
+    out: Path
+    """A .npy or .npz file keeps every value. A folder gets PNG or TIFF files like those of DATA;
+    integers are clipped to their range, with a warning."""
+    operator: Text = "identity"
+    """Forward model, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
+    noise: Text = "0"
+    """Standard deviation of the noise to add, in units where the image range is 1; or
+    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02 (docs/data_and_files.md)."""
+    range: MaybeRange = None
+    seed: Seed = 0
+    skip_bad: SkipBad = False
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """See `Command`."""
+        with output(self.out, [self.data], folder=None, job=job_of(self)) as to:
+            from ...io.generated import GeneratedWriter
+            from ...io.sets import measurements_of
+            from .restoring import recorded
+
+            problem = problem_of(self.operator, self.noise)
+            to.reads(problem.operator.digests())
+            to.record(recorded(self, problem))
+            read = partial(images_of, sigma=0.0)
+            data = measurements_of(self.data, True, self.skip_bad, self.range, read=read)
+            with GeneratedWriter(to.path, len(data), data.scale, data.names) as writer:
+                for first in range(0, len(data), BATCH):
+                    numbers = data.numbers[first : first + BATCH]
+                    x = data.y[first : first + BATCH]
+                    writer.write(problem.simulate(x, seed=self.seed, index=numbers))
+                clipped = writer.close()
+            if clipped:
+                print(clipped, file=sys.stderr)
+            to.end(key_of(self.data))
+        return {"out": self.out, "images": len(data), "skipped": data.skipped}

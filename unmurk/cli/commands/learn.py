@@ -1,0 +1,165 @@
+"""`unmurk learn`: a prior and a posterior from corrupted images."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from ...bounds import Real, Whole
+from ...errors import InputError
+from ...io.outputs import output
+from ..data import measured, problem_of
+from ..options import (
+    Command,
+    Corrupted,
+    Json,
+    MaybeRange,
+    NanOption,
+    Options,
+    Seed,
+    SkipBad,
+    Text,
+    job_of,
+    pairs,
+)
+
+if TYPE_CHECKING:
+    from ...problem import Problem
+
+__all__ = ["Learn"]
+
+
+@dataclass
+class Learn(Command):
+    """Learn a prior and a posterior from corrupted images; the same command continues a run."""
+
+    data: Corrupted
+    out: Path
+    """Run folder: settings, networks, training state, metrics, report."""
+    operator: Text = "identity"
+    """Forward model of the images, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
+    noise: Text = "0"
+    """Standard deviation of the noise in the images, in units where the image range is 1; or
+    poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto: estimated from DATA.
+    It is required unless the images are clean."""
+    method: Literal["flowdiff", "em", "ambient", "sure", "ambientflow", "noisy", "clean"] = (
+        "flowdiff"
+    )
+    """flowdiff: a prior and a flow, trained together; em: a prior refitted to its own posterior
+    samples, round after round; ambient: Ambient Diffusion, for masks or for noise alone; sure:
+    SURE-Score; ambientflow: a flow as the prior; noisy: a prior of the images as they are (lower
+    bound); clean: a prior of clean images (upper bound). See docs/learning.md."""
+    solver: Text = "diffpir"
+    """Solver that draws the images of flowdiff and em during training, in 16 steps, if the
+    operator is not identity."""
+    e_step: Literal["prior", "conditional"] = "prior"
+    """E-step of em. prior: sample under the prior; conditional: by a diffusion model of x given y
+    (DiffEM)."""
+    objective: Literal["default", "elbo"] = "default"
+    """Objective of flowdiff. elbo: the paper's alone; default: ours, which is easier to
+    optimize."""
+    option: Options = ()
+    """Further options of the method, such as recipe.steps=8; an unknown key lists the options."""
+    network: Literal["tiny", "small", "base"] = "tiny"
+    """Size of the networks."""
+    kimg: Annotated[float, Real(0.001, 1e7)] = 100.0
+    """Length of the run in thousands of images, a number from 0.001 to 1e+07."""
+    batch: Annotated[int, Whole(2, 65_536)] = 32
+    """Batch size, a whole number from 2 to 65536; a smaller batch takes less memory."""
+    seed: Seed = 0
+    simulate: bool = False
+    """DATA are clean: corrupt them first with the operator and the noise (for development)."""
+    range: MaybeRange = None
+    nan: NanOption = "refuse"
+    skip_bad: SkipBad = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic inside the networks; auto: bf16 if a short test finds it faster."""
+    compile: bool = False
+    """Compile the networks first: a slow start, then faster steps."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """See `Command`."""
+        with output(self.out, [self.data], owner=True, job=job_of(self)) as to:
+            to.expect(["report.html"])
+            from ...io.datasets import head, simulated
+            from ...io.gaps import full
+            from ...io.images import ImageSet
+            from ...training import learn
+            from ...training.distributed import first_process
+
+            options = self._options()
+            data = measured(self.data, self.skip_bad, self.range, self.nan)
+            skipped, y = dict(data.skipped), getattr(data, "images", data)
+            noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
+            problem = problem_of(
+                self.operator, noise, None if self.simulate else lambda: full(head(y))
+            )
+            to.reads(problem.operator.digests())
+            _keeps_numbers(skipped, y, problem)
+            if self.simulate and self.method != "clean":
+                y = simulated(y, problem, self.seed)
+            learn(
+                replace(data, images=y) if isinstance(data, ImageSet) else y,
+                problem,
+                method=self.method,
+                out=self.out,
+                network=self.network,
+                kimg=self.kimg,
+                batch=self.batch,
+                seed=self.seed,
+                precision=self.precision,
+                compile=self.compile,
+                nan=self.nan,
+                **options,
+            )
+            if not first_process():
+                return {}
+            from .report import page_of
+
+            page = page_of(self.out)
+        found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
+        return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
+
+    def _options(self) -> dict[str, Any]:
+        """The options of the method: those of --option, and those with a flag of their own."""
+        from ...solvers import Draws
+        from ...training import configure
+
+        options = configure(self.method, pairs(self.option))
+        flags: dict[str, Any] = {}
+        if self.objective != "default":
+            flags["objective"] = self.objective
+        if self.e_step != "prior":
+            flags["e_step"] = self.e_step
+        elif self.method in ("flowdiff", "em") and self.operator != "identity":
+            flags["solver"] = Draws(self.solver, steps=16)
+        return flags | options
+
+
+def _keeps_numbers(skipped: dict[str, str], y: Any, problem: "Problem") -> None:
+    """Learning numbers the images itself: none may be missing if the operator uses numbers."""
+    if not skipped:
+        return
+    shape = problem.operator.x_shape(y.shape)
+    bound = problem.operator.bind([0, 1], shape)
+    parts = getattr(bound, "members", (bound,))
+    held = [getattr(part, name) for part in parts for name in part.tensors]
+    if any(value is not None and len(value) > 1 for value in held):
+        raise InputError(
+            f"{len(skipped)} images were left out, and '{problem.operator.spec}' depends on the "
+            f"numbers of the images, which would shift: correct {next(iter(skipped))}, or learn "
+            "from a set without --skip-bad"
+        )
+
+
+def _run_noise(run: Path, noise: str) -> str:
+    """Return the noise; if it is to be estimated and the run exists, the estimate of the run."""
+    config = run / "config.json"
+    if "auto" not in noise or not config.exists():
+        return noise
+    from ...io.json_files import read_object
+
+    problem = read_object(config).get("problem")
+    if not isinstance(problem, dict) or "noise" not in problem:
+        raise InputError(f"{config} does not give the noise of a run: give another folder")
+    return str(problem["noise"])

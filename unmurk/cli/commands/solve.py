@@ -1,0 +1,169 @@
+"""`unmurk solve`: any operator, by an iterative solver."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from ...bounds import Whole
+from ...errors import InputError
+from ...io.outputs import files_of, output
+from ..data import place, problem_of
+from ..options import (
+    AnyPrior,
+    Batch,
+    Command,
+    Corrupted,
+    Json,
+    MaybeInt,
+    MaybeRange,
+    MaybeTile,
+    NanOption,
+    Options,
+    Seed,
+    SkipBad,
+    Text,
+    job_of,
+    solver_options,
+)
+from .restoring import recorded, restore_data, sample_images, weights_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...problem import Problem
+
+__all__ = ["Solve"]
+
+
+@dataclass
+class Solve(Command):
+    """Restore images of any operator with a prior, by an iterative solver.
+
+    A folder is processed file by file, and the same command continues it.
+    """
+
+    data: Corrupted
+    prior: AnyPrior
+    operator: Text
+    """Forward model of the images, such as inpaint:box,size=12 or sr:average,factor=4."""
+    noise: Text
+    """Standard deviation of the noise in the measurements, in units where the image range is 1; or
+    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto:
+    estimated from DATA (docs/data_and_files.md)."""
+    out: Path
+    """Folder for the restored images (the mean of several samples)."""
+    method: Text = "red-diff"
+    """Name of the solver; an unknown name lists all. auto: one that fits the operator, the number
+    of samples and --option budget=100, the network evaluations per sample."""
+    samples: Annotated[int, Whole(1, 100_000)] = 1
+    """Solutions for each image, a whole number from 1 to 100000. With more than one,
+    NAME-samples.npy and NAME-std.npy are written too (samples.npy and std.npy in a folder for an
+    array)."""
+    restarts: Annotated[MaybeInt, Whole(1, 10_000)] = None
+    """Runs for each solution, a whole number from 1 to 10000, of which the best fit is kept (phase
+    retrieval); unset: 1, or the choice of --method auto."""
+    steps: Annotated[MaybeInt, Whole(1, 100_000)] = None
+    """Steps of the solver, a whole number from 1 to 100000; unset: its default."""
+    option: Options = ()
+    """Other options of the solver; an unknown key lists the options."""
+    init: Literal["pinv", "posterior"] = "pinv"
+    """Starting point. pinv: the solver's own (docs/solvers.md); posterior: a sample of the run's
+    posterior."""
+    tile: MaybeTile = None
+    batch: Batch = None
+    range: MaybeRange = None
+    nan: NanOption = "refuse"
+    seed: Seed = 0
+    skip_bad: SkipBad = False
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """See `Command`."""
+        inputs = [str(self.data), *files_of(self.prior)]
+        with output(self.out, inputs, folder=None, job=job_of(self)) as to:
+            options = solver_options(self.method, self.option, self.steps)
+            problem = problem_of(self.operator, self.noise, sample_images(self))
+            to.reads(problem.operator.digests())
+            from ...diffusion.prior import Prior
+            from ...flows.posterior import Posterior
+            from ...solvers import solve
+            from ...tiling import posterior_for, prior_for
+
+            starts = self.init == "posterior"
+            posterior = place(Posterior.load(self.prior))[0] if starts else None
+            prior = place(Prior.load(self.prior))[0]
+            ends: list[End] = []
+
+            def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
+                y = place(y)[0]
+                shape = _shape(problem, y, prior.shape)
+                flow = None if posterior is None else posterior_for(posterior, shape, self.tile)
+                with _progress(self.method) as callback:
+                    result = solve(
+                        y,
+                        problem.to(y.device).bind(numbers, shape),
+                        prior_for(prior, shape, self.tile),
+                        method=self.method,
+                        samples=self.samples,
+                        restarts=self.restarts,
+                        seed=self.seed,
+                        init="posterior" if starts else None,
+                        posterior=flow,
+                        callback=callback,
+                        nan=self.nan,
+                        **options,
+                    )
+                chi2 = result.trace[-1]["chi2"] if result.trace else None
+                ends.append((len(y), chi2, result.method, result.nfe))
+                several = {"samples": result.samples, "std": result.std}
+                return {"images": result.mean, **(several if self.samples > 1 else {})}
+
+            weights = {"weights": weights_of(prior)}
+            if posterior is not None:
+                weights["posterior"] = weights_of(posterior)
+            settings = recorded(self, problem, {**weights, "options": options})
+            arrays = ["samples", "std"] if self.samples > 1 else []
+            written = restore_data(self, to, problem, engine, settings, arrays)
+        return {**written, **_sum_up(ends)}
+
+
+End = tuple[int, float | None, str, int]
+"""Images of a batch, their mean chi-square at the end, the method, network evaluations."""
+
+
+def _sum_up(ends: list[End]) -> dict[str, Any]:
+    """Return the figures of all batches together."""
+    if not ends:
+        return {}
+    *_, (_, _, method, nfe) = ends
+    weighted = [count * chi2 for count, chi2, *_ in ends if chi2 is not None]
+    mean = sum(weighted) / sum(end[0] for end in ends) if weighted else None
+    return {"method": method, "nfe": nfe, "chi2": mean}
+
+
+def _shape(problem: "Problem", y: "torch.Tensor", known: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the images behind y: the prior's if it fits, else the operator's."""
+    try:
+        fits = problem.operator.y_shape(known) == tuple(y.shape[1:])
+    except InputError:
+        fits = False
+    shape = tuple(known) if fits else tuple(problem.operator.x_shape(y.shape[1:]))
+    if shape[0] != known[0] == 1 and y.shape[1] != shape[0]:
+        raise InputError(
+            f"operator '{problem.operator.spec}' mixes the {shape[0]} channels of an image, which "
+            "a prior of gray images cannot distinguish: use a prior of color images"
+        )
+    return shape
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show a bar on stderr, moved by a solver's callback."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda state: bar.update(task, completed=state["step"], total=state["steps"])
