@@ -33,7 +33,11 @@ BLOCK = re.compile(
     r"^(?P<fence>`{3,})(?P<kind>\{code-cell\}|python|console|shell)[^\n]*\n(?P<body>.*?)^(?P=fence)$",
     re.DOTALL | re.MULTILINE,
 )
-BUDGETS = [(r"\bkimg=[\d.]+", "kimg=0.6"), (r"\bsteps=\d+", "steps=4"), (r"\bsamples=\d+", "samples=2")]
+BUDGETS = [
+    (r"\bkimg=[\d.]+", "kimg=0.6"),
+    (r"\bsteps=\d+", "steps=4"),
+    (r"\bsamples=\d+", "samples=2"),
+]
 
 
 def name(page):
@@ -78,7 +82,11 @@ def code_of(page):
     return ("\n".join(parts), {"__name__": "__page__", "__main": main}) if shown else None
 
 
-WITH_CODE = [page for page in PAGES if re.search(r"^```(python|\{code-cell\})|<!-- run", page.read_text(), re.M)]
+WITH_CODE = [
+    page
+    for page in PAGES
+    if re.search(r"^```(python|\{code-cell\})|<!-- run", page.read_text(), re.M)
+]
 
 
 @pytest.mark.slow
@@ -139,7 +147,10 @@ def test_doctests(tmp_path, monkeypatch):
     """Every example in a docstring prints what it says."""
     monkeypatch.chdir(tmp_path)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(verbose=False, optionflags=flags)
+    finder, runner = (
+        doctest.DocTestFinder(),
+        doctest.DocTestRunner(verbose=False, optionflags=flags),
+    )
     for found in pkgutil.walk_packages(unmurk.__path__, "unmurk."):
         if found.name.endswith("__main__"):
             continue

@@ -48,7 +48,9 @@ def visit_block(writer: Any, node: nodes.math_block) -> None:
     body = translate(TAG.sub("", latex), node, block=True)
     anchor = "".join(f' id="eq-{number}"' for number in numbers[:1])
     number = f'<span class="eqno">({numbers[0]})</span>' if numbers else ""
-    writer.body.append(f'<div class="math"{anchor}><div class="equation">{body}</div>{number}</div>')
+    writer.body.append(
+        f'<div class="math"{anchor}><div class="equation">{body}</div>{number}</div>'
+    )
     raise nodes.SkipNode
 
 
