@@ -32,7 +32,10 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
+suppress_warnings = ["docutils", "myst.xref_missing", "ref.python"]
 exclude_patterns = [
+    "benchmark_*.md",
+    "certification.md",
     "_build",
     "_ext",
     "gallery/*.ipynb",

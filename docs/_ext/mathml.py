@@ -17,7 +17,13 @@ from sphinx.util import logging
 __all__ = ["setup"]
 
 TAG = re.compile(r"\\tag\{([^}]*)\}")
-WORDS = {r"\argmin": r"\operatorname{arg\,min}", r"\argmax": r"\operatorname{arg\,max}"}
+FRACTION = re.compile(r"\\([td]?frac)(\d)(\d)")
+WORDS = {
+    r"\operatorname*": r"\operatorname",
+    r"\argmin": r"\operatorname{argmin}",
+    r"\argmax": r"\operatorname{argmax}",
+    r"\dots": r"\ldots",
+}
 logger = logging.getLogger(__name__)
 
 
@@ -25,6 +31,7 @@ def translate(latex: str, node: nodes.Node, block: bool) -> str:
     """Return an equation as MathML, or as its source after a warning."""
     for word, meaning in WORDS.items():
         latex = latex.replace(word, meaning)
+    latex = FRACTION.sub(r"\\\1{\2}{\3}", latex)
     latex = latex.replace("{align}", "{aligned}").replace("{align*}", "{aligned}")
     if block and r"\\" in latex and r"\begin" not in latex:
         latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"
