@@ -1,12 +1,16 @@
 # setup: a virtual environment with pinned packages     demo: learn from noisy digits and restore
 # lint:  ruff and mypy      test: lint and every test, one process for each core
+# docs:  the site, nothing executed; docs-full: tutorials and gallery executed
 # fuzz:  12,000 cases of bad input, what is mishandled (some ten minutes on two cores)
+# wheel: build and check it; test-lowest: the tests with the lowest versions that are allowed
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo lint test fuzz clean
+SPHINX := $(BIN)/python -m sphinx -W --keep-going -q -b html docs
+
+.PHONY: setup demo lint test docs docs-full fuzz wheel test-lowest clean
 
 setup: $(READY)
 
@@ -17,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "setup: Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
 	@echo "setup: making $(VENV) and installing the packages of constraints.txt (some minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch -e ".[dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch -e ".[dev,docs]"
 	@touch $@
 	@echo "setup: done. Next: make demo, or $(BIN)/unmurk --help"
 
@@ -32,8 +36,24 @@ lint: setup
 test: lint
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
+docs: setup
+	@$(SPHINX) docs/_build/html
+	@echo "docs: docs/_build/html/index.html"
+
+docs-full: setup
+	@UNMURK_DOCS_FULL=1 $(SPHINX) docs/_build/full
+	@echo "docs-full: docs/_build/full/index.html"
+
+wheel: setup
+	@$(BIN)/python -m pytest -q tests/test_wheel.py
+	@$(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
+	@ls dist/*.whl
+
+test-lowest:
+	@$(PYTHON) .ci/lowest.py
+
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz
 
 clean:
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-lowest build dist demo docs/_build docs/gallery docs/api/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -3,10 +3,11 @@
     python examples/restore_your_images.py                                # digits, made noisy here
     python examples/restore_your_images.py scans/ --noise 0.1 --kimg 400  # your own
 
-Writes the restored images and every pixel's standard deviation. `--noise` is the noise's standard
-deviation, where black is 0 and white is 1: 0.1 is 25.5 of the 255 levels of an 8-bit image. Both
-sides of the images must be multiples of 4. The default budget only shows that it works, in a
-minute or two: give --kimg 100 or more for results. The same command continues a stopped run.
+The script writes the restored images and the standard deviation of every pixel. `--noise` is the
+standard deviation of the noise, where black is 0 and white is 1: 0.1 is 25.5 of the 255 levels of
+an 8-bit image. Both sides of the images must be multiples of 4. The default budget gives rough
+results within a minute or two; for good ones use `--kimg 100` or more. The same command resumes a
+stopped run.
 """
 
 import argparse
@@ -23,7 +24,7 @@ __all__: list[str] = []
 
 
 def main() -> None:
-    """Load, learn, restore, write."""
+    """Load, learn, restore and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="?", type=Path, help="folder, picture, npy, npz or idx")
     parser.add_argument("--noise", type=float, default=0.3)
@@ -34,7 +35,7 @@ def main() -> None:
     problem = unmurk.Problem("identity", noise=args.noise)  # y = x + noise n
     data = unmurk.load_images(args.images or DIGITS)
     y = data.images
-    if args.images is None:  # the digits are clean: spoil them, and forget the clean ones
+    if args.images is None:  # the digits are clean: add noise, and do not use the clean ones again
         y = problem.simulate(y)
 
     y = y.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,7 +44,7 @@ def main() -> None:
     batches = torch.arange(len(y)).split(256)
     pairs = [posterior.mean_std(y[i], problem, index=i.tolist()) for i in batches]
     mean, std = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    kind = "png" if args.images is None else None  # None: what the images came in
+    kind = "png" if args.images is None else None  # None: the format of the input
     unmurk.save_images(mean, args.out / "restored", data.names, data.scale, format=kind)
     np.save(args.out / "std.npy", std.cpu().numpy())
     print(f"{len(y)} images in {args.out}/restored; mean standard deviation {std.mean():.3f}")

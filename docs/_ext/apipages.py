@@ -1,0 +1,74 @@
+"""Write one page of the API reference for each module that declares public names.
+
+The names come from the modules' ``__all__``, so a public object can neither be forgotten nor be
+listed after it is gone. The pages lie in ``docs/api/generated`` and are not kept under version
+control.
+"""
+
+import ast
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+__all__ = ["setup"]
+
+ROOT = Path(__file__).parents[2]
+PLACE = Path("api", "generated")
+
+
+def public(path: Path) -> list[str]:
+    """Return the names in the ``__all__`` of a source file, in their order; none without it."""
+    for node in ast.parse(path.read_text()).body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets):
+            value = getattr(node, "value", None)
+            if isinstance(value, (ast.List, ast.Tuple)):
+                return [e.value for e in value.elts if isinstance(e, ast.Constant)]
+    return []
+
+
+def defined(path: Path, names: list[str]) -> list[str]:
+    """Return those of the names that the source file itself defines as a class or a function."""
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    here = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, kinds)}
+    return [name for name in names if name in here]
+
+
+def page(module: str, names: list[str]) -> str:
+    """Return the source of a module's page: its theory, a table of its names, then each name."""
+    lines = [module, "=" * len(module), "", f".. automodule:: {module}", ""]
+    if names:
+        lines += [f".. currentmodule:: {module}", "", ".. autosummary::", "   :nosignatures:", ""]
+        lines += [f"   {name}" for name in names] + [""]
+    for name in names:
+        kind = "autoclass" if name[0].isupper() else "autofunction"
+        lines += [f".. {kind}:: {name}"]
+        lines += ["   :members:", "   :show-inheritance:", ""] if kind == "autoclass" else [""]
+    return "\n".join(lines)
+
+
+def write(app: Sphinx) -> None:
+    """Write the pages; leave alone those that have not changed, so that a rebuild is short."""
+    place = Path(app.srcdir) / PLACE
+    place.mkdir(parents=True, exist_ok=True)
+    pages = {}
+    for path in sorted((ROOT / "unmurk").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[1] == "cli" or parts[-1].startswith("_") and parts[-1] != "__init__":
+            continue
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        names = defined(path, public(path))
+        if names:
+            pages[f"{module}.rst"] = page(module, names)
+    for old in place.glob("*.rst"):
+        if old.name not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        if not (place / name).exists() or (place / name).read_text() != text:
+            (place / name).write_text(text)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Write the pages before Sphinx looks for sources."""
+    app.connect("builder-inited", write)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,38 @@
+"""
+Particles: TDS
+==============
+
+TDS sends a set of particles down the reverse diffusion and reweighs them, so that no guess biases
+the samples (Wu et al. 2023, arXiv 2306.17775). Every sample costs as many evaluations as there are
+particles and steps.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from torch import Tensor
+
+import unmurk
+
+
+def show(**batches: Tensor) -> None:
+    """Draw a line of images for each name."""
+    figure, axes = plt.subplots(len(batches), 6, figsize=(6, 1.1 * len(batches)), squeeze=False)
+    for line, (name, batch) in zip(axes, batches.items(), strict=True):
+        line[0].set_title(name.replace("_", " "), loc="left", fontsize=8)
+        for axis in line:
+            axis.axis("off")
+        for axis, image in zip(line, batch, strict=False):
+            axis.imshow(image[0].clamp(0, 1), cmap="gray", vmin=0, vmax=1)
+    figure.tight_layout()
+
+
+digits = Path(unmurk.__file__).parent / "assets" / "digits"
+truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
+prior = unmurk.Prior.load("digits")
+
+problem = unmurk.Problem("sr:average,factor=2", noise=0.1)
+y = problem.simulate(truth[:1], seed=0)
+result = unmurk.solve(y, problem, prior, method="tds", samples=6, particles=4, steps=20)
+print(f"{result.nfe} evaluations for each sample")
+show(measured=y, samples=result.samples[:, 0], truth=truth[:1])

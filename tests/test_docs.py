@@ -1,0 +1,176 @@
+"""The documentation: its snippets run, its commands parse, its links and names exist, it builds.
+
+A page is a script: its ```python blocks and notebook cells run one after the other, in a folder of
+their own. Hidden preparation stands in comments that begin with ``<!-- test``. Of the ```console
+blocks every ``$ unmurk`` line goes through the real parser, and runs too if the block is preceded
+by ``<!-- run -->``. In notebook cells the budgets are cut (BUDGETS); ``make docs-full`` runs them
+whole.
+"""
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unmurk
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+GENERATED = {"_build", "gallery", "generated", "jupyter_execute"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"] + sorted(
+    page for page in DOCS.rglob("*.md") if not GENERATED & set(page.relative_to(DOCS).parts)
+)
+BLOCK = re.compile(
+    r"<!-- test\n(?P<hidden>.*?)-->"
+    r"|(?P<mark><!-- run -->\s*\n)?"
+    r"^(?P<fence>`{3,})(?P<kind>\{code-cell\}|python|console|shell)[^\n]*\n(?P<body>.*?)^(?P=fence)$",
+    re.DOTALL | re.MULTILINE,
+)
+BUDGETS = [
+    (r"\bkimg=[\d.]+", "kimg=0.6"),
+    (r"\bsteps=\d+", "steps=4"),
+    (r"\bsamples=\d+", "samples=2"),
+]
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page):
+    """Kind (hidden, python, cell, console, run or shell) and text of each block of a page."""
+    for match in BLOCK.finditer(page.read_text()):
+        if match["hidden"] is not None:
+            yield "hidden", match["hidden"]
+        elif match["kind"] == "{code-cell}":
+            body = re.sub(r"\A(?::[^\n]*\n)+\n?", "", match["body"])
+            for pattern, short in BUDGETS:
+                body = re.sub(pattern, short, body)
+            yield "cell", body
+        else:
+            yield ("run" if match["mark"] else match["kind"]), match["body"]
+
+
+def commands(text):
+    """Arguments of every call of unmurk in a console or shell block."""
+    for line in text.replace("\\\n", " ").splitlines():
+        line = line.removeprefix("$ ").split("  #")[0]
+        found = re.search(r"(?:^|\s)(?:-m )?unmurk\s+((?:--)?[a-z].*)$", line)
+        if found and not line.startswith("unmurk:"):
+            yield shlex.split(found[1])
+
+
+def code_of(page):
+    """The page as one script; None where it has no code."""
+    from unmurk.cli.main import main
+
+    parts, shown = [], False
+    for kind, text in blocks(page):
+        if kind in ("hidden", "python", "cell"):
+            parts.append(text)
+            shown |= kind != "hidden"
+        elif kind == "run":
+            shown = True
+            parts += [f"assert __main({args!r}) == 0" for args in commands(text)]
+    return ("\n".join(parts), {"__name__": "__page__", "__main": main}) if shown else None
+
+
+WITH_CODE = [
+    page
+    for page in PAGES
+    if re.search(r"^```(python|\{code-cell\})|<!-- run", page.read_text(), re.M)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+def test_snippets_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(DOCS)
+    source, scope = code_of(page)
+    exec(compile(source, name(page), "exec"), scope)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_parse(page):
+    from unmurk.cli.main import _parse
+
+    for kind, text in blocks(page):
+        if kind not in ("console", "run", "shell"):
+            continue
+        for args in commands(text):
+            assert not isinstance(_parse(args), int) or "--help" in args, args
+
+
+def links(page):
+    text = re.sub(r"^(`{3,}).*?^\1$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"`[^`\n]*`", "", text)
+    yield from re.findall(r"\]\(([^()\s]+)\)", text)
+    yield from re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        target = link.split("#")[0]
+        if not target or re.match(r"[a-z]+:", target):
+            continue
+        assert (page.parent / target).exists(), link
+
+
+def test_pages_that_the_code_names_exist():
+    for path in (ROOT / "unmurk").rglob("*"):
+        if path.suffix in {".py", ".jinja", ".md"}:
+            for page in re.findall(r"\bdocs/[\w/]+\.md", path.read_text()):
+                assert (ROOT / page).exists(), f"{path} names {page}"
+
+
+def test_tests_that_the_pages_name_exist():
+    tests = {
+        path.relative_to(ROOT / "tests").with_suffix("").as_posix(): path.read_text()
+        for path in (ROOT / "tests").rglob("test_*.py")
+    }
+    for page in PAGES:
+        for file, test in re.findall(r"`((?:\w+/)*test_\w+)(?:::(\w+))?`", page.read_text()):
+            assert file in tests, f"{name(page)} names {file}"
+            assert not test or f"def test_{test}(" in tests[file], f"{name(page)}: {file}::{test}"
+
+
+def test_doctests(tmp_path, monkeypatch):
+    """Every example in a docstring prints what it says."""
+    monkeypatch.chdir(tmp_path)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    finder, runner = (
+        doctest.DocTestFinder(),
+        doctest.DocTestRunner(verbose=False, optionflags=flags),
+    )
+    for found in pkgutil.walk_packages(unmurk.__path__, "unmurk."):
+        if found.name.endswith("__main__"):
+            continue
+        for test in finder.find(importlib.import_module(found.name)):
+            if test.examples:
+                runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    """As `make docs`: nothing is executed, nothing is fetched."""
+    pytest.importorskip("sphinx", reason="the documentation needs unmurk[docs]")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "site" / "theory" / "measurement.html").read_text()
+    assert "<math" in page and "mathjax" not in page.lower()
