@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import unmurk
-from tests.scripts import imported
 from unmurk.cli import main as cli
 from unmurk.errors import InputError
 from unmurk.io.images import load_images
@@ -222,11 +221,3 @@ def test_captures_are_learnt_from_and_restored(nuclei, tmp_path, capsys):
     assert cli.main(restore) == 0
     restored = np.load(out)
     assert restored.shape == (64, 16, 16) and np.isfinite(restored).all()
-
-
-# -- the benchmark --------------------------------------------------------------------------------
-
-
-def test_the_page_in_the_docs_is_that_of_the_figures_kept():
-    benchmark = imported("noise_estimate")
-    assert benchmark.PAGE.read_text() == benchmark.page()

@@ -5,15 +5,13 @@ from collections import Counter
 
 import pytest
 
-from tests.scripts import imported
+from benchmarks.ablation import run as benchmark
+from tests.benchmarks.test_common import header
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr
 from unmurk.problem import Problem
 from unmurk.solvers import configure, solve
-
-benchmark = imported("ablation")
-KEPT = sorted(benchmark.RESULTS.glob("ablation-*.json"))
 
 
 def test_every_value_is_a_solver_and_what_studies_share_is_run_once():
@@ -42,7 +40,7 @@ def test_every_value_is_a_solver_and_what_studies_share_is_run_once():
 
 
 def test_a_row_is_what_solving_by_hand_gives(tmp_path):
-    options = benchmark.Options(tmp_path, "toy", jobs=1)
+    options = benchmark.Options(out=tmp_path, profile="toy", jobs=1)
     study, value, run = next(
         entry for entry in benchmark.runs(benchmark.PROFILES["toy"]) if entry[1] == "sqrt"
     )
@@ -61,7 +59,7 @@ def test_a_row_is_what_solving_by_hand_gives(tmp_path):
 def row(study, value, number, psnr, error=None):
     operator, noise = benchmark.TASKS[number]
     how = {"study": study, "value": value, "operator": operator, "noise": noise, "error": error}
-    scores = {"psnr": psnr, "ssim": 0.5, "accuracy": 1.0, "residual": 1.0 + number}
+    scores = {"psnr": psnr, "ssim": 0.5, "accuracy": 1.0, "chi2": 1.0 + number}
     return how if error else how | scores | {"evaluations": 50}
 
 
@@ -87,31 +85,23 @@ def test_tables_are_means_and_what_fails_has_none():
 
 def test_rows_of_other_settings_are_not_mixed(tmp_path):
     benchmark.agree(tmp_path / "settings.json", {"seed": 0})
-    with pytest.raises(InputError, match="has other settings"):
+    with pytest.raises(InputError, match="made with other settings"):
         benchmark.agree(tmp_path / "settings.json", {"seed": 1})
-    with pytest.raises(InputError, match="give --out, or --table"):
+    with pytest.raises(InputError, match="give --out OUT, or --table"):
         benchmark.measure(benchmark.Options())
-    with pytest.raises(InputError, match="no figures in"):
-        benchmark.page(tmp_path)
+    with pytest.raises(InputError, match="no results of ablation in"):
+        benchmark.SUITE.published(tmp_path)
 
 
 def test_the_page_shows_every_study(tmp_path):
     every = benchmark.runs(benchmark.PROFILES["small"])
     number = {operator: i for i, (operator, _) in enumerate(benchmark.TASKS)}
     rows = [row(study, value, number[run.operator], 20.0) for study, value, run in every]
-    machine = {"cpu": "Abacus", "gpu": None, "torch": "2.9", "commit": "c0ffee"}
-    settings = {"profile": "small", "seed": 0, "images": 8, "steps": 500}
-    result = {"settings": settings, "machine": machine, "rows": rows}
-    (tmp_path / "ablation-small.json").write_text(json.dumps(result))
+    settings = {"profile": "small", "images": 8, "steps": 500}
     benchmark.draw(tmp_path / "ablation-small.png", rows)
-    text = benchmark.page(tmp_path)
+    assert (tmp_path / "ablation-small.png").read_bytes()[1:4] == b"PNG"
+    text = benchmark.SUITE.render([header(settings) | {"rows": rows}])
     assert "8 digits; the released algorithm with 500 levels" in text
-    assert "Abacus, no GPU, torch 2.9, commit c0ffee." in text
+    assert "Abacus, 2 threads, no GPU" in text and "c0ffee" in text
     for study in benchmark.STUDIES:
         assert benchmark.table(rows, study) in text
-    assert "ablation-small.png" in text
-
-
-@pytest.mark.skipif(not KEPT, reason="no figures are kept")
-def test_the_page_in_the_docs_is_the_one_of_the_figures_kept():
-    assert benchmark.PAGE.read_text() == benchmark.page()

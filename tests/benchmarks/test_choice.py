@@ -1,14 +1,11 @@
 """The benchmark of choosing weights: its rules by hand, its figures against an oracle's own."""
 
-import json
-
 import pytest
 
+from benchmarks.choice import run as benchmark
+from tests.benchmarks.test_common import header
 from tests.benchmarks.test_learn import data  # noqa: F401, a fixture
-from tests.scripts import imported
 from unmurk.errors import InputError
-
-benchmark = imported("choice")
 
 
 def check(share, evidence, gap, residual, posterior, denoiser, swd):
@@ -32,11 +29,11 @@ def test_regrets_by_hand():
     found = benchmark.regrets(CHECKS)
     shares = {rule: row["share"] for rule, row in found.items()}
     assert shares == {
-        "last": 1.0, "elbo": 0.8, "elbo'": 0.5, "measurement_swd": 0.5, "measurement_swd'": 0.5,
-    "chi2": 1.0, }  # fmt: skip
+        "last": 1.0, "ELBO": 0.8, "ELBO'": 0.5, "measurement SWD": 0.5, "measurement SWD'": 0.5,
+    "chi-square": 1.0, }  # fmt: skip
     assert found["last"] == {"share": 1.0, "posterior": 1.0, "denoiser": 1.5, "swd": 0.5}
-    assert found["elbo"] == {"share": 0.8, "posterior": 0.0, "denoiser": 1.0, "swd": 0.0}
-    assert found["measurement_swd"] == {
+    assert found["ELBO"] == {"share": 0.8, "posterior": 0.0, "denoiser": 1.0, "swd": 0.0}
+    assert found["measurement SWD"] == {
         "share": 0.5,
         "posterior": 4.0,
         "denoiser": 0.0,
@@ -47,9 +44,11 @@ def test_regrets_by_hand():
 @pytest.mark.slow
 def test_a_run_is_watched_and_not_made_again(data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(benchmark, "SHARES", (0.5, 1.0))
-    how = benchmark.Options(data, tmp_path, "toy", rows=("noisy",), amounts=("500",))
-    benchmark.run("noisy", "500", how)  # compare has a process of its own for each
-    result = benchmark.compare(how)
+    how = benchmark.Options(
+        data=data, out=tmp_path, profile="toy", rows=("noisy",), amounts=("500",)
+    )
+    benchmark.run("noisy", "500", how)  # measure has a process of its own for each
+    result = benchmark.measure(how)
     (checks,) = result["runs"].values()
     assert [c["share"] for c in checks] == [0.5, 1.0]
     keys = {
@@ -65,33 +64,26 @@ def test_a_run_is_watched_and_not_made_again(data, tmp_path, monkeypatch):  # no
     assert all(keys <= set(c) for c in checks)
     assert all(abs(c["denoiser"]) < 60 and c["swd"] > 0 for c in checks)
     stamp = (tmp_path / "noisy-500.json").stat().st_mtime_ns
-    assert benchmark.compare(how) == result
+    assert benchmark.measure(how) == result
     assert (tmp_path / "noisy-500.json").stat().st_mtime_ns == stamp
     other = benchmark.replace(how, seed=1)
     with pytest.raises(InputError, match="other settings"):
-        benchmark.compare(other)
+        benchmark.measure(other)
+    with pytest.raises(InputError, match="give --out OUT"):
+        benchmark.measure(benchmark.Options())
     with pytest.raises(InputError, match="give --data"):
-        benchmark.compare(benchmark.Options())
+        benchmark.run("noisy", "500", benchmark.Options(out=tmp_path))
 
 
-def test_the_page_is_made_of_the_figures(tmp_path):
-    file = tmp_path / "choice.json"
-    with pytest.raises(InputError, match="no figures"):
-        benchmark.page(file)
-    machine = {"cpu": "Abacus", "threads": 2, "torch": "2.9", "commit": "c0ffee"}
+def test_the_page_is_made_of_the_figures():
     runs = {"em-500": CHECKS, "sure-500": CHECKS[::-1]}
-    file.write_text(json.dumps({"settings": {"seed": 0}, "machine": machine, "runs": runs}))
-    text = benchmark.page(file)
-    assert "| gap | 4.00, 4.00 | 0.00, 0.00 | 1.00, 1.00 |" in text
+    text = benchmark.SUITE.render([header({"profile": "small"}) | {"runs": runs}])
+    assert "| measurement SWD | 4.00, 4.00 | 0.00, 0.00 | 1.00, 1.00 |" in text
     assert (
         "| `sure` | 0.8 | 24.00 | 24.00 | 2.00 | 3.000 | -3.000 | 0.2000 | 0.2000 | 1.200 |"
         in text
     )
-    assert "evidence' in the end is that of `sure` (20.00 dB)" in benchmark.across(
-        {"sure-500": CHECKS[0] | {"elbo'": 9.0}, "em-500": CHECKS[1]}
+    assert "ELBO' at the end is that of `sure` (20.00 dB)" in benchmark.across_methods(
+        {"sure-500": [CHECKS[0] | {"elbo'": 9.0}], "em-500": [CHECKS[1]]}
     )
-    assert "commit c0ffee" in text and "20,000 images" not in text.split("commit")[1]
-
-
-def test_the_page_in_the_docs_is_the_one_of_the_figures_kept():
-    assert benchmark.PAGE.read_text() == benchmark.page()
+    assert "c0ffee" in text and "### 20,000 images" not in text

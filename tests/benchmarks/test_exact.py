@@ -3,17 +3,16 @@
 import pytest
 import torch
 
-from tests.scripts import imported
+from benchmarks.exact import run as benchmark
+from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianMixture
 from unmurk.problem import Problem
 from unmurk.solvers import solve
 
-benchmark = imported("red_diff_exact")
-
 
 def test_a_row_is_what_solving_by_hand_gives(monkeypatch):
     monkeypatch.setattr(benchmark, "SOLVERS", (benchmark.PAPER, "red-diff", "ddrm"))
-    row = benchmark.row("mixture", "sr:average,factor=4", 0.05, 2)
+    row = benchmark.run_row(("mixture", "sr:average,factor=4", 0.05), 2)
     prior, problem = GaussianMixture.example((1, 16, 16)), Problem("sr:average,factor=4", 0.05)
     truth = prior.sample(2, seed=1)
     y = problem.simulate(truth, seed=2)
@@ -45,14 +44,19 @@ def test_the_summary_is_of_means_and_extremes(monkeypatch):
     assert second == "| ddnm | 100 | 2 | 1.12 | 2.00 | 0.38 | -0.25 |"
 
 
-def test_the_page_is_that_of_the_figures_kept():
-    assert benchmark.PAGE.read_text() == benchmark.page()
-
-
 def test_red_diff_is_next_to_the_best_and_ahead_of_the_paper_preset():
     """What docs/solvers.md says of these figures."""
-    rows = benchmark.json.loads(benchmark.FIGURES.read_text())["rows"]
-    gains = benchmark.gains(rows, benchmark.PAPER)
+    rows = benchmark.SUITE.published()[0]["rows"]
+    gains = benchmark.differences(rows, benchmark.PAPER)
     assert sum(gains) / len(gains) > 1.0 and min(gains) > -0.1
     below = [row["psnr"]["best"] - row["psnr"]["red-diff"] for row in rows]
     assert sum(below) / len(below) < 0.2
+
+
+def test_finished_rows_are_not_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "SOLVERS", ("ddrm",))
+    options, task = benchmark.Options(out=tmp_path, images=1), ("gaussian", "identity", 0.2)
+    assert benchmark.do(task, options) == "gaussian, identity, noise 0.2"
+    assert benchmark.do(task, options) == ""
+    with pytest.raises(InputError, match="other settings"):
+        benchmark.do(task, benchmark.Options(out=tmp_path, images=2))

@@ -13,20 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.scripts import imported
+from benchmarks.learn import profiles, scores, sets
+from benchmarks.learn import run as benchmark
+from tests.benchmarks.test_common import header
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import load_digit_classifier
 from unmurk.io.images import read_idx
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "learn.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "learn" / "run.py"
 ASSETS = Path(__file__).parents[2] / "unmurk" / "assets"
-
-
-benchmark = imported("learn")
-import learn_page as shown  # noqa: E402  (beside the script)
-import learn_profiles as profiles  # noqa: E402
-import learn_scores as scores  # noqa: E402
-import learn_sets as sets  # noqa: E402
 
 TOY = profiles.PROFILES["toy"].plans["digits"]
 PARTS = (TOY.held, TOY.reference, TOY.samples)
@@ -79,13 +74,13 @@ def test_files_that_do_not_fit_are_told_in_one_line(data, tmp_path):
     with pytest.raises(InputError, match="holds 40 training and 80 test images of digits: 41"):
         sets.load("digits", data, 41, PARTS)
     for name, what in (("digits", "28 x 28 digits"), ("dogs-blur", r"'train_x' \(N, 32, 32, 3\)")):
-        with pytest.raises(InputError, match=f"{name} needs .* to hold .*{what}") as error:
+        with pytest.raises(InputError, match=f"{name} needs .* with .*{what}") as error:
             sets.load(name, tmp_path, 1, PARTS)
         assert "\n" not in str(error.value)
     file = tmp_path / "cifar10" / "cifar10_dogs.npz"
     file.parent.mkdir()
     np.savez(file, train_x=np.zeros((9, 32, 32, 1), np.uint8))
-    with pytest.raises(InputError, match=r"not uint8 \(9, 32, 32, 1\)"):
+    with pytest.raises(InputError, match=r"got uint8 \(9, 32, 32, 1\)"):
         sets.load("dogs-masks", tmp_path, 1, PARTS)
 
 
@@ -107,11 +102,11 @@ def test_noise_and_masks_depend_on_the_seed_and_the_image_number_only():
 
 def test_every_set_has_the_rows_that_its_problem_permits():
     every = set(profiles.ROWS)
-    has = {s: {r for r in every if not profiles.absent(r, s)} for s in sets.SETS}
+    has = {s: {r for r in every if not profiles.absent_reason(r, s)} for s in sets.SETS}
     assert has["digits"] == every
     assert has["dogs-masks"] == has["nuclei"] == every - {"elbo", "mean"}
     assert has["dogs-blur"] == every - {"elbo", "mean", "ambient"}
-    reason = profiles.absent("ambient", "dogs-blur")
+    reason = profiles.absent_reason("ambient", "dogs-blur")
     assert reason == "cannot learn from blur:gaussian,sigma=1.5"
     for name, rows in has.items():  # the small profile has a budget for each
         kimg = profiles.PROFILES["small"].plans[name].kimg
@@ -120,11 +115,11 @@ def test_every_set_has_the_rows_that_its_problem_permits():
 
 @pytest.mark.parametrize("name", sets.SETS)
 def test_only_the_ceiling_sees_clean_images(name, data, monkeypatch, tmp_path):
-    how = benchmark.Options(data, tmp_path, "toy", seed=3)
+    how = benchmark.Options(data=data, out=tmp_path, profile="toy", seed=3)
     images = benchmark.images(name, how)
     y = sets.measure(sets.SETS[name].problem, images.train, 3, 0)
     for row in profiles.ROWS:
-        if profiles.absent(row, name):
+        if profiles.absent_reason(row, name):
             continue
         seen = {}
 
@@ -190,18 +185,18 @@ def test_scores_of_an_exact_posterior():
     assert abs(found["spread"] / 0.1 - 1) < 0.01
     assert abs(found["error"] / 0.1 - 1) < 0.01
     assert abs(found["coverage"] - 0.9) < 0.005
-    assert abs(found["residual"] / (0.11 / 0.09) - 1) < 0.02
+    assert abs(found["chi2"] / (0.11 / 0.09) - 1) < 0.02
     assert abs(found["prior_frechet"]) < 1e-6
     assert found["prior_swd"] == 0
     assert 0 < found["posterior_swd"] < 0.01
-    assert 0 < found["gap"] < 0.01  # corrupted again, the samples have the law of y
+    assert 0 < found["measurement_swd"] < 0.01  # corrupted again, the samples have the law of y
     assert {key: len(x) for key, x in pictures.items()} == dict.fromkeys(pictures, 6)
     assert model.autocast
 
 
 def test_the_scale_of_the_scores_and_the_kernel_distance_in_other_words(data):
     images = sets.load("digits", data, TOY.train, (8, 32, 16))
-    scale = scores.scale("digits", images, 0)
+    scale = scores.reference_scores("digits", images, 0)
     y = sets.measure(sets.SETS["digits"].problem, images.held, 0, sets.TEST)
     mse = (y.clamp(0, 1) - images.held).square().flatten(1).mean(1)
     assert abs(scale["noisy"]["posterior_psnr"] - float(-10 * mse.log10().mean())) < 1e-4
@@ -229,7 +224,7 @@ def test_the_other_problems_are_solved_with_the_prior_given(monkeypatch):
         return type("Result", (), {"mean": torch.full_like(y, 0.6)})
 
     monkeypatch.setattr(scores, "solve", solve)
-    found = scores.downstream(prior, "dogs-blur", images, scores.Scoring(3, 2, 50, False, 0))
+    found = scores.downstream_psnr(prior, "dogs-blur", images, scores.Scoring(3, 2, 50, False, 0))
     assert all(abs(value - 20) < 1e-4 for value in found.values())
     assert [*found] == ["denoise", "deblur", "inpaint", "denoise + deblur"]
     assert [(sigma, *rest) for _, sigma, *rest in seen] == [
@@ -244,7 +239,7 @@ def test_the_other_problems_are_solved_with_the_prior_given(monkeypatch):
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
     """A row of each set, of four methods."""
-    how = benchmark.Options(data, tmp_path_factory.mktemp("out"), "toy")
+    how = benchmark.Options(data=data, out=tmp_path_factory.mktemp("out"), profile="toy")
     rows = {"digits": "mean", "dogs-blur": "em", "dogs-masks": "ambientflow", "nuclei": "flowdiff"}
     for name, row in rows.items():
         benchmark.run_row(name, row, how)
@@ -253,26 +248,26 @@ def runs(data, tmp_path_factory):
 
 def test_finished_rows_of_all_sets_are_shown_and_not_run_again(runs, monkeypatch):
     how, rows = runs
-    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", None)
-    result = benchmark.compare(how)
-    assert json.loads((how.out / "learn.json").read_text()) == json.loads(json.dumps(result))
+    monkeypatch.setattr(benchmark.common, "in_new_process", None)
+    result = benchmark.measure(how)
+    assert json.loads((how.out / "learn-toy.json").read_text()) == json.loads(json.dumps(result))
     assert {name: [*part["rows"]] for name, part in result["sets"].items()} == {
         name: [row] for name, row in rows.items()
     }
     for name, row in rows.items():
         figures = result["sets"][name]["rows"][row]
-        for key in ("posterior_psnr", "ssim", "prior_swd", "coverage", "residual", "gap"):
+        for key in ("posterior_psnr", "ssim", "prior_swd", "coverage", "chi2", "measurement_swd"):
             assert math.isfinite(figures[key])
         assert (figures["denoiser_psnr"] is None) == name.startswith("dogs")
         assert all(5 < value < 60 for value in figures["downstream"].values())
-        assert figures["machine"]["threads"] == 1
+        assert figures["hardware"]["threads"] == 1
         assert figures["seconds"] > 0 and figures["peak_memory_mib"] > 100
-        assert (how.out / f"learn-{name}.png").read_bytes()[1:4] == b"PNG"
+        assert (how.out / f"learn-toy-{name}.png").read_bytes()[1:4] == b"PNG"
     # the flow never started: its spread is the one it was made with
     assert abs(result["sets"]["digits"]["rows"]["mean"]["spread"] / 0.05 - 1) < 0.03
     assert "ambient" in result["sets"]["dogs-blur"]["absent"]
     with pytest.raises(InputError, match="other settings"):
-        benchmark.compare(replace(how, seed=1))
+        benchmark.measure(replace(how, seed=1))
 
 
 def test_a_scoring_that_was_cut_off_goes_on_from_what_was_learnt(runs):
@@ -291,17 +286,17 @@ def test_the_command_runs_a_row_in_a_process_of_its_own(data, tmp_path):
     command += ["--data", data, "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "learn.json").read_text())
-    assert done.stdout == "\n\n".join(shown.tables(result)) + "\n"
+    result = json.loads((tmp_path / "learn-toy.json").read_text())
+    assert done.stdout == benchmark.SUITE.render([result])
 
 
 @pytest.mark.parametrize("argv", [[], ["--data", "in", "--out", "out"]])
 def test_bad_options_are_told_in_one_line(argv, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["learn.py", *argv])
-    assert benchmark.main() == 2
+    assert benchmark.SUITE.main(benchmark.Options, benchmark.measure) == 2
     error = capsys.readouterr().err
-    assert error.startswith("learn.py: ") and error.count("\n") == 1
+    assert error.startswith("learn: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -309,10 +304,10 @@ def test_bad_options_are_told_in_one_line(argv, monkeypatch, capsys, tmp_path):
 
 
 def row(**changes):
-    figures = {column: 0.5 for column in shown.COLUMNS} | {"peak_gpu_memory_mib": None}
-    machine = {"cpu": "Abacus", "threads": 2, "gpu": None, "torch": "2.9", "commit": "c0ffee"}
+    figures = {column.key: 0.5 for column in benchmark.COLUMNS} | {"peak_gpu_memory_mib": None}
+    made = {key: header({})[key] for key in ("hardware", "software", "commit")}
     tasks = dict.fromkeys(sets.downstream_tasks("digits"), 20.0)
-    how = {"precision": "fp32", "sampling": "fp32", "machine": machine, "downstream": tasks}
+    how = {"precision": "fp32", "sampling": "fp32", **made, "downstream": tasks}
     return figures | how | changes
 
 
@@ -329,7 +324,7 @@ def part(name, **rows):
 
 
 RESULT = {
-    "settings": {"profile": "small", "seed": 4},
+    **header({"profile": "small"}),
     "sets": {
         "digits": part(
             "digits",
@@ -347,9 +342,9 @@ def cells(text):
 
 
 def test_the_table_shows_the_figures():
-    found = cells(shown.table(RESULT["sets"]["digits"], shown.COLUMNS, scale=True))
+    found = cells(benchmark.table(RESULT["sets"]["digits"], benchmark.COLUMNS, scale=True))
     assert "GPU memory, MiB" not in found[0] and "LPIPS" not in found[0]  # no row has them
-    assert {len(line) for line in found} == {len(shown.COLUMNS) - 1}
+    assert {len(line) for line in found} == {len(benchmark.COLUMNS) - 1}
     assert found[2][:3] == ["em", "22.35", "0.500"]
     assert found[4][0] == "clean" and found[4][found[0].index("SWD, prior")] == "0.0000"
     assert found[5][:3] == ["*noisy images themselves*", "13.40", ""]
@@ -358,8 +353,8 @@ def test_the_table_shows_the_figures():
 
 def test_the_verdict_is_computed_from_the_figures_without_the_ceiling():
     """em: 22.346 dB, SWD 0.02, 0.05 from the level; flowdiff: 22 dB, 1.5 % less, 0.03 and 0.06."""
-    sentence, table = shown.verdict(RESULT["sets"]["digits"])
-    found = {line[0]: line[1:] for line in cells(table)[2:]}
+    verdict = benchmark.verdict(RESULT["sets"]["digits"])
+    found = {line[0]: line[1:] for line in cells(verdict["table"])[2:]}
     assert found["posterior mean, dB"] == ["22.00", "22.35", "em", "near the best", "0.35"]
     assert found["SWD, prior"] == ["0.0300", "0.0200", "em", "behind", "0.0100"]
     assert found["90 % coverage"] == ["0.840", "0.950", "em", "near the best", "0.010"]
@@ -368,25 +363,20 @@ def test_the_verdict_is_computed_from_the_figures_without_the_ceiling():
     near, behind = 2, 1
     total = len(found)
     assert total == 14  # nine of ten columns of quality, coverage, four problems
-    for words in (
-        "among the 2 rows",
-        f"first in {total - near - behind} of {total}",
-        f"within 2% of the best in {near}",
-        f"behind in {behind}.",
-    ):
-        assert words in sentence
-    assert not list(shown.verdict(RESULT["sets"]["dogs-blur"]))
+    counts = {"first": total - near - behind, "near the best": near, "behind": behind}
+    assert verdict["rows"] == 2 and verdict["counts"] == counts
+    assert benchmark.verdict(RESULT["sets"]["dogs-blur"]) is None
+    text = " ".join(benchmark.SUITE.render([RESULT]).split())
+    assert f"among the 2 rows that see no clean image: first in {total - 3} of {total}" in text
+    assert "within 2% of the best in 2, further behind in 1." in text
 
 
 def test_the_page_names_its_conditions_and_shows_what_may_be_shown(tmp_path):
-    with pytest.raises(InputError, match="learn-small.json"):
-        shown.page(tmp_path)
-    (tmp_path / "learn-small.json").write_text(json.dumps(RESULT))
-    for name in ("digits", "dogs-blur"):
-        (tmp_path / f"learn-small-{name}.png").touch()
-    text = shown.page(tmp_path)
+    with pytest.raises(InputError, match="no results of learn in"):
+        benchmark.SUITE.published(tmp_path)
+    text = " ".join(benchmark.SUITE.render([RESULT]).split())
     for words in (
-        "## small",
+        "## Profile small",
         "### digits: MNIST",
         "20,000 images to learn from",
         "in fp32, bf16; seed 4",
@@ -398,11 +388,4 @@ def test_the_page_names_its_conditions_and_shows_what_may_be_shown(tmp_path):
         "No picture of dogs-blur here",
     ):
         assert words in text
-    assert "learn-small-dogs-blur.png" not in text
-
-
-KEPT = shown.RESULTS / "learn-small.json"
-
-
-def test_the_page_in_the_docs_is_the_one_of_the_figures_kept():
-    assert shown.PAGE.read_text() == shown.page()
+    assert "learn-small-dogs-blur.png)" not in text

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.scripts import imported
+from benchmarks.real import methods
+from benchmarks.real import run as benchmark
+from tests.benchmarks.test_common import header
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr
 from unmurk.noise import PoissonGaussian
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
-
-benchmark, methods, shown = (imported(n) for n in ("real_noise", "real_methods", "real_page"))
-
 
 # -- the transform --------------------------------------------------------------------------------
 
@@ -32,14 +31,14 @@ def test_the_transform_gives_unit_noise_and_its_inverse_is_unbiased(noise):
         z = change.forward(y)
         assert float(z.std()) == pytest.approx(change.sigma, rel=0.05 if count < 10 else 0.02)
         assert float(change.inverse(z.mean())) == pytest.approx(c, rel=0.01)
-    algebraic = (z.mean() * change.top / 2) ** 2 - 3 / 8 - (noise.sigma / noise.gain) ** 2
+    algebraic = (z.mean() * change.maximum / 2) ** 2 - 3 / 8 - (noise.sigma / noise.gain) ** 2
     assert float(algebraic) == pytest.approx(count - 0.25, abs=0.06)
 
 
 def test_the_transform_by_hand():
     change = methods.Anscombe(PoissonGaussian(0.1, 0.1, 0.2))
     # z = (0.4 - 0.2) / 0.1 = 2, s = 1: f = 2 sqrt(2 + 3/8 + 1); f(1): z = 8
-    assert change.top == pytest.approx(2 * math.sqrt(9.375))
+    assert change.maximum == pytest.approx(2 * math.sqrt(9.375))
     assert change.sigma == pytest.approx(1 / (2 * math.sqrt(9.375)))
     assert float(change.forward(torch.tensor(0.4))) == pytest.approx(math.sqrt(3.375 / 9.375))
     d, q = 2 * math.sqrt(3.375), math.sqrt(1.5)
@@ -109,7 +108,7 @@ def test_blind_spots_learn_to_take_noise_away():
 
 def test_crops_are_parts_of_single_captures_turned_or_mirrored():
     seen = torch.arange(2 * 3 * 16 * 16.0).reshape(2, 3, 16, 16)
-    found = benchmark.crops(seen, 24, 8, 0)
+    found = benchmark.random_crops(seen, 24, 8, 0)
     assert found.shape == (24, 1, 8, 8)
     assert {int(crop.min()) // 256 for crop in found} == set(range(6))
     ways = set()
@@ -126,7 +125,7 @@ def test_every_fourth_field_is_held_out_and_averages_reach_no_learner():
     learn, held = benchmark.split(torch.arange(16))
     assert held.tolist() == [3, 7, 11, 15] and len(learn) == 12
     given = benchmark.Task.__dataclass_fields__
-    assert set(given) == {"seen", "y", "noise", "profile", "seed", "run"}
+    assert set(given) == {"observed", "y", "noise", "profile", "seed", "run"}
 
 
 def test_scores_by_an_independent_formula():
@@ -158,8 +157,8 @@ def test_a_filters_strength_is_the_best_on_fields_to_learn_from():
 def test_a_run_is_gone_on_with_and_others_are_not_mixed(tmp_path):
     rows = ("capture", "gaussian", "flowdiff_anscombe")
     options = benchmark.Options(out=tmp_path, profile="toy", rows=rows)
-    result = benchmark.compare(options)
-    truth, y = benchmark.ema(options)[3:], benchmark.captures(options)[3:, :1]
+    result = benchmark.measure(options)
+    truth, y = benchmark.mean_captures(options)[3:], benchmark.captures(options)[3:, :1]
     assert result["results"]["capture"]["psnr"] == pytest.approx(psnr(y, truth).tolist())
     with np.load(tmp_path / "rows" / "flowdiff_anscombe.npz") as file:
         x = torch.from_numpy(file["flowdiff_anscombe_denoiser"])
@@ -167,13 +166,13 @@ def test_a_run_is_gone_on_with_and_others_are_not_mixed(tmp_path):
     assert found["psnr"] == pytest.approx(psnr(x, truth).tolist())
     assert found["kimg"] == 0.032 and found["seconds"] > 0
     stamps = [file.stat().st_mtime_ns for file in sorted((tmp_path / "rows").iterdir())]
-    assert benchmark.compare(options) == result
+    assert benchmark.measure(options) == result
     assert stamps == [file.stat().st_mtime_ns for file in sorted((tmp_path / "rows").iterdir())]
-    assert (tmp_path / "real_noise.png").stat().st_size > 1000
+    assert (tmp_path / "real-toy.png").stat().st_size > 1000
     with pytest.raises(InputError, match="other settings"):
-        benchmark.compare(benchmark.Options(out=tmp_path, profile="toy", seed=1))
+        benchmark.measure(benchmark.Options(out=tmp_path, profile="toy", seed=1))
     with pytest.raises(InputError, match="give --data"):
-        benchmark.compare(benchmark.Options(out=tmp_path))
+        benchmark.measure(benchmark.Options(out=tmp_path / "other"))
 
 
 def test_data_that_are_none_are_refused(tmp_path):
@@ -191,39 +190,32 @@ def result(**rows):
     found = {key: {"psnr": p, "bright": p, "ssim": [0.9, 0.8]} for key, p in rows.items()}
     found["flowdiff_anscombe"] |= {"seconds": 90.4, "kimg": 7.0, "restoring": 3.21}
     settings = json.loads(json.dumps(benchmark.settings(benchmark.Options())))
-    machine = {"cpu": "Abacus", "threads": 2, "gpu": None, "torch": "2.9", "commit": "c0ffee"}
     other = {"noise": "poisson,gain=0.01", "held": 4, "learnt": 12}
-    return {"settings": settings, "machine": machine, "results": found} | other
+    return header(settings) | {"results": found} | other
 
 
 def test_the_table_and_the_finding_are_those_of_the_figures():
     figures = result(capture=[30.0, 33.0], nlm=[34.0, 36.0], flowdiff_anscombe=[36.0, 37.5])
-    lines = shown.table(figures).splitlines()
+    lines = benchmark.table(figures).splitlines()
     assert lines[2].startswith("| the capture itself | 31.50 | 30.00 | 33.00 | 31.50 | 0.8500 |")
     assert lines[-1].endswith("| 36.75 | 36.00 | 37.50 | 36.75 | 0.8500 |  | 90 | 7 | 3.2 |")
-    text = shown.finding(figures)
+    text = benchmark.finding(figures)
     assert "+1.75 dB" in text and "is met" in text and "BM3D, transform (needs bm3d)." in text
     low = result(nlm=[36.0, 36.5], flowdiff_anscombe=[36.0, 37.0])
-    assert "missed by 0.75 dB" in shown.finding(low)
-    assert shown.middle(low, "nlm") == statistics.median([36.0, 36.5])
+    assert "missed by 0.75 dB" in benchmark.finding(low)
+    assert benchmark.median(low, "nlm") == statistics.median([36.0, 36.5])
 
 
 def test_the_page_has_the_table_and_no_picture(tmp_path):
     figures = result(nlm=[34.0, 36.0], flowdiff_anscombe=[36.0, 37.5])
-    file = tmp_path / "real_noise.json"
-    with pytest.raises(InputError, match="no figures in"):
-        shown.page(file)
-    file.write_text(json.dumps(figures))
-    text = shown.page(file)
-    assert shown.table(figures) in text and "no picture" in text and "![" not in text
-    assert "Abacus, 2 threads, no GPU, torch 2.9, commit c0ffee." in text
+    with pytest.raises(InputError, match="no results of real in"):
+        benchmark.SUITE.published(tmp_path)
+    text = benchmark.SUITE.render([figures])
+    assert benchmark.table(figures) in text and "no picture" in text and "![" not in text
+    assert "Abacus, 2 threads, no GPU" in text and "c0ffee" in text
 
 
 def test_every_result_has_a_label():
     rows = set(benchmark.get_args(benchmark.RowName))
-    assert rows <= set(shown.LABELS) and set(shown.NEEDS) <= rows
-    assert rows == {"capture", "noise2void", *benchmark.FILTERS, *benchmark.LEARNT}
-
-
-def test_the_page_in_the_docs_is_the_one_of_the_figures_kept():
-    assert shown.PAGE.read_text() == shown.page()
+    assert rows <= set(benchmark.LABELS) and set(benchmark.NEEDS) <= rows
+    assert rows == {"capture", "noise2void", *benchmark.FILTERS, *benchmark.LEARNED}

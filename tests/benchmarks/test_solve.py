@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.scripts import imported
+from benchmarks.solve import run as benchmark
+from benchmarks.solve import scores
+from benchmarks.solve import tasks as parts
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.evaluation.distances import kid
@@ -14,8 +16,6 @@ from unmurk.evaluation.metrics import psnr, sliced_wasserstein
 from unmurk.problem import Problem
 from unmurk.solvers import solve
 
-benchmark, shown = imported("solve"), imported("solve_page")
-scores, parts = imported("solve_scores"), imported("solve_tasks")
 TOY, SMALL = parts.PROFILES["toy"], parts.PROFILES["small"]
 BOTH, SETS, PRIORS = ("linear", "nonlinear"), ("digits", "nuclei"), ("clean", "flowdiff")
 
@@ -45,8 +45,8 @@ def test_scores_of_a_row_are_those_of_solving_by_hand(out):
         by_hand.append(solve(problem.simulate(truth, 0), problem, prior, "ddrm"))
 
     result = benchmark.score(options)
-    assert json.loads((out / "solve.json").read_text()) == json.loads(json.dumps(result))
-    assert (out / "solve-digits.png").read_bytes()[1:4] == b"PNG"
+    assert json.loads((out / "solve-toy.json").read_text()) == json.loads(json.dumps(result))
+    assert (out / "solve-toy-digits.png").read_bytes()[1:4] == b"PNG"
     for row, expected in zip(result["rows"], by_hand, strict=True):
         assert row["psnr"] == pytest.approx(float(psnr(expected.mean, truth).mean()), abs=1e-3)
         assert row["evaluations"] == expected.nfe and row["error"] is None
@@ -70,7 +70,7 @@ def test_scores_of_a_row_are_those_of_solving_by_hand(out):
 
 def test_the_paper_preset_has_the_settings_released_for_the_task():
     def options(operator, noise):
-        found = parts.chosen(parts.Task("digits", "clean", operator, noise, parts.PAPER))
+        found = parts.solver_options(parts.PAPER, operator, noise)
         return found["lr"], found["lam"], found.get("restarts", 1)
 
     assert options("sr:average,factor=4", 0.05) == (0.1, 0.25, 1)
@@ -158,10 +158,10 @@ def test_means_are_over_the_tasks_that_all_solvers_could_treat():
     ]
     where = {"set": "digits", "part": "linear", "noise": 0.05, "prior": "flowdiff"}
     pool = where | {"method": "b", "images": 9, "kid": 0.1, "frechet": None, "swd": 0.02}
-    lines = cells(shown.table(rows, [pool, pool | {"method": "truth", "kid": 0.0123}]))
+    lines = cells(benchmark.table(rows, [pool, pool | {"method": "truth", "kid": 0.0123}]))
     assert lines[0] == [
         *("solver", "evaluations", "clean prior, dB", "flowdiff prior, dB", "SSIM", "accuracy"),
-        *("KID", "SWD", "residual", "ms/evaluation", "memory, MiB"),
+        *("KID", "SWD", "chi-square", "ms/evaluation", "memory, MiB"),
     ]
     assert lines[2][:9] == [
         "b",
@@ -177,11 +177,11 @@ def test_means_are_over_the_tasks_that_all_solvers_could_treat():
     assert lines[3][:6] == ["a", "100", "20.00", "18.00", "0.900", "1.00"] and lines[3][6] == ""
     assert lines[4][0] == "*the truth itself*" and lines[4][6] == "0.012"
     assert len(lines) == 5
-    said = shown.unfinished(rows)
+    said = "\n".join(benchmark.unfinished(rows))
     assert "Not in the means (flowdiff prior): c, d." in said
     assert "b on blur (flowdiff): cannot." in said
     assert "Left out of the means (flowdiff prior): blur." in said
-    single = cells(shown.details([r for r in rows if r["prior"] == "flowdiff"]))
+    single = cells(benchmark.details([r for r in rows if r["prior"] == "flowdiff"]))
     assert single[2:] == [
         ["identity", "0.05", "18.00", "21.00", "99.00", ""],
         ["blur", "0.05", "90.00", "", "", ""],
@@ -198,34 +198,26 @@ def test_red_diff_against_the_others_is_a_matter_of_sums():
         row("red-diff paper", "clean", "identity", 19.5, evaluations=1000),
         row("red-diff paper", "clean", phase, 16.0, 0.01, evaluations=2000),
     ]
-    best, paper, other = shown.duels(rows)
+    best, paper, other = benchmark.duels(rows)
     assert (best["rival"], best["tasks"], best["won"]) == ("", 2, 1)
     assert best["mean"] == pytest.approx(0.5) and best["worst"] == pytest.approx(-1.0)
-    assert best["at"] == ("clean", "identity", 0.05)
+    assert best["where"] == "identity, noise 0.05, clean prior"
     assert (paper["rival"], paper["evaluations"], paper["won"]) == ("red-diff paper", 1000, 1)
     assert paper["mean"] == pytest.approx(-2.75) and paper["worst"] == pytest.approx(-6.0)
     assert (other["rival"], other["mean"]) == ("a", pytest.approx(0.5))
-    said = next(shown.verdict(rows))
-    assert "+0.50 dB on average over 2 tasks, better on 1, at worst -1.00 dB" in said
+    lines = cells(benchmark.duel_table([best, paper, other]))
+    assert lines[2][1:6] == ["", "2", "1", "+0.50", "-1.00"]
 
 
 def test_what_is_wrong_is_said(monkeypatch, capsys, tmp_path):
     for argv, problem in (
-        ([], "give --out, or --table"),
+        ([], "give --out OUT, or --table"),
         (["--out", str(tmp_path), "--score"], "no rows in"),
         (["--out", str(tmp_path), "--methods", "magic"], "method 'magic' is unknown"),
     ):
-        monkeypatch.setattr("sys.argv", ["solve.py", *argv])
-        assert benchmark.main() == 2
+        monkeypatch.setattr("sys.argv", ["run.py", *argv])
+        assert benchmark.SUITE.main(benchmark.Options, benchmark.measure) == 2
         error = capsys.readouterr().err
         assert problem in error and error.count("\n") == 1
-    with pytest.raises(InputError, match="solve-small.json"):
-        shown.page(tmp_path)
-
-
-def test_the_pages_in_the_docs_are_those_of_the_figures_kept():
-    assert shown.PAGE.read_text() == shown.page()
-    overhead, certify = imported("overhead"), imported("certify")
-    assert overhead.PAGE.read_text() == overhead.page()
-    figures = json.loads(certify.FIGURES.read_text())
-    assert certify.PAGE.read_text() == certify.page(figures)
+    with pytest.raises(InputError, match="copy OUT/solve\\*.json there"):
+        benchmark.SUITE.published(tmp_path)

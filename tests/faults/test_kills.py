@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.scripts import imported
+from benchmarks.survive_commands.run import survive
 
 COMMANDS = ("corrupt", "sample", "restore", "solve")
 
@@ -11,7 +11,7 @@ COMMANDS = ("corrupt", "sample", "restore", "solve")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_and_interrupted_it_ends_as_if_nothing_had_happened(command, tmp_path):
     """The benchmark of survival with a kill and an interrupt."""
-    found = imported("survive_commands").survive(command, tmp_path, kills=1)
+    found = survive(command, tmp_path, kills=1)
     assert found.pop("command") == command
     assert found.pop("kills") == 1 and found.pop("interrupts") == 1
     assert all(found.values()), found

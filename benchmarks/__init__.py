@@ -1,0 +1,1 @@
+"""Benchmarks: one folder a suite, with `run.py`, which measures, and the template of its page."""

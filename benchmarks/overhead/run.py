@@ -1,0 +1,113 @@
+"""Measure what a solver costs beside its network: the time of a run over its network time.
+
+16 images of 1 x 64 x 64, inpainting of random pixels and a Gaussian blur, noise 0.05, an untrained
+network of the `tiny` preset (its time does not depend on its weights). The ratio of a run is
+(total time) / (time inside the denoiser); the page shows the median of several runs. Solvers that
+differentiate the network spend time in its backward pass, which counts as their own.
+
+    python benchmarks/overhead/run.py --out OUT       # two CPU threads, or a GPU
+    python benchmarks/overhead/run.py --table
+"""
+
+import statistics
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks import common
+from benchmarks.common import CommonOptions, Row, Suite, markdown, synchronized_time
+from unmurk.diffusion.prior import Prior
+from unmurk.errors import InputError
+from unmurk.problem import Problem
+from unmurk.solvers import METHODS, solve
+
+__all__: list[str] = []
+
+OPERATORS = ("inpaint:random,keep=0.4", "blur:gaussian,sigma=1.5")
+STEPS, NOISE, NETWORK = 20, 0.05, "tiny"
+SHAPE = (16, 1, 64, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(CommonOptions):
+    """Measure what solvers cost beside their network."""
+
+    methods: tuple[str, ...] = ()
+    """Solvers to measure; default: all."""
+    repeats: int = 5
+    """Runs of every solver on every operator; their median counts."""
+
+
+class Timed:
+    """A prior that adds up the time spent in it, in seconds."""
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior, self.shape, self.sigma_max = prior, prior.shape, prior.sigma_max
+        self.seconds = 0.0
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """D(x, sigma)."""
+        began = synchronized_time()
+        denoised = self.prior.denoise(x, sigma)
+        self.seconds += synchronized_time() - began
+        return denoised
+
+
+def ratio(method: str, operator: str, prior: Prior, seed: int) -> float:
+    """The time of a run over that of its network calls."""
+    device = next(prior.parameters()).device
+    problem, timed = Problem(operator, NOISE), Timed(prior)
+    generator = torch.Generator().manual_seed(seed)
+    y = problem.simulate(torch.rand(SHAPE, generator=generator), seed).to(device)
+    names = {field.name for field in fields(METHODS[method])}  # type: ignore[arg-type]
+    options = {"steps": STEPS} if "steps" in names else {}
+    began = synchronized_time()
+    solve(y, problem, timed, method, **options)
+    return (synchronized_time() - began) / timed.seconds
+
+
+def ratios(method: str, prior: Prior, seeds: range) -> dict[str, float | None]:
+    """The median ratio of a solver on each operator; None where the solver refuses it."""
+    found: dict[str, float | None] = {}
+    for operator in OPERATORS:
+        try:
+            found[operator] = statistics.median(ratio(method, operator, prior, s) for s in seeds)
+        except InputError as error:
+            print(f"{method}: {error}", file=sys.stderr)
+            found[operator] = None
+    return found
+
+
+def measure(options: Options) -> Row:
+    """The ratios of all solvers, {solver: {operator: ratio}}; writes OUT/overhead.json."""
+    folder = options.folder
+    torch.manual_seed(options.seed)
+    prior = Prior.create(NETWORK, SHAPE[1:]).to(common.default_device()).eval()
+    seeds = range(options.seed, options.seed + options.repeats)
+    found = {}
+    for method in options.methods or METHODS:
+        found[method] = ratios(method, prior, seeds)
+        print(method, found[method], file=sys.stderr, flush=True)
+    settings = {"repeats": options.repeats, "steps": STEPS, "shape": list(SHAPE)}
+    settings |= {"noise": NOISE, "network": NETWORK}
+    result = common.header(SUITE, settings, seed=options.seed) | {"ratios": found}
+    common.write_json(folder / f"{SUITE.stem()}.json", result)
+    return result
+
+
+def view(result: Row) -> Row:
+    """What the page shows: the ratios as a table."""
+    lines = [["solver", *OPERATORS]]
+    for method, row in result["ratios"].items():
+        lines.append([method, *("" if row[o] is None else f"{row[o]:.3f}" for o in OPERATORS)])
+    return {"table": markdown(lines)}
+
+
+SUITE = Suite("overhead", view, "overhead")
+
+if __name__ == "__main__":
+    sys.exit(SUITE.main(Options, measure))
