@@ -352,7 +352,7 @@ def check_memory(what: str, size: float, advice: str) -> None:
     """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # a system that does not tell
+    except (ValueError, OSError, AttributeError):  # a system that does not know
         return
     if size > memory:
         raise InputError(

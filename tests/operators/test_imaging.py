@@ -183,7 +183,7 @@ def test_sensing_matrix_is_signs_hartley_and_selection(shape, ratio):
     row, column = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double().T
     angle = 2 * math.pi * (row[:, None] * row / height + column[:, None] * column / width)
     hartley = (angle.cos() + angle.sin()) / math.sqrt(height * width)
-    signs, kept = op.signs.flatten().double(), op.kept.flatten() > 0
+    signs, kept = op.signs.flatten().double(), op.selected.flatten() > 0
     plane = kept[:, None] * hartley * signs
     a = dense(op, shape)
     torch.testing.assert_close(a, torch.block_diag(*[plane] * shape[0]))
@@ -200,13 +200,13 @@ def test_sensing_is_one_random_matrix_for_each_seed_and_size():
     one, other = (parse(form.format(seed)).bind([0, 5], shape) for seed in (0, 1))
     assert one == parse(form.format(0)).bind([8], shape)
     assert one.index_select([1, 1]) is one
-    for name in ("signs", "kept"):
+    for name in ("signs", "selected"):
         a, b = getattr(one, name), getattr(other, name)
         agree = float((a == b).float().mean())
         assert agree == pytest.approx(0.5 if name == "signs" else 0.625, abs=0.05)
     assert abs(float(one.signs.mean())) < 0.07
     # no structure of the image is left: a flat one looks like noise of its own power
-    y = one.A(torch.full((1, *shape), 0.5))[one.kept > 0]
+    y = one.A(torch.full((1, *shape), 0.5))[one.selected > 0]
     assert float(y.square().mean()) == pytest.approx(0.25, rel=0.2)
     assert float(y.abs().max()) < 0.5 * 5
 

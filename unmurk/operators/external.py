@@ -244,8 +244,8 @@ class External(Function):
 
     Args:
         obj: A deepinv physics, or an object with the same methods. If it has
-            `index_select(rows)`, this method selects its parameters for some images of a batch.
-            Otherwise it is assumed to treat all images alike.
+            `index_select(positions)`, this method selects its parameters for some images of a
+            batch. Otherwise it is assumed to treat all images alike.
         shape: Shape (C, H, W) of the images. None leaves it to `bind`, or to the object's own
             adjoint.
 
@@ -291,11 +291,11 @@ class External(Function):
     def _shared(self) -> bool:
         return not self._has("index_select")
 
-    def index_select(self, rows: Iterable[int] | Tensor) -> Operator:
+    def index_select(self, positions: Iterable[int] | Tensor) -> Operator:
         """Return the operator of some images of the batch, if the object has `index_select`."""
         if not self._has("index_select"):
             return self
-        picked = self.obj.index_select(rows)
+        picked = self.obj.index_select(positions)
         return self._with(obj=picked, fn=picked.A)
 
     def to(self, device: str | torch.device) -> Operator:

@@ -219,7 +219,7 @@ def _from_package(form: str, text: str) -> type[Operator]:
     except Exception as error:  # whatever the package raises while it is imported
         raise InputError(
             f"operator {form}: the entry point {shown(entry.value)} cannot be loaded:"
-            f" {type(error).__name__}: {error}: mend or remove its package"
+            f" {type(error).__name__}: {error}: repair or remove its package"
         ) from error
     return register(form)(family)
 
@@ -232,7 +232,8 @@ def as_operator(obj: Any, shape: Sequence[int] | None = None) -> Operator:
             d = C H W numbers; a sparse matrix or a scipy `LinearOperator`; an object with a method
             `A` (a deepinv physics, for example); or a differentiable function x (B, C, H, W) -> y
             (B, ...).
-        shape: Shape (C, H, W) of the images, where the measurements do not tell it. Text forms and
+        shape: Shape (C, H, W) of the images, where the measurements do not determine it. Text
+        forms and
             operators do not take it; use `Operator.bind`.
 
     Raises:
