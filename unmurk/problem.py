@@ -78,8 +78,8 @@ class Problem:
         """The standard deviation of Gaussian noise. Raises InputError for any other noise."""
         if not isinstance(self.noise, Gaussian):
             raise InputError(
-                f"noise '{self.noise.spec}' is not Gaussian: corrupt, solve, and learning from"
-                " images that are only noisy take it, all else needs a number"
+                f"noise '{self.noise.spec}' is not Gaussian: give a number as noise here (corrupt,"
+                " solve, and learning from images that are only noisy take other noises)"
             )
         return self.noise.sigma
 

@@ -213,6 +213,10 @@ def test_what_cannot_be_registered(clean):
         operators.register("my:gain")(type("Other", (Gain,), {}))
     with pytest.raises(InputError, match="register a class of Operator"):
         operators.register("other")(int)
+    for family in (Gain, FAMILIES["blur:gaussian"]):
+        with pytest.raises(InputError, match="already: register a subclass"):
+            operators.register("other")(family)
+    assert FAMILIES["blur:gaussian"].form == "blur:gaussian"
     with pytest.raises(TypeError):
         FAMILIES["other"] = Gain
 

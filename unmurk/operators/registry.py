@@ -106,8 +106,8 @@ def register(form: str) -> Callable[[Class], Class]:
         The decorator. It sets `form` of the class and returns the class.
 
     Raises:
-        InputError: The form is malformed, belongs to another operator, or the class is not an
-            `Operator`.
+        InputError: The form is malformed or belongs to another operator; or the class is not an
+            `Operator`, or has another form already.
 
     >>> from typing import ClassVar
     >>> import torch
@@ -141,6 +141,9 @@ def register(form: str) -> Callable[[Class], Class]:
             raise InputError(f"operator {form}: register a class of Operator, not {shown(family)}")
         if form in BUILT_IN or not _same_class(_families.get(form, family), family):
             raise InputError(f"operator {form} exists already: choose another form")
+        taken = next((f for f, known in _families.items() if known is family and f != form), None)
+        if taken is not None:
+            raise InputError(f"operator {form}: its class is {taken} already: register a subclass")
         family.form = form
         _families[form] = family
         return family
