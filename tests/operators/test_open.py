@@ -132,7 +132,7 @@ def test_maps_that_fail_say_so():
 
 
 def test_objects_that_select_by_image_are_not_shared():
-    """Each image has its own matrix, whatever `decomposed` and `svd` are asked for."""
+    """Each image has its own decomposition."""
 
     class Weights:
         def __init__(self, w):
@@ -174,7 +174,7 @@ class Gain(Operator):
 
 @pytest.fixture
 def clean():
-    """What a test registers is forgotten after it."""
+    """Undo registrations after a test."""
     before = dict(registry._families)
     yield
     for form in set(registry._families) - set(before):
