@@ -156,6 +156,7 @@ def test_a_torch_module_is_copied_to_another_device_and_stays_where_it_is():
     op = as_operator(module)
     assert op.to("cpu") is op
     moved = op.to("meta")
+    assert op.to("meta").obj is moved.obj
     assert module.weight.device.type == "cpu" and moved.obj.weight.device.type == "meta"
 
 

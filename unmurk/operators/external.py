@@ -300,12 +300,14 @@ class External(Function):
 
     def to(self, device: str | torch.device) -> Operator:
         """Return the operator with the object on a device; a torch module is copied there."""
-        moved: Any = _module_on(self.obj, torch.device(device))
-        if moved is self.obj and self._has("to") and not isinstance(moved, torch.nn.Module):
-            moved = self.obj.to(device)
-        if moved is self.obj and torch.device(device) == self.device:
+        device = torch.device(device)
+        if isinstance(self.obj, torch.nn.Module):
+            moved: Any = self._cached(("to", device), lambda: _module_on(self.obj, device))
+        else:
+            moved = self.obj.to(device) if self._has("to") else self.obj
+        if moved is self.obj and device == self.device:
             return self
-        return self._with(obj=moved, fn=moved.A, device=torch.device(device))
+        return self._with(obj=moved, fn=moved.A, device=device)
 
     def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape (C, H, W) of x, found by the object's own adjoint if necessary."""
@@ -357,12 +359,11 @@ class External(Function):
             raise InputError(f"{self.spec}: its own {what} fails, and it is not linear")
 
 
-def _module_on(obj: Any, device: torch.device) -> Any:
-    """A copy of a torch module on a device; the object itself if it is there, or no module."""
-    if not isinstance(obj, torch.nn.Module):
-        return obj
-    tensors = [*obj.parameters(), *obj.buffers()]
-    return obj if all(t.device == device for t in tensors) else copy.deepcopy(obj).to(device)
+def _module_on(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """A copy of a torch module on a device, or the module itself if it is there."""
+    tensors = [*module.parameters(), *module.buffers()]
+    there = all(tensor.device == device for tensor in tensors)
+    return module if there else copy.deepcopy(module).to(device)
 
 
 def _is_identity(fn: Any) -> bool:
