@@ -2,7 +2,7 @@
 
 An option of an operator, of a noise model or of a command is declared as one of the classes of
 this module. The declaration reads the text, checks the value and states the bounds. So the parser,
-the Python constructor, the docstring and the error message agree.
+the Python constructor, the docstring and the error message agree::
 
     options = {"sigma": Real(0.01, 256), "size": Sides(1, 1537, odd=True, optional=True)}
     samples: Annotated[int, Whole(1, 100_000)] = 16
@@ -352,7 +352,7 @@ def check_memory(what: str, size: float, advice: str) -> None:
     """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # a system that does not tell
+    except (ValueError, OSError, AttributeError):  # a system that does not know
         return
     if size > memory:
         raise InputError(

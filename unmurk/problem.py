@@ -39,7 +39,7 @@ class Problem:
             or a text form ("poisson,gain=0.01") or a model of `unmurk.noise`. None takes the noise
             of `operator.noise_model` where the object has one (see `noise.noise_of`), else 0.
         shape: Shape (C, H, W) of the images, for matrices, functions and objects whose
-            measurements do not tell it.
+            measurements do not determine it.
 
     Attributes:
         operator: The `Operator`.
@@ -78,8 +78,8 @@ class Problem:
         """The standard deviation of Gaussian noise. Raises InputError for any other noise."""
         if not isinstance(self.noise, Gaussian):
             raise InputError(
-                f"noise '{self.noise.spec}' is not Gaussian: corrupt, solve, and learning from"
-                " images that are only noisy take it, all else needs a number"
+                f"noise '{self.noise.spec}' is not Gaussian: give a number as noise here (corrupt,"
+                " solve, and learning from images that are only noisy take other noises)"
             )
         return self.noise.sigma
 
@@ -174,14 +174,14 @@ class Problem:
         numbers = [int(i) for i in index]
         return self._with(self.operator.bind(numbers, shape), numbers)
 
-    def index_select(self, rows: Iterable[int] | Tensor) -> "Problem":
+    def index_select(self, positions: Iterable[int] | Tensor) -> "Problem":
         """Return the problem of some images of the batch.
 
         Args:
-            rows: Positions in the batch; they may repeat.
+            positions: Positions in the batch; they may repeat.
         """
-        picked = [int(row) for row in rows]
-        index = None if self.index is None else [self.index[row] for row in picked]
+        picked = [int(i) for i in positions]
+        index = None if self.index is None else [self.index[i] for i in picked]
         return self._with(self.operator.index_select(picked), index)
 
     def to(self, device: str | torch.device) -> "Problem":

@@ -169,11 +169,11 @@ class PerImageGenerator:
         return torch.stack([draw(shape, generator=g, device=g.device) for g in self.generators])
 
     def randn(self, *shape: int) -> Tensor:
-        """Draw standard normal numbers, shape (B, *shape)."""
+        """Draw standard normal numbers (B, ...), with `shape` for each image."""
         return self._stack(torch.randn, shape)
 
     def rand(self, *shape: int) -> Tensor:
-        """Draw numbers uniform on [0, 1), shape (B, *shape)."""
+        """Draw numbers uniform on [0, 1), (B, ...), with `shape` for each image."""
         return self._stack(torch.rand, shape)
 
     def poisson(self, rates: Tensor) -> Tensor:

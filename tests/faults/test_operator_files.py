@@ -1,4 +1,4 @@
-"""Files that operators read: what is not plainly a mask or a kernel is refused with a remedy."""
+"""Mask and kernel files: a file that is not clearly one of these is refused with advice."""
 
 import os
 
@@ -164,7 +164,7 @@ def test_kernels_are_one_kernel_divided_by_its_sum(name, tmp_path):
 
 
 def test_the_centre_of_a_kernel_is_its_middle_pixel(tmp_path):
-    """One entry in the middle leaves the image as it is; one beside it moves the image."""
+    """A kernel with one entry in the middle is the identity; one beside it shifts the image."""
     x = torch.rand(1, 1, 6, 5, generator=torch.Generator().manual_seed(0))
     for at, shift in {(1, 1): (0, 0), (0, 1): (-1, 0), (1, 2): (0, 1)}.items():
         kernel = np.zeros((3, 3))

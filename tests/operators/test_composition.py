@@ -1,4 +1,4 @@
-"""Strokes, oriented blurs, bicubic reduction, loss of colour and compositions, against dense
+"""Strokes, oriented blurs, bicubic reduction, loss of color and compositions, tested against dense
 matrices, direct sums and torch's own resampling."""
 
 import math
@@ -45,7 +45,7 @@ def draw(*shape, seed=0):
 
 
 def dense(op, shape):
-    """The matrix of an operator bound to one image, in double precision."""
+    """Return the matrix of an operator bound to one image, in double precision."""
     n = math.prod(shape)
     return op.A(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, -1).T
 
@@ -116,7 +116,7 @@ def test_dagger_is_the_pseudo_inverse(form, shape):
     op = parse(form).bind(INDEX, shape)
     y = draw(*op.A(draw(3, *shape)).shape)
     found = op.A_dagger(y)
-    # a blur alone with reflecting borders: in the norms that weigh edges
+    # for a single blur with reflecting borders, use the norms that weight the edges
     root = torch.ones(shape, dtype=torch.float64)
     if form.startswith("blur") and "reflect" in op.spec and "|" not in op.spec:
         for edge in (root[:, 0], root[:, -1], root[..., 0], root[..., -1]):
@@ -186,7 +186,7 @@ def test_strokes_are_different_connected_and_as_thick_as_the_brush(shape):
     disc = rows[:5, :5] - 2, columns[:5, :5] - 2
     disc = [(r, c) for r, c in zip(disc[0].flat, disc[1].flat, strict=True) if r * r + c * c <= 4]
     for mask in masks:
-        # one piece: growing from one hidden pixel reaches all of them
+        # a stroke is connected: growing from one hidden pixel reaches all of them
         piece = np.zeros_like(mask)
         piece[tuple(np.argwhere(mask)[0])] = True
         for _ in range(mask.size):
@@ -202,7 +202,7 @@ def test_strokes_are_different_connected_and_as_thick_as_the_brush(shape):
                 break
             piece = grown
         assert (piece == mask).all()
-        # thick: discs a pixel smaller than the brush, inside the stroke, cover almost all of it
+        # a stroke is thick: discs one pixel smaller than the brush cover almost all of it
         wide = np.pad(mask, 2, constant_values=True)
         h, w = mask.shape
         inner = np.all([wide[2 + r : 2 + r + h, 2 + c : 2 + c + w] for r, c in disc], 0)
@@ -212,12 +212,12 @@ def test_strokes_are_different_connected_and_as_thick_as_the_brush(shape):
 
 
 def test_strokes_hide_what_their_length_and_width_say():
-    # 1 stroke is 100 pixels long on average; folds at the border and crossings hide pixels twice
+    # a stroke is 100 pixels long on average; reflections and crossings hide pixels twice
     share = hidden("inpaint:freeform,strokes=1,width=2", (1, 100, 150), range(150)).mean()
     assert 0.8 * 100 * 2 / 15000 < share < 1.05 * 100 * 2 / 15000
     four = hidden("inpaint:freeform,strokes=4,width=2", (1, 100, 150), range(150)).mean()
     assert four == pytest.approx(1 - (1 - share) ** 4, rel=0.1)
-    # and they are anywhere in the image: no block is left out, no block drawn to
+    # strokes are uniform over the image: no block is preferred or avoided
     where = hidden("inpaint:freeform,strokes=4,width=4", (1, 32, 32), range(150)).mean(0)
     blocks = where.reshape(4, 8, 4, 8).mean((1, 3)) / where.mean()
     assert blocks.min() > 0.7 and blocks.max() < 1.35
@@ -246,7 +246,7 @@ def test_anisotropic_kernel_has_the_moments_of_the_rotated_gaussian():
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     cov = np.array([[c, -s], [s, c]]) @ np.diag([sigma**2, (ratio * sigma) ** 2])
     cov = cov @ np.array([[c, s], [-s, c]])
-    # cut at 3 sigma: 3 % of the variance is missing
+    # the kernel is cut at 3 sigma, which removes 3 % of the variance
     assert float((kernel * right * right).sum()) == pytest.approx(cov[0, 0], rel=0.04)
     assert float((kernel * up * up).sum()) == pytest.approx(cov[1, 1], rel=0.04)
     assert float((kernel * up * right).sum()) == pytest.approx(cov[0, 1], rel=0.04)
@@ -272,7 +272,7 @@ def test_a_delta_moves_along_the_line(pad):
         far = (aside.abs() >= 1) | (along.abs() >= 3.5)
         assert y[far].abs().max() < 1e-7
         assert float((y * along).sum()) == pytest.approx(0, abs=1e-6)
-        # spread along: a line of 5 pixels with ends that fade over a pixel
+        # the point is spread over a line of 5 pixels whose ends fade over a pixel
         spread = float((y * along.square()).sum())
         assert 25 / 12 < spread < 1.3 * 36 / 12
         assert float((y * aside.square()).sum()) < 0.2
@@ -295,7 +295,7 @@ def test_motion_along_an_axis_is_a_row_of_equal_taps(pad):
 
 @pytest.mark.parametrize("blur", ["motion,length=5,angle=45", "anisotropic,sigma=2,ratio=0.3"])
 def test_prox_that_trusts_the_data(blur):
-    # without preconditioner conjugate gradients are 20 % off after 100 steps
+    # without a preconditioner, conjugate gradients are 20 % off after 100 iterations
     op, shape, gamma = parse(f"blur:{blur}"), (1, 14, 12), 1e4
     z, y = draw(1, *shape), parse(f"blur:{blur}").A(draw(1, *shape, seed=1))
     a = dense(op, shape)
@@ -354,7 +354,7 @@ def test_mask_and_count_of_a_composition():
     assert torch.equal(op.index_select([1]).mask, (masks[0] * masks[1])[1:])
     small = parse(f"{first}|sr:average,factor=2|inpaint:box,size=2").bind([3, 5], shape)
     assert torch.equal(small.mask, masks[0])
-    # the last operator says what is measured: 3 channels of 4 x 3 pixels without 2 x 2
+    # the last operator decides the count: 3 channels of 4 x 3 pixels without 2 x 2
     y = small.A(draw(2, *shape))
     assert small.count(y).tolist() == [24, 24]
     assert parse("sr:average,factor=2|identity").bind([0], shape).mask is None

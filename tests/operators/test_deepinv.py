@@ -1,4 +1,4 @@
-"""Objects of the deepinv library in ours, and ours in its algorithms: where deepinv imports."""
+"""Operators of deepinv in unmurk, and operators of unmurk in deepinv, if deepinv is installed."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def prior():
 
 
 def physics(kind):
-    """A physics of deepinv, and the same operator in our words where there is one."""
+    """Return a physics of deepinv, and the same operator of unmurk where there is one."""
     d = deepinv.physics
     if kind == "mask":
         return d.Inpainting(SHAPE, mask=MASK), None
@@ -64,7 +64,7 @@ def test_our_solvers_take_a_physics_of_deepinv(kind, method):
 
 @pytest.mark.parametrize("form", ["inpaint:random,keep=0.5", "blur:gaussian,sigma=1"])
 def test_deepinv_minimises_with_an_operator_and_a_prior_of_ours(form):
-    """Its proximal gradient finds the maximum of our Gaussian posterior."""
+    """The proximal gradient method of deepinv finds the mode of our Gaussian posterior."""
     problem, truth = Problem(form, noise=0.1), prior().sample(1, seed=1)
     y = problem.simulate(truth, seed=2)
     operator = problem.bind([0], SHAPE).operator

@@ -156,11 +156,12 @@ def test_a_torch_module_is_copied_to_another_device_and_stays_where_it_is():
     op = as_operator(module)
     assert op.to("cpu") is op
     moved = op.to("meta")
+    assert op.to("meta").obj is moved.obj
     assert module.weight.device.type == "cpu" and moved.obj.weight.device.type == "meta"
 
 
 def test_double_precision_is_used():
-    """The adjoint of a matrix is exact to the last bits, not to those of single precision."""
+    """The product with a matrix is exact in double precision, not only in single precision."""
     m = torch.randn(5, 64, generator=torch.manual_seed(0), dtype=torch.float64)
     op, x = as_operator(m, shape=(1, 8, 8)), draw(1, 1, 8, 8)
     assert float((op.A(x)[0] - m @ x.flatten()).abs().max()) < 1e-13

@@ -1,4 +1,4 @@
-"""Operators that are products of small matrices: the closed forms that follow from their SVDs."""
+"""Kronecker products of small matrices: the closed forms that follow from their SVDs."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_what_factors_has_its_prox_in_closed_form_however_far_the_data_are_trust
     for row, weight in enumerate((gamma, gamma / 2)):
         right = z[row].flatten() + weight * matrix.T @ y[row].flatten()
         exact = torch.linalg.solve(eye + weight * matrix.T @ matrix, right)
-        # the kernels are made in single precision
+        # kernels are stored in single precision
         assert (found[row].flatten() - exact).norm() < 2e-5 * exact.norm()
 
 
@@ -99,7 +99,7 @@ def draw(*shape, seed=0):
 
 
 def dense(op, shape):
-    """The matrix of an operator bound to one image, in double precision."""
+    """Return the matrix of an operator bound to one image, in double precision."""
     n = math.prod(shape)
     return op.A(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, -1).T
 

@@ -1,5 +1,5 @@
-"""Compressed sensing, magnetic resonance and tomography, against dense matrices written out here,
-polygons clipped by hand and closed forms."""
+"""Compressed sensing, magnetic resonance and tomography, tested against explicit dense matrices,
+clipped polygons and closed forms."""
 
 import math
 
@@ -37,13 +37,13 @@ def draw(*shape, seed=0):
 
 
 def dense(op, shape):
-    """The matrix of an operator bound to one image, in double precision."""
+    """Return the matrix of an operator bound to one image, in double precision."""
     n = math.prod(shape)
     return op.A(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, -1).T
 
 
 def pair_rows(matrix):
-    """A complex matrix (m, n) as the real one that maps real parts and imaginary parts."""
+    """Write a complex matrix (m, n) as a real matrix on real and imaginary parts."""
     return torch.cat(
         [torch.cat([matrix.real, -matrix.imag], 1), torch.cat([matrix.imag, matrix.real], 1)]
     )
@@ -183,7 +183,7 @@ def test_sensing_matrix_is_signs_hartley_and_selection(shape, ratio):
     row, column = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double().T
     angle = 2 * math.pi * (row[:, None] * row / height + column[:, None] * column / width)
     hartley = (angle.cos() + angle.sin()) / math.sqrt(height * width)
-    signs, kept = op.signs.flatten().double(), op.kept.flatten() > 0
+    signs, kept = op.signs.flatten().double(), op.selected.flatten() > 0
     plane = kept[:, None] * hartley * signs
     a = dense(op, shape)
     torch.testing.assert_close(a, torch.block_diag(*[plane] * shape[0]))
@@ -200,13 +200,13 @@ def test_sensing_is_one_random_matrix_for_each_seed_and_size():
     one, other = (parse(form.format(seed)).bind([0, 5], shape) for seed in (0, 1))
     assert one == parse(form.format(0)).bind([8], shape)
     assert one.index_select([1, 1]) is one
-    for name in ("signs", "kept"):
+    for name in ("signs", "selected"):
         a, b = getattr(one, name), getattr(other, name)
         agree = float((a == b).float().mean())
         assert agree == pytest.approx(0.5 if name == "signs" else 0.625, abs=0.05)
     assert abs(float(one.signs.mean())) < 0.07
-    # no structure of the image is left: a flat one looks like noise of its own power
-    y = one.A(torch.full((1, *shape), 0.5))[one.kept > 0]
+    # the measurements of a flat image look like noise of the same power
+    y = one.A(torch.full((1, *shape), 0.5))[one.selected > 0]
     assert float(y.square().mean()) == pytest.approx(0.25, rel=0.2)
     assert float(y.abs().max()) < 0.5 * 5
 
@@ -224,7 +224,7 @@ def test_sensing_of_a_large_image_is_its_own_inverse():
 
 
 def centred_fourier(height, width):
-    """The centred orthonormal transform as a matrix (H W, H W), written out."""
+    """Write the centered orthonormal transform as a matrix (H W, H W)."""
     axes = []
     for n in (height, width):
         place = torch.arange(n).double() - n // 2
@@ -248,7 +248,7 @@ def test_mri_matrix_is_the_definition(size, coils, channels):
 
 @pytest.mark.parametrize("width", [7, 8])
 def test_mri_singular_values_of_one_coil(width):
-    """1 for complex images; for real ones sqrt((m(k) + m(-k)) / 2)."""
+    """They are 1 for complex images, and sqrt((m(k) + m(-k)) / 2) for real ones."""
     form = "mri:cartesian,acceleration=2,seed=2,channels={}"
     both = parse(form.format(2)).bind([7], (2, 3, width))
     values = torch.linalg.svdvals(dense(both, (2, 3, width)))
@@ -269,7 +269,7 @@ def test_mri_columns_are_the_middle_and_random_others():
     op = parse("mri:cartesian,acceleration=4,center=0.08,seed=3").bind(range(300), shape)
     columns = op.columns[:, 0, 0]
     assert (columns[:, 46:54] == 1).all() and len(set(map(bytes, columns.byte().numpy()))) == 300
-    # 25 in all: the 17 others come with probability 17 / 92
+    # 25 are expected in all: each of the 92 other columns has probability 17 / 92
     assert float(columns.sum(1).mean()) == pytest.approx(25, abs=4 * math.sqrt(92 * 0.15 / 300))
     others = torch.cat([columns[:, :46], columns[:, 54:]], 1).mean(0)
     assert float((others - 17 / 92).abs().max()) < 4.5 * math.sqrt(0.15 / 300)
@@ -291,7 +291,7 @@ def test_mri_sees_a_point_and_a_flat_image_as_theory_says():
     spectrum = op.A(flat)
     assert spectrum[0, 0, 3, 4] == pytest.approx(math.sqrt(48))
     assert float(spectrum.abs().sum()) == pytest.approx(math.sqrt(48), abs=1e-4)
-    # a point in the middle, purely imaginary: the same everywhere, and imaginary
+    # an imaginary point in the middle has a constant imaginary transform
     assert torch.allclose(op.A(point)[0, 1], torch.full((6, 8), 1 / math.sqrt(48)))
     assert op.A(point)[0, 0].abs().max() < 1e-6
 
@@ -302,7 +302,7 @@ def test_mri_coils_are_smooth_different_and_add_up_to_one():
     assert torch.allclose(power.sum(0), torch.ones(40, 64), atol=1e-6)
     assert float(maps.diff(dim=-1).abs().max()) < 0.1 > float(maps.diff(dim=-2).abs().max())
     assert torch.equal(sensitivities(1, 4, 5), torch.ones(1, 1, 4, 5, dtype=torch.complex64))
-    # coil 0 sits on the right, coil 2 above: there they see most
+    # coil 0 is on the right and coil 2 above: there they are most sensitive
     down, across = torch.arange(40.0), torch.arange(64.0)
     for coil, (row, column) in {
         0: (19.5, 48),
@@ -313,13 +313,13 @@ def test_mri_coils_are_smooth_different_and_add_up_to_one():
         weight = power[coil] / power[coil].sum()
         assert float((weight.sum(1) * down).sum()) == pytest.approx(row, abs=3)
         assert float((weight.sum(0) * across).sum()) == pytest.approx(column, abs=6)
-    # fully sampled, coils change nothing: A^T A = I
+    # with full sampling A^T A = I for any number of coils
     op, x = (
         parse("mri:cartesian,acceleration=1,coils=8").bind([0], (2, 40, 64)),
         draw(1, 2, 40, 64),
     )
     assert torch.allclose(op.A_adjoint(op.A(x)), x, atol=1e-5)
-    # and they tell apart what columns left out fold together
+    # several coils resolve the aliasing of missing columns
     blind = [parse(f"mri:cartesian,acceleration=2,coils={n}").bind([0], (2, 6, 8)) for n in (1, 6)]
     ranks = [int(torch.linalg.matrix_rank(dense(op, (2, 6, 8)), rtol=1e-6)) for op in blind]
     assert ranks[0] < ranks[1] == 96
@@ -329,7 +329,7 @@ def test_mri_coils_are_smooth_different_and_add_up_to_one():
 
 
 def clipped(corners, normal, limit):
-    """The part of a polygon where normal . p <= limit."""
+    """Return the part of a polygon where normal . p <= limit."""
     kept = []
     for p, q in zip(corners, corners[1:] + corners[:1], strict=True):
         a, b = limit - normal @ p, limit - normal @ q
@@ -377,7 +377,7 @@ def test_ct_views_along_the_axes_are_sums_of_columns_and_rows():
     torch.testing.assert_close(columns[..., 1:9], x.sum(-2) / 8)
     torch.testing.assert_close(rows[..., 2:8], x.sum(-1).flip(-1) / 8)
     assert float(columns[..., [0, 9]].abs().max()) == 0
-    # whatever the angle, nothing is lost
+    # at every angle, the whole image is measured
     y = parse("ct:parallel,angles=7").A(x)
     torch.testing.assert_close(y.sum(-1), (x.sum((-1, -2)) / 8)[..., None].expand(-1, -1, 7))
 
@@ -392,7 +392,7 @@ def test_ct_of_a_disc_is_its_chord_from_every_side():
     chord = 2 * (radius**2 - t.square()).clamp_min(0).sqrt() / n
     assert float((y - chord)[:, t.abs() < 0.9 * radius].abs().max()) < 0.01 * 2 * radius / n
     assert float(y[:, t.abs() > radius + 1.5].abs().max()) == 0
-    # a line through a white square measures sqrt(2) at most, and nearly so along the diagonal
+    # a line through a white square measures sqrt(2) at most, which the diagonal nearly reaches
     white = parse("ct:parallel,angles=4").A(torch.ones(1, 1, n, n))
     assert 0.98 * math.sqrt(2) < float(white.max()) < math.sqrt(2)
     assert torch.allclose(white[0, 0, 0, 30:-30], torch.ones(136 - 60), atol=1e-5)
@@ -421,7 +421,7 @@ def test_ct_knows_square_images_and_asks_for_others():
         op.A_adjoint(torch.zeros(1, 1, 5, 4))
     with pytest.raises(InputError, match="bind it with bind"):
         parse("ct:parallel,detectors=14").x_shape((1, 60, 14))
-    # a prior that knows the shape of its images is asked first
+    # the shape of the prior's images comes first
     prior = GaussianPrior.exponential((1, 4, 9))
     y = parse("ct:parallel,angles=5,detectors=8").A(prior.sample(2))
     found = solve(y, Problem("ct:parallel,angles=5,detectors=8", 0.1), prior, steps=2)
@@ -434,7 +434,7 @@ def test_ct_made_in_inference_mode_serves_training():
         parse("ct:parallel,angles=3").A(x)
     leaf = x.clone().requires_grad_()
     parse("ct:parallel,angles=3").A(leaf).sum().backward()
-    # every pixel is held whole by every view
+    # every view covers every pixel completely
     assert torch.allclose(leaf.grad, torch.full_like(x, 3 / 13), atol=1e-6)
 
 

@@ -1,5 +1,5 @@
-"""Operators that are not linear: against their definitions, brute force, finite differences and
-Pillow's own JPEG."""
+"""Nonlinear operators, tested against their definitions, brute force, finite differences and
+Pillow's JPEG."""
 
 import io
 import math
@@ -65,7 +65,7 @@ def test_every_image_for_itself_and_shapes(form, half, channels, index):
         )
     wide = op.A(x.double())
     assert wide.dtype == torch.float64
-    # rounding may fall the other way on a tie: few values, all others agree
+    # a few ties are rounded differently; all other values agree
     assert ((wide - y).abs() > 1e-5).double().mean() < 0.2
 
 
@@ -178,7 +178,7 @@ def test_phase_is_the_sum_over_pixels(shape, oversample):
     expected = (left @ x.to(left.dtype) @ right).abs() / math.sqrt(rows * columns)
     y = parse(f"phase:fourier,oversample={oversample}").A(x)
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
-    # orthonormal: all of the energy; and blind to a turn by 180 degrees
+    # the transform keeps the energy, and does not change under a rotation by 180 degrees
     torch.testing.assert_close(y.square().sum(), x.square().sum())
     turned = parse(f"phase:fourier,oversample={oversample}").A(x.flip(-2, -1))
     torch.testing.assert_close(turned, y, rtol=1e-9, atol=1e-9)
@@ -199,7 +199,7 @@ def test_phase_gradient_is_zero_where_the_magnitude_is():
     x = torch.zeros(1, 1, 8, 8, requires_grad=True)
     (grad,) = torch.autograd.grad(op.A(x).sum(), x)
     assert torch.equal(grad, torch.zeros_like(x))
-    # a constant without a border has one frequency only: the others are zero, near enough
+    # a constant without a border has one frequency only; the others are almost zero
     x = torch.full((1, 1, 8, 8), 0.5, requires_grad=True)
     flat = parse("phase:fourier,oversample=0")
     (grad,) = torch.autograd.grad((1 - flat.A(x)).square().sum(), x)
@@ -222,7 +222,7 @@ GRID = torch.linspace(-1, 2, 6001, dtype=torch.float64)
 
 
 def brute_force(op, z, y, gamma):
-    """The least value of gamma (A x - y)^2 + (x - z)^2 on a fine grid, each pixel for itself."""
+    """Minimize gamma (A x - y)^2 + (x - z)^2 on a fine grid, pixel by pixel."""
     ax = op.A(GRID.reshape(1, 1, 1, -1)).flatten()
     cost = gamma * (ax - y.flatten()[:, None]).square() + (GRID - z.flatten()[:, None]).square()
     return cost.amin(1)
@@ -244,7 +244,7 @@ def test_prox_of_clips_and_levels_is_the_least_of_all(form, gamma, noise, seed):
     found = op.prox_l2(z, y, gamma)
     reached = gamma * (op.A(found) - y).square() + (found - z).square()
     least = brute_force(op, z, y, gamma)
-    # not above the grid's least (but for the margin at the edges of a level), nor far below it
+    # not above the minimum on the grid (up to the margin at a level's edge), nor far below it
     assert (reached.flatten() <= least + 4e-3).all()
     assert (reached.flatten() >= least - 2e-3 * (1 + gamma)).all()
 
@@ -269,7 +269,7 @@ def test_levels_and_straight_through(bits):
     top = 2**bits - 1
     levels = torch.arange(top + 1) / top
     assert torch.equal(y, levels[(y[..., None] - levels).abs().argmin(-1)])
-    # each at the nearest level of all
+    # each value has the nearest level
     gap = (x[..., None] - levels).abs().amin(-1)
     torch.testing.assert_close((x - y).abs(), gap, rtol=0, atol=1e-6)
     v = draw(2, 3, 9, 8, seed=1)
@@ -293,7 +293,7 @@ def test_trusted_levels_are_met_at_the_nearest_value(bits):
 
 
 def picture(height, width, channels, seed=0):
-    """A smooth coloured pattern with some grain, uint8 (H, W, C)."""
+    """Make a smooth color pattern with some grain, uint8 (H, W, C)."""
     grain = torch.randn(
         channels, 1, height, width, generator=torch.Generator().manual_seed(seed)
     ).double()
@@ -303,7 +303,7 @@ def picture(height, width, channels, seed=0):
 
 
 def library(image, quality, chroma):
-    """What Pillow makes of it: pixels (H, W, C), and the tables of the file."""
+    """Compress with Pillow; return the pixels (H, W, C) and the tables of the file."""
     file = io.BytesIO()
     mode = {"4:2:0": 2, "4:4:4": 0}[chroma]
     Image.fromarray(image.squeeze()).save(file, "JPEG", quality=quality, subsampling=mode)
@@ -311,8 +311,8 @@ def library(image, quality, chroma):
         return np.asarray(back).reshape(image.shape).astype(float), back.quantization
 
 
-# quality, and the share of values that must be within 1 and 2 of 255 grey levels; 0.1 less where
-# colours are thinned, which the library does in whole numbers
+# quality, and the fraction of values that must be within 1 and 2 of 255 levels; 0.1 less where
+# chrominance is averaged, which the library does in integers
 SHARES = [(5, 0.96, 0.97), (10, 0.92, 0.95), (30, 0.9, 0.92), (75, 0.8, 0.9), (100, 0.95, 0.99)]
 
 
@@ -339,13 +339,13 @@ def test_jpeg_is_the_librarys(size, channels, chroma, quality, one, two):
     gap = np.abs(ours.round() - theirs)
     less = 0.1 if channels == 3 and chroma == "4:2:0" else 0
     assert (gap <= 1).mean() > one - less and (gap <= 2).mean() > two - less
-    # coefficients halfway between two steps may fall the other way: far less than what is lost
+    # ties of coefficients may be rounded differently: far less than the compression error
     lost = np.sqrt(np.square(theirs - image).mean())
     assert np.sqrt(np.square(ours - theirs).mean()) < max(0.4 * lost, 0.8)
 
 
 def test_jpeg_of_8_bit_images_does_not_depend_on_the_batch_or_the_precision():
-    # their values lie halfway between two steps more often than not
+    # most of their values lie halfway between two steps
     images = torch.stack(
         [torch.from_numpy(picture(24, 40, 3, seed)).permute(2, 0, 1) for seed in range(5)]
     )
@@ -393,10 +393,10 @@ def test_jpeg_prox_is_the_nearest_image_of_the_same_file():
     y = op.A(x)
     found = op.prox_l2(z, y, 1e8)
     torch.testing.assert_close(op.A(found), y, rtol=0, atol=1e-9)
-    # no nearer one: x itself gives y, so do all between x and found but for the margin
+    # none is nearer: x gives y, and so do all images between x and found, up to the margin
     away, least = (z - x).square().sum(), (z - found).square().sum()
     assert least < 0.9 * away
-    # its coefficients moved to the edge of their step, or not at all
+    # each coefficient moved to the edge of its step, or not at all
     cosines = torch.cos(math.pi / 8 * torch.outer(torch.arange(8.0), torch.arange(8) + 0.5)) / 2
     cosines[0] /= math.sqrt(2)
     cosines = cosines.double()
@@ -428,13 +428,13 @@ def test_blur_keeps_constants_and_depends_on_brightness_and_place(seed):
         torch.testing.assert_close(op.A(x), x, rtol=0, atol=1e-6)
     x = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(seed)).double()
     y = op.A(x)
-    # it blurs: neighbours are far more alike
+    # A blurs: neighbors become far more similar
     assert y.diff(dim=-1).square().mean() < 0.25 * x.diff(dim=-1).square().mean()
-    # the faint pattern on a dark and on a bright ground comes out different
+    # a faint pattern is blurred differently on a dark and on a bright background
     faint = 0.1 * (x - 0.5)
     dark, bright = (op.A(level + faint) - level for level in (0.2, 0.8))
     assert (dark - bright).norm() > 0.1 * dark.norm()
-    # and so does a pattern that is moved around the centre
+    # and differently at another position
     moved = op.A(0.5 + faint.roll((10, 10), (-2, -1))).roll((-10, -10), (-2, -1))
     inner = (..., slice(4, 18), slice(4, 18))
     assert (moved - op.A(0.5 + faint))[inner].norm() > 0.1 * (moved[inner] - 0.5).norm()
@@ -446,7 +446,7 @@ def test_blur_comes_from_the_seed_alone():
     assert torch.equal(one, two)
     assert (parse("blur:nonlinear,seed=4").A(x) - one).abs().max() > 0.02
     assert (parse("blur:nonlinear,seed=3").to("cpu").A(x) - one).abs().max() == 0
-    # the draws stay as they are: measurements made before must keep their operator
+    # the draws must stay: old measurements must keep their operator
     ramp = torch.linspace(0, 1, 48, dtype=torch.float64).square().reshape(1, 1, 6, 8)
     found = parse("blur:nonlinear,length=5,seed=0").A(ramp)[0, 0, [0, 2, 5], [0, 4, 7]]
     expected = torch.tensor([0.00782618521947458, 0.18141396623793438, 0.7246515045023701])

@@ -132,7 +132,7 @@ def test_maps_that_fail_say_so():
 
 
 def test_objects_that_select_by_image_are_not_shared():
-    """Each image has its own matrix, whatever `decomposed` and `svd` are asked for."""
+    """Each image has its own decomposition."""
 
     class Weights:
         def __init__(self, w):
@@ -174,7 +174,7 @@ class Gain(Operator):
 
 @pytest.fixture
 def clean():
-    """What a test registers is forgotten after it."""
+    """Undo registrations after a test."""
     before = dict(registry._families)
     yield
     for form in set(registry._families) - set(before):
@@ -213,6 +213,10 @@ def test_what_cannot_be_registered(clean):
         operators.register("my:gain")(type("Other", (Gain,), {}))
     with pytest.raises(InputError, match="register a class of Operator"):
         operators.register("other")(int)
+    for family in (Gain, FAMILIES["blur:gaussian"]):
+        with pytest.raises(InputError, match="already: register a subclass"):
+            operators.register("other")(family)
+    assert FAMILIES["blur:gaussian"].form == "blur:gaussian"
     with pytest.raises(TypeError):
         FAMILIES["other"] = Gain
 

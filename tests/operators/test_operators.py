@@ -1,4 +1,4 @@
-"""Forward models against dense matrices, direct sums and the definition of an adjoint."""
+"""Forward models, tested against dense matrices, direct sums and the definition of the adjoint."""
 
 import numpy as np
 import pytest
@@ -36,20 +36,20 @@ def draw(*shape, seed=0):
 
 
 def dense(op, shape):
-    """The matrix of an operator bound to one image, in double precision."""
+    """Return the matrix of an operator bound to one image, in double precision."""
     n = int(np.prod(shape))
     columns = op.A(torch.eye(n, dtype=torch.float64).reshape(n, *shape))
     return columns.reshape(n, -1).T
 
 
 def each(op, rows):
-    """The operators of single images; a matrix is made with batches of unit images."""
+    """Return the operators of single images: `dense` applies them to batches of unit images."""
     return [op.index_select([row]) for row in range(rows)]
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Text forms of operators with per-image parameters from files, for images up to number 9."""
+    """Write files with parameters of the images 0 to 9; return text forms that read them."""
     rng = np.random.default_rng(0)
     np.save(tmp_path / "masks.npy", rng.random((10, 6, 4)) < 0.5)
     np.save(tmp_path / "kernels.npy", rng.random((10, 5, 3)))
@@ -127,7 +127,7 @@ def check_prox(op, shape):
 @pytest.mark.parametrize("pad", ["reflect", "circular"])
 @pytest.mark.parametrize("blur", ["gaussian,sigma=1.5", "uniform,size=5x3"])
 def test_prox_that_trusts_the_data(blur, pad):
-    # gamma at which plain conjugate gradients are still far off after 100 steps
+    # at this gamma, plain conjugate gradients are far off after 100 iterations
     op, shape, gamma = parse(f"blur:{blur},pad={pad}"), (1, 12, 10), 1e4
     z, x = draw(1, *shape), draw(1, *shape, seed=1)
     y = op.A(x)
@@ -139,7 +139,7 @@ def test_prox_that_trusts_the_data(blur, pad):
 
 
 def check_dagger(op, shape, tolerance=2e-4):
-    """Against the dense pseudo-inverse; with reflecting borders in the norms that weigh edges."""
+    """Compare with the dense pseudo-inverse; reflecting borders need norms that weight edges."""
     y = draw(3, *op.A(draw(3, *shape)).shape[1:])
     found = op.A_dagger(y)
     root = torch.ones(shape, dtype=torch.float64)
@@ -208,7 +208,7 @@ def test_autograd_agrees_with_the_adjoint(form):
 
 
 def direct_blur(x, kernel, pad):
-    """The sum in the definition, by loops, in double precision; an image (H, W)."""
+    """Compute the sum of the definition by loops, in double precision, for an image (H, W)."""
     height, width = x.shape
     kh, kw = kernel.shape
     ch, cw = kh // 2, kw // 2
@@ -225,7 +225,7 @@ def direct_blur(x, kernel, pad):
 
 @pytest.mark.parametrize("pad", ["reflect", "circular"])
 def test_gaussian_blur_is_the_convolution_of_every_channel(pad):
-    # a blur that mixes up channels, or drops a tap, fails here by 25 %
+    # a blur that mixes channels, or drops a tap, is off by 25 % here
     x = draw(2, 3, 9, 12)
     sigma, radius = 1.2, 4
     tap = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
@@ -573,7 +573,7 @@ def test_nonlinear_functions_say_so(fn):
 
 
 class Physics:
-    """Speaks like a deepinv physics: y = w x with a weight for every image."""
+    """An object with the methods of deepinv: y = w x with a weight for every image."""
 
     def __init__(self, w):
         self.w = w
@@ -635,7 +635,7 @@ def test_as_operator_takes_what_it_knows():
 
 
 class Squared:
-    """Nonlinear, with an inverse of its own."""
+    """A nonlinear object with its own inverse."""
 
     def A(self, x):
         return x**2

@@ -44,7 +44,14 @@ from .linalg import (
     per_image,
 )
 
-__all__ = ["NonlinearOperator", "Operator", "conjugate_gradient", "not_linear", "per_image"]
+__all__ = [
+    "NonlinearOperator",
+    "Operator",
+    "as_index",
+    "conjugate_gradient",
+    "not_linear",
+    "per_image",
+]
 
 SMALL_MATRIX = 1024  # numbers in an image whose A is decomposed as a matrix without being asked
 FACTORED = 1024  # pixels of a side above which the matrices of a Kronecker product are not small
@@ -301,16 +308,16 @@ class Operator:
         """
         return self
 
-    def index_select(self, rows: Iterable[int] | Tensor) -> "Operator":
+    def index_select(self, positions: Iterable[int] | Tensor) -> "Operator":
         """Return the operator of some images of the batch.
 
         Args:
-            rows: Positions in the batch; they may repeat.
+            positions: Positions in the batch; they may repeat.
 
         Returns:
             The operator, or self where all images share one.
         """
-        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).long()
+        index = as_index(positions)
         values = {name: getattr(self, name) for name in self.tensors}
         own = {name: v for name, v in values.items() if v is not None and len(v) > 1}
         picked = {name: value[index.to(value.device)] for name, value in own.items()}
@@ -504,7 +511,7 @@ class Operator:
             if images > 1 and len(batch) > 1 and images != len(batch):
                 raise InputError(
                     f"{op.form}: it holds the {name} of {images} images but the batch has"
-                    f" {len(batch)}: use bind(index, shape) or index_select(rows)"
+                    f" {len(batch)}: use bind(index, shape) or index_select(positions)"
                 )
         op._check(shape)
         return op
@@ -533,6 +540,11 @@ class NonlinearOperator(Operator):
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         raise not_linear(self.spec, "prox_l2")
+
+
+def as_index(positions: Iterable[int] | Tensor) -> Tensor:
+    """Convert positions in a batch to a tensor of integers."""
+    return torch.as_tensor(positions if isinstance(positions, Tensor) else list(positions)).long()
 
 
 def not_linear(spec: str, what: str) -> InputError:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Operator, not_linear
+from .base import Operator, as_index, not_linear
 from .linalg import Factors, chained
 
 __all__ = ["Compose"]
@@ -102,9 +102,9 @@ class Compose(Operator):
             return self  # with its cache
         return self._with(members=tuple(bound), shape=first)
 
-    def index_select(self, rows: Iterable[int] | Tensor) -> Operator:
+    def index_select(self, positions: Iterable[int] | Tensor) -> Operator:
         """Return the operator of some images of the batch; see `Operator.index_select`."""
-        picked = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).long()
+        picked = as_index(positions)
         members = tuple(member.index_select(picked) for member in self.members)
         same = all(a is b for a, b in zip(members, self.members, strict=True))
         return self if same else self._with(members=members)

@@ -232,8 +232,8 @@ def _filter(x: Tensor, transfer: Tensor) -> Tensor:
 def _inverse(transfer: Tensor) -> Tensor:
     """1 / H where |H| > CUTOFF max |H|, else 0."""
     gain = transfer.abs()
-    kept = gain > CUTOFF * gain.amax((-2, -1), keepdim=True)
-    return torch.where(kept, 1 / torch.where(kept, transfer, 1.0), 0.0)
+    invertible = gain > CUTOFF * gain.amax((-2, -1), keepdim=True)
+    return torch.where(invertible, 1 / torch.where(invertible, transfer, 1.0), 0.0)
 
 
 def fold(position: Tensor, n: int) -> Tensor:

@@ -244,8 +244,8 @@ class External(Function):
 
     Args:
         obj: A deepinv physics, or an object with the same methods. If it has
-            `index_select(rows)`, this method selects its parameters for some images of a batch.
-            Otherwise it is assumed to treat all images alike.
+            `index_select(positions)`, this method selects its parameters for some images of a
+            batch. Otherwise it is assumed to treat all images alike.
         shape: Shape (C, H, W) of the images. None leaves it to `bind`, or to the object's own
             adjoint.
 
@@ -291,21 +291,23 @@ class External(Function):
     def _shared(self) -> bool:
         return not self._has("index_select")
 
-    def index_select(self, rows: Iterable[int] | Tensor) -> Operator:
+    def index_select(self, positions: Iterable[int] | Tensor) -> Operator:
         """Return the operator of some images of the batch, if the object has `index_select`."""
         if not self._has("index_select"):
             return self
-        picked = self.obj.index_select(rows)
+        picked = self.obj.index_select(positions)
         return self._with(obj=picked, fn=picked.A)
 
     def to(self, device: str | torch.device) -> Operator:
         """Return the operator with the object on a device; a torch module is copied there."""
-        moved: Any = _module_on(self.obj, torch.device(device))
-        if moved is self.obj and self._has("to") and not isinstance(moved, torch.nn.Module):
-            moved = self.obj.to(device)
-        if moved is self.obj and torch.device(device) == self.device:
+        device = torch.device(device)
+        if isinstance(self.obj, torch.nn.Module):
+            moved: Any = self._cached(("to", device), lambda: _module_on(self.obj, device))
+        else:
+            moved = self.obj.to(device) if self._has("to") else self.obj
+        if moved is self.obj and device == self.device:
             return self
-        return self._with(obj=moved, fn=moved.A, device=torch.device(device))
+        return self._with(obj=moved, fn=moved.A, device=device)
 
     def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape (C, H, W) of x, found by the object's own adjoint if necessary."""
@@ -357,12 +359,11 @@ class External(Function):
             raise InputError(f"{self.spec}: its own {what} fails, and it is not linear")
 
 
-def _module_on(obj: Any, device: torch.device) -> Any:
-    """A copy of a torch module on a device; the object itself if it is there, or no module."""
-    if not isinstance(obj, torch.nn.Module):
-        return obj
-    tensors = [*obj.parameters(), *obj.buffers()]
-    return obj if all(t.device == device for t in tensors) else copy.deepcopy(obj).to(device)
+def _module_on(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """A copy of a torch module on a device, or the module itself if it is there."""
+    tensors = [*module.parameters(), *module.buffers()]
+    there = all(tensor.device == device for tensor in tensors)
+    return module if there else copy.deepcopy(module).to(device)
 
 
 def _is_identity(fn: Any) -> bool:

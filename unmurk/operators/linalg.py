@@ -20,7 +20,7 @@ where the last is 0 for directions that y does not have. The structure of A deci
 - Convolutions with periodic borders: :math:`A = F^{-1} \operatorname{diag}(H) F` with the unitary
   Fourier transform F, so :math:`V^T = F`, :math:`s = |H|` and
   :math:`U^T = \operatorname{diag}(\bar H / |H|) F`. The coordinates are complex, and only the
-  half that real images need is stored. Weights on them must be real, and even as |H| is.
+  half that real images need is stored. Weights on them must be real, and even as :math:`|H|` is.
 - Everything else: the matrix itself, for images of at most `LIMIT` numbers.
 """
 

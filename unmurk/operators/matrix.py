@@ -208,13 +208,17 @@ class LinearMap(VectorOperator):
 
     >>> import torch
     >>> import unmurk
-    >>> from scipy.sparse import diags_array
-    >>> A = unmurk.operator(diags_array([1.0, 2.0, 3.0, 4.0]), shape=(1, 2, 2))
+    >>> class Twice:  # any object with these three, such as scipy.sparse.diags_array(...)
+    ...     shape = (4, 4)
+    ...     T = property(lambda self: self)
+    ...     def __matmul__(self, x):
+    ...         return 2 * x
+    >>> A = unmurk.operator(Twice(), shape=(1, 2, 2))
     >>> A.A(torch.ones(1, 1, 2, 2))
-    tensor([[1., 2., 3., 4.]])
+    tensor([[2., 2., 2., 2.]])
     >>> A.A_adjoint(torch.ones(1, 4))
-    tensor([[[[1., 2.],
-              [3., 4.]]]])
+    tensor([[[[2., 2.],
+              [2., 2.]]]])
     """
 
     def __init__(self, obj: Any, shape: Sequence[int] | None = None) -> None:

@@ -122,11 +122,11 @@ def _alignment(x: Tensor, like: Tensor) -> Tensor:
         torch.arange(n, device=x.device) + by[:, k : k + 1] for k, n in enumerate(x.shape[-2:])
     )
     height, width = x.shape[-2:]
-    kept = ((down >= 0) & (down < height))[:, :, None] & ((across >= 0) & (across < width))[
+    inside = ((down >= 0) & (down < height))[:, :, None] & ((across >= 0) & (across < width))[
         :, None
     ]
     power = x.square().sum(1)
-    leaving = (power * ~kept).sum((1, 2)) > LEAVING * power.sum((1, 2))
+    leaving = (power * ~inside).sum((1, 2)) > LEAVING * power.sum((1, 2))
     return torch.where(leaving[:, None], 0, by)
 
 

@@ -106,8 +106,8 @@ def register(form: str) -> Callable[[Class], Class]:
         The decorator. It sets `form` of the class and returns the class.
 
     Raises:
-        InputError: The form is malformed, belongs to another operator, or the class is not an
-            `Operator`.
+        InputError: The form is malformed or belongs to another operator; or the class is not an
+            `Operator`, or has another form already.
 
     >>> from typing import ClassVar
     >>> import torch
@@ -141,6 +141,9 @@ def register(form: str) -> Callable[[Class], Class]:
             raise InputError(f"operator {form}: register a class of Operator, not {shown(family)}")
         if form in BUILT_IN or not _same_class(_families.get(form, family), family):
             raise InputError(f"operator {form} exists already: choose another form")
+        taken = next((f for f, known in _families.items() if known is family and f != form), None)
+        if taken is not None:
+            raise InputError(f"operator {form}: its class is {taken} already: register a subclass")
         family.form = form
         _families[form] = family
         return family
@@ -219,7 +222,7 @@ def _from_package(form: str, text: str) -> type[Operator]:
     except Exception as error:  # whatever the package raises while it is imported
         raise InputError(
             f"operator {form}: the entry point {shown(entry.value)} cannot be loaded:"
-            f" {type(error).__name__}: {error}: mend or remove its package"
+            f" {type(error).__name__}: {error}: repair or remove its package"
         ) from error
     return register(form)(family)
 
@@ -232,7 +235,8 @@ def as_operator(obj: Any, shape: Sequence[int] | None = None) -> Operator:
             d = C H W numbers; a sparse matrix or a scipy `LinearOperator`; an object with a method
             `A` (a deepinv physics, for example); or a differentiable function x (B, C, H, W) -> y
             (B, ...).
-        shape: Shape (C, H, W) of the images, where the measurements do not tell it. Text forms and
+        shape: Shape (C, H, W) of the images, where the measurements do not determine it. Text
+        forms and
             operators do not take it; use `Operator.bind`.
 
     Raises:

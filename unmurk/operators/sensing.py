@@ -22,7 +22,7 @@ The rows of T d are orthonormal, so :math:`A A^T = m`, all singular values are 1
     \mathrm{prox}(z, y, \gamma) = z + \frac{\gamma}{1 + \gamma} A^T (y - A z).
 
 Measurements keep the shape of the image, as those of inpainting do, so y alone tells the size of
-the image. A coefficient that is not kept holds zero, carries no noise and does not count.
+the image. A coefficient that is not selected holds zero, carries no noise and does not count.
 """
 
 from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ class StructuredSensing(Operator):
 
     Attributes:
         signs: d, (1, 1, H, W); None before `bind`.
-        kept: m, (1, 1, H, W); None before `bind`.
+        selected: m, (1, 1, H, W); None before `bind`.
 
     Raises:
         InputError: An option is out of its bounds; from `bind`, the images are above the limit of
@@ -69,9 +69,9 @@ class StructuredSensing(Operator):
     options: ClassVar[dict[str, Option]] = {"ratio": Real(1e-6, 1), "seed": SEED}
     ratio: float
     seed: int
-    tensors = ("signs", "kept")
+    tensors = ("signs", "selected")
     signs: Tensor | None = None
-    kept: Tensor | None = None
+    selected: Tensor | None = None
 
     def __init__(self, ratio: float, seed: int = 0) -> None:
         self._take_options(ratio=ratio, seed=seed)
@@ -88,27 +88,31 @@ class StructuredSensing(Operator):
         )
         stream = generator(self.seed, StreamId.MASK)
         signs = 2.0 * torch.randint(2, size, generator=stream) - 1
-        kept = torch.zeros(pixels)
-        kept[torch.randperm(pixels, generator=stream)[: max(1, round(self.ratio * pixels))]] = 1
-        return self._with(signs=signs.to(self.device), kept=kept.reshape(size).to(self.device))
+        selected = torch.zeros(pixels)
+        selected[
+            torch.randperm(pixels, generator=stream)[: max(1, round(self.ratio * pixels))]
+        ] = 1
+        return self._with(
+            signs=signs.to(self.device), selected=selected.reshape(size).to(self.device)
+        )
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        assert self.kept is not None
-        if self.kept.shape[-2:] != tuple(shape[-2:]):
+        assert self.selected is not None
+        if self.selected.shape[-2:] != tuple(shape[-2:]):
             raise InputError(
-                f"{self.form}: the matrix is for images of {size_text(self.kept.shape[-2:])} but"
-                f" this one is {size_text(shape[-2:])}: bind it again with bind(index, shape)"
+                f"{self.form}: the matrix is for images of {size_text(self.selected.shape[-2:])}"
+                f" but this one is {size_text(shape[-2:])}: bind it again with bind(index, shape)"
             )
 
     def apply_mask(self, y: Tensor) -> Tensor:
-        """Set the coefficients of y that are not kept to zero."""
+        """Set the coefficients of y that are not selected to zero."""
         op = self._bound(y, y.shape)
-        assert isinstance(op, StructuredSensing) and op.kept is not None
-        return torch.where(op.kept > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
+        assert isinstance(op, StructuredSensing) and op.selected is not None
+        return torch.where(op.selected > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
 
     def _A(self, x: Tensor) -> Tensor:
-        assert self.signs is not None and self.kept is not None
-        return self.kept * _hartley(self.signs * x)
+        assert self.signs is not None and self.selected is not None
+        return self.selected * _hartley(self.signs * x)
 
     def _A_adjoint(self, y: Tensor) -> Tensor:
         assert self.signs is not None

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Operator
+from .base import Operator, as_index
 from .linalg import conjugate_gradient, per_image
 
 __all__ = ["Weighted"]
@@ -82,9 +82,9 @@ class Weighted(Operator):
         """Bind A to these images; the weights stay. See `Operator.bind`."""
         return self._with(operator=self.operator.bind(index, shape))
 
-    def index_select(self, rows: Iterable[int] | Tensor) -> Operator:
+    def index_select(self, positions: Iterable[int] | Tensor) -> Operator:
         """Return the operator of some images of the batch; see `Operator.index_select`."""
-        picked = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows)).long()
+        picked = as_index(positions)
         taken: Any = super().index_select(picked)
         operator = self.operator.index_select(picked)
         return taken if operator is self.operator else taken._with(operator=operator)
