@@ -179,15 +179,15 @@ class PoissonGaussian:
     def _convolved(self, rate: Tensor, count: Tensor) -> Tensor:
         """Compute log sum_k exp(f(k)) from rates and counts; the density is per unit of y."""
         width = self.sigma / self.gain
-        top = _maximum(rate.detach(), count, width)
-        stride = (1 / (top + 1) + 1 / width**2).rsqrt().div(STRIDE).floor().clamp_min(1)
+        mode = _maximum(rate.detach(), count, width)
+        stride = (1 / (mode + 1) + 1 / width**2).rsqrt().div(STRIDE).floor().clamp_min(1)
 
         def term(k: Tensor) -> Tensor:
             return _log_poisson(k.clamp_min(0), rate) + _log_normal(count - k, width)
 
-        peak, total = term(top), torch.zeros_like(rate)
+        peak, total = term(mode), torch.zeros_like(rate)
         for node in range(-NODES, NODES + 1):
-            k = top + node * stride
+            k = mode + node * stride
             total = total + torch.where(k >= 0, (term(k) - peak).exp(), 0)
         return peak + (stride * total).log() - math.log(self.gain)
 
@@ -195,10 +195,12 @@ class PoissonGaussian:
         """See `Noise.variance`."""
         return self.gain * (clean - self.offset).clamp_min(0) + self.sigma**2
 
-    def split(self, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def split(
+        self, y: Tensor, fraction: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         r"""Split a measurement into two of the same image, with independent noises.
 
-        A count goes to the first with probability p = `share`, else to the second. A Poisson
+        A count goes to the first with probability p = `fraction`, else to the second. A Poisson
         number k of rate r splits into :math:`k_1` and :math:`k - k_1`, which are independent and
         Poisson with rates p r and (1 - p) r. Gaussian noise is treated as further counts:
         :math:`s^2 = \sigma^2 / \text{gain}^2` of them have its variance (D. L. Snyder, A. M.
@@ -208,7 +210,7 @@ class PoissonGaussian:
 
         Args:
             y: Measurements, shape (B, ...).
-            share: Probability p, between 0 and 1.
+            fraction: Probability p, between 0 and 1.
             generator: Source of the draws.
 
         Returns:
@@ -226,8 +228,8 @@ class PoissonGaussian:
             more += 1 / 12
             near = (counts + more).round()
         near = near.clamp_min(0)
-        first = binomial(near, share, generator)
-        parts = (first / share, (near - first) / (1 - share))
+        first = binomial(near, fraction, generator)
+        parts = (first / fraction, (near - first) / (1 - fraction))
         one, other = ((self.offset + self.gain * (part - more)).to(y) for part in parts)
         return one, other
 

@@ -281,7 +281,7 @@ def envelope(power: Tensor, freedom: Tensor, terms: Tensor) -> Tensor:
     """
     reach = _reach(freedom)
     half = freedom / 2
-    share = _gamma(half + 1, half * reach) / _gamma(half, half * reach)
+    ratio = _gamma(half + 1, half * reach) / _gamma(half, half * reach)
     found = _start(power, terms)
     for _ in range(STEPS):
         v = _positive(terms @ found)
@@ -289,7 +289,7 @@ def envelope(power: Tensor, freedom: Tensor, terms: Tensor) -> Tensor:
         if below.sum() < LEAST // 2:
             break
         before = found
-        found = _fit(power[below] / share[below], (freedom.sqrt() / v)[below], terms[below])
+        found = _fit(power[below] / ratio[below], (freedom.sqrt() / v)[below], terms[below])
         if torch.allclose(found, before, rtol=1e-9, atol=0):
             break
     return found
@@ -301,12 +301,14 @@ def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> 
     It is infinite if the patches do not determine them.
     """
     reach, half = _reach(freedom), freedom / 2
-    top = half * reach
-    inside, first, second = (_gamma(half + k, top) for k in (0, 1, 2))
-    share = first / inside
-    edge = reach * (half.log() * half + (half - 1) * reach.log() - top - torch.lgamma(half)).exp()
-    slope = inside - (reach / share - 1) * edge  # of -E psi, in units of v
-    spread = second * (1 + 1 / half) / share**2 - 2 * first / share + inside
+    limit = half * reach
+    inside, first, second = (_gamma(half + k, limit) for k in (0, 1, 2))
+    ratio = first / inside
+    edge = (
+        reach * (half.log() * half + (half - 1) * reach.log() - limit - torch.lgamma(half)).exp()
+    )
+    slope = inside - (reach / ratio - 1) * edge  # of -E psi, in units of v
+    spread = second * (1 + 1 / half) / ratio**2 - 2 * first / ratio + inside
     v = _positive(terms @ line)
     below = power < reach * v  # the number of flat patches, times `inside`
     each = terms / v[:, None]
@@ -377,12 +379,12 @@ def _fast(values: Tensor, inside: Tensor, below: int) -> tuple[Tensor, Tensor]:
         return fast, freedom
     part, observed = values[~full], inside[~full]
     size, axes = torch.linalg.eigh(torch.einsum("kp,np,lp->nkl", slow, observed, slow))
-    kept = size > 1e-9
-    scale = torch.where(kept, size, 1).rsqrt() * kept
+    nonzero = size > 1e-9
+    scale = torch.where(nonzero, size, 1).rsqrt() * nonzero
     # rows of an orthonormal basis of the slow part on the measured pixels
     span = torch.einsum("nkr,kp,np->nrp", axes * scale[:, None], slow, observed)
     fast[~full] = part - torch.einsum("ncp,nrp,nrq->ncq", part, span, span)
-    freedom[~full] = observed.sum(1) - kept.sum(1)
+    freedom[~full] = observed.sum(1) - nonzero.sum(1)
     return fast, freedom
 
 

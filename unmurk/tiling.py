@@ -310,8 +310,8 @@ class TiledPosterior:
         for places in tiling.chunks(len(start)):
             context = self._context(start, mask, spread, tiling, places)
 
-            def noise(k: int, at: Any = places) -> Tensor:
-                return self._noise(tiling, at, numbers, seed, k, start)
+            def noise(k: int, chosen: Any = places) -> Tensor:
+                return self._noise(tiling, chosen, numbers, seed, k, start)
 
             found = self.posterior.moments(context, n, noise)
             tiling.add(mean, found[0], places)
@@ -374,7 +374,7 @@ class TiledPosterior:
         draw: int,
         like: Tensor,
     ) -> Tensor:
-        fields = (NoiseField(like.shape[1], seed, *numbers[row], draw) for row, _ in places)
+        fields = (NoiseField(like.shape[1], seed, *numbers[image], draw) for image, _ in places)
         crops = [
             field.crop(*corner, *tiling.tile)
             for field, (_, corner) in zip(fields, places, strict=True)

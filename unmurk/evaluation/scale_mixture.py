@@ -133,12 +133,12 @@ def _grid(sigma: float, scales: tuple[float, ...], nu: int) -> Tensor:
     nodes = math.ceil(math.asinh(FAR / 10) / SPACING) + 2
     t = SPACING * torch.arange(nodes, dtype=torch.float64)
     z, dz = 10 * sigma * t.sinh(), 10 * sigma * t.cosh()
-    rows = []
+    tables = []
     for scale in scales:
         value, slope, curve = shrinkage(z, sigma, scale, nu)
         curve = curve * dz**2 + slope * z
-        rows.append(torch.stack([value, slope * dz * SPACING, curve * SPACING**2], dim=1))
-    return torch.stack(rows)
+        tables.append(torch.stack([value, slope * dz * SPACING, curve * SPACING**2], dim=1))
+    return torch.stack(tables)
 
 
 def _quintic(left: Tensor, right: Tensor, at: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ class ScaleMixture:
         levels = torch.as_tensor(sigma, dtype=torch.float64).flatten()
         if len(levels) == 1:
             return function(c, float(levels))
-        found = [function(row[None], float(level)) for row, level in zip(c, levels, strict=True)]
+        found = [function(each[None], float(level)) for each, level in zip(c, levels, strict=True)]
         return torch.cat(found)
 
     def _shrink(self, c: Tensor, sigma: float) -> Tensor:
@@ -310,8 +310,8 @@ class ScaleMixture:
         place = (c.abs() / (10 * sigma)).asinh() / SPACING
         cell = place.detach().clamp(max=nodes - 2).nan_to_num().long()
         index = self._group * nodes + cell
-        rows = grid.reshape(-1, 3)
-        near = _quintic(rows[index], rows[index + 1], (place - cell).clamp(max=1))
+        table = grid.reshape(-1, 3)
+        near = _quintic(table[index], table[index + 1], (place - cell).clamp(max=1))
         far = _far(c, sigma, self.scales, self.nu)
         return torch.where(c.abs() <= FAR * sigma, near, far)
 
