@@ -1,9 +1,11 @@
 r"""Noise models: the distribution of y given the noiseless measurement c = A(x), per value.
 
 .. math::
+    \begin{aligned}
     \text{Gaussian:} \quad & y = c + \sigma n, & n &\sim N(0, 1) \\
     \text{Poisson:} \quad & y = \text{gain}\, k, & k &\sim \mathrm{Poisson}(c / \text{gain}) \\
     \text{Poisson-Gaussian:} \quad & y = \text{gain}\, k + \sigma n
+    \end{aligned}
 
 The gain is the value of one count (a photon, an electron) in units of the image range [0, 1]: at
 white, 1 / gain counts are expected. Mean and variance are E y = c and var y = gain c + sigma^2.

@@ -232,7 +232,7 @@ class NoiseField:
     Args:
         channels: Values at every pixel.
         path: Seed, and the further integers of the field's random stream. The block of BLOCK x
-            BLOCK pixels at row i, column j comes from the generator at (*path, i, j).
+            BLOCK pixels at row i, column j comes from the generator at ``(*path, i, j)``.
 
     >>> field = NoiseField(1, 0, 7)
     >>> whole, part = field.crop(0, 0, 80, 80), field.crop(60, 60, 10, 10)

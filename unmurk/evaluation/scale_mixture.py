@@ -12,11 +12,13 @@ White noise stays white in an orthonormal basis, so the denoiser acts on each co
 With :math:`z = c + \sigma n` and :math:`q(v) = \sigma^2 / (v + \sigma^2)`,
 
 .. math::
+    \begin{aligned}
     p(v \mid z) &\propto p(v)\, N(z; 0, v + \sigma^2) \\
     \mathbb E[c \mid z] &= z\, (1 - \mathbb E[q \mid z]) && \text{(denoiser)} \\
     \frac{d}{dz} \mathbb E[q \mid z] &= -\frac{z}{\sigma^2} \mathrm{Var}[q \mid z] \\
     \frac{d}{dz} \mathrm{Var}[q \mid z]
         &= -\frac{z}{\sigma^2} \mathbb E\bigl[(q - \mathbb E q)^3 \mid z\bigr].
+    \end{aligned}
 
 These are one-dimensional integrals over log v, which the trapezoidal rule computes. The integrand
 is analytic in a strip of half-width :math:`\pi / 2` around the real axis, so the rule with step h
@@ -216,7 +218,7 @@ class ScaleMixture:
     ) -> "ScaleMixture":
         """Build Haar coefficients around gray whose scale grows by 2^1.5 from level to level.
 
-        This is the spectrum of photographs, |frequency|^-3.
+        The spectrum falls with the third power of the frequency, as that of photographs does.
 
         Args:
             shape: Shape (C, H, W) of the images.
