@@ -271,3 +271,20 @@ def test_poisson_noise_of_a_deepinv_object():
         Problem(Physics(gain=0.1, normalize=False))
     with pytest.raises(InputError, match="noise_model.gain varies"):
         Problem(Physics(gain=torch.tensor([0.1, 0.2])))
+
+
+@pytest.mark.parametrize(
+    "text", ["0.1", "poisson,gain=0.05", "poisson-gaussian,gain=0.05,sigma=0.02"]
+)
+def test_float64_in_float64_out(text):
+    """The same draws in both types; densities of float64 images agree to twelve digits."""
+    noise, c = as_noise(text), torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    y = noise.draw(c, PerImageGenerator(0, range(2)))
+    single = noise.draw(c.float(), PerImageGenerator(0, range(2)))
+    assert y.dtype == torch.float64 and single.dtype == torch.float32
+    found = noise.log_likelihood(c, y), noise.variance(c)
+    assert {v.dtype for v in found} == {torch.float64}
+    if text == "0.1":
+        torch.testing.assert_close(y.float(), single)
+        exact = torch.distributions.Normal(c, 0.1).log_prob(y)
+        torch.testing.assert_close(found[0], exact, rtol=1e-12, atol=1e-12)

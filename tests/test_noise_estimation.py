@@ -116,7 +116,9 @@ def test_hidden_pixels_are_not_read(nuclei):
 
 def test_what_cannot_be_told_is_refused(digits, nuclei):
     noisy = Problem("identity", "poisson-gaussian,gain=0.01,sigma=0.02").simulate(digits)
-    with pytest.raises(InputError, match="patches of 8x8 pixels that are seen and not clipped"):
+    with pytest.raises(
+        InputError, match="patches of 8x8 pixels that are measured and not clipped"
+    ):
         estimate_noise(noisy.clamp(0, 1), IDENTITY)
     with pytest.raises(InputError, match="from 0 patches"):
         estimate_noise(nuclei[..., :7], IDENTITY)

@@ -233,3 +233,34 @@ def test_no_seam_on_a_flat_noisy_image():
         signed, excess = jumps(change, edges)
         assert signed < 0.01 * sigma and excess < 0.01 * sigma
     assert jumps(beside - whole, [28, 56, 84])[1] > 0.01 * sigma
+
+
+def test_tiles_of_a_network_of_ones_own_in_float64():
+    """Any module is tiled; float64 stays float64, and float32 gives the same up to rounding."""
+    torch.manual_seed(0)
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x, t):
+            return self.layer(x)
+
+    prior = Prior(Net(), (1, 16, 16)).eval()
+    x = torch.rand(2, 1, 40, 24, dtype=torch.float64)
+    with torch.no_grad():
+        single = prior_for(prior, (1, 40, 24), 16).denoise(x.float(), 0.3)
+        double = prior_for(prior.double(), (1, 40, 24), 16).denoise(x, 0.3)
+    assert single.dtype == torch.float32 and double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, atol=1e-5, rtol=0)
+
+
+def test_the_flow_in_tiles_keeps_float64():
+    torch.manual_seed(0)
+    posterior = Posterior.create("tiny", (1, 16, 16)).double().eval()
+    tiled = posterior_for(posterior, (1, 40, 24), 16)
+    y, problem = torch.rand(1, 1, 40, 24, dtype=torch.float64), Problem("identity", 0.1)
+    found = tiled.sample(y, problem, 1), *tiled.mean_std(y, problem, 2)
+    assert {v.dtype for v in found} == {torch.float64}
+    assert (found[1] - y).abs().max() < 1e-12  # untrained: m(y) = y, blended

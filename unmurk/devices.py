@@ -1,17 +1,17 @@
-"""Where things are computed, and in which precision.
+"""Device and precision: where tensors are computed, and in which floating-point type.
 
-Device. CUDA if there is a GPU, else the CPU; of several processes each takes the GPU of its
-`LOCAL_RANK`. Apple's MPS has no float64, which parts of the physics need, so it is taken only on
+**Device.** CUDA if there is a GPU, else the CPU. Of several processes each takes the GPU of its
+`LOCAL_RANK`. Apple's MPS has no float64, which parts of the physics need, so it is used only on
 request. Launchers of accelerate set two variables that count as requests: `ACCELERATE_USE_CPU`
-and `ACCELERATE_TORCH_DEVICE`. In Python the tensors and models given decide.
+and `ACCELERATE_TORCH_DEVICE`. In Python, the device of the given tensors and models decides.
 
-Precision. Networks may run in bfloat16; everything else (operators, likelihoods, fits, losses)
+**Precision.** Networks may run in bfloat16. Everything else (operators, likelihoods, fits, losses)
 runs in float32 or float64. CUDA has no `fft_*` and no `linalg_*` for bfloat16, and its autocast
-does not lift them; on a CPU A(x) would silently be rounded to 8 bits. So autocast is entered
-around the networks alone, by `networks()`, in the precision that `network_precision(...)` sets.
-An operator leaves any autocast that its caller has entered (`physics`).
+does not convert their inputs; on a CPU, A(x) would silently be rounded to 8 bits. So autocast is
+entered around the networks only, by `networks()`, in the precision that `network_precision(...)`
+sets. An operator leaves any autocast that its caller has entered (`physics`).
 
-"fp32" means IEEE float32. cuDNN's convolutions take TensorFloat-32 by default (10 bits of
+"fp32" means IEEE float32. cuDNN's convolutions use TensorFloat-32 by default (10 bits of
 mantissa); `ieee_float32()` turns that off for the time of a run.
 """
 
@@ -56,10 +56,10 @@ _network: ContextVar[torch.dtype | None] = ContextVar("network precision", defau
 
 
 def default_device() -> torch.device:
-    """The device that commands and `learn` use: CUDA or the CPU, unless another is asked for.
+    """Return the device that commands and `learn` use: CUDA or the CPU, or the requested one.
 
     Raises:
-        InputError: LOCAL_RANK or ACCELERATE_TORCH_DEVICE cannot be read.
+        InputError: LOCAL_RANK or ACCELERATE_TORCH_DEVICE has no valid value.
     """
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
         return torch.device("cpu")
@@ -77,12 +77,16 @@ def default_device() -> torch.device:
 
 
 def device_kind(device: torch.device) -> str:
-    """What tells devices apart that round differently: "cpu", or the name of the GPU."""
+    """Return a name that differs between devices that round differently: "cpu", or the GPU's name.
+
+    >>> device_kind(torch.device("cpu"))
+    'cpu'
+    """
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def host_to(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; from the host to a GPU by pinned memory, without waiting for it."""
+    """Move a tensor to a device; from the host to a GPU by pinned memory, without waiting."""
     if tensor.device == device:
         return tensor
     if device.type == "cuda" and tensor.device.type == "cpu":
@@ -91,9 +95,13 @@ def host_to(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def filled(value: float | Tensor, like: Tensor) -> Tensor:
-    """A number, shape (), or a tensor in the type and on the device of another.
+    """Convert a number or a tensor to the type and device of another tensor.
 
-    A number is written by the device itself: a copy from the host would wait for the queue.
+    A number becomes a tensor of shape () that the device itself writes: a copy from the host would
+    wait for the queue of the GPU.
+
+    >>> filled(2, torch.zeros(3, dtype=torch.float64))
+    tensor(2., dtype=torch.float64)
     """
     if isinstance(value, Tensor):
         return value.to(like.device, like.dtype)
@@ -105,7 +113,7 @@ def filled(value: float | Tensor, like: Tensor) -> Tensor:
 
 @contextmanager
 def network_precision(dtype: torch.dtype | None) -> Iterator[None]:
-    """Networks run in this type (bfloat16) within; None: in that of their weights."""
+    """Run networks in this type (bfloat16) within the context; None takes that of the weights."""
     token = _network.set(dtype)
     try:
         yield
@@ -114,19 +122,19 @@ def network_precision(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def networks(device: torch.device) -> AbstractContextManager[Any]:
-    """To be entered around the call of a network on this device, and around nothing else."""
+    """Return the context for the call of a network on this device, and for nothing else."""
     dtype = _network.get()
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def _autocast_on(kind: str) -> bool:
-    """Whether the caller has entered an autocast; some devices ("meta") have none."""
+    """Whether the caller has entered an autocast. Some devices ("meta") have none."""
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 @contextmanager
 def physics_outside_autocast(device: torch.device) -> Iterator[None]:
-    """Keep an autocast that the caller has entered for the networks, and end it for all else."""
+    """Restrict an autocast that the caller has entered to the networks."""
     kind = device.type
     if not _autocast_on(kind):
         yield
@@ -140,7 +148,7 @@ Map = TypeVar("Map", bound=Callable[..., Any])
 
 
 def physics(method: Map) -> Map:
-    """A method of operators whose tensors are float32 or float64, whatever autocast is on."""
+    """Decorate a method of operators: it runs in float32 or float64 under any autocast."""
 
     @wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -156,23 +164,30 @@ def physics(method: Map) -> Map:
 
 
 def single_or_double(tensor: Tensor) -> Tensor:
-    """Convert half precision to float32; float32 and float64 stay as they are."""
+    """Convert half precision to float32; float32 and float64 stay as they are.
+
+    >>> single_or_double(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    >>> single_or_double(torch.ones(1, dtype=torch.float64)).dtype
+    torch.float64
+    """
     return tensor.float() if tensor.dtype in HALF else tensor
 
 
 def _lifted(value: Any) -> Any:
+    """Convert tensors of half precision to float32; other values stay as they are."""
     return single_or_double(value) if isinstance(value, Tensor) else value
 
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Convolutions and matrix products of float32 on CUDA in IEEE float32, not TensorFloat-32."""
+    """Compute float32 convolutions and matrix products on CUDA in IEEE float32, not TF32."""
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     try:
         before: list[tuple[Any, str, Any]] = [(cudnn, "allow_tf32", cudnn.allow_tf32)]
         before += [(products, "allow_tf32", products.allow_tf32)]
         within: Any = False
-    except RuntimeError:  # the caller speaks torch's newer form, which bears no mixing
+    except RuntimeError:  # the caller uses torch's newer settings, which exclude the older ones
         places: list[Any] = [cudnn.conv, cudnn.rnn, products]  # type: ignore[attr-defined]
         before = [(place, "fp32_precision", place.fp32_precision) for place in places]
         within = "ieee"
@@ -189,17 +204,17 @@ def ieee_float32() -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of a GPU or of the host, has run out."""
+    """Whether an error means that the memory of a GPU or of the host has run out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(m in str(error).lower() for m in MEMORY)
 
 
 def no_memory(error: BaseException, what: str, advice: str) -> InputError:
-    """The error for a user whose memory has run out.
+    """Build the error for a user whose memory has run out.
 
     Args:
-        error: One that `out_of_memory` knows.
+        error: An error that `out_of_memory` recognizes.
         what: What was computed: the batch, the size of the images, the network.
         advice: How to need less.
     """
@@ -208,8 +223,10 @@ def no_memory(error: BaseException, what: str, advice: str) -> InputError:
 
 
 def on_device(what: Callable[..., str], advice: str) -> Callable[[Map], Map]:
-    """Decorate what a user calls to compute something: float32 as IEEE defines it, one line where
-    memory runs out, and an autocast of the caller's for networks alone.
+    """Decorate a public function that computes on a device.
+
+    Inside, float32 is IEEE float32, an autocast of the caller applies to networks only, and a lack
+    of memory raises an InputError of one line.
 
     Args:
         what: Describes the computation, from the same arguments.
@@ -237,14 +254,15 @@ def on_device(what: Callable[..., str], advice: str) -> Callable[[Map], Map]:
 
 
 def reader() -> ThreadPoolExecutor:
-    """A thread that reads beside the one that computes, and takes one processor core for it.
+    """Start a thread that reads beside the one that computes, on one processor core.
 
-    A parallel operation of torch in a second thread makes a second team of OpenMP threads. With
-    more threads than cores GNU's OpenMP ends the short wait in which a team stays ready, for good
-    and for both: every later operation has to wake its threads, and learning took a fifth longer.
+    A parallel operation of torch in a second thread creates a second team of OpenMP threads. With
+    more threads than cores, GNU's OpenMP permanently disables the short wait in which a team stays
+    ready, for both teams. Every later operation must wake its threads, and learning took a fifth
+    longer.
     """
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
     pool.submit(torch.get_num_threads).result()
-    torch.set_num_threads(threads)  # what threads of others start with
+    torch.set_num_threads(threads)  # the value that new threads start with
     return pool

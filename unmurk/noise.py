@@ -1,28 +1,37 @@
-"""Noise models: what a sensor adds to the noiseless measurement c = A(x), number by number.
+r"""Noise models: the distribution of y given the noiseless measurement c = A(x), per value.
 
-    Gaussian          y = c + sigma n,                           n ~ N(0, 1)
-    Poisson           y = gain k,            k ~ Poisson(c / gain)
-    Poisson-Gaussian  y = gain k + sigma n
+.. math::
+    \begin{aligned}
+    \text{Gaussian:} \quad & y = c + \sigma n, & n &\sim N(0, 1) \\
+    \text{Poisson:} \quad & y = \text{gain}\, k, & k &\sim \mathrm{Poisson}(c / \text{gain}) \\
+    \text{Poisson-Gaussian:} \quad & y = \text{gain}\, k + \sigma n
+    \end{aligned}
 
-gain is what one count (a photon, an electron) is worth in units of the image range [0, 1]: at
-white 1 / gain counts are expected. Mean and variance are E y = c and var y = gain c + sigma^2.
+The gain is the value of one count (a photon, an electron) in units of the image range [0, 1]: at
+white, 1 / gain counts are expected. Mean and variance are E y = c and var y = gain c + sigma^2.
 There is no negative light: where c < 0 the rate of the counts is 0. A camera may put black at an
-offset o > 0: then the two models hold for y - o and c - o in the place of y and c, and
+offset o > 0. The two count models then hold for y - o and c - o in place of y and c, and
 
-    E y = c,    var y = gain (c - o) + sigma^2.
+.. math:: \mathbb E\,y = c, \qquad \operatorname{var} y = \text{gain}\,(c - o) + \sigma^2.
 
-    log p(y | c), Gaussian           - (y - c)^2 / (2 sigma^2) - log(2 pi sigma^2) / 2
-                  Poisson            k log r - r - log k!,    r = c / gain,  k = y / gain
-                  Poisson-Gaussian   log sum_k exp(f(k)),
-                                     f(k) = k log r - r - log k! + log N(y; gain k, sigma^2)
+The log-likelihoods are, with the rate r = c / gain and the count k = y / gain,
 
-f is concave, so its sum is over a window around its maximum, of standard deviation
+.. math::
+    \text{Gaussian:} \quad & -(y - c)^2 / (2\sigma^2) - \log(2\pi\sigma^2) / 2 \\
+    \text{Poisson:} \quad & k \log r - r - \log k! \\
+    \text{Poisson-Gaussian:} \quad & \log \sum_k e^{f(k)}, \qquad
+        f(k) = k \log r - r - \log k! + \log N(y; \text{gain}\, k, \sigma^2).
 
-    s = (1 / (k + 1) + gain^2 / sigma^2)^(-1/2)    at the maximum k.
+f is concave, so the sum runs over a window around its maximum. The terms have the standard
+deviation
 
-NODES counts on each side are taken while s < 2 STRIDE; above, every h-th with h = floor(s /
-STRIDE). That loses nothing: by Poisson's summation formula the sum of a Gaussian of standard
-deviation s over every h-th number, times h, is off by 2 exp(-2 pi^2 (s / h)^2), and s / h >= 4.
+.. math:: s = \bigl(1 / (k + 1) + \text{gain}^2 / \sigma^2\bigr)^{-1/2}
+    \quad\text{at the maximum } k.
+
+NODES counts on each side are taken while s < 2 STRIDE; above, every h-th with
+h = floor(s / STRIDE). This loses nothing: by Poisson's summation formula the sum of a Gaussian of
+standard deviation s over every h-th integer, times h, has a relative error of
+:math:`2 e^{-2\pi^2 (s / h)^2}`, and s / h >= 4.
 """
 
 import math
@@ -39,11 +48,11 @@ from .rng import PerImageGenerator, binomial
 __all__ = ["AUTO", "Gaussian", "Noise", "PoissonGaussian", "as_noise", "noise_of"]
 
 NODES, STRIDE = 80, 4  # s / h < 8, so that the window reaches 10 s to each side
-HALVINGS = 60  # of the interval that the maximum lies in
-WHOLE = 1e-2  # counts that numbers in single precision may be off
+HALVINGS = 60  # of the interval that contains the maximum
+WHOLE = 1e-2  # rounding error of counts in single precision
 
 SIGMA = Real(1e-6, 10, zero=True)
-"""Bounds of a standard deviation in units of the image range: of 10, no image is left."""
+"""Bounds of a standard deviation in units of the image range; at 10 no image is visible."""
 GAIN = Real(1e-12, 10)
 """Bounds of a gain: from 1e12 counts at white, hardly any noise, to one count in ten pixels."""
 OFFSET = Real(0, 10)
@@ -51,32 +60,43 @@ OFFSET = Real(0, 10)
 
 @runtime_checkable
 class Noise(Protocol):
-    """What a noise model is: a value, and how y is spread around c, shape (B, ...) both."""
+    """Interface of noise models: the distribution of y (B, ...) given c, same shape."""
 
     @property
     def spec(self) -> str:
-        """The text form; `as_noise` reads it back to an equal model."""
+        """The text form, which `as_noise` turns back into an equal model."""
         ...
 
     def draw(self, clean: Tensor, streams: PerImageGenerator) -> Tensor:
-        """y of every c, from one stream for each row."""
+        """Draw measurements.
+
+        Args:
+            clean: Noiseless measurements c, shape (B, ...).
+            streams: One random stream for each image of the batch.
+
+        Returns:
+            Measurements y, in shape and type of c.
+        """
         ...
 
     def log_likelihood(self, clean: Tensor, y: Tensor) -> Tensor:
-        """log p(y | c) in nats, number by number."""
+        """Compute log p(y | c) in nats for every value, in shape and type of c."""
         ...
 
     def variance(self, clean: Tensor) -> Tensor:
-        """var(y | c), number by number."""
+        """Compute var(y | c) of every value, in shape and type of c."""
         ...
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """y = c + sigma n. Text form: "gaussian,sigma=0.3", or the number alone.
+    """Gaussian noise, y = c + sigma n. Text form: "gaussian,sigma=0.3", or the number alone.
 
     Raises:
-        InputError: a number out of its bounds.
+        InputError: A number is out of its bounds.
+
+    >>> Gaussian(0.3).variance(torch.zeros(2))
+    tensor([0.0900, 0.0900])
     """
 
     options: ClassVar[dict[str, Option]] = {"sigma": SIGMA}
@@ -97,9 +117,9 @@ class Gaussian:
         return clean + self.sigma * _randn(clean, streams) if self.sigma > 0 else clean
 
     def log_likelihood(self, clean: Tensor, y: Tensor) -> Tensor:
-        """See `Noise.log_likelihood`. Raises InputError where sigma is 0: there is no density."""
+        """See `Noise.log_likelihood`. Raises InputError if sigma is 0, as there is no density."""
         if self.sigma == 0:
-            raise InputError("without noise there is no likelihood; give the problem noise > 0")
+            raise InputError("without noise there is no likelihood: give the problem noise > 0")
         return _log_normal(y - clean, self.sigma)
 
     def variance(self, clean: Tensor) -> Tensor:
@@ -109,22 +129,27 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class PoissonGaussian:
-    """y = o + gain k + sigma n, k ~ Poisson((c - o) / gain). Text form: "poisson,gain=0.01", or
-    "poisson-gaussian,gain=0.01,sigma=0.02"; either may end with ",offset=0.05".
+    """Counting noise, y = o + gain k + sigma n with k ~ Poisson((c - o) / gain).
+
+    Text form: "poisson,gain=0.01" or "poisson-gaussian,gain=0.01,sigma=0.02"; either may end with
+    ",offset=0.05".
 
     Raises:
-        InputError: a number out of its bounds.
+        InputError: A number is out of its bounds.
+
+    >>> PoissonGaussian(gain=0.01, sigma=0.02).variance(torch.tensor([0.0, 1.0]))
+    tensor([0.0004, 0.0104])
     """
 
     options: ClassVar[dict[str, Option]] = {"gain": GAIN, "sigma": SIGMA, "offset": OFFSET}
 
     gain: float
-    """What one count is worth in units of the image range [0, 1], a number from 1e-12 to 10."""
+    """Value of one count in units of the image range [0, 1], a number from 1e-12 to 10."""
     sigma: float = 0.0
-    """Standard deviation of the Gaussian noise on top, in the same units: 0 or a number from
-    1e-06 to 10; 0 has none."""
+    """Standard deviation of the additional Gaussian noise, in the same units: 0 (none) or a number
+    from 1e-06 to 10."""
     offset: float = 0.0
-    """o, the value of black, where no light falls, in the same units, a number from 0 to 10."""
+    """Value o of black, where no light falls, in the same units, a number from 0 to 10."""
 
     def __post_init__(self) -> None:
         _check_options(self)
@@ -144,8 +169,8 @@ class PoissonGaussian:
     def log_likelihood(self, clean: Tensor, y: Tensor) -> Tensor:
         """See `Noise.log_likelihood`.
 
-        Without Gaussian noise this is the log of a probability, and y has to hold whole counts;
-        between them the formula is continued by the gamma function, below 0 it is -infinity.
+        Without Gaussian noise this is the log of a probability, and y must hold whole counts.
+        Between them the gamma function continues the formula; below 0 it is -infinity.
         """
         rate, count = self.rate(clean), (y.double() - self.offset) / self.gain
         if self.sigma == 0:
@@ -154,17 +179,17 @@ class PoissonGaussian:
         return self._convolved(rate, count).to(clean)
 
     def _convolved(self, rate: Tensor, count: Tensor) -> Tensor:
-        """log sum_k exp(f(k)), all in units of counts but for the constant of the density."""
+        """Compute log sum_k exp(f(k)) from rates and counts; the density is per unit of y."""
         width = self.sigma / self.gain
-        top = _maximum(rate.detach(), count, width)
-        stride = (1 / (top + 1) + 1 / width**2).rsqrt().div(STRIDE).floor().clamp_min(1)
+        mode = _maximum(rate.detach(), count, width)
+        stride = (1 / (mode + 1) + 1 / width**2).rsqrt().div(STRIDE).floor().clamp_min(1)
 
         def term(k: Tensor) -> Tensor:
             return _log_poisson(k.clamp_min(0), rate) + _log_normal(count - k, width)
 
-        peak, total = term(top), torch.zeros_like(rate)
+        peak, total = term(mode), torch.zeros_like(rate)
         for node in range(-NODES, NODES + 1):
-            k = top + node * stride
+            k = mode + node * stride
             total = total + torch.where(k >= 0, (term(k) - peak).exp(), 0)
         return peak + (stride * total).log() - math.log(self.gain)
 
@@ -172,16 +197,31 @@ class PoissonGaussian:
         """See `Noise.variance`."""
         return self.gain * (clean - self.offset).clamp_min(0) + self.sigma**2
 
-    def split(self, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two measurements of one image made of one (B, ...), with independent noises.
+    def split(
+        self, y: Tensor, fraction: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        r"""Split a measurement into two of the same image, with independent noises.
 
-        A count goes to the first with probability p = `share`, else to the second. Of k counts
-        from a Poisson law that makes k_1 and k - k_1, independent and from the laws of rates p r
-        and (1 - p) r. Gaussian noise is taken for more counts: s^2 = sigma^2 / gain^2 of them
-        have its variance (D. L. Snyder, A. M. Hammoud, R. L. White, 1993, J. Opt. Soc. Am. A 10,
-        p. 1014), and 1/12 that of rounding, where y is not whole counts. So in general the two
-        noises are uncorrelated; for whole Poisson counts they are independent. Variances are
-        those of y over p and over 1 - p.
+        A count goes to the first with probability p = `fraction`, else to the second. A Poisson
+        number k of rate r splits into :math:`k_1` and :math:`k - k_1`, which are independent and
+        Poisson with rates p r and (1 - p) r. Gaussian noise is treated as further counts:
+        :math:`s^2 = \sigma^2 / \text{gain}^2` of them have its variance (D. L. Snyder, A. M.
+        Hammoud and R. L. White, 1993, J. Opt. Soc. Am. A 10, p. 1014), and 1/12 that of rounding,
+        where y is not whole counts. So in general the two noises are uncorrelated; for whole
+        Poisson counts they are independent. The variances are those of y over p and over 1 - p.
+
+        Args:
+            y: Measurements, shape (B, ...).
+            fraction: Probability p, between 0 and 1.
+            generator: Source of the draws.
+
+        Returns:
+            Two tensors in shape and type of y, each with mean c.
+
+        >>> y = torch.full((1, 4), 0.2)  # 20 counts each
+        >>> one, other = PoissonGaussian(0.01).split(y, 0.5, torch.Generator().manual_seed(0))
+        >>> (one + other) / 2
+        tensor([[0.2000, 0.2000, 0.2000, 0.2000]])
         """
         counts = (y.double() - self.offset) / self.gain
         near = counts.round()
@@ -190,13 +230,13 @@ class PoissonGaussian:
             more += 1 / 12
             near = (counts + more).round()
         near = near.clamp_min(0)
-        first = binomial(near, share, generator)
-        parts = (first / share, (near - first) / (1 - share))
+        first = binomial(near, fraction, generator)
+        parts = (first / fraction, (near - first) / (1 - fraction))
         one, other = ((self.offset + self.gain * (part - more)).to(y) for part in parts)
         return one, other
 
     def rate(self, clean: Tensor) -> Tensor:
-        """Counts expected, number by number, in double precision."""
+        """Compute the expected counts of every value, in double precision."""
         return (clean.double() - self.offset).clamp_min(0) / self.gain
 
 
@@ -205,7 +245,7 @@ AUTO: dict[str, Literal["gaussian", "poisson-gaussian"]] = {
     "gaussian,auto": "gaussian",
     "poisson-gaussian,auto": "poisson-gaussian",
 }
-"""Text forms that leave the numbers to `noise_estimation`, and the kind of noise of each."""
+"""Text forms whose numbers `noise_estimation` estimates, with the kind of noise of each."""
 
 FORMS: dict[tuple[str, ...], type[Gaussian] | type[PoissonGaussian]] = {
     ("gaussian", "sigma"): Gaussian,
@@ -214,18 +254,23 @@ FORMS: dict[tuple[str, ...], type[Gaussian] | type[PoissonGaussian]] = {
     ("poisson-gaussian", "gain", "sigma"): PoissonGaussian,
     ("poisson-gaussian", "gain", "offset", "sigma"): PoissonGaussian,
 }
-"""Text forms: the first word and the options, all of which are needed."""
+"""Text forms: the first word, and the options, all of which are required."""
 
 
 def as_noise(value: Any) -> Noise:
-    """A noise model from what users have.
+    """Turn a number, a text form or a noise model into a noise model.
 
     Args:
-        value: A number, the standard deviation of Gaussian noise; a text form, or a number as
-            text; or a noise model.
+        value: A number, which is the standard deviation of Gaussian noise; a text form, or a
+            number as text; or a noise model.
 
     Raises:
-        InputError: for anything else, or a number out of range.
+        InputError: It is anything else, or a number is out of range.
+
+    >>> as_noise(0.3)
+    Gaussian(sigma=0.3)
+    >>> as_noise("poisson-gaussian,gain=0.01,sigma=0.02")
+    PoissonGaussian(gain=0.01, sigma=0.02, offset=0.0)
     """
     if isinstance(value, str):
         try:
@@ -243,25 +288,28 @@ KINDS: dict[str, tuple[str, ...]] = {
     "PoissonNoise": ("gain",),
     "PoissonGaussianNoise": ("gain", "sigma"),
 }
-"""Noise models of deepinv that are ours too, by the name of their class, and their numbers."""
+"""Noise models of deepinv that this package has too, by class name, and their numbers."""
 
 ASIDE = {"normalize", "clip_positive", "rng", "initial_random_state", "noise_model", "training"}
-"""Attributes of a noise model that say nothing about the law of y: where random numbers come from,
-and what `noise_of` checks by itself."""
+"""Attributes of a noise model that do not change the distribution of y, or that `noise_of` checks
+separately."""
 
 
 def noise_of(operator: Any) -> Noise:
-    """The noise that an object of another library carries along as `noise_model`.
+    """Read the noise of an operator from another library, its attribute `noise_model`.
+
+    The noise must be one of `KINDS`, or an object with the numbers `sigma` and `gain` that cannot
+    be called. Any other noise would be ignored silently, so it raises an error.
 
     Args:
         operator: A physics of deepinv, or any object. Without a `noise_model` the noise is 0.
 
-    Its noise is read where it is one of `KINDS`, or a record of numbers, `sigma` and `gain`, that
-    cannot be called. Any other noise would be lost without a word, so it is refused.
-
     Raises:
-        InputError: a noise of another kind, one that varies from image to image, or one that
-            counts photons.
+        InputError: The noise is of another kind, varies from image to image, or counts photons.
+
+    >>> from types import SimpleNamespace
+    >>> noise_of(SimpleNamespace(noise_model=SimpleNamespace(sigma=0.1)))
+    Gaussian(sigma=0.1)
     """
     model = getattr(operator, "noise_model", None)
     if model is None or isinstance(operator, str):
@@ -278,7 +326,7 @@ def noise_of(operator: Any) -> Noise:
     else:
         what = f" ({', '.join(sorted(held))})" if held else ""
         raise InputError(
-            f"the operator carries {name}{what}, a noise that unmurk does not have: give"
+            f"the operator has the noise {name}{what}, which unmurk does not support: give"
             f" noise= as a number, or as one of {', '.join(sorted({f for f, *_ in FORMS}))}"
         )
     gain, sigma = (
@@ -287,25 +335,29 @@ def noise_of(operator: Any) -> Noise:
     if not gain:
         return Gaussian(sigma)
     if not getattr(model, "normalize", True):
-        raise InputError("the operator's noise_model counts photons: give it normalize=True")
+        raise InputError(
+            "the operator's noise_model is in units of photons: give it normalize=True"
+        )
     return PoissonGaussian(gain, sigma)
 
 
 def _attributes(model: Any) -> set[str]:
-    """The names of the public values that an object holds, those of every torch module aside."""
+    """Return the names of an object's public values, without those of every torch module."""
     names = {key for key in dir(model) if not key.startswith("_")} - set(dir(torch.nn.Module))
     return {key for key in names if not callable(getattr(model, key, None))}
 
 
 def _one(name: str, value: Any) -> Any:
+    """Return the number that all entries of a tensor share."""
     if isinstance(value, Tensor) and value.unique().numel() != 1:
         raise InputError(
-            f"the operator's noise_model.{name} varies; give one noise for all images"
+            f"the operator's noise_model.{name} varies: give one noise for all images"
         )
     return float(value.flatten()[0]) if isinstance(value, Tensor) else value
 
 
 def _parse(text: str) -> Noise:
+    """Parse the text form of a noise model."""
     if text in AUTO:
         raise InputError(
             f"noise '{text}' must be estimated from measurements first: learn, solve and restore"
@@ -327,29 +379,32 @@ def _parse(text: str) -> Noise:
 
 
 def _check_options(noise: "Gaussian | PoissonGaussian") -> None:
-    """Put the numbers of a noise model within their bounds, or raise InputError."""
+    """Check the numbers of a noise model against their bounds, or raise InputError."""
     for name, option in noise.options.items():
         where = "noise" if isinstance(noise, Gaussian) else f"noise: {name}"
         object.__setattr__(noise, name, option.check(where, getattr(noise, name)))
 
 
 def _options(noise: Gaussian | PoissonGaussian) -> str:
+    """Write the numbers of a noise model as options of its text form."""
     values = {field.name: getattr(noise, field.name) for field in fields(noise)}
     if isinstance(noise, PoissonGaussian):
-        values = {name: value for name, value in values.items() if value}  # 0 goes without saying
+        values = {name: value for name, value in values.items() if value}  # 0 is the default
     return ",".join(f"{name}={value!r}".removesuffix(".0") for name, value in values.items())
 
 
 def _randn(like: Tensor, streams: PerImageGenerator) -> Tensor:
+    """Draw standard normal noise like a batch."""
     return streams.randn(*like.shape[1:]).to(like)
 
 
 def _log_normal(away: Tensor, sigma: float) -> Tensor:
+    """Compute log N(away; 0, sigma^2)."""
     return -away.square() / (2 * sigma**2) - 0.5 * math.log(2 * math.pi * sigma**2)
 
 
 def _maximum(rate: Tensor, count: Tensor, width: float) -> Tensor:
-    """The whole number next to the maximum of f, which lies between 0 and both its parts'."""
+    """Return the integer next to the maximum of f, by bisection."""
     low, high = torch.zeros_like(rate), torch.maximum(rate, count).clamp_min(0) + 1
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -359,4 +414,5 @@ def _maximum(rate: Tensor, count: Tensor, width: float) -> Tensor:
 
 
 def _log_poisson(k: Tensor, rate: Tensor) -> Tensor:
+    """Compute the log probability of k counts at a rate."""
     return torch.xlogy(k, rate) - rate - torch.lgamma(k + 1)

@@ -1,54 +1,59 @@
-"""The noise of images that nobody measured: read off the images alone.
+r"""Blind noise estimation: the noise model of measurements, from the measurements alone.
 
-White noise has the same power at all spatial frequencies; images have little at high ones, and
-next to none where they are flat. Every patch of SIDE x SIDE pixels gives two numbers: its mean m
-and the power q of what is left when its slow part, the span of the discrete cosine functions of
-frequencies u + v < SLOW, is taken out. Without texture
+White noise has the same power at all spatial frequencies. Images have little at high frequencies,
+and almost none where they are flat. Every patch of SIDE x SIDE pixels gives two numbers: its mean
+m and the power q that is left when its slow part is removed, the span of the discrete cosine
+functions of frequencies u + v < SLOW. Without texture
 
-    q ~ v chi^2_n / n,    v = a m + b,
+.. math:: q \sim v\, \chi^2_n / n, \qquad v = a m + b,
 
-n = what is left of the pixels' number: a line in m, since Poisson-Gaussian noise has the variance
-a (m - o) + sigma^2, and a constant (a = 0) for Gaussian noise. Texture only adds to q, so the line
-is the lower edge of the cloud (m, q). It is fitted on one side (the "envelope"): only patches with
-q < k v count, whose mean must be that of the truncated law,
+where n is the number of pixels minus that of the removed functions. The variance v is linear in m
+for Poisson-Gaussian noise, :math:`a (m - o) + \sigma^2`, and constant (a = 0) for Gaussian noise.
+Texture only adds to q, so the line is the lower edge (the "envelope") of the cloud (m, q). It is
+fitted on one side: only patches with q < k v count, whose mean must be that of the truncated
+distribution,
 
-    E[q | q < k v] = c v,    c = P(n/2 + 1, k n/2) / P(n/2, k n/2),
+.. math:: \mathbb E[q \mid q < k v] = c v, \qquad
+    c = P(n/2 + 1, k n/2) / P(n/2, k n/2),
 
-P the regularised incomplete gamma function. So a and b solve the weighted least squares
+with the regularized incomplete gamma function P. So a and b solve the weighted least squares
 
-    min sum_{q < k v} n (q / c - a m - b)^2 / v^2,
+.. math:: \min_{a, b} \sum_{q < k v} n\, (q / c - a m - b)^2 / v^2,
 
-repeated with the new v until it stands. The start lies above the cloud: the equation has roots
-inside the noise of the lowest few patches too, and one flat image of 64 x 64 pixels has only 64.
-(From below the fit stopped at one of these, 14 % too low, for up to 150 patches.) With
+which is repeated with the new v until it converges. The iteration starts above the cloud: the
+equation also has roots inside the noise of the lowest few patches, and one flat image of 64 x 64
+pixels has only 64 patches. (From below, the fit stopped at such a root, 14 % too low, for up to
+150 patches.) With
 
-    k = 1 + sqrt(2/n) min(1, 4/sqrt(P)),    P the number of patches,
+.. math:: k = 1 + \sqrt{2 / n}\, \min(1, 4 / \sqrt P), \qquad P \text{ the number of patches},
 
-the patches that count reach half a standard deviation above v for P = 64, which lowers the
-estimate's own deviation from 3.5 to 2.7 %, and end at v where there are many. A patch of which few
-pixels are measured (a mask) loses its slow part by least squares on those; its n is smaller.
+the patches that count reach half a standard deviation above v for P = 64, and end at v for many
+patches. This lowers the standard deviation of the estimate from 3.5 to 2.7 % at P = 64. A patch
+with few measured pixels (a mask) loses its slow part by least squares on those pixels; its n is
+smaller.
 
-In colour the patch's mean over the channels is taken out first: edges and texture are mostly the
-same in all channels, noise is not (n is then twice that of one channel).
+In color, the mean of the patch over the channels is removed first: edges and texture are mostly
+the same in all channels, noise is not (n is then twice that of one channel).
 
-**Whether there is a gain.** The rise of v from dark to bright is that of a gain, or texture that
-is found wherever it is bright. It is taken for a gain if
+**Whether there is a gain.** The rise of v from dark to bright is caused by a gain, or by texture
+in bright places. It is taken for a gain if
 
-- it exceeds `SURE` standard errors of the fit. With psi = n (q/c - v)/v^2 (m, 1) these are those
-  of any root of sum psi = 0: A^-1 B A^-1, A = E of its derivative, B = E psi psi^T;
-- it is white. Frequencies u + v < `FINE` and those above share the noise in equal parts, texture
-  lies in the lower ones. The difference of the two powers over the bright patches that count, with
-  two of its standard errors on top, is at most `TEXTURE` of the rise;
+- it exceeds `SURE` standard errors of the fit. With :math:`\psi = n (q/c - v)/v^2\, (m, 1)` these
+  are those of any root of :math:`\sum \psi = 0`: :math:`A^{-1} B A^{-1}`, where A is the mean of
+  the derivative of :math:`\psi` and :math:`B = \mathbb E\, \psi \psi^T`;
+- it is white. Noise has equal power in the frequencies u + v < `FINE` and in those above; texture
+  lies in the lower ones. The difference of the two powers over the bright patches that count, plus
+  two of its standard errors, is at most `TEXTURE` of the rise;
 - enough bright patches lie below the line.
 
-A negative b is told as the offset o = -b / a (sigma = 0), a positive one as sigma = sqrt(b): from
-the line alone the two cannot be told apart.
+A negative b is reported as the offset o = -b / a (sigma = 0), a positive one as sigma = sqrt(b):
+the line alone does not determine both.
 
 Sources. Flat patches and high frequencies: X. Liu, M. Tanaka, M. Okutomi, "Single-image noise
 level estimation for blind denoising", IEEE Trans. Image Process. 22, 2013; S. Pyatykh, J. Hesser,
 L. Zheng, "Image noise level estimation by principal component analysis", ibid. The line: A. Foi,
 M. Trimeche, V. Katkovnik, K. Egiazarian, "Practical Poissonian-Gaussian noise modeling and fitting
-for single-image raw-data", ibid. 17, 2008. docs/benchmark_noise.md compares.
+for single-image raw-data", ibid. 17, 2008. The benchmark of noise estimation compares them.
 """
 
 import math
@@ -68,30 +73,39 @@ __all__ = ["Kind", "estimate_noise", "known_noise"]
 Kind = Literal["gaussian", "poisson-gaussian"]
 
 SIDE, SLOW, FINE = 8, 6, 8
-FREEDOM = 8  # least n of a patch that counts
-LEAST, MOST = 30, 100_000  # patches
-STEPS = 200
+FREEDOM = 8  # least degrees of freedom n of a patch
+LEAST, MOST = 30, 100_000  # bounds of the number of patches
+STEPS = 200  # most iterations of the fit
 ABOVE = 1.5  # where the fit starts, in units of the mean power
 SURE, TEXTURE = 3.0, 0.15
-CLIPPED = 1e-3  # share of numbers at an end of the range that noise alone does not put there
-BRIGHT = 0.2  # least share of bright patches below the line, to have told the gain
+CLIPPED = 1e-3  # share of values at an end of the range above which they count as clipped
+BRIGHT = 0.2  # least share of bright patches below the line for a valid gain
 IMAGES = ("identity", "inpaint", "blur", "sr", "colour", "hdr", "quantise", "jpeg")
 
 
 def estimate_noise(
     y: Tensor, operator: Operator, kind: Kind = "gaussian"
 ) -> Gaussian | PoissonGaussian:
-    """The noise of measurements, by the one-sided fit above; numbers of four digits.
+    """Estimate the noise of measurements by the one-sided fit above, to four digits.
 
     Args:
-        y: Measurements (N, C, H, W), not clipped; all of the same noise.
-        operator: What made them. Hidden pixels are not read. After a blur, a reduction or any
-            other operator whose measurements are images, y is itself an image with white noise.
+        y: Measurements, shape (N, C, H, W), not clipped, all with the same noise.
+        operator: The operator of the measurements. Hidden pixels are not used. After a blur, a
+            reduction or any other operator whose measurements are images, y is itself an image
+            with white noise.
         kind: "gaussian" or "poisson-gaussian".
 
+    Returns:
+        The noise model.
+
     Raises:
-        InputError: measurements that are no images, too few patches that are not clipped, or no
-            patch that is both bright and flat (poisson-gaussian).
+        InputError: The measurements are not images, too few patches are free of clipping, or no
+            patch is both bright and flat ("poisson-gaussian").
+
+    >>> y = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0)).mul(0.1)
+    >>> found = estimate_noise(y, as_operator("identity"))  # a flat image
+    >>> abs(found.sigma - 0.1) < 0.005
+    True
     """
     forms = {link.partition(":")[0].partition(",")[0] for link in operator.spec.split("|")}
     if not forms <= set(IMAGES) or y.ndim != 4:
@@ -106,14 +120,14 @@ def estimate_noise(
     if broken.any():
         raise InputError(
             f"noise cannot be estimated: image number {int(broken.int().argmax())} has values that"
-            " are not finite; leave it out, or mend it"
+            " are not finite: leave it out, or replace them"
         )
     patches = powers(y, observed, counts=kind != "gaussian")
     if len(patches.power) < LEAST:
         raise InputError(
             f"noise cannot be estimated from {len(patches.power)} patches of {SIDE}x{SIDE} pixels"
-            " that are seen and not clipped: give more images, values that are not clipped, or a"
-            " number"
+            " that are measured and not clipped: give more images, values that are not clipped, or"
+            " a number"
         )
     if kind == "gaussian":
         ones = torch.ones_like(patches.mean)[:, None]
@@ -126,7 +140,7 @@ def estimate_noise(
 
 
 def _gain(patches: "Patches") -> tuple[float, float]:
-    """The line a, b of Poisson-Gaussian noise; InputError where no gain can be told."""
+    """Fit the line a, b of Poisson-Gaussian noise. Raises InputError if there is no clear gain."""
     terms = torch.stack([patches.mean, torch.ones_like(patches.mean)], 1)
     line = envelope(patches.power, patches.freedom, terms)
     gain, rest = line.tolist()
@@ -137,27 +151,27 @@ def _gain(patches: "Patches") -> tuple[float, float]:
     hint = "give --noise auto (one Gaussian noise) or poisson-gaussian with numbers"
     if not below[bright].double().mean() >= BRIGHT:
         raise InputError(
-            f"the gain cannot be estimated: no bright part of the images is flat; {hint}"
+            f"the gain cannot be estimated: no bright part of the images is flat: {hint}"
         )
     error = float(uncertainty(patches.power, patches.freedom, terms, line)[0, 0]) ** 0.5
     if not gain > SURE * error:
         raise InputError(
             f"the gain cannot be estimated: {gain:.2g} +- {error:.2g} may be 0, as for noise that"
-            f" does not depend on the brightness; {hint}"
+            f" does not depend on the brightness: {hint}"
         )
     rise = gain * (float(patches.mean[bright & below].mean()) - low)
     if not _texture(patches, bright & below) < TEXTURE * rise:
         raise InputError(
-            "the gain cannot be estimated: no bright part of the images is flat, as what varies"
-            f" there may be texture as well as noise; {hint}"
+            "the gain cannot be estimated: no bright part of the images is flat, as the variation"
+            f" there may be texture as well as noise: {hint}"
         )
     return gain, rest
 
 
 def _texture(patches: "Patches", chosen: Tensor) -> float:
-    """Upper bound of the power of texture in patches with noise of the same power v.
+    """Compute an upper bound of the power of texture in patches with noise of one power v.
 
-    Without texture both parts of the frequencies have the mean power of the whole.
+    Without texture, both parts of the frequencies have the mean power of all of them.
     """
     chosen = chosen & (patches.finest > 0) & (patches.finest < patches.freedom)
     power, freedom, fine, finest = (part[chosen] for part in patches[1:])
@@ -169,13 +183,21 @@ def _texture(patches: "Patches", chosen: Tensor) -> float:
 
 
 def known_noise(text: str, y: Tensor, operator: str) -> str:
-    """A noise's text form as it is, or the one estimated in the place of "auto", which is told on
-    stderr.
+    """Replace "auto" in the text form of a noise by an estimate, which is printed on stderr.
 
     Args:
         text: A text form of `unmurk.noise`, "auto" or "poisson-gaussian,auto".
-        y: The measurements.
-        operator: The operator's text form.
+        y: The measurements, shape (N, C, H, W).
+        operator: The text form of the operator.
+
+    Returns:
+        A text form with numbers; `text` itself if it has them.
+
+    Raises:
+        InputError: See `estimate_noise`.
+
+    >>> known_noise("0.1", torch.rand(1, 1, 8, 8), "identity")
+    '0.1'
     """
     text = text.replace(" ", "")
     if text not in AUTO:
@@ -186,14 +208,14 @@ def known_noise(text: str, y: Tensor, operator: str) -> str:
 
 
 class Patches(NamedTuple):
-    """What is told of each patch, (P,) each.
+    """Statistics of the patches, shape (P,) each.
 
     Attributes:
         mean: Mean m.
         power: Power q of all but the slow part.
-        freedom: Its degrees of freedom n.
+        freedom: Degrees of freedom n of q.
         fine: Power of the upper part of those frequencies; of all of them for Gaussian noise.
-        finest: Its degrees of freedom.
+        finest: Degrees of freedom of `fine`.
     """
 
     mean: Tensor
@@ -204,24 +226,25 @@ class Patches(NamedTuple):
 
 
 def textures(y: Tensor, observed: Tensor, counts: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean m, power q and degrees of freedom n of the patches that can be used, (P,) each.
+    """Compute mean m, power q and degrees of freedom n of the usable patches, (P,) each.
 
     Args:
-        y: Images (N, C, H, W).
-        seen: Which numbers of them are measured, same shape.
-        counts: Whether many numbers may be the lowest without being clipped: no count fell there.
+        y: Images, shape (N, C, H, W).
+        observed: Which of their values are measured, same shape.
+        counts: Whether many values may equal the lowest one without being clipped, as in images
+            of counts with many zeros.
     """
     return powers(y, observed, counts)[:3]
 
 
 def powers(y: Tensor, observed: Tensor, counts: bool = False) -> Patches:
-    """The patches that can be used; arguments as of `textures`."""
+    """Compute the statistics of the usable patches; the arguments are those of `textures`."""
     ends = [y[observed].max()] if counts else [y[observed].max(), y[observed].min()]
     clipped = torch.zeros_like(y)
     for end in ends:
         if (y[observed] == end).double().mean() > CLIPPED:
             clipped[observed & (y == end)] = 1
-    if y.shape[1] < 3:  # channels that have nothing to do with each other
+    if y.shape[1] < 3:  # two channels are unrelated: separate images
         y, observed, clipped = (part.flatten(0, 1)[:, None] for part in (y, observed, clipped))
     values, inside = _patches(y), _patches(observed.to(y)) > 0
     free = (_patches(clipped) == 0).flatten(1).all(1)
@@ -237,7 +260,7 @@ def powers(y: Tensor, observed: Tensor, counts: bool = False) -> Patches:
 
 
 def _power(values: Tensor, inside: Tensor, slow: int) -> tuple[Tensor, Tensor]:
-    """Power and degrees of freedom of patches (P, C, SIDE^2) without their slow part, (P,)."""
+    """Compute power and degrees of freedom (P,) of patches (P, C, SIDE^2) without slow part."""
     fast, freedom = _fast(values * inside[:, None], inside, slow)
     channels = values.shape[1]
     if channels > 1:
@@ -246,16 +269,19 @@ def _power(values: Tensor, inside: Tensor, slow: int) -> tuple[Tensor, Tensor]:
 
 
 def envelope(power: Tensor, freedom: Tensor, terms: Tensor) -> Tensor:
-    """Coefficients (K,) of v = terms @ coefficients, the lower edge of the powers (P,).
+    """Fit v = terms @ coefficients to the lower edge of the powers.
 
     Args:
-        power: q, (P,).
-        freedom: n, (P,).
-        terms: What v is a sum of, (P, K): the mean and 1, or 1 alone.
+        power: Powers q, shape (P,).
+        freedom: Degrees of freedom n, shape (P,).
+        terms: Regressors of v, shape (P, K): the mean and 1, or 1 alone.
+
+    Returns:
+        Coefficients, shape (K,).
     """
     reach = _reach(freedom)
     half = freedom / 2
-    share = _gamma(half + 1, half * reach) / _gamma(half, half * reach)
+    ratio = _gamma(half + 1, half * reach) / _gamma(half, half * reach)
     found = _start(power, terms)
     for _ in range(STEPS):
         v = _positive(terms @ found)
@@ -263,23 +289,28 @@ def envelope(power: Tensor, freedom: Tensor, terms: Tensor) -> Tensor:
         if below.sum() < LEAST // 2:
             break
         before = found
-        found = _fit(power[below] / share[below], (freedom.sqrt() / v)[below], terms[below])
+        found = _fit(power[below] / ratio[below], (freedom.sqrt() / v)[below], terms[below])
         if torch.allclose(found, before, rtol=1e-9, atol=0):
             break
     return found
 
 
 def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> Tensor:
-    """Covariance (K, K) of the coefficients found by `envelope`; infinite where they are free."""
+    """Compute the covariance (K, K) of the coefficients that `envelope` found.
+
+    It is infinite if the patches do not determine them.
+    """
     reach, half = _reach(freedom), freedom / 2
-    top = half * reach
-    inside, first, second = (_gamma(half + k, top) for k in (0, 1, 2))
-    share = first / inside
-    edge = reach * (half.log() * half + (half - 1) * reach.log() - top - torch.lgamma(half)).exp()
-    slope = inside - (reach / share - 1) * edge  # of minus E psi, in units of v
-    spread = second * (1 + 1 / half) / share**2 - 2 * first / share + inside
+    limit = half * reach
+    inside, first, second = (_gamma(half + k, limit) for k in (0, 1, 2))
+    ratio = first / inside
+    edge = (
+        reach * (half.log() * half + (half - 1) * reach.log() - limit - torch.lgamma(half)).exp()
+    )
+    slope = inside - (reach / ratio - 1) * edge  # of -E psi, in units of v
+    spread = second * (1 + 1 / half) / ratio**2 - 2 * first / ratio + inside
     v = _positive(terms @ line)
-    below = power < reach * v  # as many as there are flat ones, times `inside`
+    below = power < reach * v  # the number of flat patches, times `inside`
     each = terms / v[:, None]
     a = (each * (freedom * slope / inside)[:, None])[below].T @ each[below]
     b = (each * (freedom**2 * spread / inside)[:, None])[below].T @ each[below]
@@ -290,22 +321,22 @@ def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> 
 
 
 def _reach(freedom: Tensor) -> Tensor:
-    """k, (P,): powers below k v count."""
+    """Return k, shape (P,): powers below k v count."""
     return 1 + (2 / freedom).sqrt() * min(1.0, 4 / len(freedom) ** 0.5)
 
 
 def _positive(v: Tensor) -> Tensor:
-    """Variances (P,) without those that a line would have at or below 0."""
+    """Raise variances (P,) that a line would put at or below 0."""
     return v.clamp_min(float(v[v > 0].quantile(0.02)) if (v > 0).any() else 1e-12)
 
 
 def _gamma(shape: Tensor, x: Tensor) -> Tensor:
-    """P, the regularised lower incomplete gamma function."""
+    """The regularized lower incomplete gamma function P."""
     return torch.special.gammainc(shape, x)
 
 
 def _start(power: Tensor, terms: Tensor) -> Tensor:
-    """A line above most powers: their mean at every brightness, times `ABOVE`."""
+    """Fit a line above most powers: their mean at every brightness, times `ABOVE`."""
     parts = terms[:, 0].argsort().tensor_split(12 if terms.shape[1] > 1 else 1)
     high = ABOVE * torch.stack([power[part].mean() for part in parts])
     middle = torch.stack([terms[part].mean(0) for part in parts])
@@ -313,14 +344,14 @@ def _start(power: Tensor, terms: Tensor) -> Tensor:
 
 
 def _fit(values: Tensor, weights: Tensor, terms: Tensor) -> Tensor:
-    """Least squares of values (P,) by terms (P, K), each row times its weight."""
+    """Solve weighted least squares of values (P,) by terms (P, K)."""
     weighted = weights[:, None] * terms
     inverse = torch.linalg.pinv(weighted.T @ weighted, rtol=1e-12, hermitian=True)
     return inverse @ weighted.T @ (weights * values)
 
 
 def _patches(y: Tensor) -> Tensor:
-    """The patches side by side of images (N, C, H, W), (P, C, SIDE^2)."""
+    """Cut images (N, C, H, W) into adjacent patches (P, C, SIDE^2)."""
     n, c, h, w = y.shape
     if h < SIDE or w < SIDE:
         return y.new_zeros(0, c, SIDE**2)
@@ -330,7 +361,7 @@ def _patches(y: Tensor) -> Tensor:
 
 
 def _slow(slow: int) -> Tensor:
-    """The cosine functions of frequencies u + v < slow on a patch, (K, SIDE^2), orthonormal."""
+    """Return the orthonormal cosine functions with u + v < slow on a patch, (K, SIDE^2)."""
     number = torch.arange(SIDE, dtype=torch.float64)
     cosine = (math.pi * (number + 0.5) * number[:, None] / SIDE).cos() * math.sqrt(2 / SIDE)
     cosine[0] /= math.sqrt(2)
@@ -339,7 +370,7 @@ def _slow(slow: int) -> Tensor:
 
 
 def _fast(values: Tensor, inside: Tensor, below: int) -> tuple[Tensor, Tensor]:
-    """Patches (P, C, SIDE^2) without their slow part, and each one's degrees of freedom (P,)."""
+    """Remove the slow part of patches (P, C, SIDE^2); also returns degrees of freedom (P,)."""
     slow = _slow(below)
     full = inside.sum(1) == SIDE**2
     fast = values - values @ slow.T @ slow
@@ -348,15 +379,15 @@ def _fast(values: Tensor, inside: Tensor, below: int) -> tuple[Tensor, Tensor]:
         return fast, freedom
     part, observed = values[~full], inside[~full]
     size, axes = torch.linalg.eigh(torch.einsum("kp,np,lp->nkl", slow, observed, slow))
-    kept = size > 1e-9
-    scale = torch.where(kept, size, 1).rsqrt() * kept
-    span = torch.einsum(
-        "nkr,kp,np->nrp", axes * scale[:, None], slow, observed
-    )  # orthonormal rows
+    nonzero = size > 1e-9
+    scale = torch.where(nonzero, size, 1).rsqrt() * nonzero
+    # rows of an orthonormal basis of the slow part on the measured pixels
+    span = torch.einsum("nkr,kp,np->nrp", axes * scale[:, None], slow, observed)
     fast[~full] = part - torch.einsum("ncp,nrp,nrq->ncq", part, span, span)
-    freedom[~full] = observed.sum(1) - kept.sum(1)
+    freedom[~full] = observed.sum(1) - nonzero.sum(1)
     return fast, freedom
 
 
 def _digits(value: float) -> float:
+    """Round to four significant digits."""
     return float(f"{value:.4g}")

@@ -1,25 +1,29 @@
-"""Images larger than those a network was trained on: overlapping tiles, blended smoothly.
+r"""Images larger than those a network was trained on: overlapping tiles, blended smoothly.
 
-Tiles T_k of one size cover an image, neighbours overlap, and windows w_k >= 0 on them add up to 1
-at every pixel p (a partition of unity). One denoiser of the whole image is
+Tiles :math:`T_k` of one size cover an image, neighbors overlap, and windows :math:`w_k \ge 0` on
+them add up to 1 at every pixel p (a partition of unity). One denoiser of the whole image is
 
-    D(x, sigma)(p) = sum_k w_k(p) D_k(x on T_k, sigma)(p)
+.. math:: D(x, \sigma)(p) = \sum_k w_k(p)\, D_k(x|_{T_k}, \sigma)(p)
 
-with D_k the network's on a tile. The blend is made anew at every noise level, so a solver sees one
-smooth field and any operator acts on the whole image: the data have no seams. The flow's draws
+with :math:`D_k` the network's denoiser on a tile. The blend is computed at every noise level, so a
+solver sees one smooth field and any operator acts on the whole image: the data have no seams. The
+draws of the flow,
 
-    x(p) = sum_k w_k(p) x_k(p),    x_k = m + s g(z on T_k)
+.. math:: x(p) = \sum_k w_k(p)\, x_k(p), \qquad x_k = m + s \odot g(z|_{T_k}),
 
-are blended likewise. z is one noise field for the whole image, so overlapping tiles draw nearly
-the same there: the mean of draws is the blend of the tiles' means, and their deviations add up as
-those of one variable, std = sum_k w_k std_k.
+are blended in the same way. z is one noise field for the whole image, so overlapping tiles draw
+nearly the same images there. The mean of the draws is the blend of the tiles' means. Their
+deviations add up as those of one variable, :math:`\mathrm{std} = \sum_k w_k\, \mathrm{std}_k`.
 
-Along an axis a window is 0 over the first quarter of the overlap, where a tile lacks its
-surroundings the most, rises as sin^2 over the next half, and is 1 from there on; at the border of
-the image it does not fall. Divided by their sum over the tiles of an axis, windows add up to 1
-whatever the overlap is in the end.
+Along an axis, a window is 0 over the first quarter of the overlap, where a tile lacks most of its
+surroundings. It rises as :math:`\sin^2` over the next half, and is 1 from there on. At the border
+of the image it does not fall. The windows are divided by their sum over the tiles of an axis, so
+they add up to 1 for any overlap.
 
-A prior or a posterior of grey images treats the channels of a colour image one by one.
+A prior or a posterior of gray images treats the channels of a color image separately.
+
+No tiling library keeps a partition of unity inside the denoiser at every noise level, hence the
+code here.
 """
 
 import math
@@ -41,27 +45,31 @@ from .solvers.alike import equal_channels
 
 __all__ = ["NoiseField", "TiledPosterior", "TiledPrior", "Tiling", "posterior_for", "prior_for"]
 
-PIXELS = 2**17  # worked on at once
-BLOCK = 64  # pixels on a side of what a noise field draws at once
-FLOW_STEP = 4  # the flow mixes blocks of 4 x 4 pixels
-OTHER_STEP = 8  # tiles of denoisers that do not say how often they halve an image
+PIXELS = 2**17  # most pixels in one batch of tiles
+BLOCK = 64  # side of the blocks that a noise field draws, in pixels
+FLOW_STEP = 4  # the flow transforms blocks of 4 x 4 pixels
+OTHER_STEP = 8  # for networks that do not state how often they halve an image
 
 
 class Tiling:
-    """Where the tiles of an image lie, and their windows.
+    """The places of the tiles of an image, and their windows.
 
     Args:
         size: Height and width of the image.
-        tile: Side of a tile; an axis shorter than that gets tiles as long as fit.
-        overlap: Least overlap of neighbours, a multiple of `step`.
-        step: Sides of tiles are multiples of it, and so are their places, but that of the last.
+        tile: Side of a tile. On a shorter axis the tiles are as long as fits.
+        overlap: Least overlap of neighbors, a multiple of `step`.
+        step: Sides and places of the tiles are multiples of it, except the place of the last tile.
 
     Attributes:
         tile: Height and width of a tile.
         corners: Top and left of every tile, row by row.
 
     Raises:
-        InputError: an image side below `step`, or an overlap that leaves no room to move.
+        InputError: A side of the image is below `step`, or the overlap is as large as the tile.
+
+    >>> tiling = Tiling((16, 24), tile=16, overlap=8, step=4)
+    >>> tiling.tile, tiling.corners
+    ((16, 16), [(0, 0), (0, 8)])
     """
 
     def __init__(self, size: Sequence[int], tile: int, overlap: int, step: int) -> None:
@@ -71,7 +79,9 @@ class Tiling:
                 f"{max(step, overlap + step)} pixels"
             )
         if min(size) < step:
-            raise InputError(f"an image of {size[0]}x{size[1]} pixels is smaller than {step}")
+            raise InputError(
+                f"an image of {size[0]}x{size[1]} pixels is too small: give at least {step} a side"
+            )
         self.size = (size[0], size[1])
         self.tile = (_side(size[0], tile, step), _side(size[1], tile, step))
         pairs = zip(self.size, self.tile, strict=True)
@@ -82,29 +92,29 @@ class Tiling:
         self._across = _windows(columns, self.size[1], self.tile[1], overlap)
 
     def window(self, corner: tuple[int, int], like: Tensor) -> Tensor:
-        """w of the tile at a corner, shape (H, W) of the tile."""
+        """Return the window w of the tile at a corner, shape (H, W) of the tile."""
         down = self._down[self._tops.index(corner[0])]
         across = self._across[self._lefts.index(corner[1])]
         return torch.outer(down, across).to(like)
 
     def crop(self, x: Tensor, corner: tuple[int, int]) -> Tensor:
-        """The tile of images (..., H, W) at a corner."""
+        """Return the tile of images (..., H, W) at a corner."""
         top, left = corner
         return x[..., top : top + self.tile[0], left : left + self.tile[1]]
 
     def chunks(self, images: int) -> Iterator[list[tuple[int, tuple[int, int]]]]:
-        """(image, corner) of all tiles of a batch, in lists of at most PIXELS pixels."""
+        """Yield (image, corner) of all tiles of a batch, in lists of at most PIXELS pixels."""
         each = [(image, corner) for image in range(images) for corner in self.corners]
         size = max(1, PIXELS // (self.tile[0] * self.tile[1]))
         for first in range(0, len(each), size):
             yield each[first : first + size]
 
     def gather(self, x: Tensor, places: list[tuple[int, tuple[int, int]]]) -> Tensor:
-        """Tiles of a batch (B, C, H, W) as a batch of tiles."""
+        """Collect tiles of images (B, C, H, W) into a batch of tiles."""
         return torch.stack([self.crop(x[image], corner) for image, corner in places])
 
     def add(self, total: Tensor, tiles: Tensor, places: list[tuple[int, tuple[int, int]]]) -> None:
-        """Adds tiles, each times its window, to images (B, C, H, W)."""
+        """Add tiles, each times its window, to images (B, C, H, W)."""
         for tile, (image, corner) in zip(tiles, places, strict=True):
             self.crop(total[image], corner).add_(tile * self.window(corner, tile))
 
@@ -114,17 +124,17 @@ def _side(n: int, tile: int, step: int) -> int:
 
 
 def _starts(n: int, tile: int, overlap: int, step: int) -> list[int]:
-    """First pixels of the tiles along an axis, evenly spread."""
+    """Return the first pixels of the tiles along an axis, evenly spread."""
     if n <= tile:
         return [0]
-    overlap = min(overlap, tile - step)  # a tile may be cut to a short side
+    overlap = min(overlap, tile - step)  # a short side limits the tile
     count = max(2, math.ceil((n - overlap) / (tile - overlap)))
     stride = math.ceil((n - tile) / (count - 1) / step) * step
     return sorted({min(k * stride, n - tile) for k in range(count)})
 
 
 def _windows(starts: list[int], n: int, tile: int, overlap: int) -> Tensor:
-    """Windows of the tiles along an axis, (tiles, length of a tile), float64."""
+    """Compute the windows of the tiles along an axis, (tiles, length of a tile), float64."""
     place = torch.arange(tile, dtype=torch.float64) + 0.5
     least = min((a + tile - b for a, b in zip(starts, starts[1:], strict=False)), default=overlap)
     least = max(min(least, tile), 1)
@@ -148,15 +158,20 @@ def _windows(starts: list[int], n: int, tile: int, overlap: int) -> Tensor:
 
 
 class TiledPrior:
-    """A prior's denoiser on images of any size from its own up: D(x, sigma), blended from tiles.
+    """The denoiser of a prior on larger images, blended from tiles.
+
+    Gradients pass through it. Activations are recomputed tile by tile in the backward pass, so
+    memory does not grow with the number of tiles.
 
     Args:
         prior: A `Prior`, or a function (x, sigma) that denoises tiles.
         tile: Side of a tile.
-        overlap: Least overlap of neighbours.
+        overlap: Least overlap of neighbors.
 
-    Gradients pass through it; the tiles' are recomputed on the way back, so that memory does not
-    grow with the image's number of tiles.
+    >>> shrink = lambda x, sigma: x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
+    >>> x = TiledPrior(shrink, tile=16, overlap=8).denoise(torch.ones(1, 1, 24, 40), 1.0)
+    >>> bool((x - 0.5).abs().max() < 1e-6)
+    True
     """
 
     def __init__(self, prior: Any, tile: int, overlap: int) -> None:
@@ -168,7 +183,15 @@ class TiledPrior:
         self._sized: dict[tuple[int, int], Callable[..., Tensor]] = {}
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """D(x, sigma), shape (B, C, H, W) like x; sigma is a number or (B,)."""
+        """Estimate the clean image D(x, sigma).
+
+        Args:
+            x: Noisy images, shape (B, C, H, W).
+            sigma: Noise level, a number or (B,).
+
+        Returns:
+            Images, shape (B, C, H, W), in the type of x.
+        """
         levels = filled(sigma, x).expand(len(x))
         if self.channels == 1 and x.shape[1] > 1:
             levels = levels.repeat_interleave(x.shape[1])
@@ -193,30 +216,35 @@ class TiledPrior:
         return total
 
     def _network(self, tile: tuple[int, int]) -> Callable[..., Tensor]:
-        """The prior's denoiser for images of the size of a tile."""
+        """Return the denoiser of the prior for images of the size of a tile."""
         if not isinstance(self.prior, Prior):
             return getattr(self.prior, "denoise", self.prior)
         if tile not in self._sized:
             shape = (self.prior.shape[0], *tile)
-            sized = Prior(self.prior.unet, shape, self.prior.scheduler)
+            sized = Prior(self.prior.network, shape, self.prior.scheduler)
             self._sized[tile] = sized.to(self.prior.log_levels.device).eval().denoise
         return self._sized[tile]
 
 
 class NoiseField:
-    """Standard normal noise on a plane, drawn where it is looked at.
+    """Standard normal noise on an infinite plane, drawn only where it is needed.
 
     Args:
-        channels: Numbers at every pixel.
-        path: Seed, and the further numbers of the field's stream. The block of BLOCK x BLOCK
-            pixels at row i, column j comes from the generator at (*path, i, j).
+        channels: Values at every pixel.
+        path: Seed, and the further integers of the field's random stream. The block of BLOCK x
+            BLOCK pixels at row i, column j comes from the generator at ``(*path, i, j)``.
+
+    >>> field = NoiseField(1, 0, 7)
+    >>> whole, part = field.crop(0, 0, 80, 80), field.crop(60, 60, 10, 10)
+    >>> bool(torch.equal(whole[:, 60:70, 60:70], part))
+    True
     """
 
     def __init__(self, channels: int, *path: int) -> None:
         self.channels, self.path = channels, path
 
     def crop(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """The noise of a rectangle, (channels, height, width), on the CPU."""
+        """Return the noise of a rectangle, shape (channels, height, width), on the CPU."""
         rows = range(top // BLOCK, (top + height - 1) // BLOCK + 1)
         columns = range(left // BLOCK, (left + width - 1) // BLOCK + 1)
         parts = [torch.cat([self._block(i, j) for j in columns], 2) for i in rows]
@@ -228,12 +256,12 @@ class NoiseField:
 
 
 class TiledPosterior:
-    """The flow q(x | y) on images of any size from its own up, blended from tiles.
+    """The flow q(x | y) on larger images, blended from tiles.
 
     Args:
         posterior: The flow.
         tile: Side of a tile.
-        overlap: Least overlap of neighbours.
+        overlap: Least overlap of neighbors.
     """
 
     def __init__(self, posterior: Posterior, tile: int, overlap: int) -> None:
@@ -248,7 +276,7 @@ class TiledPosterior:
         seed: int = 0,
         index: Sequence[int] | None = None,
     ) -> Tensor:
-        """Draws from q(x | y), (n, B, C, H, W); see `Posterior.sample`."""
+        """Draw from q(x | y), shape (n, B, C, H, W); see `Posterior.sample`."""
         start, mask, spread, tiling, numbers = self._look(y, problem, index)
         draws = torch.zeros(n, *start.shape, dtype=start.dtype, device=start.device)
         for places in tiling.chunks(len(start)):
@@ -268,22 +296,22 @@ class TiledPosterior:
         seed: int = 0,
         index: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of q(x | y), (B, C, H, W) each, from n draws.
+        """Estimate mean and standard deviation of q(x | y), (B, C, H, W) each, from n draws.
 
         See `Posterior.mean_std`.
 
         Raises:
-            InputError: when n is odd or below 2, or the images do not fit the flow.
+            InputError: n is odd or below 2, or the images do not fit the flow.
         """
         if n < 2 or n % 2:
-            raise InputError(f"mean_std takes an even number of draws of at least 2, not {n}")
+            raise InputError(f"the number of draws is {n}: give an even number of at least 2")
         start, mask, spread, tiling, numbers = self._look(y, problem, index)
         mean, std = torch.zeros_like(start), torch.zeros_like(start)
         for places in tiling.chunks(len(start)):
             context = self._context(start, mask, spread, tiling, places)
 
-            def noise(k: int, at: Any = places) -> Tensor:
-                return self._noise(tiling, at, numbers, seed, k, start)
+            def noise(k: int, chosen: Any = places) -> Tensor:
+                return self._noise(tiling, chosen, numbers, seed, k, start)
 
             found = self.posterior.moments(context, n, noise)
             tiling.add(mean, found[0], places)
@@ -294,8 +322,10 @@ class TiledPosterior:
     def _look(
         self, y: Tensor, problem: Problem, index: Sequence[int] | None
     ) -> tuple[Tensor, Tensor | None, Tensor | float, Tiling, list[tuple[int, int]]]:
-        """Start images, masks and noise levels, channels apart where the flow is one of grey
-        images; the tiling; number and channel of each start image."""
+        """Prepare start images, masks and noise levels; the tiling; number and channel of each.
+
+        The channels of color images become separate images if the flow is one of gray images.
+        """
         start, mask = problem.A_dagger(y), problem.operator.mask
         spread = problem.deviation(y)
         channels, own = start.shape[1], self.posterior.config.channels
@@ -303,8 +333,8 @@ class TiledPosterior:
         split = channels if own == 1 else 1
         if channels != own and split == 1:
             raise InputError(
-                f"measurements of images of {channels} channels do not fit a posterior of images "
-                f"of {own}: convert them"
+                f"expected measurements of images of {own} channels, got {channels}: convert them,"
+                " or use another posterior"
             )
         if mask is not None:
             mask = mask.to(start).expand(len(y), 1, *start.shape[-2:])
@@ -315,7 +345,7 @@ class TiledPosterior:
         if isinstance(spread, Tensor):
             spread = spread.flatten(0, 1)[:, None] if split > 1 else spread.mean(1, keepdim=True)
         tiling = Tiling(start.shape[-2:], self.tile, self.overlap, FLOW_STEP)
-        # equal channels meet equal noise
+        # equal channels get equal noise
         alike = equal_channels(y, split).tolist()
         pairs = zip(numbers, alike, strict=True)
         fields = [(i, 0 if same else c) for i, same in pairs for c in range(split)]
@@ -344,7 +374,7 @@ class TiledPosterior:
         draw: int,
         like: Tensor,
     ) -> Tensor:
-        fields = (NoiseField(like.shape[1], seed, *numbers[row], draw) for row, _ in places)
+        fields = (NoiseField(like.shape[1], seed, *numbers[image], draw) for image, _ in places)
         crops = [
             field.crop(*corner, *tiling.tile)
             for field, (_, corner) in zip(fields, places, strict=True)
@@ -353,14 +383,14 @@ class TiledPosterior:
 
 
 def _equalised(x: Tensor, y: Tensor) -> Tensor:
-    """Images of which the channels are exactly equal where those of their measurements are."""
+    """Make the channels of images exactly equal where those of their measurements are."""
     alike = equal_channels(y, x.shape[1])
     x[alike] = x[alike, :1]
     return x
 
 
 def _apart(problem: Problem, x: Tensor) -> None:
-    """Raises InputError unless the operator treats every channel by itself, and all alike."""
+    """Raise InputError unless the operator acts on every channel separately and alike."""
     full = problem.A(x)
     if full.shape[1] == x.shape[1]:
         parts = [problem.A(x[:, c : c + 1]) for c in range(x.shape[1])]
@@ -368,7 +398,7 @@ def _apart(problem: Problem, x: Tensor) -> None:
             return
     raise InputError(
         f"operator '{problem.operator.spec}' mixes the {x.shape[1]} channels of an image, and the "
-        "posterior is one of grey images: take one of colour images, or use solve"
+        "posterior is one of gray images: use one of color images, or use solve"
     )
 
 
@@ -376,13 +406,19 @@ def _apart(problem: Problem, x: Tensor) -> None:
 
 
 def prior_for(prior: Prior, shape: Sequence[int], tile: int | None = None) -> Prior | TiledPrior:
-    """The prior for images of a shape (C, H, W): itself where it fits, else in tiles.
+    """Adapt a prior to images of a shape: return itself if it fits, else the prior in tiles.
 
     Args:
-        tile: Side of the tiles; None: about twice that of the prior's images.
+        prior: The prior.
+        shape: Shape (C, H, W) of the images.
+        tile: Side of the tiles; None takes about twice that of the prior's images.
 
     Raises:
-        InputError: images of fewer pixels or other channels than the prior's.
+        InputError: The images are smaller than those of the prior, or have other channels.
+
+    >>> tiled = prior_for(Prior.create("tiny", (1, 16, 16)), (1, 40, 24))
+    >>> tiled.denoise(torch.rand(1, 1, 40, 24), 0.1).shape
+    torch.Size([1, 1, 40, 24])
     """
     if tile is None and tuple(shape) == prior.shape:
         return prior
@@ -393,10 +429,15 @@ def prior_for(prior: Prior, shape: Sequence[int], tile: int | None = None) -> Pr
 def posterior_for(
     posterior: Posterior, shape: Sequence[int], tile: int | None = None
 ) -> Posterior | TiledPosterior:
-    """The posterior for images of a shape (C, H, W): itself where it fits, else in tiles.
+    """Adapt a posterior to images of a shape: return itself if it fits, else it in tiles.
+
+    Args:
+        posterior: The posterior.
+        shape: Shape (C, H, W) of the images.
+        tile: Side of the tiles; None takes about twice that of the posterior's images.
 
     Raises:
-        InputError: images of fewer pixels or other channels than the posterior's.
+        InputError: The images are smaller than those of the posterior, or have other channels.
     """
     if tile is None and tuple(shape) == posterior.shape:
         return posterior
@@ -405,16 +446,17 @@ def posterior_for(
 
 
 def _halvings(prior: Prior) -> int:
-    """By how much the coarsest scale of the prior's network is coarser than its images."""
-    return 2 ** (len(prior.unet.config.block_out_channels) - 1)
+    """Return the size of an image over that of the coarsest scale of the prior's network."""
+    widths = getattr(getattr(prior.network, "config", None), "block_out_channels", None)
+    return OTHER_STEP if widths is None else 2 ** (len(widths) - 1)
 
 
 def _tile(shape: Sequence[int], tile: int | None, step: int) -> tuple[int, int]:
-    """Side and overlap of the tiles of networks trained on images of a shape."""
+    """Return side and overlap of the tiles of a network trained on images of a shape."""
     trained = max(shape[-2:])
     side = (2 * trained if tile is None else tile) // step * step
     if side < 2 * step:
-        raise InputError(f"tile is {tile}: give {2 * step} pixels or more")
+        raise InputError(f"tile is {tile}: give at least {2 * step} pixels")
     return side, min(trained, side) // 2 // step * step
 
 
@@ -423,6 +465,6 @@ def _larger(what: str, shape: Sequence[int], trained: Sequence[int]) -> None:
     if not fits or shape[-2] < trained[-2] or shape[-1] < trained[-1]:
         text = ["x".join(map(str, s[-3:])) for s in (trained, shape)]
         raise InputError(
-            f"the {what} is one of images {text[0]} (channels, height, width) but is given "
-            f"{text[1]}: crop, resize or convert them, or take another {what}"
+            f"the {what} needs images of at least {text[0]} (channels, height, width), got"
+            f" {text[1]}: crop, resize or convert them, or use another {what}"
         )

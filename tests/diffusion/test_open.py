@@ -204,3 +204,14 @@ def test_log_linear_levels_have_one_ratio():
     for wrong in ((0, 1, 0.1), (3, 0.1, 1.0), (3, 1.0, 0.0)):
         with pytest.raises(InputError):
             log_linear(*wrong)
+
+
+def test_half_precision_weights_keep_the_times_exact():
+    """Levels are not rounded with the weights: a network in bfloat16 gets the same times."""
+    sigma = torch.tensor([0.02, 0.3, 5.0])
+    single, half = made(), made().bfloat16()
+    assert torch.equal(single.time(sigma), half.time(sigma))
+    with torch.no_grad():
+        x = half.denoise(images(), sigma)
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x, single.denoise(images(), sigma), atol=0.1, rtol=0)

@@ -127,8 +127,8 @@ class Adm:
                 if level < last:
                     # on the way down a block of its own, on the way up the end of the last one
                     down = there == "input_blocks"
-                    at = f"{number}.0" if down else f"{number - 1}.{1 + attention}"
-                    yield f"{there}.{at}", f"{here}.{level}.{resampler}.0"
+                    place = f"{number}.0" if down else f"{number - 1}.{1 + attention}"
+                    yield f"{there}.{place}", f"{here}.{level}.{resampler}.0"
                     number += down
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,8 +207,8 @@ def _renamed(theirs: dict[str, Tensor], layout: Adm) -> dict[str, Tensor]:
             if ".attentions." in here and value.ndim == 3:
                 value = value.squeeze(2)  # their 1x1 convolutions are linear maps here
             if here.endswith("to_qkv"):
-                for part, rows in zip("qkv", layout.split(value), strict=True):
-                    ours[f"{here.removesuffix('qkv')}{part}.{kind}"] = rows
+                for part, matrix in zip("qkv", layout.split(value), strict=True):
+                    ours[f"{here.removesuffix('qkv')}{part}.{kind}"] = matrix
             else:
                 ours[f"{here}.{kind}"] = value
     return ours | left

@@ -19,6 +19,7 @@ sigma_data = 1. Their mean of log s is -0.5; a mean of 0 gave better samples (do
 give in nats
 
 .. math::
+    \begin{aligned}
     -\log p_D(x) \le{}& L\; \mathbb E\,
         \frac{\lVert D(x + \sigma n, \sigma) - x\rVert^2}{\sigma^2}
         && \text{(diffusion)} \\
@@ -27,6 +28,7 @@ give in nats
         && \text{(decoder)} \\
     &+ \mathrm{KL}\bigl(N(x, \sigma_{\max}^2) \,\Vert\, N(1/2, \sigma_{\max}^2)\bigr)
         && \text{(end)}.
+    \end{aligned}
 
 :math:`p_D` is the density of the model's own reverse diffusion, which D defines, and not that of
 the data: the bound says how likely x is under the model. For the exact denoiser the two densities

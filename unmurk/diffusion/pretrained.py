@@ -194,17 +194,17 @@ def _fits(config: dict[str, Any], place: Path) -> None:
             torch.empty(1, channels, height, width, device="meta"), torch.zeros(1, device="meta")
         )
     needs = sum(value.numel() for value in unet.state_dict().values())
-    kept = [place / name for name in WEIGHTS if (place / name).is_file()]
-    if not kept or any(place.glob("*.index.json")):
-        found = "sharded weights: merge them into one file" if kept else f"no {WEIGHTS[0]}"
+    files = [place / name for name in WEIGHTS if (place / name).is_file()]
+    if not files or any(place.glob("*.index.json")):
+        found = "sharded weights: merge them into one file" if files else f"no {WEIGHTS[0]}"
         raise InputError(f"cannot load the network in {place}: there is {found}")
-    if kept[0].suffix == ".safetensors":
-        holds = count_weights(kept[0])
+    if files[0].suffix == ".safetensors":
+        holds = count_weights(files[0])
     else:  # at least one byte a number; `from_pretrained` reads it after this
-        holds = sum(value.numel() for value in read_weights(kept[0]).values())
+        holds = sum(value.numel() for value in read_weights(files[0]).values())
     if needs > holds:
         raise InputError(
-            f"the network in {place} has {needs} weights and {kept[0].name} only {holds}: they"
+            f"the network in {place} has {needs} weights and {files[0].name} only {holds}: they"
             " belong to another network"
         )
 

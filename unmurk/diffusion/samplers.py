@@ -34,7 +34,7 @@ from .schedules import karras
 __all__ = ["Reverse", "diffuse", "heun", "posterior_draw", "prior_draw"]
 
 FINEST = 3  # posterior_draw: the last level is sigma / (FINEST * steps)
-TOP = 20.0  # prior_draw: the first level, unless the denoiser knows none as high
+START = 20.0  # prior_draw: the first level, unless the denoiser knows none as high
 EVEN = 20.0  # prior_draw: rho of levels that are nearly even in log sigma
 
 
@@ -81,10 +81,10 @@ class Reverse:
         keep = (s / t) ** 2
         return keep * x + (1 - keep) * ahead, s * math.sqrt(1 - keep)
 
-    def index_select(self, rows: Tensor) -> None:
+    def index_select(self, indices: Tensor) -> None:
         """Continue with the images of these numbers, which may repeat."""
         if self.before is not None:
-            self.before = self.before[0][rows], self.before[1]
+            self.before = self.before[0][indices], self.before[1]
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ def prior_draw(
     noise: PerImageGenerator,
     steps: int = 31,
     sigma_min: float = 0.005,
-    sigma_max: float = TOP,
+    sigma_max: float = START,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Draw one new image for each stream, by the reverse diffusion from noise around mid-gray.
@@ -192,7 +192,7 @@ def prior_draw(
     >>> prior_draw(shrink, (1, 4, 4), PerImageGenerator(0, range(3)), steps=8).shape
     torch.Size([3, 1, 4, 4])
     """
-    levels = karras(steps, min(TOP, sigma_max), sigma_min, EVEN).tolist()
+    levels = karras(steps, min(START, sigma_max), sigma_min, EVEN).tolist()
     start = 0.5 + levels[0] * noise.randn(*shape).to(dtype)
     return diffuse(denoise, start, levels, noise)
 

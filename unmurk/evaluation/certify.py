@@ -262,10 +262,10 @@ def _runner(name: str, solver: Given) -> tuple[Function, Claim]:
     method = configure(options.pop("method", name), options)
 
     def run(y: Tensor, problem: Problem, denoise: Any, samples: int, seed: int) -> Tensor:
-        rows = list(range(len(y))) * samples
-        noise = _Shared(seed, len(rows))
+        indices = list(range(len(y))) * samples
+        noise = _Shared(seed, len(indices))
         x = method.run(
-            y[rows], problem.index_select(rows), denoise, None, noise, lambda *_, **__: False
+            y[indices], problem.index_select(indices), denoise, None, noise, lambda *_, **__: False
         )
         return x.detach().reshape(samples, len(y), *x.shape[1:])
 
@@ -275,8 +275,8 @@ def _runner(name: str, solver: Given) -> tuple[Function, Claim]:
 class _Shared(PerImageGenerator):
     """One random stream for all samples, for speed."""
 
-    def __init__(self, seed: int, rows: int) -> None:
-        self.generators = [generator(seed)] * rows
+    def __init__(self, seed: int, batch: int) -> None:
+        self.generators = [generator(seed)] * batch
 
     def _stack(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
         return draw((len(self), *shape), generator=self.generators[0])

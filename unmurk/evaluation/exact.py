@@ -5,10 +5,12 @@ The Gaussian prior is defined in `exact_gaussian.py`. A mixture of Gaussians is 
 a mixture of the Gaussian ones:
 
 .. math::
+    \begin{aligned}
     \mathbb E[x \mid x_\sigma] &= \sum_k r_k\, \mathbb E_k[x \mid x_\sigma],
         & r_k &\propto w_k\, p_k(x_\sigma) \\
     p(y) &= \sum_k w_k\, p_k(y) \\
     p(x \mid y) &= \sum_k v_k\, p_k(x \mid y), & v_k &\propto w_k\, p_k(y)
+    \end{aligned}
 
 Source: C. Bishop, Pattern Recognition and Machine Learning (2006), section 2.3.
 """

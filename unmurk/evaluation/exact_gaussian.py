@@ -4,12 +4,14 @@ The prior is x ~ N(m, S). With :math:`x_\sigma = x + \sigma n`, n ~ N(0, I), and
 :math:`y = A x + \sigma_y n`:
 
 .. math::
+    \begin{aligned}
     \mathbb E[x \mid x_\sigma] &= m + S (S + \sigma^2 I)^{-1} (x_\sigma - m)
         && \text{(denoiser)} \\
     p(x_\sigma) &= N(m,\; S + \sigma^2 I) && \text{(diffused density)} \\
     p(y) &= N(A m,\; A S A^T + \sigma_y^2 I) && \text{(evidence)} \\
     p(x \mid y) &= N(m + K (y - A m),\; S - K A S), &
     K &= S A^T (A S A^T + \sigma_y^2 I)^{-1}.
+    \end{aligned}
 
 The posterior mean is the MMSE estimate. As the posterior is Gaussian, it is the MAP estimate too.
 With :math:`\sigma_y = 0` the inverse is a pseudo-inverse, the limit of small noise.
@@ -122,8 +124,8 @@ class GaussianPrior:
 
         .. math:: S_{ij} = \mathrm{std}^2 \exp(-\lVert p_i - p_j \rVert / \mathrm{length})
 
-        The spectrum falls like |frequency|^-3, as that of photographs does. The channels are
-        independent.
+        The spectrum falls with the third power of the frequency, as that of photographs does. The
+        channels are independent.
 
         Args:
             shape: Shape (C, H, W) of the images.

@@ -170,9 +170,9 @@ class Exam:
         self.rms = (_trace(self.covariance).mean() / self.mean.shape[1]).sqrt()
         self.mean_error, self.tails, self.spread_errors = 0.0, [1.0, 1.0], [0.0, 0.0]
         matrix = operator_matrix(self.problem, self.prior.shape, self.y).expand(images, -1, -1)
-        _, singular, rows = torch.linalg.svd(matrix, full_matrices=False)
+        _, singular, right = torch.linalg.svd(matrix, full_matrices=False)
         passed = (singular > UNSEEN * singular.amax(1, keepdim=True)).double()
-        observed = rows.mT @ (passed[:, :, None] * rows)
+        observed = right.mT @ (passed[:, :, None] * right)
         unobserved = torch.eye(observed.shape[-1], dtype=observed.dtype) - observed
         self.sides = [p if _trace(p).sum() > 0.5 else None for p in (observed, unobserved)]
         if isinstance(self.posterior, GibbsPosterior):

@@ -161,8 +161,8 @@ class GibbsPosterior:
         sweeps, batch, chains, size = self.chains.shape
         pooled = self.chains.permute(0, 2, 1, 3).reshape(sweeps * chains, batch, size)
         pick = torch.randperm(len(pooled), generator=generator(seed, StreamId.GIBBS_SUBSET))
-        rows = pick[torch.arange(n) % len(pooled)]
-        return pooled[rows].reshape(n, *self.mean.shape).to(self.mean.dtype)
+        chosen = pick[torch.arange(n) % len(pooled)]
+        return pooled[chosen].reshape(n, *self.mean.shape).to(self.mean.dtype)
 
 
 def sample_posterior(
@@ -175,15 +175,15 @@ def sample_posterior(
     sampler = GibbsSampler(prior, matrix, problem.sigma, CHAINS, generator(seed, StreamId.GIBBS))
     data = sampler.data(y.double().flatten(1)[:, None])
     v = sampler.start(len(y))
-    kept: list[list[Tensor]] = [[], [], []]
+    history: list[list[Tensor]] = [[], [], []]
     for sweep in range(1, BURN_IN + MOST + 1):
         c, mu = sampler.coefficients(v, data)
         v = sampler.variances(c)
         if sweep > BURN_IN:
-            for parts, part in zip(kept, (c, mu, v.log()), strict=True):
+            for parts, part in zip(history, (c, mu, v.log()), strict=True):
                 parts.append(part)
         if sweep > BURN_IN and (sweep - BURN_IN) % SWEEPS == 0:
-            found = _posterior(prior, y, kept)
+            found = _posterior(prior, y, history)
             error = found.mean_variance.sum() / found.covariance.diagonal(dim1=1, dim2=2).sum()
             if found.rhat <= RHAT and error <= PRECISE:
                 return found
@@ -193,9 +193,9 @@ def sample_posterior(
     )
 
 
-def _posterior(prior: CoefficientPrior, y: Tensor, kept: list[list[Tensor]]) -> GibbsPosterior:
+def _posterior(prior: CoefficientPrior, y: Tensor, history: list[list[Tensor]]) -> GibbsPosterior:
     """Summarize the draws so far: c, mu and log v of every sweep, shape (B, K, d) each."""
-    c, mu, log_v = (torch.stack(parts) for parts in kept)
+    c, mu, log_v = (torch.stack(parts) for parts in history)
     x, means = (part @ prior.basis.T + prior.mean.flatten() for part in (c, mu))
     found = GibbsPosterior(x, means, y, prior.shape)
     found.rhat = max(float(split_rhat(part).max()) for part in (c, log_v))

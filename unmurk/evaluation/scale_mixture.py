@@ -12,11 +12,13 @@ White noise stays white in an orthonormal basis, so the denoiser acts on each co
 With :math:`z = c + \sigma n` and :math:`q(v) = \sigma^2 / (v + \sigma^2)`,
 
 .. math::
+    \begin{aligned}
     p(v \mid z) &\propto p(v)\, N(z; 0, v + \sigma^2) \\
     \mathbb E[c \mid z] &= z\, (1 - \mathbb E[q \mid z]) && \text{(denoiser)} \\
     \frac{d}{dz} \mathbb E[q \mid z] &= -\frac{z}{\sigma^2} \mathrm{Var}[q \mid z] \\
     \frac{d}{dz} \mathrm{Var}[q \mid z]
         &= -\frac{z}{\sigma^2} \mathbb E\bigl[(q - \mathbb E q)^3 \mid z\bigr].
+    \end{aligned}
 
 These are one-dimensional integrals over log v, which the trapezoidal rule computes. The integrand
 is analytic in a strip of half-width :math:`\pi / 2` around the real axis, so the rule with step h
@@ -132,12 +134,12 @@ def _grid(sigma: float, scales: tuple[float, ...], nu: int) -> Tensor:
     nodes = math.ceil(math.asinh(FAR / 10) / SPACING) + 2
     t = SPACING * torch.arange(nodes, dtype=torch.float64)
     z, dz = 10 * sigma * t.sinh(), 10 * sigma * t.cosh()
-    rows = []
+    tables = []
     for scale in scales:
         value, slope, curve = shrinkage(z, sigma, scale, nu)
         curve = curve * dz**2 + slope * z
-        rows.append(torch.stack([value, slope * dz * SPACING, curve * SPACING**2], dim=1))
-    return torch.stack(rows)
+        tables.append(torch.stack([value, slope * dz * SPACING, curve * SPACING**2], dim=1))
+    return torch.stack(tables)
 
 
 def _quintic(left: Tensor, right: Tensor, at: Tensor) -> Tensor:
@@ -215,7 +217,7 @@ class ScaleMixture:
     ) -> "ScaleMixture":
         """Build Haar coefficients around gray whose scale grows by 2^1.5 from level to level.
 
-        This is the spectrum of photographs, |frequency|^-3.
+        The spectrum falls with the third power of the frequency, as that of photographs does.
 
         Args:
             shape: Shape (C, H, W) of the images.
@@ -297,7 +299,7 @@ class ScaleMixture:
         levels = torch.as_tensor(sigma, dtype=torch.float64).flatten()
         if len(levels) == 1:
             return function(c, float(levels))
-        found = [function(row[None], float(level)) for row, level in zip(c, levels, strict=True)]
+        found = [function(each[None], float(level)) for each, level in zip(c, levels, strict=True)]
         return torch.cat(found)
 
     def _shrink(self, c: Tensor, sigma: float) -> Tensor:
@@ -313,8 +315,8 @@ class ScaleMixture:
         place = (c.abs() / (10 * sigma)).asinh() / SPACING
         cell = place.detach().clamp(max=nodes - 2).nan_to_num().long()
         index = self._group * nodes + cell
-        rows = grid.reshape(-1, 3)
-        near = _quintic(rows[index], rows[index + 1], (place - cell).clamp(max=1))
+        table = grid.reshape(-1, 3)
+        near = _quintic(table[index], table[index + 1], (place - cell).clamp(max=1))
         far = _far(c, sigma, self.scales, self.nu)
         return torch.where(c.abs() <= FAR * sigma, near, far)
 

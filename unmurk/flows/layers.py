@@ -110,7 +110,7 @@ class InvertibleConv1x1(nn.Module):
         return self.permutation @ (self.lower.tril(-1) + eye) @ upper
 
     def log_det(self, x: Tensor) -> Tensor:
-        """Return log |det| of the map on images like x, a scalar."""
+        """Return the log-determinant of the map on images like x, a scalar."""
         return self.log_diagonal.sum() * x.shape[-2] * x.shape[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,13 +152,13 @@ class Coupling(nn.Module):
         return self.bound * torch.tanh(r / self.bound), t
 
     def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform x (B, C, H, W); returns the result and log |det|, (B,)."""
+        """Transform x (B, C, H, W); returns the result and the log-determinant, (B,)."""
         a, b = x[:, : self.split], x[:, self.split :]
         r, t = self.affine(a, features)
         return torch.cat([a, b * r.exp() + t], 1), r.flatten(1).sum(1)
 
     def inverse(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Invert `forward`; returns the result and log |det| of the inverse, (B,)."""
+        """Invert `forward`; returns the result and its log-determinant, (B,)."""
         a, b = x[:, : self.split], x[:, self.split :]
         r, t = self.affine(a, features)
         return torch.cat([a, (b - t) * (-r).exp()], 1), -r.flatten(1).sum(1)
@@ -187,7 +187,7 @@ class Rescale(nn.Module):
         ]
 
     def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform x (B, C, H, W) from latent to image; also returns log |det|, (B,)."""
+        """Transform x (B, C, H, W) from latent to image; also returns the log-det, (B,)."""
         total = x.new_zeros(len(x))
         for mix, coupling in self.steps():
             total = total + mix.log_det(x)
@@ -196,7 +196,7 @@ class Rescale(nn.Module):
         return x, total
 
     def inverse(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Invert `forward`; also returns log |det| of the inverse, (B,)."""
+        """Invert `forward`; also returns its log-determinant, (B,)."""
         total = x.new_zeros(len(x))
         for mix, coupling in reversed(self.steps()):
             x, log_det = coupling.inverse(x, features)
@@ -248,7 +248,7 @@ class Flow(nn.Module):
             context: What the flow depends on.
 
         Returns:
-            Images x, shape (B, C, H, W), and log |det dx/dz|, shape (B,).
+            Images x, shape (B, C, H, W), and the log-determinant of dx/dz, shape (B,).
         """
         c = self.shape[0]
         blocks = F.pixel_unshuffle(z, 2)
@@ -267,7 +267,7 @@ class Flow(nn.Module):
             context: What the flow depends on.
 
         Returns:
-            Latents z, shape (B, C, H, W), and log |det dz/dx|, shape (B,).
+            Latents z, shape (B, C, H, W), and the log-determinant of dz/dx, shape (B,).
         """
         c = self.shape[0]
         u = (x - context.mean) * (-context.log_spread).exp()

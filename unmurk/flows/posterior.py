@@ -93,7 +93,7 @@ class FlowDistribution(Distribution):
             sample_shape: Shape of the draws for each measurement.
 
         Returns:
-            Images, shape (*sample_shape, B, C, H, W).
+            Images, shape ``(*sample_shape, B, C, H, W)``.
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         z = torch.randn(shape, dtype=self.context.mean.dtype, device=self.context.mean.device)
