@@ -2,7 +2,7 @@
 
 A learner is a dataclass of its options. As such it is only a description, such as
 `FlowDiff(recipe=Recipe(steps=8))`. `build` returns a copy with networks for given measurements,
-which the trainer then trains. A learner of your own derives from `Learner` and defines `losses`:
+which the trainer then trains. A learner of your own derives from `Learner` and defines `losses`::
 
     @training.register("mine")
     @dataclass(eq=False, kw_only=True)
