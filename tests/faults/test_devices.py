@@ -64,7 +64,7 @@ class Inline(Executor):
 @pytest.fixture
 def stand_in(monkeypatch):
     monkeypatch.setattr(loop, "processes", OneProcess)
-    monkeypatch.setattr(datasets, "ThreadPoolExecutor", Inline)
+    monkeypatch.setattr(datasets, "reader", lambda: Inline(1))
     with on_stand_in(monkeypatch) as device:
         yield device
 

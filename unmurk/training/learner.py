@@ -221,6 +221,14 @@ class Learner:
         """Return the problem of the measurements with these numbers, on a device."""
         return self.binder.bind(index, device)
 
+    def measurements(self, number: Tensor, device: torch.device) -> tuple[Tensor, Problem]:
+        """Return the measurements of draws with these numbers, and their problem, on a device.
+
+        Draw i is one of measurement i modulo N, so that the draws go through the set in turn.
+        """
+        index = number % len(self.y)
+        return self.y[index.to(self.y.device)].to(device), self.bind(index, device)
+
     def prepare(self, index: Tensor, device: torch.device) -> None:
         """Bind the problem of a coming step; the thread that reads its measurements calls this."""
         self.binder.prepare(index, device)
