@@ -195,3 +195,12 @@ def test_seeds_out_of_their_bounds(seed):
         generator(seed)
     with pytest.raises(InputError, match="^seed must be"):
         PerImageGenerator(seed, range(2))
+
+
+def test_a_log_of_training_that_is_far_too_large_is_not_read(tmp_path):
+    from unmurk.training.metric_log import MAX_BYTES, MetricLogger
+
+    with (tmp_path / "metrics.jsonl").open("wb") as sparse:
+        sparse.truncate(MAX_BYTES + 1)
+    with pytest.raises(InputError, match="metrics.jsonl is far too large for a log of training"):
+        MetricLogger(tmp_path / "metrics.jsonl", 10, 8)

@@ -174,8 +174,9 @@ def test_the_conditional_loss_is_that_of_a_regression_on_fresh_measurements(monk
 
 def test_its_rounds_refit_the_conditional_network_and_the_last_the_prior(tmp_path):
     y = MASKS.simulate(blobs())
-    method = Em(y, MASKS, (1, 8, 8), rounds=ROUNDS, e_step="conditional")
+    method = Em(rounds=ROUNDS, e_step="conditional").build(y, MASKS, (1, 8, 8))
     trainer = Trainer(method, y, TINY, tmp_path, quiet=True)
+    method.initialize(trainer.device)
     trained = []
     for step in range(trainer.steps):
         method.before(trainer, step, step / trainer.steps)

@@ -184,8 +184,8 @@ def test_options_that_are_none_are_named(method, key, value, words):
 
 def test_all_options_are_described():
     found = training.describe("flowdiff")
-    assert found["recipe.e_step"] == "a number from 0 to 1, default 0.76"
-    assert found["objective"] == "one of default, elbo, default default"
+    assert found["recipe.e_step"] == "a number from 0 to 1 (default 0.76)"
+    assert found["objective"] == "one of default, elbo (default default)"
     assert found["solver"].startswith("a solver and its options")
     assert len(found) == 2 + len(inspect.signature(Recipe).parameters)
     assert training.describe("em")["rounds.rounds"].startswith("a whole number from 1 to 10000")

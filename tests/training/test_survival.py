@@ -62,7 +62,8 @@ def test_records_that_cannot_be_written_end_a_run_with_its_state(tmp_path):
     trainer = Trainer(Meets(None), Y, RUN, tmp_path, quiet=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.open", lambda *_a, _open=open, **k: _open("/dev/full", "wb", 0))
-        patch.setattr("unmurk.training.checkpoint.write", lambda *_: None)
+        for module in ("checkpoint", "metric_log"):
+            patch.setattr(f"unmurk.training.{module}.write", lambda *_: None)
         with pytest.raises(InputError, match="cannot write /dev/full: No space left"):
             trainer.run()
     assert trainer.step == 1

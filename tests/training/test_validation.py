@@ -134,7 +134,7 @@ def test_a_run_records_them_and_learns_the_same(tmp_path, monkeypatch):
     watched = learn(y, PROBLEM, out=tmp_path / "b", **kw)[0].state_dict()
     assert all(torch.equal(watched[k], without[k]) for k in without)
     lines = [json.loads(s) for s in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
-    taken = [line for line in lines if "check/gap" in line]
+    taken = [line for line in lines if "check/measurement_swd" in line]
     assert [line["kimg"] for line in taken] == pytest.approx([0.128, 0.192, 0.256, 0.32])
     for line in taken:
         assert all(math.isfinite(line[f"check/{k}"]) for k in ("measurement_swd", "chi2", "elbo"))

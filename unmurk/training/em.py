@@ -203,8 +203,7 @@ class Em(Learner):
             InputError: An image is not finite.
         """
         number = self.replay.numbers(count)
-        index = number % len(self.y)
-        y, problem = self.y[index.to(self.y.device)].to(device), self.bind(index, device)
+        y, problem = self.measurements(number, device)
         streams = PerImageGenerator(self.seed, number.tolist(), StreamId.E_STEP, device=device)
         start = self.posterior.start
         assert start is not None

@@ -278,8 +278,7 @@ class FlowDiff(Learner):
             InputError: An image is not finite.
         """
         number = self.replay.numbers(count)
-        index = number % len(self.y)
-        y, problem = self.y[index.to(self.y.device)].to(device), self.bind(index, device)
+        y, problem = self.measurements(number, device)
         streams = PerImageGenerator(
             self.seed, number.tolist(), StreamId.FLOWDIFF_E_STEP, device=device
         )

@@ -1,5 +1,7 @@
 """Learn a prior and a posterior from corrupted images.
 
+For example::
+
     prior, posterior = unmurk.learn(y, unmurk.Problem("identity", noise=0.3), out="runs/digits")
 
 One module holds one learner, and one training loop serves all of them. The run folder holds every

@@ -2,7 +2,7 @@
 
 A learner is a dataclass of its options. As such it is only a description, such as
 `FlowDiff(recipe=Recipe(steps=8))`. `build` returns a copy with networks for given measurements,
-which the trainer then trains. A learner of your own derives from `Learner` and defines `losses`:
+which the trainer then trains. A learner of your own derives from `Learner` and defines `losses`::
 
     @training.register("mine")
     @dataclass(eq=False, kw_only=True)
@@ -220,6 +220,14 @@ class Learner:
     def bind(self, index: Tensor, device: torch.device) -> Problem:
         """Return the problem of the measurements with these numbers, on a device."""
         return self.binder.bind(index, device)
+
+    def measurements(self, number: Tensor, device: torch.device) -> tuple[Tensor, Problem]:
+        """Return the measurements of draws with these numbers, and their problem, on a device.
+
+        Draw i is one of measurement i modulo N, so that the draws go through the set in turn.
+        """
+        index = number % len(self.y)
+        return self.y[index.to(self.y.device)].to(device), self.bind(index, device)
 
     def prepare(self, index: Tensor, device: torch.device) -> None:
         """Bind the problem of a coming step; the thread that reads its measurements calls this."""

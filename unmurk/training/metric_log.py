@@ -9,12 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ..errors import InputError
 from ..io.atomic import unwritable, write
 
 __all__ = ["MetricLogger"]
 
 LINES = 400  # lines of a run
 PAUSE = 10  # seconds between lines where there is no terminal
+MAX_BYTES = 2**26  # a log has some 100 KiB
 
 
 class MetricLogger:
@@ -53,12 +55,7 @@ class MetricLogger:
         self.console = Console(file=sys.stderr, quiet=quiet or not main)
         self.file = None
         if main:
-            keep = []
-            if path.exists():
-                limit = step * batch / 1000 + 1e-9
-                text = path.read_text(errors="replace")
-                keep = [s for s in text.splitlines() if _kimg(s) <= limit]
-            write(path, "".join(s + "\n" for s in keep).encode())
+            write(path, "".join(s + "\n" for s in _kept_lines(path, step * batch / 1000)).encode())
             self.file = open(path, "ab", buffering=0)  # unbuffered: a kill loses no line
         self.bar = Progress(
             TextColumn("learning"),
@@ -128,6 +125,23 @@ class MetricLogger:
         self.bar.stop()
         if self.file is not None:
             self.file.close()
+
+
+def _kept_lines(path: Path, kimg: float) -> list[str]:
+    """Read the lines of a log up to a budget.
+
+    Raises:
+        InputError: The file cannot be read, or is far larger than any log.
+    """
+    try:
+        if not path.exists():
+            return []
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is far too large for a log of training: remove it")
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return [line for line in text.splitlines() if _kimg(line) <= kimg + 1e-9]
 
 
 def _kimg(line: str) -> float:

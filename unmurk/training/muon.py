@@ -60,7 +60,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Any, lr: float = 5e-3) -> None:
-        super().__init__(params, {"lr": lr})
+        # With "fused" torch loads the count of steps onto the device of the parameter.
+        super().__init__(params, {"lr": lr, "fused": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -1,12 +1,12 @@
 """Learners by name: registration, entry points, and options from text.
 
-A learner class of your own gets a name by a decorator,
+A learner class of your own gets a name by a decorator::
 
     @training.register("mine")
     @dataclass(eq=False, kw_only=True)
     class Mine(training.Learner): ...
 
-or by an entry point of the group `unmurk.learners` in the `pyproject.toml` of a package,
+or by an entry point of the group `unmurk.learners` in the `pyproject.toml` of a package::
 
     [project.entry-points."unmurk.learners"]
     mine = "my_package:Mine"
@@ -214,7 +214,7 @@ def describe(method: str | type[Learner]) -> dict[str, str]:
         Text by option name, with a dot for nested options.
 
     >>> describe("ambient")
-    {'delta': 'a number from 0.001 to 0.999, default 0.1'}
+    {'delta': 'a number from 0.001 to 0.999 (default 0.1)'}
     """
     found: dict[str, str] = {}
     cls = _class_of(method)
@@ -233,7 +233,7 @@ def describe(method: str | type[Learner]) -> dict[str, str]:
 
 def _text(hint: Any, default: Any) -> str:
     """Describe the values of a type and its default."""
-    return f"{_bounds(hint)}, default {'none' if default is None else default}"
+    return f"{_bounds(hint)} (default {'none' if default is None else default})"
 
 
 def _default(cls: type, name: str) -> Any:
