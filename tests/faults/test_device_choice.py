@@ -257,7 +257,7 @@ def test_masks_are_bound_by_the_thread_that_reads(monkeypatch):
     batches = datasets.Batches(y, choose, torch.device("cpu"), binding.prepare)
     found = []
     for step in range(3):
-        rows, given = batches.bind(step)
+        rows, given = batches.batch_at(step)
         assert torch.equal(given, y[rows])
         found.append(binding.bind(rows, torch.device("cpu")).mask)
     batches.close()
