@@ -80,7 +80,9 @@ def test_commands_write_in_batches(tmp_path, monkeypatch):
     assert cli.main([str(a) for a in argv]) == 0
     whole = Prior.load(tmp_path / "prior").sample(5, steps=2)
     assert torch.allclose(torch.from_numpy(np.load(out)), whole, rtol=1e-4, atol=1e-3)
-    argv = ["corrupt", out, "--noise", 0.1, "--out", tmp_path / "y.npy"]
+    clean = tmp_path / "clean.npy"
+    np.save(clean, images().numpy())
+    argv = ["corrupt", clean, "--noise", 0.1, "--out", tmp_path / "y.npy"]
     assert cli.main([str(a) for a in argv]) == 0
-    y = unmurk.Problem("identity", 0.1).simulate(load_images(out).images)
+    y = unmurk.Problem("identity", 0.1).simulate(images())
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), y.numpy())
