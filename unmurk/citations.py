@@ -77,14 +77,15 @@ def _class_of(of: Any) -> Any:
 
 
 def _learner_of(run: Path) -> Any:
-    """The class that a run folder was learned with."""
+    """The class that a run folder was learned with; None for one that is not installed here."""
     from .io.json_files import read_object
+    from .training import METHODS
 
     config = run / "config.json"
     method = read_object(config).get("method")
     if not isinstance(method, str):
         raise InputError(f"{config} does not name a method of learning: give a run folder")
-    return _named(method)
+    return METHODS.get(method)
 
 
 def _named(name: str) -> Any:

@@ -318,7 +318,7 @@ def test_full_disk_is_one_line(data, tmp_path, capsys, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device", "y.npy")
 
-    monkeypatch.setattr("unmurk.io.images.save_images", full)
+    monkeypatch.setattr("unmurk.io.generated.GeneratedWriter.write", full)
     assert unmurk("corrupt", data, "--out", tmp_path / "y.npy") == 2
     assert capsys.readouterr().err == "unmurk: cannot write y.npy: No space left on device\n"
 

@@ -77,8 +77,6 @@ def call(argv: list[str], *inputs: Path) -> int:
 def check_refusal(text: str) -> None:
     """One line of ours says what is wrong; the lines before it are notes."""
     lines = text.strip("\n").splitlines()
-    if lines and lines[0].startswith("╭"):  # the parser of arguments says what is wrong in a box
-        return
     ours = [line for line in lines if line.startswith("unmurk: ")]
     if len(ours) != 1 or lines[-1] != ours[0]:
         raise Mishandled(f"exit code 2 with {len(ours)} lines that say why: {text[-200:]!r}")

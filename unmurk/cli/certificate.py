@@ -1,4 +1,4 @@
-"""The certification as a command, and what it says: a table, a picture, a file of all figures."""
+"""The certification as a command: it runs in processes and makes a table, a picture and a file."""
 
 import io
 import itertools
@@ -37,36 +37,37 @@ __all__ = [
     "table",
 ]
 
-PROCESSES = 8  # at most, one a core
+PROCESSES = 8  # at most, one per core
 
-WIDTH = 110  # of the table in a terminal, at least
-WIDTHS = (14, 9, 13, 9)  # of its first columns
+WIDTH = 110  # characters of the table in a terminal, at least
+WIDTHS = (14, 9, 13, 9)  # characters of its first columns
 
 CAPTION = """\
-Every figure is the worst of all problems; 1.00 is right for spreads and SWD, 0.90 for the
-coverage, 0 for the mean error (in posterior standard deviations). NFE: network evaluations for one
-sample; s: seconds of all draws. (!): less than the solver claims. --json prints every row;
---thorough runs all solvers on all problems."""
+Every figure is the worst over all problems. The exact values are 1.00 for spreads and SWD, 0.90
+for the coverage, and 0 for the mean error (in posterior standard deviations). NFE: network
+evaluations per sample; s: seconds of all draws. (!): less than the solver claims. --json prints
+every row; --thorough runs all solvers on all problems."""
 
 
 def run(
     methods: Sequence[str] = (), out: Path | None = None, *, seed: int = 0, thorough: bool = False
 ) -> dict[str, Any]:
-    """Certify solvers, a process of one thread for each core; progress goes to stderr.
+    """Certify solvers, with one process of one thread per core; progress goes to stderr.
 
     Args:
-        methods: Names as in `certify.default_solvers`; none: all if thorough, else those that
+        methods: Names as in `certify.default_solvers`; empty: all if thorough, else those that
             claim more than "heuristic".
-        out: Folder for certify.json and certify.png, if any.
+        out: Folder for certify.json and certify.png; None: no files.
         seed: See `certify.certify`.
-        thorough: All problems (`exam.PROBLEMS`) instead of a dozen that cover them (`exam.SHORT`).
+        thorough: Whether all problems (`exam.PROBLEMS`) are used, instead of a dozen that cover
+            them (`exam.SHORT`).
 
     Returns:
-        seed; thorough; processes; seconds of wall time; holds, whether each solver earns what it
-        claims; rows, the fields of each `certify.Row`. `read` makes rows of them again.
+        "seed"; "thorough"; "processes"; "seconds" of wall time; "holds", whether each solver
+        fulfills its claim; "rows", the fields of each `certify.Row` (see `read`).
 
     Raises:
-        InputError: A name is unknown, or the seed is below 0.
+        InputError: A name is unknown, or the seed is negative.
     """
     known, start = default_solvers(), time.monotonic()
     for name in methods:
@@ -90,14 +91,13 @@ def run(
 
 
 def read(result: dict[str, Any]) -> list[Row]:
-    """The rows of what `run` returned, or of its file."""
+    """Return the rows in a result of `run`, or in its file."""
     return [Row(**row) for row in result["rows"]]
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[Row], None]]:
-    """What is done and the time that is left, on stderr: a bar, or a line at first and every ten
-    seconds."""
+    """Show the progress and the remaining time on stderr: a bar, or a line every ten seconds."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -121,12 +121,18 @@ def _progress(total: int) -> Iterator[Callable[[Row], None]]:
 
 @dataclass(frozen=True)
 class Summary:
-    """One solver on all problems.
+    """The results of one solver on all problems.
 
-    `earned` is the weakest of those it did not refuse (None: it refused all), `counts` on how many
-    problems it earned what; `figures` holds (median, worst) of mean_error, both spreads, coverage
-    and excess (see `Row`), None where there is none; `evaluations` is the most that one sample has
-    cost.
+    Attributes:
+        solver: Its name.
+        claims: Its claim.
+        earned: The weakest grade over the problems that it did not refuse; None: it refused all.
+        counts: The number of problems with each grade.
+        refused: The number of problems that it refused.
+        figures: Median and worst of the mean error, both spreads, coverage and excess (see `Row`);
+            None without a value.
+        evaluations: Network evaluations of the most expensive sample.
+        seconds: Time of all draws.
     """
 
     solver: str
@@ -140,22 +146,22 @@ class Summary:
 
     @property
     def holds(self) -> bool:
-        """Whether it earns what it claims, on every problem it takes."""
+        """Whether it fulfills its claim on every problem that it does not refuse."""
         return self.earned is not None and RANK[self.earned] >= RANK[self.claims]
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Summary]:
-    """What every solver of these rows earns on all problems together, by name."""
+    """Summarize the rows of every solver, by name."""
     names = dict.fromkeys(row.solver for row in rows)
-    return {name: _summarise([row for row in rows if row.solver == name]) for name in names}
+    return {name: _summarize([row for row in rows if row.solver == name]) for name in names}
 
 
 def holds(rows: Sequence[Row]) -> dict[str, bool]:
-    """By solver: whether it earns what it claims (or more) on every problem it takes."""
+    """Return for each solver whether it fulfills its claim on every problem."""
     return {name: found.holds for name, found in summary(rows).items()}
 
 
-def _summarise(rows: list[Row]) -> Summary:
+def _summarize(rows: list[Row]) -> Summary:
     earned = [row.earned for row in rows if row.earned is not None]
     return Summary(
         solver=rows[0].solver,
@@ -170,7 +176,7 @@ def _summarise(rows: list[Row]) -> Summary:
 
 
 def _off(spread: float) -> float:
-    """How far a ratio is from 1, up or down alike."""
+    """Return the distance of a ratio from 1, on a logarithmic scale."""
     return abs(math.log(spread)) if spread > 0 else math.inf
 
 
@@ -181,11 +187,11 @@ WORSE: dict[str, Callable[[float], float]] = {
     "coverage": lambda coverage: abs(coverage - LEVEL),
     "excess": float,
 }
-"""Figures of a row, and how bad a value is."""
+"""Figures of a row, with the measure that defines the worst value."""
 
 
 def _pair(rows: list[Row], name: str) -> tuple[float, float] | None:
-    """Median and worst of what there is."""
+    """Return the median and the worst of the known values."""
     found = (getattr(row, name) for row in rows)
     known = [value for value in found if value is not None]
     return (statistics.median(known), max(known, key=WORSE[name])) if known else None
@@ -206,9 +212,9 @@ def _cells(found: Summary) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The summary in Markdown, one line for each solver, figures as "median (worst)".
+    """Return the summary in Markdown, one line per solver, with figures as "median (worst)".
 
-    A solver that does not earn its claim everywhere has a (!) behind what it earned.
+    The grade of a solver that does not fulfill its claim is marked with (!).
     """
     written: list[Sequence[str]] = [
         HEAD,
@@ -219,7 +225,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def lines(rows: Sequence[Row]) -> "Lines":
-    """The same for the terminal, the worst figures alone."""
+    """Return the summary for the terminal, with the worst figures only."""
     from rich.box import SIMPLE
     from rich.table import Table as Lines
 
@@ -235,7 +241,7 @@ def lines(rows: Sequence[Row]) -> "Lines":
 
 
 def reference(rows: Sequence[Row]) -> str:
-    """How well the sampled references of these rows are known, in a sentence; "" without any."""
+    """Describe the accuracy of the sampled references in a sentence; "" without any."""
     known = [row for row in rows if row.rhat is not None]
     if not known:
         return ""
@@ -250,17 +256,20 @@ def reference(rows: Sequence[Row]) -> str:
 
 INKS = dict(posterior="#1b7f4d", point="#d98a00", heuristic="#b3261e")
 MARKS = (*"osD^vPX*<>hp8dH", "$S$", "$T$", "$Y$", "$Z$")
-LEAST, MOST_ERROR, MOST_SPREAD = 0.01, 10.0, 2.0  # what lies beyond is drawn on the edge
+LEAST, MOST_ERROR, MOST_SPREAD = 0.01, 10.0, 2.0  # values beyond are drawn on the edge
 
 
 def picture(rows: Sequence[Row], path: str | Path) -> None:
-    """Draw every row as a dot: its spread ratio (the worse of the two) against its mean error.
+    """Plot every row: its spread ratio (the worse of the two) against its mean error.
 
-    Colours tell what it earned, marks the solver; the box is where a posterior sampler belongs.
-    The ending of `path` says which kind of file: .png, .svg or .pdf.
+    Colors show the grade and markers the solver; a posterior sampler belongs in the box.
+
+    Args:
+        rows: The rows.
+        path: The file; its suffix gives the format: .png, .svg or .pdf.
 
     Raises:
-        InputError: The file cannot be written, or is of another kind.
+        InputError: The file cannot be written, or has another format.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle

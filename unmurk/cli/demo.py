@@ -1,13 +1,17 @@
-"""The demonstration: learn what digits look like from noisy digits only, then restore with it.
+r"""The demonstration: learn what digits look like from noisy digits only, then restore with it.
 
-No clean image enters the learning: y_i = x_i + 0.3 n_i is drawn once for each digit, and only the
-y_i are handed on. With the prior p(x) and the posterior q(x | y) learnt from them,
+No clean image enters the training. The measurements
 
-- held-out noisy digits are restored in one pass, E[x | y] and its standard deviation from q;
-- new digits are drawn from p;
-- a hole is filled and a blur undone by `solve`, tasks that the learning never met.
+.. math:: y_i = x_i + 0.3\, n_i
 
-Each result stands beside what it costs nothing to do: the noisy image, the pseudo-inverse.
+are drawn once for each digit, and only the y_i are used. With the prior p(x) and the posterior
+q(x | y) learned from them,
+
+- held-out noisy digits are restored in one pass: E[x | y] and its standard deviation under q;
+- new digits are sampled from p;
+- a hole is filled and a blur is removed by `solve`, two tasks that the training never met.
+
+Each result is shown beside a trivial one: the noisy image, or the pseudo-inverse.
 """
 
 import time
@@ -22,7 +26,7 @@ from ..evaluation import metrics
 from ..flows.posterior import Posterior
 from ..io.images import load_images
 from ..problem import Problem
-from ..solvers.solve import solve
+from ..solvers import solve
 from ..training import Recipe, learn
 from .report import Column, Images, Section, Table, Text, write
 
@@ -32,12 +36,12 @@ if TYPE_CHECKING:
 __all__ = ["run", "table"]
 
 DIGITS = Path(__file__).parents[1] / "assets" / "digits"
-NOISE = 0.3  # in the images to learn from
+NOISE = 0.3  # of the training images
 TASKS = {"inpaint": "inpaint:box,size=10", "deblur": "blur:gaussian,sigma=1.5"}
 TASK_NOISE = 0.05
 KIMG = 88.0
-SOLVED = 64  # of the held-out digits, for each task: the solver runs the network 100 times
-SHOWN, NEW = 8, 32  # pictures in the report: of each task, drawn from the prior
+SOLVED = 64  # held-out digits for each task: the solver runs the network 100 times
+SHOWN, NEW = 8, 32  # pictures in the report: of each task, and from the prior
 COLUMNS = ("images", "PSNR (dB)", "SSIM", "spread", "error")
 
 
@@ -51,22 +55,22 @@ def run(
     recipe: Recipe | None = None,
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """Learn, restore, solve, and write `out`/report.html. The run in `out`/run is continued.
+    """Learn, restore, solve, and write `out`/report.html. An existing run is continued.
 
     Args:
-        out: Folder.
-        seed: Seed of every random draw.
-        train: Noisy digits to learn from; None: all in the package.
-        held_out: Digits to restore; the learning never met them, noisy or clean.
-        kimg: Length of the learning in thousands of images seen.
-        recipe: Schedule of the learning; None: the default.
-        steps: Steps of the solver; None: its own.
+        out: Folder; the run is in `out`/run.
+        seed: Seed of all random draws.
+        train: Number of noisy training digits; None: all in the package.
+        held_out: Number of digits to restore; they are not in the training set.
+        kimg: Length of the training in thousands of images.
+        recipe: Schedule of the training; None: the default.
+        steps: Steps of the solver; None: its default.
 
     Returns:
-        noisy, restored and solved with psnr (dB) and ssim each; restored with spread, the root
-        mean square standard deviation, and rmse (units of the image; equal for an exact
-        posterior); solved with the means over both tasks, and each task with its pseudo-inverse;
-        seconds; report.
+        "noisy", "restored" and "solved", each with psnr (dB) and ssim. "restored" also has
+        spread (the root mean square standard deviation) and rmse, in units of the image; they are
+        equal for an exact posterior. "solved" has the means over both tasks, and each task with
+        its pseudo-inverse. Further "seconds" and "report".
 
     Raises:
         InputError: `out`/run holds a run of other settings, or cannot be written.
@@ -85,7 +89,7 @@ def run(
         seed=seed,
     )
     truth = load_images(DIGITS / "test.idx3-ubyte.gz", limit=held_out).images
-    fresh = range(len(y), len(y) + len(truth))  # image numbers: no noise is met twice
+    fresh = range(len(y), len(y) + len(truth))  # new image numbers: new noise
 
     result, denoised = _restore(truth, noisy, posterior, seed, fresh)
     tasks = {
@@ -99,9 +103,9 @@ def run(
     sections: list[Section] = [
         Text(
             "",
-            f"A prior and a posterior were learnt from {len(y)} digits with noise of standard "
-            f"deviation {NOISE} (image range 1), without any clean one. The digits restored "
-            "below are others, which the learning never met.",
+            f"A prior and a posterior were learned from {len(y)} digits with noise of standard "
+            f"deviation {NOISE} (image range 1), without any clean image. The digits restored "
+            "below are not in the training set.",
         ),
         Table("Scores", COLUMNS, [*_rows(result)], caption=CAPTION),
         denoised,
@@ -113,13 +117,13 @@ def run(
 
 CAPTION = (
     "Means over the held-out digits; PSNR and SSIM of images clipped to the range. For an exact "
-    "posterior the spread, the root mean square of its standard deviations, equals the error, the "
-    "root mean square of restored less true."
+    "posterior the spread (the root mean square of its standard deviations) equals the error (the "
+    "root mean square of the restored minus the true image)."
 )
 
 
 def table(result: dict[str, Any]) -> "Lines":
-    """The scores of `run` as a table for the terminal."""
+    """Return the scores of `run` as a table for the terminal."""
     from rich.table import Table as Lines
 
     lines = Lines(*COLUMNS)
@@ -152,7 +156,7 @@ def _scores(x: Tensor, truth: Tensor) -> dict[str, Any]:
 def _restore(
     truth: Tensor, problem: Problem, posterior: Posterior, seed: int, index: range
 ) -> tuple[dict[str, Any], Section]:
-    """Held-out digits restored in one pass: scores and pictures."""
+    """Restore held-out digits in one pass; return scores and pictures."""
     y = problem.simulate(truth, seed, index)
     device = next(posterior.parameters()).device
     mean, std = (v.cpu() for v in posterior.mean_std(y.to(device), problem, n=64, seed=seed))
@@ -168,7 +172,7 @@ def _restore(
 def _solve(
     truth: Tensor, text: str, prior: Prior, seed: int, index: range, steps: int | None
 ) -> tuple[dict[str, Any], Section]:
-    """One task by RED-diff: scores and pictures."""
+    """Solve one task by RED-diff; return scores and pictures."""
     problem = Problem(text, TASK_NOISE)
     y = problem.simulate(truth, seed, index)
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
@@ -188,8 +192,8 @@ def _drawn(prior: Prior, seed: int) -> Section:
 
 
 def _grid(title: str, columns: dict[str, Tensor]) -> Section:
-    """The first digits, a row for each."""
-    deviation = Column("standard deviation", range="shared", colour="magma")
+    """Return a grid of the first digits, with a row for each."""
+    deviation = Column("standard deviation", range="shared", color="magma")
     labels = [deviation if name == deviation.label else Column(name) for name in columns]
     rows = list(zip(*(list(x[:SHOWN]) for x in columns.values()), strict=True))
     return Images(title, rows, labels, tile=84)

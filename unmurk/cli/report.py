@@ -1,10 +1,10 @@
-"""Reports: one HTML page that needs nothing but itself.
+"""Reports: a single self-contained HTML page.
 
-Images are PNG data URIs, shown with their pixels as they are; curves are inline SVG whose colours
-follow the page, light or dark; there is no script, and the page forbids itself any request.
+Images are PNG data URIs, shown without interpolation. Curves are inline SVG whose colors follow
+the light or dark theme of the page. There is no script, and the page's policy forbids requests.
 
 A page is a list of sections, each a frozen dataclass: `Text`, `Numbers`, `Table`, `Images`,
-`Pictures`, `Curves` and `Panels`. `write` puts them on a page; `run_report` makes the page of a
+`Pictures`, `Curves` and `Panels`. `write` writes a page of them; `run_report` writes the page of a
 learning run from the files of its folder.
 """
 
@@ -42,20 +42,20 @@ __all__ = [
     "write",
 ]
 
-# Colours that matplotlib draws with, and what the page puts in their place.
+# Colors that matplotlib draws with, and the variables of the page that replace them.
 INKS = {"#010101": "var(--soft)", "#020202": "var(--grid)", "#030303": "var(--line)"}
-KEPT = "check/kept"  # 1 where figures were the best so far; see learn.selection
+KEPT = "check/kept"  # 1 if the figures were the best so far; see training.validation
 INKS |= {f"#04040{i}": f"var(--c{i})" for i in range(6)}
 SOFT, GRID, LINE, *LINES = INKS
 
-LARGE = 1e30  # of a figure on a chart
+LARGE = 1e30  # largest figure on a chart
 MOST_KIMG, MOST_SECONDS = 1e9, 1e11
-MOST_KEYS = 200  # figures of a line: each is a chart
+MOST_KEYS = 200  # figures of a line, each of which is a chart
 
 
 @dataclass(frozen=True)
 class Text:
-    """Paragraphs. A string is shown as it is; `markupsafe.Markup` may hold HTML."""
+    """Paragraphs of plain text; `markupsafe.Markup` may hold HTML."""
 
     title: str
     paragraphs: str | Sequence[str]
@@ -63,7 +63,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A few values that matter, each large and with its name."""
+    """A few important values, shown large, each with its name."""
 
     title: str
     values: Mapping[str, Any]
@@ -71,7 +71,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells: strings, numbers, booleans, None for an empty cell."""
+    """Rows of cells: strings, numbers, booleans; None leaves a cell empty."""
 
     title: str
     columns: Sequence[str]
@@ -83,16 +83,16 @@ class Table:
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
             raise InputError(
-                f"table '{self.title}': every row needs {len(self.columns)} cells, one a column"
+                f"table '{self.title}': every row needs {len(self.columns)} cells, one per column"
             )
 
     def numeric(self) -> list[bool]:
-        """Which columns hold numbers only."""
+        """Return which columns hold numbers only."""
         columns = ([row[i] for row in self.rows] for i in range(len(self.columns)))
         return [all(v is None or _is_number(v) for v in column) for column in columns]
 
     def winners(self) -> list[float | None]:
-        """The best number of every column that `best` names."""
+        """Return the best number of every column in `best`; None for the others."""
         found: list[float | None] = [None] * len(self.columns)
         for label, rule in self.best.items():
             i = self.columns.index(label)
@@ -107,18 +107,18 @@ class Column:
 
     label: str
     range: Literal["unit", "each", "shared"] | tuple[float, float] = "unit"
-    """Values shown as black and white: 0 and 1, every image's own extremes, those of the column's
-    images together, or the two given. Values outside are clipped."""
-    colour: str | None = None
-    """Matplotlib colour map ("magma" for standard deviations, say); channels are averaged."""
+    """Values shown as black and white. "unit": 0 and 1; "each": the extremes of every image;
+    "shared": those of all images of the column; or two given values. Others are clipped."""
+    color: str | None = None
+    """Matplotlib color map ("magma" for standard deviations, say); channels are averaged."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """A grid of images (C, H, W) in rows and columns; None leaves a cell empty. Channels other
-    than 1 and 3 stand side by side.
+    """A grid of images (C, H, W) in rows and columns; None leaves a cell empty.
 
-    Under a column with a colour map, or with a range "shared" or given, stands its scale.
+    Channels are shown side by side unless there are 1 or 3. A column with a color map, or with a
+    range "shared" or given, has its scale below it.
     """
 
     title: str
@@ -130,7 +130,7 @@ class Images:
     """Width of an image on a page wide enough, in pixels of the page."""
 
     def shown(self) -> dict[str, list[Any]]:
-        """Labels, scales and images as the template takes them."""
+        """Return labels, scales and images for the template."""
         columns = [c if isinstance(c, Column) else Column(c) for c in self.columns]
         columns = columns or [Column("")] * max((len(row) for row in self.grid), default=0)
         labels = list(self.rows) or [""] * len(self.grid)
@@ -155,7 +155,7 @@ class Pictures:
     files: Mapping[str, str | Path]
 
     def shown(self) -> list[dict[str, Any]]:
-        """The pictures as the template takes them."""
+        """Return the pictures for the template."""
         return [_picture(label, path) for label, path in self.files.items()]
 
 
@@ -174,9 +174,9 @@ class Curves:
     """Draw the curves faint, and over each its running mean (over 1/30 of its length)."""
 
     def drawn(self) -> list[dict[str, Any]]:
-        """The chart, drawn for a wide page and for a narrow one; the page shows what fits."""
+        """Draw the chart for a wide and for a narrow page; the page shows the one that fits."""
         chart = _chart(self, {"wide-only": (8.6, 3.7), "narrow": (3.9, 3.0)})
-        return [chart | {"title": ""}]  # the section's heading names it already
+        return [chart | {"title": ""}]  # the heading of the section has the same title
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Panels:
     caption: str = ""
 
     def drawn(self) -> list[dict[str, Any]]:
-        """The charts, drawn small."""
+        """Draw the charts, small."""
         return [_chart(chart, {"small": (3.1, 2.0)}) for chart in self.charts]
 
 
@@ -196,16 +196,16 @@ Section = Text | Numbers | Table | Images | Pictures | Curves | Panels
 
 
 def write(path: str | Path, title: str, sections: Iterable[Section], subtitle: str = "") -> Path:
-    """Write a page and return its path. The file is there whole or not at all.
+    """Write a page atomically and return its path.
 
     Args:
-        path: The HTML file; its folder is made where needed.
+        path: The HTML file; its folder is made if needed.
         title: Heading of the page.
-        sections: What follows, in order.
+        sections: The sections, in order.
         subtitle: A line under the heading.
 
     Raises:
-        InputError: A section that does not fit together, or a file that cannot be written.
+        InputError: The parts of a section do not fit together, or the file cannot be written.
     """
     import jinja2
 
@@ -234,18 +234,18 @@ def run_report(
     sections: Sequence[Section] = (),
     path: str | Path | None = None,
 ) -> Path:
-    """Write the page of a learning run (how it went, pictures, settings) and return its path.
+    """Write the page of a learning run (curves, pictures, settings) and return its path.
 
     Args:
-        run_dir: Folder with `config.json` and `metrics.jsonl`. Of the metrics, every numeric key
-            is drawn over "kimg" (thousands of images seen). Lines that a continued run has
-            written anew are taken once, and a last line that was cut short is left out.
-        pictures: PNG files, by caption or alone (then the file's name is the caption).
-        sections: Further sections, put before the curves.
-        path: Where to write; None means `report.html` in the folder.
+        run_dir: Folder with `config.json` and `metrics.jsonl`. Every numeric key of the metrics is
+            drawn over "kimg" (thousands of images seen). Lines that a continued run has written
+            again replace the earlier ones, and an incomplete last line is left out.
+        pictures: PNG files by caption, or without captions (then the file's name is used).
+        sections: Further sections, placed before the curves.
+        path: The HTML file; None: `report.html` in the folder.
 
     Raises:
-        InputError: The folder holds no run, or a file of it cannot be read.
+        InputError: The folder holds no run, or one of its files cannot be read.
     """
     run_dir = Path(run_dir)
     config = read_object(_there(run_dir / "config.json"))
@@ -269,11 +269,11 @@ def _there(path: Path) -> Path:
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines in order of kimg; what a continued run wrote again replaces what was there."""
+    """Read the lines in order of kimg; lines of a continued run replace earlier ones."""
     lines: list[dict[str, Any]] = []
     for number, last, line in json_lines(_there(path)):
         if line is None and last:
-            break  # a sudden end cut it short
+            break  # an interrupted run left it incomplete
         if line is None or not _is_number(line.get("kimg")) or not 0 <= line["kimg"] <= MOST_KIMG:
             raise InputError(f"{path}, line {number}: no JSON object with 'kimg'")
         if len(line) > MOST_KEYS:
@@ -288,7 +288,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _plotted(value: Any) -> Any:
-    """A figure as it can be drawn: numbers beyond `LARGE` are not finite on a chart."""
+    """Return a figure that can be drawn: NaN for numbers beyond `LARGE`."""
     return math.nan if _is_number(value) and not abs(value) <= LARGE else value
 
 
@@ -308,7 +308,7 @@ def _summary(lines: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _course(lines: list[dict[str, Any]]) -> list[Section]:
-    """Small charts of every numeric key; keys that never change are named instead."""
+    """Return small charts of every numeric key; constant keys are listed instead."""
     keys = dict.fromkeys(k for line in lines for k, v in line.items() if _is_number(v))
     for key in ("kimg", KEPT):
         keys.pop(key, None)
@@ -321,11 +321,13 @@ def _course(lines: list[dict[str, Any]]) -> list[Section]:
             constant.append(f"{key} = {_text(ys[-1])}")
             continue
         loss = key.startswith("loss/")
-        decades = loss and 0 < 30 * min(finite) < max(finite)  # else the small ones look alike
+        decades = loss and 0 < 30 * min(finite) < max(
+            finite
+        )  # otherwise the small values look equal
         curve, smooth = {key: (xs, ys)}, loss and len(ys) > 60
         charts.append(Curves(key, curve, x="kimg", log_y=decades, smooth=smooth))
     words = f"Constant throughout: {', '.join(constant)}." if constant else ""
-    return [Panels("Course of the learning", charts, words)] if charts or constant else []
+    return [Panels("Training", charts, words)] if charts or constant else []
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -339,7 +341,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
 def _show(
     column: Column, images: Sequence[Tensor | None]
 ) -> tuple[list[dict[str, Any] | None], dict[str, str] | None]:
-    """A column's images for the template, and the scale to stand under them."""
+    """Return a column's images for the template, and its scale."""
     values = [None if x is None else _plain(x, column) for x in images]
     together = _extremes([v for v in values if v is not None])
     given = {"unit": (0.0, 1.0), "shared": together, "each": None}
@@ -347,13 +349,13 @@ def _show(
 
     def shown(v: Tensor) -> dict[str, Any]:
         low, high = limits or _extremes([v])
-        source = _png((v - low) / ((high - low) or 1.0), column.colour)
+        source = _png((v - low) / ((high - low) or 1.0), column.color)
         return {"source": source, "width": v.shape[2], "height": v.shape[1], "alt": column.label}
 
     cells = [None if v is None else shown(v) for v in values]
-    if limits is None or (column.range == "unit" and not column.colour):
+    if limits is None or (column.range == "unit" and not column.color):
         return cells, None
-    ramp = _png(torch.linspace(0, 1, 128).view(1, 1, 128), column.colour)
+    ramp = _png(torch.linspace(0, 1, 128).view(1, 1, 128), column.color)
     return cells, {"source": ramp, "low": _text(limits[0]), "high": _text(limits[1])}
 
 
@@ -369,19 +371,19 @@ def _plain(image: Tensor, column: Column) -> Tensor:
     image = image.detach().float().cpu().nan_to_num(0.0)
     if image.shape[0] not in (1, 3):  # the channels side by side
         image = torch.cat(list(image), -1)[None]
-    return image.mean(dim=0, keepdim=True) if column.colour else image
+    return image.mean(dim=0, keepdim=True) if column.color else image
 
 
-def _png(image: Tensor, colour: str | None) -> str:
-    """An image (C, H, W), whose values 0 ... 1 are to be shown, as a data URI."""
+def _png(image: Tensor, color: str | None) -> str:
+    """Return an image (C, H, W) with values from 0 to 1 as a data URI."""
     import matplotlib
     from PIL import Image
 
     pixels = image.clamp(0, 1).movedim(0, -1).squeeze(-1).numpy()
-    if colour and colour not in matplotlib.colormaps:
-        raise InputError(f"unknown colour map '{colour}'; try magma or viridis")
-    if colour:
-        pixels = matplotlib.colormaps[colour](pixels)[..., :3]
+    if color and color not in matplotlib.colormaps:
+        raise InputError(f"unknown color map '{color}': try magma or viridis")
+    if color:
+        pixels = matplotlib.colormaps[color](pixels)[..., :3]
     return _data_uri(Image.fromarray((pixels * 255).round().astype("uint8")))
 
 
@@ -392,7 +394,7 @@ def _picture(label: str, path: str | Path) -> dict[str, Any]:
         with Image.open(path, formats=["PNG"]) as image:
             size = {"width": image.width, "height": image.height}
             return {"label": label, "source": _data_uri(image)} | size
-    except (OSError, SyntaxError) as error:  # Pillow's word for a broken PNG file
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG file
         raise InputError(f"{path} is no PNG picture: {_one_line(error)}") from error
 
 
@@ -414,14 +416,14 @@ def _chart(chart: Curves, sizes: dict[str, tuple[float, float]]) -> dict[str, An
 
 
 def _svg(chart: Curves, name: str, size: tuple[float, float]) -> Any:
-    """The chart as an SVG element of class `name`; size in inches."""
+    """Draw the chart as an SVG element of class `name`; the size is in inches."""
     import matplotlib
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
     style: Any = {
-        "svg.fonttype": "none",  # text stays text, in the page's font
-        "svg.hashsalt": f"{name} {chart.title}",  # identifiers of their own for every chart
+        "svg.fonttype": "none",  # text stays text, in the font of the page
+        "svg.hashsalt": f"{name} {chart.title}",  # different identifiers for every chart
         "font.family": "DejaVu Sans",
         "font.size": 8.0,
         "axes.labelsize": 8.0,
@@ -456,18 +458,18 @@ def _draw(chart: Curves, axes: Any) -> None:
         if log and any(v > 0 for points in chart.curves.values() for v in points[i]):
             getattr(axes, f"set_{side}scale")("log", nonpositive="mask")
     for i, (xs, ys) in enumerate(chart.curves.values()):
-        colour = LINES[i % len(LINES)]
+        color = LINES[i % len(LINES)]
         x, y = (torch.as_tensor(v, dtype=torch.float64) for v in (xs, ys))
         y = torch.where(y.isfinite(), y, torch.nan)
         few = {"marker": "o", "markersize": 3.0} if len(x) <= 12 else {}
         faint = {"alpha": 0.3, "linewidth": 0.8} if chart.smooth else {"linewidth": 1.5, **few}
-        axes.plot(x.numpy(), y.numpy(), color=colour, solid_capstyle="round", **faint)
+        axes.plot(x.numpy(), y.numpy(), color=color, solid_capstyle="round", **faint)
         if chart.smooth:
-            axes.plot(x.numpy(), _running_mean(y).numpy(), color=colour, linewidth=1.5)
+            axes.plot(x.numpy(), _running_mean(y).numpy(), color=color, linewidth=1.5)
 
 
 def _running_mean(y: Tensor) -> Tensor:
-    """Mean over a centred window, over what there is of it at the ends; gaps are left out."""
+    """Return the mean over a centered window, truncated at the ends; NaN values are left out."""
     half, place = max(1, len(y) // 60), torch.arange(len(y))
     start, stop = (place - half).clamp(min=0), (place + half + 1).clamp(max=len(y))
     sums = torch.stack([y.nan_to_num(0.0), y.isfinite().double()]).cumsum(1)
@@ -481,7 +483,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """A value in words: 2 decimals from 1 on, 3 below it, thousands set apart by thin spaces."""
+    """Format a value: 2 decimals from 1 on, 3 below, thousands separated by thin spaces."""
     if not _is_number(value):
         return {None: "", True: "yes", False: "no"}.get(value, str(value))
     size = abs(value)

@@ -37,7 +37,7 @@ ORIENTATION = 274
 COPIED = (
     *(271, 272, 285, 286, 287, 315, 316, 33432),  # camera, place, authors
     *(33550, 33922, 34264, 34735, 34736, 34737, 42113),  # GeoTIFF
-    *(34675, 50838, 50839, 51123),  # colour profile, ImageJ, Micro-Manager
+    *(34675, 50838, 50839, 51123),  # color profile, ImageJ, Micro-Manager
 )
 LARGE = 2**32 - 2**25  # bytes of pixels above which offsets of 32 bits may not do
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
