@@ -32,7 +32,7 @@ truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
 prior = unmurk.Prior.load("digits")
 
 problem = unmurk.Problem("inpaint:box,size=12", noise=0.05)
-y = problem.simulate(truth, seed=0)
+y = problem.simulate(truth[:3], seed=0)
 for method, options in {"snips": {}, "pnp-dm": {"iterations": 40}}.items():
     result = unmurk.solve(y, problem, prior, method=method, samples=4, **options)
     print(f"{method} claims: {result.claims}")
