@@ -30,7 +30,7 @@ LINES = ("measured", "restored", "truth")
 
 def draw(axis: Axes, image: torch.Tensor, white: float) -> None:
     """Draw one image, without axes."""
-    axis.imshow(image[0].clamp(0, white), cmap="gray", vmin=0, vmax=white)
+    axis.imshow(image[0].clamp(0, white).numpy(), cmap="gray", vmin=0, vmax=white)
     axis.set_xticks([])
     axis.set_yticks([])
 

@@ -24,7 +24,7 @@ def show(**batches: Tensor) -> None:
         for axis in line:
             axis.axis("off")
         for axis, image in zip(line, batch, strict=False):
-            axis.imshow(image[0].clamp(0, 1), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(image[0].clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
     figure.tight_layout()
 
 

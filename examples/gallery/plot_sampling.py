@@ -23,7 +23,7 @@ def show(**batches: Tensor) -> None:
         for axis in line:
             axis.axis("off")
         for axis, image in zip(line, batch, strict=False):
-            axis.imshow(image[0].clamp(0, 1), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(image[0].clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
     figure.tight_layout()
 
 
@@ -32,7 +32,7 @@ truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
 prior = unmurk.Prior.load("digits")
 
 problem = unmurk.Problem("inpaint:box,size=12", noise=0.05)
-y = problem.simulate(truth, seed=0)
+y = problem.simulate(truth[:3], seed=0)
 for method, options in {"snips": {}, "pnp-dm": {"iterations": 40}}.items():
     result = unmurk.solve(y, problem, prior, method=method, samples=4, **options)
     print(f"{method} claims: {result.claims}")
