@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from learn_sets import SETS, SetName
 
-from unmurk.solvers.draws import Draws
+from unmurk.solvers import Draws
 from unmurk.training import METHODS, Recipe, Rounds
 
 __all__ = [

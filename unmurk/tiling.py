@@ -36,7 +36,7 @@ from .errors import InputError
 from .flows.posterior import Posterior, known
 from .problem import Problem
 from .rng import generator
-from .solvers.alike import equal_channels
+from .solvers.inputs import equal_channels
 
 __all__ = ["NoiseField", "TiledPosterior", "TiledPrior", "Tiling", "posterior_for", "prior_for"]
 

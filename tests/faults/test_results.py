@@ -17,7 +17,7 @@ from unmurk.evaluation.exact import GaussianMixture, GaussianPrior
 from unmurk.flows.posterior import Posterior
 from unmurk.problem import Problem
 from unmurk.solvers import METHODS, configure, solve
-from unmurk.solvers.tmpd import projected
+from unmurk.solvers.tmpd import projected_denoiser
 from unmurk.training import METHODS as LEARNERS
 from unmurk.training import Settings, learn
 from unmurk.whitening import whiten
@@ -260,7 +260,11 @@ def test_every_solver_is_checked(name, monkeypatch):
     method = options.pop("method", name)
     _, y, problem = measured(BOX, 0.1)
     cls = type(configure(method, options))
-    monkeypatch.setattr(cls, "run", lambda self, y, *rest: torch.full((len(y), *SHAPE), 99.0))
+
+    def wrong(self, state):
+        state.x = state.denoised = torch.full((len(state.y), *SHAPE), 99.0)
+
+    monkeypatch.setattr(cls, "step", wrong)
     with pytest.raises(InputError, match=f"{method} diverged on 2 of 2 images"):
         solve(y, problem, PRIOR, method, **options)
     assert len(METHODS) <= len(default_solvers())
@@ -277,9 +281,8 @@ def test_tmpd_never_fits_y_worse_than_before():
     truth, y, problem = measured(BOX, 0.0)
     x, y = truth.double() + 0.3, y.double()
     before = problem.residual(denoise(x, 0.1), y).flatten(1).norm(dim=1)
-    after = (
-        problem.residual(projected(problem, denoise, x, y, 0.1, 1e-3), y).flatten(1).norm(dim=1)
-    )
+    after = problem.residual(projected_denoiser(problem, denoise, x, y, 0.1, 1e-3), y)
+    after = after.flatten(1).norm(dim=1)
     assert (after <= before * (1 + 1e-6)).all()
 
 

@@ -12,8 +12,8 @@ from unmurk.rng import PerImageGenerator
 from unmurk.solvers import solve
 from unmurk.solvers.base import CountingDenoiser
 from unmurk.solvers.ddnm import ddnm_correction
+from unmurk.solvers.inputs import SOLVE
 from unmurk.solvers.pigdm import pseudoinverse_guidance
-from unmurk.solvers.solve import _SOLVE as SOLVE
 
 SHAPE = (1, 6, 6)
 PRIOR = GaussianPrior.exponential(SHAPE, length=4.0)
@@ -377,6 +377,5 @@ def test_options_out_of_range_are_named():
         ("pigdm", {"sigma_min": 0.0}),
     ]
     for method, options in bad:
-        name = next(iter(options)).replace("sigma_min", "noise levels")
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(InputError, match=f"^{next(iter(options))} must be"):
             solve(y, problem, PRIOR, method, **options)

@@ -130,7 +130,7 @@ class Learn(Command):
             )
             to.reads(problem.operator.digests())
             _keeps_numbers(skipped, y, problem)
-            from ..solvers.draws import Draws
+            from ..solvers import Draws
             from ..training.distributed import first_process
             from ..training.learn import learn
 

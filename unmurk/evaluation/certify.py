@@ -253,10 +253,8 @@ def _runner(name: str, solver: Given) -> tuple[Function, Claim]:
     def run(y: Tensor, problem: Problem, denoise: Any, samples: int, seed: int) -> Tensor:
         rows = list(range(len(y))) * samples
         noise = _Shared(seed, len(rows))
-        x = method.run(
-            y[rows], problem.index_select(rows), denoise, None, noise, lambda *_, **__: False
-        )
-        return x.detach().reshape(samples, len(y), *x.shape[1:])
+        x = method.sample(y[rows], problem.index_select(rows), denoise, noise)
+        return x.reshape(samples, len(y), *x.shape[1:])
 
     return run, method.claims
 

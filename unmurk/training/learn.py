@@ -200,7 +200,7 @@ def _gaps(
     if method == "clean":
         raise InputError("clean images have no missing pixels: leave these images out")
     if "solver" in _options(method) and problem.operator.spec == "identity":
-        from ..solvers.draws import Draws
+        from ..solvers import Draws
 
         options.setdefault("solver", Draws("diffpir", steps=16))
     return y, Problem(with_missing(problem.operator, pixels), problem.noise)
