@@ -49,7 +49,7 @@ def main() -> None:
     y = problem.simulate(truth)
 
     result = unmurk.solve(y, problem, prior, "red-diff")
-    fit = result.trace[-1]["residual"]
+    fit = result.trace[-1]["chi2"]
     print(f"measured: {psnr(y, truth).mean():.1f} dB")
     print(f"restored: {psnr(result.mean, truth).mean():.1f} dB, {result.nfe} evaluations")
     print(f"misfit:   {fit:.2f} in units of the noise variance (1: as good as the noise allows)")

@@ -149,11 +149,11 @@ class Tds(ProximalSolver, AnnealedSolver):
         memory, images = state.memory, len(state.y)
         pairs = [image for image in range(images) for _ in range(self.particles)]
         memory.problem, memory.y = state.problem.index_select(pairs), state.y[pairs]
-        memory.crowd = _ParticleGenerator(state.generator, self.particles)
+        memory.generator = _ParticleGenerator(state.generator, self.particles)
         state.levels = self.noise_levels(state, init is not None)
         middle = gray(memory.y, memory.problem) if init is None else init[pairs]
-        memory.x = middle + state.levels[0] * randn(memory.crowd, middle)
-        memory.plain, memory.guided = Reverse(memory.crowd), Reverse(memory.crowd)
+        memory.x = middle + state.levels[0] * randn(memory.generator, middle)
+        memory.plain, memory.guided = Reverse(memory.generator), Reverse(memory.generator)
         memory.twist, memory.gradient, memory.x0 = self._twists(state, memory.x, state.levels[0])
         memory.weight = memory.twist.reshape(images, -1)
 
@@ -169,7 +169,7 @@ class Tds(ProximalSolver, AnnealedSolver):
         if s > 0:
             mean, c = memory.plain.bridge(x, x0, t, s)
             moved, _ = memory.guided.bridge(x, x0 + t**2 * gradient, t, s)
-            z, shift = randn(memory.crowd, x), (moved - mean) / c
+            z, shift = randn(memory.generator, x), (moved - mean) / c
             x = moved + c * z
             memory.twist, memory.gradient, x0 = self._twists(state, x, s)
             gain = memory.twist - before - (shift * (z + shift / 2)).double().flatten(1).sum(1)
