@@ -32,13 +32,11 @@ from torch import Tensor
 from ..diffusion.samplers import karras
 from .base import (
     AnnealedSolver,
-    Claim,
     Count,
     Level,
     PositiveNoiseFloor,
     PositiveWeight,
     ProximalSolver,
-    Requirement,
     State,
 )
 
@@ -57,8 +55,6 @@ class Daps(ProximalSolver, AnnealedSolver):
     """
 
     name: ClassVar[str] = "daps"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
     citation: ClassVar[str] = """@inproceedings{zhang2025daps,
   title = {Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing},
   author = {Zhang, Bingliang and Chu, Wenda and Berner, Julius and Meng, Chenlin and

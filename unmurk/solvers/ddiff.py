@@ -40,11 +40,9 @@ from torch import Tensor
 from ..bounds import Real
 from .base import (
     AnnealedSolver,
-    Claim,
     Fraction,
     PositiveWeight,
     ProximalSolver,
-    Requirement,
     State,
 )
 
@@ -65,8 +63,6 @@ class Ddiff(ProximalSolver, AnnealedSolver):
     """
 
     name: ClassVar[str] = "ddiff"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
     citation: ClassVar[str] = """@inproceedings{kim2026ddiff,
   title = {Dual Ascent Diffusion for Inverse Problems},
   author = {Kim, Minseo and Levy, Axel and Wetzstein, Gordon},

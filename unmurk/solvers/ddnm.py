@@ -55,7 +55,7 @@ from torch import Tensor
 
 from ..operators.base import per_image
 from ..problem import Problem
-from .base import AnnealedSolver, Claim, Fraction, Requirement, State
+from .base import AnnealedSolver, Fraction, Requirement, State
 
 __all__ = ["Ddnm", "ddnm_correction"]
 
@@ -72,7 +72,6 @@ class Ddnm(AnnealedSolver):
     """
 
     name: ClassVar[str] = "ddnm"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
     citation: ClassVar[str] = """@inproceedings{wang2023ddnm,
   title = {Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model},

@@ -36,7 +36,7 @@ from ..diffusion.schedules import linear_beta
 from ..operators.base import per_image
 from ..operators.blur import CUTOFF
 from ..operators.linalg import Spectrum
-from .base import AnnealedSolver, Claim, Fraction, Level, Requirement, State, Steps, gray
+from .base import AnnealedSolver, Fraction, Level, Requirement, State, Steps, gray
 
 __all__ = ["Ddrm", "DdrmPaper", "ddrm_step"]
 
@@ -56,7 +56,6 @@ class Ddrm(AnnealedSolver):
     """
 
     name: ClassVar[str] = "ddrm"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
     citation: ClassVar[str] = """@inproceedings{kawar2022ddrm,
   title = {Denoising Diffusion Restoration Models},

@@ -26,11 +26,9 @@ from typing import ClassVar
 
 from .base import (
     AnnealedSolver,
-    Claim,
     Fraction,
     PositiveWeight,
     ProximalSolver,
-    Requirement,
     State,
 )
 
@@ -51,8 +49,6 @@ class DiffPir(ProximalSolver, AnnealedSolver):
     """
 
     name: ClassVar[str] = "diffpir"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
     citation: ClassVar[str] = """@inproceedings{zhu2023diffpir,
   title = {Denoising Diffusion Models for Plug-and-Play Image Restoration},
   author = {Zhu, Yuanzhi and Zhang, Kai and Liang, Jingyun and Cao, Jiezhang and Wen, Bihan and

@@ -35,10 +35,8 @@ from ..diffusion.schedules import linear_beta
 from ..errors import InputError
 from ..problem import Problem
 from .base import (
-    Claim,
     CountingDenoiser,
     Level,
-    Requirement,
     Solver,
     State,
     Steps,
@@ -63,8 +61,6 @@ class Dps(Solver):
     """
 
     name: ClassVar[str] = "dps"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
     citation: ClassVar[str] = """@inproceedings{chung2023dps,
   title = {Diffusion Posterior Sampling for General Noisy Inverse Problems},
   author = {Chung, Hyungjin and Kim, Jeongsol and Mccann, Michael T. and Klasky, Marc L. and

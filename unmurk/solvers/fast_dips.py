@@ -38,11 +38,9 @@ from ..operators.base import per_image
 from ..problem import Problem
 from .base import (
     AnnealedSolver,
-    Claim,
     Count,
     Level,
     PositiveWeight,
-    Requirement,
     State,
     Steps,
     Weight,
@@ -64,8 +62,6 @@ class FastDips(AnnealedSolver):
     """
 
     name: ClassVar[str] = "fast-dips"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
     citation: ClassVar[str] = """@inproceedings{kim2026fastdips,
   title = {FAST-DIPS: Adjoint-Free Analytic Steps and Hard-Constrained Likelihood Correction for
            Diffusion-Prior Inverse Problems},

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ..diffusion.schedules import linear_beta
 from ..problem import Problem
-from .base import Claim, Fraction, Requirement, Solver, State, Steps, Weight, pseudo_inverse
+from .base import Fraction, Solver, State, Steps, Weight, pseudo_inverse
 from .data_term import Adam
 from .red_diff_paper import PriorWeight, data_grad, prior_grad
 
@@ -55,8 +55,6 @@ class Hrdis(Solver):
     """
 
     name: ClassVar[str] = "hrdis"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
     citation: ClassVar[str] = """@inproceedings{dou2025hrdis,
   title = {Hybrid Regularization Improves Diffusion-based Inverse Problem Solving},
   author = {Dou and Li and Du and Yang and Yao and Deng},

@@ -36,7 +36,7 @@ from ..diffusion.samplers import Reverse
 from ..errors import InputError
 from ..operators.base import conjugate_gradient
 from ..problem import Problem
-from .base import AnnealedSolver, Claim, Count, Level, Requirement, State, Steps
+from .base import AnnealedSolver, Count, Level, Requirement, State, Steps
 from .data_term import batch_dot
 
 __all__ = ["Mmps", "Tolerance", "conditional_denoiser", "correction", "tweedie_moments"]
@@ -58,7 +58,6 @@ class Mmps(AnnealedSolver):
     """
 
     name: ClassVar[str] = "mmps"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
     citation: ClassVar[str] = """@inproceedings{rozet2024mmps,
   title = {Learning Diffusion Priors from Observations by Expectation Maximization},

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
-from .base import AnnealedSolver, Claim, CountingDenoiser, Fraction, Requirement, State
+from .base import AnnealedSolver, CountingDenoiser, Fraction, Requirement, State
 from .data_term import prox
 
 __all__ = ["Pigdm", "pseudoinverse_guidance"]
@@ -65,7 +65,6 @@ class Pigdm(AnnealedSolver):
     """
 
     name: ClassVar[str] = "pigdm"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
     citation: ClassVar[str] = """@inproceedings{song2023pigdm,
   title = {Pseudoinverse-Guided Diffusion Models for Inverse Problems},

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..diffusion.samplers import diffuse, karras
-from .base import Claim, Count, Level, Requirement, State, Steps
+from .base import Count, Level, Requirement, State, Steps
 from .coupling import CoupledSolver
 
 __all__ = ["DEPTH", "PnpDm"]
@@ -41,6 +41,8 @@ DEPTH = 0.03  # last level of a prior step in units of its first
 class PnpDm(CoupledSolver):
     """Split Gibbs sampling. No gradient passes through the network.
 
+    It claims no posterior, since that takes enough iterations to forget the start.
+
     Raises:
         InputError: An option is out of its bounds.
 
@@ -49,7 +51,6 @@ class PnpDm(CoupledSolver):
     """
 
     name: ClassVar[str] = "pnp-dm"
-    claims: ClassVar[Claim] = "heuristic"  # until the iterations have forgotten their start
     requires: ClassVar[Requirement] = "linear"
     citation: ClassVar[str] = """@inproceedings{wu2024pnpdm,
   title = {Principled Probabilistic Imaging using Diffusion Models as Plug-and-Play Priors},

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from ..bounds import Real
 from ..operators.base import per_image
-from .base import AnnealedSolver, Claim, Requirement, State
+from .base import AnnealedSolver, Requirement, State
 from .ddnm import ddnm_correction
 
 __all__ = ["ProjDiff"]
@@ -59,7 +59,6 @@ class ProjDiff(AnnealedSolver):
     """
 
     name: ClassVar[str] = "projdiff"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
     citation: ClassVar[str] = """@inproceedings{zhang2024projdiff,
   title = {Unleashing the Denoising Capability of Diffusion Prior for Solving Inverse Problems},

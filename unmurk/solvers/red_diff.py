@@ -55,7 +55,6 @@ from .base import (
     Level,
     Momentum,
     ProximalSolver,
-    Requirement,
     State,
     Steps,
     gray,
@@ -95,7 +94,6 @@ class RedDiff(ProximalSolver):
 
     name: ClassVar[str] = "red-diff"
     claims: ClassVar[Claim] = "point"
-    requires: ClassVar[Requirement] = "differentiable"
     citation: ClassVar[str] = CITATION
 
     steps: Steps = 50

@@ -29,7 +29,7 @@ from ..diffusion.samplers import karras
 from ..diffusion.schedules import linear_beta
 from ..problem import Problem
 from ..rng import generator
-from .base import Claim, Count, Requirement, Solver, State, Steps, Weight, pseudo_inverse
+from .base import Count, Solver, State, Steps, Weight, pseudo_inverse
 from .data_term import Adam, Gradient, Sgd, lbfgs, likelihood_grad
 from .red_diff import CITATION
 
@@ -66,8 +66,6 @@ class RedDiffPaper(Solver):
     """
 
     name: ClassVar[str] = "red-diff"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
     citation: ClassVar[str] = CITATION
 
     steps: Steps = 1000

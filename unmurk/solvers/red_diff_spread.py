@@ -40,12 +40,10 @@ from torch import Tensor
 
 from ..diffusion.samplers import karras
 from .base import (
-    Claim,
     Level,
     Momentum,
     PositiveNoiseFloor,
     ProximalSolver,
-    Requirement,
     State,
     Steps,
     gray,
@@ -71,8 +69,6 @@ class RedDiffSpread(ProximalSolver):
     """
 
     name: ClassVar[str] = "red-diff"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
     citation: ClassVar[str] = CITATION
 
     steps: Steps = 50

@@ -67,14 +67,12 @@ from ..problem import Problem
 from ..rng import PerImageGenerator
 from .base import (
     AnnealedSolver,
-    Claim,
     Count,
     CountingDenoiser,
     Level,
     PositiveNoiseFloor,
     PositiveWeight,
     ProximalSolver,
-    Requirement,
     State,
     Steps,
     gray,
@@ -106,8 +104,6 @@ class Tds(ProximalSolver, AnnealedSolver):
     """
 
     name: ClassVar[str] = "tds"
-    claims: ClassVar[Claim] = "heuristic"  # until particles and steps are enough for y
-    requires: ClassVar[Requirement] = "differentiable"
     citation: ClassVar[str] = """@inproceedings{wu2023tds,
   title = {Practical and Asymptotically Exact Conditional Sampling in Diffusion Models},
   author = {Wu, Luhuan and Trippe, Brian L. and Naesseth, Christian A. and Blei, David M. and

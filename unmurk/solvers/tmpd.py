@@ -34,7 +34,7 @@ from torch import Tensor
 from ..diffusion.samplers import Reverse
 from ..operators.base import per_image
 from ..problem import Problem
-from .base import AnnealedSolver, Claim, Level, PositiveNoiseFloor, Requirement, State
+from .base import AnnealedSolver, Level, PositiveNoiseFloor, Requirement, State
 from .data_term import TINY, batch_dot
 from .mmps import tweedie_moments
 
@@ -53,7 +53,6 @@ class Tmpd(AnnealedSolver):
     """
 
     name: ClassVar[str] = "tmpd"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
     citation: ClassVar[str] = """@article{boys2024tmpd,
   title = {{Tweedie} Moment Projected Diffusions for Inverse Problems},
