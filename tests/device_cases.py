@@ -4,7 +4,7 @@ import torch
 
 from unmurk.diffusion.networks import Preset
 from unmurk.operators.base import per_image
-from unmurk.solvers.draws import Draws
+from unmurk.solvers import Draws
 from unmurk.training import Recipe, Rounds
 
 SIDE = 8

@@ -1,10 +1,10 @@
-"""Measurements in which single numbers are missing: what is not finite counts as hidden.
+r"""Missing values in measurements: pixels that are not finite are treated as hidden.
 
-    y = M A(x) + sigma M n,    M = 0 where y is missing, else 1
+.. math:: y = M A(x) + \sigma M n,\qquad M = 0 \text{ where } y \text{ is missing, else } 1
 
-M is a mask on the pixels of y, one for each image, the same for all channels: a pixel that lacks
-one channel is hidden as a whole. On images (A = I, or itself a mask) M A is a mask again; behind
-another A it is a composition, whose pseudo-inverse and prox come from conjugate gradients.
+M is a mask on the pixels of y, one for each image and the same for all channels: a pixel that
+lacks one channel is hidden entirely. For A = I, or a mask itself, M A is a mask again. After any
+other A it is a composition, whose pseudo-inverse and proximal map come from conjugate gradients.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ __all__ = ["Missing", "absent", "without_missing", "with_missing"]
 
 
 class Missing(Inpaint):
-    """A mask that hides missing pixels, and what a mask before it hides.
+    """A mask that hides missing pixels, and the pixels that another mask hides.
 
     Args:
-        pixels: By number of an image the places (row * W + column) of its missing pixels.
-        base: A mask that hides pixels too.
+        pixels: For each image number the positions (row * W + column) of its missing pixels.
+        base: The other mask, or None.
     """
 
     form = "inpaint:missing"
@@ -36,34 +36,41 @@ class Missing(Inpaint):
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         masks = torch.ones(len(index), height * width)
-        for row, number in enumerate(index):
+        for entry, number in enumerate(index):
             if number in self.pixels:
-                masks[row, self.pixels[number]] = 0
+                masks[entry, self.pixels[number]] = 0
         masks = masks.reshape(len(index), 1, height, width)
         return masks if self.base is None else masks * self.base._draw(index, height, width)
 
 
 def absent(y: Tensor) -> Tensor:
-    """Where measurements (B, C, H, W) have a number that is not finite, (B, 1, H, W) bool."""
+    """Locate the pixels of measurements (B, C, H, W) with values that are not finite.
+
+    Returns:
+        (B, 1, H, W) bool.
+
+    >>> absent(torch.tensor([[[[1.0, torch.nan]]]]))
+    tensor([[[[False,  True]]]])
+    """
     return ~y.isfinite().all(1, keepdim=True)
 
 
 def with_missing(operator: Operator, pixels: Mapping[int, Tensor]) -> Operator:
-    """An operator, not bound to images, that hides missing pixels of its measurements.
+    """Make an operator, not bound to images, that hides missing pixels of its measurements.
 
     Args:
         operator: A.
-        pixels: See `Missing`.
+        pixels: For each image number the positions of its missing pixels; see `Missing`.
 
     Raises:
-        InputError: measurements of A of which no single numbers can be hidden.
+        InputError: The measurements of A are such that no single values can be hidden.
     """
     *first, last = operator.members if isinstance(operator, Compose) else (operator,)
     if isinstance(last, Inpaint):
         members = [*first, Missing(pixels, last)]
     elif type(last).apply_mask is not Operator.apply_mask:
         raise InputError(
-            f"'{last.spec}' leaves parts of its measurements out by itself, so missing numbers "
+            f"operator '{last.spec}' hides parts of its measurements itself, so missing values "
             "cannot be hidden: leave these images out (--skip-bad)"
         )
     else:
@@ -75,34 +82,40 @@ def with_missing(operator: Operator, pixels: Mapping[int, Tensor]) -> Operator:
 def without_missing(
     y: Tensor, problem: Problem, nan: str, shape: tuple[int, ...]
 ) -> tuple[Tensor, Problem]:
-    """Measurements with zeros for missing numbers, and the problem that hides these.
+    """Replace missing values by zeros, and hide them in the problem.
 
     Args:
         y: Measurements (B, ...).
-        problem: How they were made, bound to them or not.
+        problem: Operator and noise, bound to the images of y or not.
         nan: "refuse" or "mask".
         shape: Shape (C, H, W) of the images.
 
+    Returns:
+        Measurements (B, ...) and their problem.
+
     Raises:
-        InputError: numbers that are not finite and are to be refused, or cannot be hidden.
+        InputError: Values are not finite, and `nan` is "refuse" or they cannot be hidden.
     """
     if bool(y.isfinite().all()):
         return y, problem
     index = list(range(len(y))) if problem.index is None else problem.index
     bound = problem if problem.index is not None else problem.to(y.device).bind(index, shape)
     observed = bound.operator.apply_mask(y)
-    if bool(observed.isfinite().all()):  # what is hidden already may be anything
+    if bool(observed.isfinite().all()):  # hidden values may be anything
         return observed, problem
     if nan != "mask":
-        row = int((~observed.isfinite().flatten(1).all(1)).nonzero()[0, 0])
+        first = int((~observed.isfinite().flatten(1).all(1)).nonzero()[0, 0])
         raise InputError(
-            f"measurement {index[row]} has values that are not finite: mend it, leave it out, or "
-            "count such pixels as hidden with nan='mask' (--nan mask)"
+            f"measurement {index[first]} has values that are not finite: correct it, leave it out,"
+            " or treat such pixels as hidden with nan='mask' (--nan mask)"
         )
     if y.ndim != 4:
-        raise InputError(f"measurements of shape {tuple(y.shape[1:])} have no pixels to hide")
-    gone = absent(observed).flatten(1)
-    pixels = {i: row.nonzero()[:, 0].cpu() for i, row in zip(index, gone, strict=True)}
+        raise InputError(
+            f"measurements of shape {tuple(y.shape[1:])} have no pixels to hide: correct their"
+            " values or leave them out"
+        )
+    lost = absent(observed).flatten(1)
+    pixels = {i: mask.nonzero()[:, 0].cpu() for i, mask in zip(index, lost, strict=True)}
     operator = with_missing(problem.operator, pixels).to(y.device).bind(index, shape)
     hidden = problem._with(operator, index)
     return torch.where(y.isfinite(), y, 0.0), hidden

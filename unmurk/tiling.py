@@ -41,7 +41,7 @@ from .flows.conditioner import known
 from .flows.posterior import Posterior
 from .problem import Problem
 from .rng import generator
-from .solvers.alike import equal_channels
+from .solvers.inputs import equal_channels
 
 __all__ = ["NoiseField", "TiledPosterior", "TiledPrior", "Tiling", "posterior_for", "prior_for"]
 

@@ -1,29 +1,35 @@
-"""Noise that depends on the brightness, made Gaussian and of one level: what all solvers take.
+r"""Whitening: noise that depends on the brightness, rescaled to Gaussian noise of one level.
 
-With an estimate v of var(y | x), number by number, and one level s,
+With an estimate :math:`v` of :math:`\operatorname{var}(y \mid x)`, value by value, and one level
+:math:`s`,
 
-    y' = w y,    A' = w A,    w = s / sqrt(v):    y' = A'(x) + noise of standard deviation s,
+.. math::
+    y' = w y,\qquad A' = w A,\qquad w = s/\sqrt v
+    \quad\Longrightarrow\quad y' = A'(x) + \text{noise of standard deviation } s.
 
-so that a solver that minimises ||y' - A'(x)||^2 / (2 s^2) weighs every number of y by what it is
-worth: weighted least squares. It puts a normal distribution of variance v in the place of the
-Poisson distribution, which is good to the extent that there are several counts behind each v.
+A solver that minimizes :math:`\lVert y' - A'(x)\rVert^2/(2 s^2)` then weights every value of y by
+its precision: weighted least squares. This replaces the Poisson distribution by a normal
+distribution of variance v, which is accurate where several counts are behind each v.
 
-v = gain^2 r + sigma^2 needs the rate r of the counts. Taking it from the number itself (r = k, or
-k + 1) is a known trap: too low a count is then trusted most, and the fit comes out too dark
-(K. J. Mighell 1999, "Parameter estimation in astronomy with Poisson-distributed data",
-Astrophys. J. 518, 380). So it is taken from the neighbours: a weight that knows nothing of its
-number's own noise leaves the weighted residual with the mean 0. The counts K of the n measured
-numbers in a window of WINDOW x WINDOW around it, itself left out, are summed up. If all rates in
-it were one r, and r exponentially distributed with the mean R of the image,
+:math:`v = \text{gain}^2 r + \sigma^2` needs the rate r of the counts. Taking it from the value
+itself (:math:`r = k`, or :math:`k + 1`) is a known trap: too low a count is then trusted most, and
+the fit is too dark (K. J. Mighell 1999, "Parameter estimation in astronomy with
+Poisson-distributed data", Astrophys. J. 518, 380). So it is taken from the neighbors: a weight
+that does not depend on the noise of its own value leaves the weighted residual with the mean 0. K
+is the sum of the counts of the n measured values in a window of WINDOW x WINDOW around a value,
+itself left out. If all rates in the window were one r, and r exponentially distributed with the
+mean R of the image,
 
-    E[r | K] = (K + 1) / (n + 1 / R),    R = (all counts + 1) / (all numbers),
+.. math::
+    \mathbb{E}[r \mid K] = \frac{K + 1}{n + 1/R},\qquad
+    R = \frac{\text{all counts} + 1}{\text{all values}},
 
 which is near K / n where there are many counts, near R where there are few, and never 0. Where
-Gaussian noise takes counts below 0, K is taken for 0. Measurements that are no images (not of
-shape (B, C, H, W)) have no neighbours: there r = R.
+Gaussian noise makes the sum negative, K is taken as 0. Measurements that are not images (not of
+shape (B, C, H, W)) have no neighbors: there r = R.
 
-s is what the noise would be at mid-grey, c = 1/2. It cancels in the fit; but solvers know floors
-and first steps in units of images, and with this s A' is about as large as A.
+s is the standard deviation of the noise at mid-gray, :math:`c = 1/2`. It cancels in the fit; but
+solvers have floors and first steps in units of images, and with this s, A' is about as large as A.
 """
 
 import torch
@@ -40,11 +46,20 @@ WINDOW = 5
 
 
 def whiten(y: Tensor, problem: Problem) -> tuple[Tensor, Problem]:
-    """Measurements and problem with Gaussian noise of one level, number by number the same news.
+    """Rescale the measurements so that the noise has one standard deviation.
 
     Args:
         y: Measurements (B, ...).
-        problem: Operator and noise, bound to these rows. Gaussian noise comes back as it is.
+        problem: Operator and noise, bound to the images of y.
+
+    Returns:
+        Measurements (B, ...) and their problem with Gaussian noise. Measurements with Gaussian
+        noise are returned unchanged.
+
+    >>> problem = Problem("identity", "poisson,gain=0.01").bind([0], (1, 8, 8))
+    >>> scaled, white = whiten(torch.full((1, 1, 8, 8), 0.25), problem)
+    >>> round(white.sigma, 4), round(float(scaled[0, 0, 4, 4]), 4)
+    (0.0707, 0.3536)
     """
     noise = problem.noise
     if not isinstance(noise, PoissonGaussian):
@@ -59,11 +74,14 @@ def whiten(y: Tensor, problem: Problem) -> tuple[Tensor, Problem]:
 
 
 def rates(y: Tensor, problem: Problem) -> Tensor:
-    """r, the counts expected in each number of y, (B, ...) like y.
+    """Estimate the expected counts r in each value of y.
 
     Args:
         y: Measurements (B, ...), zero where nothing is measured.
         problem: Operator and Poisson or Poisson-Gaussian noise.
+
+    Returns:
+        Counts (B, ...), > 0.
     """
     assert isinstance(problem.noise, PoissonGaussian)
     counts = problem.operator.apply_mask(y - problem.noise.offset) / problem.noise.gain
@@ -77,5 +95,5 @@ def rates(y: Tensor, problem: Problem) -> Tensor:
 
 
 def _window(values: Tensor) -> Tensor:
-    """Sums over the window around each number, itself left out; outside there is nothing."""
+    """Sum over the window around each value, itself left out, with zeros outside the image."""
     return WINDOW**2 * F.avg_pool2d(values, WINDOW, stride=1, padding=WINDOW // 2) - values

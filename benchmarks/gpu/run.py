@@ -41,8 +41,7 @@ from unmurk.devices import default_device, device_kind, out_of_memory
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.problem import Problem
-from unmurk.solvers import METHODS, solve
-from unmurk.solvers.draws import Draws
+from unmurk.solvers import METHODS, Draws, solve
 from unmurk.training import Recipe, Rounds, Settings, learn
 
 __all__: list[str] = []

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from benchmarks.learn.sets import SETS, SetName
-from unmurk.solvers.draws import Draws
+from unmurk.solvers import Draws
 from unmurk.training import METHODS, Recipe, Rounds
 
 __all__ = [

@@ -259,7 +259,7 @@ def test_a_function_operator_with_a_function_prior():
     assert torch.equal(unmurk.solve(y, same, prior).mean, unmurk.solve(y, same, exact).mean)
     y, start = half.simulate(truth), torch.zeros(2, *SHAPE)
     assert unmurk.solve(y, half, prior, init=start).mean.shape == truth.shape
-    with pytest.raises(InputError, match="y has rows of shape"):
+    with pytest.raises(InputError, match="expected measurements of shape"):
         unmurk.solve(y, half, prior)
     matrix = Problem(torch.eye(24), 0.05)
     with pytest.raises(InputError, match="give init="):

@@ -20,8 +20,8 @@ from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.operators import Function
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, StreamId
-from unmurk.solvers import METHODS, RedDiff, solve
-from unmurk.solvers.optimise import Adam, Sgd, lbfgs
+from unmurk.solvers import RedDiff, base, solve
+from unmurk.solvers.data_term import Adam, Sgd, lbfgs
 from unmurk.solvers.red_diff_last import risk
 
 # -- optimisers ----------------------------------------------------------------------------------
@@ -322,9 +322,9 @@ def test_spread_options_are_checked():
     for option in ({"momentum": 1.0}, {"noise_floor": 0.0}):
         with pytest.raises(InputError, match=next(iter(option))):
             solve(y, problem, PRIOR, preset="spread", **option)
-    with pytest.raises(InputError, match="parallel is 0"):
+    with pytest.raises(InputError, match="parallel must be .* got 0"):
         solve(y, problem, PRIOR, preset="paper", parallel=0)
-    with pytest.raises(InputError, match="momentum is 1"):
+    with pytest.raises(InputError, match="momentum must be .* got 1"):
         solve(y, problem, PRIOR, momentum=1.0)
 
 
@@ -355,21 +355,23 @@ class Guess(RedDiff):
 
     name = "guess"
 
-    def run(self, y, problem, denoise, x, noise, callback):
-        found = denoise(noise.randn(*SHAPE).to(y), 1.0)
+    def start(self, state, init):
+        state.levels = [1.0]
+
+    def step(self, state):
+        found = state.denoise(state.generator.randn(*SHAPE).to(state.y), 1.0)
         self.seen.append(found)
         if len(self.seen) == 3:
             found[1] = torch.nan
-        callback(1, 1, 1.0, found, found)
-        return found
+        state.x = state.denoised = found
 
 
 def test_restarts_keep_the_run_that_fits_best(monkeypatch):
-    monkeypatch.setitem(METHODS, "guess", Guess)
+    monkeypatch.setitem(base._METHODS, "guess", Guess)
     y, problem, _ = measured("inpaint:random,keep=0.5", 0.1, n=4)
     monkeypatch.setattr(Guess, "seen", [], raising=False)
     result = solve(y, problem, lambda x, sigma: x, "guess", restarts=5)
-    runs = torch.stack(Guess.apply_mask)
+    runs = torch.stack(Guess.seen)
     mask = problem.bind(range(4), SHAPE).mask
     misfit = (mask * (y - runs)).square().flatten(2).sum(2) / 0.1**2 / mask.flatten(1).sum(1)
     least, chosen = misfit.nan_to_num(torch.inf).min(0)

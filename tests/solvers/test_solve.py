@@ -14,8 +14,9 @@ from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.operators import Function
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, StreamId
-from unmurk.solvers import METHODS, Dps, RedDiff, solve
-from unmurk.solvers.base import CountingDenoiser, likelihood_grad, prox
+from unmurk.solvers import METHODS, Dps, RedDiff, base, solve
+from unmurk.solvers.base import CountingDenoiser
+from unmurk.solvers.data_term import likelihood_grad, prox
 from unmurk.solvers.dps import norm_gradient
 from unmurk.solvers.red_diff_paper import WEIGHTS
 
@@ -476,12 +477,12 @@ def test_bad_input_is_named(monkeypatch):
         assert "\n" not in str(caught.value)
 
     says("choose from auto, red-diff, dps", y, problem, PRIOR, "reddiff")
-    says("no option 'stepz'.*it takes steps", y, problem, PRIOR, stepz=3)
+    says("no option 'stepz': it takes .*steps", y, problem, PRIOR, stepz=3)
     says("preset 'fast'", y, problem, PRIOR, preset="fast")
     says("dps has default", y, problem, PRIOR, "dps", preset="paper")
-    says("relax is 2", y, problem, PRIOR, relax=2.0)
-    says("noise_floor is -1", y, problem, PRIOR, noise_floor=-1.0)
-    says("zeta is -1", y, problem, PRIOR, "dps", zeta=-1.0)
+    says("relax.* got 2", y, problem, PRIOR, relax=2.0)
+    says("noise_floor.* got -1", y, problem, PRIOR, noise_floor=-1.0)
+    says("zeta.* got -1", y, problem, PRIOR, "dps", zeta=-1.0)
     says("divisor", y, problem, PRIOR, "dps", steps=7)
     for option in ("weight", "order", "optimizer"):
         says(option, y, problem, PRIOR, preset="paper", **{option: "x"})
@@ -498,6 +499,6 @@ def test_bad_input_is_named(monkeypatch):
     class Needy(RedDiff):
         name, requires = "needy", "linear"
 
-    monkeypatch.setitem(METHODS, "needy", Needy)
+    monkeypatch.setitem(base._METHODS, "needy", Needy)
     says("use red-diff or dps", y, Problem(lambda x: x**2, 0.1), lambda x, s: x, "needy")
     assert METHODS["dps"] is Dps

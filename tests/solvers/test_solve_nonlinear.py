@@ -9,8 +9,9 @@ from unmurk.operators.base import conjugate_gradient
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
 from unmurk.solvers import solve
-from unmurk.solvers.base import CountingDenoiser, _descend, _linearised, likelihood_grad, prox
-from unmurk.solvers.symmetries import likeliest
+from unmurk.solvers.base import CountingDenoiser
+from unmurk.solvers.data_term import _descend, _linearized, likelihood_grad, prox
+from unmurk.solvers.symmetries import most_likely
 
 SHAPE = (1, 8, 8)
 
@@ -44,7 +45,7 @@ def test_the_push_is_autograds_jacobian(form):
     problem = Problem(form, 0.1)
     x, d = (PRIOR.sample(2, seed=k).double() - 0.5 * (k == 4) for k in (3, 4))
     y = problem.A(PRIOR.sample(2, seed=5).double())
-    down, push = _linearised(problem, x, y)
+    down, push = _linearized(problem, x, y)
     torch.testing.assert_close(down, likelihood_grad(problem, x, y))
     pushed = push(d)
     if form.startswith("quantise"):  # straight through: the identity
@@ -235,7 +236,7 @@ def test_the_prior_chooses_the_twin(batch):
     lost = x.flip(-2, -1).roll((1, -2), (-2, -1))
     rows = range(3) if batch == 3 else (1,)
     denoise = CountingDenoiser(prior)
-    found = likeliest(
+    found = most_likely(
         lost[list(rows)],
         y[list(rows)],
         PHASE.bind(rows, x.shape[1:]),

@@ -19,7 +19,7 @@ from unmurk.solvers import METHODS, solve
 from unmurk.solvers.base import CountingDenoiser
 from unmurk.solvers.coupling import polynomial
 from unmurk.solvers.daps import Daps, flow
-from unmurk.solvers.mmps import Mmps, informed
+from unmurk.solvers.mmps import Mmps, conditional_denoiser
 from unmurk.solvers.pnp_dm import PnpDm
 from unmurk.solvers.snips import Snips
 
@@ -51,7 +51,7 @@ def measured(operator, noise, n=1, prior=PRIOR, dtype=torch.float64):
 
 def mean_error(solver, y, problem):
     """Distance of the samples' mean from the posterior's, in units of the posterior's width."""
-    mean = solver.run(y, problem, CountingDenoiser(PRIOR), None, Still(0, [0]), lambda *_: False)
+    mean = solver.sample(y, problem, CountingDenoiser(PRIOR), Still(0, [0]))
     exact = PRIOR.posterior(y, problem)
     return float((mean - exact.mean).norm() / exact.std.norm())
 
@@ -111,7 +111,7 @@ def test_informed_denoiser_is_that_of_the_posterior(operator, level):
     """E[x | x_t, y] of a Gaussian prior, from both measurements stacked into one matrix."""
     y, problem = measured(operator, 0.1, n=2)
     x = PRIOR.sample(2, seed=5).double()
-    given = informed(problem, PRIOR.denoise, x, y, level, 16, 1e-10)
+    given = conditional_denoiser(problem, PRIOR.denoise, x, y, level, 16, 1e-10)
     A = operator_matrix(problem, SHAPE, y).expand(2, -1, -1)
     eye = torch.eye(16, dtype=torch.float64)
     precision = torch.linalg.inv(PRIOR.covariance) + A.mT @ A / 0.01 + eye / level**2
@@ -174,21 +174,15 @@ def test_snips_step_is_kinetic_langevin_on_the_noisy_posterior(operator):
     t, h, eye = 0.05, 0.6, torch.eye(16, dtype=torch.float64)
     R = 0.01 * torch.eye(len(A), dtype=torch.float64) - t**2 * A @ A.T
     P = torch.linalg.inv(eye / t**2 + A.T @ torch.linalg.inv(R) @ A)
-    given, seen = PRIOR.sample(1, seed=8).double(), []
+    given = PRIOR.sample(1, seed=8).double()
     last = 0.05 / 0.1 * float(torch.linalg.matrix_norm(A, 2))
     options = {"steps": 3, "length": h, "friction": 0.7, "coupling": last, "init_sigma": t}
-    Snips(**options).run(
-        y,
-        problem,
-        CountingDenoiser(PRIOR),
-        given,
-        Still(0, [0]),
-        lambda *a: seen.append(a) and len(seen) == 3,
-    )
+    states = Snips(**options).run(y, problem, CountingDenoiser(PRIOR), Still(0, [0]), given)
+    seen = [next(states) for _ in range(3)]
     x, v = given.flatten(), torch.zeros(16, dtype=torch.float64)  # without noise on them
     for step in seen:
         denoised = PRIOR(x.reshape(given.shape), t)
-        torch.testing.assert_close(step[3], denoised, rtol=0, atol=1e-6)
+        torch.testing.assert_close(step.x, denoised, rtol=0, atol=1e-6)
         score = (denoised.flatten() - x) / t**2
         score = score + A.T @ torch.linalg.solve(R, (y.flatten() - A @ x))
         v = v + h * P @ score
@@ -333,7 +327,7 @@ def test_bad_input_is_named():
              ("snips", "length"), ("snips", "friction"), ("snips", "coupling"),
              ("snips", "noise_floor")]  # fmt: skip
     for method, option in wrong:
-        with pytest.raises(InputError, match=f"{option} (is )?0"):
+        with pytest.raises(InputError, match=f"^{option} must be .* got 0$"):
             solve(y, problem, PRIOR, method, **{option: 0})
     claims = [METHODS[name].claims for name in QUICK]
     assert claims == ["heuristic", "heuristic", "heuristic", "posterior"]

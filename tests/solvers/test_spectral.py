@@ -23,8 +23,8 @@ from unmurk.solvers.base import CountingDenoiser
 from unmurk.solvers.ddnm import ddnm_correction
 from unmurk.solvers.ddrm import Ddrm, ddrm_step
 from unmurk.solvers.hrdis import Hrdis
-from unmurk.solvers.mmps import informed
-from unmurk.solvers.tmpd import Tmpd, projected
+from unmurk.solvers.mmps import conditional_denoiser
+from unmurk.solvers.tmpd import Tmpd, projected_denoiser
 
 SHAPE = (1, 6, 6)
 PRIOR = GaussianPrior.exponential(SHAPE, length=4.0)
@@ -318,7 +318,7 @@ def test_projected_denoiser_is_the_papers_formula(operator, level):
     x0 = PRIOR(x, level).flatten(1)
     sums = (a @ v @ a.mT).sum(-1)
     expected = x0 + rows(v @ a.mT, (y.flatten(1) - rows(a, x0)) / (0.01 + sums))
-    given = projected(problem, PRIOR, x, y, level, 0.1)
+    given = projected_denoiser(problem, PRIOR, x, y, level, 0.1)
     torch.testing.assert_close(given.flatten(1), expected, rtol=0, atol=1e-9)
 
 
@@ -326,15 +326,15 @@ def test_projected_denoiser_is_the_papers_formula(operator, level):
 def test_tmpd_is_mmps_where_pixels_are_independent(operator):
     y, problem, _ = measured(operator, 0.1, prior=WHITE)
     x = WHITE.sample(2, seed=5).double()
-    given = projected(problem, WHITE, x, y, 0.3, 0.1)
-    exact = informed(problem, WHITE, x, y, 0.3, 36, 1e-12)
+    given = projected_denoiser(problem, WHITE, x, y, 0.3, 0.1)
+    exact = conditional_denoiser(problem, WHITE, x, y, 0.3, 36, 1e-12)
     torch.testing.assert_close(given, exact, rtol=0, atol=1e-9)
 
 
 def test_tmpd_samples_the_posterior_where_pixels_are_independent():
     y, problem, _ = measured("inpaint:random,keep=0.5", 0.1, n=1, prior=WHITE)
     exact = WHITE.posterior(y, problem)
-    mean = Tmpd().run(y, problem, CountingDenoiser(WHITE), None, Still(0, [0]), lambda *_: False)
+    mean = Tmpd().sample(y, problem, CountingDenoiser(WHITE), Still(0, [0]))
     assert (mean - exact.mean).norm() < 0.02 * exact.std.norm()
     x = solve(y, problem, WHITE, "tmpd", samples=400, batch=400).samples[:, 0]
     shown = problem.mask > 0
@@ -347,7 +347,7 @@ def test_tmpd_holds_out_against_row_sums_below_zero():
     """A Jacobian of -1: any correction would lead away from y, and none is made."""
     y, problem, _ = measured("identity", 0.1)
     x = PRIOR.sample(2, seed=5).double()
-    given = projected(problem, lambda x, sigma: 1 - x, x, y, 0.3, 0.1)
+    given = projected_denoiser(problem, lambda x, sigma: 1 - x, x, y, 0.3, 0.1)
     torch.testing.assert_close(given, 1 - x)
 
 

@@ -14,7 +14,7 @@ from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
-from unmurk.solvers.draws import Draws
+from unmurk.solvers import Draws
 from unmurk.training import Rounds, learn
 from unmurk.training.conditional import ConditionalDenoiser, conditioning_stem
 from unmurk.training.em import Em

@@ -264,10 +264,8 @@ def _runner(name: str, solver: Given) -> tuple[Function, Claim]:
     def run(y: Tensor, problem: Problem, denoise: Any, samples: int, seed: int) -> Tensor:
         indices = list(range(len(y))) * samples
         noise = _Shared(seed, len(indices))
-        x = method.run(
-            y[indices], problem.index_select(indices), denoise, None, noise, lambda *_, **__: False
-        )
-        return x.detach().reshape(samples, len(y), *x.shape[1:])
+        x = method.sample(y[indices], problem.index_select(indices), denoise, noise)
+        return x.reshape(samples, len(y), *x.shape[1:])
 
     return run, method.claims
 

@@ -1,14 +1,28 @@
-"""Solvers: measurements y, a problem and a denoiser in, restored images out. One paper a file."""
+"""Solvers: restore images from measurements, a problem and a prior. One paper a file.
+
+>>> import unmurk
+>>> list(unmurk.solvers.METHODS)[:3]
+['red-diff', 'dps', 'hrdis']
+"""
 
 from .auto import Auto
-from .base import Solver
+from .base import (
+    AnnealedSolver,
+    CountingDenoiser,
+    Draws,
+    ProximalSolver,
+    Solver,
+    State,
+    register,
+)
+from .coupling import CoupledSolver
 from .daps import Daps
+from .data_term import batch_dot, likelihood_grad, prox
 from .ddiff import Ddiff
 from .ddnm import Ddnm
 from .ddrm import Ddrm, DdrmPaper
 from .diffpir import DiffPir
 from .dps import Dps
-from .draws import Draws
 from .fast_dips import FastDips
 from .hrdis import Hrdis
 from .mmps import Mmps
@@ -24,7 +38,12 @@ from .tds import Tds
 from .tmpd import Tmpd
 
 __all__ = [
+    "METHODS",
+    "PRESETS",
+    "AnnealedSolver",
     "Auto",
+    "CountingDenoiser",
+    "CoupledSolver",
     "Daps",
     "Ddiff",
     "Ddnm",
@@ -35,20 +54,24 @@ __all__ = [
     "Draws",
     "FastDips",
     "Hrdis",
-    "METHODS",
     "Mmps",
-    "PRESETS",
     "Pigdm",
     "PnpDm",
     "ProjDiff",
+    "ProximalSolver",
     "RedDiff",
     "RedDiffPaper",
     "RedDiffSpread",
     "Result",
     "Snips",
     "Solver",
+    "State",
     "Tds",
     "Tmpd",
+    "batch_dot",
     "configure",
+    "likelihood_grad",
+    "prox",
+    "register",
     "solve",
 ]

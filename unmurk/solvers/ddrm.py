@@ -1,24 +1,28 @@
-"""DDRM: the reverse diffusion, direction by direction of what A passes.
+r"""DDRM: the reverse diffusion in the singular directions of A.
 
-Kawar, Elad, Ermon and Song (2022), arXiv 2201.11793, eqs. 4, 7 and 8. With A = U diag(s) V^T, a
-bar for coordinates (x_bar = V^T x for images, y_bar_i = (U^T y)_i / s_i), and x0 = D(x_t, t), a
-direction goes from level t to the next level t' by one of three rules:
+Kawar, Elad, Ermon and Song (2022), arXiv 2201.11793, eqs. 4, 7 and 8. With :math:`A = U
+\operatorname{diag}(s) V^\top`, a bar for coordinates (:math:`\bar x = V^\top x` for images,
+:math:`\bar y_i = (U^\top y)_i/s_i`), and :math:`x_0 = D(x_t, t)`, a direction goes from level t to
+the next level t' by one of three rules:
 
-    s = 0                 x_bar' = x0_bar + sqrt(1 - eta^2) t' (x_bar - x0_bar) / t + eta t' z
-    t' < sigma_y / s      x_bar' = x0_bar + sqrt(1 - eta^2) t' (y_bar - x0_bar) / (sigma_y / s)
-                                   + eta t' z
-    t' >= sigma_y / s     x_bar' = (1 - eta_b) x0_bar + eta_b y_bar
-                                   + sqrt(t'^2 - (eta_b sigma_y / s)^2) z
+.. math::
+    s = 0:\quad & \bar x' = \bar x_0 + \sqrt{1-\eta^2}\,t'\,(\bar x - \bar x_0)/t + \eta t' z \\
+    t' < \sigma_y/s:\quad & \bar x' = \bar x_0
+        + \sqrt{1-\eta^2}\,t'\,(\bar y - \bar x_0)/(\sigma_y/s) + \eta t' z \\
+    t' \ge \sigma_y/s:\quad & \bar x' = (1-\eta_b)\,\bar x_0 + \eta_b\,\bar y
+        + \sqrt{t'^2 - (\eta_b \sigma_y/s)^2}\,z
 
-The first two are one rule with two guesses of the noise: that in x_t, and, where y knows better,
-that in y, (U^T y - s x0_bar) / sigma_y. The third is for levels above the noise that y brings with
-it: y itself takes the place of x0. It also makes the first image (with eta_b = 1 on a blank one).
+The first two are one rule with two estimates of the noise: that in :math:`x_t`, and, where y is
+more accurate, that in y, :math:`(U^\top y - s \bar x_0)/\sigma_y`. The third is for levels above
+the noise of y: y itself replaces :math:`x_0`. It also makes the first image (with :math:`\eta_b =
+1` on a gray one).
 
-Without noise in y the third holds wherever s > 0, and A x = y in the end; directions that pass
-with less than CUTOFF of the strongest count as unseen then, as they do in A^+.
+Without noise in y the third rule holds wherever s > 0, and finally A x = y. Directions with less
+than CUTOFF of the largest singular value then count as unmeasured, as they do in :math:`A^+`.
 
-Where it meets DDNM (`ddnm`): without noise, eta = eta_b = 1, the steps are the same. With noise
-and all s that are not 0 equal, DDNM+ takes the third rule as it is and the second with eta = 0.
+Relation to DDNM (`ddnm`): without noise and with :math:`\eta = \eta_b = 1`, the steps are equal.
+With noise and all nonzero s equal, DDNM+ takes the third rule as it is and the second with
+:math:`\eta = 0`.
 """
 
 import math
@@ -29,105 +33,96 @@ import torch
 from torch import Tensor
 
 from ..diffusion.schedules import linear_beta
-from ..errors import InputError
 from ..operators.base import per_image
 from ..operators.blur import CUTOFF
 from ..operators.linalg import Spectrum
-from ..problem import Problem
-from ..rng import PerImageGenerator
-from .base import Claim, CountingDenoiser, Requirement, StepCallback, randn
-from .start import centre, ladder
+from .base import AnnealedSolver, Fraction, Level, Requirement, State, Steps, gray
 
 __all__ = ["Ddrm", "DdrmPaper", "ddrm_step"]
 
-GRIDS = ("linear", "karras", "linear-beta")
 
+@dataclass(frozen=True, kw_only=True)
+class Ddrm(AnnealedSolver):
+    """DDRM. A step takes one network evaluation and no gradient.
 
-@dataclass(frozen=True)
-class Ddrm:
-    """DDRM. One network evaluation a step, without its gradient.
-
-    It needs the singular value decomposition of A (`Operator.svd`), which chains, kernels that
-    are no product of a column and a row, and users' own operators have for small images only.
+    It needs the singular value decomposition of A (`Operator.svd`), which compositions, kernels
+    that are not separable, and users' own operators have for small images only.
 
     Raises:
-        InputError: An option is out of its range, or the operator has no decomposition at hand.
+        InputError: An option is out of its bounds, or the operator has no decomposition.
+
+    >>> Ddrm(grid="karras").steps
+    20
     """
 
     name: ClassVar[str] = "ddrm"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
+    citation: ClassVar[str] = """@inproceedings{kawar2022ddrm,
+  title = {Denoising Diffusion Restoration Models},
+  author = {Kawar, Bahjat and Elad, Michael and Ermon, Stefano and Song, Jiaming},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2022},
+  eprint = {2201.11793},
+  archiveprefix = {arXiv}
+}"""
 
-    steps: int = 20
+    steps: Steps = 20
     """Noise levels, as published."""
-    eta: float = 0.85
-    """Share of fresh noise, 0 to 1, where y is of no use or noisier than the level. Published."""
-    eta_b: float = 1.0
-    """Share of y in the mean, 0 to 1, where the level is above the noise of y. Published."""
+    eta: Fraction = 0.85
+    """Fraction of fresh noise, 0 to 1, where y is unused or noisier than the level. Published."""
+    eta_b: Fraction = 1.0
+    """Weight of y in the mean, 0 to 1, where the level is above the noise of y. Published."""
     grid: Literal["linear", "karras", "linear-beta"] = "linear"
     """Levels in equal steps, on the grid of Karras et al. (2022, arXiv 2206.00364, eq. 5), or the
-    released ones, every (1000 / steps)-th of the DDPM schedule, whatever `sigma_max` and
+    released ones: every (1000 / steps)-th level of the DDPM schedule, whatever `sigma_max` and
     `sigma_min` are (there `steps` is a divisor of 1000)."""
-    sigma_max: float = 1.0
+    sigma_max: Level = 1.0
     """First noise level, no higher than the prior's highest."""
-    sigma_min: float = 0.01
-    """Last noise level before none."""
-    init_sigma: float = 0.3
-    """Where `init` is given: the level it is noised to, and the first one used."""
+    sigma_min: Level = 0.01
+    """Last noise level before 0."""
 
-    def __post_init__(self) -> None:
-        for name in ("eta", "eta_b"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it is between 0 and 1")
-        if self.grid not in GRIDS:
-            raise InputError(f"grid '{self.grid}': choose from {', '.join(GRIDS)}")
-
-    @torch.no_grad()
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        levels = self._levels(denoise, None if x is None else self.init_sigma)
-        x = centre(y, problem, x)
-        spectrum = problem.operator.svd(x)
-        y_bar = spectrum.measured(problem.operator.apply_mask(y))
-
-        def go(x: Tensor, x0: Tensor, t: float, s: float, eta: float, eta_b: float) -> Tensor:
-            z = randn(noise, x)
-            return ddrm_step(spectrum, y_bar, problem.sigma, x, x0, t, s, z, eta, eta_b)
-
-        x = go(x, x, levels[0], levels[0], 1.0, 1.0)
-        for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            x0 = denoise(x, t)
-            x = go(x, x0, t, s, self.eta, self.eta_b)
-            if callback(step, len(levels), t, x, x0):
-                break
-        return x
-
-    def _levels(self, denoise: CountingDenoiser, init_sigma: float | None) -> list[float]:
-        """Falling noise levels; from `init_sigma` on where an image is given."""
+    def schedule(self, state: State, init: bool) -> list[float]:
+        """See `Solver.schedule`."""
         if self.grid == "linear-beta":
-            most = min(init_sigma or math.inf, denoise.sigma_max)
+            most = min(self.init_sigma if init else math.inf, state.denoise.sigma_max)
             levels = linear_beta(self.steps).tolist()
             return [level for level in levels if level <= most] or levels[-1:]
-        span = (self.sigma_max, self.sigma_min)
-        levels = ladder(denoise, self.steps, span, init_sigma)
+        levels = super().schedule(state, init)
         if self.grid == "linear":
             return torch.linspace(levels[0], levels[-1], self.steps).tolist()
         return levels
 
+    def start(self, state: State, init: Tensor | None) -> None:
+        """See `Solver.start`."""
+        state.levels = self.noise_levels(state, init is not None)
+        x = gray(state.y, state.problem) if init is None else init
+        operator = state.problem.operator
+        spectrum = state.memory.spectrum = operator.svd(x)
+        state.memory.y_bar = spectrum.measured(operator.apply_mask(state.y))
+        first = state.levels[0]
+        state.x = state.x_t = self._move(state, x, x, first, first, 1.0, 1.0)
 
-@dataclass(frozen=True)
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        t, s = state.sigma, state.sigma_next
+        x0 = state.denoised = state.denoise(state.x_t, t)
+        state.x = state.x_t = self._move(state, state.x_t, x0, t, s, self.eta, self.eta_b)
+
+    def _move(
+        self, state: State, x: Tensor, x0: Tensor, t: float, s: float, eta: float, eta_b: float
+    ) -> Tensor:
+        spectrum, y_bar, sigma_y = state.memory.spectrum, state.memory.y_bar, state.problem.sigma
+        return ddrm_step(spectrum, y_bar, sigma_y, x, x0, t, s, state.randn(x), eta, eta_b)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DdrmPaper(Ddrm):
     """DDRM on the released levels."""
 
+    name: ClassVar[str] = "ddrm"
+
     grid: Literal["linear", "karras", "linear-beta"] = "linear-beta"
+    """See `Ddrm`."""
 
 
 def ddrm_step(
@@ -142,15 +137,22 @@ def ddrm_step(
     eta: float,
     eta_b: float,
 ) -> Tensor:
-    """x at level s, (B, C, H, W).
+    r"""Take the step of DDRM from level t to level s.
 
     Args:
-        spectrum: A = U diag(gain) V^T.
-        y_bar: U^T y, not divided by the singular values.
+        spectrum: :math:`A = U \operatorname{diag}(\text{gain}) V^\top`.
+        y_bar: :math:`U^\top y`, not divided by the singular values.
         sigma_y: Noise level of y.
         x: Images (B, C, H, W) at level t.
-        x0: D(x, t).
+        x0: Denoised images D(x, t).
+        t: Noise level of x.
+        s: Next noise level.
         z: Standard normal noise (B, C, H, W).
+        eta: Fraction of fresh noise, 0 to 1.
+        eta_b: Weight of y in the mean, 0 to 1.
+
+    Returns:
+        Images (B, C, H, W) at level s.
     """
     gain = spectrum.s
     weakest = 0.0 if sigma_y > 0 else CUTOFF * gain.flatten(1).amax(1)

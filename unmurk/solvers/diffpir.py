@@ -1,98 +1,76 @@
-"""DiffPIR: denoise, fit to y, noise again.
+r"""DiffPIR: denoise, fit to y, add noise.
 
 Zhu, Zhang, Liang, Cao, Wen, Timofte and Van Gool (2023), arXiv 2305.08995, Algorithm 1. In
 variance-exploding form, from each level t to the next level s,
 
-    x0  = D(x_t, t)
-    xh  = argmin_x ||y - A(x)||^2 + rho_t ||x - x0||^2,     rho_t = lambda sigma_y^2 / t^2
-    e   = (x_t - xh) / t
-    x_s = xh + s (sqrt(1 - zeta) e + sqrt(zeta) z),         z ~ N(0, I).
+.. math::
+    x_0    &= D(x_t, t) \\
+    \hat x &= \arg\min_x \lVert y - A(x)\rVert^2 + \rho_t \lVert x - x_0\rVert^2,
+              \qquad \rho_t = \lambda \sigma_y^2/t^2 \\
+    e      &= (x_t - \hat x)/t \\
+    x_s    &= \hat x + s\,(\sqrt{1-\zeta}\,e + \sqrt\zeta\,z),\qquad z \sim \mathcal{N}(0, I).
 
-The second line, half-quadratic splitting's data step, is Bayes' rule for a Gaussian: divided by
-2 sigma_y^2 it is the prox of the data around x0 with standard deviation t / sqrt(lambda), so that
-lambda = 1 believes the error of x0 to be t. The fourth mixes the noise that xh predicts with fresh
-noise.
+The second line, the data step of half-quadratic splitting, is Bayes' rule for a Gaussian: divided
+by :math:`2\sigma_y^2` it is the proximal map of the data term around :math:`x_0` with standard
+deviation :math:`t/\sqrt\lambda`. So :math:`\lambda = 1` takes the error of :math:`x_0` to be t.
+The fourth line mixes the noise that :math:`\hat x` predicts with fresh noise.
 
-Units: the ratio rho_t has no unit if sigma_y and t belong to the same images. The released code
-divides a sigma_y of [0, 1] images by a t of [-1, 1] images, which is twice as large: its lambda is
-4 times the lambda here.
+Units: the ratio :math:`\rho_t` has no unit if :math:`\sigma_y` and t refer to the same images. The
+released code divides a :math:`\sigma_y` of [0, 1] images by a t of [-1, 1] images, which is twice
+as large: its lambda is 4 times the lambda here.
 """
 
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from ..errors import InputError
-from ..problem import Problem
-from ..rng import PerImageGenerator
-from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
-from .start import begin
+from .base import (
+    AnnealedSolver,
+    Fraction,
+    PositiveWeight,
+    ProximalSolver,
+    State,
+)
 
 __all__ = ["DiffPir"]
 
 
-@dataclass(frozen=True)
-class DiffPir:
-    """DiffPIR, for any A. One network evaluation a step, without its gradient.
+@dataclass(frozen=True, kw_only=True)
+class DiffPir(ProximalSolver, AnnealedSolver):
+    """DiffPIR, for any A. A step takes one network evaluation and no gradient.
+
+    It was released with 20 to 100 levels and a noise floor of 0.001.
 
     Raises:
-        InputError: An option is out of its range.
+        InputError: An option is out of its bounds.
+
+    >>> DiffPir(steps=20).lam
+    1.75
     """
 
     name: ClassVar[str] = "diffpir"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
+    citation: ClassVar[str] = """@inproceedings{zhu2023diffpir,
+  title = {Denoising Diffusion Models for Plug-and-Play Image Restoration},
+  author = {Zhu, Yuanzhi and Zhang, Kai and Liang, Jingyun and Cao, Jiezhang and Wen, Bihan and
+            Timofte, Radu and Van Gool, Luc},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition Workshops},
+  year = {2023},
+  eprint = {2305.08995},
+  archiveprefix = {arXiv}
+}"""
 
-    steps: int = 100
-    """Noise levels. Released: 20 to 100."""
-    lam: float = 1.75
-    """lambda, trust in the denoised image over y: higher fits y less. Released: 7, here 7 / 4."""
-    zeta: float = 0.3
-    """Share of fresh noise in the variance, 0 to 1. Released: 0.1 for blur, 0.25 for
+    lam: PositiveWeight = 1.75
+    """lambda, the weight of the denoised image against y: a higher one fits y less. Released: 7,
+    here 7 / 4."""
+    zeta: Fraction = 0.3
+    """Fraction of fresh noise in the variance, 0 to 1. Released: 0.1 for blur, 0.25 for
     super-resolution, 1 for inpainting."""
-    sigma_max: float = 20.0
-    """First noise level, no higher than the prior's highest."""
-    sigma_min: float = 0.005
-    """Last noise level before none."""
-    noise_floor: float = 1e-3
-    """Least noise level that y is believed to have, as released; 0 makes noiseless linear data
-    exact."""
-    data_steps: int = 10
-    """Steps of the inner data fit where the operator is not linear."""
-    init_sigma: float = 0.3
-    """Where `init` is given: the level it is noised to, and the first one used."""
 
-    def __post_init__(self) -> None:
-        if not self.lam > 0:
-            raise InputError(f"lam is {self.lam}: the weight of the denoised image is above 0")
-        if not 0 <= self.zeta <= 1:
-            raise InputError(f"zeta is {self.zeta}: a share of fresh noise is between 0 and 1")
-        if self.noise_floor < 0:
-            raise InputError(f"noise_floor is {self.noise_floor}: a noise level is 0 or more")
-
-    @torch.no_grad()
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        span = (self.sigma_max, self.sigma_min)
-        levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        sigma_eff = max(problem.sigma, self.noise_floor)
-        for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            x0 = denoise(x, t)
-            fitted = prox(problem, x0, y, t / math.sqrt(self.lam), sigma_eff, self.data_steps)
-            e = (x - fitted) / t
-            z = randn(noise, x)
-            x = fitted + s * (math.sqrt(1 - self.zeta) * e + math.sqrt(self.zeta) * z)
-            if callback(step, len(levels), t, x, x0):
-                break
-        return x
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        t, s = state.sigma, state.sigma_next
+        state.denoised = state.denoise(state.x_t, t)
+        x_hat = self.prox(state, state.denoised, t / math.sqrt(self.lam))
+        e, z = (state.x_t - x_hat) / t, state.randn(x_hat)
+        x_s = x_hat + s * (math.sqrt(1 - self.zeta) * e + math.sqrt(self.zeta) * z)
+        state.x = state.x_t = x_s

@@ -1,22 +1,27 @@
-"""Diffusion posterior sampling: the reverse diffusion, pulled toward y at every step.
+r"""DPS: diffusion posterior sampling, the reverse diffusion guided by the gradient of the misfit.
 
 Chung, Kim, Mccann, Klasky and Ye (2023), arXiv 2209.14687, Algorithm 1 (Gaussian noise), for
-images u in [-1, 1] under the variance-preserving process u_t = a_t u + b_t n:
+images u in [-1, 1] under the variance-preserving process :math:`u_t = a_t u + b_t n`:
 
-    u_{t-1} = (ancestral step from u_t given u0)  -  zeta grad_{u_t} ||y_u - A(u0)||,
-    u0      = D(u_t) clipped to [-1, 1],
+.. math::
+    u_0 &= D(u_t), \text{ clipped to } [-1, 1] \\
+    u_{t-1} &= \text{(ancestral step from } u_t \text{ given } u_0)
+               \;-\; \zeta\,\nabla_{u_t} \lVert y_u - A(u_0)\rVert,
 
-the norm, not its square, and of each image alone. Here x_t = (u_t / a_t + 1) / 2 is the
-variance-exploding image, at the level sigma_t = b_t / (2 a_t). In x the ancestral step is
+with the norm, not its square, of each image alone. Here :math:`x_t = (u_t/a_t + 1)/2` is the
+variance-exploding image, at the level :math:`\sigma_t = b_t/(2 a_t)`. In x the ancestral step from
+level t to level s < t is
 
-    x_s = x0 + (s/t)^2 (x_t - x0) + s sqrt(1 - (s/t)^2) z,      t > s the two levels,
+.. math:: x_s = x_0 + (s/t)^2 (x_t - x_0) + s\sqrt{1 - (s/t)^2}\,z,\qquad z \sim \mathcal{N}(0, I),
 
-and the chain rule, with y_u - A(u0) = 2 (y - A(x0)), turns the pull into
+and the chain rule, with :math:`y_u - A(u_0) = 2 (y - A(x_0))`, turns the guidance into
 
-    - zeta / (2 a_t a_s) grad_{x_t} ||y - A(x0)||,     a = (1 + 4 sigma^2)^(-1/2).
+.. math::
+    -\,\frac{\zeta}{2\,a_t a_s}\,\nabla_{x_t} \lVert y - A(x_0)\rVert,
+    \qquad a = (1 + 4\sigma^2)^{-1/2}.
 
-The gradient goes through the network. What comes out follows no known distribution: zeta is a step
-found by trial, without the noise level of y in it.
+The gradient passes through the network. The samples follow no known distribution: zeta is a step
+length found by trial, and it does not depend on the noise level of y.
 """
 
 import math
@@ -29,72 +34,79 @@ from torch import Tensor
 from ..diffusion.schedules import linear_beta
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import PerImageGenerator
-from .base import Claim, CountingDenoiser, Requirement, StepCallback, randn
+from .base import (
+    CountingDenoiser,
+    Level,
+    Solver,
+    State,
+    Steps,
+    Weight,
+    gray,
+)
 
 __all__ = ["Dps", "norm_gradient"]
 
 
-@dataclass(frozen=True)
-class Dps:
-    """Diffusion posterior sampling in its ancestral form. One evaluation and its gradient a step.
+@dataclass(frozen=True, kw_only=True)
+class Dps(Solver):
+    """Diffusion posterior sampling in its ancestral form.
+
+    A step takes one network evaluation and its gradient.
 
     Raises:
-        InputError: An option is out of its range, or the prior cannot be differentiated.
+        InputError: An option is out of its bounds, or the prior cannot be differentiated.
+
+    >>> Dps(zeta=0.5).steps
+    1000
     """
 
     name: ClassVar[str] = "dps"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
+    citation: ClassVar[str] = """@inproceedings{chung2023dps,
+  title = {Diffusion Posterior Sampling for General Noisy Inverse Problems},
+  author = {Chung, Hyungjin and Kim, Jeongsol and Mccann, Michael T. and Klasky, Marc L. and
+            Ye, Jong Chul},
+  booktitle = {International Conference on Learning Representations},
+  year = {2023},
+  eprint = {2209.14687},
+  archiveprefix = {arXiv}
+}"""
 
-    steps: int = 1000
+    steps: Steps = 1000
     """Levels of the linear-beta grid, a divisor of 1000."""
-    zeta: float = 0.3
-    """Length of the pull. Released: 0.3 for super-resolution and blur, 0.5 for inpainting, 1 for
-    phase retrieval, all with 256 x 256 x 3 images. It acts on the norm of the whole image."""
+    zeta: Weight = 0.3
+    """Length of the guidance. Released: 0.3 for super-resolution and blur, 0.5 for inpainting, 1
+    for phase retrieval, all with 256 x 256 x 3 images. It acts on the norm of the whole image."""
     clip: bool = True
     """Whether the denoised image is clipped to [0, 1], as released."""
-    init_sigma: float = 0.3
-    """Where `init` is given: the level it is noised to, and the first one used."""
+    init_sigma: Level = 0.3
+    """First noise level where `init` is given: the level it is noised to."""
 
-    def __post_init__(self) -> None:
-        if self.zeta < 0:
-            raise InputError(f"zeta is {self.zeta}: a step toward y is 0 or more")
-
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        levels, x = self._start(y, problem, x, noise)
-        for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            likelihood_grad, x0 = norm_gradient(problem, denoise, x, y, t, self.clip)
-            keep = (s / t) ** 2
-            ahead = x0 + keep * (x - x0)
-            if s > 0:
-                ahead = ahead + s * math.sqrt(1 - keep) * randn(noise, x)
-            scale = math.sqrt((1 + 4 * t**2) * (1 + 4 * s**2))  # 1 / (a_t a_s)
-            x = ahead - self.zeta / 2 * scale * likelihood_grad
-            if callback(step, len(levels), t, x, x0):
-                break
-        return x
-
-    def _start(
-        self, y: Tensor, problem: Problem, x: Tensor | None, noise: PerImageGenerator
-    ) -> tuple[list[float], Tensor]:
-        """The levels, and the first image: noise, or `init` with noise on it."""
+    def schedule(self, state: State, init: bool) -> list[float]:
+        """See `Solver.schedule`."""
         levels = linear_beta(self.steps).tolist()
-        if x is not None:
-            levels = [level for level in levels if level <= self.init_sigma] or levels[-1:]
-            return levels, x + levels[0] * randn(noise, x)
-        shape = problem.operator.x_shape(y.shape)[-3:]
-        z = noise.randn(*shape).to(y)
-        return levels, 0.5 + math.sqrt(0.25 + levels[0] ** 2) * z  # u_T ~ N(0, 1), as released
+        most = self.init_sigma if init else math.inf
+        return [level for level in levels if level <= most] or levels[-1:]
+
+    def start(self, state: State, init: Tensor | None) -> None:
+        """See `Solver.start`; without `init` the image u is standard normal, as released."""
+        if init is not None:
+            return super().start(state, init)
+        state.levels = self.noise_levels(state, init=False)
+        middle = gray(state.y, state.problem)
+        scale = math.sqrt(0.25 + state.levels[0] ** 2)
+        state.x = state.x_t = middle + scale * state.randn(middle)
+
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        t, s, x = state.sigma, state.sigma_next, state.x_t
+        gradient, x0 = norm_gradient(state.problem, state.denoise, x, state.y, t, self.clip)
+        ratio = (s / t) ** 2
+        ahead = x0 + ratio * (x - x0)
+        if s > 0:
+            ahead = ahead + s * math.sqrt(1 - ratio) * state.randn(x)
+        scale = math.sqrt((1 + 4 * t**2) * (1 + 4 * s**2))  # 1 / (a_t a_s)
+        state.denoised = x0
+        state.x = state.x_t = ahead - self.zeta / 2 * scale * gradient
 
 
 def norm_gradient(
@@ -105,13 +117,21 @@ def norm_gradient(
     sigma: float,
     clip: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """grad_x ||y - A(x0)||, image by image, and x0 = D(x, sigma), clipped if asked.
+    r"""Compute :math:`\nabla_x \lVert y - A(x_0)\rVert`, image by image.
 
     Args:
+        problem: Operator and noise, bound to the images.
+        denoise: The prior's denoiser.
         x: Noisy images (B, C, H, W) at level sigma.
+        y: Measurements (B, ...).
+        sigma: Noise level of x.
+        clip: Whether :math:`x_0 = D(x, \sigma)` is clipped to [0, 1].
+
+    Returns:
+        The gradient and :math:`x_0`, both (B, C, H, W).
 
     Raises:
-        InputError: No gradient comes through the prior.
+        InputError: No gradient passes through the prior.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

@@ -1,25 +1,31 @@
-"""FAST-DIPS: the image nearest to the denoised one that fits y to within its noise.
+r"""FAST-DIPS: the image nearest to the denoised one that fits y within its noise.
 
-Kim, Shin and Lim (2026), arXiv 2603.01591, the form in pixels. From each falling level t to the
+Kim, Shin and Lim (2026), arXiv 2603.01591, in its pixel form. From each falling level t to the
 next level s,
 
-    x0  = D(x_t, t)
-    w   = argmin_x ||x - x0||^2 / (2 t^2)   subject to   ||y - A(x)|| <= eps,  x in [0, 1]
-    x_s = w + s n,                                                              n ~ N(0, I)
+.. math::
+    x_0 &= D(x_t, t) \\
+    w   &= \arg\min_x \frac{\lVert x - x_0\rVert^2}{2t^2}
+           \quad\text{subject to}\quad \lVert y - A(x)\rVert \le \varepsilon,\; x \in [0, 1] \\
+    x_s &= w + s\,n,\qquad n \sim \mathcal{N}(0, I).
 
-where the constrained fit is approached by some turns of ADMM, v = A(w) being held in the ball B of
-radius eps around y and u the scaled multiplier:
+Some iterations of ADMM approximate the constrained fit. They hold :math:`v = A(w)` in the ball B
+of radius :math:`\varepsilon` around y, with the scaled multiplier u:
 
-    w = argmin_x ||x - x0||^2 / (2 t^2) + rho/2 ||A(x) - (v - u)||^2,    clipped to [0, 1]
-    v = the point of B nearest to A(w) + u
-    u = u + A(w) - v,                             from v = the point of B nearest to A(x0), u = 0.
+.. math::
+    w &= \arg\min_x \frac{\lVert x - x_0\rVert^2}{2t^2} + \frac{\rho}{2}
+         \lVert A(x) - (v - u)\rVert^2, \text{ clipped to } [0, 1] \\
+    v &= \text{the projection of } A(w) + u \text{ on } B \\
+    u &= u + A(w) - v,
 
-The fit of w is exact where A is linear; else it is the paper's: steepest descent with the length
-of Gauss and Newton along the gradient, halved until it does not go uphill (`base.prox`).
+from :math:`v` the projection of :math:`A(x_0)` on B and :math:`u = 0`. The fit of w is exact where
+A is linear. Elsewhere it is the paper's: descent with the Gauss-Newton length along the gradient,
+which is halved until the energy does not increase (`data_term.prox`).
 
-Here eps = radius sigma_y sqrt(m) for m measured values, so that radius = 1 fits y as well as the
-truth does. Released is eps = 0.05 whatever the noise is, next to nothing: radius 0. Returned is
-the last w; released is the last x0, which does not know y's last word.
+Here :math:`\varepsilon = \text{radius}\;\sigma_y \sqrt m` for m measured values, so radius = 1
+fits y as well as the truth does. The release has eps = 0.05 for any noise, which is next to
+nothing: radius 0. The result is the last w; the release returns the last :math:`x_0`, which lacks
+the last correction by y.
 """
 
 from dataclasses import dataclass
@@ -28,88 +34,77 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..operators.base import per_image
 from ..problem import Problem
-from ..rng import PerImageGenerator
-from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
-from .start import begin
+from .base import (
+    AnnealedSolver,
+    Count,
+    Level,
+    PositiveWeight,
+    State,
+    Steps,
+    Weight,
+)
+from .data_term import prox
 
 __all__ = ["FastDips"]
 
 
-@dataclass(frozen=True)
-class FastDips:
-    """FAST-DIPS, for any A. One network evaluation a step, without its gradient.
+@dataclass(frozen=True, kw_only=True)
+class FastDips(AnnealedSolver):
+    """FAST-DIPS, for any A. A step takes one network evaluation and no gradient.
 
     Raises:
-        InputError: An option is out of its range.
+        InputError: An option is out of its bounds.
+
+    >>> FastDips(radius=1.0).iterations
+    3
     """
 
     name: ClassVar[str] = "fast-dips"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
+    citation: ClassVar[str] = """@inproceedings{kim2026fastdips,
+  title = {FAST-DIPS: Adjoint-Free Analytic Steps and Hard-Constrained Likelihood Correction for
+           Diffusion-Prior Inverse Problems},
+  author = {Kim, Minwoo and Shin, Seunghyeok and Lim, Hongki},
+  booktitle = {International Conference on Learning Representations},
+  year = {2026},
+  eprint = {2603.01591},
+  archiveprefix = {arXiv}
+}"""
 
-    steps: int = 75
+    steps: Steps = 75
     """Noise levels. Released: 75, for blur 50, for nonlinear operators 150."""
-    rho: float = 200.0
+    rho: PositiveWeight = 200.0
     """Weight of A(x) = v. Released: 200, for clipped intensities 5."""
-    radius: float = 0.0
-    """eps in units of the misfit that the truth has."""
-    iterations: int = 3
-    """Turns of ADMM at each level. Released: 2 or 3."""
-    data_steps: int = 5
-    """Steps of descent in each turn where the operator is not linear. Released: 1 to 5."""
-    sigma_max: float = 20.0
-    """First noise level, no higher than the prior's highest. Released: 50."""
-    sigma_min: float = 0.05
-    """Last noise level. Released: 0.05."""
-    init_sigma: float = 0.3
-    """Where `init` is given: the level it is noised to, and the first one used."""
+    radius: Weight = 0.0
+    """eps in units of the misfit of the truth."""
+    iterations: Count = 3
+    """Iterations of ADMM at each level. Released: 2 or 3."""
+    data_steps: Count = 5
+    """Steps of descent in each iteration where the operator is not linear. Released: 1 to 5."""
+    sigma_min: Level = 0.05
+    """Last noise level. Released: 0.05, and 50 as the first."""
 
-    def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise InputError(f"turns is {self.iterations}: at least 1 is needed")
-        if not self.rho > 0:
-            raise InputError(f"rho is {self.rho}: the weight of the data is above 0")
-        if self.radius < 0:
-            raise InputError(f"radius is {self.radius}: a radius is 0 or more")
-
-    @torch.no_grad()
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        span = (self.sigma_max, self.sigma_min)
-        levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            x0 = denoise(x, t)
-            w = self._fit(problem, x0, y, t)
-            x = w + s * randn(noise, w)
-            if callback(step, len(levels), t, w, x0):
-                break
-        return w
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        state.denoised = state.denoise(state.x_t, state.sigma)
+        state.x = self._fit(state.problem, state.denoised, state.y, state.sigma)
+        state.x_t = state.x + state.sigma_next * state.randn(state.x)
 
     def _fit(self, problem: Problem, x0: Tensor, y: Tensor, t: float) -> Tensor:
-        """w, (B, C, H, W), near x0 and with a misfit of eps or less."""
+        """Compute w, (B, C, H, W)."""
         eps = self.radius * problem.sigma * problem.measurements(y).sqrt()
-        v, u = _onto(problem, problem.A(x0), y, eps), torch.zeros_like(y)
+        v, u = _project(problem, problem.A(x0), y, eps), torch.zeros_like(y)
         for _ in range(self.iterations):
             w = prox(problem, x0, v - u, t, self.rho**-0.5, self.data_steps).clamp(0, 1)
             observed = problem.A(w)
-            v = _onto(problem, observed + u, y, eps)
+            v = _project(problem, observed + u, y, eps)
             u = problem.operator.apply_mask(u + observed - v)
         return w
 
 
-def _onto(problem: Problem, v: Tensor, y: Tensor, eps: Tensor) -> Tensor:
-    """The point nearest to v in the ball of radius eps (B,) around y, shape of y."""
+def _project(problem: Problem, v: Tensor, y: Tensor, eps: Tensor) -> Tensor:
+    """Project v on the ball of radius eps (B,) around y; shape of y."""
     away = problem.operator.apply_mask(v - y)
-    share = (eps / away.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp_max(1)
-    return y + per_image(share, y) * away
+    scale = (eps / away.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp_max(1)
+    return y + per_image(scale, y) * away

@@ -1,93 +1,100 @@
-"""Moment matching posterior sampling: the reverse diffusion with the denoiser told of y.
+r"""MMPS: moment matching posterior sampling, the reverse diffusion with a denoiser that knows y.
 
-Rozet, Andry, Lanusse and Louppe (2024), arXiv 2405.13712, Algorithms 1 and 2. Given x_t = x + t n,
-Tweedie's formulas give mean and covariance of the clean image,
+Rozet, Andry, Lanusse and Louppe (2024), arXiv 2405.13712, Algorithms 1 and 2. Given :math:`x_t = x
++ t n`, Tweedie's formulas give mean and covariance of the clean image,
 
-    E[x | x_t] = D(x_t, t),    V[x | x_t] = t^2 J,    J = dD/dx_t,
+.. math::
+    \mathbb{E}[x \mid x_t] = D(x_t, t),\qquad \mathbb{V}[x \mid x_t] = V = t^2 J,
+    \qquad J = \partial D/\partial x_t.
 
-and taking p(x | x_t) for the Gaussian of these moments, y = A x + sigma_y n turns D into
+With a Gaussian of these moments for :math:`p(x \mid x_t)`, the measurement :math:`y = A x +
+\sigma_y n` turns D into
 
-    D_y = D + V A^T (sigma_y^2 I + A V A^T)^-1 (y - A D)    ~  E[x | x_t, y].
+.. math::
+    D_y = D + V A^\top (\sigma_y^2 I + A V A^\top)^{-1} (y - A D)
+        \approx \mathbb{E}[x \mid x_t, y].
 
-The system is solved by conjugate gradients, each of whose steps costs one product with J^T (J is
-symmetric for the exact denoiser). D_y then takes the place of D in the reverse diffusion.
+Conjugate gradients solve the system; each of their iterations takes one product with
+:math:`J^\top` (J is symmetric for the exact denoiser). :math:`D_y` then replaces D in the reverse
+diffusion.
 
-For a Gaussian prior D_y is the exact E[x | x_t, y], so that samples are exact in the limit of many
-steps and conjugate gradients. For any other prior p(x | x_t) is not Gaussian, the weights of
-separate modes come out wrong at high noise, and the distribution of the samples is not known.
+For a Gaussian prior :math:`D_y` is the exact :math:`\mathbb{E}[x \mid x_t, y]`, so samples are
+exact in the limit of many steps and iterations. For any other prior :math:`p(x \mid x_t)` is not
+Gaussian, the weights of separate modes are wrong at high noise, and the distribution of the
+samples is not known.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..bounds import Real
 from ..diffusion.samplers import Reverse
 from ..errors import InputError
 from ..operators.base import conjugate_gradient
 from ..problem import Problem
-from ..rng import PerImageGenerator
-from .base import Claim, CountingDenoiser, Requirement, StepCallback
-from .start import begin
+from .base import AnnealedSolver, Count, Level, Requirement, State, Steps
+from .data_term import batch_dot
 
-__all__ = ["Mmps", "correction", "informed", "moments"]
+__all__ = ["Mmps", "Tolerance", "conditional_denoiser", "correction", "tweedie_moments"]
+
+Tolerance = Annotated[float, Real(0, 1)]
 
 
-@dataclass(frozen=True)
-class Mmps:
+@dataclass(frozen=True, kw_only=True)
+class Mmps(AnnealedSolver):
     """Moment matching posterior sampling.
 
-    A step costs one evaluation of the network, and its back-propagation `iterations` + 1 times.
+    A step takes one network evaluation and `iterations` + 1 back-propagations.
 
     Raises:
-        InputError: An option is out of its range, or the prior cannot be differentiated.
+        InputError: An option is out of its bounds, or the prior cannot be differentiated.
+
+    >>> Mmps(steps=12, iterations=3).tolerance
+    0.001
     """
 
     name: ClassVar[str] = "mmps"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
+    citation: ClassVar[str] = """@inproceedings{rozet2024mmps,
+  title = {Learning Diffusion Priors from Observations by Expectation Maximization},
+  author = {Rozet, Fran{\\c{c}}ois and Andry, G{\\'e}r{\\^o}me and Lanusse, Fran{\\c{c}}ois and
+            Louppe, Gilles},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2024},
+  eprint = {2405.13712},
+  archiveprefix = {arXiv}
+}"""
 
-    steps: int = 30
+    steps: Steps = 30
     """Noise levels. The spread of Gaussian posteriors is then right to 3 %."""
-    iterations: int = 5
-    """Most steps of conjugate gradients. Low noise on many correlated pixels wants more."""
-    tolerance: float = 1e-3
-    """Residual of the system, relative to y - A D, at which an image takes no more of them."""
-    sigma_max: float = 5.0
+    iterations: Count = 5
+    """Most iterations of conjugate gradients. Low noise on many correlated pixels needs more."""
+    tolerance: Tolerance = 1e-3
+    """Residual of the system, relative to y - A D, at which an image takes no more iterations."""
+    sigma_max: Level = 5.0
     """First noise level, no higher than the prior's highest."""
-    sigma_min: float = 0.002
-    """Last noise level; well below that of the measurement, or the spread comes out too small."""
-    init_sigma: float = 0.3
-    """Where `init` is given: the level it is noised to, and the first one used."""
+    sigma_min: Level = 0.002
+    """Last noise level; well below that of the measurement, or the spread becomes too small."""
 
-    def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise InputError(f"iterations is {self.iterations}: at least 1 is needed")
+    def start(self, state: State, init: Tensor | None) -> None:
+        """See `Solver.start`."""
+        super().start(state, init)
+        state.memory.reverse = Reverse(state.generator)
 
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        span = self.sigma_max, self.sigma_min
-        levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        reverse = Reverse(noise)
-        for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            x0 = informed(problem, denoise, x, y, t, self.iterations, self.tolerance)
-            x = reverse.step(x, x0, t, s)
-            if callback(step, len(levels), t, x, x0):
-                break
-        return x
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        t, s, x = state.sigma, state.sigma_next, state.x_t
+        state.denoised = conditional_denoiser(
+            state.problem, state.denoise, x, state.y, t, self.iterations, self.tolerance
+        )
+        state.x = state.x_t = state.memory.reverse.step(x, state.denoised, t, s)
 
 
-def informed(
+def conditional_denoiser(
     problem: Problem,
     denoise: Callable[[Tensor, float], Tensor],
     x: Tensor,
@@ -96,57 +103,79 @@ def informed(
     iterations: int,
     tolerance: float = 1e-3,
 ) -> Tensor:
-    """D_y(x), (B, C, H, W): the clean image expected given x at level sigma and y.
+    """Estimate the clean image from x at level sigma and y: D_y(x), (B, C, H, W).
+
+    Args:
+        problem: A linear operator and Gaussian noise, bound to the images.
+        denoise: The denoiser D(x, sigma).
+        x: Noisy images (B, C, H, W).
+        y: Measurements (B, ...).
+        sigma: Noise level of x.
+        iterations: Most iterations of conjugate gradients.
+        tolerance: Residual of the system, relative to y - A D, at which an image takes no more.
 
     Raises:
-        InputError: No gradient comes through the prior.
+        InputError: No gradient passes through the prior.
     """
-    x0, spread = moments(denoise, x, sigma, Mmps.name)
-    return x0 + correction(problem, x0, spread, y, problem.sigma, iterations, tolerance)[0]
+    x0, covariance = tweedie_moments(denoise, x, sigma, Mmps.name)
+    return x0 + correction(problem, x0, covariance, y, problem.sigma, iterations, tolerance)[0]
 
 
 @torch.no_grad()
 def correction(
     problem: Problem,
     x0: Tensor,
-    spread: Callable[[Tensor], Tensor],
+    covariance: Callable[[Tensor], Tensor],
     y: Tensor,
     sigma_eff: float,
     iterations: int,
     tolerance: float,
 ) -> tuple[Tensor, Tensor]:
-    """How y corrects the denoised image, and how little it had been expected.
+    r"""Compute the correction of the denoised image by y, and the surprise of y.
+
+    With :math:`m = y - A D` and :math:`S = \sigma_{\text{eff}}^2 I + A V A^\top` these are
+    :math:`V A^\top S^{-1} m` and :math:`m^\top S^{-1} m`.
 
     Args:
-        x0: Denoised images D (B, C, H, W), and their covariance `spread`, as from `moments`.
-        y: Measurements (B, ...), believed to have noise `sigma_eff`.
-        iterations: Most steps of conjugate gradients.
+        problem: A linear operator, bound to the images.
+        x0: Denoised images D (B, C, H, W).
+        covariance: The map v -> V v on images, as from `tweedie_moments`.
+        y: Measurements (B, ...).
+        sigma_eff: Standard deviation that the noise of y is taken to have.
+        iterations: Most iterations of conjugate gradients.
         tolerance: Residual of the system, relative to y - A D, at which an image takes no more.
 
     Returns:
-        V A^T S^-1 m (B, C, H, W) and m^T S^-1 m (B,), float64, with m = y - A D and
-        S = trust^2 I + A V A^T.
+        Images (B, C, H, W), and numbers (B,) in float64.
     """
 
     def back(v: Tensor) -> Tensor:
-        """V A^T v."""
-        return spread(problem.A_adjoint(v))
+        return covariance(problem.A_adjoint(v))
 
     def system(v: Tensor) -> Tensor:
         return sigma_eff**2 * v + problem.A(back(v))
 
     missing = problem.residual(x0, y)
     v = conjugate_gradient(system, missing, iterations, tolerance)
-    return back(v), (missing.double() * v.double()).flatten(1).sum(1)
+    return back(v), batch_dot(missing.double(), v.double())
 
 
-def moments(
+def tweedie_moments(
     denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float, name: str
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """E[x | x_t], (B, C, H, W), and the map v -> V[x | x_t] v on images, by Tweedie's formulas.
+    """Compute mean and covariance of the clean image given x at level sigma.
+
+    Args:
+        denoise: The denoiser D(x, sigma).
+        x: Noisy images (B, C, H, W).
+        sigma: Noise level of x.
+        name: The solver that needs the moments, for the message.
+
+    Returns:
+        The mean (B, C, H, W), and the map v -> V v on images.
 
     Raises:
-        InputError: No gradient comes through the prior; `name` is the solver that needs it.
+        InputError: No gradient passes through the prior.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -156,7 +185,7 @@ def moments(
             f"{name} needs a prior that autograd can differentiate: use pnp-dm or daps"
         )
 
-    def spread(v: Tensor) -> Tensor:
+    def covariance(v: Tensor) -> Tensor:
         return sigma**2 * torch.autograd.grad(x0, x, v, retain_graph=True)[0]
 
-    return x0.detach(), spread
+    return x0.detach(), covariance

@@ -1,33 +1,41 @@
-"""Pseudoinverse-guided diffusion: the reverse diffusion, guided by a Gaussian belief about x.
+r"""PiGDM: pseudoinverse-guided diffusion, the reverse diffusion guided by a Gaussian belief about
+x.
 
 Song, Vahdat, Mardani and Kautz (2023), "Pseudoinverse-Guided Diffusion Models for Inverse
-Problems", ICLR, openreview 9_gsMA8MRKQ, Algorithm 1. Believing p(x | x_t) = N(x0, r_t^2 I) with
-x0 = D(x_t, t),
+Problems", ICLR, openreview 9_gsMA8MRKQ, Algorithm 1. With :math:`p(x \mid x_t) = \mathcal{N}(x_0,
+r_t^2 I)` and :math:`x_0 = D(x_t, t)`,
 
-    grad_{x_t} log p(y | x_t) = J^T A^T (r_t^2 A A^T + sigma_y^2 I)^-1 (y - A x0),   J = dD / dx_t.
+.. math::
+    \nabla_{x_t} \log p(y \mid x_t) = J^\top A^\top (r_t^2 A A^\top + \sigma_y^2 I)^{-1} (y - A
+    x_0), \qquad J = \partial D/\partial x_t.
 
-Scaled by r_t^2 (the paper's adaptive weight) it is the guidance g, added to a DDIM step from level
-t to level s:
+Scaled by :math:`r_t^2` (the paper's adaptive weight) it is the guidance g, which is added to a
+DDIM step from level t to level s:
 
-    x_s = x0 + c2 e + c1 z + g,     e = (x_t - x0) / t,   z ~ N(0, I),
-    c1  = eta s sqrt(1 - s^2 / t^2),      c2 = sqrt(s^2 - c1^2).
+.. math::
+    x_s &= x_0 + c_2\,e + c_1\,z + g,\qquad e = (x_t - x_0)/t,\qquad z \sim \mathcal{N}(0, I), \\
+    c_1 &= \eta\,s\sqrt{1 - s^2/t^2},\qquad c_2 = \sqrt{s^2 - c_1^2}.
 
-Images are variance-exploding here. In the paper u_t = a_t x_t, and in the released code u_s gains
-a_s a_t g_u with g_u the same product with dx0 / du_t = J / a_t: divided by a_s, that is g.
+Images are variance-exploding here. In the paper :math:`u_t = a_t x_t`, and in the released code
+:math:`u_s` gains :math:`a_s a_t g_u` with :math:`g_u` the same product with :math:`\partial x_0 /
+\partial u_t = J/a_t`: divided by :math:`a_s`, this is g.
 
-The linear system need not be solved apart. The minimiser of
-||y - A x||^2 / (2 sigma_y^2) + ||x - x0||^2 / (2 r^2) is x = x0 + d with, for k = sigma_y^2 / r^2,
-(A^T A + k I) d = A^T (y - A x0). As (A^T A + k I)^-1 A^T = A^T (A A^T + k I)^-1,
+The linear system need not be solved separately. The minimizer of :math:`\lVert y - A x\rVert^2 /
+(2\sigma_y^2) + \lVert x - x_0\rVert^2/(2 r^2)` is :math:`x = x_0 + d` with, for :math:`k =
+\sigma_y^2/r^2`, :math:`(A^\top A + k I)\,d = A^\top (y - A x_0)`. As :math:`(A^\top A + k I)^{-1}
+A^\top = A^\top (A A^\top + k I)^{-1}`,
 
-    prox(x0) - x0 = r^2 A^T (r^2 A A^T + sigma_y^2 I)^-1 (y - A x0),
-    g             = J^T (prox(x0) - x0),
+.. math::
+    \operatorname{prox}(x_0) - x_0 &= r^2 A^\top (r^2 A A^\top + \sigma_y^2 I)^{-1} (y - A x_0), \\
+    g &= J^\top (\operatorname{prox}(x_0) - x_0),
 
-in closed form where the operator has one. Without noise it is J^T A^+ (y - A x0).
+in closed form where the operator has one. Without noise it is :math:`J^\top A^+ (y - A x_0)`.
 
-r_t: for images of variance 1, E var(x | x_t) = tau^2 / (1 + tau^2) at level tau, the paper's
-choice for its images in [-1, 1]. Those are 2 x - 1, so that tau = 2 t and their r is 2 r_t:
+:math:`r_t`: for images of variance 1, :math:`\mathbb{E}\operatorname{var}(x \mid x_t) = \tau^2/(1
++ \tau^2)` at level :math:`\tau`, the paper's choice for its images in [-1, 1]. These are 2 x - 1,
+so :math:`\tau = 2t` and their r is :math:`2 r_t`:
 
-    r_t^2 = (1/4) (2 t)^2 / (1 + (2 t)^2) = t^2 / (1 + 4 t^2).
+.. math:: r_t^2 = \tfrac14 \frac{(2t)^2}{1 + (2t)^2} = \frac{t^2}{1 + 4t^2}.
 """
 
 import math
@@ -39,73 +47,63 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
-from ..rng import PerImageGenerator
-from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
-from .start import begin
+from .base import AnnealedSolver, CountingDenoiser, Fraction, Requirement, State
+from .data_term import prox
 
 __all__ = ["Pigdm", "pseudoinverse_guidance"]
 
 
-@dataclass(frozen=True)
-class Pigdm:
-    """Pseudoinverse-guided diffusion. One network evaluation and its gradient a step.
+@dataclass(frozen=True, kw_only=True)
+class Pigdm(AnnealedSolver):
+    """Pseudoinverse-guided diffusion. A step takes one network evaluation and its gradient.
 
     Raises:
-        InputError: An option is out of its range, or the prior cannot be differentiated.
+        InputError: An option is out of its bounds, or the prior cannot be differentiated.
+
+    >>> Pigdm(eta=0.2).steps
+    100
     """
 
     name: ClassVar[str] = "pigdm"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
+    citation: ClassVar[str] = """@inproceedings{song2023pigdm,
+  title = {Pseudoinverse-Guided Diffusion Models for Inverse Problems},
+  author = {Song, Jiaming and Vahdat, Arash and Mardani, Morteza and Kautz, Jan},
+  booktitle = {International Conference on Learning Representations},
+  year = {2023},
+  url = {https://openreview.net/forum?id=9_gsMA8MRKQ}
+}"""
 
-    steps: int = 100
-    """Noise levels."""
-    eta: float = 1.0
+    eta: Fraction = 1.0
     """Fresh noise: 1, as released, is the ancestral step; 0 has none (DDIM)."""
-    sigma_max: float = 20.0
-    """First noise level, no higher than the prior's highest."""
-    sigma_min: float = 0.005
-    """Last noise level before none."""
-    init_sigma: float = 0.3
-    """Where `init` is given: the level it is noised to, and the first one used."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"eta is {self.eta}: it goes from 0 (DDIM) to 1 (ancestral)")
-
-    @torch.no_grad()
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        span = (self.sigma_max, self.sigma_min)
-        levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            g, x0 = pseudoinverse_guidance(problem, denoise, x, y, t)
-            c1 = self.eta * s * math.sqrt(1 - (s / t) ** 2)
-            c2 = math.sqrt(s**2 - c1**2)
-            x = x0 + c2 * (x - x0) / t + c1 * randn(noise, x) + g
-            if callback(step, len(levels), t, x, x0):
-                break
-        return x
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        t, s, x = state.sigma, state.sigma_next, state.x_t
+        g, x0 = pseudoinverse_guidance(state.problem, state.denoise, x, state.y, t)
+        c1 = self.eta * s * math.sqrt(1 - (s / t) ** 2)
+        c2 = math.sqrt(s**2 - c1**2)
+        state.denoised = x0
+        state.x = state.x_t = x0 + c2 * (x - x0) / t + c1 * state.randn(x) + g
 
 
 def pseudoinverse_guidance(
     problem: Problem, denoise: CountingDenoiser, x: Tensor, y: Tensor, sigma: float
 ) -> tuple[Tensor, Tensor]:
-    """g = J^T (prox(x0) - x0) and x0 = D(x, sigma), (B, C, H, W) both.
+    r"""Compute the guidance :math:`g = J^\top (\operatorname{prox}(x_0) - x_0)`.
 
     Args:
+        problem: A linear operator and Gaussian noise, bound to the images.
+        denoise: The prior's denoiser.
         x: Noisy images (B, C, H, W) at level sigma.
+        y: Measurements (B, ...).
+        sigma: Noise level of x.
+
+    Returns:
+        The guidance and :math:`x_0 = D(x, \sigma)`, both (B, C, H, W).
 
     Raises:
-        InputError: No gradient comes through the prior.
+        InputError: No gradient passes through the prior.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

@@ -1,115 +1,101 @@
-"""ProjDiff: RED-diff's descent with a projection, and y as an image of its own noise level.
+r"""ProjDiff: RED-diff's descent with a projection, and y as an image of its own noise level.
 
 Zhang, Zhuang, Jin, Li and Gu (2024), "Unleashing the Denoising Capability of Diffusion Prior for
-Solving Inverse Problems", arXiv 2406.06959. A clean image x0 is moved toward its denoised self
-along the falling levels t,
+Solving Inverse Problems", arXiv 2406.06959. A clean image :math:`x_0` moves toward its denoised
+version along the falling levels t,
 
-    x0  <-  x0 + rate (D(x_t, t) - x0),     x_t = x0 + t n,
+.. math:: x_0 \leftarrow x_0 + \text{rate}\,(D(x_t, t) - x_0),\qquad x_t = x_0 + t\,n,
 
-RED-diff's gradient with its linear weight, and after each move is projected on A x = y.
+which is RED-diff's gradient with its linear weight. After each move it is projected on A x = y.
 
-With noise in y the paper adds a second image, x_a, that holds noise: along the right singular
-vectors of A it is x0 plus noise of level r_i = sigma_y / s_i (0 where s_i = 0). Where A sees, y
-fixes x_a: its coefficients are those of A^+ y. As x_a is a noisy image already, x_t is made from
-it by adding what noise is missing or, at lower levels, by going back from x_a to x0:
+With noise in y the paper adds a second image, :math:`x_a`, that holds noise: along the right
+singular vectors of A it is :math:`x_0` plus noise of level :math:`r_i = \sigma_y/s_i` (0 where
+:math:`s_i = 0`). In the range of A, y determines :math:`x_a`: its coefficients are those of
+:math:`A^+ y`. As :math:`x_a` is a noisy image already, :math:`x_t` is made from it by adding the
+missing noise or, at lower levels, by going back from :math:`x_a` to :math:`x_0`:
 
-    t >= r_i:   x_t = x_a + sqrt(t^2 - r_i^2) n            (of the noise of y, all is used)
-    t <  r_i:   x_t = x0 + (t / r_i) (x_a - x0)            (a share of it, and no other noise)
+.. math::
+    t \ge r_i:\quad & x_t = x_a + \sqrt{t^2 - r_i^2}\,n &&\text{(all noise of y is used)} \\
+    t < r_i:\quad & x_t = x_0 + (t/r_i)(x_a - x_0) &&\text{(a part of it, and no other noise)}
 
-Both are one formula. With w_i = min(1, t / r_i), along the directions that A sees,
+Both are one formula. With :math:`w_i = \min(1, t/r_i)`, in the range of A,
 
-    x_t = x0 + w_i (A^+ y - x0) + sqrt(t^2 - w_i^2 r_i^2) n,
+.. math:: x_t = x_0 + w_i (A^+ y - x_0) + \sqrt{t^2 - w_i^2 r_i^2}\,n,
 
-which is what DDNM+ makes of x0 at total noise t (`ddnm.ddnm_correction`, Sigma_i = w_i), so that
-no SVD is needed: exactly this where all s_i that are not 0 are equal, else with a smooth filter
-below w_i. Where A sees nothing, x_t = x0 + t n. There the released code keeps one n for all
-levels t < r in one of its two forms, and draws it anew in the other; here it is drawn anew.
+which is what DDNM+ makes of :math:`x_0` at total noise t (`ddnm.ddnm_correction`, :math:`\Sigma_i
+= w_i`), so that no SVD is needed: exactly this where all nonzero :math:`s_i` are equal, else with
+a smooth filter below :math:`w_i`. In the null space of A, :math:`x_t = x_0 + t n`. There one of
+two forms of the released code keeps one n for all levels t < r, and the other draws it anew; here
+it is drawn anew.
 
-The rate: while t >= r, x_t does not depend on x0 where A sees, and x0 is replaced by D(x_t), as
-released (rate = 1); below r, and at all levels where y has no noise, the option counts. With
-rate = 1 the whole is DDNM+ with eta = 1.
+The rate: while t >= r, :math:`x_t` does not depend on :math:`x_0` in the range of A, and
+:math:`D(x_t)` replaces :math:`x_0`, as released (rate = 1). Below r, and at all levels where y has
+no noise, the option counts. With rate = 1 the whole is DDNM+ with eta = 1.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..bounds import Real
 from ..operators.base import per_image
-from ..problem import Problem
-from ..rng import PerImageGenerator
-from .base import Claim, CountingDenoiser, Requirement, StepCallback, randn
+from .base import AnnealedSolver, Requirement, State
 from .ddnm import ddnm_correction
-from .start import begin
 
 __all__ = ["ProjDiff"]
 
 
-@dataclass(frozen=True)
-class ProjDiff:
-    """ProjDiff, with or without noise in y. One network evaluation a step, without its gradient.
+@dataclass(frozen=True, kw_only=True)
+class ProjDiff(AnnealedSolver):
+    """ProjDiff, with or without noise in y. A step takes one network evaluation and no gradient.
 
     Raises:
-        InputError: An option is out of its range.
+        InputError: An option is out of its bounds.
+
+    >>> ProjDiff(rate=1.0).steps
+    100
     """
 
     name: ClassVar[str] = "projdiff"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
+    citation: ClassVar[str] = """@inproceedings{zhang2024projdiff,
+  title = {Unleashing the Denoising Capability of Diffusion Prior for Solving Inverse Problems},
+  author = {Zhang, Jiawei and Zhuang, Jiaxin and Jin, Cheng and Li, Gen and Gu, Yuantao},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2024},
+  eprint = {2406.06959},
+  archiveprefix = {arXiv}
+}"""
 
-    steps: int = 100
-    """Noise levels."""
-    rate: float = 0.5
-    """Length of a move toward the denoised image, between 0 and 2. Released, with noise: 1 for
-    inpainting, 0.5 for super-resolution, 0.1 for blur; without: 1.1, 1.7 and 0.9."""
-    sigma_max: float = 20.0
-    """First noise level, no higher than the prior's highest."""
-    sigma_min: float = 0.005
-    """Last noise level."""
-    init_sigma: float = 0.3
-    """Where `init` is given: the level it is noised to, and the first one used."""
+    rate: Annotated[float, Real(1e-3, 1.999)] = 0.5
+    """Length of a move toward the denoised image; it is stable between 0 and 2. Released, with
+    noise: 1 for inpainting, 0.5 for super-resolution, 0.1 for blur; without: 1.1, 1.7 and 0.9."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.rate < 2:
-            raise InputError(f"rate is {self.rate}: the step is stable between 0 and 2")
+    def start(self, state: State, init: Tensor | None) -> None:
+        """See `Solver.start`."""
+        super().start(state, init)
+        state.memory.norm = state.problem.operator.norm(state.x_t)
 
-    @torch.no_grad()
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        span = (self.sigma_max, self.sigma_min)
-        levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        operator_norm = problem.operator.norm(x)
-        x0 = x
-        for step, t in enumerate(levels, 1):
-            if step > 1:
-                x = self._noised(problem, x0, y, randn(noise, x0), t, operator_norm)
-            denoised = denoise(x, t)
-            free = (t * operator_norm >= problem.sigma) & (problem.sigma > 0)
-            rate = (
-                torch.where(free, 1.0, self.rate) if step > 1 else torch.ones_like(operator_norm)
-            )
-            x0 = x0 + per_image(rate, x0) * (denoised - x0)
-            if problem.sigma == 0:
-                x0 = x0 + problem.A_dagger(problem.residual(x0, y))
-            if callback(step, len(levels), t, x0, denoised):
-                break
-        return x0
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        problem, y, t = state.problem, state.y, state.sigma
+        x0, norm, first = state.x, state.memory.norm, state.step == 1
+        if not first:
+            state.x_t = self._add_noise(state, x0, state.randn(x0))
+        state.denoised = state.denoise(state.x_t, t)
+        replaced = (t * norm >= problem.sigma) & (problem.sigma > 0)
+        rate = torch.ones_like(norm) if first else torch.where(replaced, 1.0, self.rate)
+        x0 = x0 + per_image(rate, x0) * (state.denoised - x0)
+        if problem.sigma == 0:
+            x0 = x0 + problem.A_dagger(problem.residual(x0, y))
+        state.x = x0
 
-    def _noised(
-        self, problem: Problem, x0: Tensor, y: Tensor, n: Tensor, t: float, operator_norm: Tensor
-    ) -> Tensor:
-        """x_t (B, C, H, W) from x0 and standard normal noise n."""
+    def _add_noise(self, state: State, x0: Tensor, n: Tensor) -> Tensor:
+        """Compute x_t (B, C, H, W) from x0 and standard normal noise n."""
+        problem, t = state.problem, state.sigma
         if problem.sigma == 0:
             return x0 + t * n
-        mended, fresh = ddnm_correction(problem, x0, y, n, t, operator_norm)
-        return mended + fresh
+        x_hat, fresh = ddnm_correction(problem, x0, state.y, n, t, state.memory.norm)
+        return x_hat + fresh

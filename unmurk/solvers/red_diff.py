@@ -1,173 +1,209 @@
-"""RED-diff: restoring as optimisation, with the denoiser as regulariser.
+r"""RED-diff: restoration as optimization, with the denoiser as regularizer.
 
-Mardani, Song, Kautz and Vahdat (2023), arXiv 2305.04391. A point mu is fitted to y by
+Mardani, Song, Kautz and Vahdat (2023), arXiv 2305.04391. A point :math:`\mu` is fitted to y by
 
-    minimise  ||y - A(mu)||^2 / (2 sigma_y^2) + R(mu),
-    grad R    = E_{t, e} [ w(t) (eps_hat(x_t, t) - e) ],    x_t = alpha_t mu + sigma_t e,
+.. math::
+    \min_\mu\; & \frac{\lVert y - A(\mu)\rVert^2}{2\sigma_y^2} + R(\mu), \\
+    & \nabla R = \mathbb{E}_{t, e}\bigl[w(t)\,(\hat\epsilon(x_t, t) - e)\bigr],
+    \qquad x_t = \alpha_t \mu + \sigma_t e,
 
-where no gradient passes through the network. With sg = sigma_t / alpha_t and the denoiser D,
+where no gradient passes through the network. With :math:`\sigma = \sigma_t/\alpha_t` and the
+denoiser D,
 
-    sg (eps_hat - e) = mu - D(mu + sg e, sg),                                            (*)
+.. math:: \sigma\,(\hat\epsilon - e) = \mu - D(\mu + \sigma e, \sigma), \tag{*}
 
-so all that is needed of the prior is D. A Gaussian prior N(m, S) shows what the weight means:
-E_e of (*) is sg^2 (S + sg^2)^-1 (mu - m), so that (*) divided by sg^2 is minus the score of the
-prior blurred by sg, whatever S is; every other weight is right for one S at best.
+so all that is needed of the prior is D. A Gaussian prior :math:`\mathcal{N}(m, S)` shows what the
+weight means: the mean of (*) over e is :math:`\sigma^2 (S + \sigma^2)^{-1} (\mu - m)`, so (*)
+divided by :math:`\sigma^2` is minus the score of the prior blurred by :math:`\sigma`, whatever S
+is. Every other weight is right for one S at best.
 
 `RedDiff`, the default. Levels fall along the Karras grid. At each, with h the average of D over
-the pair mu + sg e, mu - sg e (the pair cancels what e adds to first order),
+the pair :math:`\mu + \sigma e`, :math:`\mu - \sigma e` (which cancels the effect of e to first
+order),
 
-    z  = mu + c (h - mu)                                        a step against (*) / sg^2
-    mu = argmin_x ||y - A x||^2 / (2 sigma_y^2) + ||x - z||^2 / (2 c sg^2)
+.. math::
+    z   &= \mu + c\,(h - \mu) \qquad\text{a step against (*)}/\sigma^2 \\
+    \mu &= \arg\min_x \frac{\lVert y - A(x)\rVert^2}{2\sigma_y^2}
+           + \frac{\lVert x - z\rVert^2}{2 c \sigma^2}.
 
-that is, one proximal gradient step of length c sg^2 on -log p_sg(mu) - log p(y | mu). The noise
-level of the data enters by itself, and there is nothing to tune for a task. Where all is Gaussian
-the fixed point at level sg is the posterior mean under the prior N(m, S + sg^2).
+This is one proximal gradient step of length :math:`c\sigma^2` on :math:`-\log p_\sigma(\mu) - \log
+p(y \mid \mu)`. It uses the noise level of the data, and no parameter depends on the task. For
+Gaussians the fixed point at level :math:`\sigma` is the posterior mean under the prior
+:math:`\mathcal{N}(m, S + \sigma^2)`.
 
-The first of them is taken not from mu but a little ahead, by `momentum` times the last change,
-which halves how far mu lags behind the falling levels.
+The step starts not at :math:`\mu` but slightly ahead, by `momentum` times the last change, which
+halves the lag of :math:`\mu` behind the falling levels.
 
-Last comes an estimate nearer the mean of the posterior than its mode, `red_diff_last.py`: what D
-makes of an image on which y's own noise is left in the place of e. For A = I it is D(y, sigma_y),
-with a check that D takes as much noise off as there is. So levels end at the noise of y: `final`.
+The last step estimates the mean of the posterior rather than its mode (`red_diff_last`): D is
+applied to an image on which y's own noise replaces e. For A = I it is :math:`D(y, \sigma_y)`, with
+a check that D removes as much noise as there is. So levels end at the noise of y: `final`.
 
-The released algorithm is in `red_diff_paper.py`, samples with the posterior's spread in
-`red_diff_spread.py`.
+`red_diff_paper` has the released algorithm, and `red_diff_spread` samples with the spread of the
+posterior.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from ..diffusion.prior import karras
-from ..errors import InputError
+from ..bounds import Real
+from ..diffusion.samplers import karras
 from ..problem import Problem
-from ..rng import PerImageGenerator
-from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
-from .red_diff_last import LABELS, last_level, posterior_mean
-from .start import grey
+from .base import (
+    Claim,
+    Level,
+    Momentum,
+    ProximalSolver,
+    State,
+    Steps,
+    gray,
+)
+from .data_term import prox
+from .red_diff_last import LABELS, PosteriorMean, last_level
 
-__all__ = ["RedDiff"]
+__all__ = ["CITATION", "RedDiff"]
 
 ENOUGH = 50  # steps, from which on the settings stay as they are
 HIGHEST, LEAST = 5.0, 1.0  # first level with as many, and with few
-FASTER = 4 / 7  # how much c grows toward no steps at all: 1.4 with 15 of them
+FASTER = 4 / 7  # growth of c toward no steps at all: 1.4 with 15 of them
+
+CITATION = """@inproceedings{mardani2024reddiff,
+  title = {A Variational Perspective on Solving Inverse Problems with Diffusion Models},
+  author = {Mardani, Morteza and Song, Jiaming and Kautz, Jan and Vahdat, Arash},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024},
+  eprint = {2305.04391},
+  archiveprefix = {arXiv}
+}"""
 
 
-@dataclass(frozen=True)
-class RedDiff:
-    """RED-diff in true units: noise-aware, nothing to tune. Two network evaluations a step.
+@dataclass(frozen=True, kw_only=True)
+class RedDiff(ProximalSolver):
+    """RED-diff in true units: it knows the noise of y and needs no tuning.
+
+    A step takes two network evaluations and no gradient. With the option `levels` and
+    final="mmse", levels below the noise of y are left out, and the last step is at that noise.
 
     Raises:
-        InputError: An option is out of its range.
+        InputError: An option is out of its bounds.
+
+    >>> RedDiff(steps=30).final
+    'mmse'
     """
 
     name: ClassVar[str] = "red-diff"
     claims: ClassVar[Claim] = "point"
-    requires: ClassVar[Requirement] = "differentiable"
+    citation: ClassVar[str] = CITATION
 
-    steps: int = 50
-    """Noise levels. Each costs two network evaluations (one without `pairs`)."""
-    sigma_max: float | None = None
+    steps: Steps = 50
+    """Noise levels. Each takes two network evaluations (one without `pairs`)."""
+    sigma_max: Annotated[float | None, Real(1e-6, 1e6, optional=True)] = None
     """First noise level, no higher than the prior's highest. Unset: 5 from 50 steps on, with fewer
-    5 (steps / 50)^(4/3), but at least 1: so few levels are worth more where images take shape."""
-    sigma_min: float = 0.01
+    5 (steps / 50)^(4/3), but at least 1: few levels are worth more where images take shape."""
+    sigma_min: Level = 0.01
     """Last noise level: finer detail of the prior than this is not used."""
-    relax: float | None = None
-    """c: length of a step in units of sg^2; smaller averages more noise, and follows slower.
-    Unset: 1 from 50 steps on, up to 1.57 with fewer, which have to follow faster; and 1.5 where A
-    is neither linear nor ambiguous. What saturates gives no gradient, so
-    that the denoiser alone moves it (HDR: +0.5 to +0.8 dB; no change where nothing saturates)."""
-    momentum: float = 0.5
-    """beta: how much of the last change of mu is added before a step."""
+    relax: Annotated[float | None, Real(1e-3, 1.999, optional=True)] = None
+    """c: length of a step in units of sigma^2, which is stable between 0 and 2. A smaller one
+    averages more noise, and follows more slowly. Unset: 1 from 50 steps on, up to 1.57 with fewer,
+    which have to follow faster; and 1.5 where A is neither linear nor ambiguous. A saturated value
+    gives no gradient, so that the denoiser alone moves it (HDR: +0.5 to +0.8 dB; no change where
+    nothing saturates)."""
+    momentum: Momentum = 0.5
+    """beta: fraction of the last change of mu that is added before a step."""
     pairs: bool = True
     """Whether every noise e is used together with -e."""
-    noise_floor: float = 1e-3
-    """Least noise level that y is believed to have; 0 makes noiseless linear data exact."""
-    data_steps: int = 10
-    """Steps of the inner data fit where the operator is not linear."""
-    init_sigma: float = 0.3
+    init_sigma: Level = 0.3
     """First noise level where `init` is given: about the error of that image."""
     final: Literal["mean", "denoised", "mmse"] = "mmse"
-    """Return mu, or h of the last level (smoother; does not know y's last word), or for a linear
-    A and Gaussian noise what the denoiser makes of y's own noise: nearer the posterior's mean."""
+    """The result: mu; or h (smoother, without the last correction by y); or, for a linear A and
+    Gaussian noise, the denoised image of y's own noise, which is nearer the posterior mean."""
 
-    def __post_init__(self) -> None:
-        if self.relax is not None and not 0 < self.relax < 2:
-            raise InputError(f"relax is {self.relax}: the step is stable between 0 and 2")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum is {self.momentum}: it is stable from 0 to below 1")
-        if self.noise_floor < 0:
-            raise InputError(f"noise_floor is {self.noise_floor}: a noise level is 0 or more")
+    def start(self, state: State, init: Tensor | None) -> None:
+        """Start at a regularized pseudo-inverse or `init`, without noise."""
+        memory, problem = state.memory, state.problem
+        own, labels = self._last(problem, state.y)
+        if self.levels is None:
+            first = self._highest() if init is None else self.init_sigma
+            first = max(min(first, state.denoise.sigma_max), self.sigma_min)
+            steps = self.steps - max(len(labels) - 1, 0)
+            levels = karras(steps, first, min(own or self.sigma_min, first)).tolist()
+        else:
+            levels = _until(self.noise_levels(state, init is not None), own)
+            labels = labels if len(levels) > 1 else labels[:1]
+        memory.first_label = len(levels)
+        memory.labels, memory.signs = labels, (1, -1) if self.pairs else (1,)
+        state.levels = levels + levels[-1:] * (len(labels) - 1)
+        memory.c = self._length(problem, state.steps)
+        if init is None:
+            middle = gray(state.y, problem)
+            init = prox(problem, middle, state.y, 0.5, state.sigma_eff, self.data_steps)
+        memory.mu = memory.before = state.x = state.x_t = init
 
-    @torch.no_grad()
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        sigma_eff = max(problem.sigma, self.noise_floor)
-        c = self._length(problem)
-        first = self._highest() if x is None else self.init_sigma
-        first = max(min(first, denoise.sigma_max), self.sigma_min)
-        own, labels = self._last(problem, y)
-        steps = self.steps - max(len(labels) - 1, 0)
-        levels = karras(steps, first, min(own or self.sigma_min, first)).tolist()
-        mu = self._start(y, problem, sigma_eff) if x is None else x
-        before = mu
-        for step, sg in enumerate(levels, 1):
-            ahead = mu + (self.momentum if step > 2 else 0.0) * (mu - before)
-            before, e = mu, sg * randn(noise, mu)
-            if labels and step == steps:
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        memory, sigma = state.memory, state.sigma
+        if memory.labels and state.step >= memory.first_label:
+            return self._last_step(state, state.step - memory.first_label)
+        ahead, e = self._look_ahead(state)
+        h = state.denoise(ahead + e, sigma)
+        if self.pairs:
+            h = (h + state.denoise(ahead - e, sigma)) / 2
+        z = ahead + memory.c * (h - ahead)
+        memory.mu = self.prox(state, z, memory.c**0.5 * sigma)
+        state.denoised = h
+        state.x = state.x_t = h if self.final == "denoised" else memory.mu
 
-                def report(k: int, mean: Tensor, h: Tensor, sg: float = sg) -> bool:
-                    return callback(steps + k, self.steps, sg, mean, h)
+    def _last_step(self, state: State, k: int) -> None:
+        """Add label k to the estimate of the posterior mean."""
+        memory = state.memory
+        if k == 0:
+            ahead, e = self._look_ahead(state)
+            memory.estimate = PosteriorMean(
+                *(ahead, state.y, state.problem, state.sigma, e, memory.labels)
+            )
+        x, state.denoised = memory.estimate.add(state.denoise, k, memory.signs)
+        state.x = state.x_t = x
 
-                signs = (1, -1) if self.pairs else (1,)
-                return posterior_mean(ahead, y, problem, denoise, sg, e, labels, signs, report)
-            h = denoise(ahead + e, sg)
-            if self.pairs:
-                h = (h + denoise(ahead - e, sg)) / 2
-            z = ahead + c * (h - ahead)
-            mu = prox(problem, z, y, c**0.5 * sg, sigma_eff, self.data_steps)
-            if callback(step, self.steps, sg, mu, h):
-                break
-        return h if self.final == "denoised" else mu
+    def _look_ahead(self, state: State) -> tuple[Tensor, Tensor]:
+        """Return mu after momentum, and noise of this level."""
+        memory = state.memory
+        momentum = self.momentum if state.step > 2 else 0.0
+        ahead = memory.mu + momentum * (memory.mu - memory.before)
+        memory.before = memory.mu
+        return ahead, state.sigma * state.randn(memory.mu)
 
-    def _length(self, problem: Problem) -> float:
-        """c."""
+    def _length(self, problem: Problem, steps: int) -> float:
+        """Return c."""
         if self.relax is not None:
             return self.relax
         if problem.linear or problem.operator.ambiguous:
-            return 1 + FASTER * (1 - self._share())
+            return 1 + FASTER * (1 - min(steps / ENOUGH, 1.0))
         return 1.5
 
-    def _share(self) -> float:
-        """The steps there are, of those from which on more change nothing but the noise."""
-        return min(self.steps / ENOUGH, 1.0)
-
     def _highest(self) -> float:
-        """The first level."""
+        """Return the first level."""
         if self.sigma_max is not None:
             return self.sigma_max
-        return max(HIGHEST * self._share() ** (4 / 3), LEAST)
+        return max(HIGHEST * min(self.steps / ENOUGH, 1.0) ** (4 / 3), LEAST)
 
     def _last(self, problem: Problem, y: Tensor) -> tuple[float, tuple[float, ...]]:
-        """The level at which y's own noise stands for e, and what D is told of it; 0 and nothing
-        where that is below the grid."""
+        """Return the level at which y's own noise replaces e, and the labels that D is given.
+
+        They are 0 and () where that level is below the grid.
+        """
         if self.final != "mmse" or problem.sigma < self.sigma_min:
             return 0.0, ()
         level, full = last_level(problem, y)
         if level < self.sigma_min:
             return 0.0, ()
-        return level, LABELS if full and self.pairs and self.steps > len(LABELS) else LABELS[:1]
+        enough = self.levels is not None or self.steps > len(LABELS)
+        return level, LABELS if full and self.pairs and enough else LABELS[:1]
 
-    def _start(self, y: Tensor, problem: Problem, sigma_eff: float) -> Tensor:
-        """Grey as far as y does not say otherwise: a pseudo-inverse that fears noise."""
-        return prox(problem, grey(y, problem), y, 0.5, sigma_eff, self.data_steps)
+
+def _until(levels: list[float], last: float) -> list[float]:
+    """End falling levels at the level `last`, up to rounding; 0 leaves them as they are."""
+    if last == 0:
+        return levels
+    above = [level for level in levels if level > last * (1 - 1e-6)]
+    return above if above and above[-1] < last * (1 + 1e-6) else [*above, last]

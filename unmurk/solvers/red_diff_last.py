@@ -1,41 +1,44 @@
-"""The last step of RED-diff: from the image fitted to y on to the mean of the posterior.
+r"""The last step of RED-diff: from the image fitted to y to the mean of the posterior.
 
-A part of the noise of y can be left on the image mu that the levels have led to:
+Re-inject part of the measurement noise into the final iterate :math:`\mu`:
 
-    v = mu + (sg / sigma_y)^2 A^T (y - A mu)
+.. math:: v = \mu + (\sigma/\sigma_y)^2 A^\top (y - A \mu).
 
-has, where singular values of A are 1 and sg is sigma_y, just the noise that D expects. Where A
-sees nothing the pair puts noise on v as before; between the two it puts
-(I - (sg / sigma_y)^2 A^T A) e. So levels end at sigma_y / S for the largest singular value S of A
-(at sigma_y for S < 1), and returned is what D makes of v.
+Where singular values of A are 1 and :math:`\sigma = \sigma_y`, v has just the noise that D
+expects. In the null space of A the pair puts noise on v as before; between the two it puts
+:math:`(I - (\sigma/\sigma_y)^2 A^\top A)\,e`. So levels end at :math:`\sigma_y/S` for the largest
+singular value S of A (at :math:`\sigma_y` for S < 1), and the result is the denoised v.
 
-Where A^T A = S^2 I, as in denoising, nothing of mu is left in v: with sg = sigma_y / S
+Where :math:`A^\top A = S^2 I`, as in denoising, nothing of :math:`\mu` is left in v: with
+:math:`\sigma = \sigma_y/S`
 
-    v = A^T y / S^2 = x + sg n,     E[x | y] = D(v, sg)
+.. math:: v = A^\top y/S^2 = x + \sigma n,\qquad \mathbb{E}[x \mid y] = D(v, \sigma)
 
-if D is what it should be. One that is learnt need not be: from noisy images alone it learns to
-take too much off where noise is low, and does better when told of less noise than there is. That
-can be seen in y itself. For h_c = D(v, c sg), with d pixels,
+if D is exact. A learned D need not be: trained on noisy images alone it tends to remove too much
+where noise is low, and does better with a smaller noise level as its label. y itself can tell. For
+:math:`h_c = D(v, c\sigma)`, with d pixels,
 
-    R_c = ||v - h_c||^2 / sg^2 - d + 2 tr(dh_c / dv)
+.. math::
+    R_c = \lVert v - h_c\rVert^2/\sigma^2 - d + 2\operatorname{tr}(\partial h_c/\partial v)
 
-is Stein's (1981) unbiased estimate of ||x - h_c||^2 / sg^2, and what is returned is the mean
+is Stein's (1981) unbiased estimate of :math:`\lVert x - h_c\rVert^2/\sigma^2`, and the result is
+the mean
 
-    sum_c w_c h_c,     w_c proportional to q_c exp(-R_c / 8)
+.. math:: \sum_c w_c h_c,\qquad w_c \propto q_c \exp(-R_c/8)
 
-over a few labels c. For estimates h_c = S_c v with symmetric S_c that commute, the expectation of
-its ||x - h||^2 / sg^2 is at most that of any h_c and 8 log(1 / q_c) more (Dalalyan and Salmon,
-2012, arXiv 1104.3969), so that a denoiser which is right (q_1 is near 1) loses next to nothing.
-Images lie in [0, 1], so h_c is clipped to it for R_c. The trace is that along one draw of noise
-(Ramani, Blu and Unser, 2008, "Monte-Carlo SURE"), the pair
+over a few labels c. For estimates :math:`h_c = S_c v` with symmetric :math:`S_c` that commute, the
+expectation of its :math:`\lVert x - h\rVert^2/\sigma^2` is at most that of any :math:`h_c` plus
+:math:`8\log(1/q_c)` (Dalalyan and Salmon, 2012, arXiv 1104.3969). So an exact denoiser
+(:math:`q_1` is near 1) loses next to nothing. Images lie in [0, 1], so :math:`h_c` is clipped to
+it for :math:`R_c`. The trace is estimated along one draw of noise (Ramani, Blu and Unser, 2008,
+"Monte-Carlo SURE"). The pair
 
-    h_c = (D(v + b, c sg) + D(v - b, c sg)) / 2,     b = 0.1 e,
+.. math:: h_c = \tfrac12 \bigl(D(v + b, c\sigma) + D(v - b, c\sigma)\bigr),\qquad b = 0.1\,e,
 
-giving its central difference at no further cost.
+gives its central difference at no further cost.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,31 +47,31 @@ from ..operators.base import per_image
 from ..operators.weighted import Weighted
 from ..problem import Problem
 from ..rng import generator
-from .base import CountingDenoiser, likelihood_grad
-from .start import grey
+from .base import CountingDenoiser, gray
+from .data_term import likelihood_grad
 
-__all__ = ["LABELS", "last_level", "posterior_mean", "risk"]
+__all__ = ["LABELS", "PosteriorMean", "last_level", "risk"]
 
 LABELS = (1.0, 0.85, 0.7, 0.5)
-"""c: what share of its noise D may be told of."""
+"""c: noise levels that D is given, as fractions of the true one."""
 BELIEF = (0.91, 0.03, 0.03, 0.03)
-"""q_c: what each is believed before y is seen."""
+"""q_c: prior weight of each label."""
 TEMPERATURE = 8.0
-PROBE = 0.1  # length of b in units of sg
+PROBE = 0.1  # length of b in units of sigma
 TOLERANCE = 1e-3  # relative, of A^T A = S^2 I
 
 
 def last_level(problem: Problem, y: Tensor) -> tuple[float, bool]:
-    """The level of y's own noise on an image, and whether A^T A = S^2 I.
+    r"""Return the level of y's own noise on an image, and whether :math:`A^\top A = S^2 I`.
 
-    0 where there is none: without noise, for an A that is not linear, and for weighted data,
-    whose weights are those of single images. Image 0 speaks for all, as levels are shared and
-    must not depend on what else is in a batch.
+    The level is 0 where there is none: without noise, for a nonlinear A, and for weighted data,
+    whose weights differ from image to image. It is that of image 0, as levels are shared and must
+    not depend on the other images of a batch.
     """
     operator = problem.operator
     if problem.sigma == 0 or not operator.linear or isinstance(operator, Weighted):
         return 0.0, False
-    like = grey(y[:1], problem)
+    like = gray(y[:1], problem)
     first = operator.bind([0], like.shape[1:])
     x = torch.randn(like.shape[1:], generator=generator(0)).to(like)[None]
     observed = first.A_adjoint(first.A(x))
@@ -80,60 +83,71 @@ def last_level(problem: Problem, y: Tensor) -> tuple[float, bool]:
     return problem.sigma / max(1.0, float(x.norm().sqrt())), False
 
 
-def posterior_mean(
-    mu: Tensor,
-    y: Tensor,
-    problem: Problem,
-    denoise: CountingDenoiser,
-    sg: float,
-    e: Tensor,
-    labels: tuple[float, ...],
-    signs: tuple[int, ...],
-    report: Callable[[int, Tensor, Tensor], bool],
-) -> Tensor:
-    """What D makes of v, (B, C, H, W).
+class PosteriorMean:
+    """The denoised v, averaged over labels that are added one by one.
 
     Args:
         mu: The image fitted to y, (B, C, H, W).
         y: Measurements (B, ...).
-        sg: The level that `last_level` found.
+        problem: Operator and noise, bound to the images.
+        sigma: The level that `last_level` found.
         e: Noise of that level, shaped like mu.
-        labels: The first of `LABELS`. None but 1 counts where A^T A is not S^2 I.
-        signs: Of e: (1, -1) for pairs, which more than one label takes.
-        report: Called with the number of each label from 0, the mean so far, and h.
+        labels: The first of `LABELS`. Labels other than 1 are used where A^T A = S^2 I only.
     """
-    weight = (sg / problem.sigma) ** 2
-    v = mu + weight * likelihood_grad(problem, mu, y)
-    b = e - weight * problem.A_adjoint(problem.A(e))
-    full = b.flatten(1).norm(dim=1) <= TOLERANCE * e.flatten(1).norm(dim=1)
-    if len(labels) > 1:
-        b = torch.where(per_image(full, e) > 0, PROBE * e, b)
-    found: list[Tensor] = []
-    logits: list[Tensor] = []
-    for k, label in enumerate(labels):
-        estimates = torch.stack([denoise(v + sign * b, label * sg) for sign in signs])
-        found.append(estimates.mean(0))
-        logit = torch.full_like(full, math.log(BELIEF[k]), dtype=v.dtype)
-        if len(labels) > 1:
-            logit = logit - risk(v, estimates.clamp(0, 1), b, sg) / TEMPERATURE
-        logits.append(logit if k == 0 else torch.where(full, logit, -torch.inf))
-        weights = torch.stack(logits).softmax(0)
-        parts = [per_image(w, v) * h for w, h in zip(weights, found, strict=True)]
-        mean = torch.stack(parts).sum(0)
-        if report(k, mean, found[k]):
-            break
-    return mean
+
+    def __init__(
+        self,
+        mu: Tensor,
+        y: Tensor,
+        problem: Problem,
+        sigma: float,
+        e: Tensor,
+        labels: tuple[float, ...],
+    ) -> None:
+        self.sigma, self.labels = sigma, labels
+        weight = (sigma / problem.sigma) ** 2
+        self.v = mu + weight * likelihood_grad(problem, mu, y)
+        b = e - weight * problem.A_adjoint(problem.A(e))
+        self.full = b.flatten(1).norm(dim=1) <= TOLERANCE * e.flatten(1).norm(dim=1)
+        several = len(labels) > 1
+        self.b = torch.where(per_image(self.full, e) > 0, PROBE * e, b) if several else b
+        self.found: list[Tensor] = []
+        self.logits: list[Tensor] = []
+
+    def add(
+        self, denoise: CountingDenoiser, k: int, signs: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Add label k.
+
+        Args:
+            denoise: The prior's denoiser.
+            k: Number of the label, in order from 0.
+            signs: Signs of b: (1, -1) for pairs, which several labels need.
+
+        Returns:
+            The mean over all labels so far and the estimate h of this one, both (B, C, H, W).
+        """
+        v, label = self.v, self.labels[k]
+        estimates = torch.stack([denoise(v + sign * self.b, label * self.sigma) for sign in signs])
+        self.found.append(estimates.mean(0))
+        logit = torch.full_like(self.full, math.log(BELIEF[k]), dtype=v.dtype)
+        if len(self.labels) > 1:
+            logit = logit - risk(v, estimates.clamp(0, 1), self.b, self.sigma) / TEMPERATURE
+        self.logits.append(logit if k == 0 else torch.where(self.full, logit, -torch.inf))
+        weights = torch.stack(self.logits).softmax(0)
+        parts = [per_image(w, v) * h for w, h in zip(weights, self.found, strict=True)]
+        return torch.stack(parts).sum(0), self.found[k]
 
 
-def risk(v: Tensor, pair: Tensor, b: Tensor, sg: float) -> Tensor:
-    """R, (B,): an estimate of ||x - h||^2 / sg^2, where v = x + sg n and h is the pair's mean.
+def risk(v: Tensor, pair: Tensor, b: Tensor, sigma: float) -> Tensor:
+    r"""Estimate :math:`\lVert x - h\rVert^2/\sigma^2` where :math:`v = x + \sigma n`, shape (B,).
 
     Args:
         v: Noisy images (B, C, H, W).
-        pair: The estimates at v + b and at v - b, (2, B, C, H, W).
-        b: A short step in a random direction, noise of level `PROBE` sg.
-        sg: Noise level of v.
+        pair: The estimates at v + b and at v - b, (2, B, C, H, W); h is their mean.
+        b: A short step in a random direction, noise of level `PROBE` sigma.
+        sigma: Noise level of v.
     """
-    misfit = (v - pair.mean(0)).square().flatten(1).sum(1) / sg**2
-    slope = (b * (pair[0] - pair[1]) / 2).flatten(1).sum(1) / (PROBE * sg) ** 2
+    misfit = (v - pair.mean(0)).square().flatten(1).sum(1) / sigma**2
+    slope = (b * (pair[0] - pair[1]) / 2).flatten(1).sum(1) / (PROBE * sigma) ** 2
     return misfit - v[0].numel() + 2 * slope

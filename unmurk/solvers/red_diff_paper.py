@@ -1,18 +1,21 @@
-"""RED-diff as it was released, with the variations of its ablations.
+r"""RED-diff as released, with the variations of its ablations.
 
-Mardani, Song, Kautz and Vahdat (2023), arXiv 2305.04391. One step of an optimiser at each level,
-from high to low, of
+Mardani, Song, Kautz and Vahdat (2023), arXiv 2305.04391. At each level, from high to low, an
+optimizer takes one step on
 
-    loss(u) = v/2 mean((y_u - A(u))^2) + lambda g(sg) mean(stop[eps_hat - e] u),   u = 2 mu - 1,
+.. math::
+    \mathcal{L}(u) = \frac v2 \operatorname{mean}\bigl((y_u - A(u))^2\bigr) + \lambda\,g(\sigma)
+        \operatorname{mean}\bigl(\operatorname{stop}[\hat\epsilon - e]\,u\bigr),
+    \qquad u = 2\mu - 1,
 
-with means over one image, images and noise levels in [-1, 1], so that for a linear A
-y_u - A(u) = 2 (y - A(mu)). Its results depend on lambda, which no noise level enters. The second
-term is linear in u while the level lasts: with `parallel` levels in one step, each with its own
-noise e, it is their mean, and the network runs once for each.
+with means over one image, images and noise levels in [-1, 1], so that for a linear A :math:`y_u -
+A(u) = 2 (y - A(\mu))`. The results depend on :math:`\lambda`, which does not depend on the noise
+level. The second term is linear in u within a level: with `parallel` levels in one step, each with
+its own noise e, it is their mean, and the network runs once for each.
 
 The released loops are those of Adam, with one level a step or (in a file of its own) a chunk of
-neighbouring levels; plain gradient descent with momentum 0.9 and lr 1e6 stands in them as a
-comment. For AdamW, L-BFGS and the EDM grid nothing was released to be compared with.
+neighboring levels. Plain gradient descent with momentum 0.9 and lr 1e6 is there as a comment. For
+AdamW, L-BFGS and the EDM grid there is no release to compare with.
 """
 
 from collections.abc import Callable
@@ -22,126 +25,112 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..diffusion.prior import karras
+from ..diffusion.samplers import karras
 from ..diffusion.schedules import linear_beta
-from ..errors import InputError
 from ..problem import Problem
-from ..rng import PerImageGenerator, generator
-from .base import Claim, CountingDenoiser, Requirement, StepCallback, likelihood_grad, randn
-from .optimise import Adam, Gradient, Sgd, lbfgs
-from .start import pseudo_inverse
+from ..rng import generator
+from .base import Count, Solver, State, Steps, Weight, pseudo_inverse
+from .data_term import Adam, Gradient, Sgd, lbfgs, likelihood_grad
+from .red_diff import CITATION
 
-__all__ = ["WEIGHTS", "RedDiffPaper", "Weight", "data_slope", "prior_slope"]
+__all__ = ["WEIGHTS", "PriorWeight", "RedDiffPaper", "data_grad", "prior_grad"]
 
 WEIGHTS: dict[str, Callable[[float], float]] = {
-    "linear": lambda sg: sg,
-    "sqrt": lambda sg: sg**0.5,
-    "square": lambda sg: sg**2,
-    "log": lambda sg: float(torch.tensor(sg).double().log1p()),
-    "trunc_linear": lambda sg: min(sg, 1.0),
-    "power2over3": lambda sg: sg ** (2 / 3),
-    "const": lambda sg: 1.0,
+    "linear": lambda sigma: sigma,
+    "sqrt": lambda sigma: sigma**0.5,
+    "square": lambda sigma: sigma**2,
+    "log": lambda sigma: float(torch.tensor(sigma).double().log1p()),
+    "trunc_linear": lambda sigma: min(sigma, 1.0),
+    "power2over3": lambda sigma: sigma ** (2 / 3),
+    "const": lambda sigma: 1.0,
 }
-"""g(sg), the weight of (eps_hat - e) in the prior's term; sg in units of [-1, 1] images."""
+"""g(sigma), the weight of (eps_hat - e) in the prior's term; sigma in units of [-1, 1] images."""
 
-Weight = Literal["linear", "sqrt", "square", "log", "trunc_linear", "power2over3", "const"]
-
-ORDERS = ("descending", "ascending", "random")
-OPTIMIZERS = ("adam", "adamw", "sgd", "lbfgs")
-GRIDS = ("linear-beta", "edm")
+PriorWeight = Literal["linear", "sqrt", "square", "log", "trunc_linear", "power2over3", "const"]
 
 
-@dataclass(frozen=True)
-class RedDiffPaper:
-    """The released RED-diff, step by step, in the paper's units. One network evaluation a level.
+@dataclass(frozen=True, kw_only=True)
+class RedDiffPaper(Solver):
+    """The released RED-diff, step by step, in the paper's units.
 
-    At batch size 1 it is the released algorithm; there the means run over the batch too, which
-    only rescales Adam's eps. Returned is, as released, the image before the last step. `init`
-    replaces the pseudo-inverse; an operator without one needs it.
+    A level takes one network evaluation and no gradient. At batch size 1 it is the released
+    algorithm; there the means run over the batch too, which only rescales Adam's eps. The result
+    is, as released, the image before the last step. `init` replaces the pseudo-inverse; an
+    operator without one needs it.
 
     Raises:
-        InputError: An option is out of its range, or the operator has no pseudo-inverse.
+        InputError: An option is out of its bounds, or the operator has no pseudo-inverse.
+
+    >>> RedDiffPaper(steps=100, optimizer="adamw").lam
+    0.25
     """
 
     name: ClassVar[str] = "red-diff"
-    claims: ClassVar[Claim] = "heuristic"
-    requires: ClassVar[Requirement] = "differentiable"
+    citation: ClassVar[str] = CITATION
 
-    steps: int = 1000
+    steps: Steps = 1000
     """Noise levels, each one network evaluation; on the released grid a divisor of 1000."""
-    lam: float = 0.25
+    lam: Weight = 0.25
     """lambda, the weight of the prior."""
-    lr: float = 0.1
-    """Step of the optimiser, in units of [-1, 1] images. Released: 0.1 to 0.5, by task."""
-    obs_weight: float = 1.0
+    lr: Weight = 0.1
+    """Step length of the optimizer, in units of [-1, 1] images. Released: 0.1 to 0.5, by task."""
+    obs_weight: Weight = 1.0
     """v, the weight of the data."""
-    sigma_x0: float = 0.0
+    sigma_x0: Weight = 0.0
     """Noise put on mu before every step, in units of [-1, 1] images. Released: 0 or 1e-4."""
-    weight: Weight = "linear"
-    """g, how the prior's term depends on the noise level."""
+    weight: PriorWeight = "linear"
+    """g, the dependence of the prior's term on the noise level."""
     order: Literal["descending", "ascending", "random"] = "descending"
-    """Order of the levels; random draws each level afresh, alike in every run."""
+    """Order of the levels; random draws each level anew, the same in every run."""
     grid: Literal["linear-beta", "edm"] = "linear-beta"
     """Levels of the released schedule, or as many between the same ends on the grid of Karras et
     al. (2022, arXiv 2206.00364, eq. 5)."""
-    parallel: int = 1
-    """Neighbouring levels that share one step. Released: 1, with 10 and 25 as comments."""
+    parallel: Count = 1
+    """Neighboring levels that share one step. Released: 1, with 10 and 25 as comments."""
     optimizer: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam"
-    """adam, adamw: betas (0.9, 0.99), eps 1e-8; sgd: momentum 0.9; lbfgs: some steps on the loss
+    """adam, adamw: betas (0.9, 0.99), eps 1e-8; sgd: momentum 0.9; lbfgs: a few steps on the loss
     of each level, with memory of that level alone and lr in units of a quasi-Newton step."""
-    decay: float = 0.01
+    decay: Weight = 0.01
     """Weight decay of adamw."""
-    inner: int = 5
-    """Steps of lbfgs at each level; they call A, not the network."""
+    inner: Count = 5
+    """Steps of lbfgs at each level; they evaluate A, not the network."""
 
-    def __post_init__(self) -> None:
-        if self.weight not in WEIGHTS:
-            raise InputError(f"weight '{self.weight}': choose from {', '.join(WEIGHTS)}")
-        for name, known in (("order", ORDERS), ("optimizer", OPTIMIZERS), ("grid", GRIDS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} '{getattr(self, name)}': choose from {', '.join(known)}")
-        if self.parallel < 1 or self.inner < 1:
-            raise InputError(
-                f"parallel is {self.parallel}, inner {self.inner}: both must be at least 1"
-            )
-
-    @torch.no_grad()
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        u = 2 * pseudo_inverse(y, problem, x) - 1
-        advance, levels = self._optimizer(), self._levels()
-        chunks = [levels[k : k + self.parallel] for k in range(0, len(levels), self.parallel)]
-        for step, chunk in enumerate(chunks, 1):
-            u0 = u + self.sigma_x0 * randn(noise, u) if self.sigma_x0 > 0 else u
-            x0, prior = (u0 + 1) / 2, torch.zeros_like(u)
-            for sigma in chunk:
-                denoised = denoise(x0 + sigma * randn(noise, u), sigma)
-                pulled = prior_slope(x0, denoised, sigma, self.lam, self.weight)
-                prior = prior + pulled / len(chunk)
-            u = advance(u, self._gradient(problem, y, prior, u0 - u))
-            if callback(step, len(chunks), chunk[-1], x0, denoised):
-                break
-        return x0
-
-    def _levels(self) -> list[float]:
+    def schedule(self, state: State, init: bool) -> list[float]:
+        """See `Solver.schedule`."""
         if self.grid == "edm":
             ends = linear_beta()
-            levels = karras(self.steps, float(ends[0]), float(ends[-1])).tolist()
-        else:
-            levels = linear_beta(self.steps).tolist()
+            return karras(self.steps, float(ends[0]), float(ends[-1])).tolist()
+        return linear_beta(self.steps).tolist()
+
+    def start(self, state: State, init: Tensor | None) -> None:
+        """Start at the pseudo-inverse or `init`, without noise."""
+        state.x = state.x_t = pseudo_inverse(state.y, state.problem, init)
+        levels = self._order(self.noise_levels(state, init is not None))
+        chunks = [levels[k : k + self.parallel] for k in range(0, len(levels), self.parallel)]
+        state.levels = [chunk[-1] for chunk in chunks]
+        memory = state.memory
+        memory.u, memory.chunks, memory.advance = 2 * state.x - 1, chunks, self._optimizer()
+
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        memory, u = state.memory, state.memory.u
+        u0 = u + self.sigma_x0 * state.randn(u) if self.sigma_x0 > 0 else u
+        x, prior = (u0 + 1) / 2, torch.zeros_like(u)
+        chunk = memory.chunks[state.step - 1]
+        for sigma in chunk:
+            state.denoised = state.denoise(x + sigma * state.randn(u), sigma)
+            gradient = prior_grad(x, state.denoised, sigma, self.lam, self.weight)
+            prior = prior + gradient / len(chunk)
+        loss_grad = self._gradient(state.problem, state.y, prior, u0 - u)
+        memory.u = memory.advance(u, loss_grad)
+        state.x = state.x_t = x
+
+    def _order(self, levels: list[float]) -> list[float]:
         if self.order == "ascending":
             return levels[::-1]
         if self.order == "random":
             # one draw for all images and batches: the network takes one level at a time
-            picks = torch.randint(self.steps, (self.steps,), generator=generator(0))
+            picks = torch.randint(len(levels), (len(levels),), generator=generator(0))
             return [levels[i] for i in picks.tolist()]
         return levels
 
@@ -153,27 +142,43 @@ class RedDiffPaper:
         return Adam(self.lr, self.decay if self.optimizer == "adamw" else 0.0)
 
     def _gradient(self, problem: Problem, y: Tensor, prior: Tensor, jitter: Tensor) -> Gradient:
-        """Gradient in u of the loss of one step, whose noise and prior's term are fixed."""
+        """Return the gradient in u of the loss of one step, whose noise and prior are fixed."""
 
         def gradient(u: Tensor) -> Tensor:
             x = (u + jitter + 1) / 2
-            return prior + self.obs_weight * data_slope(problem, x, y)
+            return prior + self.obs_weight * data_grad(problem, x, y)
 
         return gradient
 
 
-def data_slope(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient of mean((y_u - A(u))^2) / 2 in u = 2 x - 1, (B, C, H, W)."""
+def data_grad(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
+    r"""Compute the gradient of :math:`\operatorname{mean}((y_u - A(u))^2)/2` in u = 2 x - 1.
+
+    Args:
+        problem: Operator and noise, bound to the images.
+        x: Images (B, C, H, W).
+        y: Measurements (B, ...).
+
+    Returns:
+        Images (B, C, H, W).
+    """
     return -2 / y[0].numel() * likelihood_grad(problem, x, y)
 
 
-def prior_slope(x: Tensor, denoised: Tensor, sigma: float, lam: float, weight: Weight) -> Tensor:
-    """Gradient in u = 2 x - 1 of lam g(sg) mean((eps_hat - e) u), (B, C, H, W).
+def prior_grad(
+    x: Tensor, denoised: Tensor, sigma: float, lam: float, weight: PriorWeight
+) -> Tensor:
+    r"""Compute the gradient of :math:`\lambda g \operatorname{mean}((\hat\epsilon - e) u)` in u.
 
     Args:
-        x: The image (B, C, H, W).
-        denoised: D(x + sigma e, sigma), of which no gradient is taken.
-        sigma: Noise level in units of [0, 1] images; sg is twice that.
+        x: The image (B, C, H, W); u = 2 x - 1.
+        denoised: D(x + sigma e, sigma), which is held fixed.
+        sigma: Noise level in units of [0, 1] images; g takes twice that.
+        lam: lambda, the weight of the prior.
+        weight: A name in `WEIGHTS`: g.
+
+    Returns:
+        Images (B, C, H, W).
     """
     excess = (x - denoised) / sigma  # eps_hat - e
     return lam * WEIGHTS[weight](2 * sigma) / x[0].numel() * excess

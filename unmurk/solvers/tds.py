@@ -1,185 +1,212 @@
-"""The twisted diffusion sampler: particles that go down the reverse diffusion and look ahead to y.
+r"""TDS: the twisted diffusion sampler, sequential Monte Carlo on the reverse diffusion.
 
-Wu, Trippe, Naesseth, Blei and Cunningham (2023), arXiv 2306.17775, Algorithm 1. Sequential Monte
-Carlo: K particles of an image follow the reverse diffusion, pulled toward y, with weights that
-undo what the pull has bent. With the reverse step p(x_s | x_t) = N(m, c^2 I) from level t to level
-s, a twisting function f_t(x_t) that guesses p(y | x_t), and its gradient,
+Wu, Trippe, Naesseth, Blei and Cunningham (2023), arXiv 2306.17775, Algorithm 1. K particles of an
+image follow the reverse diffusion guided by y, with weights that correct for the guidance. With
+the reverse step :math:`p(x_s \mid x_t) = \mathcal{N}(m, c^2 I)` from level t to level s, a
+twisting function :math:`f_t(x_t)` that estimates :math:`p(y \mid x_t)`, and its gradient,
 
-    resample     the particles by their weights w
-    propose      x_s ~ N(m', c^2 I),     m' = m moved by t^2 grad log f_t(x_t)
-    weigh        w  <-  w  p(x_s | x_t) f_s(x_s) / (N(x_s; m', c^2 I) f_t(x_t)).
+.. math::
+    \text{resample}\quad & \text{the particles by their weights } w \\
+    \text{propose}\quad & x_s \sim \mathcal{N}(m', c^2 I),\qquad
+        m' = m \text{ moved by } t^2\,\nabla\log f_t(x_t) \\
+    \text{weight}\quad & w \leftarrow w\,
+        \frac{p(x_s \mid x_t)\,f_s(x_s)}{\mathcal{N}(x_s; m', c^2 I)\,f_t(x_t)}.
 
-At level 0 the twisting function is p(y | x_0) itself, all others have cancelled, and the weighted
-particles stand for p(x_0) p(y | x_0), p(x_0) the law of the reverse diffusion. One of them is
-drawn by its weight. For K to infinity this is an exact draw, whatever f was: a poor f only needs
-more particles, and the bias falls like 1 / K. What remains is the error of the discrete steps.
+At level 0 the twisting function is :math:`p(y \mid x_0)` itself, all others have canceled, and the
+weighted particles represent :math:`p(x_0)\,p(y \mid x_0)`, with :math:`p(x_0)` the law of the
+reverse diffusion. One of them is drawn by its weight. For K to infinity this is an exact draw for
+any f: a poor f only needs more particles, and the bias falls like 1 / K. The error of the discrete
+steps remains.
 
-Twisting function. With x0 = D(x_t, t) and V = t^2 J, J = dD / dx_t, the covariance of x given x_t
-by Tweedie's formula, take p(x | x_t) = N(x0, V), as in `mmps`. For a linear A
+Twisting function. With :math:`x_0 = D(x_t, t)` and :math:`V = t^2 J`, :math:`J = \partial
+D/\partial x_t`, the covariance of x given :math:`x_t` by Tweedie's formula, take :math:`p(x \mid
+x_t) = \mathcal{N}(x_0, V)`, as in `mmps`. For a linear A
 
-    log f      = -m^T S^-1 m / 2,         m = y - A x0,  S = sigma_y^2 I + A V A^T
-    grad log f = J^T A^T S^-1 m,          V taken for constant
+.. math::
+    \log f &= -\tfrac12\,m^\top S^{-1} m,\qquad m = y - A x_0,\quad
+        S = \sigma_y^2 I + A V A^\top \\
+    \nabla\log f &= J^\top A^\top S^{-1} m \qquad\text{(V held constant)},
 
-so that t^2 grad log f moves D to the D_y of `mmps`, whose samples tds weighs. For a Gaussian prior
-f is p(y | x_t) but for a constant, and the weights only make up for the finite steps: few
-particles will do. For others it is a guess. So it is where S is solved roughly: cut short after a
-few conjugate gradients it is still one function of x_t, which is all that the weights need.
-log det S is left out, and the derivative of V: both need more than products with J.
+so that :math:`t^2\,\nabla\log f` moves D to the :math:`D_y` of `mmps`, whose samples tds weights.
+For a Gaussian prior f is :math:`p(y \mid x_t)` up to a constant, and the weights only correct for
+the finite steps: few particles suffice. For other priors it is an approximation. So it is where S
+is solved roughly: after a few conjugate gradients it is still one function of :math:`x_t`, which
+is all that the weights need. :math:`\log\det S` is left out, and the derivative of V: both need
+more than products with J.
 
-Where A is not linear, V is replaced by r^2 I, with v the prior's variance of a pixel:
+For a nonlinear A, V is replaced by :math:`r^2 I`, with v the prior's variance of a pixel:
 
-    log f = min_x -||y - A(x)||^2 / (2 sigma_y^2) - ||x - x0||^2 / (2 r^2)     at x = p, say
-    grad log f = J^T (p - x0) / r^2,      r^2 = v t^2 / (v + t^2).
+.. math::
+    \log f &= -\min_x \frac{\lVert y - A(x)\rVert^2}{2\sigma_y^2}
+              + \frac{\lVert x - x_0\rVert^2}{2 r^2},\quad\text{attained at } x = p \\
+    \nabla\log f &= J^\top (p - x_0)/r^2,\qquad r^2 = v t^2/(v + t^2).
 
-If A were linear this f would be N(y; A x0, sigma_y^2 I + r^2 A A^T), the guess of `pigdm`, with p
-the prox of x0. It knows nothing of how the prior's pixels hang together and needs more particles.
+If A were linear this f would be :math:`\mathcal{N}(y; A x_0, \sigma_y^2 I + r^2 A A^\top)`, the
+approximation of `pigdm`, with p the proximal map at :math:`x_0`. It ignores the correlation of the
+prior's pixels and needs more particles.
 
-Steps are of second order (`reverse`): m and m' extrapolate from the step before, whose denoised
-images a particle carries along. The path stays a chain of Gaussian steps, so the weights hold.
+Steps are of second order (`diffusion.samplers`): m and m' extrapolate from the step before, whose
+denoised images a particle carries along. The path stays a chain of Gaussian steps, so the weights
+are right.
 
-Particles go through the network in calls of bounded size, those of one image together: memory is
+Particles pass through the network in calls of bounded size, those of one image together: memory is
 that of 2^18 numbers of images, or of K images if they are larger, with the network's gradient.
 """
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..bounds import Real
 from ..diffusion.samplers import Reverse
 from ..errors import InputError
 from ..problem import Problem
 from ..rng import PerImageGenerator
-from .base import Claim, CountingDenoiser, Requirement, StepCallback, prox, randn
-from .mmps import correction, moments
-from .start import begin
+from .base import (
+    AnnealedSolver,
+    Count,
+    CountingDenoiser,
+    Level,
+    PositiveNoiseFloor,
+    PositiveWeight,
+    ProximalSolver,
+    State,
+    Steps,
+    gray,
+    randn,
+)
+from .data_term import prox
+from .mmps import Tolerance, correction, tweedie_moments
 
 __all__ = ["Tds", "moment_twist", "resample", "twist"]
 
 NUMBERS = 2**18  # of images in one call of the network: 64 of 64 x 64 pixels
 
 
-@dataclass(frozen=True)
-class Tds:
+@dataclass(frozen=True, kw_only=True)
+class Tds(ProximalSolver, AnnealedSolver):
     """The twisted diffusion sampler. Every sample has particles, and a filter, of its own.
 
-    A step costs a sample `particles` evaluations of the network and, with a linear operator, up to
-    `iterations` + 1 back-propagations of each; else one. How many particles are enough hangs on
-    y: weights degenerate with the number of pixels that it tells of, and the lower its noise. With
-    low noise and a hole the mean of 10 is off by 0.05 to 0.08 posterior standard deviations even
-    on 8 x 8 pixels, so that no posterior is claimed.
+    A step takes, for a sample, `particles` evaluations of the network and, with a linear operator,
+    up to `iterations` + 1 back-propagations of each; else one. How many particles are enough
+    depends on y: weights degenerate with the number of pixels that it measures, and the more so
+    the lower its noise. With low noise and a hole the mean of 10 is off by 0.05 to 0.08 posterior
+    standard deviations even on 8 x 8 pixels, so that no posterior is claimed.
 
     Raises:
-        InputError: An option is out of its range, or the prior cannot be differentiated.
+        InputError: An option is out of its bounds, or the prior cannot be differentiated.
+
+    >>> Tds(particles=32).steps
+    40
     """
 
     name: ClassVar[str] = "tds"
-    claims: ClassVar[Claim] = "heuristic"  # until particles and steps are enough for y
-    requires: ClassVar[Requirement] = "differentiable"
+    citation: ClassVar[str] = """@inproceedings{wu2023tds,
+  title = {Practical and Asymptotically Exact Conditional Sampling in Diffusion Models},
+  author = {Wu, Luhuan and Trippe, Brian L. and Naesseth, Christian A. and Blei, David M. and
+            Cunningham, John P.},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2023},
+  eprint = {2306.17775},
+  archiveprefix = {arXiv}
+}"""
 
-    particles: int = 10
+    particles: Count = 10
     """K. More bring the samples closer to the posterior: 32 where the operator is not linear."""
-    steps: int = 40
-    """Noise levels: `particles` x `steps` network evaluations in all. Particles that differ in
-    weight from level to level, as many pixels of low noise make them, want more of these first."""
-    iterations: int = 5
-    """Most steps of conjugate gradients for a guess, with a linear operator."""
-    tolerance: float = 1e-3
-    """Residual, relative to y - A x0, at which a guess takes no more of them."""
-    pixel_std: float = 0.5
+    steps: Steps = 40
+    """Noise levels: `particles` x `steps` network evaluations in all. If the weights vary strongly
+    between levels, as with many pixels of low noise, increase `steps` before `particles`."""
+    iterations: Count = 5
+    """Most iterations of conjugate gradients for a twist, with a linear operator."""
+    tolerance: Tolerance = 1e-3
+    """Residual, relative to y - A x0, at which a twist takes no more of them."""
+    pixel_std: PositiveWeight = 0.5
     """sqrt(v), the standard deviation of a pixel under the prior, where the operator is not
     linear. Too high is safe and costs few particles; too low trusts D too much, and no affordable
-    number of them makes up for it."""
-    threshold: float = 0.5
-    """Share of K below which the effective number of particles calls for resampling."""
-    data_steps: int = 10
-    """Steps of the inner data fit where the operator is not linear."""
-    sigma_max: float = 5.0
+    number of particles compensates for it."""
+    threshold: Annotated[float, Real(0, 2)] = 0.5
+    """Fraction of K below which the effective number of particles triggers resampling."""
+    sigma_max: Level = 5.0
     """First noise level, no higher than the prior's highest."""
-    sigma_min: float = 0.002
-    """Last noise level; well below that of y, or the spread comes out wrong: with noise 0.005 take
+    sigma_min: Level = 0.002
+    """Last noise level; well below that of y, or the spread becomes wrong: with noise 0.005 take
     0.0005 and 60 steps."""
-    noise_floor: float = 1e-3
-    """Least noise level that y is believed to have."""
-    init_sigma: float = 0.3
-    """Where `init` is given: the level it is noised to, and the first one used. Such a start is
-    not the prior's, and no number of particles makes up for it."""
+    noise_floor: PositiveNoiseFloor = 1e-3
+    """Least noise level that y is taken to have."""
+    init_sigma: Level = 0.3
+    """First noise level where `init` is given: the level it is noised to. Such a start does not
+    follow the prior, and no number of particles compensates for it."""
 
-    def __post_init__(self) -> None:
-        if self.particles < 1:
-            raise InputError(f"particles is {self.particles}: at least 1 is needed")
-        if self.iterations < 1:
-            raise InputError(f"iterations is {self.iterations}: at least 1 is needed")
-        if self.pixel_std <= 0 or self.noise_floor <= 0:
-            raise InputError(
-                f"pixel_std is {self.pixel_std}, noise_floor {self.noise_floor}: both must be > 0"
-            )
+    def start(self, state: State, init: Tensor | None) -> None:
+        """Start all particles; tensors in the memory are of (image, particle) pairs."""
+        memory, images = state.memory, len(state.y)
+        pairs = [image for image in range(images) for _ in range(self.particles)]
+        memory.problem, memory.y = state.problem.index_select(pairs), state.y[pairs]
+        memory.generator = _ParticleGenerator(state.generator, self.particles)
+        state.levels = self.noise_levels(state, init is not None)
+        middle = gray(memory.y, memory.problem) if init is None else init[pairs]
+        memory.x = middle + state.levels[0] * randn(memory.generator, middle)
+        memory.plain, memory.guided = Reverse(memory.generator), Reverse(memory.generator)
+        memory.twist, memory.gradient, memory.x0 = self._twists(state, memory.x, state.levels[0])
+        memory.weight = memory.twist.reshape(images, -1)
 
-    @torch.no_grad()
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`. Rows of all tensors here are (image, particle) pairs."""
-        crowd = _Crowd(noise, self.particles)
-        everyone = [row for row in range(len(y)) for _ in range(self.particles)]
-        repeated, goal = problem.index_select(everyone), y[everyone]
-        span, start = (self.sigma_max, self.sigma_min), None if x is None else x[everyone]
-        levels, x = begin(goal, repeated, denoise, start, crowd, self.steps, span, self.init_sigma)
-        plain, bent = Reverse(crowd), Reverse(crowd)
-        guess, likelihood_grad, x0 = self._look(repeated, denoise, x, goal, levels[0], len(y))
-        weight = guess.reshape(len(y), -1)
-        for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            rows, weight = resample(weight, noise.rand(1).to(weight), self.threshold)
-            x, x0, likelihood_grad, guess = x[rows], x0[rows], likelihood_grad[rows], guess[rows]
-            for walk in (plain, bent):
-                walk.index_select(rows)
-            if s > 0:
-                mean, c = plain.bridge(x, x0, t, s)
-                moved, _ = bent.bridge(x, x0 + t**2 * likelihood_grad, t, s)
-                z, shift = randn(crowd, x), (moved - mean) / c
-                x, before = moved + c * z, guess
-                guess, likelihood_grad, x0 = self._look(repeated, denoise, x, goal, s, len(y))
-                gain = guess - before - (shift * (z + shift / 2)).double().flatten(1).sum(1)
-            else:
-                x = x0
-                gain = self._likelihood(repeated, x, goal) - guess
-            weight = weight + gain.reshape(weight.shape)
-            chosen = _draw(weight, noise.rand(1).to(weight))
-            if callback(step, len(levels), t, x[chosen], x0[chosen]):
-                break
-        return x[chosen]
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        memory, t, s = state.memory, state.sigma, state.sigma_next
+        chosen, weight = resample(memory.weight, self._uniform(state), self.threshold)
+        x, x0, gradient, before = (
+            values[chosen] for values in (memory.x, memory.x0, memory.gradient, memory.twist)
+        )
+        for path in (memory.plain, memory.guided):
+            path.index_select(chosen)
+        if s > 0:
+            mean, c = memory.plain.bridge(x, x0, t, s)
+            moved, _ = memory.guided.bridge(x, x0 + t**2 * gradient, t, s)
+            z, shift = randn(memory.generator, x), (moved - mean) / c
+            x = moved + c * z
+            memory.twist, memory.gradient, x0 = self._twists(state, x, s)
+            gain = memory.twist - before - (shift * (z + shift / 2)).double().flatten(1).sum(1)
+        else:
+            x, memory.twist, memory.gradient = x0, before, gradient
+            gain = self._log_likelihood(state, x) - before
+        memory.weight = weight + gain.reshape(weight.shape)
+        memory.x, memory.x0 = x, x0
+        drawn = _draw(memory.weight, self._uniform(state))
+        state.x = state.x_t = x[drawn]
+        state.denoised = x0[drawn]
 
-    def _look(
+    def _uniform(self, state: State) -> Tensor:
+        """Draw one uniform number for each image, (B, 1)."""
+        return state.generator.rand(1).to(state.memory.weight)
+
+    def _twists(self, state: State, x: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the twist of all particles, a few images at a time: K evaluations for each."""
+        memory, images = state.memory, len(state.y)
+        together = max(1, NUMBERS // (self.particles * x[0].numel()))
+        parts = torch.arange(len(x)).chunk(math.ceil(images / together))
+        with state.denoise.counted_as(self.particles):
+            found = [
+                self._twist(
+                    *(memory.problem.index_select(part), state.denoise, x[part]),
+                    *(memory.y[part], t, state.sigma_eff),
+                )
+                for part in parts
+            ]
+        log_f, gradient, x0 = map(torch.cat, zip(*found, strict=True))
+        return log_f, gradient, x0
+
+    def _twist(
         self,
         problem: Problem,
         denoise: CountingDenoiser,
         x: Tensor,
         y: Tensor,
         t: float,
-        images: int,
+        sigma_eff: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The twist of all particles, some images at a time: K evaluations for each."""
-        together = max(1, NUMBERS // (self.particles * x[0].numel()))
-        rows = torch.arange(len(x)).chunk(math.ceil(images / together))
-        with denoise.counted_as(self.particles):
-            found = [
-                self._twist(problem.index_select(own), denoise, x[own], y[own], t) for own in rows
-            ]
-        guess, likelihood_grad, x0 = map(torch.cat, zip(*found, strict=True))
-        return guess, likelihood_grad, x0
-
-    def _twist(
-        self, problem: Problem, denoise: CountingDenoiser, x: Tensor, y: Tensor, t: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        sigma_eff = max(problem.sigma, self.noise_floor)
         if problem.operator.linear:
             return moment_twist(
                 problem, denoise, x, y, t, sigma_eff, self.iterations, self.tolerance
@@ -187,17 +214,17 @@ class Tds:
         r = self.pixel_std * t / math.sqrt(self.pixel_std**2 + t**2)
         return twist(problem, denoise, x, y, t, r, sigma_eff, self.data_steps)
 
-    def _likelihood(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
-        """log p(y | x) but for its constant, (rows,), float64."""
-        square = problem.residual(x, y).double().square().flatten(1).sum(1)
-        return -square / (2 * max(problem.sigma, self.noise_floor) ** 2)
+    def _log_likelihood(self, state: State, x: Tensor) -> Tensor:
+        """Compute log p(y | x) up to its constant, (B K,), float64."""
+        residual = state.memory.problem.residual(x, state.memory.y)
+        return -residual.double().square().flatten(1).sum(1) / (2 * state.sigma_eff**2)
 
 
-class _Crowd(PerImageGenerator):
-    """The streams of the images, each drawn from for all its particles at once."""
+class _ParticleGenerator(PerImageGenerator):
+    """The random streams of the images, each drawn from for all its particles at once."""
 
-    def __init__(self, noise: PerImageGenerator, particles: int) -> None:
-        self.generators, self.particles = noise.generators, particles
+    def __init__(self, given: PerImageGenerator, particles: int) -> None:
+        self.generators, self.particles = given.generators, particles
 
     def randn(self, *shape: int) -> Tensor:
         return super().randn(self.particles, *shape).flatten(0, 1)
@@ -213,18 +240,26 @@ def moment_twist(
     iterations: int = 5,
     tolerance: float = 1e-3,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log f(x) (B,) in float64, its gradient and D(x, t), both (B, C, H, W), for a linear A.
+    """Compute the twist of a linear operator, with Tweedie's covariance.
 
     Args:
+        problem: A linear operator, bound to the images.
+        denoise: The prior's denoiser.
         x: Noisy images (B, C, H, W) at level t.
-        trust: Noise level of y.
-        iterations, tolerance: See `mmps.correction`.
+        y: Measurements (B, ...).
+        t: Noise level of x.
+        sigma_eff: Standard deviation that the noise of y is taken to have.
+        iterations: Most iterations of conjugate gradients; see `mmps.correction`.
+        tolerance: Relative residual at which an image takes no more of them.
+
+    Returns:
+        log f(x) (B,) in float64, its gradient and D(x, t), both (B, C, H, W).
 
     Raises:
-        InputError: No gradient comes through the prior.
+        InputError: No gradient passes through the prior.
     """
-    x0, spread = moments(denoise, x, t, Tds.name)
-    shift, square = correction(problem, x0, spread, y, sigma_eff, iterations, tolerance)
+    x0, covariance = tweedie_moments(denoise, x, t, Tds.name)
+    shift, square = correction(problem, x0, covariance, y, sigma_eff, iterations, tolerance)
     return -square / 2, shift / t**2, x0
 
 
@@ -238,16 +273,23 @@ def twist(
     sigma_eff: float,
     data_steps: int = 10,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for any operator, believing the clean image to be N(D(x, t), r^2 I).
+    """Compute the twist of any operator, with N(D(x, t), r^2 I) for the clean image.
 
     Args:
+        problem: An operator, bound to the images.
+        denoise: The prior's denoiser.
         x: Noisy images (B, C, H, W) at level t.
+        y: Measurements (B, ...).
+        t: Noise level of x.
         r: Standard deviation of the clean image around D(x, t).
-        trust: Noise level of y.
+        sigma_eff: Standard deviation that the noise of y is taken to have.
         data_steps: Steps of the data fit where the operator is not linear.
 
+    Returns:
+        log f(x) (B,) in float64, its gradient and D(x, t), both (B, C, H, W).
+
     Raises:
-        InputError: No gradient comes through the prior.
+        InputError: No gradient passes through the prior.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -257,38 +299,42 @@ def twist(
     with torch.no_grad():
         away = prox(problem, x0, y, r, sigma_eff, data_steps) - x0
         misfit = problem.residual(x0 + away, y).double().square().flatten(1).sum(1) / sigma_eff**2
-        guess = -(misfit + away.double().square().flatten(1).sum(1) / r**2) / 2
-    return guess, torch.autograd.grad(x0, x, away / r**2)[0], x0.detach()
+        log_f = -(misfit + away.double().square().flatten(1).sum(1) / r**2) / 2
+    return log_f, torch.autograd.grad(x0, x, away / r**2)[0], x0.detach()
 
 
 def resample(weight: Tensor, u: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Which particles go on, and their weights, image by image.
+    r"""Resample the particles of each image systematically.
 
     Systematic resampling (Douc and Cappe 2005, arXiv cs/0507025, section 2.4): particle k gets
-    K w_k descendants, up to less than one more or less.
+    :math:`K w_k` descendants, up to less than one more or less.
 
     Args:
-        weight: log weights (B, K), up to a constant of each image.
-        u: Uniform on [0, 1), (B, 1).
-        threshold: Images whose effective number of particles 1 / sum w^2 is at least this share
-            of K keep them all, and their weights.
+        weight: Log weights (B, K), up to a constant of each image.
+        u: Uniform numbers on [0, 1), (B, 1).
+        threshold: Images whose effective number of particles :math:`1/\sum w^2` is at least this
+            fraction of K keep them all, and their weights.
 
     Returns:
-        Rows (B K,) of the flat list of particles, and log weights (B, K).
+        Indices (B K,) into the flat list of particles, and log weights (B, K).
+
+    >>> indices, weight = resample(torch.tensor([[0.0, -50.0, -50.0]]), torch.tensor([[0.5]]))
+    >>> indices.tolist(), weight.tolist()
+    ([0, 0, 0], [[0.0, 0.0, 0.0]])
     """
     share = weight.softmax(1)
     images, particles = share.shape
-    edges = share.cumsum(1)[:, :-1].contiguous()  # the last edge is 1, whatever rounding says
+    edges = share.cumsum(1)[:, :-1].contiguous()  # the last edge is 1, whatever rounding gives
     places = torch.arange(particles, device=weight.device)
     heirs = torch.searchsorted(edges, (u + places) / particles, right=True)
     poor = 1 / share.square().sum(1, keepdim=True) < threshold * particles
-    kept = torch.where(poor, heirs, places)
+    chosen = torch.where(poor, heirs, places)
     first = particles * torch.arange(images, device=weight.device)[:, None]
-    return (first + kept).flatten(), torch.where(poor, 0.0, weight)
+    return (first + chosen).flatten(), torch.where(poor, 0.0, weight)
 
 
 def _draw(weight: Tensor, u: Tensor) -> Tensor:
-    """The row of one particle of each image (B,), by its log weight (B, K); u as above."""
+    """Draw the index of one particle of each image (B,) by log weights (B, K); u as above."""
     edges = weight.softmax(1).cumsum(1)[:, :-1].contiguous()
     chosen = torch.searchsorted(edges, u, right=True)[:, 0]
     return weight.shape[1] * torch.arange(len(weight), device=weight.device) + chosen

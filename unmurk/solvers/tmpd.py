@@ -1,21 +1,27 @@
-"""Tweedie moment projected diffusion: moment matching with a diagonal in place of a system.
+r"""TMPD: Tweedie moment projected diffusion, moment matching with a diagonal in place of a system.
 
 Boys, Girolami, Pidstrigach, Reich, Mosca and Akyildiz (2023), arXiv 2310.06721. As in `mmps`,
-p(x | x_t) is taken for the Gaussian of Tweedie's moments, mean x0 = D(x_t, t) and covariance
-V = t^2 dD/dx_t, so that
+:math:`p(x \mid x_t)` is replaced by the Gaussian of Tweedie's moments, mean :math:`x_0 = D(x_t,
+t)` and covariance :math:`V = t^2\,\partial D/\partial x_t`, so that
 
-    E[x | x_t, y]  ~  D_y = x0 + V A^T (sigma_y^2 I + A V A^T)^-1 (y - A x0).
+.. math::
+    \mathbb{E}[x \mid x_t, y] \approx D_y
+        = x_0 + V A^\top (\sigma_y^2 I + A V A^\top)^{-1} (y - A x_0).
 
-Here A V A^T is replaced by the diagonal of its row sums, its product with a vector of ones:
+Here :math:`A V A^\top` is replaced by the diagonal of its row sums, its product with a vector of
+ones:
 
-    D_y = x0 + V A^T [ (y - A x0) / (sigma_y^2 + A V A^T 1) ].
+.. math::
+    D_y = x_0 + V A^\top \frac{y - A x_0}{\sigma_y^2 + A V A^\top \mathbf 1}.
 
-That takes two products with V, two back-propagations, where the system of `mmps` takes some more.
-It is exact if A V A^T is diagonal; where its values are correlated and positive the row sums
-exceed the variances, and y is believed less than it should be. D_y takes the place of D in the
-reverse diffusion. Row sums below zero (a network's Jacobian is no covariance) count as zero. Where
-they come out too small the correction would go far beyond y, and the more so the less noise y has:
-one after which an image fits y worse than before is shortened to the length that fits best.
+That takes two products with V, that is two back-propagations, where the system of `mmps` takes a
+few more. It is exact if :math:`A V A^\top` is diagonal. Where its values are correlated and
+positive the row sums exceed the variances, and y is trusted less than it should be. :math:`D_y`
+replaces D in the reverse diffusion.
+
+Row sums below zero (a network's Jacobian is no covariance) count as zero. Where they are too small
+the correction would overshoot y, and the more so the less noise y has. A correction after which an
+image fits y worse than before is shortened to the length that fits best.
 """
 
 from collections.abc import Callable
@@ -26,67 +32,60 @@ import torch
 from torch import Tensor
 
 from ..diffusion.samplers import Reverse
-from ..errors import InputError
 from ..operators.base import per_image
 from ..problem import Problem
-from ..rng import PerImageGenerator
-from .base import TINY, Claim, CountingDenoiser, Requirement, StepCallback
-from .mmps import moments
-from .start import begin
+from .base import AnnealedSolver, Level, PositiveNoiseFloor, Requirement, State
+from .data_term import TINY, batch_dot
+from .mmps import tweedie_moments
 
-__all__ = ["Tmpd", "projected"]
+__all__ = ["Tmpd", "projected_denoiser"]
 
 
-@dataclass(frozen=True)
-class Tmpd:
-    """Tweedie moment projected diffusion. One network evaluation and two gradients a step.
+@dataclass(frozen=True, kw_only=True)
+class Tmpd(AnnealedSolver):
+    """Tweedie moment projected diffusion. A step takes one network evaluation and two gradients.
 
     Raises:
-        InputError: An option is out of its range, or the prior cannot be differentiated.
+        InputError: An option is out of its bounds, or the prior cannot be differentiated.
+
+    >>> Tmpd(steps=50).noise_floor
+    0.001
     """
 
     name: ClassVar[str] = "tmpd"
-    claims: ClassVar[Claim] = "heuristic"
     requires: ClassVar[Requirement] = "linear"
+    citation: ClassVar[str] = """@article{boys2024tmpd,
+  title = {{Tweedie} Moment Projected Diffusions for Inverse Problems},
+  author = {Boys, Benjamin and Girolami, Mark and Pidstrigach, Jakiw and Reich, Sebastian and
+            Mosca, Alan and Akyildiz, O. Deniz},
+  journal = {Transactions on Machine Learning Research},
+  year = {2024},
+  eprint = {2310.06721},
+  archiveprefix = {arXiv}
+}"""
 
-    steps: int = 100
-    """Noise levels."""
-    sigma_max: float = 5.0
+    sigma_max: Level = 5.0
     """First noise level, no higher than the prior's highest."""
-    sigma_min: float = 0.002
+    sigma_min: Level = 0.002
     """Last noise level."""
-    noise_floor: float = 1e-3
-    """Least noise level that y is believed to have, > 0."""
-    init_sigma: float = 0.3
-    """Where `init` is given: the level it is noised to, and the first one used."""
+    noise_floor: PositiveNoiseFloor = 1e-3
+    """Least noise level that y is taken to have."""
 
-    def __post_init__(self) -> None:
-        if not self.noise_floor > 0:
-            raise InputError(f"noise_floor is {self.noise_floor}: it divides, so it is above 0")
+    def start(self, state: State, init: Tensor | None) -> None:
+        """See `Solver.start`."""
+        super().start(state, init)
+        state.memory.reverse = Reverse(state.generator)
 
-    def run(
-        self,
-        y: Tensor,
-        problem: Problem,
-        denoise: CountingDenoiser,
-        x: Tensor | None,
-        noise: PerImageGenerator,
-        callback: StepCallback,
-    ) -> Tensor:
-        """See `Solver.run`."""
-        span = self.sigma_max, self.sigma_min
-        levels, x = begin(y, problem, denoise, x, noise, self.steps, span, self.init_sigma)
-        sigma_eff = max(problem.sigma, self.noise_floor)
-        reverse = Reverse(noise)
-        for step, (t, s) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True), 1):
-            x0 = projected(problem, denoise, x, y, t, sigma_eff)
-            x = reverse.step(x, x0, t, s)
-            if callback(step, len(levels), t, x, x0):
-                break
-        return x
+    def step(self, state: State) -> None:
+        """See the equations of this module."""
+        t, s, x = state.sigma, state.sigma_next, state.x_t
+        state.denoised = projected_denoiser(
+            state.problem, state.denoise, x, state.y, t, state.sigma_eff
+        )
+        state.x = state.x_t = state.memory.reverse.step(x, state.denoised, t, s)
 
 
-def projected(
+def projected_denoiser(
     problem: Problem,
     denoise: Callable[[Tensor, float], Tensor],
     x: Tensor,
@@ -94,28 +93,37 @@ def projected(
     sigma: float,
     sigma_eff: float,
 ) -> Tensor:
-    """D_y(x), (B, C, H, W), for x at level sigma and y believed to have noise `sigma_eff`.
+    """Estimate the clean image from x at level sigma and y: D_y(x), (B, C, H, W).
+
+    Args:
+        problem: A linear operator, bound to the images.
+        denoise: The denoiser D(x, sigma).
+        x: Noisy images (B, C, H, W).
+        y: Measurements (B, ...).
+        sigma: Noise level of x.
+        sigma_eff: Standard deviation that the noise of y is taken to have.
 
     Raises:
-        InputError: No gradient comes through the prior.
+        InputError: No gradient passes through the prior.
     """
-    x0, spread = moments(denoise, x, sigma, Tmpd.name)
+    x0, covariance = tweedie_moments(denoise, x, sigma, Tmpd.name)
     with torch.no_grad():
-        sums = problem.A(spread(problem.A_adjoint(torch.ones_like(y)))).clamp_min(0)
+        sums = problem.A(covariance(problem.A_adjoint(torch.ones_like(y)))).clamp_min(0)
         missing = problem.residual(x0, y)
-        step = spread(problem.A_adjoint(missing / (sigma_eff**2 + sums)))
+        step = covariance(problem.A_adjoint(missing / (sigma_eff**2 + sums)))
         return x0 + per_image(_length(missing, problem.A(step)), x0) * step
 
 
 def _length(missing: Tensor, gained: Tensor) -> Tensor:
-    """How much of a step to take, (B,): all of it, but where it makes the fit to y worse what
-    makes it best.
+    """Return the fraction of a step to take, (B,).
+
+    It is 1, or, where the whole step worsens the fit to y, the fraction that fits best.
 
     Args:
         missing: y - A x0.
         gained: A applied to the step.
     """
     square = gained.square().flatten(1).sum(1)
-    along = (missing * gained).flatten(1).sum(1)
+    along = batch_dot(missing, gained)
     best = (along / square.clamp_min(TINY)).clamp(0, 1)
     return torch.where(2 * along < square, best, torch.ones_like(best))
