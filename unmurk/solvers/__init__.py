@@ -17,7 +17,7 @@ from .base import (
 )
 from .coupling import CoupledSolver
 from .daps import Daps
-from .data_term import batch_dot, likelihood_grad, prox
+from .data_term import likelihood_grad, prox
 from .ddiff import Ddiff
 from .ddnm import Ddnm
 from .ddrm import Ddrm, DdrmPaper
@@ -68,7 +68,6 @@ __all__ = [
     "State",
     "Tds",
     "Tmpd",
-    "batch_dot",
     "configure",
     "likelihood_grad",
     "prox",

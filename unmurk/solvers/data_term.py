@@ -36,24 +36,15 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..operators.base import per_image
+from ..operators.linalg import batch_dot, per_image
 from ..problem import Problem
 
-__all__ = ["TINY", "Adam", "Gradient", "Sgd", "batch_dot", "lbfgs", "likelihood_grad", "prox"]
+__all__ = ["TINY", "Adam", "Gradient", "Sgd", "lbfgs", "likelihood_grad", "prox"]
 
 HALVINGS = 6  # of a step that would go uphill; a step that still does is not taken
 TINY = 1e-30
 
 Gradient = Callable[[Tensor], Tensor]
-
-
-def batch_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the inner products of two batches (B, ...), image by image: shape (B,).
-
-    >>> batch_dot(torch.ones(2, 1, 3), torch.arange(6.0).reshape(2, 1, 3))
-    tensor([ 3., 12.])
-    """
-    return (a * b).flatten(1).sum(1)
 
 
 # -- gradient and proximal map --------------------------------------------------------------------

@@ -34,10 +34,9 @@ from torch import Tensor
 from ..bounds import Real
 from ..diffusion.samplers import Reverse
 from ..errors import InputError
-from ..operators.base import conjugate_gradient
+from ..operators.linalg import batch_dot, conjugate_gradient
 from ..problem import Problem
 from .base import AnnealedSolver, Count, Level, Requirement, State, Steps
-from .data_term import batch_dot
 
 __all__ = ["Mmps", "Tolerance", "conditional_denoiser", "correction", "tweedie_moments"]
 

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from ..diffusion.samplers import Reverse
-from ..operators.base import per_image
+from ..operators.linalg import batch_dot, per_image
 from ..problem import Problem
 from .base import AnnealedSolver, Level, PositiveNoiseFloor, Requirement, State
-from .data_term import TINY, batch_dot
+from .data_term import TINY
 from .mmps import tweedie_moments
 
 __all__ = ["Tmpd", "projected_denoiser"]
