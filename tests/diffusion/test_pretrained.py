@@ -341,7 +341,7 @@ def test_images_of_another_shape(folder, tmp_path, capsys):
     capsys.readouterr()
     code, out = solve(6)
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert code == 2 and "images 1x8x8" in line and "1x6x6" in line
+    assert code == 2 and "at least 1x8x8" in line and "1x6x6" in line
     assert not out.exists()
 
 
