@@ -52,7 +52,8 @@ PEAK = 0.4  # learning rate of the joint objectives, as for FlowDiff's
 class Density(Protocol):
     """A prior with an exact density."""
 
-    def log_prob(self, x: Tensor) -> Tensor: ...
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) of images (B, C, H, W), shape (B,), in nats."""
 
 
 def log_weights(
