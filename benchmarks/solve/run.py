@@ -35,7 +35,7 @@ from benchmarks import common
 from benchmarks.common import Column, CommonOptions, Row, Suite, cells, markdown, tabulate
 from benchmarks.solve.scores import ENOUGH, common_tasks, fidelity, groups, pooled, restored
 from benchmarks.solve.tasks import (
-    LEARNT_AT,
+    LEARNED_AT,
     NONLINEAR,
     PAPER,
     PROFILES,
@@ -97,7 +97,7 @@ def learn_prior(name: SetName, kind: PriorName, options: Options) -> None:
     folder = options.folder / "priors" / f"{name}-{kind}"
     if (folder / "prior").exists():
         return
-    x, problem = images(name, "train"), Problem("identity", LEARNT_AT[name])
+    x, problem = images(name, "train"), Problem("identity", LEARNED_AT[name])
     budget = profile.kimg[name][kind == "flowdiff"]
     settings = Settings(profile.network, budget, profile.batch, seed=options.seed)
     data = x if kind == "clean" else problem.simulate(x, options.seed)
