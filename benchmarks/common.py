@@ -8,7 +8,7 @@ that file as a page. Published results are copies:
     cp OUT/SUITE*.png docs/images/              # if the license of the images permits it
     python benchmarks/SUITE/run.py --table      # renders docs/results/PAGE.md
 
-Every JSON file starts with a header (see `header`): the suite, the command, the settings, the
+Every JSON file starts with a header (see `Suite.store`): the suite, the command, the settings, the
 seed, the commit, the date, the hardware and the versions of the software. A maintainer may add the
 field "stale", a sentence that the page shows as a note, if the code has changed since.
 """
@@ -52,7 +52,6 @@ __all__ = [
     "cells",
     "default_device",
     "draw_sheet",
-    "header",
     "in_new_process",
     "markdown",
     "memory_in_use",
@@ -127,6 +126,33 @@ class Suite:
         """The name of the results of a profile, without suffix."""
         return self.name if profile is None else f"{self.name}-{profile}"
 
+    def file(self, options: CommonOptions, end: str = ".json") -> Path:
+        """OUT/SUITE-PROFILE followed by an end: the file of the results, or of a picture."""
+        return options.folder / f"{self.stem(getattr(options, 'profile', None))}{end}"
+
+    def store(self, options: CommonOptions, settings: Row, **figures: Any) -> Row:
+        """Put the header before some figures and write them to OUT/SUITE-PROFILE.json.
+
+        Args:
+            options: The options of the run.
+            settings: All settings, other than the profile's name and the seed, that decide the
+                figures.
+            figures: The figures, by their fields.
+
+        Returns:
+            The content of the file.
+        """
+        result = self.header(options, settings) | figures
+        write_json(self.file(options), result)
+        return result
+
+    def header(self, options: CommonOptions, settings: Row) -> Row:
+        """The fields that every JSON file of results starts with; see `store`."""
+        profile = getattr(options, "profile", None)
+        start = {"suite": self.name, "command": self.command(profile)}
+        named = {} if profile is None else {"profile": profile}
+        return start | {"settings": named | settings, "seed": options.seed} | provenance()
+
     def command(self, profile: str | None = None) -> str:
         """The command that makes the results of a profile."""
         end = "" if profile is None else f" --profile {profile}"
@@ -160,7 +186,7 @@ class Suite:
         try:
             if options.table:
                 write_atomically(self.page_file, self.render(self.published()).encode())
-            else:
+            elif options.folder:  # there is no measurement without a folder for it
                 print(self.render([measure(options)]), end="")
         except InputError as error:
             print(f"{self.name}: {error}", file=sys.stderr)
@@ -169,14 +195,6 @@ class Suite:
 
 
 # -- provenance -----------------------------------------------------------------------------------
-
-
-def header(
-    suite: Suite, settings: Row, *, seed: int = 0, profile: str | None = None
-) -> dict[str, Any]:
-    """The fields that every JSON file of results starts with."""
-    start = {"suite": suite.name, "command": suite.command(profile)}
-    return start | {"settings": settings, "seed": seed} | provenance()
 
 
 def provenance() -> dict[str, Any]:

@@ -205,8 +205,8 @@ def do(run: Run, options: Options) -> str:
 def measure(options: Options) -> Row:
     """Run what is missing; write OUT/ablation-PROFILE.json and the picture."""
     folder, profile = options.folder, PROFILES[options.profile]
-    settings = {"profile": options.profile} | asdict(profile)
-    agree(folder / "settings.json", settings | {"seed": options.seed})
+    settings = {"profile": options.profile, "seed": options.seed} | asdict(profile)
+    agree(folder / "settings.json", settings)
     every = list(runs(profile))
     distinct = list(dict.fromkeys(run for _, _, run in every))
     common.run_rows(do, distinct, options, options.jobs)
@@ -215,11 +215,8 @@ def measure(options: Options) -> Row:
         row = common.read_row(folder / "rows" / f"{run.file}.json")
         where = {"study": study, "value": value, "operator": run.operator, "noise": run.noise}
         rows.append(where | (row or {}))
-    head = common.header(SUITE, settings, seed=options.seed, profile=options.profile)
-    result = head | {"rows": rows}
-    common.write_json(folder / f"{SUITE.stem(options.profile)}.json", result)
-    draw(folder / f"{SUITE.stem(options.profile)}.png", rows)
-    return result
+    draw(SUITE.file(options, ".png"), rows)
+    return SUITE.store(options, asdict(profile), rows=rows)
 
 
 def agree(file: Path, settings: Row) -> None:

@@ -40,12 +40,12 @@ class Options(CommonOptions):
 
 def measure(options: Options) -> common.Row:
     """Certify, and write OUT/certify.json and OUT/certify.png."""
-    folder = options.folder
+    file = SUITE.file(options, ".png")
     found = run(options.methods, seed=options.seed, thorough=True)
     settings = {"thorough": found.pop("thorough")}
-    result = common.header(SUITE, settings, seed=found.pop("seed")) | found
-    common.write_json(folder / f"{SUITE.stem()}.json", result)
-    picture(read(result), folder / f"{SUITE.stem()}.png")
+    del found["seed"]
+    result = SUITE.store(options, settings, **found)
+    picture(read(result), file)
     return result
 
 

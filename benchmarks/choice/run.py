@@ -172,10 +172,7 @@ def measure(how: Options) -> Row:
             assert finished is not None
             found[f"{row}-{amount}"] = finished["checks"]
     shown = {key: value for key, value in settings.items() if key != "seed"}
-    head = common.header(SUITE, shown, seed=how.seed, profile=how.profile)
-    result = head | {"runs": found}
-    common.write_json(how.folder / f"{SUITE.stem(how.profile)}.json", result)
-    return result
+    return SUITE.store(how, shown, runs=found)
 
 
 # -- rules ----------------------------------------------------------------------------------------

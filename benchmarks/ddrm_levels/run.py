@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import common
 from benchmarks.common import CommonOptions, Row, Suite, markdown
 from benchmarks.solve.tasks import images
 from unmurk.diffusion.prior import Prior
@@ -69,7 +68,7 @@ def mean_psnr(prior: Any, truth: torch.Tensor, operator: str, how: Options, grid
 
 def measure(options: Options) -> Row:
     """All rows; writes OUT/ddrm_levels.json."""
-    folder, shape = options.folder, (1, 16, 16)
+    shape = (1, 16, 16)
     torch.set_num_threads(1)
     sets: dict[str, tuple[Any, torch.Tensor, int]] = {
         name: (prior, prior.sample(options.images, seed=1), 7)
@@ -86,10 +85,7 @@ def measure(options: Options) -> Row:
             rows.append({"prior": name, "operator": operator, "psnr": values})
             print(rows[-1], file=sys.stderr, flush=True)
     settings = {"images": options.images, "seeds": options.seeds, "steps": options.steps}
-    head = common.header(SUITE, settings | {"noise": NOISE}, seed=options.seed)
-    result = head | {"rows": rows}
-    common.write_json(folder / f"{SUITE.stem()}.json", result)
-    return result
+    return SUITE.store(options, settings | {"noise": NOISE}, rows=rows)
 
 
 def view(result: Row) -> Row:

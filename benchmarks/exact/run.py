@@ -14,6 +14,7 @@ all figures.
 """
 
 import itertools
+import json
 import statistics
 import sys
 from dataclasses import dataclass
@@ -86,10 +87,16 @@ def run_row(task: Task, images: int, seed: int = 0) -> Row:
     return row | {"psnr": found, "evaluations": evaluations}
 
 
+def row_file(task: Task, options: Options) -> Path:
+    """The file of a row."""
+    name, operator, noise = task
+    return options.folder / "rows" / f"{name}-{operator.replace(':', '-')}-{noise:g}.json"
+
+
 def do(task: Task, options: Options) -> str:
     """Run a row and store it; return a line on it, empty if it was finished."""
     name, operator, noise = task
-    file = options.folder / "rows" / f"{name}-{operator.replace(':', '-')}-{noise:g}.json"
+    file = row_file(task, options)
     settings = {"images": options.images, "seed": options.seed}
     if common.read_row(file, settings):
         return ""
@@ -101,17 +108,10 @@ def do(task: Task, options: Options) -> str:
 def measure(options: Options) -> Row:
     """Run the rows that are missing and write OUT/exact.json."""
     tasks = [(name, o, noise) for noise, name, o in itertools.product(NOISES, PRIORS, OPERATORS)]
-    folder = options.folder / "rows"
     common.run_rows(do, tasks, options, 1)
-    files = (
-        folder / f"{name}-{operator.replace(':', '-')}-{noise:g}.json"
-        for name, operator, noise in tasks
-    )
+    rows = [json.loads(row_file(task, options).read_text())["row"] for task in tasks]
     settings = {"images": options.images, "shape": list(SHAPE)}
-    head = common.header(SUITE, settings, seed=options.seed)
-    result = head | {"rows": [row["row"] for file in files if (row := common.read_row(file))]}
-    common.write_json(options.folder / f"{SUITE.stem()}.json", result)
-    return result
+    return SUITE.store(options, settings, rows=rows)
 
 
 # -- tables ---------------------------------------------------------------------------------------

@@ -258,11 +258,11 @@ def begin(file: Path, head: Row) -> Row:
 
 def measure(options: Options, clock: Callable[[], float] = time.monotonic) -> Row:
     """Run all pieces that the budget allows; OUT/gpu.json is written after each."""
-    file, start = options.folder / f"{SUITE.stem()}.json", clock()
+    file, start = SUITE.file(options), clock()
     options = toy_sizes(options) if options.toy else options
     common_names = ("out", "table", "seed", "budget")
     settings = {k: v for k, v in asdict(options).items() if k not in common_names}
-    head = common.header(SUITE, json.loads(json.dumps(settings)), seed=options.seed)
+    head = SUITE.header(options, json.loads(json.dumps(settings)))
     found = begin(file, head | {"device": device_kind(default_device())})
     for name, piece in pieces(options):
         if name in found["pieces"]:

@@ -185,7 +185,6 @@ def finished(name: SetName, how: Options) -> dict[RowName, Row]:
 
 def measure(how: Options) -> Row:
     """Run the missing rows; write OUT/learn-PROFILE.json and the pictures."""
-    how.folder  # noqa: B018  (raises InputError if there is none)
     for name in how.sets:
         images(name, how)  # reports absent files at once
         finished(name, how)
@@ -198,10 +197,7 @@ def measure(how: Options) -> Row:
     sets = {name: collect(name, how) for name in SETS if finished(name, how)}
     if not sets:
         raise InputError("no row is finished: name one in --rows that a set of --sets has")
-    head = common.header(SUITE, {"profile": how.profile}, seed=how.seed, profile=how.profile)
-    result = head | {"sets": sets}
-    common.write_json(how.folder / f"{SUITE.stem(how.profile)}.json", result)
-    return result
+    return SUITE.store(how, {}, sets=sets)
 
 
 def collect(name: SetName, how: Options) -> Row:
@@ -213,7 +209,7 @@ def collect(name: SetName, how: Options) -> Row:
     }
     truth = x.held[:SHOWN]
     y = measurements(SETS[name].problem, truth, how.seed, TEST)
-    draw_picture(how.folder / f"{SUITE.stem(how.profile)}-{name}.png", truth, y, shown)
+    draw_picture(SUITE.file(how, f"-{name}.png"), truth, y, shown)
     return {
         "settings": settings(name, how),
         "scale": reference_scores(name, x, how.seed),

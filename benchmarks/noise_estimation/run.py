@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import common
 from benchmarks.common import ROOT, CommonOptions, Row, Suite, tabulate
 from unmurk.errors import InputError
 from unmurk.io.images import load_images
@@ -160,7 +159,7 @@ def captures(path: Path) -> tuple[Tensor, tuple[float, float]]:
 
 def measure(options: Options) -> Row:
     """Every estimate over the truth; writes OUT/noise_estimation.json."""
-    folder, gaussian, line = options.folder, [], []
+    gaussian, line = [], []
     clean = image_sets(options)
     for name, x in clean.items():
         for sigma in LEVELS:
@@ -178,10 +177,8 @@ def measure(options: Options) -> Row:
         y, truth = captures(options.fmd)
         text = f"real: gain={truth[0]:.4g},offset={-truth[1] / truth[0]:.4g}"
         line.append({"set": "FMD confocal", "noise": text, "found": line_ratios(y, truth)})
-    result = common.header(SUITE, {"images": COUNT, "seeds": SEEDS}, seed=options.seed)
-    result |= {"gaussian": gaussian, "few": few_images(clean), "line": line}
-    common.write_json(folder / f"{SUITE.stem()}.json", result)
-    return result
+    settings, few = {"images": COUNT, "seeds": SEEDS}, few_images(clean)
+    return SUITE.store(options, settings, gaussian=gaussian, few=few, line=line)
 
 
 def _said(row: Row) -> Row:

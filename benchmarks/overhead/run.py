@@ -84,7 +84,6 @@ def ratios(method: str, prior: Prior, seeds: range) -> dict[str, float | None]:
 
 def measure(options: Options) -> Row:
     """The ratios of all solvers, {solver: {operator: ratio}}; writes OUT/overhead.json."""
-    folder = options.folder
     torch.manual_seed(options.seed)
     prior = Prior.create(NETWORK, SHAPE[1:]).to(common.default_device()).eval()
     seeds = range(options.seed, options.seed + options.repeats)
@@ -94,9 +93,7 @@ def measure(options: Options) -> Row:
         print(method, found[method], file=sys.stderr, flush=True)
     settings = {"repeats": options.repeats, "steps": STEPS, "shape": list(SHAPE)}
     settings |= {"noise": NOISE, "network": NETWORK}
-    result = common.header(SUITE, settings, seed=options.seed) | {"ratios": found}
-    common.write_json(folder / f"{SUITE.stem()}.json", result)
-    return result
+    return SUITE.store(options, settings, ratios=found)
 
 
 def view(result: Row) -> Row:

@@ -182,8 +182,8 @@ def random_crops(observed: Tensor, count: int, side: int, seed: int) -> Tensor:
     for number in range(count):
         which, capture = number % len(observed), number // len(observed) % observed.shape[1]
         spare = (n - side + 1 for n in observed.shape[-2:])
-        top, left, way = (int(torch.randint(n, (), generator=draw)) for n in (*spare, 8))
-        crop = observed[which, capture, top : top + side, left : left + side].rot90(way % 4)
+        upper, left, way = (int(torch.randint(n, (), generator=draw)) for n in (*spare, 8))
+        crop = observed[which, capture, upper : upper + side, left : left + side].rot90(way % 4)
         found.append(crop.T if way > 3 else crop)
     return torch.stack(found)[:, None].contiguous()
 
@@ -406,7 +406,7 @@ def finished(options: Options) -> dict[str, Row]:
 
 def measure(options: Options) -> Row:
     """Run the missing rows; write OUT/real-PROFILE.json and the picture."""
-    done, stem = finished(options), SUITE.stem(options.profile)
+    done = finished(options)
     for name in (name for name in options.rows if name not in done):
         if name in NEEDS and not others.available(NEEDS[name]):
             print(f"{name}: not run, {NEEDS[name]} is not installed", file=sys.stderr)
@@ -418,21 +418,21 @@ def measure(options: Options) -> Row:
         raise InputError("no row is finished: name one in --rows")
     observed, held = split(mean_captures(options))
     shown = {key: value for key, value in settings(options).items() if key != "seed"}
-    head = common.header(SUITE, shown, seed=options.seed, profile=options.profile)
-    result = head | {
-        "commits": {name: row["commit"] for name, row in rows.items()},
-        "noise": next(iter(rows.values()))["noise"],
-        "learnt": len(observed),
-        "held": len(held),
-        "results": {key: x for row in rows.values() for key, x in row["results"].items()},
-    }
-    common.write_json(options.folder / f"{stem}.json", result)
+    result = SUITE.store(
+        options,
+        shown,
+        commits={name: row["commit"] for name, row in rows.items()},
+        noise=next(iter(rows.values()))["noise"],
+        learnt=len(observed),
+        held=len(held),
+        results={key: x for row in rows.values() for key, x in row["results"].items()},
+    )
     images: dict[str, Tensor] = {TRUTH: held}
     for name in rows:
         with np.load(options.folder / "rows" / f"{name}.npz") as file:
             images |= {LABELS[key]: torch.from_numpy(file[key]) for key in file}
     scored = {LABELS[key]: median(result, key) for key in result["results"]}
-    draw_picture(options.folder / f"{stem}.png", images, scored)
+    draw_picture(SUITE.file(options, ".png"), images, scored)
     return result
 
 

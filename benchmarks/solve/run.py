@@ -35,7 +35,7 @@ from benchmarks import common
 from benchmarks.common import Column, CommonOptions, Row, Suite, cells, markdown, tabulate
 from benchmarks.solve.scores import ENOUGH, common_tasks, fidelity, groups, pooled, restored
 from benchmarks.solve.tasks import (
-    LEARNT_AT,
+    LEARNED_AT,
     NONLINEAR,
     PAPER,
     PROFILES,
@@ -97,7 +97,7 @@ def learn_prior(name: SetName, kind: PriorName, options: Options) -> None:
     folder = options.folder / "priors" / f"{name}-{kind}"
     if (folder / "prior").exists():
         return
-    x, problem = images(name, "train"), Problem("identity", LEARNT_AT[name])
+    x, problem = images(name, "train"), Problem("identity", LEARNED_AT[name])
     budget = profile.kimg[name][kind == "flowdiff"]
     settings = Settings(profile.network, budget, profile.batch, seed=options.seed)
     data = x if kind == "clean" else problem.simulate(x, options.seed)
@@ -187,21 +187,17 @@ def score(options: Options) -> Row:
     for row in rows:
         if row["error"] is None:
             row |= fidelity(row["set"], restored(row, folder), row["operator"])
-    profile = options.profile
-    settings = {"profile": profile} | asdict(PROFILES[profile])
-    head = common.header(SUITE, settings, seed=options.seed, profile=profile)
-    result = head | {"rows": rows, "pools": list(pooled(rows, folder))}
-    common.write_json(options.folder / f"{SUITE.stem(profile)}.json", result)
+    settings, pools = asdict(PROFILES[options.profile]), list(pooled(rows, folder))
+    result = SUITE.store(options, settings, rows=rows, pools=pools)
     for name, part in dict.fromkeys((row["set"], part_of(row["operator"])) for row in rows):
         end = "" if part == "linear" else "-nonlinear"
-        path = options.folder / f"{SUITE.stem(profile)}-{name}{end}.png"
+        path = SUITE.file(options, f"-{name}{end}.png")
         draw_picture(path, rows, folder, name, part, options.seed)
     return result
 
 
 def measure(options: Options) -> Row:
     """Run what is missing, unless only the scores are wanted, and score all rows."""
-    options.folder  # noqa: B018  (raises InputError if there is none)
     if not options.score:
         run(options)
     return score(options)
@@ -433,7 +429,7 @@ def draw_picture(
     axes = figure.subplots()
     common.draw_sheet(axes, tiles, columns, list(panels), fontsize=7, rotation=30)
     axes.xaxis.tick_top()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")
 
 
 def main_noise(rows: list[Row]) -> float | None:

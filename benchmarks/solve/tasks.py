@@ -17,7 +17,7 @@ from unmurk.problem import Problem
 from unmurk.solvers import METHODS
 
 __all__ = [
-    "LEARNT_AT",
+    "LEARNED_AT",
     "NONLINEAR",
     "PAPER",
     "PROFILES",
@@ -42,7 +42,7 @@ PriorName = Literal["clean", "flowdiff"]
 PartName = Literal["linear", "nonlinear"]
 ProfileName = Literal["small", "full", "toy"]
 ASSETS = Path(unmurk.__file__).parent / "assets"
-LEARNT_AT = {"digits": 0.3, "nuclei": 0.2}  # noise of the images that flowdiff learns from
+LEARNED_AT = {"digits": 0.3, "nuclei": 0.2}  # noise of the images that flowdiff learns from
 HOLE = {"digits": 10, "nuclei": 24}
 PAPER = "red-diff paper"
 NONLINEAR = {

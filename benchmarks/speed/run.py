@@ -201,7 +201,7 @@ def speed_ratios(found: dict[str, list[float]], base: str) -> dict[str, float]:
 
 def measure(options: Options) -> Row:
     """All ratios, and on a GPU images per second; writes OUT/speed.json."""
-    folder, shape = options.folder, (2048, 1, options.side, options.side)
+    shape = (2048, 1, options.side, options.side)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(options.seed))
     gpu = torch.cuda.is_available()
     rows = []
@@ -224,9 +224,7 @@ def measure(options: Options) -> Row:
                 rows.append(row | {"images_per_second": speed})
                 print(rows[-1], file=sys.stderr, flush=True)
     settings = {"side": options.side, "batch": options.batch, "blocks": options.blocks}
-    result = common.header(SUITE, settings, seed=options.seed) | {"rows": rows}
-    common.write_json(folder / f"{SUITE.stem()}.json", result)
-    return result
+    return SUITE.store(options, settings, rows=rows)
 
 
 def table(rows: list[Row], what: str) -> str:

@@ -100,7 +100,7 @@ def block(party: Trainer, seconds: float) -> float:
 
 def measure(options: Options) -> Row:
     """Speed ratios and peak memory; writes OUT/streaming.json."""
-    out, place = options.folder, options.folder_of_file
+    place = options.folder_of_file
     need, free = options.images * options.side**2, shutil.disk_usage(place).free
     if free < 1.1 * need:
         raise InputError(
@@ -130,10 +130,8 @@ def measure(options: Options) -> Row:
     settings = {"images": options.images, "side": options.side, "network": options.network}
     settings |= {"batch": options.batch, "blocks": options.blocks}
     settings |= {"held": min(HELD, options.images)}
-    result = common.header(SUITE, settings, seed=options.seed)
-    result |= {"ratios": speed_ratios(speeds, "held"), "peak_mib": round(peak)}
-    common.write_json(out / f"{SUITE.stem()}.json", result)
-    return result
+    ratios = speed_ratios(speeds, "held")
+    return SUITE.store(options, settings, ratios=ratios, peak_mib=round(peak))
 
 
 def view(result: Row) -> Row:

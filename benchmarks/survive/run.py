@@ -27,7 +27,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import common
 from benchmarks.common import ROOT, CommonOptions, Row, Suite, tabulate
 from unmurk.errors import InputError
 from unmurk.problem import Problem
@@ -171,14 +170,12 @@ def survive(method: str, folder: Path, kills: int, steps: int, seed: int = 0) ->
 
 def measure(options: Options) -> Row:
     """Test all methods; writes OUT/survive.json."""
-    out, rows = options.folder, []
+    rows = []
     for method in options.methods:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(survive(method, Path(folder), options.kills, options.steps, options.seed))
         print(rows[-1], file=sys.stderr, flush=True)
-    result = common.header(SUITE, {"steps": options.steps}, seed=options.seed) | {"rows": rows}
-    common.write_json(out / f"{SUITE.stem()}.json", result)
-    return result
+    return SUITE.store(options, {"steps": options.steps}, rows=rows)
 
 
 SUITE = Suite("survive", lambda result: {"table": tabulate(result["rows"])})

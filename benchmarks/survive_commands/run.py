@@ -26,7 +26,6 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import common
 from benchmarks.common import ROOT, CommonOptions, Row, Suite, tabulate
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
@@ -154,14 +153,13 @@ def survive(name: str, folder: Path, kills: int, seed: int = 0) -> Row:
 
 def measure(options: Options) -> Row:
     """Test all commands; OUT/survive_commands.json is written after each."""
-    out, rows = options.folder, []
-    head = common.header(SUITE, {"files": FILES, "kills": options.kills}, seed=options.seed)
+    rows: list[Row] = []
     for name in options.commands:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(survive(name, Path(folder), options.kills, options.seed))
         print(rows[-1], file=sys.stderr, flush=True)
-        common.write_json(out / f"{SUITE.stem()}.json", head | {"rows": rows})
-    return head | {"rows": rows}
+        result = SUITE.store(options, {"files": FILES, "kills": options.kills}, rows=rows)
+    return result
 
 
 SUITE = Suite("survive_commands", lambda result: {"table": tabulate(result["rows"])})

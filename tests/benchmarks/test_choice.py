@@ -8,20 +8,18 @@ from tests.benchmarks.test_learn import data  # noqa: F401, a fixture
 from unmurk.errors import InputError
 
 
-def check(share, evidence, gap, residual, posterior, denoiser, swd):
-    held = {"elbo'": -evidence, "measurement_swd'": gap}
+def check(share, elbo, distance, chi2, posterior, denoiser, swd):
+    held = {"elbo'": -elbo, "measurement_swd'": distance}
     oracle = {"posterior": posterior, "denoiser": denoiser, "swd": swd}
     return (
-        {"share": share, "elbo": evidence, "measurement_swd": gap, "chi2": residual}
-        | held
-        | oracle
+        {"share": share, "elbo": elbo, "measurement_swd": distance, "chi2": chi2} | held | oracle
     )
 
 
 CHECKS = [
-    check(0.5, evidence=1.0, gap=0.1, residual=0.2, posterior=20.0, denoiser=25.0, swd=3.0),
-    check(0.8, evidence=3.0, gap=0.2, residual=1.2, posterior=24.0, denoiser=24.0, swd=2.0),
-    check(1.0, evidence=2.0, gap=0.3, residual=0.9, posterior=23.0, denoiser=23.5, swd=2.5),
+    check(0.5, elbo=1.0, distance=0.1, chi2=0.2, posterior=20.0, denoiser=25.0, swd=3.0),
+    check(0.8, elbo=3.0, distance=0.2, chi2=1.2, posterior=24.0, denoiser=24.0, swd=2.0),
+    check(1.0, elbo=2.0, distance=0.3, chi2=0.9, posterior=23.0, denoiser=23.5, swd=2.5),
 ]
 
 

@@ -46,7 +46,7 @@ def test_every_suite_has_a_template_and_published_suites_a_page(name):
 def test_results_have_a_full_header(file):
     result = json.loads(file.read_text())
     assert list(result)[: len(header({}))] == list(header({}))
-    made = common.header(suite(result["suite"]), {})
+    made = suite(result["suite"]).header(common.CommonOptions(), {})
     assert list(made) == list(header({})) and result["command"].startswith(made["command"][:20])
     assert file.stem.startswith(result["suite"]) and len(result["commit"]) >= 40
     assert result["hardware"].keys() == made["hardware"].keys()

@@ -92,9 +92,9 @@ def test_noise_and_masks_depend_on_the_seed_and_the_image_number_only():
     assert torch.equal(y[1001:], sets.measure(problem, x[:2], 5, 1021))
     assert not torch.equal(y, sets.measure(problem, x, 6, 20))
     masked = sets.measure(sets.SETS["dogs-masks"].problem, torch.ones(30, 3, 32, 32), 0, 0)
-    kept = masked != 0
-    assert abs(kept.float().mean().item() - 0.4) < 0.02
-    assert not torch.equal(kept[0], kept[1])  # a mask for each image
+    unmasked = masked != 0
+    assert abs(unmasked.float().mean().item() - 0.4) < 0.02
+    assert not torch.equal(unmasked[0], unmasked[1])  # a mask for each image
 
 
 # ------------------------------------------------------------------ rows
@@ -121,25 +121,25 @@ def test_only_the_ceiling_sees_clean_images(name, data, monkeypatch, tmp_path):
     for row in profiles.ROWS:
         if profiles.absent_reason(row, name):
             continue
-        seen = {}
+        given = {}
 
-        def learn(data, problem, method, *, to=seen, **options):
+        def learn(data, problem, method, *, to=given, **options):
             to.update(options, data=data, method=method, problem=problem)
 
         monkeypatch.setattr(benchmark, "learn", learn)
         benchmark.train(name, row, images, how, tmp_path)
-        assert torch.equal(seen["data"], images.train if row == "clean" else y)
-        assert seen["problem"] == sets.SETS[name].problem
+        assert torch.equal(given["data"], images.train if row == "clean" else y)
+        assert given["problem"] == sets.SETS[name].problem
         known = {"elbo": "flowdiff", "mean": "flowdiff", "diffem": "em"}
-        assert seen["method"] == known.get(row, row)
-        assert seen.get("e_step") == ("conditional" if row == "diffem" else None)
-        assert seen.get("objective", "default") == ("elbo" if row == "elbo" else "default")
-        assert (seen["settings"].kimg, seen["settings"].seed) == (0.064, 3)
+        assert given["method"] == known.get(row, row)
+        assert given.get("e_step") == ("conditional" if row == "diffem" else None)
+        assert given.get("objective", "default") == ("elbo" if row == "elbo" else "default")
+        assert (given["settings"].kimg, given["settings"].seed) == (0.064, 3)
         bare = replace(TOY.recipe, e_step=1.0, flow=1.0, ambient_target="none")
-        assert seen.get("recipe") == {"mean": bare, "flowdiff": TOY.recipe}.get(row)
+        assert given.get("recipe") == {"mean": bare, "flowdiff": TOY.recipe}.get(row)
         rounds = {"em": TOY.rounds, "diffem": replace(TOY.rounds, steps=1)}
-        assert seen.get("rounds") == rounds.get(row)
-        assert ("solver" in seen) == (row == "em" and name.startswith("dogs"))
+        assert given.get("rounds") == rounds.get(row)
+        assert ("solver" in given) == (row == "em" and name.startswith("dogs"))
 
 
 # ------------------------------------------------------------------ scores
@@ -216,21 +216,21 @@ def test_the_scale_of_the_scores_and_the_kernel_distance_in_other_words(data):
 def test_the_other_problems_are_solved_with_the_prior_given(monkeypatch):
     """A solver that returns 0.6 for images of 0.5 scores 20 dB on each."""
     images = sets.Images(*[torch.full((3, 3, 32, 32), 0.5)] * 4)
-    prior, seen = nn.Module(), []
+    prior, given = nn.Module(), []
     prior.log_levels = torch.zeros(1)
 
     def solve(y, problem, prior, method, seed, steps):
-        seen.append((problem.operator.spec, problem.sigma, method, len(y), steps))
+        given.append((problem.operator.spec, problem.sigma, method, len(y), steps))
         return type("Result", (), {"mean": torch.full_like(y, 0.6)})
 
     monkeypatch.setattr(scores, "solve", solve)
     found = scores.downstream_psnr(prior, "dogs-blur", images, scores.Scoring(3, 2, 50, False, 0))
     assert all(abs(value - 20) < 1e-4 for value in found.values())
     assert [*found] == ["denoise", "deblur", "inpaint", "denoise + deblur"]
-    assert [(sigma, *rest) for _, sigma, *rest in seen] == [
+    assert [(sigma, *rest) for _, sigma, *rest in given] == [
         (sigma, "red-diff", 2, 50) for sigma in (0.2, 0.05, 0.05, 0.2)
     ]
-    assert "size=10" in seen[2][0]
+    assert "size=10" in given[2][0]
 
 
 # ------------------------------------------------------------------ runs

@@ -107,8 +107,8 @@ def test_blind_spots_learn_to_take_noise_away():
 
 
 def test_crops_are_parts_of_single_captures_turned_or_mirrored():
-    seen = torch.arange(2 * 3 * 16 * 16.0).reshape(2, 3, 16, 16)
-    found = benchmark.random_crops(seen, 24, 8, 0)
+    captures = torch.arange(2 * 3 * 16 * 16.0).reshape(2, 3, 16, 16)
+    found = benchmark.random_crops(captures, 24, 8, 0)
     assert found.shape == (24, 1, 8, 8)
     assert {int(crop.min()) // 256 for crop in found} == set(range(6))
     ways = set()
@@ -145,10 +145,10 @@ def test_scores_by_an_independent_formula():
 
 
 def test_a_filters_strength_is_the_best_on_fields_to_learn_from():
-    seen, truth = torch.rand(3, 2, 8, 8), torch.rand(3, 1, 8, 8)
-    seen[:2, 0] = 2 * truth[:2, 0]  # of the fields it is chosen on, halving is right
+    captures, truth = torch.rand(3, 2, 8, 8), torch.rand(3, 1, 8, 8)
+    captures[:2, 0] = 2 * truth[:2, 0]  # of the fields it is chosen on, halving is right
     profile = benchmark.PROFILES["toy"]
-    task = benchmark.Task(seen, seen[:, :1], PoissonGaussian(0.1), profile, 0, None)
+    task = benchmark.Task(captures, captures[:, :1], PoissonGaussian(0.1), profile, 0, None)
     halving = benchmark.Filter((0.25, 0.5, 1.0), lambda task, y, strength: strength * y)
     task = benchmark.replace(task, profile=benchmark.replace(profile, tuned=2))
     assert benchmark.choose(halving, task, truth) == 0.5
