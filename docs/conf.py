@@ -60,6 +60,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+default_role = "code"
 python_use_unqualified_type_names = True
 toc_object_entries = False
 

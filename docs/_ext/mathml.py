@@ -54,7 +54,7 @@ def visit_block(writer: Any, node: nodes.math_block) -> None:
     numbers = TAG.findall(latex)
     body = translate(TAG.sub("", latex), node, block=True)
     anchor = "".join(f' id="eq-{number}"' for number in numbers[:1])
-    number = f'<span class="eqno">({numbers[0]})</span>' if numbers else ""
+    number = f'<span class="equation-number">({numbers[0]})</span>' if numbers else ""
     writer.body.append(
         f'<div class="math"{anchor}><div class="equation">{body}</div>{number}</div>'
     )

@@ -24,7 +24,7 @@ TASKS = {
     "a hole": ("inpaint:box,size=20", 0.05),
     "a blur": ("blur:gaussian,sigma=2", 0.05),
 }
-SHOWN = (5, 8)  # of the held-out nuclei
+SHOWN = (7, 20)  # of the held-out nuclei
 LINES = ("measured", "restored", "truth")
 
 
