@@ -21,20 +21,7 @@ MODULES = {
 }
 
 
-LEFT = {
-    "circles": {
-        *("operators.base", "operators.linalg"),
-        *("evaluation.gibbs", "evaluation.scale_mixture"),
-    },
-    "words": {
-        *("noise: top", "noise_estimation: top", "operators.quantise: top", "tiling: top"),
-        *("operators.strokes: gap", "training.flowdiff: polish", "training.flowdiff: anchor"),
-    },
-    "docstrings": {
-        *("flows.posterior: inverse", "training.ambientflow: log_prob"),
-        "training.trainer: state_file",
-    },
-}
+LEFT: dict[str, set[str]] = {"circles": set(), "words": set(), "docstrings": set()}
 """What is still to be done: a fault that is found and stands here is no failure."""
 
 
@@ -158,7 +145,10 @@ LAYERS = [
     ["whitening", "missing", "checks", "gaussian"],
     ["diffusion"],
     ["flows"],
-    [f"evaluation.{name}" for name in ("features", "metrics", "kid", "exact")],
+    [
+        f"evaluation.{name}"
+        for name in ("features", "distances", "metrics", "exact_gaussian", "exact")
+    ],
     [f"evaluation.{name}" for name in ("gibbs", "scale_mixture")],
     [f"io.{name}" for name in ("source", "torch_data", "datasets", "gaps")],
     ["solvers"],
@@ -236,6 +226,7 @@ WORDS = """
 ALLOWED = {
     "rows": "rows of a table, of pixels or of a matrix",
     "operators.masks: top": "the upper edge of a box",
+    "tiling: top": "the upper edge of a tile",
 }
 """Identifiers, or "module: identifier", that stand for something else."""
 

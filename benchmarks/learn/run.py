@@ -5,7 +5,7 @@
     dogs-masks    CIFAR-10 dogs, y = 40 % of the pixels of x, different in each image, + 0.02 n
     nuclei        DSB 2018,      y = x + 0.2 n
 
-The rows are the methods of unmurk (docs/learning.md) that can treat the problem, and
+The rows are the methods of unmurk (docs/guide/learners.md) that can treat the problem, and
 
     noisy     y (or :math:`A^+ y`) is treated as if it were clean: the floor
     elbo      the objective of FlowDiff alone (arXiv 2407.11162); digits

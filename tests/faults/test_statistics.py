@@ -359,7 +359,7 @@ def test_its_minimiser_is_the_one_on_the_page():
     eye = torch.eye(64).view(64, 1, 8, 8)
     a = Problem("sr:average,factor=2").operator.A(eye).flatten(1).T.double()
     model = Wiener((1, 8, 8))
-    inverse = model.out(model.into(eye) / model.power).flatten(1).double()
+    inverse = model.to_images(model.to_coefficients(eye) / model.power).flatten(1).double()
     e = torch.randn(64, generator=generator(0), dtype=torch.float64)
     d = torch.linalg.solve(a.T @ a + sigma**2 * inverse, a.T @ a @ e)
     correction = d.float().view(1, 1, 8, 8).requires_grad_()

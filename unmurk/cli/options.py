@@ -89,7 +89,7 @@ MaybeRange = Annotated[
     arg(
         metavar="BLACK WHITE",
         help="Numbers of black and white in the files, such as 0 4095 for a 12-bit camera; "
-        "unset: those of the run, or those of the number type (docs/data_and_files.md).",
+        "unset: those of the run, or those of the number type (docs/guide/files.md).",
     ),
 ]
 NanOption = Annotated[

@@ -97,7 +97,7 @@ def straight_through(value: Tensor, like: Tensor) -> Tensor:
 
 
 def nearest_level(
-    z: Tensor, y: Tensor, gamma: Tensor, inside: float, top: float | None = None
+    z: Tensor, y: Tensor, gamma: Tensor, inside: float, highest: float | None = None
 ) -> Tensor:
     r"""Compute the prox of rounding, value by value.
 
@@ -108,7 +108,7 @@ def nearest_level(
         y: The measured values of round(x), shape of z.
         gamma: Weight of the measurement, >= 0.
         inside: Distance that x keeps from the edges of a level.
-        top: Highest level, if values above it and below 0 are clipped; None has no ends.
+        highest: Highest level, if values above it and below 0 are clipped; None has no ends.
 
     >>> import torch
     >>> from unmurk.operators.pixelwise import nearest_level
@@ -119,11 +119,11 @@ def nearest_level(
     best = y + (z - y - reach) / (1 + gamma)
     levels = torch.stack([best.floor(), best.ceil()])
     low, high = levels - (0.5 - inside), levels + (0.5 - inside)
-    if top is not None:
-        ends = torch.stack([torch.zeros_like(z), torch.full_like(z, top)])
-        levels = torch.cat([levels.clamp(0, top), ends])
+    if highest is not None:
+        ends = torch.stack([torch.zeros_like(z), torch.full_like(z, highest)])
+        levels = torch.cat([levels.clamp(0, highest), ends])
         low = torch.where(levels == 0, -torch.inf, levels - (0.5 - inside))
-        high = torch.where(levels == top, torch.inf, levels + (0.5 - inside))
+        high = torch.where(levels == highest, torch.inf, levels + (0.5 - inside))
     moved = z.maximum(low).minimum(high)
     cost = gamma * (levels - y).square() + (moved - z).square()
     return moved.gather(0, cost.argmin(0, keepdim=True))[0]
@@ -150,7 +150,7 @@ class Quantize(NonlinearOperator):
 
     def __init__(self, bits: int = 2) -> None:
         self._take_options(bits=bits)
-        self._top = 2**self.bits - 1
+        self._highest = 2**self.bits - 1
 
     @property
     def proximal(self) -> bool:
@@ -158,7 +158,10 @@ class Quantize(NonlinearOperator):
         return True
 
     def _A(self, x: Tensor) -> Tensor:
-        return straight_through((self._top * x.clamp(0, 1)).round() / self._top, x)
+        return straight_through((self._highest * x.clamp(0, 1)).round() / self._highest, x)
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        return nearest_level(self._top * z, self._top * y, gamma, INSIDE, self._top) / self._top
+        return (
+            nearest_level(self._highest * z, self._highest * y, gamma, INSIDE, self._highest)
+            / self._highest
+        )

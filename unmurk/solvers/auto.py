@@ -4,12 +4,12 @@ The rule, and the measurement behind each line:
 
 ============================  ===================================================================
 one image, linear A           red-diff with budget / 2 levels: the highest PSNR with a hundred
-                              evaluations (docs/benchmark_solve.md)
+                              evaluations (docs/results/solve.md)
 one image, another A          the same: 0.3 to 0.5 dB above dps (hdr, nonlinear blur) at a tenth of
                               its evaluations; 0.4 dB below it for jpeg
 several images, linear A      a posterior sampler if the budget suffices for one (snips, from 310
                               evaluations on), else red-diff's preset "spread"
-                              (docs/certification.md)
+                              (docs/results/certification.md)
 several images, another A     daps with as many levels as evaluations
 one image, an ambiguous A     ddiff, two runs (phase retrieval): median 30 dB, red-diff 26; on
                               other digits 34 and 24 dB; more runs show no gain

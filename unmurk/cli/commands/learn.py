@@ -46,7 +46,7 @@ class Learn(Command):
     prior refitted to its own posterior samples, round after round; ambient: Ambient Diffusion, for
     masks or for noise alone; sure: SURE-Score; ambientflow: a flow as the prior; noisy: a prior of
     the images as they are (lower bound); clean: a prior of clean images (upper bound). See
-    docs/learning.md."""
+    docs/guide/learners.md."""
     solver: Text = "diffpir"
     """Solver that draws the images of flowdiff and em during training, in 16 steps, if the
     operator is not identity."""

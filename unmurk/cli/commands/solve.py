@@ -51,7 +51,7 @@ class Solve(Command):
     noise: Text
     """Standard deviation of the noise in the measurements, in units where the image range is 1; or
     poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto:
-    estimated from DATA (docs/data_and_files.md)."""
+    estimated from DATA (docs/guide/files.md)."""
     out: Path
     """Folder for the restored images (the mean of several samples)."""
     method: Text = "red-diff"
@@ -69,7 +69,7 @@ class Solve(Command):
     option: Options = ()
     """Other options of the solver; an unknown key lists the options."""
     init: Literal["pinv", "posterior"] = "pinv"
-    """Starting point. pinv: the solver's own (docs/solvers.md); posterior: a sample of the run's
+    """Starting point. pinv: the solver's own (docs/guide/solvers.md); posterior: a sample of the run's
     posterior."""
     tile: MaybeTile = None
     batch: Batch = None
