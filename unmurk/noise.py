@@ -146,8 +146,8 @@ class PoissonGaussian:
     gain: float
     """Value of one count in units of the image range [0, 1], a number from 1e-12 to 10."""
     sigma: float = 0.0
-    """Standard deviation of the additional Gaussian noise in the same units, 0 or a number from 1e-06 to
-    10; 0 means none."""
+    """Standard deviation of the additional Gaussian noise in the same units, 0 or a number from
+    1e-06 to 10; 0 means none."""
     offset: float = 0.0
     """Value o of black, where no light falls, in the same units, a number from 0 to 10."""
 

@@ -166,7 +166,8 @@ class PerImageGenerator:
         return len(self.generators)
 
     def _stack(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
-        return torch.stack([draw(shape, generator=g, device=g.device) for g in self.generators])
+        draws = [draw(shape, generator=g, device=g.device) for g in self.generators]
+        return draws[0][None] if len(draws) == 1 else torch.stack(draws)
 
     def randn(self, *shape: int) -> Tensor:
         """Draw standard normal numbers (B, ...), with `shape` for each image."""

@@ -180,7 +180,9 @@ def process(
         for group in groups():
             if not any(page.job.out in wanted for page in group):
                 continue
-            y = torch.stack([page.image for page in group])
+            y = group[0].image[None]  # one page may be most of the memory: it is not copied
+            if len(group) > 1:
+                y = torch.stack([page.image for page in group])
             found = engine(y, [page.job.number + page.place for page in group])
             parts = {name: value.cpu() for name, value in found.items()}
             del y, found

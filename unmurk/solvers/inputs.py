@@ -109,6 +109,8 @@ class Inputs:
         """Return measurements, problem and starting images of some entries of the batch."""
         images = self._images(entries)
         init = None if self.init is None else self.init[list(entries)]
+        if images == list(range(len(self.y))):  # no copy of what may be one very large image
+            return self.y, self.problem, init
         return self.y[images], self.problem.index_select(images), init
 
     def generator(self, entries: Sequence[int], restart: int = 0) -> PerImageGenerator:

@@ -162,6 +162,8 @@ class RedDiff(ProximalSolver):
             memory.estimate = PosteriorMean(
                 *(ahead, state.y, state.problem, state.sigma, e, memory.labels)
             )
+            memory.mu = memory.before = None  # one image may be most of the memory
+            del ahead, e
         x, state.denoised = memory.estimate.add(state.denoise, k, memory.signs)
         state.x = state.x_t = x
 

@@ -128,13 +128,16 @@ class PosteriorMean:
             The mean over all labels so far and the estimate h of this one, both (B, C, H, W).
         """
         v, label = self.v, self.labels[k]
-        estimates = torch.stack([denoise(v + sign * self.b, label * self.sigma) for sign in signs])
-        self.found.append(estimates.mean(0))
+        estimates = [denoise(v + sign * self.b, label * self.sigma) for sign in signs]
+        self.found.append(sum(estimates[1:], estimates[0]) / len(estimates))
         logit = torch.full_like(self.full, math.log(BELIEF[k]), dtype=v.dtype)
         if len(self.labels) > 1:
-            logit = logit - risk(v, estimates.clamp(0, 1), self.b, self.sigma) / TEMPERATURE
+            pair = torch.stack(estimates).clamp(0, 1)
+            logit = logit - risk(v, pair, self.b, self.sigma) / TEMPERATURE
         self.logits.append(logit if k == 0 else torch.where(self.full, logit, -torch.inf))
         weights = torch.stack(self.logits).softmax(0)
+        if k == 0:  # its weight is 1
+            return self.found[0], self.found[0]
         parts = [per_image(w, v) * h for w, h in zip(weights, self.found, strict=True)]
         return torch.stack(parts).sum(0), self.found[k]
 

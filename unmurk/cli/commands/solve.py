@@ -69,8 +69,8 @@ class Solve(Command):
     option: Options = ()
     """Other options of the solver; an unknown key lists the options."""
     init: Literal["pinv", "posterior"] = "pinv"
-    """Starting point. pinv: the solver's own (docs/guide/solvers.md); posterior: a sample of the run's
-    posterior."""
+    """Starting point. pinv: the solver's own (docs/guide/solvers.md); posterior: a sample of
+    the run's posterior."""
     tile: MaybeTile = None
     batch: Batch = None
     range: MaybeRange = None
