@@ -44,9 +44,6 @@ BUDGETS = [
 ]
 
 
-MOVING = (DOCS / "benchmark_learn.md").exists()  # the results still have their former places
-
-
 def name(page):
     return str(page.relative_to(ROOT))
 
@@ -129,12 +126,9 @@ def test_links_lead_somewhere(page):
         target = link.split("#")[0]
         if not target or re.match(r"[a-z]+:", target):
             continue
-        if MOVING and ("results/" in target or target.startswith("docs/")):
-            continue
         assert (page.parent / target).exists(), link
 
 
-@pytest.mark.skipif(MOVING, reason="the pages are being moved")
 def test_pages_that_the_code_names_exist():
     for path in (ROOT / "unmurk").rglob("*"):
         if path.suffix in {".py", ".jinja", ".md"}:

@@ -148,7 +148,9 @@ def test_memory_that_runs_out_is_said_so(tmp_path, monkeypatch, error):
     problem = Problem("identity", 0.1)
     y = problem.simulate(images())
     where = "out of memory of the GPU" if error is FULL[0] else "out of memory"
-    with pytest.raises(InputError, match=f"{where} with method ddnm on batches of 5 rows.*1x8x8"):
+    with pytest.raises(
+        InputError, match=f"{where} with method ddnm on batches of 5 samples.*1x8x8"
+    ):
         solve(y, problem, failing(error), "ddnm", batch=5)
     prior = Prior.create("tiny", (1, SIDE, SIDE))
     monkeypatch.setattr(prior.unet, "forward", failing(error))

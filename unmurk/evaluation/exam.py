@@ -11,7 +11,7 @@ and sums over the measurements,
         \qquad P = P_{\mathrm{row}} \text{ or } I - P_{\mathrm{row}} \\
     \text{coverage} &= \Pr(q_l < x < q_u) \text{ for exact posterior draws x, per pixel} \\
     \text{SWD} &= \mathbb E_w \int_0^1 |F_w^{-1}(q) - G_w^{-1}(q)|\, dq
-        \Big/ \sqrt{\textstyle\sum \operatorname{tr} C / (B d)}.
+        /\, \sqrt{\textstyle\sum \operatorname{tr} C / (B d)}.
 
 :math:`P_{\mathrm{row}}` projects on the row space of A, the directions that y measures: those that
 A passes with more than 1e-3 of its largest singular value. :math:`I - P_{\mathrm{row}}` projects
@@ -26,7 +26,7 @@ a second set of exact samples in place of the solver's.
 **Standard errors.** For Gaussian samples :math:`\lVert x - m\rVert^2` has the variance
 :math:`2 \operatorname{tr} C^2`. With
 
-.. math:: \nu = \Bigl(\sum \operatorname{tr} C\Bigr)^2 \Big/ \sum \operatorname{tr} C^2,
+.. math:: \nu = \Bigl(\sum \operatorname{tr} C\Bigr)^2 /\, \sum \operatorname{tr} C^2,
 
 B times the number of directions that share the variance, the standard errors are
 
@@ -34,7 +34,7 @@ B times the number of directions that share the variance, the standard errors ar
     \text{spread}: &\quad 1 / \sqrt{2 (S - 1) \nu} \quad
         \text{(relative, with } C \to P C P \text{ in } \nu) \\
     \text{mean_error}^2: &\quad
-        \sqrt{2 / (S (S - 1)) + 4\, \text{mean_error}^2 / S} \,\Big/ \sqrt\nu \\
+        \sqrt{2 / (S (S - 1)) + 4\, \text{mean_error}^2 / S} \,/\, \sqrt\nu \\
     \text{coverage}: &\quad \text{about } \sqrt{2 \cdot 0.9 \cdot 0.1 / (S \nu)} \quad
         \text{(S draws for q, S for x)}.
 
@@ -48,7 +48,7 @@ squared standard error of m over :math:`\operatorname{tr} C`, from the scatter o
 e is subtracted from :math:`\text{mean_error}^2`, whose standard error becomes
 
 .. math:: \sqrt{2 / (S (S - 1)) + 4 e / S + 2 e^2
-    + 4\, \text{mean_error}^2 (1 / S + e)} \,\Big/ \sqrt\nu.
+    + 4\, \text{mean_error}^2 (1 / S + e)} \,/\, \sqrt\nu.
 
 The reference's own error of a spread is added in quadrature to that of the samples.
 

@@ -271,7 +271,7 @@ class Solver:
     Subclasses define `step`, and `schedule` or `start` where they differ. Options are fields with
     bounds, such as `steps: Steps = 100`, which are checked when a solver is made.
 
-    Class attributes:
+    Attributes:
         name: What `solve(method=...)` calls the solver; the name of the class unless given.
         claims: "posterior" (samples follow p(x | y)), "point" (an estimate, the same in every
             sample up to noise) or "heuristic" (samples of no known distribution). It is

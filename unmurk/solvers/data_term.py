@@ -224,13 +224,14 @@ class Adam:
 
 
 def lbfgs(u: Tensor, gradient: Gradient, lr: float, iterations: int) -> Tensor:
-    """Take steps of L-BFGS from u, image by image, with an empty memory at the start.
+    r"""Take steps of L-BFGS from u, image by image, with an empty memory at the start.
 
     Args:
         u: Starting point (B, ...).
         gradient: Gradient of one loss for each image, at points shaped like u.
         lr: Step length in units of the quasi-Newton step. The first step, which knows no
-            curvature, is lr min(1, 1 / |g|_1) g, as in torch.optim.LBFGS without line search.
+            curvature, is :math:`\min(1, 1 / \lVert g \rVert_1)\, g` times lr, as in
+            torch.optim.LBFGS without line search.
         iterations: Number of steps, each of one gradient.
 
     Returns:

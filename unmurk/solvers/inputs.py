@@ -67,11 +67,11 @@ class SharedChannelGenerator:
         return getattr(self.given, name)
 
     def randn(self, *shape: int) -> Tensor:
-        """Draw standard normal numbers, shape (B, *shape)."""
+        """Draw standard normal numbers, with `shape` for each image."""
         return self._share(self.given.randn(*shape))
 
     def rand(self, *shape: int) -> Tensor:
-        """Draw numbers uniform on [0, 1), shape (B, *shape)."""
+        """Draw numbers uniform on [0, 1), with `shape` for each image."""
         return self._share(self.given.rand(*shape))
 
     def _share(self, draws: Tensor) -> Tensor:
