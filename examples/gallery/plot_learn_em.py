@@ -31,7 +31,10 @@ digits = Path(unmurk.__file__).parent / "assets" / "digits"
 clean = unmurk.load_images(digits / "train.idx3-ubyte.gz", limit=2000).images
 problem = unmurk.Problem("identity", noise=0.3)
 y = problem.simulate(clean, seed=0)
-prior, posterior = unmurk.learn(y, problem, method="em", out="runs/gallery-em", kimg=5, quiet=True)
+rounds = unmurk.training.Rounds(rounds=3, images=512)
+prior, posterior = unmurk.learn(
+    y, problem, method="em", out="runs/gallery-em", rounds=rounds, kimg=5, quiet=True
+)
 
 # %%
 # Held-out digits, restored in one pass, and new ones drawn from the prior. The run is short; the
