@@ -56,4 +56,4 @@ fuzz: setup
 	@$(BIN)/python -m tests.fuzz
 
 clean:
-	rm -rf $(VENV) .venv-lowest build dist demo docs/_build docs/gallery docs/api/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-lowest build dist demo docs/_build docs/gallery docs/api/generated docs/tutorials/runs examples/gallery/runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -142,14 +142,14 @@ def _grid(sigma: float, scales: tuple[float, ...], nu: int) -> Tensor:
     return torch.stack(tables)
 
 
-def _quintic(left: Tensor, right: Tensor, at: Tensor) -> Tensor:
+def _quintic(left: Tensor, right: Tensor, u: Tensor) -> Tensor:
     """Evaluate the quintic with value, slope and curvature `left` at 0 and `right` at 1."""
     f, g, h = left.unbind(-1)
     rise, g1, h1 = right[..., 0] - f - g - h / 2, right[..., 1] - g - h, right[..., 2] - h
     c3 = 10 * rise - 4 * g1 + h1 / 2
     c4 = -15 * rise + 7 * g1 - h1
     c5 = 6 * rise - 3 * g1 + h1 / 2
-    return f + at * (g + at * (h / 2 + at * (c3 + at * (c4 + at * c5))))
+    return f + u * (g + u * (h / 2 + u * (c3 + u * (c4 + u * c5))))
 
 
 def _far(z: Tensor, sigma: float, scale: Tensor, nu: int) -> Tensor:

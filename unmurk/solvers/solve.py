@@ -269,7 +269,7 @@ def _best(runs: list[_Run]) -> tuple[Tensor, list[list[dict[str, Any]]]]:
     for number, run in enumerate(runs):
         own = chosen == number
         if bool(own.any()):
-            traces.append([at | {"chi2": at["chi2"][own]} for at in run.trace])
+            traces.append([entry | {"chi2": entry["chi2"][own]} for entry in run.trace])
     return images[chosen, torch.arange(len(chosen), device=chosen.device)], traces
 
 

@@ -147,7 +147,7 @@ def _idx(path: Path, stream: Any, length: int | None) -> np.ndarray:
     if len(head) < 4 or head[:3] != b"\0\0\x08" or not 1 <= head[3] <= 4:
         raise InputError(f"{path} is not an idx file of bytes")
     sides = stream.read(4 * head[3])
-    shape = [int.from_bytes(sides[at : at + 4], "big") for at in range(0, len(sides), 4)]
+    shape = [int.from_bytes(sides[start : start + 4], "big") for start in range(0, len(sides), 4)]
     size = math.prod(shape)
     full = len(shape) == head[3]
     if full and length is None:

@@ -56,15 +56,15 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 def _chunks(file: Path, data: bytes) -> list[tuple[bytes, bytes]]:
     """Return the names and contents of all chunks up to the end of the image."""
-    chunks, at = [], len(SIGNATURE)
-    while at + 12 <= len(data):
-        (length,) = struct.unpack(">I", data[at : at + 4])
-        name, content = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
-        check = data[at + 8 + length : at + 12 + length]
+    chunks, start = [], len(SIGNATURE)
+    while start + 12 <= len(data):
+        (length,) = struct.unpack(">I", data[start : start + 4])
+        name, content = data[start + 4 : start + 8], data[start + 8 : start + 8 + length]
+        check = data[start + 8 + length : start + 12 + length]
         if name in NEEDED and struct.pack(">I", zlib.crc32(name + content)) != check:
             raise InputError(f"cannot read {file}: it is damaged or cut short")
         chunks.append((name, content))
-        at += 12 + length
+        start += 12 + length
         if name == b"IEND":
             break
     return chunks
