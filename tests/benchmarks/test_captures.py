@@ -1,15 +1,15 @@
-"""The benchmark on real captures: its transform and blind spots, its protocol, its page."""
+"""The benchmark on folders of captures: its transform and blind spots, its protocol, its page."""
 
 import json
 import math
-import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.real import methods
-from benchmarks.real import run as benchmark
+from benchmarks.captures import methods, sets
+from benchmarks.captures import run as benchmark
 from tests.benchmarks.test_common import header
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr
@@ -96,7 +96,7 @@ def test_blind_spots_learn_to_take_noise_away():
     assert method.learn(how) > 0
     found = method.restore(y[32:])
     assert float(psnr(found, ramp[32:]).mean()) > float(psnr(y[32:], ramp[32:]).mean()) + 1
-    few = benchmark.replace(how, kimg=0.016)
+    few = replace(how, kimg=0.016)
     again = [methods.BlindSpot(y[:32], "tiny", 0) for _ in range(2)]
     for method in again:
         method.learn(few)
@@ -106,33 +106,42 @@ def test_blind_spots_learn_to_take_noise_away():
 # -- the protocol ---------------------------------------------------------------------------------
 
 
-def test_crops_are_parts_of_single_captures_turned_or_mirrored():
-    captures = torch.arange(2 * 3 * 16 * 16.0).reshape(2, 3, 16, 16)
-    found = benchmark.random_crops(captures, 24, 8, 0)
-    assert found.shape == (24, 1, 8, 8)
-    assert {int(crop.min()) // 256 for crop in found} == set(range(6))
-    ways = set()
-    for crop in found[:, 0]:
-        values = crop.sort().values
-        steps = (float(crop[0, 1] - crop[0, 0]), float(crop[1, 0] - crop[0, 0]))
-        ways.add(steps)
-        assert {abs(s) for s in steps} == {1.0, 16.0}
-        assert float(values.max() - values.min()) == 7 * 16 + 7
-    assert len(ways) == 8
+def test_crops_are_parts_of_single_captures_rotated_or_mirrored():
+    side = benchmark.SIDE
+    captures = [torch.arange(3 * 80 * 96.0).reshape(3, 80, 96), torch.zeros(3, 70, 64) - 1]
+    found = benchmark.random_crops(captures, 48, 0)
+    assert found.shape == (48, 1, side, side)
+    assert (found[1::2] == -1).all()
+    steps = set()
+    for crop in found[::2, 0]:
+        steps.add((float(crop[0, 1] - crop[0, 0]), float(crop[1, 0] - crop[0, 0])))
+        assert float(crop.max() - crop.min()) == (side - 1) * 97
+    assert len(steps) == 8 and {abs(s) for pair in steps for s in pair} == {1.0, 96.0}
+    assert {int(crop.min()) // (80 * 96) for crop in found[::2]} == {0, 1, 2}
 
 
-def test_every_fourth_field_is_held_out_and_averages_reach_no_learner():
-    learn, held = benchmark.split(torch.arange(16))
-    assert held.tolist() == [3, 7, 11, 15] and len(learn) == 12
-    given = benchmark.Task.__dataclass_fields__
-    assert set(given) == {"observed", "y", "noise", "profile", "seed", "run"}
+def test_the_folds_hold_out_every_field_once():
+    held = []
+    for fold in range(sets.FOLDS):
+        split = sets.load("toy", None, fold)
+        assert len(split.observed) == len(split.means) == 6
+        assert len(split.held) == len(split.truth) == 2
+        held += [float(x.sum()) for x in split.truth]
+        for y, x in zip(split.held, split.truth, strict=True):
+            assert y.shape == (sets.CAPTURES, *x.shape)
+            noise = (y - x).double()
+            expected = (0.01 * x.double() + 0.02**2).mean().sqrt()
+            assert float(noise.std()) == pytest.approx(float(expected), rel=0.03)
+            assert float((noise[0] * noise[1]).mean()) == pytest.approx(0, abs=1e-3)
+    assert sorted(held) == sorted(float(x.sum()) for x in sets._smooth())
+    assert len(set(held)) == 8
 
 
 def test_scores_by_an_independent_formula():
     rng = np.random.default_rng(0)
-    truth = rng.random((2, 1, 16, 16)).astype(np.float32)
+    truth = rng.random((2, 16, 16)).astype(np.float32)
     x = truth + 0.1 * rng.standard_normal(truth.shape).astype(np.float32)
-    found = benchmark.scores(torch.from_numpy(x), torch.from_numpy(truth))
+    found = benchmark.scores(list(torch.from_numpy(x)), list(torch.from_numpy(truth)))
     for i in range(2):
         error = (np.clip(x[i], 0, 1) - truth[i]) ** 2
         order = np.sort(truth[i].ravel())
@@ -140,47 +149,58 @@ def test_scores_by_an_independent_formula():
         assert bright.sum() == 128
         assert found["psnr"][i] == pytest.approx(-10 * np.log10(error.mean()), abs=1e-4)
         assert found["bright"][i] == pytest.approx(-10 * np.log10(error[bright].mean()), abs=1e-4)
-    same = benchmark.scores(torch.from_numpy(truth), torch.from_numpy(truth))
-    assert same["ssim"] == pytest.approx([1.0, 1.0])
 
 
-def test_a_filters_strength_is_the_best_on_fields_to_learn_from():
-    captures, truth = torch.rand(3, 2, 8, 8), torch.rand(3, 1, 8, 8)
-    captures[:2, 0] = 2 * truth[:2, 0]  # of the fields it is chosen on, halving is right
-    profile = benchmark.PROFILES["toy"]
-    task = benchmark.Task(captures, captures[:, :1], PoissonGaussian(0.1), profile, 0, None)
-    halving = benchmark.Filter((0.25, 0.5, 1.0), lambda task, y, strength: strength * y)
-    task = benchmark.replace(task, profile=benchmark.replace(profile, tuned=2))
-    assert benchmark.choose(halving, task, truth) == 0.5
+def test_a_filters_strength_is_the_best_on_fields_to_learn_from(monkeypatch):
+    halving = ((0.25, 0.5, 1.0), lambda z, sigma, strength: strength * z)
+    monkeypatch.setitem(benchmark.FILTERS, "gaussian_anscombe", halving)
+    monkeypatch.setattr(benchmark, "transformed", lambda do, noise, y: do(y[None, None], 0)[0, 0])
+    x = [torch.rand(16, 16) / 2 for _ in range(4)]
+    y = [2 * image[None] for image in x]
+    y[3] = y[3] * 2  # the held-out field asks for a quarter
+    split = sets.Split(y[:3], x[:3], y[3:], x[3:])
+    monkeypatch.setattr(benchmark, "noise_of", lambda split: PoissonGaussian(0.1))
+    cell = benchmark.Cell("toy", "gaussian_anscombe", 0)
+    found, cost = benchmark.filtered(cell, split)
+    assert cost["strength"] == 0.5 and torch.equal(found[0], y[3][0] / 2)
 
 
-def test_a_run_is_gone_on_with_and_others_are_not_mixed(tmp_path):
-    rows = ("capture", "gaussian", "flowdiff_anscombe")
-    options = benchmark.Options(out=tmp_path, profile="toy", rows=rows)
+def test_a_run_goes_on_and_rows_of_other_settings_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(benchmark.RATES, "flowdiff", 0.004)
+    options = benchmark.Options(
+        out=tmp_path, sets=("toy",), rows=("capture", "flowdiff"), budgets=(8.0,), folds=(0,)
+    )
     result = benchmark.measure(options)
-    truth, y = benchmark.mean_captures(options)[3:], benchmark.captures(options)[3:, :1]
-    assert result["results"]["capture"]["psnr"] == pytest.approx(psnr(y, truth).tolist())
-    with np.load(tmp_path / "rows" / "flowdiff_anscombe.npz") as file:
-        x = torch.from_numpy(file["flowdiff_anscombe_denoiser"])
-    found = result["results"]["flowdiff_anscombe_denoiser"]
-    assert found["psnr"] == pytest.approx(psnr(x, truth).tolist())
-    assert found["kimg"] == 0.032 and found["seconds"] > 0
+    split = sets.load("toy", None, 0)
+    expected = [benchmark.decibels(y[0], x) for y, x in zip(split.held, split.truth, strict=True)]
+    assert result["results"]["toy-capture-0"]["psnr"] == pytest.approx(expected)
+    found = result["results"]["toy-flowdiff-0-8min-0"]
+    with np.load(tmp_path / "rows" / "toy-flowdiff-0-8min-0.npz") as file:
+        x = [torch.from_numpy(file[key]) for key in sorted(file)]
+    assert found["psnr"] == pytest.approx(
+        [benchmark.decibels(a, b) for a, b in zip(x, split.truth, strict=True)]
+    )
+    assert found["kimg"] == pytest.approx(0.032) and found["seconds"] > 0
+    assert len(list((tmp_path / "captures" / "toy-0").iterdir())) == 6 * sets.CAPTURES
     stamps = [file.stat().st_mtime_ns for file in sorted((tmp_path / "rows").iterdir())]
     assert benchmark.measure(options) == result
     assert stamps == [file.stat().st_mtime_ns for file in sorted((tmp_path / "rows").iterdir())]
-    assert (tmp_path / "real-toy.png").stat().st_size > 1000
+    assert (tmp_path / "captures-toy.png").stat().st_size > 1000
     with pytest.raises(InputError, match="other settings"):
-        benchmark.measure(benchmark.Options(out=tmp_path, profile="toy", seed=1))
-    with pytest.raises(InputError, match="give --data"):
-        benchmark.measure(benchmark.Options(out=tmp_path / "other"))
+        benchmark.measure(replace(options, network="small"))
 
 
 def test_data_that_are_none_are_refused(tmp_path):
-    file = tmp_path / "a.npz"
+    with pytest.raises(InputError, match="give --data"):
+        sets.load("fmd", None, 0)
+    (tmp_path / "microscopy").mkdir()
+    file = tmp_path / "microscopy" / "fmd_confocal_bpae_b.npz"
     np.savez(file, raw=np.zeros((4, 5, 8, 8), np.float32))
-    for key, text in (("raw", "8 bits"), ("gt", "cannot read 'gt'")):
-        with pytest.raises(InputError, match=text):
-            benchmark.eight_bits(benchmark.Options(data=file), key, 4)
+    with pytest.raises(InputError, match="8 bits"):
+        sets.load("fmd", tmp_path, 0)
+    np.savez(file, raw=np.zeros((4, 5, 8, 8), np.uint8))
+    with pytest.raises(InputError, match="cannot read 'gt'"):
+        sets.load("fmd", tmp_path, 0)
 
 
 # -- the page -------------------------------------------------------------------------------------
@@ -188,34 +208,49 @@ def test_data_that_are_none_are_refused(tmp_path):
 
 def result(**rows):
     found = {key: {"psnr": p, "bright": p, "ssim": [0.9, 0.8]} for key, p in rows.items()}
-    found["flowdiff_anscombe"] |= {"seconds": 90.4, "kimg": 7.0, "restoring": 3.21}
+    found = {key.replace("_min", "min").replace("__", "-"): row for key, row in found.items()}
     settings = json.loads(json.dumps(benchmark.settings(benchmark.Options())))
-    other = {"noise": "poisson,gain=0.01", "held": 4, "learnt": 12}
-    return header(settings) | {"results": found} | other
+    return header(settings) | {"results": found, "noise": {}}
 
 
 def test_the_table_and_the_finding_are_those_of_the_figures():
-    figures = result(capture=[30.0, 33.0], nlm=[34.0, 36.0], flowdiff_anscombe=[36.0, 37.5])
-    lines = benchmark.table(figures).splitlines()
-    assert lines[2].startswith("| the capture itself | 31.50 | 30.00 | 33.00 | 31.50 | 0.8500 |")
-    assert lines[-1].endswith("| 36.75 | 36.00 | 37.50 | 36.75 | 0.8500 |  | 90 | 7 | 3.2 |")
-    text = benchmark.finding(figures)
-    assert "+1.75 dB" in text and "is met" in text and "BM3D, transform (needs bm3d)." in text
-    low = result(nlm=[36.0, 36.5], flowdiff_anscombe=[36.0, 37.0])
-    assert "missed by 0.75 dB" in benchmark.finding(low)
-    assert benchmark.median(low, "nlm") == statistics.median([36.0, 36.5])
+    figures = result(
+        fmd__bm3d_anscombe__0=[34.0, 36.0],
+        fmd__bm3d_anscombe__1=[35.0, 37.0],
+        fmd__flowdiff__0__5min__0=[36.0, 37.5],
+        fmd__flowdiff__1__5min__0=[36.0, 37.5],
+        fmd__flowdiff__0__5min__1=[36.0, 38.5],
+        fmd__flowdiff__1__5min__1=[36.0, 38.5],
+    )
+    bm3d, ours = benchmark.table(figures, "fmd").splitlines()[2:]
+    assert bm3d.startswith("| BM3D, transform |  | 4 | 1 | 35.50 | 34.00 | 37.00 | 35.50 |")
+    assert ours.startswith("| `flowdiff`, from nothing | 5 | 4 | 2 | 37.00 ± 0.35 | 36.00 | 38.50")
+    text = benchmark.finding(figures, "fmd")
+    assert "+1.50 dB from BM3D, transform; the aim of +0 dB is met" in text
+    assert "Noise2Void" in text.split("Not run here: ")[1]
+    low = result(fmd__bm3d_anscombe__0=[36.0], fmd__flowdiff__0__15min__0=[36.05])
+    assert "missed by 0.15 dB" in benchmark.finding(low, "fmd")
 
 
-def test_the_page_has_the_table_and_no_picture(tmp_path):
-    figures = result(nlm=[34.0, 36.0], flowdiff_anscombe=[36.0, 37.5])
-    with pytest.raises(InputError, match="no results of real in"):
+def test_the_page_has_the_tables_and_the_large_images(tmp_path):
+    figures = result(nuclei__capture__0=[30.0, 31.0])
+    figures["results"]["large"] = {
+        "images": 50,
+        "side": 2048,
+        "kimg": 1.0,
+        "peak_gib": 1.234,
+        "seconds": 61.0,
+        "said": "50 images",
+    }
+    with pytest.raises(InputError, match="no results of captures in"):
         benchmark.SUITE.published(tmp_path)
     text = benchmark.SUITE.render([figures])
-    assert benchmark.table(figures) in text and "no picture" in text and "![" not in text
+    assert benchmark.table(figures, "nuclei") in text and "1.23 GiB" in text
     assert "Abacus, 2 threads, no GPU" in text and "c0ffee" in text
 
 
-def test_every_result_has_a_label():
-    rows = set(benchmark.get_args(benchmark.RowName))
-    assert rows <= set(benchmark.LABELS) and set(benchmark.NEEDS) <= rows
-    assert rows == {"capture", "noise2void", *benchmark.FILTERS, *benchmark.LEARNED}
+def test_every_row_has_a_label():
+    rows = set(benchmark.get_args(benchmark.RowName)) - {"large"}
+    assert rows == set(benchmark.LABELS) and set(benchmark.NEEDS) <= rows
+    learned = {row for row in rows if row.startswith("flowdiff")} | {"noise2void"}
+    assert set(benchmark.RATES) == learned

@@ -1,0 +1,591 @@
+"""Compare methods that learn from a folder of captures alone, and filters, on whole captures.
+
+Sets (`sets.py`): real confocal captures (FMD), whole images of nuclei with simulated camera
+noise, and synthetic images. The fields are divided into four folds. For each fold the captures of
+the other fields are written to a folder as TIFF files, `unmurk.learn(folder, ..., crop=64)` learns
+from them, and the first capture of each held-out field is restored. The truth of some fields to
+learn from chooses the strength of the filters. The truth of the held-out fields is used for
+scoring only.
+
+    python benchmarks/captures/run.py --data DIR --out OUT             # hours on two cores
+    python benchmarks/captures/run.py --out OUT --sets toy             # figures without meaning
+    python benchmarks/captures/run.py --out OUT --rows large           # 50 images of 2048 x 2048
+    python benchmarks/captures/run.py --table
+
+The same command continues an interrupted run; `--budgets`, `--seeds` and `--folds` choose a part.
+OUT/captures.json has all figures, OUT/captures-SET.png a picture of parts of the captures, which
+may not be redistributed if the captures may not.
+"""
+
+import io
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import tifffile
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks import common
+from benchmarks.captures import methods as others
+from benchmarks.captures.methods import Anscombe, BlindSpot
+from benchmarks.captures.sets import CAPTURES, FOLDS, SetName, Split, load
+from benchmarks.common import CommonOptions, Row, Suite, markdown
+from unmurk.errors import InputError
+from unmurk.evaluation.metrics import psnr, ssim
+from unmurk.flows.posterior import Posterior
+from unmurk.io.atomic import write as write_atomically
+from unmurk.noise import PoissonGaussian
+from unmurk.noise_estimation import estimate_noise
+from unmurk.operators import as_operator
+from unmurk.problem import Problem
+from unmurk.rng import generator
+from unmurk.tiling import posterior_for
+from unmurk.training import Settings, learn
+
+__all__: list[str] = []
+
+RowName = Literal[
+    "capture",
+    "average",
+    "gaussian_anscombe",
+    "nlm_anscombe",
+    "bm3d_anscombe",
+    "noise2void",
+    "flowdiff",
+    "flowdiff_repeats",
+    "flowdiff_generic",
+    "generic",
+    "large",
+]
+SIDE = 64  # of the crops
+BATCH = 16
+DRAWS = 8  # of a posterior mean, in antithetic pairs
+TUNED = 4  # fields on which the strength of the filters is chosen
+CROPS = 4096  # for Noise2Void, which takes a tensor of crops
+PATH = 82  # path of the stream that places them
+TEST = 60_000  # number of the first held-out capture; its draws are not those of the learning
+RATES = {"noise2void": 5.3, "flowdiff": 10.0, "flowdiff_repeats": 10.0, "flowdiff_generic": 10.0}
+"""Thousands of crops that a row sees in a minute, as counted on two cores of an Intel Xeon
+without other load. A budget in minutes is turned into crops by it, so that no figure depends on
+the load."""
+LARGE, LARGE_SIDE, LARGE_KIMG = 50, 2048, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(CommonOptions):
+    """Compare methods on whole captures."""
+
+    data: Path | None = None
+    """The folder of the images (see `sets.py`)."""
+    sets: tuple[SetName, ...] = ("fmd", "nuclei")
+    """Sets to run now."""
+    rows: tuple[RowName, ...] = get_args(RowName)
+    """Rows to run now; finished rows are shown with them."""
+    budgets: tuple[float, ...] = (2.0, 5.0, 15.0)
+    """Minutes of learning on two cores without other load."""
+    seeds: int = 3
+    """Seeds of the learning at 5 minutes; the other budgets have one."""
+    folds: tuple[int, ...] = tuple(range(FOLDS))
+    """Folds that are held out, one after the other."""
+    network: Literal["tiny", "small", "base"] = "tiny"
+    """Size of the networks of every learning row."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to run: a row on a fold, with a budget and a seed where it learns."""
+
+    set: SetName
+    row: RowName
+    fold: int
+    minutes: float | None = None
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The stem of its file."""
+        learned = "" if self.minutes is None else f"-{self.minutes:g}min-{self.seed}"
+        return f"{self.set}-{self.row}-{self.fold}{learned}"
+
+    @property
+    def kimg(self) -> float:
+        """Thousands of crops that it sees."""
+        assert self.minutes is not None
+        return RATES[self.row] * self.minutes
+
+
+def cells(options: Options) -> list[Cell]:
+    """What the options ask for, quick rows first."""
+    found = []
+    for which in options.sets:
+        for row in options.rows:
+            if row == "large":
+                continue
+            for minutes in options.budgets if row in RATES else (None,):
+                count = options.seeds if minutes == 5 else 1
+                for seed in range(options.seed, options.seed + count):
+                    found += [Cell(which, row, fold, minutes, seed) for fold in options.folds]
+    return sorted(found, key=lambda cell: (cell.minutes or 0, cell.seed))
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+Restored = tuple[list[Tensor], dict[str, Any]]
+"""Restored fields (H, W), and what the row cost."""
+
+
+def noise_of(split: Split) -> PoissonGaussian:
+    """The noise of all captures, estimated from those to learn from."""
+    side = min(min(x.shape[-2:]) for x in split.observed)
+    parts = torch.cat([x[:, None, :side, :side] for x in split.observed])
+    found = estimate_noise(parts, as_operator("identity"), "poisson-gaussian")
+    assert isinstance(found, PoissonGaussian)
+    return found
+
+
+def transformed(
+    restore: Callable[[Tensor, float], Tensor], noise: PoissonGaussian, y: Tensor
+) -> Tensor:
+    """Apply a method for Gaussian noise, of (image, sigma), between transform and inverse."""
+    change = Anscombe(noise)
+    plane = restore(change.forward(y)[None, None], change.sigma)[0, 0]
+    return change.inverse(plane)
+
+
+FILTERS: dict[str, tuple[tuple[float, ...], Callable[[Tensor, float, float], Tensor]]] = {
+    "gaussian_anscombe": (
+        (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 2.5, 3.0, 4.0),
+        lambda z, sigma, width: others.gaussian_filter(z, width),
+    ),
+    "nlm_anscombe": (
+        (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0),
+        lambda z, sigma, h: others.non_local_means(z, h, sigma),
+    ),
+    "bm3d_anscombe": (
+        (0.8, 1.0, 1.2),
+        lambda z, sigma, scale: others.bm3d(z, scale * sigma),
+    ),
+}
+"""The candidates for the strength of a filter, and the filter of (image, sigma, strength)."""
+
+
+def filtered(cell: Cell, split: Split) -> Restored:
+    """The row of a filter, with its best strength on fields to learn from."""
+    strengths, apply = FILTERS[cell.row]
+    noise, count = noise_of(split), min(TUNED, len(split.means))
+
+    def with_strength(strength: float, y: Tensor) -> Tensor:
+        return transformed(partial(apply_with, strength), noise, y)
+
+    def apply_with(strength: float, z: Tensor, sigma: float) -> Tensor:
+        return apply(z, sigma, strength)
+
+    scores = [
+        statistics.mean(
+            decibels(with_strength(s, y[0]), x)
+            for y, x in zip(split.observed[:count], split.means, strict=False)
+        )
+        for s in strengths
+    ]
+    best = strengths[scores.index(max(scores))]
+    begin = time.perf_counter()
+    found = [with_strength(best, y[0]) for y in split.held]
+    return found, {"strength": best, "restoring": (time.perf_counter() - begin) / len(found)}
+
+
+def blind(cell: Cell, split: Split, options: Options) -> Restored:
+    """The row of Noise2Void."""
+    settings = how(cell, options)
+    crops = random_crops(split.observed, CROPS, cell.seed)
+    method = BlindSpot(crops, options.network, cell.seed)
+    seconds = method.learn(settings)
+    begin = time.perf_counter()
+    found = [method.restore(y[None, :1])[0, 0] for y in split.held]
+    restoring = (time.perf_counter() - begin) / len(found)
+    return found, {"seconds": seconds, "kimg": settings.kimg, "restoring": restoring}
+
+
+def random_crops(observed: list[Tensor], count: int, seed: int) -> Tensor:
+    """Random squares (count, 1, SIDE, SIDE) of captures (K, H, W), rotated and mirrored."""
+    draw = generator(seed, PATH, 1)
+    found = []
+    for number in range(count):
+        field = observed[number % len(observed)]
+        capture = field[number // len(observed) % len(field)]
+        spare = (n - SIDE + 1 for n in capture.shape)
+        upper, left, way = (int(torch.randint(n, (), generator=draw)) for n in (*spare, 8))
+        crop = capture[upper : upper + SIDE, left : left + SIDE].rot90(way % 4)
+        found.append(crop.T if way > 3 else crop)
+    return torch.stack(found)[:, None].contiguous()
+
+
+def how(cell: Cell, options: Options) -> Settings:
+    """The training settings of a learning row."""
+    return Settings(options.network, kimg=cell.kimg, batch=BATCH, seed=cell.seed, precision="bf16")
+
+
+def learned(cell: Cell, split: Split, options: Options) -> Restored:
+    """A row of unmurk, which learns from a folder of whole captures."""
+    folder = options.folder / "captures" / f"{cell.set}-{cell.fold}"
+    if not folder.exists():
+        write_captures(folder, split.observed)
+    extra: dict[str, Any] = {"start": "none"}
+    if cell.row == "flowdiff_repeats":
+        extra["repeats"] = CAPTURES
+    if cell.row == "flowdiff_generic":
+        extra["start"] = "generic"
+    noise = noise_of(split)
+    run = options.folder / "runs" / cell.name
+    problem = Problem("identity", noise)
+    learn(folder, problem, out=run, settings=how(cell, options), crop=SIDE, **extra)
+    posterior = Posterior.load(run / "posterior")
+    begin = time.perf_counter()
+    found = [posterior_mean(posterior, y[:1], problem, i) for i, y in enumerate(split.held)]
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    cost = {"seconds": last["seconds"], "kimg": last["kimg"]}
+    return found, cost | {"restoring": (time.perf_counter() - begin) / len(found)}
+
+
+def write_captures(folder: Path, observed: list[Tensor]) -> None:
+    """Write captures (K, H, W) to a folder of 16-bit TIFF files, one for each capture."""
+    partial_folder = folder.with_name(folder.name + ".part")
+    partial_folder.mkdir(parents=True, exist_ok=True)
+    for i, captures in enumerate(observed):
+        for k, capture in enumerate(captures):
+            pixels = (capture.clamp(0, 1) * 65535).round().numpy().astype(np.uint16)
+            tifffile.imwrite(partial_folder / f"{i:03d}-{k}.tif", pixels)
+    os.rename(partial_folder, folder)
+
+
+def posterior_mean(posterior: Posterior, y: Tensor, problem: Problem, number: int) -> Tensor:
+    """The posterior mean (H, W) of a large image (1, H, W), in tiles."""
+    tiled = posterior_for(posterior, y.shape)
+    return tiled.mean_std(y[None], problem, DRAWS, 1, [TEST + number])[0][0, 0]
+
+
+def generic(cell: Cell, split: Split) -> Restored:
+    """The packaged generic prior's posterior, without any learning."""
+    import unmurk
+
+    posterior = unmurk.Posterior.load("generic")
+    problem = Problem("identity", noise_of(split))
+    begin = time.perf_counter()
+    found = [posterior_mean(posterior, y[:1], problem, i) for i, y in enumerate(split.held)]
+    return found, {"restoring": (time.perf_counter() - begin) / len(found)}
+
+
+def decibels(x: Tensor, truth: Tensor) -> float:
+    """PSNR in dB of an image (H, W) for a peak of 1."""
+    return float(psnr(x[None, None], truth[None, None]))
+
+
+def scores(found: list[Tensor], truth: list[Tensor]) -> dict[str, list[float]]:
+    """PSNR and SSIM of every restored field (H, W), and PSNR of its bright part.
+
+    PSNR is in dB for a peak of 1. The bright part is the pixels whose truth is above the median of
+    the field.
+    """
+    results: dict[str, list[float]] = {"psnr": [], "bright": [], "ssim": []}
+    for x, t in zip(found, truth, strict=True):
+        error = (x.clamp(0, 1) - t).square().double()
+        results["psnr"].append(decibels(x, t))
+        results["bright"].append(float(-10 * error[t > t.median()].mean().log10()))
+        results["ssim"].append(float(ssim(x[None, None], t[None, None])))
+    return results
+
+
+def run_cell(cell: Cell, options: Options) -> None:
+    """Run and score a cell; its JSON file is written last and says that it is finished."""
+    split = load(cell.set, options.data, cell.fold, options.seed)
+    cost: dict[str, Any] = {}
+    if cell.row == "capture":
+        found = [y[0] for y in split.held]
+    elif cell.row == "average":
+        found = [y.mean(0) for y in split.held]
+    elif cell.row in FILTERS:
+        found, cost = filtered(cell, split)
+    elif cell.row == "noise2void":
+        found, cost = blind(cell, split, options)
+    elif cell.row == "generic":
+        found, cost = generic(cell, split)
+    else:
+        found, cost = learned(cell, split, options)
+    rows = options.folder / "rows"
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **{f"{i:03d}": x.numpy() for i, x in enumerate(found)})
+    write_atomically(rows / f"{cell.name}.npz", stream.getvalue())
+    about = {"settings": settings(options), "noise": noise_of(split).spec} | common.provenance()
+    results = scores(found, split.truth) | cost
+    common.write_json(rows / f"{cell.name}.json", about | {"results": results})
+
+
+def settings(options: Options) -> dict[str, Any]:
+    """The settings that every row must share."""
+    return {
+        "network": options.network,
+        "batch": BATCH,
+        "side": SIDE,
+        "draws": DRAWS,
+        "kimg per minute": RATES,
+    }
+
+
+# -- fifty large images ---------------------------------------------------------------------------
+
+
+def run_large(options: Options) -> None:
+    """Learn from fifty 16-bit images of 2048 x 2048 by the command line, and keep its cost."""
+    folder = options.folder / "large"
+    if not folder.exists():
+        draw = np.random.default_rng(0)
+        y, x = np.mgrid[:LARGE_SIDE, :LARGE_SIDE].astype(np.float32)
+        images = []
+        for i in range(LARGE):
+            clean = 0.4 + 0.2 * np.sin(x / (20 + i)) * np.cos(y / (33 + i))
+            noisy = clean + 0.05 * draw.standard_normal(clean.shape, dtype=np.float32)
+            images.append(torch.from_numpy(noisy))
+            write_captures_one(folder, i, images.pop())
+        os.rename(folder.with_name("large.part"), folder)
+    run = options.folder / "runs" / "large"
+    command = [sys.executable, "-m", "unmurk", "learn", str(folder), "--noise", "0.05"]
+    command += ["--kimg", str(LARGE_KIMG), "--out", str(run), "--start", "none"]
+    begin = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"learning from large images failed: {done.stderr.strip()}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    results = {
+        "images": LARGE,
+        "side": LARGE_SIDE,
+        "kimg": LARGE_KIMG,
+        "peak_gib": used.ru_maxrss / 2**20,
+        "seconds": time.perf_counter() - begin,
+        "said": done.stderr.strip().splitlines()[0] if done.stderr.strip() else "",
+    }
+    about = {"settings": settings(options)} | common.provenance()
+    common.write_json(options.folder / "rows" / "large.json", about | {"results": results})
+
+
+def write_captures_one(folder: Path, number: int, image: Tensor) -> None:
+    """Write one large image beside the final folder, which is named when all are written."""
+    part = folder.with_name("large.part")
+    part.mkdir(parents=True, exist_ok=True)
+    pixels = (image.clamp(0, 1) * 65535).numpy().astype(np.uint16)
+    tifffile.imwrite(part / f"{number:03d}.tif", pixels)
+
+
+# -- the whole run --------------------------------------------------------------------------------
+
+
+def measure(options: Options) -> Row:
+    """Run the missing cells; write OUT/captures.json and the pictures."""
+    rows = options.folder / "rows"
+    for cell in cells(options):
+        if common.read_row(rows / f"{cell.name}.json", settings(options)) is not None:
+            continue
+        if cell.row in NEEDS and not others.available(NEEDS[cell.row]):
+            print(f"{cell.row}: not run, {NEEDS[cell.row]} is not installed", file=sys.stderr)
+            continue
+        print(f"{cell.name} ...", file=sys.stderr, flush=True)
+        run_cell(cell, options)
+    if "large" in options.rows and not (rows / "large.json").exists():
+        run_large(options)
+    found = {file.stem: common.read_row(file, settings(options)) for file in rows.glob("*.json")}
+    kept = {stem: row for stem, row in sorted(found.items()) if row is not None}
+    if not kept:
+        raise InputError("no row is finished: name one in --rows")
+    for which in options.sets:
+        draw_picture(which, options)
+    return SUITE.store(
+        options,
+        settings(options),
+        noise={stem: row["noise"] for stem, row in kept.items() if "noise" in row},
+        results={stem: row["results"] for stem, row in kept.items()},
+    )
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+NEEDS = {"nlm_anscombe": "skimage", "bm3d_anscombe": "bm3d"}
+LABELS: dict[str, str] = {
+    "capture": "the capture itself",
+    "average": "the average of five captures",
+    "gaussian_anscombe": "Gaussian filter, transform",
+    "nlm_anscombe": "non-local means, transform",
+    "bm3d_anscombe": "BM3D, transform",
+    "noise2void": "Noise2Void",
+    "flowdiff": "`flowdiff`, from nothing",
+    "flowdiff_repeats": "`flowdiff`, repeated captures",
+    "flowdiff_generic": "`flowdiff`, from `generic`",
+    "generic": "`generic`, nothing learned",
+}
+TARGETS = {
+    5.0: (("bm3d_anscombe", 0.0), ("noise2void", 0.4)),
+    15.0: (("bm3d_anscombe", 0.2),),
+}
+"""dB by which flowdiff is to be above another row, by minutes."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: all folds and seeds of a row with one budget."""
+
+    row: str
+    minutes: float | None
+    fields: dict[int, list[Row]]
+    """The results of the folds, by seed."""
+
+    def median(self, score: str = "psnr") -> float:
+        """The median over the held-out fields, averaged over the seeds."""
+        return statistics.mean(self.medians(score))
+
+    def medians(self, score: str = "psnr") -> list[float]:
+        """The median over the held-out fields for each seed."""
+        return [
+            statistics.median([v for row in rows for v in row[score]])
+            for rows in self.fields.values()
+        ]
+
+    def cost(self, key: str) -> float | None:
+        """The mean of a cost over folds and seeds."""
+        values = [row[key] for rows in self.fields.values() for row in rows if key in row]
+        return statistics.mean(values) if values else None
+
+
+def lines_of(result: Row, which: str) -> list[Line]:
+    """The lines of a set, in the order of the rows and budgets."""
+    found: dict[tuple[str, float | None], dict[int, list[Row]]] = {}
+    for stem, row in result["results"].items():
+        name, *rest = stem.split("-")
+        if name != which:
+            continue
+        minutes = float(rest[2].removesuffix("min")) if len(rest) > 2 else None
+        seed = int(rest[3]) if len(rest) > 2 else 0
+        found.setdefault((rest[0], minutes), {}).setdefault(seed, []).append(row)
+    order = list(LABELS)
+    keys = sorted(found, key=lambda key: (order.index(key[0]), key[1] or 0))
+    return [Line(*key, found[key]) for key in keys]
+
+
+def table(result: Row, which: str) -> str:
+    """The figures of a set; a row that was not run has no line."""
+    heads = ["", "minutes", "fields", "seeds", "PSNR, dB", "lowest", "highest", "bright part, dB"]
+    lines = [[*heads, "SSIM", "strength", "learning, s", "kimg", "restoring, s"]]
+    for line in lines_of(result, which):
+        first = next(iter(line.fields.values()))
+        every = [v for rows in line.fields.values() for row in rows for v in row["psnr"]]
+        seeds = line.medians()
+        spread = f" ± {statistics.stdev(seeds):.2f}" if len(seeds) > 1 else ""
+        cells = [LABELS[line.row], "" if line.minutes is None else f"{line.minutes:g}"]
+        cells += [str(sum(len(row["psnr"]) for row in first)), str(len(seeds))]
+        cells += [f"{line.median():.2f}{spread}", f"{min(every):.2f}", f"{max(every):.2f}"]
+        cells += [f"{line.median('bright'):.2f}", f"{line.median('ssim'):.4f}"]
+        for key, form in (("strength", ".2g"), ("seconds", ".0f"), ("kimg", "g")):
+            cost = line.cost(key)
+            cells.append("" if cost is None else format(cost, form))
+        restoring = line.cost("restoring")
+        lines.append([*cells, "" if restoring is None else f"{restoring:.1f}"])
+    return markdown(lines)
+
+
+def finding(result: Row, which: str) -> str:
+    """How far flowdiff is from what it is compared with."""
+    found = {(line.row, line.minutes): line.median() for line in lines_of(result, which)}
+    parts = []
+    for minutes, targets in TARGETS.items():
+        ours = found.get(("flowdiff", minutes))
+        for row, least in targets if ours is not None else ():
+            other = found.get((row, minutes if row in RATES else None))
+            if other is None:
+                continue
+            assert ours is not None
+            gap = ours - other
+            met = "met" if gap >= least else f"missed by {least - gap:.2f} dB"
+            parts.append(
+                f"After {minutes:g} minutes `flowdiff` from nothing is {gap:+.2f} dB from "
+                f"{LABELS[row]}; the aim of {least:+g} dB is {met}."
+            )
+    if found:
+        best = max(found, key=lambda key: found[key])
+        parts.append(f"Best of all: {LABELS[best[0]]}, {found[best]:.2f} dB.")
+    done = {row for row, _ in found}
+    missing = [label for row, label in LABELS.items() if row not in done]
+    if missing:
+        parts.append(f"Not run here: {', '.join(missing)}.")
+    return " ".join(parts)
+
+
+def view(result: Row) -> Row:
+    """What the page shows: a table and a finding for each set, and the large images."""
+    names = [name for name in get_args(SetName) if lines_of(result, name)]
+    tables = {name: (table(result, name), finding(result, name)) for name in names}
+    return {"tables": tables, "large": result["results"].get("large")}
+
+
+# -- the picture ----------------------------------------------------------------------------------
+
+SHOWN = 128  # pixels to a side of the parts that are shown
+
+
+def draw_picture(which: SetName, options: Options) -> None:
+    """Draw a part of every held-out field of the first fold, one column for each row."""
+    from matplotlib.figure import Figure
+
+    fold = options.folds[0]
+    split = load(which, options.data, fold, options.seed)
+    columns: dict[str, list[Tensor]] = {}
+    for row, label in LABELS.items():
+        name = f"{which}-{row}-{fold}"
+        files = sorted((options.folder / "rows").glob(f"{name}.npz")) or sorted(
+            (options.folder / "rows").glob(f"{name}-*min-{options.seed}.npz"),
+            key=lambda file: float(file.stem.split("-")[3].removesuffix("min")),
+        )
+        if files:
+            with np.load(files[-1]) as file:
+                columns[label] = [torch.from_numpy(file[key]) for key in sorted(file)]
+    if not columns:
+        return
+    columns["truth"] = split.truth
+    side = min(SHOWN, *(n for x in split.truth for n in x.shape))
+    tiles = []
+    for i, truth in enumerate(split.truth[:4]):
+        upper, left = busiest(truth, side)
+        white = float(truth.quantile(0.998) if truth.numel() < 2**24 else truth.max())
+        tiles.append(
+            [
+                (x[i][None, upper : upper + side, left : left + side] / white).clamp(0, 1).sqrt()
+                for x in columns.values()
+            ]
+        )
+    titles = [title.replace("`", "").replace(", ", ",\n", 1) for title in columns]
+    figure = Figure((1.7 * len(columns), 1.75 * len(tiles) + 0.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    common.draw_sheet(axes, tiles, titles, fontsize=7)
+    axes.xaxis.tick_top()
+    path = options.folder / f"captures-{which}.png"
+    figure.savefig(path)
+
+
+def busiest(x: Tensor, side: int) -> tuple[int, int]:
+    """Upper and left edge of the square of the plane (H, W) that varies most, on a grid."""
+    tiles = x.unfold(0, side, side // 2).unfold(1, side, side // 2).flatten(2).var(2)
+    upper, left = divmod(int(tiles.argmax()), tiles.shape[1])
+    return upper * side // 2, left * side // 2
+
+
+SUITE = Suite("captures", view, "captures", arguments="--data DIR --out OUT")
+
+if __name__ == "__main__":
+    sys.exit(SUITE.main(Options, measure))
