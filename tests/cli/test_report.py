@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unmurk.cli import report
+from unmurk.cli import charts, report, run_page
 from unmurk.errors import InputError
 
 
@@ -66,8 +66,8 @@ def every_section():
         report.Numbers("", {"PSNR": 24.913}),
         report.Table("Scores", ["method", "dB"], [["a", 1.5], ["b", None]], "A caption."),
         report.Images("Pictures", [[image, None]], ["x", "y"], ["row"]),
-        report.Curves("Course", curves, x="step", y="loss", log_x=True, log_y=True),
-        report.Panels("Small", [report.Curves(f"c{i}", curves, smooth=True) for i in range(3)]),
+        charts.Curves("Course", curves, x="step", y="loss", log_x=True, log_y=True),
+        charts.Panels("Small", [charts.Curves(f"c{i}", curves, smooth=True) for i in range(3)]),
     ]
 
 
@@ -107,7 +107,7 @@ def test_words_are_escaped_unless_marked(page, tmp_path):
         report.Text("<b>", "a < b & <script>"),
         report.Text("", Markup("an <em>emphasis</em>")),
         report.Table("", ["<i>"], [["<u>"]]),
-        report.Curves("<s>", {"<q>": ([1], [1]), "r": ([1], [2])}, x="<x>"),
+        charts.Curves("<s>", {"<q>": ([1], [1]), "r": ([1], [2])}, x="<x>"),
         subtitle="<sub>",
     ).words
     assert {"<b>", "a < b & <script>", "<i>", "<u>", "<s>", "<q>", "<x>", "<sub>"} <= set(words)
@@ -133,7 +133,7 @@ def test_words_are_escaped_unless_marked(page, tmp_path):
     ],
 )
 def test_how_values_are_written(value, text):
-    assert report._text(value) == text
+    assert charts.figure_text(value) == text
 
 
 def test_table_aligns_numbers_and_marks_the_best(page):
@@ -185,7 +185,7 @@ def test_colour_maps(page):
 
 def test_curves_become_svg_in_the_colours_of_the_page(page, tmp_path):
     xs = torch.linspace(0, 1, 50)
-    tags = page(report.Curves("c", {"a": (xs, xs), "b": (xs, 1 - xs)}, x="time")).tags
+    tags = page(charts.Curves("c", {"a": (xs, xs), "b": (xs, 1 - xs)}, x="time")).tags
     assert [a["class"] for tag, a in tags if tag == "svg"] == ["wide-only", "narrow"]
     text = (tmp_path / "page.html").read_text()
     drawing = text[text.index("<svg") : text.rindex("</svg>")]
@@ -195,17 +195,17 @@ def test_curves_become_svg_in_the_colours_of_the_page(page, tmp_path):
 
 
 def test_curves_without_a_positive_value_on_a_logarithmic_axis(page):
-    page(report.Curves("", {"a": ([0, 1], [0.0, -1.0]), "b": ([], [])}, log_x=True, log_y=True))
+    page(charts.Curves("", {"a": ([0, 1], [0.0, -1.0]), "b": ([], [])}, log_x=True, log_y=True))
 
 
 def test_running_mean():
     y = torch.arange(120.0).double()
-    smooth = report._running_mean(y)
+    smooth = charts._running_mean(y)
     assert torch.allclose(smooth[2:-2], y[2:-2])
     assert smooth[0] == pytest.approx(1.0)
     gap = y.clone()
     gap[50] = math.nan
-    assert report._running_mean(gap)[50] == pytest.approx((48 + 49 + 51 + 52) / 4)
+    assert charts._running_mean(gap)[50] == pytest.approx((48 + 49 + 51 + 52) / 4)
 
 
 def test_write_is_atomic(tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ BAD = {
     "labels": (lambda: report.Images("t", [[IMAGE]], rows=["a", "b"]), "one for each label"),
     "channels": (lambda: report.Images("t", [[IMAGE[None]]]), "(C, H, W)"),
     "colour": (lambda: report.Images("t", [[IMAGE]], [report.Column("", "unit", "x")]), "'x'"),
-    "lengths": (lambda: report.Curves("t", {"a": ([1], [1, 2])}), "1 values of x for 2"),
+    "lengths": (lambda: charts.Curves("t", {"a": ([1], [1, 2])}), "1 values of x for 2"),
     "picture": (lambda: report.Pictures("t", {"p": __file__}), "no PNG"),
     "no picture": (lambda: report.Pictures("t", {"p": "nowhere.png"}), "nowhere.png"),
 }
@@ -265,7 +265,7 @@ def run(tmp_path):
 def test_run_report(run, tmp_path):
     picture = tmp_path / "some_digits.png"
     Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(picture)
-    path = report.run_report(run, [picture], sections=[report.Text("Extra", "words")])
+    path = run_page.run_report(run, [picture], sections=[report.Text("Extra", "words")])
     assert path == run / "report.html"
     page = Page(path.read_text())
     assert [a["aria-label"] for t, a in page.tags if t == "svg"] == [
@@ -293,41 +293,41 @@ def test_metrics_of_a_continued_run_are_taken_once(run):
         '{"kimg": 5, "a',
     ]
     path.write_text("\n".join(lines))
-    assert report._read_metrics(path) == [
+    assert run_page._read_metrics(path) == [
         {"kimg": 1.0, "a": 1},
         {"kimg": 2.0, "a": 20, "b": 5},
         {"kimg": 4.0, "a": 4},
     ]
     path.write_text("\n".join(lines[-1:] + lines[:2]))
     with pytest.raises(InputError, match="line 1"):
-        report.run_report(run)
+        run_page.run_report(run)
 
 
 def test_a_run_that_has_just_begun(run):
     (run / "metrics.jsonl").write_text("")
-    page = Page(report.run_report(run, path=run / "other.html").read_text())
+    page = Page(run_page.run_report(run, path=run / "other.html").read_text())
     assert "images seen" in page.words
     (run / "metrics.jsonl").write_text('{"kimg": 1, "loss/prior": NaN}\n')
-    report.run_report(run)
+    run_page.run_report(run)
 
 
 def test_the_weights_kept_are_said_and_not_drawn(run):
     taken = [(4, 1), (6, 1), (8, 0), (10, 0)]
     lines = [{"kimg": k, "check/gap": 1 / k, "check/kept": kept} for k, kept in taken]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    page = Page(report.run_report(run, path=run / "other.html").read_text())
+    page = Page(run_page.run_report(run, path=run / "other.html").read_text())
     words = " ".join(page.words)
-    assert f"those after {report._text(6000)} images" in words
+    assert f"those after {charts.figure_text(6000)} images" in words
     assert "check/gap" in words and "check/kept" not in words
 
 
 def test_a_folder_that_holds_no_run(run, tmp_path):
     with pytest.raises(InputError, match="holds no run: config.json"):
-        report.run_report(tmp_path)
+        run_page.run_report(tmp_path)
     (run / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match=r"holds no run: metrics\.jsonl"):
-        report.run_report(run)
+        run_page.run_report(run)
     for text in ("{", "[1]", "3"):
         (run / "config.json").write_text(text)
         with pytest.raises(InputError, match=r"config\.json"):
-            report.run_report(run)
+            run_page.run_report(run)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unmurk.cli import main as cli
-from unmurk.cli.report import run_report
+from unmurk.cli.run_page import run_report
 from unmurk.diffusion.guided_diffusion import Adm
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError

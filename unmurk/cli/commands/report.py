@@ -36,7 +36,8 @@ def page_of(run: Path) -> Path:
     Returns:
         The file.
     """
-    from ..report import Images, run_report
+    from ..report import Images
+    from ..run_page import run_report
 
     sections: list[Section] = []
     if (run / "config.json").exists() and (run / "prior" / "model_index.json").exists():

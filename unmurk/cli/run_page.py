@@ -1,0 +1,131 @@
+"""The page of a learning run, from the files of its folder."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..io.json_files import json_lines, read_object
+from .charts import Curves, Panels, figure_text, is_number
+from .report import Numbers, Pictures, Section, Table, write
+
+__all__ = ["run_report"]
+
+KEPT = "check/kept"  # 1 if the figures were the best so far; see training.validation
+LARGE = 1e30  # largest figure on a chart
+MOST_KIMG, MOST_SECONDS = 1e9, 1e11
+MOST_KEYS = 200  # figures of a line, each of which is a chart
+
+
+def run_report(
+    run_dir: str | Path,
+    pictures: Mapping[str, str | Path] | Sequence[str | Path] = (),
+    *,
+    sections: Sequence[Section] = (),
+    path: str | Path | None = None,
+) -> Path:
+    """Write the page of a learning run (curves, pictures, settings) and return its path.
+
+    Args:
+        run_dir: Folder with `config.json` and `metrics.jsonl`. Every numeric key of the metrics is
+            drawn over "kimg" (thousands of images seen). Lines that a continued run has written
+            again replace the earlier ones, and an incomplete last line is left out.
+        pictures: PNG files by caption, or without captions (then the file's name is used).
+        sections: Further sections, placed before the curves.
+        path: The HTML file; None: `report.html` in the folder.
+
+    Raises:
+        InputError: The folder holds no run, or one of its files cannot be read.
+    """
+    run_dir = Path(run_dir)
+    config = read_object(_there(run_dir / "config.json"))
+    lines = _read_metrics(run_dir / "metrics.jsonl")
+    if not isinstance(pictures, Mapping):
+        pictures = {Path(p).stem.replace("_", " "): p for p in pictures}
+    page: list[Section] = [Numbers("", _summary(lines)), *sections]
+    if pictures:
+        page.append(Pictures("Pictures", pictures))
+    page += _course(lines)
+    page.append(Table("Settings", ["setting", "value"], [*_flatten(config)]))
+    named = config | (options if isinstance(options := config.get("options"), dict) else {})
+    subtitle = " · ".join(str(named[k]) for k in ("method", "objective") if named.get(k))
+    return write(path or run_dir / "report.html", run_dir.resolve().name, page, subtitle)
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"{path.parent} holds no run: {path.name} is missing")
+    return path
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the lines in order of kimg; lines of a continued run replace earlier ones."""
+    lines: list[dict[str, Any]] = []
+    for number, last, line in json_lines(_there(path)):
+        if line is None and last:
+            break  # an interrupted run left it incomplete
+        if line is None or not is_number(line.get("kimg")) or not 0 <= line["kimg"] <= MOST_KIMG:
+            raise InputError(f"{path}, line {number}: no JSON object with 'kimg'")
+        if len(line) > MOST_KEYS:
+            raise InputError(f"{path}, line {number}: {len(line)} figures, at most {MOST_KEYS}")
+        line = {key: _plotted(value) for key, value in line.items()}
+        line["kimg"] = kimg = float(line["kimg"])
+        while lines and lines[-1]["kimg"] > kimg:
+            lines.pop()
+        same = lines and lines[-1]["kimg"] == kimg
+        lines.append(lines.pop() | line if same else line)
+    return lines
+
+
+def _plotted(value: Any) -> Any:
+    """Return a figure that can be drawn: NaN for numbers beyond `LARGE`."""
+    return math.nan if is_number(value) and not abs(value) <= LARGE else value
+
+
+def _summary(lines: list[dict[str, Any]]) -> dict[str, str]:
+    if not lines:
+        return {"images seen": "0"}
+    last = lines[-1]
+    shown = {"images seen": figure_text(round(1000 * last["kimg"]))}
+    if is_number(last.get("seconds")) and 0 <= last["seconds"] < MOST_SECONDS:
+        shown["time"] = str(timedelta(seconds=round(last["seconds"])))
+    kept = [line["kimg"] for line in lines if line.get(KEPT) == 1]
+    if kept:
+        shown["weights kept"] = f"those after {figure_text(round(1000 * kept[-1]))} images"
+    keys = [k for k, v in last.items() if k.startswith(("loss/", "check/")) and is_number(v)]
+    keys = [k for k in keys if k != KEPT]
+    return shown | {f"last {k.replace('/', ' ')}": figure_text(last[k]) for k in keys[:7]}
+
+
+def _course(lines: list[dict[str, Any]]) -> list[Section]:
+    """Return small charts of every numeric key; constant keys are listed instead."""
+    keys = dict.fromkeys(k for line in lines for k, v in line.items() if is_number(v))
+    for key in ("kimg", KEPT):
+        keys.pop(key, None)
+    charts, constant = [], []
+    for key in sorted(keys, key=lambda k: (not k.startswith("loss/"), k == "seconds")):
+        points = [(line["kimg"], line[key]) for line in lines if is_number(line.get(key))]
+        xs, ys = zip(*points, strict=True)
+        finite = [y for y in ys if math.isfinite(y)] or [math.nan]
+        if len(ys) > 1 and min(finite) == max(finite):
+            constant.append(f"{key} = {figure_text(ys[-1])}")
+            continue
+        loss = key.startswith("loss/")
+        decades = loss and 0 < 30 * min(finite) < max(
+            finite
+        )  # otherwise the small values look equal
+        curve, smooth = {key: (xs, ys)}, loss and len(ys) > 60
+        charts.append(Curves(key, curve, x="kimg", log_y=decades, smooth=smooth))
+    words = f"Constant throughout: {', '.join(constant)}." if constant else ""
+    return [Panels("Training", charts, words)] if charts or constant else []
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
