@@ -1,13 +1,16 @@
 """Reports: a single self-contained HTML page.
 
 Images are PNG data URIs, shown without interpolation. Curves are inline SVG whose colors follow
-the light or dark theme of the page. There is no script, and the page's policy forbids requests.
+the light or dark theme of the page. The page's policy forbids requests, and every script but the
+page's own, whose hash it names; a page without `Comparisons` has none.
 
 A page is a list of sections, each a frozen dataclass: `Text`, `Numbers`, `Table`, `Images`,
-`Pictures`, and the `Curves` and `Panels` of `charts`. `write` writes a page of them.
+`Comparisons`, `Pictures`, and the `Curves` and `Panels` of `charts`. `write` writes a page of
+them.
 """
 
 import base64
+import hashlib
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +25,32 @@ from ..errors import InputError
 from ..io import atomic
 from .charts import Curves, Panels, figure_text, is_number
 
-__all__ = ["Column", "Images", "Numbers", "Pictures", "Section", "Table", "Text", "write"]
+__all__ = [
+    "Column",
+    "Comparison",
+    "Comparisons",
+    "Images",
+    "Numbers",
+    "Pictures",
+    "Section",
+    "Table",
+    "Text",
+    "write",
+]
+
+
+SCRIPT = """\
+for (const slider of document.querySelectorAll(".compare input"))
+  slider.addEventListener("input", () =>
+    slider.parentElement.style.setProperty("--share", slider.value + "%"));
+for (const zoom of document.querySelectorAll(".zoom button"))
+  zoom.addEventListener("click", () => {
+    document.documentElement.style.setProperty("--zoom", zoom.value);
+    for (const other of document.querySelectorAll(".zoom button"))
+      other.setAttribute("aria-pressed", String(other.value === zoom.value));
+  });
+"""
+"""What the sliders and the magnification of `Comparisons` need; the only script of a page."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +148,52 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """One image before and after, with a slider between them, and maps beside them."""
+
+    label: str
+    before: Tensor
+    """Image (C, H, W); channels are shown side by side unless there are 1 or 3."""
+    after: Tensor
+    maps: Mapping[Column, Tensor] = field(default_factory=dict)
+    """Further images, each with how it is shown."""
+    range: tuple[float, float] = (0.0, 1.0)
+    """Values of `before` and `after` shown as black and white."""
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Comparisons of several images, large enough to look at; buttons magnify them."""
+
+    title: str
+    items: Sequence[Comparison]
+    names: tuple[str, str] = ("measured", "restored")
+    """What is on the left and on the right of the slider."""
+    caption: str = ""
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Return the images for the template."""
+        return [self._one(item) for item in self.items]
+
+    def _one(self, item: Comparison) -> dict[str, Any]:
+        if item.before.shape != item.after.shape:
+            raise InputError(
+                f"comparison '{item.label}': {tuple(item.before.shape)} before and "
+                f"{tuple(item.after.shape)} after differ in size"
+            )
+        cells = []
+        for name, image in zip(self.names, (item.before, item.after), strict=True):
+            column = Column(f"{item.label}: {name}", item.range)
+            (cell,), _ = _show(column, [image])
+            cells.append(cell)
+        maps = []
+        for column, image in item.maps.items():
+            (cell,), scale = _show(column, [image])
+            maps.append({"label": column.label, "image": cell, "scale": scale})
+        return {"label": item.label, "images": cells, "maps": maps}
+
+
+@dataclass(frozen=True)
 class Pictures:
     """PNG files by caption."""
 
@@ -131,7 +205,7 @@ class Pictures:
         return [_picture(label, path) for label, path in self.files.items()]
 
 
-Section = Text | Numbers | Table | Images | Pictures | Curves | Panels
+Section = Text | Numbers | Table | Images | Comparisons | Pictures | Curves | Panels
 
 
 def write(path: str | Path, title: str, sections: Iterable[Section], subtitle: str = "") -> Path:
@@ -147,6 +221,7 @@ def write(path: str | Path, title: str, sections: Iterable[Section], subtitle: s
         InputError: The parts of a section do not fit together, or the file cannot be written.
     """
     import jinja2
+    from markupsafe import Markup
 
     from .. import __version__
 
@@ -156,8 +231,15 @@ def write(path: str | Path, title: str, sections: Iterable[Section], subtitle: s
         autoescape=True,
     )
     environment.filters |= {"show": figure_text, "kind": lambda section: type(section).__name__}
+    sections = list(sections)
+    script = SCRIPT if any(isinstance(s, Comparisons) for s in sections) else ""
     page = environment.get_template("report.jinja").render(
-        title=title, subtitle=subtitle, version=__version__, sections=list(sections)
+        title=title,
+        subtitle=subtitle,
+        version=__version__,
+        sections=sections,
+        script=Markup(script),
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     try:
         atomic.write(Path(path), page.encode())
