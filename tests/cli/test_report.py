@@ -306,7 +306,6 @@ def test_run_report(run, tmp_path):
     assert [a["aria-label"] for t, a in page.tags if t == "svg"] == [
         "loss/prior",
         "loss/flow",
-        "seconds",
     ]
     assert page.images[0].tolist() == np.arange(12).reshape(3, 4).tolist()
     assert {"digits", "flowdiff", "some digits", "Extra", "10\u202f000", "0:01:40"} <= set(
@@ -314,6 +313,28 @@ def test_run_report(run, tmp_path):
     )
     assert {"settings.kimg", "4.0", "settings.compile", "false", "<b>"} <= set(page.words)
     assert "Constant throughout: skipped = 0." in page.words
+
+
+def test_a_curve_has_a_gap_where_a_part_is_not_trained(run):
+    points = [(k / 10, 1.0) for k in [*range(1, 11), *range(40, 51)]]
+    xs, ys = run_page._parted(points)
+    assert [x for x, y in zip(xs, ys, strict=True) if math.isnan(y)] == [2.5]
+    assert [(x, y) for x, y in zip(xs, ys, strict=True) if not math.isnan(y)] == points
+    assert run_page._parted(points[:1]) == ([0.1], [1.0])
+
+
+def test_all_charts_of_a_run_have_the_same_axis(run):
+    lines = run_page._read_metrics(run / "metrics.jsonl")
+    (panels,) = run_page._course(lines)
+    assert [chart.x_range for chart in panels.charts] == [(0.0, 10.0)] * 2
+
+
+def test_settings_are_folded_and_commands_can_be_copied(run, tmp_path):
+    page = Page(run_page.run_report(run).read_text())
+    assert page.tags.count(("details", {})) == 1
+    commands = report.Commands("Next", {"restore more": "unmurk restore a --out b"})
+    words = Page(report.write(tmp_path / "p.html", "t", [commands]).read_text()).words
+    assert {"restore more", "unmurk restore a --out b"} <= set(words)
 
 
 def test_metrics_of_a_continued_run_are_taken_once(run):

@@ -34,6 +34,8 @@ class Curves:
     caption: str = ""
     smooth: bool = False
     """Draw the curves faint, and over each its running mean (over 1/30 of its length)."""
+    x_range: tuple[float, float] | None = None
+    """Ends of the horizontal axis; None: those of the curves."""
 
     def drawn(self) -> list[dict[str, Any]]:
         """Draw the chart for a wide and for a narrow page; the page shows the one that fits."""
@@ -104,6 +106,8 @@ def _draw(chart: Curves, axes: Any) -> None:
     axes.set_axisbelow(True)
     axes.set_xlabel(chart.x, color=SOFT)
     axes.set_ylabel(chart.y, color=SOFT)
+    if chart.x_range is not None:
+        axes.set_xlim(*chart.x_range)
     for i, (side, log) in enumerate({"x": chart.log_x, "y": chart.log_y}.items()):
         if log and any(v > 0 for points in chart.curves.values() for v in points[i]):
             getattr(axes, f"set_{side}scale")("log", nonpositive="mask")

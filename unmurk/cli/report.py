@@ -4,9 +4,9 @@ Images are PNG data URIs, shown without interpolation. Curves are inline SVG who
 the light or dark theme of the page. The page's policy forbids requests, and every script but the
 page's own, whose hash it names; a page without `Comparisons` has none.
 
-A page is a list of sections, each a frozen dataclass: `Text`, `Numbers`, `Table`, `Images`,
-`Comparisons`, `Pictures`, and the `Curves` and `Panels` of `charts`. `write` writes a page of
-them.
+A page is a list of sections, each a frozen dataclass: `Text`, `Commands`, `Numbers`, `Table`,
+`Images`, `Comparisons`, `Pictures`, and the `Curves` and `Panels` of `charts`. `write` writes a
+page of them.
 """
 
 import base64
@@ -27,6 +27,7 @@ from .charts import Curves, Panels, figure_text, is_number
 
 __all__ = [
     "Column",
+    "Commands",
     "Comparison",
     "Comparisons",
     "Images",
@@ -62,6 +63,15 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Commands:
+    """Lines for a terminal, to copy, each with what it does."""
+
+    title: str
+    lines: Mapping[str, str]
+    """What a command does, and the command."""
+
+
+@dataclass(frozen=True)
 class Numbers:
     """A few important values, shown large, each with its name."""
 
@@ -79,6 +89,8 @@ class Table:
     caption: str = ""
     best: Mapping[str, Literal["max", "min"]] = field(default_factory=dict)
     """Columns whose highest or lowest number is set in bold."""
+    folded: bool = False
+    """Whether only the title is shown until the reader opens the table."""
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
@@ -205,7 +217,7 @@ class Pictures:
         return [_picture(label, path) for label, path in self.files.items()]
 
 
-Section = Text | Numbers | Table | Images | Comparisons | Pictures | Curves | Panels
+Section = Text | Commands | Numbers | Table | Images | Comparisons | Pictures | Curves | Panels
 
 
 def write(path: str | Path, title: str, sections: Iterable[Section], subtitle: str = "") -> Path:

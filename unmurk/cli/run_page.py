@@ -15,6 +15,7 @@ from .report import Numbers, Pictures, Section, Table, write
 __all__ = ["run_report"]
 
 KEPT = "check/kept"  # 1 if the figures were the best so far; see training.validation
+GAP = 5.0  # a figure is absent where its points are further apart than so many usual distances
 LARGE = 1e30  # largest figure on a chart
 MOST_KIMG, MOST_SECONDS = 1e9, 1e11
 MOST_KEYS = 200  # figures of a line, each of which is a chart
@@ -49,7 +50,7 @@ def run_report(
     if pictures:
         page.append(Pictures("Pictures", pictures))
     page += _course(lines)
-    page.append(Table("Settings", ["setting", "value"], [*_flatten(config)]))
+    page.append(Table("Settings", ["setting", "value"], [*_flatten(config)], folded=True))
     named = config | (options if isinstance(options := config.get("options"), dict) else {})
     subtitle = " · ".join(str(named[k]) for k in ("method", "objective") if named.get(k))
     return write(path or run_dir / "report.html", run_dir.resolve().name, page, subtitle)
@@ -103,12 +104,13 @@ def _summary(lines: list[dict[str, Any]]) -> dict[str, str]:
 def _course(lines: list[dict[str, Any]]) -> list[Section]:
     """Return small charts of every numeric key; constant keys are listed instead."""
     keys = dict.fromkeys(k for line in lines for k, v in line.items() if is_number(v))
-    for key in ("kimg", KEPT):
+    for key in ("kimg", "seconds", KEPT):
         keys.pop(key, None)
     charts, constant = [], []
-    for key in sorted(keys, key=lambda k: (not k.startswith("loss/"), k == "seconds")):
+    ends = (0.0, max(line["kimg"] for line in lines)) if lines else None
+    for key in sorted(keys, key=lambda k: not k.startswith("loss/")):
         points = [(line["kimg"], line[key]) for line in lines if is_number(line.get(key))]
-        xs, ys = zip(*points, strict=True)
+        xs, ys = _parted(points)
         finite = [y for y in ys if math.isfinite(y)] or [math.nan]
         if len(ys) > 1 and min(finite) == max(finite):
             constant.append(f"{key} = {figure_text(ys[-1])}")
@@ -118,9 +120,26 @@ def _course(lines: list[dict[str, Any]]) -> list[Section]:
             finite
         )  # otherwise the small values look equal
         curve, smooth = {key: (xs, ys)}, loss and len(ys) > 60
-        charts.append(Curves(key, curve, x="kimg", log_y=decades, smooth=smooth))
+        charts.append(Curves(key, curve, x="kimg", log_y=decades, smooth=smooth, x_range=ends))
     words = f"Constant throughout: {', '.join(constant)}." if constant else ""
     return [Panels("Training", charts, words)] if charts or constant else []
+
+
+def _parted(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Return a curve with a gap wherever the figure was absent for a while.
+
+    A part that was not trained for a time has no figure there, and a line across would claim one.
+    """
+    steps = sorted(b[0] - a[0] for a, b in zip(points, points[1:], strict=False))
+    usual = steps[len(steps) // 2] if steps else 0.0
+    xs, ys = [], []
+    for i, (x, y) in enumerate(points):
+        if i and x - points[i - 1][0] > GAP * usual:
+            xs.append((x + points[i - 1][0]) / 2)
+            ys.append(math.nan)
+        xs.append(x)
+        ys.append(y)
+    return xs, ys
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
