@@ -222,6 +222,7 @@ WORDS = """
 ALLOWED = {
     "rows": "rows of a table, of pixels or of a matrix",
     "operators.masks: top": "the upper edge of a box",
+    "operators.crops: top": "the upper edge of a crop",
     "tiling: top": "the upper edge of a tile",
 }
 """Identifiers, or "module: identifier", that stand for something else."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from .errors import InputError
 from .operators import Operator
 from .operators.compose import Compose
-from .operators.masks import Inpaint
+from .operators.crops import Window, cut
+from .operators.inpainting import Inpaint
 from .problem import Problem
 
 __all__ = ["Missing", "absent", "without_missing", "with_missing"]
@@ -41,6 +42,22 @@ class Missing(Inpaint):
                 masks[entry, self.pixels[number]] = 0
         masks = masks.reshape(len(index), 1, height, width)
         return masks if self.base is None else masks * self.base._draw(index, height, width)
+
+    def _cut_one(self, window: Window, position: int) -> Tensor:
+        place = window.place(position)
+        height, width = place.shape
+        if self.base is None:
+            mask = cut(torch.ones(1, height, width), place.first, window.size)
+        else:
+            mask = self.base._cut_one(window, position).clone()
+        if place.number in self.pixels:
+            lost = self.pixels[place.number]
+            row, column = lost // width - place.first[0], lost % width - place.first[1]
+            inside = (
+                (row >= 0) & (row < mask.shape[-2]) & (column >= 0) & (column < mask.shape[-1])
+            )
+            mask[0, row[inside], column[inside]] = 0
+        return mask
 
 
 def absent(y: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from torch import Tensor
 from ..bounds import Option
 from ..devices import physics
 from ..errors import InputError, size_text
+from .crops import Crop, Window
 from .linalg import (
     CG_ITERATIONS,
     LIMIT,
@@ -80,6 +81,10 @@ class Operator:
             :math:`A^+`. It is small where A has small singular values: inverting them would
             amplify the noise.
         device: Where the parameters are.
+        crop_grid: The positions of crops are multiples of it, in pixels of x; see `on_crops`.
+        turnable: Whether crops may be flipped and turned: with its masks and weights turned too, A
+            commutes with the eight orientations of a square.
+        extent: Why A has no model on crops, for messages.
 
     >>> import torch
     >>> from unmurk.operators import parse
@@ -97,6 +102,9 @@ class Operator:
     pictorial: bool = True
     dagger_iterations: int = CG_ITERATIONS
     device: torch.device = torch.device("cpu")
+    crop_grid: int = 1
+    turnable: bool = False
+    extent: ClassVar[str] = "its measurements may depend on all pixels of the image"
     _cache: dict[Any, Any] = {}
 
     @property
@@ -331,6 +339,81 @@ class Operator:
         if device == self.device and all(v.device == device for v in own.values()):
             return self
         return self._with(device=device, **{name: v.to(device) for name, v in own.items()})
+
+    # -- crops -----------------------------------------------------------------------------------
+
+    def on_crops(
+        self,
+        crops: Sequence[Crop],
+        side: int | tuple[int, int],
+        hidden: Tensor | None = None,
+        channels: int | None = None,
+    ) -> "Operator":
+        """Return the operator of a batch of crops, instead of their images; see `crops`.
+
+        It measures those pixels of the crops of y that the crops of x determine. The others count
+        as hidden: `apply_mask` sets them to zero, and `count` leaves them out.
+
+        Args:
+            crops: The places of the crops, one for each image of the batch. Their turns, not 0,
+                need an operator that is `turnable`.
+            side: Side of the crops of x in pixels, or height and width.
+            hidden: Not 0 where a pixel of the crops of y, as they are turned, is to be hidden too,
+                (B, 1, h, w).
+            channels: Number of channels of x. Without it, an operator whose margin depends on the
+                channels (color JPEG) takes the wider one.
+
+        Raises:
+            InputError: A depends on the whole image, it leaves nothing of crops of this size, it
+                cannot be turned, a crop is not on the grid, or A is bound to images already.
+
+        >>> from unmurk.operators import parse
+        >>> from unmurk.operators.crops import Crop
+        >>> A = parse("blur:uniform,size=3").on_crops([Crop(0, 0, 8, 32, 32)], 8)
+        >>> A.mask[0, 0].int()[:, :4]
+        tensor([[0, 1, 1, 1],
+                [0, 1, 1, 1],
+                [0, 1, 1, 1],
+                [0, 1, 1, 1],
+                [0, 1, 1, 1],
+                [0, 1, 1, 1],
+                [0, 1, 1, 1],
+                [0, 0, 0, 0]], dtype=torch.int32)
+        """
+        raise self._whole_only()
+
+    def _crop(self, window: Window) -> tuple["Operator", Window]:
+        """The operator on crops, border model and turns included, and the window after it."""
+        raise self._whole_only()
+
+    @property
+    def _reduction(self) -> int:
+        """Pixels of x along each axis for a pixel of y."""
+        return 1
+
+    def _whole_only(self) -> InputError:
+        return InputError(
+            f"operator '{self.spec}' does not work on crops, because {self.extent}: use whole"
+            " images (--crop 0)"
+        )
+
+    def _window(
+        self, crops: Sequence[Crop], side: int | tuple[int, int], channels: int | None
+    ) -> Window:
+        """The window of crops that this operator can take."""
+        window = Window.of(crops, side, channels)
+        grid = self.crop_grid
+        if any(c.top % grid or c.left % grid for c in crops):
+            raise InputError(
+                f"operator '{self.spec}' takes crops whose first rows and columns are multiples of"
+                f" {grid}"
+            )
+        if window.turned and not self.turnable:
+            raise InputError(
+                f"operator '{self.spec}' does not commute with flips and quarter turns: leave the"
+                " crops as they are (--no-augment)"
+            )
+        return window
 
     # -- what y does not determine ---------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from ..bounds import Choice, File, Option, Real, Sides
 from ..errors import InputError, size_text
 from .base import Operator
 from .convolution import CUTOFF, Blur, mirrored
+from .crops import Window
 from .files import read_kernels, select_images
 
 __all__ = [
@@ -215,14 +216,36 @@ class FileBlur(Blur):
     def _shared(self) -> bool:
         return False
 
-    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """Return the operator with the kernels of these images; see `Operator.bind`."""
+    @property
+    def turnable(self) -> bool:  # type: ignore[override]
+        """Whether all kernels of the file equal their mirror images and their transposes."""
         kernels = read_kernels(self.form, self.path)
+        other = Blur()
+        other.kernel = kernels.reshape(-1, 1, *kernels.shape[-2:])
+        return other.turnable
+
+    def _crop(self, window: Window) -> tuple[Operator, Window]:
+        kernels = read_kernels(self.form, self.path)
+        for position in range(len(window)):
+            self._check_size(kernels, window.place(position).shape)
+        own = select_images(self.form, self.path, kernels, window.numbers)
+        given = Blur()
+        given.kernel, given.symmetric = own[:, None].to(self.device), mirrored(own)
+        given.pad, given.device = self.pad, self.device
+        given.__dict__["form"] = f"python:{self.spec}"
+        return given._crop(window)
+
+    def _check_size(self, kernels: Tensor, shape: Sequence[int]) -> None:
         if any(k > n for k, n in zip(kernels.shape[-2:], shape[-2:], strict=True)):
             raise InputError(
                 f"blur:file: the kernel in {self.path} is {size_text(kernels.shape[-2:])} but the"
                 f" image is only {size_text(shape[-2:])}: give a kernel not larger than the image"
             )
+
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """Return the operator with the kernels of these images; see `Operator.bind`."""
+        kernels = read_kernels(self.form, self.path)
+        self._check_size(kernels, shape)
         own = select_images(self.form, self.path, kernels, [int(i) for i in index])
         return self._with(kernel=own[:, None].to(self.device), symmetric=mirrored(own))
 

@@ -6,18 +6,30 @@ The pseudo-inverse of a product is not the product of the pseudo-inverses in rev
 :math:`A^+` and the prox come from conjugate gradients on the product itself. The iterations for
 :math:`A^+` stop as early as those of the member that stops earliest, and for the same reason:
 inverting small singular values, of a blur for example, would amplify the noise.
+
+**Masks at the end.** For :math:`M A` with a mask M, the conjugate gradients of the prox are
+preconditioned by the map that A knows near :math:`(I + \gamma A^T A)^{-1}`. Where
+:math:`A A^T = g I`, both maps have closed forms:
+
+.. math::
+
+    (M A)^+ y = A^T M y / g, \qquad
+    \mathrm{prox}(z, y, \gamma) = z + \frac{\gamma}{1 + \gamma g} A^T M (y - A z)
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from .base import Operator, as_index, not_linear
-from .linalg import Factors, chained
+from .crops import Crop, Window
+from .inpainting import FixedMask, Inpaint
+from .linalg import Factors, chained, conjugate_gradient
 
-__all__ = ["Compose"]
+__all__ = ["Compose", "masked"]
 
 MAX_MEMBERS = 16  # operators of a composition
 
@@ -140,6 +152,45 @@ class Compose(Operator):
             shape = member.x_shape(shape)
         return shape
 
+    # -- crops -----------------------------------------------------------------------------------
+
+    @property
+    def crop_grid(self) -> int:  # type: ignore[override]
+        """The positions of crops are multiples of it, for the sake of every member."""
+        grid = scale = 1
+        for member in self.members:
+            grid = math.lcm(grid, scale * member.crop_grid)
+            scale *= member._reduction
+        return grid
+
+    @property
+    def turnable(self) -> bool:  # type: ignore[override]
+        """Whether all operators commute with flips and quarter turns."""
+        return all(member.turnable for member in self.members)
+
+    @property
+    def _reduction(self) -> int:
+        return math.prod(member._reduction for member in self.members)
+
+    def on_crops(
+        self,
+        crops: Sequence[Crop],
+        side: int | tuple[int, int],
+        hidden: Tensor | None = None,
+        channels: int | None = None,
+    ) -> Operator:
+        """Return the operator of a batch of crops; see `Operator.on_crops`."""
+        window = self._window(crops, side, channels)
+        operator, after = self._crop(window)
+        return masked(operator, after.measured(hidden), channels, window.size)
+
+    def _crop(self, window: Window) -> tuple[Operator, Window]:
+        members = []
+        for member in self.members:
+            cropped, window = member._crop(window)
+            members.append(cropped)
+        return Compose(*members), window
+
     # -- which entries of y are measured ---------------------------------------------------------
 
     @property
@@ -176,6 +227,45 @@ class Compose(Operator):
             y = member.A_adjoint(y)
         return y
 
+    # -- masks at the end ------------------------------------------------------------------------
+
+    @property
+    def gram(self) -> float | None:
+        """g where :math:`A A^T = g I` for the first member A and only masks follow; see
+        `Operator.gram`."""
+        first = self.members[0]
+        complete = type(first).apply_mask is Operator.apply_mask
+        return first.gram if complete and self._masks_follow else None
+
+    @property
+    def _masks_follow(self) -> bool:
+        """Whether all members after the first one are masks."""
+        return all(isinstance(member, Inpaint) for member in self.members[1:])
+
+    def preconditioner(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """Return the map of the first member if only masks follow; see
+        `Operator.preconditioner`."""
+        own = super().preconditioner(like, gamma)
+        if own is None and self._masks_follow:
+            return self.members[0].preconditioner(like, gamma)
+        return own
+
+    def _A_dagger(self, y: Tensor) -> Tensor:
+        return super()._A_dagger(y) if self.gram is None else self._A_adjoint(y) / self.gram
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        if self.gram is not None:
+            weight = gamma / (1 + gamma * self.gram)
+            return z + weight * self._A_adjoint(y - self._A(z))
+        if not self._masks_follow or self._factored(z) is not None:
+            return super()._prox(z, y, gamma)
+        step = conjugate_gradient(
+            lambda x: x + gamma * self._A_adjoint(self._A(x)),
+            gamma * self._A_adjoint(y - self._A(z)),
+            precondition=self.preconditioner(z, gamma),
+        )
+        return z + step
+
     @property
     def _shared(self) -> bool:
         return all(member._shared for member in self.members)
@@ -189,3 +279,36 @@ class Compose(Operator):
             product = factors if product is None else chained(product, factors)
             shape = member.y_shape(shape)
         return product
+
+
+def masked(
+    operator: Operator, masks: Tensor, channels: int | None, size: tuple[int, int]
+) -> Operator:
+    """Hide pixels of the measurements of an operator that is bound to its images.
+
+    Nonlinear operators stay as they are if nothing is to be hidden, because a composition would
+    lose their prox. Linear ones always get their masks: so the result for an image does not depend
+    on what is hidden in other images of its batch.
+
+    Args:
+        operator: A.
+        masks: 0 where a pixel of y is to be hidden, else 1, (B, 1, h, w).
+        channels: Number of channels of x, or None.
+        size: Height and width of x.
+
+    Returns:
+        M A, bound to images of this shape.
+    """
+    members = list(operator.members if isinstance(operator, Compose) else (operator,))
+    masks = masks.to(operator.device)
+    last = members[-1]
+    if isinstance(last, Inpaint):
+        members[-1] = last.hiding(1 - masks)
+    elif operator.linear or not bool(masks.all()):
+        members.append(FixedMask(masks))
+    members = [m for m in members if m.spec != "identity"]
+    if len(members) == 1:
+        return members[0]
+    if channels is None:
+        channels = next((m.channels for m in members if hasattr(m, "channels")), 1)
+    return Compose(*members)._with(shape=(channels, *size), device=operator.device)

@@ -53,7 +53,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Operator
+from .crops import Window
 from .linalg import Factors, Spectrum, conjugate_gradient, fourier
+from .local import Local
 
 __all__ = ["CUTOFF", "Blur", "fold", "mirrored"]
 
@@ -62,7 +64,7 @@ ITERATIONS = 20  # of conjugate gradients on A^T A x = A^T y for A^+ with reflec
 SMALL = 128  # pixels of a side up to which products with matrices are faster than convolutions
 
 
-class Blur(Operator):
+class Blur(Local):
     """Base class of all blurs. A subclass sets the kernel.
 
     Attributes:
@@ -80,6 +82,32 @@ class Blur(Operator):
     def _kernel_like(self, like: Tensor) -> Tensor:
         assert self.kernel is not None
         return self.kernel.to(like.dtype)
+
+    @property
+    def turnable(self) -> bool:  # type: ignore[override]
+        """Whether every kernel equals its mirror images and its transpose."""
+        kernel = self.kernel
+        if kernel is None or kernel.shape[-1] != kernel.shape[-2] or not mirrored(kernel):
+            return False
+        return torch.allclose(kernel, kernel.mT, rtol=0, atol=1e-9)
+
+    def _crop(self, window: Window) -> tuple[Operator, Window]:
+        assert self.kernel is not None
+        shape, centers = zip(*(self._support(axis) for axis in (-2, -1)), strict=True)
+        window.check_margin(self.spec, shape)
+        reach = [(k - 1 - c, c) for k, c in zip(shape, centers, strict=True)]
+        return self, window.eroded(reach, fold if self.pad == "reflect" else None)
+
+    def _support(self, axis: int) -> tuple[int, int]:
+        """Pixels of the kernel on an axis that are not 0, and the position of its center in them;
+        all pixels if each image has its own kernel."""
+        assert self.kernel is not None
+        size, center = self.kernel.shape[axis], self.kernel.shape[axis] // 2
+        if len(self.kernel) > 1:
+            return size, center
+        used = (self.kernel[0, 0] != 0).any(-3 - axis).nonzero()[:, 0].tolist()
+        first, last = min(used[0], center), max(used[-1], center)
+        return last - first + 1, center - first
 
     def _A(self, x: Tensor) -> Tensor:
         if self.pad == "reflect":
@@ -122,7 +150,7 @@ class Blur(Operator):
 
     @property
     def _shared(self) -> bool:
-        return True  # except for kernels from a file
+        return self.kernel is not None and len(self.kernel) == 1
 
     def _structured(self, x: Tensor) -> Spectrum | None:
         if self.pad == "circular":

@@ -88,6 +88,7 @@ class ParallelCt(Operator):
     """
 
     form = "ct:parallel"
+    extent = "rays cross the whole image"
     pictorial = False
     options: ClassVar[dict[str, Option]] = {
         "angles": Whole(1, 10_000),

@@ -31,6 +31,7 @@ treats A as the identity.
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -40,6 +41,8 @@ from torch import Tensor
 from ..bounds import Choice, Option, Whole
 from ..errors import InputError
 from .base import NonlinearOperator, Operator
+from .crops import Window
+from .local import Local
 from .pixelwise import nearest_level, straight_through
 
 __all__ = ["Jpeg", "table"]
@@ -77,7 +80,7 @@ TO_RGB = (  # the inverse
 TIE = 3e-4  # of a step or level: 8-bit images often lie halfway, and no last bit may decide
 
 
-class Jpeg(NonlinearOperator):
+class Jpeg(Local, NonlinearOperator):
     """Compress the image as JPEG and decode it. Text form: "jpeg,quality=10,chroma=4:2:0".
 
     Args:
@@ -113,6 +116,22 @@ class Jpeg(NonlinearOperator):
     def _check(self, shape: tuple[int, ...]) -> None:
         if shape[-3] not in (1, 3):
             raise InputError(f"jpeg: the image has {shape[-3]} channels: give 1 or 3")
+
+    @property
+    def crop_grid(self) -> int:  # type: ignore[override]
+        """Side of the squares whose pixels are coded together: 8, or 16 with chroma 4:2:0."""
+        return 8 * CHROMA[self.chroma]
+
+    def _crop(self, window: Window) -> tuple[Operator, Window]:
+        # a whole block is known or unknown; with 4:2:0, interpolation adds a pixel around it
+        side = CHROMA[self.chroma] if window.channels != 1 else 1
+        missing = [(0, -n % (8 * side)) for n in window.size]
+        unknown = 1 - window.extended(missing, _repeat)
+        blocks = F.max_pool2d(unknown, 8 * side)
+        wide = blocks.repeat_interleave(8 * side, -2).repeat_interleave(8 * side, -1)
+        known = replace(window, known=1 - wide[..., : window.size[0], : window.size[1]])
+        margin = side - 1
+        return self, known.eroded([(margin, margin)] * 2, _repeat) if margin else known
 
     @property
     def proximal(self) -> bool:
@@ -157,6 +176,11 @@ class Jpeg(NonlinearOperator):
         (height, width), side = like.shape[-2:], CHROMA[self.chroma]
         chroma = F.interpolate(planes[1], scale_factor=side, mode=mode)[..., :height, :width]
         return _mix_channels(torch.cat([planes[0], chroma], 1), TO_RGB)
+
+
+def _repeat(position: Tensor, n: int) -> Tensor:
+    """The source pixel of positions on a line of n pixels whose ends are repeated."""
+    return position.clamp(0, n - 1)
 
 
 def table(base: Sequence[Sequence[int]], quality: int) -> Tensor:

@@ -1,12 +1,6 @@
-r"""Denoising and inpainting: :math:`A x = m \odot x` with a mask m of zeros and ones.
+r"""Masks: random pixels, boxes, freehand scribbles, and masks from files.
 
-The mask is the same for all channels; the identity has m = 1. A is a projection, so
-:math:`A = A^T = A^+`, and the prox is a weighted mean on the measured pixels:
-
-.. math:: \mathrm{prox}(z, y, \gamma) = \frac{z + \gamma\, m \odot y}{1 + \gamma m}.
-
-Measurements keep the shape of the image. Hidden pixels hold zero, carry no noise, and do not count
-as measurements.
+The module `inpainting` describes what a mask does.
 
 Freehand scribbles (`FreeformInpaint`) follow random walks. A stroke has K = `SEGMENTS` straight
 segments in an image of height H and width W. With u and u' uniform on [0, 1), independent for each
@@ -24,7 +18,7 @@ width / 2 of a segment. As K LENGTH = 1, a stroke is on average as long as the s
 image. It hides about width times as many pixels, and fewer where strokes cross.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -35,122 +29,16 @@ from torch import Tensor
 from ..bounds import SEED, File, Option, Real, Sides, Whole
 from ..errors import InputError, size_text
 from ..rng import PerImageGenerator, StreamId
-from .base import Operator
 from .blur import segment_distance
 from .files import read_masks, select_images
-from .linalg import Factors, Spectrum, diagonal
+from .inpainting import Inpaint
 
-__all__ = ["BoxInpaint", "FileInpaint", "FreeformInpaint", "Identity", "Inpaint", "RandomInpaint"]
+__all__ = ["BoxInpaint", "FileInpaint", "FreeformInpaint", "RandomInpaint"]
 
 MAX_SIDE = 65536  # pixels, above any image that fits memory
 SEGMENTS = 8  # straight segments of a stroke
 TURN = 60.0  # degrees, the largest turn between two segments
 LENGTH = 0.125  # mean length of a segment, in shorter sides of the image
-
-
-class Identity(Operator):
-    """The identity A x = x: measurements are images with noise. Text form: "identity".
-
-    >>> import torch
-    >>> from unmurk.operators import parse
-    >>> parse("identity").A(torch.ones(1, 1, 1, 2))
-    tensor([[[[1., 1.]]]])
-    """
-
-    form = "identity"
-    gram = 1.0
-
-    def _A(self, x: Tensor) -> Tensor:
-        return x
-
-    def _A_adjoint(self, y: Tensor) -> Tensor:
-        return y
-
-    def _A_dagger(self, y: Tensor) -> Tensor:
-        return y
-
-    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        return (z + gamma * y) / (1 + gamma)
-
-    def _structured(self, x: Tensor) -> Spectrum:
-        return diagonal(x.new_ones(1, 1, 1, 1), lambda y: y)
-
-    def _factors(self, shape: tuple[int, ...]) -> Factors:
-        channels, height, width = (torch.eye(n, dtype=torch.float64) for n in shape)
-        return channels, height, width
-
-
-class Inpaint(Operator):
-    """Base class of all masks. A subclass draws or reads the masks in `_draw`.
-
-    Attributes:
-        masks: The masks (B or 1, 1, H, W), 1 where a pixel is measured; None before `bind`.
-    """
-
-    tensors = ("masks",)
-    masks: Tensor | None = None
-    gram = 1.0
-
-    @property
-    def mask(self) -> Tensor | None:
-        """The masks (B or 1, 1, H, W), 1 where a pixel is measured; None before `bind`."""
-        return self.masks
-
-    def _draw(self, index: list[int], height: int, width: int) -> Tensor:
-        """Masks (B or 1, 1, H, W) on the CPU."""
-        raise NotImplementedError
-
-    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
-        """Return the operator with the masks of these images; see `Operator.bind`."""
-        numbers = [int(i) for i in index]
-        if any(i < 0 for i in numbers):
-            raise InputError(f"{self.form}: image numbers must be >= 0, got {min(numbers)}")
-        height, width = shape[-2:]
-        return self._with(masks=self._draw(numbers, height, width).to(self.device))
-
-    def apply_mask(self, y: Tensor) -> Tensor:
-        """Set the hidden pixels of y (B, C, H, W) to zero."""
-        op = self._bound(y, y.shape)
-        assert isinstance(op, Inpaint) and op.masks is not None
-        return torch.where(op.masks > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
-
-    def hiding(self, more: Tensor) -> "Inpaint":
-        """Return the operator that hides further pixels.
-
-        Args:
-            more: Not 0 where a pixel is to be hidden too, (B, 1, H, W).
-        """
-        assert self.masks is not None
-        other = self._with(masks=torch.where(more != 0, 0.0, self.masks))
-        assert isinstance(other, Inpaint)
-        return other
-
-    def _check(self, shape: tuple[int, ...]) -> None:
-        assert self.masks is not None
-        if self.masks.shape[-2:] != tuple(shape[-2:]):
-            raise InputError(
-                f"{self.form}: the mask is {size_text(self.masks.shape[-2:])} but the image is"
-                f" {size_text(shape[-2:])}: bind it again with bind(index, shape)"
-            )
-
-    def _A(self, x: Tensor) -> Tensor:
-        assert self.masks is not None
-        return self.masks * x
-
-    # hidden pixels of y may hold anything, even NaN: they are replaced, not multiplied by zero
-    def _A_adjoint(self, y: Tensor) -> Tensor:
-        return self.apply_mask(y)
-
-    def _A_dagger(self, y: Tensor) -> Tensor:
-        return self.apply_mask(y)
-
-    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        assert self.masks is not None
-        return (z + gamma * self.apply_mask(y)) / (1 + gamma * self.masks)
-
-    def _structured(self, x: Tensor) -> Spectrum:
-        assert self.masks is not None
-        return diagonal(self.masks.to(x), self.apply_mask)
 
 
 class RandomInpaint(Inpaint):
@@ -179,6 +67,9 @@ class RandomInpaint(Inpaint):
 
     def __init__(self, keep: float, seed: int = 0) -> None:
         self._take_options(keep=keep, seed=seed)
+
+    def _key(self) -> Hashable:
+        return self.spec
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         draws = PerImageGenerator(self.seed, index, StreamId.MASK).rand(1, height, width)
@@ -234,6 +125,9 @@ class BoxInpaint(Inpaint):
             raise InputError("inpaint:box: give both top and left, or neither")
         if seed is not None and top is not None:
             raise InputError("inpaint:box: the seed draws the place: leave out top and left")
+
+    def _key(self) -> Hashable:
+        return self.spec
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         room = torch.tensor([height - self.size[0], width - self.size[1]])
@@ -297,6 +191,9 @@ class FreeformInpaint(Inpaint):
     def __init__(self, strokes: int, width: float, seed: int = 0) -> None:
         self._take_options(strokes=strokes, width=width, seed=seed)
 
+    def _key(self) -> Hashable:
+        return self.spec
+
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         # the path is longer than that of other masks, so that the draws are other numbers
         streams = PerImageGenerator(self.seed, index, StreamId.MASK, 1)
@@ -330,6 +227,10 @@ class FileInpaint(Inpaint):
 
     def __init__(self, path: str | Path) -> None:
         self._take_options(path=path)
+
+    def _key(self) -> Hashable:
+        state = Path(self.path).stat() if Path(self.path).is_file() else None
+        return None if state is None else (self.spec, state.st_mtime_ns, state.st_size)
 
     def _draw(self, index: list[int], height: int, width: int) -> Tensor:
         masks = read_masks(self.form, self.path)

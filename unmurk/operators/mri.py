@@ -99,6 +99,7 @@ class CartesianMri(Operator):
     """
 
     form = "mri:cartesian"
+    extent = "a frequency is a sum over all pixels of the image"
     pictorial = False
     options: ClassVar[dict[str, Option]] = {
         "acceleration": Real(1, 1024),

@@ -35,6 +35,8 @@ from ..rng import StreamId, generator
 from .base import NonlinearOperator, Operator
 from .blur import LENGTH, GaussianBlur, MotionBlur, check_kernel_size
 from .convolution import Blur, fold
+from .crops import Window
+from .local import Local
 
 __all__ = ["NonlinearBlur"]
 
@@ -43,7 +45,7 @@ HIDDEN = 16  # units of the network
 SHARP = 3.0  # about the standard deviation of the logits: how far one motion dominates the others
 
 
-class NonlinearBlur(NonlinearOperator):
+class NonlinearBlur(Local, NonlinearOperator):
     """Blur by random motions that depend on position and brightness.
 
     Text form: "blur:nonlinear,length=7,seed=0".
@@ -88,6 +90,26 @@ class NonlinearBlur(NonlinearOperator):
     def _check(self, shape: tuple[int, ...]) -> None:
         check_kernel_size(self.spec, self._bank, shape)
 
+    def _crop(self, window: Window) -> tuple[Operator, Window]:
+        for number in range(len(window)):
+            self._check((1, *window.place(number).shape))
+        window.check_margin(self.spec, self._bank.shape[-2:])
+        places = []
+        for axis in (-2, -1):
+            position, length = window.positions(axis)
+            places.append((2 * position + 1) / length[:, None] - 1)
+        grid = [
+            part.expand(-1, *window.size) for part in (places[0][..., None], places[1][:, None])
+        ]
+        reach = self._bank.shape[-1] // 2
+        after = window.eroded([(reach, reach)] * 2, fold)
+        return _PlacedBlur(self, torch.stack(grid, -1)), after
+
+    def _places(self, like: Tensor) -> Tensor:
+        """Row and column of each pixel, from -1 to 1 over the image, (B or 1, H, W, 2)."""
+        rows, columns = ((2 * torch.arange(n).to(like) + 1) / n - 1 for n in like.shape[-2:])
+        return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)[None]
+
     def _A(self, x: Tensor) -> Tensor:
         bank = self._bank.to(x)
         reach = bank.shape[-1] // 2
@@ -103,11 +125,22 @@ class NonlinearBlur(NonlinearOperator):
     def _weights(self, brightness: Tensor) -> Tensor:
         """w, the weight of each motion at every pixel, (B, K, H, W)."""
         v, b, w = (t.to(brightness) for t in (self._v, self._b, self._w))
-        rows, columns = ((2 * torch.arange(n).to(v) + 1) / n - 1 for n in brightness.shape[-2:])
-        place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
-        place = place.expand(len(brightness), -1, -1, -1)
+        place = self._places(brightness).expand(len(brightness), -1, -1, -1)
         features = torch.cat([place, 2 * brightness[..., None] - 1], -1)
         return (torch.tanh(features @ v.T + b) @ w.T).softmax(-1).movedim(-1, 1)
+
+
+class _PlacedBlur(NonlinearBlur):
+    """The operator on crops: `places` holds the positions of their pixels in the images."""
+
+    tensors = ("places",)
+    places: Tensor
+
+    def __init__(self, blur: NonlinearBlur, places: Tensor) -> None:
+        self.__dict__.update(blur.__dict__ | {"_cache": {}, "places": places.to(blur.device)})
+
+    def _places(self, like: Tensor) -> Tensor:
+        return self.places.to(like)
 
 
 def _bank(blurs: Sequence[Blur]) -> Tensor:

@@ -52,6 +52,7 @@ class FourierMagnitude(NonlinearOperator):
 
     ambiguous = True
     form = "phase:fourier"
+    extent = "a frequency is a sum over all pixels of the image"
     pictorial = False
     options: ClassVar[dict[str, Option]] = {"oversample": Real(0, 32)}
     oversample: float

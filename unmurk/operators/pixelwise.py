@@ -44,14 +44,25 @@ import torch
 from torch import Tensor
 
 from ..bounds import Option, Real, Whole
-from .base import NonlinearOperator
+from .base import NonlinearOperator, Operator
+from .crops import Window
+from .local import Local
 
-__all__ = ["ClipRange", "Quantize", "nearest_level", "straight_through"]
+__all__ = ["ClipRange", "Pixelwise", "Quantize", "nearest_level", "straight_through"]
 
 INSIDE = 1e-3  # of a step
 
 
-class ClipRange(NonlinearOperator):
+class Pixelwise(Local, NonlinearOperator):
+    """Base class of operators that act on each value by itself."""
+
+    turnable = True
+
+    def _crop(self, window: Window) -> tuple[Operator, Window]:
+        return self, window
+
+
+class ClipRange(Pixelwise):
     """Stretch the contrast about mid-gray and clip the result. Text form: "hdr:clip,factor=2".
 
     Args:
@@ -129,7 +140,7 @@ def nearest_level(
     return moved.gather(0, cost.argmin(0, keepdim=True))[0]
 
 
-class Quantize(NonlinearOperator):
+class Quantize(Pixelwise):
     """Round every value to one of a few levels. Text form: "quantise,bits=2".
 
     Args:

@@ -40,8 +40,9 @@ from .blur import AnisotropicBlur, FileBlur, GaussianBlur, MotionBlur, UniformBl
 from .compose import Compose
 from .ct import ParallelCt
 from .external import External, Function
+from .inpainting import Identity
 from .jpeg import Jpeg
-from .masks import BoxInpaint, FileInpaint, FreeformInpaint, Identity, RandomInpaint
+from .masks import BoxInpaint, FileInpaint, FreeformInpaint, RandomInpaint
 from .matrix import LinearMap, Matrix, is_linear_map
 from .mri import CartesianMri
 from .nonlinear_blur import NonlinearBlur

@@ -40,6 +40,7 @@ the singular values of A are the products :math:`s_i t_j`, none of them zero, an
 
 import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -49,19 +50,41 @@ from torch import Tensor
 from ..bounds import Option, Whole, check_tables
 from ..errors import InputError, size_text
 from .base import Operator
+from .crops import Window
 from .linalg import Factors
+from .local import Local
 
 __all__ = ["AverageDown", "BicubicDown", "Grayscale"]
 
 
-class Down(Operator):
+class Down(Local):
     """Base class of reductions: the factor f and the shapes."""
 
     options: ClassVar[dict[str, Option]] = {"factor": Whole(1, 256)}
+    turnable = True
     factor: int
 
     def __init__(self, factor: int) -> None:
         self._take_options(factor=factor)
+
+    @property
+    def crop_grid(self) -> int:  # type: ignore[override]
+        """The factor."""
+        return self.factor
+
+    @property
+    def _reduction(self) -> int:
+        return self.factor
+
+    def _crop(self, window: Window) -> tuple[Operator, Window]:
+        self._check((1, *window.size))
+        for position in range(len(window)):
+            Down._check(self, (1, *window.place(position).shape))
+        return self, window.reduced(self.factor, self._known(window))
+
+    def _known(self, window: Window) -> Tensor:
+        """1 where a crop determines the small pixel, else 0, (B, 1, h / f, w / f)."""
+        raise NotImplementedError
 
     def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
         """Check that the factor divides the image, and return self."""
@@ -148,6 +171,9 @@ class AverageDown(Down):
         weight = gamma / self.factor**2
         return z + weight / (1 + weight) * self._up(y - self._A(z))
 
+    def _known(self, window: Window) -> Tensor:
+        return 1 - F.max_pool2d(1 - window.known, self.factor)
+
     def _axis_matrix(self, n: int) -> Tensor:
         return torch.eye(n // self.factor).double().repeat_interleave(self.factor, 1) / self.factor
 
@@ -200,11 +226,21 @@ class BicubicDown(Down):
         h, w = self._axes(self.x_shape(y.shape), y)
         return h.v @ (h.u.mT @ y @ w.u / (h.s[:, None] * w.s)) @ w.v.mT
 
+    def _known(self, window: Window) -> Tensor:
+        window.check_margin(self.spec, (4 * self.factor,) * 2)
+        reach = 2 * self.factor
+        unknown = 1 - window.extended([(reach, reach)] * 2, _reflect)
+        # the extension is longer than the kernel, so that no border model enters
+        down, across = (
+            (_bicubic(n + 2 * reach, self.factor)[2:-2] != 0).to(unknown) for n in window.size
+        )
+        return (down @ unknown @ across.mT == 0).to(unknown)
+
     def _axis_matrix(self, n: int) -> Tensor:
         return _bicubic(n, self.factor)
 
 
-class Grayscale(Operator):
+class Grayscale(Local):
     """Average the channels of a color image to a gray image. Text form: "colour:grey".
 
     Args:
@@ -222,6 +258,7 @@ class Grayscale(Operator):
 
     form = "colour:grey"
     options: ClassVar[dict[str, Option]] = {"channels": Whole(2, 1024)}
+    turnable = True
     channels: int
 
     def __init__(self, channels: int = 3) -> None:
@@ -257,6 +294,9 @@ class Grayscale(Operator):
                 f"colour:grey: the image has {shape[-3]} channels but channels={self.channels}:"
                 f" write colour:grey,channels={shape[-3]}"
             )
+
+    def _crop(self, window: Window) -> tuple[Operator, Window]:
+        return self, replace(window, channels=1)
 
     @property
     def gram(self) -> float:
@@ -303,10 +343,15 @@ def _bicubic(n: int, factor: int) -> Tensor:
     first = (center - 2 * factor).floor().long()
     taps = first[:, None] + torch.arange(4 * factor + 2)
     weights = _keys((taps - center[:, None]) / factor)
-    position = taps % (2 * n)
-    position = torch.minimum(position, 2 * n - 1 - position)
+    position = _reflect(taps, n)
     m = torch.zeros(n // factor, n, dtype=torch.float64).scatter_add_(1, position, weights)
     return m / m.sum(1, keepdim=True)
+
+
+def _reflect(position: Tensor, n: int) -> Tensor:
+    """The source pixel of positions on a line of n pixels, reflected with the edge repeated."""
+    position = position % (2 * n)
+    return torch.minimum(position, 2 * n - 1 - position)
 
 
 def _keys(t: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ class StructuredSensing(Operator):
     """
 
     form = "cs:structured"
+    extent = "every measurement mixes all pixels of the image"
     pictorial = False
     options: ClassVar[dict[str, Option]] = {"ratio": Real(1e-6, 1), "seed": SEED}
     ratio: float

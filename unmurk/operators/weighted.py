@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, size_text
 from .base import Operator, as_index
+from .compose import masked
+from .crops import Crop, Window, cut
 from .linalg import conjugate_gradient, per_image
 
 __all__ = ["Weighted"]
@@ -94,6 +96,58 @@ class Weighted(Operator):
         moved: Any = super().to(device)
         operator = self.operator.to(device)
         return moved if operator is self.operator else moved._with(operator=operator)
+
+    # -- crops -----------------------------------------------------------------------------------
+
+    @property
+    def crop_grid(self) -> int:  # type: ignore[override]
+        """The grid of A; see `Operator.on_crops`."""
+        return self.operator.crop_grid
+
+    @property
+    def turnable(self) -> bool:  # type: ignore[override]
+        """Whether A commutes with flips and quarter turns; the weights are turned too."""
+        return self.operator.turnable
+
+    @property
+    def _reduction(self) -> int:
+        return self.operator._reduction
+
+    def on_crops(
+        self,
+        crops: Sequence[Crop],
+        side: int | tuple[int, int],
+        hidden: Tensor | None = None,
+        channels: int | None = None,
+    ) -> Operator:
+        """Return A on crops with the crops of the weights, which belong to the image numbers; see
+        `Operator.on_crops`."""
+        window = self._window(crops, side, channels)
+        operator, after = self.operator._crop(window)
+        hiding = masked(operator, after.measured(hidden), channels, window.size)
+        return self._with(operator=hiding, weights=self._cut(after))
+
+    def _crop(self, window: Window) -> tuple[Operator, Window]:
+        operator, after = self.operator._crop(window)
+        return self._with(operator=operator, weights=self._cut(after)), after
+
+    def _cut(self, window: Window) -> Tensor:
+        """The crops of the weights, turned; 1 beyond the image."""
+        weights = self.weights
+        if weights.ndim != 4 or (len(weights) > 1 and max(window.numbers) >= len(weights)):
+            raise InputError(
+                f"weights of shape {tuple(weights.shape)} do not fit crops of image"
+                f" {max(window.numbers)}: give weights (N, C, H, W) for all images"
+            )
+        places = [window.place(position) for position in range(len(window))]
+        if any(place.shape != weights.shape[-2:] for place in places):
+            raise InputError(
+                f"weights of {size_text(weights.shape[-2:])} do not fit measurements of"
+                f" {size_text(places[0].shape)}: give weights of the size of the images"
+            )
+        each = [weights[p.number if len(weights) > 1 else 0] for p in places]
+        crops = [cut(w, p.first, window.size, 1.0) for w, p in zip(each, places, strict=True)]
+        return window.turn(torch.stack(crops))
 
     # -- shapes, and which entries of y are measured ---------------------------------------------
 

@@ -42,7 +42,8 @@ from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..noise import Gaussian
 from ..operators.base import per_image
-from ..operators.masks import Inpaint, RandomInpaint
+from ..operators.inpainting import Inpaint
+from ..operators.masks import RandomInpaint
 from ..problem import Problem
 from ..rng import host_integers, uniform
 from .conditional import ConditionalDenoiser, conditioning_stem

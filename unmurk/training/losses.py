@@ -26,7 +26,7 @@ from ..diffusion.prior import Prior
 from ..flows.posterior import Posterior
 from ..noise import PoissonGaussian
 from ..operators.base import per_image
-from ..operators.masks import Inpaint
+from ..operators.inpainting import Inpaint
 from ..problem import Problem
 from ..rng import poisson, uniform
 
