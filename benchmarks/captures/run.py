@@ -241,7 +241,7 @@ def learned(cell: Cell, split: Split, options: Options) -> Restored:
     folder = options.folder / "captures" / f"{cell.set}-{cell.fold}"
     if not folder.exists():
         write_captures(folder, split.observed)
-    extra: dict[str, Any] = {"start": "none"}
+    extra: dict[str, Any] = {}
     if cell.row == "flowdiff_repeats":
         extra["repeats"] = CAPTURES
     if cell.row == "flowdiff_generic":
@@ -360,7 +360,7 @@ def run_large(options: Options) -> None:
         os.rename(folder.with_name("large.part"), folder)
     run = options.folder / "runs" / "large"
     command = [sys.executable, "-m", "unmurk", "learn", str(folder), "--noise", "0.05"]
-    command += ["--kimg", str(LARGE_KIMG), "--out", str(run), "--start", "none"]
+    command += ["--kimg", str(LARGE_KIMG), "--out", str(run)]
     begin = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

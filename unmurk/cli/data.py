@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from ..io.scale import Span, Spans
     from ..problem import Problem
 
-__all__ = ["captures_of", "images_of", "list_skipped", "measured", "place", "problem_of", "run_span"]
+__all__ = [
+    "captures_of",
+    "images_of",
+    "list_skipped",
+    "measured",
+    "place",
+    "problem_of",
+    "run_span",
+]
 
 
 def problem_of(

@@ -7,13 +7,40 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..diffusion.prior import Prior
 from ..errors import InputError
+from ..flows.posterior import Posterior
 from ..io.json_files import json_lines, read_object
+from ..problem import Problem
+from ..tiling import posterior_for
+from ..training.examples import Examples
+from ..training.run_folder import read_config
 from .charts import Curves, Panels, figure_text, is_number
-from .report import Numbers, Pictures, Section, Table, write
+from .data import place
+from .report import (
+    Column,
+    Comparison,
+    Comparisons,
+    Images,
+    Numbers,
+    Pictures,
+    Section,
+    Table,
+    write,
+)
 
-__all__ = ["run_report"]
+__all__ = ["drawn", "restored", "run_report"]
 
+DRAWS = 16  # of a posterior mean
+NEW = 8  # images in a line of new ones
+CAPTION = (
+    "Images of the set that differ from each other. Drag the line between what was measured and "
+    "what was restored. Black and white are the 0.1 and the 99.9 percentile of the restored "
+    "image. The residual, measured minus restored, should look like noise alone: structure in it "
+    "was removed with the noise."
+)
 KEPT = "check/kept"  # 1 if the figures were the best so far; see training.validation
 GAP = 5.0  # a figure is absent where its points are further apart than so many usual distances
 LARGE = 1e30  # largest figure on a chart
@@ -54,6 +81,52 @@ def run_report(
     named = config | (options if isinstance(options := config.get("options"), dict) else {})
     subtitle = " · ".join(str(named[k]) for k in ("method", "objective") if named.get(k))
     return write(path or run_dir / "report.html", run_dir.resolve().name, page, subtitle)
+
+
+def restored(run: Path) -> list[Section]:
+    """Return the examples of a run, restored by its posterior, beside what was measured.
+
+    Raises:
+        InputError: The posterior or the examples are damaged.
+    """
+    examples = Examples.load(run)
+    if examples is None:
+        return []
+    problem = examples.problem(Problem.from_dict(read_config(run)["problem"]))
+    posterior, y = place(Posterior.load(run), examples.y)
+    problem = problem.to(y.device)
+    shape = problem.operator.x_shape(y.shape)
+    tiled = posterior_for(posterior, shape)
+    mean, std = (
+        torch.cat(parts).cpu()
+        for parts in zip(
+            *(
+                tiled.mean_std(y[i : i + 1], problem.index_select([i]), DRAWS, 0, [number])
+                for i, number in enumerate(examples.numbers)
+            ),
+            strict=True,
+        )
+    )
+    same = tuple(y.shape[1:]) == tuple(mean.shape[1:])
+    before = (y if same else problem.A_dagger(y)).cpu()
+    maps = {Column("standard deviation", "shared", "magma"): std}
+    if same:
+        scaled = problem.residual(mean.to(y), y) / problem.deviation(y)
+        maps[Column("residual in units of the noise", (-3.0, 3.0), "gray")] = scaled.cpu()
+    items = []
+    for i, number in enumerate(examples.numbers):
+        low, high = (float(mean[i].quantile(q)) for q in (0.001, 0.999))
+        values = {column: images[i] for column, images in maps.items()}
+        ends = (min(low, 0.0) if low < 0.05 else low, max(high, low + 1e-3))
+        items.append(Comparison(f"image {number}", before[i], mean[i], values, ends))
+    names = ("measured" if same else "pseudo-inverse", "restored")
+    return [Comparisons("Images of the set", items, names, CAPTION)]
+
+
+def drawn(run: Path) -> list[Section]:
+    """Return new images from the prior of a run."""
+    new = place(Prior.load(run))[0].sample(2 * NEW).cpu()
+    return [Images("Drawn from the prior", [list(new[:NEW]), list(new[NEW:])], tile=84)]
 
 
 def _there(path: Path) -> Path:

@@ -129,9 +129,7 @@ class InFile:
         except OSError as error:
             raise InputError(f"cannot read {self.file}: {error.strerror}") from error
 
-    def _read(
-        self, descriptor: int, row: int, column: int, height: int, width: int
-    ) -> np.ndarray:
+    def _read(self, descriptor: int, row: int, column: int, height: int, width: int) -> np.ndarray:
         _, length, samples = self.plane
         line = length * samples * self.dtype.itemsize
         planes = []
@@ -338,7 +336,9 @@ class Captures:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the set, fit for JSON."""
-        scale = {} if self.scale is None else {"offset": self.scale.offset, "gain": self.scale.gain}
+        scale = (
+            {} if self.scale is None else {"offset": self.scale.offset, "gain": self.scale.gain}
+        )
         sizes = hashlib.sha256(json.dumps([p.shape for p in self.parts]).encode()).hexdigest()
         return {"images": self.text, "sizes": sizes, **scale, **self.identity}
 
@@ -587,7 +587,9 @@ def _of_array(what: Any, source: Array, skip_bad: bool, nan: Nan) -> Captures:
             part = InFile(path, offsets, (h, w, c // count), array.dtype)
         if array.dtype.kind == "f":
             try:
-                gaps.look(len(parts), part.region(0, 0, *part.shape[:2]), f"image {number} of {what}")
+                gaps.look(
+                    len(parts), part.region(0, 0, *part.shape[:2]), f"image {number} of {what}"
+                )
             except InputError:
                 if not skip_bad:
                     raise

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..errors import InputError, size_text
 from ..operators import Operator
-from ..operators.crops import Crop, turn
 from ..operators.cropped import on_numbered_crops
+from ..operators.crops import Crop, turn
 from ..problem import Problem
 from ..rng import StreamId, generator
 from .captures import Captures

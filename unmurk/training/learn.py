@@ -43,6 +43,7 @@ from .ambientflow import AmbientFlow
 from .baselines import Clean, Noisy
 from .distributed import first_process, processes
 from .em import Em
+from .examples import FILE, choose_examples
 from .flowdiff import FlowDiff
 from .learner import Learner, as_dict
 from .registry import METHODS, name_of, register, resolve
@@ -145,6 +146,7 @@ def learn(
         if problem is not given and (nan == "mask" or not isinstance(y, Crops)):
             config["nan"] = nan
         open_run(folder, config | {"data": fingerprint(y)})
+        _keep_examples(folder, y, given, clean)
     _check_length(built, settings, quiet)
     memory.check(built, settings, shape, len(y), processes().device, quiet)
     checks = None
@@ -160,6 +162,15 @@ def learn(
                 save_model(folder / name, model)
     trainer.accelerator.wait_for_everyone()
     return built.teacher.to(y.device).eval(), built.student.to(y.device).eval()
+
+
+def _keep_examples(folder: Path, y: Tensor | Source, problem: Problem, clean: bool) -> None:
+    """Keep a few measurements for the page of the run, once."""
+    if clean or (folder / FILE).exists():
+        return
+    examples = choose_examples(y, problem)
+    if examples is not None:
+        examples.save(folder)
 
 
 def _measurements(

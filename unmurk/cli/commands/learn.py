@@ -131,7 +131,7 @@ class Learn(Command):
                 return {}
             from .report import page_of
 
-            page = page_of(self.out)
+            page = page_of(self.out, self.data)
         found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
         return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
 

@@ -1,5 +1,6 @@
 """`unmurk report`: the page of a run."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from ...io.outputs import output
-from ..data import place
 from ..options import Command, Json
 
 if TYPE_CHECKING:
@@ -30,19 +30,36 @@ class Report(Command):
             return {"report": page_of(to.path.parent)}
 
 
-def page_of(run: Path) -> Path:
-    """Write the page of a run, with new images from its prior if there is one.
+def page_of(run: Path, data: Path | None = None) -> Path:
+    """Write the page of a run: its images restored, new images, and what to run next.
+
+    Args:
+        run: The run folder.
+        data: What the run learned from, for the commands on the page.
 
     Returns:
         The file.
     """
-    from ..report import Images
-    from ..run_page import run_report
+    from ..report import Commands
+    from ..run_page import drawn, restored, run_report
 
     sections: list[Section] = []
-    if (run / "config.json").exists() and (run / "prior" / "model_index.json").exists():
-        from ...diffusion.prior import Prior
-
-        new = place(Prior.load(run))[0].sample(16).cpu()
-        sections.append(Images("Drawn from the prior", [list(new[:8]), list(new[8:])], tile=84))
+    if (run / "config.json").exists():
+        if (run / "posterior" / "config.json").exists():
+            sections += restored(run)
+        if (run / "prior" / "model_index.json").exists():
+            sections += drawn(run)
+        images = shlex.quote(str(data or "IMAGES"))
+        folder = shlex.quote(str(run))
+        lines = {
+            "Restore images like these, with error bars": (
+                f"unmurk restore {images} --prior {folder} --out restored --std"
+            ),
+            "Undo another corruption with the same prior": (
+                f"unmurk solve {images} --prior {folder} --operator inpaint:box,size=10 "
+                "--noise 0.05 --out solved"
+            ),
+            "Draw new images": f"unmurk sample {folder} --out new",
+        }
+        sections.append(Commands("What to run next", lines))
     return run_report(run, sections=sections)

@@ -1,0 +1,190 @@
+"""A few measurements of a run that differ from each other, kept in its folder for its page.
+
+The page of a run shows the user's own images, also long after the data have moved. So `learn`
+keeps a few of them in `examples.safetensors`: whole images, or for a run on crops the part of a
+capture that varies most.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import InputError
+from ..io.atomic import write
+from ..io.crops import Crops
+from ..io.datasets import Source
+from ..operators.cropped import on_numbered_crops
+from ..operators.crops import Crop
+from ..problem import Problem
+
+__all__ = ["Examples", "choose_examples", "distinct"]
+
+FILE = "examples.safetensors"
+COUNT = 4  # examples of a run
+CANDIDATES = 48  # measurements that they are chosen from
+SIDE = 256  # pixels to a side of a part of a capture
+MOST = 2**22  # numbers in all examples of a run; larger images have none
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A few measurements with what binds a problem to them.
+
+    Attributes:
+        y: Measurements (N, ...).
+        numbers: Their numbers in the set.
+        crops: Where they lie in their images, for parts of captures; empty for whole images.
+        hidden: 1 where a part holds no measurement, (N, 1, h, w), or None.
+    """
+
+    y: Tensor
+    numbers: Sequence[int]
+    crops: Sequence[Crop] = ()
+    hidden: Tensor | None = None
+
+    def problem(self, problem: Problem) -> Problem:
+        """Return a problem of whole images, bound to the examples."""
+        operator = problem.operator
+        if not self.crops or (operator.spec == "identity" and self.hidden is None):
+            return problem.bind(self.numbers, operator.x_shape(self.y.shape))
+        side = operator.x_shape(self.y.shape)[-1]
+        places, hidden = list(self.crops), self.hidden
+        operator = on_numbered_crops(
+            operator,
+            side,
+            lambda number: places[number],
+            lambda numbers: None if hidden is None else hidden[list(numbers)],
+        )
+        found = Problem(operator, problem.noise)
+        return found.bind(range(len(self.y)), operator.x_shape(self.y.shape))
+
+    def save(self, run: Path) -> None:
+        """Write the examples into a run folder, atomically."""
+        tensors = {"y": self.y.contiguous()}
+        if self.hidden is not None:
+            tensors["hidden"] = self.hidden.contiguous()
+        about = {"numbers": list(self.numbers), "crops": [asdict(crop) for crop in self.crops]}
+        write(run / FILE, save(tensors, {"examples": json.dumps(about)}))
+
+    @classmethod
+    def load(cls, run: Path) -> "Examples | None":
+        """Read the examples of a run; None if it has none.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        file = run / FILE
+        if not file.exists():
+            return None
+        try:
+            with safetensors.safe_open(str(file), "pt") as opened:
+                about = json.loads((opened.metadata() or {})["examples"])
+                y = opened.get_tensor("y")
+                hidden = opened.get_tensor("hidden") if "hidden" in opened.keys() else None
+            crops = [Crop(**values) for values in about["crops"]]
+            found = cls(y.float(), [int(n) for n in about["numbers"]], crops, hidden)
+            if y.ndim != 4 or len(found.numbers) != len(y) or len(crops) not in (0, len(y)):
+                raise ValueError("the numbers do not fit the images")
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{file} is damaged ({' '.join(str(error).split())}): delete it; the page then "
+                "shows no images"
+            ) from error
+        return found
+
+
+def choose_examples(y: Tensor | Source, problem: Problem) -> Examples | None:
+    """Choose a few measurements that differ from each other.
+
+    Args:
+        y: Measurements (N, C, H, W), or random crops of captures.
+        problem: The problem of whole images.
+
+    Returns:
+        At most `COUNT` examples, or None if the measurements are too large to be kept.
+    """
+    if isinstance(y, Crops):
+        return _parts(y, problem)
+    candidates = torch.linspace(0, len(y) - 1, min(len(y), CANDIDATES)).long().unique()
+    if COUNT * y[:1].numel() > MOST:
+        return None
+    images = y[candidates.to(y.device)].cpu().float()
+    numbers = [int(candidates[i]) for i in distinct(images, COUNT)]
+    return Examples(y[torch.tensor(numbers, device=y.device)].cpu().float(), numbers)
+
+
+def _parts(crops: Crops, problem: Problem) -> Examples | None:
+    """Choose parts of captures that differ, each where its capture varies most."""
+    captures, operator = crops.captures, problem.operator
+    side = crops.side
+    if operator.spec == "identity":  # tiles cover larger images
+        shortest = min(min(size) for size in crops.sizes)
+        side = max(side, min(SIDE, shortest // 8 * 8))
+    grid, every = crops.operator.crop_grid, range(len(captures.sizes))
+    step = max(1, len(every) // CANDIDATES)
+    candidates = every[::step][:CANDIDATES]
+    places = [(position, *_busiest(crops, position, side, grid)) for position in candidates]
+    found = Crops(captures, operator, side, False, crops.seed, places)
+    images = found[torch.arange(len(places))].cpu()
+    chosen = distinct(images, COUNT)
+    hidden = found.hidden(chosen)
+    if images[0].numel() * COUNT > MOST:
+        return None
+    places_of = [found.place(number) for number in chosen]
+    numbers = [place.number for place in places_of]
+    return Examples(images[chosen].clone(), numbers, places_of, hidden)
+
+
+def _busiest(crops: Crops, position: int, side: int, grid: int) -> tuple[int, int]:
+    """Return row and column, in pixels of x, of the square of a capture that varies most."""
+    measured = side // crops.factor
+    height, width = crops.captures.sizes[position]
+    step = max(grid // crops.factor, measured // 2)
+    best, place = -1.0, (0, 0)
+    for row in range(0, max(1, height - measured + 1), step):
+        for column in range(0, max(1, width - measured + 1), step):
+            size = min(measured, height), min(measured, width)
+            part = torch.as_tensor(crops.captures.region(position, row, column, *size))
+            value = float(part.float().nan_to_num(0.0).var())
+            if value > best:
+                best, place = value, (row * crops.factor, column * crops.factor)
+    row, column = (n // grid * grid for n in place)
+    return row, column
+
+
+def distinct(images: Tensor, count: int) -> list[int]:
+    """Choose images that differ: the most usual one first, then always the farthest from all.
+
+    Images are compared by their mean, standard deviation, mean absolute gradient and brightest
+    hundredth, each in units of its standard deviation over the images.
+
+    Args:
+        images: (N, C, H, W).
+        count: How many; all of them if there are fewer.
+
+    Returns:
+        Their positions, distinct.
+
+    >>> images = torch.tensor([0.5, 0.5, 0.1, 0.8]).view(4, 1, 1, 1).expand(4, 1, 4, 4)
+    >>> distinct(images, 3)
+    [0, 2, 3]
+    """
+    flat = images.flatten(1).nan_to_num(0.0)
+    steps = images.nan_to_num(0.0)
+    gradient = steps.diff(dim=-1).abs().flatten(1).mean(1) if images.shape[-1] > 1 else flat[:, 0]
+    bright = flat.sort(1).values[:, int(0.99 * (flat.shape[1] - 1))]
+    features = torch.stack([flat.mean(1), flat.std(1, correction=0), gradient, bright], 1).double()
+    features = (features - features.mean(0)) / features.std(0, correction=0).clamp_min(1e-12)
+    chosen = [int(features.square().sum(1).argmin())]
+    while len(chosen) < min(count, len(images)):
+        gaps = torch.cdist(features, features[chosen]).min(1).values
+        gaps[chosen] = -1.0
+        chosen.append(int(gaps.argmax()))
+    return chosen
