@@ -25,6 +25,7 @@ from unmurk.io.outputs import output
 from unmurk.problem import Problem
 from unmurk.solvers import solve
 from unmurk.training import Recipe, Settings
+from unmurk.training.examples import Examples
 
 COMMANDS = ("demo", "learn", "restore", "solve", "sample", "corrupt", "evaluate", "certify")
 COMMANDS += ("report",)
@@ -277,8 +278,16 @@ def test_learn_continues_and_reports(data, tmp_path, capsys):
     assert unmurk(*argv, "--seed", 1) == 2
     assert "another" in capsys.readouterr().err
     assert (run / "prior" / "model_index.json").exists()
+    page = (run / "report.html").read_text()
+    kept = Examples.load(run)
+    y = Problem("identity", 0.1).simulate(torch.from_numpy(np.load(data))[:, None], 0)
+    assert torch.equal(kept.y, y[list(kept.numbers)])
+    for number in kept.numbers:
+        assert f"<h3>image {number}</h3>" in page
+    assert page.count('type="range"') == len(kept.numbers) == 4
+    assert f"unmurk restore {data} --prior {run} --out restored --std" in page
     assert unmurk("report", run) == 0
-    assert "<html" in (run / "report.html").read_text()
+    assert "unmurk restore IMAGES" in (run / "report.html").read_text()
 
 
 @pytest.mark.slow
