@@ -133,6 +133,7 @@ def _running_mean(y: Tensor) -> Tensor:
 
 
 def is_number(value: Any) -> bool:
+    """Whether a value is a number, and not a boolean."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
