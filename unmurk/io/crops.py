@@ -64,6 +64,8 @@ class Crops(Source):
     True
     """
 
+    endless = True
+
     def __init__(
         self,
         captures: Captures,
