@@ -146,7 +146,7 @@ LAYERS = [
         for name in ("features", "distances", "metrics", "exact_gaussian", "exact")
     ],
     [f"evaluation.{name}" for name in ("gibbs", "scale_mixture")],
-    [f"io.{name}" for name in ("source", "torch_data", "datasets", "gaps")],
+    [f"io.{name}" for name in ("source", "torch_data", "datasets", "gaps", "captures", "crops")],
     ["solvers"],
     ["training"],
     ["evaluation.exam", "evaluation.certify"],

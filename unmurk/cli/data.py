@@ -34,28 +34,28 @@ __all__ = [
 def problem_of(
     operator: str,
     noise: str,
-    images: "Callable[[], torch.Tensor | Captures] | None" = None,
+    images: "Callable[[], torch.Tensor] | None" = None,
+    captures: "Captures | None" = None,
 ) -> "Problem":
     """Return the problem of two text forms.
 
     Args:
         operator, noise: The text forms.
         images: Returns the images from which a noise "auto" is estimated.
+        captures: Captures that it is estimated from, in place of images.
     """
     from ..problem import Problem
 
-    if images is not None and "auto" in str(noise):
+    if captures is not None and "auto" in str(noise):
+        from ..io.crops import tiles
+        from ..noise_estimation import known_noise
+        from ..operators import as_operator
+
+        noise = known_noise(noise, *tiles(captures, as_operator(operator)), captures.text)
+    elif images is not None and "auto" in str(noise):
         from ..noise_estimation import known_noise
 
-        given = images()
-        if hasattr(given, "parts"):
-            from ..io.crops import tiles
-            from ..operators import as_operator
-
-            y, model = tiles(given, as_operator(operator))
-            noise = known_noise(noise, y, model, given.text)
-        else:
-            noise = known_noise(noise, given, operator)
+        noise = known_noise(noise, images(), operator)
     return Problem(operator, noise)
 
 

@@ -21,6 +21,7 @@ import os
 import shutil
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -212,6 +213,7 @@ class Scratch:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
         except OSError as error:
             raise InputError(f"cannot write into {folder}: {error.strerror}") from error
+        weakref.finalize(self, self._file.close)
         self.descriptor, self.end = self._file.fileno(), 0
 
     def __str__(self) -> str:
@@ -219,7 +221,8 @@ class Scratch:
 
     def add(self, pixels: np.ndarray) -> InFile:
         """Write a capture (H, W, C) and return its place."""
-        data = memoryview(np.ascontiguousarray(pixels)).cast("B")
+        flat: Any = np.ascontiguousarray(pixels).reshape(-1)
+        data = memoryview(flat).cast("B")
         start, written = self.end, 0
         try:
             while written < len(data):
@@ -399,7 +402,7 @@ def sizes_in(path: Path) -> list[tuple[int, int]]:
 
 
 def _shape(file: Path) -> tuple[int, ...] | None:
-    """Return height, width, channels, bytes of a number, and images of a file; None: unreadable."""
+    """Return what the header of a file declares; None if it cannot be read."""
     try:
         return declared(file)
     except InputError:
@@ -701,6 +704,11 @@ def simulated_captures(
         scratch: See `open_captures`.
     """
     scratch = Path(tempfile.gettempdir()) if scratch is None else scratch
+    if clean.missing:
+        raise InputError(
+            f"{len(clean.missing)} clean images have pixels that are not finite: correct them, or "
+            "leave them out (--skip-bad)"
+        )
     size = 4 * sum(math.prod(part.shape) for part in clean.parts)
     store = Store(Path("simulating measurements"), size, scratch)
     parts = []

@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from ..io.scale import Spans, check_units
 from ..missing import with_missing
 from ..noise import Gaussian
 from ..operators import Operator, as_operator
+from ..operators.crops import Crop
 from ..problem import Problem
 from . import memory
 from .ambient import Ambient
@@ -47,7 +48,7 @@ from .examples import FILE, choose_examples
 from .flowdiff import FlowDiff
 from .learner import Learner, as_dict
 from .registry import METHODS, name_of, register, resolve
-from .run_folder import fingerprint, open_run, save_model
+from .run_folder import fingerprint, open_run, raise_kimg, save_model
 from .sure import Sure
 from .trainer import Settings, Trainer
 from .validation import Checks
@@ -120,9 +121,9 @@ def learn(
 
     Raises:
         InputError: Data, problem, networks and options do not fit together, images are not finite,
-            settings are out of their bounds, the budget is too small to train the prior, the run
-            needs more memory than there is, or the run folder belongs to another run, has another
-            format, or is in use by another process.
+            settings are out of their bounds, the budget is too small to train the prior, or
+            smaller than that of the run folder, the run needs more memory than there is, or the
+            run folder belongs to another run, has another format, or is in use by another process.
     """
     settings, module, options = _settings(settings, network, options)
     learner = resolve(method, options)
@@ -145,14 +146,20 @@ def learn(
         config = _config(built, settings, given, module) | _range(data, y)
         if problem is not given and (nan == "mask" or not isinstance(y, Crops)):
             config["nan"] = nan
+        if isinstance(y, Crops):
+            config |= {"crop": y.side, "augment": y.augment}
         open_run(folder, config | {"data": fingerprint(y)})
         _keep_examples(folder, y, given, clean)
     _check_length(built, settings, quiet)
-    memory.check(built, settings, shape, len(y), processes().device, quiet)
+    what = y.text if isinstance(y, Crops) else memory.described(shape, len(y))
+    taken = memory.check(built, settings, shape, len(y), processes().device, quiet, what)
+    if first_process():
+        raise_kimg(folder, settings.kimg)
     checks = None
     if not clean and isinstance(problem.noise, Gaussian):
         checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
-    trainer = Trainer(built, y, settings, folder, quiet=quiet, checks=checks)
+    announce = None if quiet else partial(memory.announce, taken, what)
+    trainer = Trainer(built, y, settings, folder, quiet=quiet, checks=checks, announce=announce)
     if settings.compile:
         built.prior.network.compile()
     trainer.run()
@@ -193,6 +200,8 @@ def _measurements(
                 "learn from crops"
             )
         return as_source(data, span, nan)
+    if not croppable(operator):
+        operator.on_crops([Crop(0, 0, 0, 1, 1)], 1)  # says why there are none
     captures = as_captures(data, span, nan, scratch)
     side = crop or crop_side(captures, operator)
     return Crops(captures, operator, side, settings.augment, settings.seed)

@@ -98,11 +98,12 @@ class Learn(Command):
             given = (self.skip_bad, self.range, self.nan)
             operator = "identity" if self.method == "clean" else self.operator
             captures = captures_of(self.data, operator, self.crop, *given, self.out)
-            data = captures or measured(self.data, *given)
-            skipped, y = dict(data.skipped), getattr(data, "images", data)
+            data: Any = captures or measured(self.data, *given)
+            y: Any = getattr(data, "images", data)
+            skipped = dict(data.skipped)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
-            images = (lambda: full(head(y))) if captures is None else lambda: captures
-            problem = problem_of(self.operator, noise, None if self.simulate else images)
+            sources = (None, None) if self.simulate else (lambda: full(head(y)), captures)
+            problem = problem_of(self.operator, noise, *sources)
             to.reads(problem.operator.digests())
             if captures is None:
                 _keeps_numbers(skipped, y, problem)
