@@ -182,13 +182,14 @@ def _texture(patches: "Patches", chosen: Tensor) -> float:
     return float(texture.mean() + 2 * texture.std() / len(texture) ** 0.5)
 
 
-def known_noise(text: str, y: Tensor, operator: str) -> str:
+def known_noise(text: str, y: Tensor, operator: str | Operator, what: str = "") -> str:
     """Replace "auto" in the text form of a noise by an estimate, which is printed on stderr.
 
     Args:
         text: A text form of `unmurk.noise`, "auto" or "poisson-gaussian,auto".
         y: The measurements, shape (N, C, H, W).
-        operator: The text form of the operator.
+        operator: The operator, or its text form.
+        what: The images in words, for the message; by default their number.
 
     Returns:
         A text form with numbers; `text` itself if it has them.
@@ -203,7 +204,7 @@ def known_noise(text: str, y: Tensor, operator: str) -> str:
     if text not in AUTO:
         return text
     found = estimate_noise(y, as_operator(operator), AUTO[text]).spec
-    print(f"noise estimated from {len(y)} images: {found}", file=sys.stderr)
+    print(f"noise estimated from {what or f'{len(y)} images'}: {found}", file=sys.stderr)
     return found
 
 

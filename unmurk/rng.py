@@ -87,6 +87,8 @@ class StreamId(enum.IntEnum):
     """Posterior samples while the Gaussian prior is fitted."""
     E_STEP = 7006
     """Posterior samples in the E-step of EM, and samples that a flow is distilled from."""
+    CROP = 7007
+    """Place and orientation of a random crop."""
     STEP = 0xFFFF0001
     """Random numbers of a training step."""
     BATCH = 0xFFFF0002

@@ -15,15 +15,18 @@ from .console import escape
 if TYPE_CHECKING:
     import torch
 
+    from ..io.captures import Captures
     from ..io.images import ImageSet
     from ..io.scale import Span, Spans
     from ..problem import Problem
 
-__all__ = ["images_of", "list_skipped", "measured", "place", "problem_of", "run_span"]
+__all__ = ["captures_of", "images_of", "list_skipped", "measured", "place", "problem_of", "run_span"]
 
 
 def problem_of(
-    operator: str, noise: str, images: "Callable[[], torch.Tensor] | None" = None
+    operator: str,
+    noise: str,
+    images: "Callable[[], torch.Tensor | Captures] | None" = None,
 ) -> "Problem":
     """Return the problem of two text forms.
 
@@ -36,7 +39,15 @@ def problem_of(
     if images is not None and "auto" in str(noise):
         from ..noise_estimation import known_noise
 
-        noise = known_noise(noise, images(), operator)
+        given = images()
+        if hasattr(given, "parts"):
+            from ..io.crops import tiles
+            from ..operators import as_operator
+
+            y, model = tiles(given, as_operator(operator))
+            noise = known_noise(noise, y, model, given.text)
+        else:
+            noise = known_noise(noise, given, operator)
     return Problem(operator, noise)
 
 
@@ -84,6 +95,38 @@ def measured(
     if source.note:
         print(source.note, file=sys.stderr)
     return source
+
+
+def captures_of(
+    path: Path,
+    operator: str,
+    crop: int | None,
+    skip_bad: bool,
+    span: "Spans" = None,
+    nan: Literal["refuse", "mask"] = "refuse",
+    scratch: Path | None = None,
+) -> "Captures | None":
+    """Return the images to cut crops out of; None if whole images are learned from.
+
+    Args:
+        path: A folder or a file.
+        operator: How the images were made.
+        crop: Side of the crops; 0: whole images; None: see `crops.cut_by_default`.
+        skip_bad, span, nan, scratch: See `captures.open_captures`.
+    """
+    from ..io.captures import open_captures, sizes_in
+    from ..io.crops import croppable, cut_by_default
+    from ..operators import as_operator
+
+    if crop == 0 or not path.exists():
+        return None
+    if crop is None and not (croppable(as_operator(operator)) and cut_by_default(sizes_in(path))):
+        return None
+    found = open_captures(path, skip_bad, span, nan, scratch)
+    list_skipped(dict(found.skipped))
+    if found.note:
+        print(f"{escape(path)}: {found.note}", file=sys.stderr)
+    return found
 
 
 def list_skipped(skipped: dict[str, str]) -> None:

@@ -25,6 +25,8 @@ from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
+from ..io.captures import Captures, as_captures, sizes_in
+from ..io.crops import Crops, crop_side, croppable, cut_by_default
 from ..io.datasets import Source, as_source
 from ..io.formats.pictures import Nan
 from ..io.gaps import gaps
@@ -33,6 +35,7 @@ from ..io.outputs import output
 from ..io.scale import Spans, check_units
 from ..missing import with_missing
 from ..noise import Gaussian
+from ..operators import Operator, as_operator
 from ..problem import Problem
 from . import memory
 from .ambient import Ambient
@@ -91,8 +94,10 @@ def learn(
     Args:
         data: Measurements y of shape (N, ...): a tensor, an array (which may be mapped from a
             file), the path of a .npy file or of a folder of pictures, what `load_images` returns,
-            a `Dataset` or `DataLoader` of torch, a `Source`, or any object whose attribute `y` is
-            one of these; nothing else of that object is read. For method "clean": clean images.
+            a `Dataset` or `DataLoader` of torch, a `Source`, `Captures`, a list of images (C, H,
+            W), or any object whose attribute `y` is one of these; nothing else of that object is
+            read. For method "clean": clean images. Images with a side above 96 pixels are learned
+            from in random crops, and may then differ in size.
         problem: How the measurements were made; image i of the data has number i.
         method: A name in `training.METHODS`, a class derived from `training.Learner`, or an
             instance of one, such as `training.FlowDiff(recipe=training.Recipe(steps=8))`.
@@ -120,20 +125,24 @@ def learn(
     """
     settings, module, options = _settings(settings, network, options)
     learner = resolve(method, options)
-    y: Any = as_source(data, span, nan)
     clean = _is_clean(learner)
+    operator = as_operator("identity") if clean else problem.operator
+    y: Any = _measurements(data, operator, settings, span, nan, Path(out))
     _check_data(y, problem, clean)
     if isinstance(data, str | Path) and isinstance(y, Source) and y.note and not quiet:
         print(y.note, file=sys.stderr)
     given = problem
-    y, problem, learner = _with_gaps(y, problem, nan, learner)
+    if isinstance(y, Crops):
+        problem, learner = _on_crops(y, problem, learner)
+    else:
+        y, problem, learner = _with_gaps(y, problem, nan, learner)
     _check_takes(learner, problem)
     shape: Any = tuple(y.shape[1:] if clean else problem.operator.x_shape(y.shape))
     built = learner.build(y, problem, shape, settings.network, settings.seed, module)
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
         config = _config(built, settings, given, module) | _range(data, y)
-        if problem is not given:
+        if problem is not given and (nan == "mask" or not isinstance(y, Crops)):
             config["nan"] = nan
         open_run(folder, config | {"data": fingerprint(y)})
     _check_length(built, settings, quiet)
@@ -151,6 +160,54 @@ def learn(
                 save_model(folder / name, model)
     trainer.accelerator.wait_for_everyone()
     return built.teacher.to(y.device).eval(), built.student.to(y.device).eval()
+
+
+def _measurements(
+    data: Any, operator: Operator, settings: Settings, span: Spans, nan: Nan, scratch: Path
+) -> Tensor | Source:
+    """Return measurements as a tensor or a source: crops of large images, else whole images.
+
+    Raises:
+        InputError: The data cannot be read, or crops are asked for and do not fit the operator.
+    """
+    crop = settings.crop
+    if isinstance(data, list | tuple) and len({tuple(image.shape) for image in data}) == 1:
+        data = torch.stack([torch.as_tensor(image) for image in data])
+    if not crop and (crop == 0 or not croppable(operator) or not _cut_by_default(data, span, nan)):
+        if settings.augment:
+            raise InputError("augmentation needs crops: give their side too (--crop 64)")
+        if isinstance(data, Captures | list | tuple):
+            raise InputError(
+                f"whole images of '{operator.spec}' have one size: give them as one array, or "
+                "learn from crops"
+            )
+        return as_source(data, span, nan)
+    captures = as_captures(data, span, nan, scratch)
+    side = crop or crop_side(captures, operator)
+    return Crops(captures, operator, side, settings.augment, settings.seed)
+
+
+def _cut_by_default(data: Any, span: Spans, nan: Nan) -> bool:
+    """Whether data are learned from in crops if nothing else is asked for."""
+    if isinstance(data, str | Path):
+        return cut_by_default(sizes_in(Path(data)))
+    if isinstance(data, Captures):
+        return cut_by_default(data.sizes)
+    if isinstance(data, list | tuple):
+        return cut_by_default([tuple(image.shape[-2:]) for image in data])
+    y = as_source(data, span, nan)
+    return y.ndim == 4 and cut_by_default([(int(y.shape[-2]), int(y.shape[-1]))])
+
+
+def _on_crops(crops: Crops, problem: Problem, learner: Learner) -> tuple[Problem, Learner]:
+    """Return the problem of the crops, and the learner with a solver if crops hide pixels."""
+    if crops.masked and _is_clean(learner):
+        raise InputError(
+            "clean images have no missing pixels: leave out those that have, or that are smaller "
+            f"than the crops of {crops.side}"
+        )
+    found = crops.problem(problem)
+    return found, learner if found is problem else _with_solver(learner, problem)
 
 
 def _is_clean(learner: Learner) -> bool:
@@ -207,11 +264,17 @@ def _with_gaps(
         return y, problem, learner
     if _is_clean(learner):
         raise InputError("clean images have no missing pixels: leave these images out")
+    learner = _with_solver(learner, problem)
+    return y, Problem(with_missing(problem.operator, pixels), problem.noise), learner
+
+
+def _with_solver(learner: Learner, problem: Problem) -> Learner:
+    """Return a learner that has a solver where hidden pixels make a mask of the identity."""
     if getattr(learner, "solver", ...) is None and problem.operator.spec == "identity":
         from ..solvers import Draws
 
-        learner = replace(learner, solver=Draws("diffpir", steps=16))  # type: ignore[call-arg]
-    return y, Problem(with_missing(problem.operator, pixels), problem.noise), learner
+        return replace(learner, solver=Draws("diffpir", steps=16))  # type: ignore[call-arg]
+    return learner
 
 
 def _config(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.outputs import output
-from ..data import measured, problem_of
+from ..data import captures_of, measured, problem_of
 from ..options import (
     Command,
     Corrupted,
     Json,
+    MaybeInt,
     MaybeRange,
     NanOption,
     Options,
@@ -64,6 +65,12 @@ class Learn(Command):
     """Length of the run in thousands of images, a number from 0.001 to 1e+07."""
     batch: Annotated[int, Whole(2, 65_536)] = 32
     """Batch size, a whole number from 2 to 65536; a smaller batch takes less memory."""
+    crop: Annotated[MaybeInt, Whole(0, 65_536)] = None
+    """Side in pixels of the random crops that are learned from, a whole number from 0 to 65536,
+    where 0 learns from whole images of one size. Unset: crops of 64 pixels, or fewer if an image
+    is smaller, where an image has a side above 96 pixels; else whole images."""
+    augment: bool | None = None
+    """Flip the crops and turn them by quarter turns; unset: if the operator allows it."""
     seed: Seed = 0
     simulate: bool = False
     """DATA are clean: corrupt them first with the operator and the noise (for development)."""
@@ -80,6 +87,7 @@ class Learn(Command):
         """See `Command`."""
         with output(self.out, [self.data], owner=True, job=job_of(self)) as to:
             to.expect(["report.html"])
+            from ...io.captures import simulated_captures
             from ...io.datasets import head, simulated
             from ...io.gaps import full
             from ...io.images import ImageSet
@@ -87,16 +95,22 @@ class Learn(Command):
             from ...training.distributed import first_process
 
             options = self._options()
-            data = measured(self.data, self.skip_bad, self.range, self.nan)
+            given = (self.skip_bad, self.range, self.nan)
+            operator = "identity" if self.method == "clean" else self.operator
+            captures = captures_of(self.data, operator, self.crop, *given, self.out)
+            data = captures or measured(self.data, *given)
             skipped, y = dict(data.skipped), getattr(data, "images", data)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
-            problem = problem_of(
-                self.operator, noise, None if self.simulate else lambda: full(head(y))
-            )
+            images = (lambda: full(head(y))) if captures is None else lambda: captures
+            problem = problem_of(self.operator, noise, None if self.simulate else images)
             to.reads(problem.operator.digests())
-            _keeps_numbers(skipped, y, problem)
+            if captures is None:
+                _keeps_numbers(skipped, y, problem)
             if self.simulate and self.method != "clean":
-                y = simulated(y, problem, self.seed)
+                if captures is None:
+                    y = simulated(y, problem, self.seed)
+                else:
+                    y = simulated_captures(captures, problem, self.seed, self.out)
             learn(
                 replace(data, images=y) if isinstance(data, ImageSet) else y,
                 problem,
@@ -108,6 +122,8 @@ class Learn(Command):
                 seed=self.seed,
                 precision=self.precision,
                 compile=self.compile,
+                crop=self.crop,
+                augment=self.augment,
                 nan=self.nan,
                 **options,
             )

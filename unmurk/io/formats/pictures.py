@@ -25,6 +25,7 @@ __all__ = [
     "Nan",
     "Pages",
     "check_finite",
+    "declared",
     "describe",
     "encode_picture",
     "has_reader",
@@ -101,6 +102,19 @@ class _Checked(Pages):
     def close(self) -> None:
         """Close the file."""
         self._pages.close()
+
+
+def declared(file: Path) -> tuple[int, int, int, int, int]:
+    """Return height, width, channels, bytes of a number, and images of a file, by its header.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    if reader_of(file).open is raster.Picture:
+        check_file(file)
+        return raster.declared(file)
+    with open_pages(file) as pages:
+        return (*pages.shape, np.dtype(pages.dtype).itemsize, len(pages))
 
 
 def single(file: Path) -> bool:

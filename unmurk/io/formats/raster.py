@@ -18,7 +18,7 @@ from . import tiff
 from .png import SIGNATURE, check_png
 from .registry import Pages, register
 
-__all__ = ["Picture", "encode_picture"]
+__all__ = ["Picture", "declared", "encode_picture"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP")  # the suffix may be that of another format
 OPENING = threading.Lock()
@@ -58,6 +58,22 @@ class Picture(Pages):
     def read(self, page: int) -> np.ndarray:
         """Return the pixels (H, W, C)."""
         return self.pixels
+
+
+def declared(file: Path) -> tuple[int, int, int, int, int]:
+    """Read the header of a picture.
+
+    Returns:
+        Height, width, channels, bytes of a number, and 1 image. A camera that was held upright may
+        exchange height and width.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    wide = 2 if _number_type(file) == "uint16" else 1
+    with reading(file), _opened(file) as opened:
+        channels = 3 if opened.mode == "P" else len(opened.getbands())
+        return opened.height, opened.width, channels, wide, 1
 
 
 def _read(file: Path) -> np.ndarray:

@@ -80,6 +80,20 @@ class Pages:
         """Return the pixels of one image, (H, W, C), in the numbers of the file."""
         raise NotImplementedError
 
+    @property
+    def stored_dtype(self) -> "np.dtype | str":
+        """The number type of the file, with its byte order."""
+        return self.dtype
+
+    def offsets(self, page: int) -> tuple[int, ...] | None:
+        """Return where the numbers of an image begin in the file.
+
+        Returns:
+            One offset for numbers (H, W, C) that lie in the file as `read` returns them, or one
+            for each channel of planes (H, W). None where they have to be decoded.
+        """
+        return None
+
     def close(self) -> None:
         """Close the file."""
 

@@ -1,0 +1,721 @@
+"""Captures: images of any sizes, out of which rectangles are read.
+
+Learning reads small rectangles of large captures, millions of times. So a set is opened once:
+
+====================================  =========================================================
+up to `HELD_CAPTURES` bytes           all captures are held in memory, in the numbers of the file
+more, in files with uncompressed      the rows of a rectangle are read from the file
+numbers (.npy, uncompressed TIFF)
+more, in other files                  each file is decoded once, into a scratch file that has no
+                                      name and ends with the process; its rows are read
+====================================  =========================================================
+
+Every capture of a set has the same channels, the same number type and one scale. Their sizes may
+differ.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError, size_text
+from ..problem import Problem
+from .datasets import as_source
+from .folders import pictures_in, usual_kind
+from .formats.arrays import map_array, read_array, split_key
+from .formats.pictures import (
+    Nan,
+    Pages,
+    check_finite,
+    declared,
+    describe,
+    has_reader,
+    open_pages,
+    page_names,
+)
+from .images import ImageSet
+from .layouts import layout_of
+from .limits import check_memory
+from .scale import Extent, Scale, Spans, finite, span_for
+from .source import Array, Source, of_array
+
+__all__ = [
+    "HELD_CAPTURES",
+    "Captures",
+    "as_captures",
+    "open_captures",
+    "simulated_captures",
+    "sizes_in",
+]
+
+HELD_CAPTURES = 2**29  # bytes of a set that is held in memory
+CACHED = 2**28  # bytes of the captures of a `Source` that are kept
+
+
+class Part(Protocol):
+    """One capture, wherever its numbers are."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+
+    def region(self, row: int, column: int, height: int, width: int) -> np.ndarray:
+        """Return the numbers of a rectangle inside the capture, (height, width, C)."""
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """A capture in memory, (H, W, C)."""
+
+    pixels: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        height, width, channels = self.pixels.shape
+        return height, width, channels
+
+    def region(self, row: int, column: int, height: int, width: int) -> np.ndarray:
+        """See `Part`."""
+        return self.pixels[row : row + height, column : column + width]
+
+
+@dataclass(frozen=True, eq=False)
+class InFile:
+    """A capture in an uncompressed file, row after row.
+
+    Attributes:
+        file: The file.
+        offsets: Where its planes begin: one, or one for each channel.
+        plane: Height, width, and numbers of a pixel in a plane.
+        dtype: The number type, with its byte order.
+    """
+
+    file: "Path | Scratch"
+    offsets: tuple[int, ...]
+    plane: tuple[int, int, int]
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        height, width, samples = self.plane
+        return height, width, samples * len(self.offsets)
+
+    def region(self, row: int, column: int, height: int, width: int) -> np.ndarray:
+        """See `Part`.
+
+        Raises:
+            InputError: The file cannot be read, or has become shorter.
+        """
+        if isinstance(self.file, Scratch):
+            return self._read(self.file.descriptor, row, column, height, width)
+        try:
+            with open(self.file, "rb", buffering=0) as file:
+                return self._read(file.fileno(), row, column, height, width)
+        except OSError as error:
+            raise InputError(f"cannot read {self.file}: {error.strerror}") from error
+
+    def _read(
+        self, descriptor: int, row: int, column: int, height: int, width: int
+    ) -> np.ndarray:
+        _, length, samples = self.plane
+        line = length * samples * self.dtype.itemsize
+        planes = []
+        for offset in self.offsets:
+            data = os.pread(descriptor, height * line, offset + row * line)
+            if len(data) != height * line:
+                raise InputError(
+                    f"{self.file} is cut short: copy it again, then run the same command"
+                )
+            lines = np.frombuffer(data, self.dtype).reshape(height, length, samples)
+            planes.append(lines[:, column : column + width])
+        found = planes[0] if len(planes) == 1 else np.concatenate(planes, -1)
+        return found.astype(found.dtype.newbyteorder("="))
+
+
+@dataclass(frozen=True, eq=False)
+class InSource:
+    """A capture of a `Source`, read when it is needed; a cache holds the last ones."""
+
+    cache: "Cache"
+    number: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        channels, height, width = self.cache.source.shape[1:]
+        return height, width, channels
+
+    def region(self, row: int, column: int, height: int, width: int) -> np.ndarray:
+        """See `Part`."""
+        image = self.cache.read(self.number)
+        return np.moveaxis(image[:, row : row + height, column : column + width], 0, -1)
+
+
+class Cache:
+    """The last images of a source that were read, up to `CACHED` bytes."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._images: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._most = max(1, CACHED // (4 * math.prod(source.shape[1:])))
+        self._lock = threading.Lock()
+
+    def read(self, number: int) -> np.ndarray:
+        """Return an image (C, H, W)."""
+        with self._lock:
+            if number in self._images:
+                self._images.move_to_end(number)
+                return self._images[number]
+        image = self.source.read([number])[0].numpy()
+        with self._lock:
+            self._images[number] = image
+            while len(self._images) > self._most:
+                self._images.popitem(last=False)
+        return image
+
+
+class Scratch:
+    """A file without a name for decoded captures; the system removes it when the process ends.
+
+    Args:
+        folder: Where it is made; the nearest folder above, if there is none.
+        size: Bytes that it will hold.
+
+    Raises:
+        InputError: The disk has no room, or the file cannot be made.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        while not folder.is_dir() and folder != folder.parent:
+            folder = folder.parent
+        self.folder = folder
+        try:
+            free = shutil.disk_usage(folder).free
+            if size > free:
+                raise InputError(
+                    f"decoding the images takes {size / 2**30:.1f} GiB of disk in {folder} and "
+                    f"{free / 2**30:.1f} GiB are free: free some, or give uncompressed TIFF files"
+                )
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
+        except OSError as error:
+            raise InputError(f"cannot write into {folder}: {error.strerror}") from error
+        self.descriptor, self.end = self._file.fileno(), 0
+
+    def __str__(self) -> str:
+        return f"the scratch file in {self.folder}"
+
+    def add(self, pixels: np.ndarray) -> InFile:
+        """Write a capture (H, W, C) and return its place."""
+        data = memoryview(np.ascontiguousarray(pixels)).cast("B")
+        start, written = self.end, 0
+        try:
+            while written < len(data):
+                written += os.pwrite(self.descriptor, data[written:], start + written)
+        except OSError as error:
+            raise InputError(f"cannot write {self}: {error.strerror}") from error
+        self.end += len(data)
+        height, width, channels = pixels.shape
+        return InFile(self, (start,), (height, width, channels), pixels.dtype)
+
+
+class Store:
+    """Where the captures of a set go: into memory or, above `HELD_CAPTURES`, to the disk.
+
+    Args:
+        what: The file or the folder, for messages.
+        size: Bytes of all captures.
+        scratch: Folder of the scratch file.
+    """
+
+    def __init__(self, what: Path, size: int, scratch: Path) -> None:
+        self.held, self.size, self.folder = size <= HELD_CAPTURES, size, scratch
+        self._scratch: Scratch | None = None
+        if self.held:
+            check_memory(what, size)
+
+    def add(self, pixels: np.ndarray) -> Part:
+        """Keep a capture (H, W, C)."""
+        if self.held:
+            return InMemory(np.ascontiguousarray(pixels))
+        if self._scratch is None:
+            self._scratch = Scratch(self.folder, self.size)
+        return self._scratch.add(pixels)
+
+
+@dataclass(eq=False)
+class Captures:
+    """Images of any sizes that share channels, number type and scale.
+
+    Attributes:
+        parts: The captures.
+        scale: How file values become images; None: they are images.
+        numbers: Position of each capture in the folder or file, counting those left out. Masks are
+            drawn by it.
+        identity: What tells this set from others, fit for JSON.
+        skipped: Name and reason of each capture that was left out.
+        note: A remark about the scale for the user, or an empty text.
+        missing: Pixels that are not finite, one bit each, of the captures that have any.
+        device: The device of the data.
+        units: The scale of the files, where the images have been converted already.
+
+    >>> captures = as_captures([torch.zeros(1, 5, 7), torch.ones(1, 8, 4)])
+    >>> captures.sizes, captures.channels, captures.text
+    ([(5, 7), (8, 4)], 1, '2 images of 8x4 to 5x7')
+    >>> captures.region(1, 6, 1, 2, 3).shape
+    torch.Size([1, 2, 3])
+    """
+
+    parts: list[Part]
+    scale: Scale | None = None
+    numbers: list[int] = field(default_factory=list)
+    identity: dict[str, Any] = field(default_factory=dict)
+    skipped: Sequence[tuple[str, str]] = ()
+    note: str = ""
+    missing: dict[int, np.ndarray] = field(default_factory=dict)
+    device: torch.device = torch.device("cpu")
+    units: Scale | None = None
+
+    def __post_init__(self) -> None:
+        self.numbers = self.numbers or list(range(len(self.parts)))
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each capture."""
+        return [part.shape[:2] for part in self.parts]
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return self.parts[0].shape[2]
+
+    @property
+    def text(self) -> str:
+        """Number and sizes in words."""
+        least, most = (f(self.sizes, key=math.prod) for f in (min, max))
+        size = size_text(least) if least == most else f"{size_text(least)} to {size_text(most)}"
+        count = "1 image" if len(self) == 1 else f"{len(self)} images"
+        return f"{count} of {size}"
+
+    def region(self, position: int, row: int, column: int, height: int, width: int) -> Tensor:
+        """Return a rectangle inside a capture, (C, height, width), float32.
+
+        Numbers that are not finite become zeros; see `absent`.
+        """
+        pixels = self.parts[position].region(row, column, height, width)
+        found = _images(pixels, self.scale)
+        if position in self.missing:
+            found = torch.where(found.isfinite(), found, 0.0)
+        return found
+
+    def absent(
+        self, position: int, row: int, column: int, height: int, width: int
+    ) -> np.ndarray | None:
+        """Return which pixels of a rectangle are not finite, (height, width); None if all are."""
+        bits = self.missing.get(position)
+        if bits is None:
+            return None
+        length = self.parts[position].shape[1]
+        lines = np.unpackbits(bits[row : row + height], axis=1, count=length)
+        return lines[:, column : column + width] > 0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what identifies the set, fit for JSON."""
+        scale = {} if self.scale is None else {"offset": self.scale.offset, "gain": self.scale.gain}
+        sizes = hashlib.sha256(json.dumps([p.shape for p in self.parts]).encode()).hexdigest()
+        return {"images": self.text, "sizes": sizes, **scale, **self.identity}
+
+
+def _images(pixels: np.ndarray, scale: Scale | None) -> Tensor:
+    """Convert pixels (H, W, C) to an image (C, H, W)."""
+    found = np.moveaxis(pixels, -1, 0)
+    if scale is not None:
+        return scale.from_file(found)
+    return torch.from_numpy(np.ascontiguousarray(found, np.float32))
+
+
+class Gaps:
+    """The pixels of a set that are not finite, found capture by capture.
+
+    Args:
+        nan: "mask" notes them; "refuse" raises InputError.
+    """
+
+    def __init__(self, nan: Nan) -> None:
+        self.nan: Nan = nan
+        self.missing: dict[int, np.ndarray] = {}
+
+    def look(self, position: int, pixels: np.ndarray, where: str) -> None:
+        """Examine the pixels (H, W, C) of a capture."""
+        check_finite(pixels, where, self.nan)
+        if pixels.dtype.kind == "f":
+            bad = ~finite(pixels).all(-1)
+            if bad.any():
+                self.missing[position] = np.packbits(bad, axis=1)
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def sizes_in(path: Path) -> list[tuple[int, int]]:
+    """Return height and width of the images of a path, in no order; those of one file once.
+
+    Headers are read, and images only where a format has none. Files that cannot be read are left
+    out.
+
+    Args:
+        path: A folder or a file, as for `load_images`.
+    """
+    file, key = split_key(str(path))
+    if file.is_dir() or (file.exists() and has_reader(file)):
+        files = pictures_in(file) if file.is_dir() else [file]
+        return [(shape[0], shape[1]) for shape in map(_shape, files) if shape]
+    try:
+        array = map_array(file) if file.suffix.lower() == ".npy" else read_array(file, key)[0]
+        layout = layout_of(file, array)
+    except InputError:
+        return []
+    if "N" in layout and not len(array):
+        return []
+    height, width = _pixels(array[0] if "N" in layout else array, layout).shape[:2]
+    return [(height, width)]
+
+
+def _shape(file: Path) -> tuple[int, ...] | None:
+    """Return height, width, channels, bytes of a number, and images of a file; None: unreadable."""
+    try:
+        return declared(file)
+    except InputError:
+        return None
+
+
+def open_captures(
+    path: Path,
+    skip_bad: bool = False,
+    span: Spans = None,
+    nan: Nan = "refuse",
+    scratch: Path | None = None,
+) -> Captures:
+    """Open images of any sizes.
+
+    Args:
+        path: A folder of pictures, a picture file, or an array file, as for `load_images`.
+        skip_bad: Leave out, and list, images that cannot be read, have another number type or
+            other channels than most, or are not finite.
+        span: Numbers of black and white; None: see `scale`. The whole set has one scale.
+        nan: See `load_images`.
+        scratch: Folder for decoded captures that memory is too small for; None: that of temporary
+            files.
+
+    Raises:
+        InputError: There is nothing at the path, or the images cannot be read or differ in number
+            type or channels.
+    """
+    scratch = Path(tempfile.gettempdir()) if scratch is None else scratch
+    file, key = split_key(str(path))
+    if not file.exists() and not file.is_symlink():
+        raise InputError(f"there is nothing at {file}")
+    if file.is_dir():
+        return _Opening(file, pictures_in(file), skip_bad, span, nan, scratch).captures()
+    if has_reader(file):
+        return _Opening(file, [file], skip_bad, span, nan, scratch).captures()
+    array = map_array(file) if file.suffix.lower() == ".npy" else read_array(file, key)[0]
+    return _of_array(file, of_array(file, array, span), skip_bad, nan)
+
+
+@dataclass
+class _Opened:
+    """A page that was read: its place in the set and in the file, and where its numbers are."""
+
+    number: int
+    name: str
+    part: Part
+    dtype: str
+    bits: int
+    bad: np.ndarray | None
+
+    @property
+    def kind(self) -> str:
+        """Channels and number type in words."""
+        return describe((0, 0, self.part.shape[2]), self.dtype).removeprefix("0x0 ")
+
+
+class _Opening:
+    """Reads the pictures of a set once."""
+
+    def __init__(
+        self,
+        path: Path,
+        files: list[Path],
+        skip_bad: bool,
+        span: Spans,
+        nan: Nan,
+        scratch: Path,
+    ) -> None:
+        self.path, self.files, self.skip_bad, self.span = path, files, skip_bad, span
+        self.nan: Nan = nan
+        size = sum(math.prod(shape) for shape in map(_shape, files) if shape)
+        self.store = Store(path, size, scratch)
+        self.extents: dict[str, Extent] = {}
+        self.good: list[_Opened] = []
+        self.skipped: list[tuple[str, str]] = []
+        self.seconds: list[tuple[str, int, int, int]] = []
+        number = 0
+        for file in files:
+            number += self._file(file, number)
+
+    def _file(self, file: Path, number: int) -> int:
+        """Read the images of a file, and return how many there are."""
+        try:
+            with open_pages(file) as pages:
+                for place, name in enumerate(page_names(file, len(pages))):
+                    self._page(pages, place, name, number + place)
+                stat = file.stat()
+                self.seconds.append((file.name, len(pages), stat.st_size, stat.st_mtime_ns))
+                return len(pages)
+        except InputError as error:
+            if not self.skip_bad:
+                raise
+            self.skipped.append((file.name, str(error)))
+            self.good = [page for page in self.good if page.number < number]
+            return 1
+
+    def _page(self, pages: Pages, place: int, name: str, number: int) -> None:
+        """Read an image and keep it, or note why it is left out."""
+        file, dtype = pages.file, np.dtype(pages.dtype)
+        offsets = None if self.store.held else pages.offsets(place)
+        extent = self.extents.setdefault(dtype.name, Extent(dtype))
+        known = pages.bits or span_for(self.span, dtype) is not None or extent.full
+        pixels = None
+        if offsets is None or dtype.kind == "f" or not known:
+            pixels = pages.read(place)
+            extent.add(pixels)
+        bad = None
+        if pixels is not None:
+            where = str(file) if len(pages) == 1 else f"page {place} of {file}"
+            try:
+                gaps = Gaps(self.nan)
+                gaps.look(0, pixels, where)
+                bad = gaps.missing.get(0)
+            except InputError:
+                if not self.skip_bad:
+                    raise
+                self.skipped.append((name, "not finite"))
+                return
+        if offsets is None:
+            assert pixels is not None
+            part = self.store.add(pixels)
+        else:
+            height, width, channels = pages.shape
+            kind = np.dtype(pages.stored_dtype)
+            part = InFile(file, offsets, (height, width, channels // len(offsets)), kind)
+        self.good.append(_Opened(number, name, part, dtype.name, pages.bits, bad))
+
+    def captures(self) -> Captures:
+        """Return the captures of the most frequent kind; the others are left out or refused."""
+        good, skipped = self.good, self.skipped
+        if not good:
+            if len(self.files) == 1:
+                raise InputError(skipped[0][1])
+            raise InputError(f"none of the {len(self.files)} pictures in {self.path} can be read")
+        usual = usual_kind([page.kind for page in good])
+        others = [page for page in good if page.kind != usual]
+        if others and not self.skip_bad:
+            first, other = good[0], next(p for p in good if p.kind != good[0].kind)
+            raise InputError(
+                f"the pictures in {self.path} differ: {first.name} is {first.kind} but "
+                f"{other.name} is {other.kind}: make them alike, or use skip_bad"
+            )
+        skipped = skipped + [(p.name, f"{p.kind}, others are {usual}") for p in others]
+        kept = [page for page in good if page.kind == usual]
+        extent, bits = self.extents[kept[0].dtype], max(page.bits for page in kept)
+        known = bits or span_for(self.span, kept[0].dtype) is not None
+        names = hashlib.sha256(json.dumps(self.seconds).encode()).hexdigest()
+        return Captures(
+            [page.part for page in kept],
+            Scale.of(kept[0].dtype, self.span, bits or (0 if known else extent.bits)),
+            [page.number for page in kept],
+            {"sha256": names, "of": "names, sizes and times"},
+            sorted(skipped),
+            "" if known else extent.note,
+            {i: page.bad for i, page in enumerate(kept) if page.bad is not None},
+        )
+
+
+# -- arrays, tensors, sources ---------------------------------------------------------------------
+
+
+def _of_array(what: Any, source: Array, skip_bad: bool, nan: Nan) -> Captures:
+    """Return the images of an array, in memory or in its file."""
+    array, layout = source.array, source.scale.layout
+    numbers = list(range(len(array))) if source.kept is None else source.kept.tolist()
+    channels_first = layout == "NCHW"
+    parts: list[Part] = []
+    held = source.file is None or array[0].nbytes * len(numbers) <= HELD_CAPTURES
+    if source.file is not None and held:
+        check_memory(Path(str(what)), array[0].nbytes * len(numbers))
+    gaps, skipped, kept = Gaps(nan), list(source.skipped), []
+    for number in numbers:
+        part: Part
+        if held:
+            image = array[number] if source.file is None else source.raw([number])[0]
+            part = InMemory(_pixels(image, layout))
+        else:
+            assert source.file is not None
+            path, start = source.file
+            size = array[0].nbytes
+            c, h, w = source.shape[1:]
+            count = c if channels_first else 1
+            offsets = tuple(start + number * size + k * size // count for k in range(count))
+            part = InFile(path, offsets, (h, w, c // count), array.dtype)
+        if array.dtype.kind == "f":
+            try:
+                gaps.look(len(parts), part.region(0, 0, *part.shape[:2]), f"image {number} of {what}")
+            except InputError:
+                if not skip_bad:
+                    raise
+                skipped.append((f"{number:05d}", "not finite"))
+                continue
+        parts.append(part)
+        kept.append(number)
+    if not parts:
+        raise InputError(f"none of the {len(numbers)} images in {what} is finite")
+    found = Captures(parts, source.scale, kept, source.fingerprint(), skipped, source.note)
+    return replace(found, missing=gaps.missing)
+
+
+def _pixels(image: np.ndarray, layout: str) -> np.ndarray:
+    """Return an image of an array as pixels (H, W, C)."""
+    if layout in ("NHW", "HW"):
+        return image[..., None]
+    return np.moveaxis(image, 0, -1) if layout == "NCHW" else image
+
+
+def as_captures(
+    data: Any, span: Spans = None, nan: Nan = "refuse", scratch: Path | None = None
+) -> Captures:
+    """Return measurements as captures.
+
+    Args:
+        data: What `datasets.as_source` takes; or a list of tensors or arrays (C, H, W) of any
+            sizes, of integers or in units of [0, 1]; or captures.
+        span, nan, scratch: See `open_captures`.
+
+    Raises:
+        InputError: The data are none of these, or cannot be read.
+    """
+    if isinstance(data, Captures):
+        return data
+    if isinstance(data, str | Path):
+        return open_captures(Path(data), False, span, nan, scratch)
+    if isinstance(data, list | tuple):
+        return _of_list(data, span, nan)
+    if isinstance(data, ImageSet):
+        return replace(_of_tensor(data.images, nan), units=data.scale)
+    y = as_source(data, span, nan)
+    if isinstance(y, Tensor):
+        return _of_tensor(y, nan)
+    if isinstance(y, Array):
+        return _of_array("the array", y, False, nan)
+    cache = Cache(y)
+    parts: list[Part] = [InSource(cache, number) for number in range(len(y))]
+    found = Captures(parts, None, [], y.fingerprint(), y.skipped, y.note, {}, y.device)
+    if not y.floats:
+        return found
+    gaps = Gaps(nan)
+    for number, part in enumerate(parts):
+        gaps.look(number, part.region(0, 0, *part.shape[:2]), f"measurement {number}")
+    return replace(found, missing=gaps.missing)
+
+
+def _of_tensor(y: Tensor, nan: Nan) -> Captures:
+    """Return the images of a tensor (N, C, H, W) of floats."""
+    found = _of_list(list(y), None, nan)
+    return replace(found, device=y.device)
+
+
+def _of_list(images: Sequence[Any], span: Spans, nan: Nan) -> Captures:
+    """Return images (C, H, W) of any sizes."""
+    arrays = [_array(image) for image in images]
+    if not arrays or any(a.ndim != 3 or not a.size for a in arrays):
+        raise InputError("expected a list of images (C, H, W), of any height and width")
+    kinds = {(len(a), a.dtype.name) for a in arrays}
+    if len(kinds) > 1:
+        few, more = sorted(kinds)[:2]
+        raise InputError(
+            f"the images differ: some have {few[0]} channels of {few[1]}, others {more[0]} of "
+            f"{more[1]}: make them alike"
+        )
+    extent, gaps = Extent(arrays[0].dtype), Gaps(nan)
+    digest = hashlib.sha256()
+    for number, array in enumerate(arrays):
+        extent.add(array)
+        gaps.look(number, np.moveaxis(array, 0, -1), f"measurement {number}")
+        digest.update(np.ascontiguousarray(array).data)
+    known = span_for(span, arrays[0].dtype) is not None
+    return Captures(
+        [InMemory(np.moveaxis(array, 0, -1)) for array in arrays],
+        Scale.of(arrays[0].dtype, span, 0 if known else extent.bits),
+        identity={"sha256": digest.hexdigest()},
+        note="" if known else extent.note,
+        missing=gaps.missing,
+    )
+
+
+def _array(image: Any) -> np.ndarray:
+    """Return an image as an array; floats as float32."""
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    if array.dtype.kind not in "buif":
+        raise InputError(f"expected images of real numbers, got {array.dtype}")
+    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+
+
+def simulated_captures(
+    clean: Captures, problem: Problem, seed: int, scratch: Path | None = None
+) -> Captures:
+    """Simulate measurements of clean captures, whole.
+
+    Args:
+        clean: The clean captures.
+        problem: The forward model and noise; a capture is corrupted by its number.
+        seed: Seed of the noise.
+        scratch: See `open_captures`.
+    """
+    scratch = Path(tempfile.gettempdir()) if scratch is None else scratch
+    size = 4 * sum(math.prod(part.shape) for part in clean.parts)
+    store = Store(Path("simulating measurements"), size, scratch)
+    parts = []
+    for image, number in zip(_walk(clean), clean.numbers, strict=True):
+        y = problem.simulate(image[None], seed, [number])[0]
+        if y.ndim != 3:
+            raise InputError(
+                f"measurements of '{problem.operator.spec}' are no images, of which no crops can "
+                "be cut: learn from whole images (--crop 0)"
+            )
+        parts.append(store.add(np.moveaxis(y.numpy(), 0, -1)))
+    identity = clean.fingerprint() | {"simulated": seed}
+    units = clean.scale if clean.units is None else clean.units
+    return replace(clean, parts=parts, scale=None, units=units, identity=identity, missing={})
+
+
+def _walk(captures: Captures) -> Iterator[Tensor]:
+    """Iterate over the images (C, H, W)."""
+    for position, (height, width) in enumerate(captures.sizes):
+        yield captures.region(position, 0, 0, height, width)
