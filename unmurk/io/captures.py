@@ -699,6 +699,11 @@ def simulated_captures(
         scratch: See `open_captures`.
     """
     scratch = Path(tempfile.gettempdir()) if scratch is None else scratch
+    if clean.missing:
+        raise InputError(
+            f"{len(clean.missing)} clean images have pixels that are not finite: correct them, or "
+            "leave them out (--skip-bad)"
+        )
     size = 4 * sum(math.prod(part.shape) for part in clean.parts)
     store = Store(Path("simulating measurements"), size, scratch)
     parts = []

@@ -67,6 +67,8 @@ class Crops(Source):
     True
     """
 
+    endless = True
+
     def __init__(
         self,
         captures: Captures,

@@ -65,6 +65,7 @@ class Source:
         scale: How file values became these numbers, if they come from files.
         note: A remark about the scale for the user, or an empty text.
         floats: Whether some numbers may not be finite.
+        endless: Whether it stands for more measurements than a run reads.
 
     >>> class Ramp(Source):
     ...     shape = (3, 1, 1, 2)
@@ -82,6 +83,7 @@ class Source:
     scale: Scale | None = None
     note = ""
     floats = False
+    endless = False
 
     def __len__(self) -> int:
         return self.shape[0]

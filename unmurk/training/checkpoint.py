@@ -101,6 +101,8 @@ class Checkpoint:
             if out_of_memory(error):
                 raise
             raise self.damaged() from error
+        if isinstance(state, dict):
+            state.setdefault("steps", steps)  # states of earlier versions do not have it
         try:
             _check_state(state, own, steps)
         except StateMismatch as error:
@@ -122,6 +124,7 @@ def _check_state(state: Any, own: Mapping[str, Any], steps: int) -> None:
     for key in ("modules", "ema", "buffers"):
         check_like(state[key], own[key], key)
     _check_number(state, "step", int, 0, steps)
+    _check_number(state, "steps", int, 1, steps)
     _check_number(state, "skipped", int, 0, math.inf)
     _check_number(state, "seconds", float, 0, 1e12)
     _check_number(state, "factor", float, 1 / 64, 1)

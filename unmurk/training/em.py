@@ -187,6 +187,16 @@ class Em(Learner):
         """Return the number of rounds that are over."""
         return int(progress * self.rounds.rounds + 1e-9)
 
+    def lengthen(self, progress: float) -> None:
+        """Draw the images of the round anew; see `Learner.lengthen`."""
+        self.replay.restart(self.rounds_done(progress) * len(self.replay))
+
+    def evaluations(self, progress: float, images: float) -> float:
+        """Return how many evaluations the E-steps take; see `Learner.evaluations`."""
+        rounds = self.rounds.rounds - 1 - self.rounds_done(progress)
+        steps = 2 * self.rounds.steps - 1 if self.conditional else self.rounds.steps
+        return rounds * len(self.replay) * steps
+
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """Take the E-step when a round begins."""
         done = self.rounds_done(progress)

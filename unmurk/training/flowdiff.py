@@ -69,6 +69,7 @@ from .trainer import Trainer
 __all__ = ["FlowDiff", "Recipe"]
 
 JOINT_RATE = 0.4  # at the full learning rate the paper's objective diverged
+FIRST = 1024  # images drawn in the first E-step
 AGAIN_RATE = 0.3  # learning rate of the mean network when it is fitted again
 
 
@@ -384,12 +385,29 @@ class FlowDiff(Learner):
         x = draw_posterior(y, problem, self.teacher, streams, solver, self.recipe.steps)
         self.replay.put(x, self.teacher, solver, self.problem)
 
+    def lengthen(self, progress: float) -> None:
+        """Forget draws that the longer run makes again; see `Learner.lengthen`."""
+        if progress < self.recipe.e_step:
+            self.replay.restart()
+
+    def evaluations(self, progress: float, images: float) -> float:
+        """Return how many evaluations the E-step takes; see `Learner.evaluations`."""
+        recipe = self.recipe
+        if self.objective == "elbo" or self.flow_draws:
+            return 0.0
+        rest, most = (1 - max(progress, recipe.e_step)) * images, min(len(self.replay), FIRST)
+        first = self.first_draws(most, rest) if progress < recipe.e_step else 0
+        drawn = first + recipe.refresh * rest
+        inner = None if self.denoising else getattr(self.solver, "solver", None)
+        return drawn * (getattr(inner, "steps", None) or recipe.steps)
+
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """Fill and refresh the replay buffer; reset the prior when its time has come."""
         recipe = self.recipe
         if self.objective == "elbo" or progress < recipe.e_step:
             return
-        first = min(len(self.replay), len(self.y), 1024)
+        images = (1 - recipe.e_step) * trainer.settings.batch * trainer.steps
+        first = self.first_draws(min(len(self.replay), FIRST), images)
         observed = trainer.settings.batch * (step - int(recipe.e_step * trainer.steps))
         chunk = min(256, first, chunk_size(self.teacher, self.solver))
         while first + int(recipe.refresh * observed) - self.replay.drawn >= chunk:

@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from .em import Em
 from .flowdiff import FlowDiff
 from .learner import Learner, as_dict
 from .registry import METHODS, name_of, register, resolve
-from .run_folder import fingerprint, open_run, save_model
+from .run_folder import fingerprint, open_run, raise_kimg, save_model
 from .sure import Sure
 from .trainer import Settings, Trainer
 from .validation import Checks
@@ -128,9 +128,9 @@ def learn(
 
     Raises:
         InputError: Data, problem, networks and options do not fit together, images are not finite,
-            settings are out of their bounds, the budget is too small to train the prior, the run
-            needs more memory than there is, or the run folder belongs to another run, has another
-            format, or is in use by another process.
+            settings are out of their bounds, the budget is too small to train the prior or smaller than
+            that of the run folder, the run needs more memory than there is, or the run folder
+            belongs to another run, has another format, or is in use by another process.
     """
     settings, module, options = _settings(settings, network, options)
     learner = resolve(method, options)
@@ -160,13 +160,21 @@ def learn(
             config["nan"] = nan
         config |= {} if repeats == 1 else {"repeats": repeats}
         config |= {} if known is None else {"clean": fingerprint(known)}
+        if isinstance(y, Crops):
+            config |= {"crop": y.side, "augment": y.augment}
         open_run(folder, config | {"data": fingerprint(y)})
     _check_length(built, settings, quiet)
-    memory.check(built, settings, shape, len(y), processes().device, quiet)
+    what = y.text if isinstance(y, Crops) else memory.described(shape, len(y))
+    taken = memory.check(built, settings, shape, len(y), processes().device, quiet, what)
+    if first_process():
+        raise_kimg(folder, settings.kimg)
     checks = None
     if not only_clean and isinstance(problem.noise, Gaussian):
         checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
-    trainer = Trainer(built, built.y, settings, folder, quiet=quiet, checks=checks)
+    announce = None if quiet else partial(memory.announce, taken, what)
+    trainer = Trainer(
+        built, built.y, settings, folder, quiet=quiet, checks=checks, announce=announce
+    )
     if settings.compile:
         built.prior.network.compile()
     trainer.run()

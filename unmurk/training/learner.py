@@ -46,6 +46,8 @@ from .trainer import Trainer
 
 __all__ = ["Learner", "PriorFirst", "ProblemBinder", "as_dict"]
 
+LEAST_DRAWS = 32  # images that are drawn at first, also in a short run
+
 
 @dataclass(eq=False, kw_only=True)
 class Learner:
@@ -217,6 +219,21 @@ class Learner:
             assert posterior.start is not None
             posterior.start.load_state_dict(model.state_dict())
 
+    def lengthen(self, progress: float) -> None:
+        """Adapt to a longer run, of whose new length `progress` is done already.
+
+        Parts of the schedule may be taken again. Draws that it makes later are then forgotten.
+        """
+
+    def evaluations(self, progress: float, images: float) -> float:
+        """Return how many evaluations of the prior draws take in the rest of a run.
+
+        Args:
+            progress: Where the rest begins.
+            images: Images seen in the whole run.
+        """
+        return 0.0
+
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """Act between steps, such as filling a replay buffer; progress runs from 0 to 1."""
 
@@ -241,6 +258,17 @@ class Learner:
     def bind(self, index: Tensor, device: torch.device) -> Problem:
         """Return the problem of the measurements with these numbers, on a device."""
         return self.binder.bind(index, device)
+
+    def first_draws(self, most: int, images: float) -> int:
+        """Return how many images are drawn before a part of the run that trains on them.
+
+        Args:
+            most: How many at most.
+            images: Images seen in that part of the run.
+        """
+        if getattr(self.y, "endless", False):  # else a short run would draw more than it uses
+            most = min(most, max(LEAST_DRAWS, int(images)))
+        return min(most, len(self.y))
 
     def measurements(self, number: Tensor, device: torch.device) -> tuple[Tensor, Problem]:
         """Return the measurements of draws with these numbers, and their problem, on a device.
@@ -394,13 +422,27 @@ class PriorFirst(Learner):
             x = self.teacher.draw(streams, PRIOR_STEPS)
         self.replay.put(x, self.teacher, None, self.problem)
 
+    def lengthen(self, progress: float) -> None:
+        """Forget the draws of a prior that goes on; see `Learner.lengthen`."""
+        if progress < PRIOR_END:
+            self.replay.restart()
+
+    def evaluations(self, progress: float, images: float) -> float:
+        """Return how many evaluations draws take; see `Learner.evaluations`."""
+        rest = (1 - max(progress, PRIOR_END)) * images
+        first = self.first_draws(FIRST, rest) if progress < PRIOR_END else 0
+        drawn = min(len(self.replay), first + REFRESH * rest)
+        return drawn * (POSTERIOR_STEPS if self.denoising else PRIOR_STEPS)
+
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """Draw the first images when the prior is finished, then further ones."""
         if progress < PRIOR_END:
             return
         observed = trainer.settings.batch * (step - int(PRIOR_END * trainer.steps))
-        chunk = min(256, len(self.y), len(self.replay), chunk_size(self.teacher))
-        wanted = min(FIRST, len(self.y)) + math.floor(REFRESH * observed)
+        images = (1 - PRIOR_END) * trainer.settings.batch * trainer.steps
+        first = self.first_draws(FIRST, images)
+        chunk = min(256, first, len(self.replay), chunk_size(self.teacher))
+        wanted = first + math.floor(REFRESH * observed)
         wanted = min(len(self.replay), wanted)
         while self.replay.drawn + chunk <= wanted:
             self.draw_images(chunk, trainer.device)

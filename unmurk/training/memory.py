@@ -36,7 +36,7 @@ from ..gaussian import images_per_round
 from .learner import Learner
 from .trainer import Settings
 
-__all__ = ["Need", "available", "check", "need"]
+__all__ = ["Need", "announce", "available", "check", "described", "need"]
 
 PROBE = 32  # pixels to a side
 TEMPORARY = 1.06  # peak of a training step, relative to what autograd keeps
@@ -105,8 +105,9 @@ def check(
     count: int,
     device: torch.device,
     quiet: bool = False,
-) -> None:
-    """Print the memory of a run, and refuse a run for which this machine or its GPU has no room.
+    what: str = "",
+) -> Need:
+    """Compute the memory of a run; refuse one for which this machine or its GPU has no room.
 
     Args:
         learner: The built learner.
@@ -114,7 +115,11 @@ def check(
         shape: Shape (C, H, W) of the images.
         count: Number of measurements.
         device: Device of the networks.
-        quiet: Whether to print nothing.
+        quiet: Whether to print nothing; otherwise the memory of a run that is refused is printed.
+        what: The images in words; empty: their number and size.
+
+    Returns:
+        The memory of the run.
 
     Raises:
         InputError: There is too little memory. The message names what the run needs, what there
@@ -122,10 +127,6 @@ def check(
     """
     found = need(learner, settings, shape, count)
     size = f"{shape[1]}x{shape[2]}"
-    if not quiet:
-        images = "1 image" if count == 1 else f"{count} images"
-        text = f"learning from {images} of {size}: about {found.total / GIB:.1f} GiB"
-        print(text, file=sys.stderr)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine
     places = [("memory", here * found.more, here * found.step, available())]
     if device.type == "cuda":
@@ -135,11 +136,42 @@ def check(
     for place, wanted, step, free in places:
         if wanted <= free:
             continue
+        if not quiet:
+            announce(found, what or described(shape, count))
         raise InputError(
             f"learning would take {wanted / GIB:.1f} GiB more {place} and {free / GIB:.1f} GiB "
             f"are free (batch {settings.batch}, network {settings.network}, images of {size}): "
             + _hint(settings.batch, free - wanted + step, step)
         )
+    return found
+
+
+def described(shape: Sequence[int], count: int) -> str:
+    """Describe images in words.
+
+    >>> described((1, 8, 8), 12)
+    '12 images of 8x8'
+    """
+    images = "1 image" if count == 1 else f"{count} images"
+    return f"{images} of {shape[1]}x{shape[2]}"
+
+
+def announce(found: Need, what: str, seconds: float | None = None) -> None:
+    """Print the images of a run, its memory, and how long it takes where that is known."""
+    duration = "" if seconds is None else f"{_duration(seconds)} and "
+    text = f"learning from {what}: about {duration}{found.total / GIB:.1f} GiB"
+    print(text if seconds is None else f"{text} here", file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    """Format a time, to two digits at most.
+
+    >>> _duration(11.8), _duration(200), _duration(7500)
+    ('12 s', '3 min', '2.1 h')
+    """
+    if seconds < 100:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
 def _hint(batch: int, room: float, step: int) -> str:

@@ -177,6 +177,15 @@ class Replay:
         self.tensors["drawn"] += len(x)
         self.tensors["filled"].fill_(min(self.drawn, len(images)))
 
+    def restart(self, drawn: int = 0) -> None:
+        """Forget all images.
+
+        Args:
+            drawn: How many images count as drawn before.
+        """
+        self.tensors["filled"].fill_(0)
+        self.tensors["drawn"].fill_(drawn)
+
     def pick(self, n: int, noise: torch.Generator) -> Tensor:
         """Pick images at random, shape (n, C, H, W) in float32, on the device of the generator."""
         numbers = host_integers(self.filled, (n,), noise)

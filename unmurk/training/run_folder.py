@@ -93,9 +93,50 @@ def open_run(folder: Path, config: dict[str, Any]) -> None:
     write(path, text.encode())
 
 
+def raise_kimg(folder: Path, kimg: float) -> None:
+    """Write a larger budget into the settings of a run, with those that it had before.
+
+    Args:
+        folder: The run folder.
+        kimg: The budget in thousands of images.
+
+    Raises:
+        InputError: The settings cannot be read or written.
+    """
+    config = read_config(folder)
+    before = config["settings"]["kimg"]
+    if kimg > before:
+        config["settings"]["kimg"] = kimg
+        config["kimg before"] = [*config.get("kimg before", []), before]
+        write(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _same_but_longer(folder: Path, old: Any, settings: dict[str, Any]) -> bool:
+    """Whether settings are those of a run, or differ in a larger budget only.
+
+    Settings that the run does not name have their defaults.
+
+    Raises:
+        InputError: The budget is smaller.
+    """
+    if not isinstance(old, dict) or not isinstance(old.get("kimg"), int | float):
+        return False
+    rest = {key: old.get(key) == value for key, value in settings.items() if key != "kimg"}
+    if not all(rest.values()):
+        return False
+    if settings["kimg"] < old["kimg"]:
+        raise InputError(
+            f"{folder} holds a run of {old['kimg']:g} kimg, which can be raised and not lowered: "
+            f"give {old['kimg']:g} or more, or another folder"
+        )
+    return True
+
+
 def _check_same(folder: Path, old: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise InputError if a folder holds another run; warn if it was begun on another device."""
     for key, value in config.items():
+        if key == "settings" and _same_but_longer(folder, old.get(key), value):
+            continue
         if old.get(key) != value:
             raise InputError(
                 f"{folder} holds a run with another {_difference(key, old.get(key), value)}: "

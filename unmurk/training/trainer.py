@@ -51,6 +51,8 @@ __all__ = ["LRPhase", "NonFiniteGradient", "ParamGroup", "Settings", "Trainable"
 
 DIVERGED = "losses are not finite; check the range of the images and their noise, or lower rate"
 PATIENCE = 10  # steps in a row that may be skipped
+WORTH = 50  # steps of a run whose time is told
+TIMED = 4  # steps that are timed to tell how long a run takes
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class Trainer:
         quiet: Whether to show no progress.
         checks: Checks of the EMA weights at a few steps; None makes none. At the end the learner
             has the EMA weights that did best in them.
+        announce: Called once before the first step with the expected seconds (`expected`), or with
+            None if fewer than `WORTH` steps are left.
 
     Attributes:
         step: Steps taken.
@@ -148,7 +152,9 @@ class Trainer:
         every: float = 30.0,
         quiet: bool = False,
         checks: Checks | None = None,
+        announce: Callable[[float | None], None] | None = None,
     ) -> None:
+        self.announce = announce
         self.accelerator = processes()
         self.learner, self.y, self.settings = learner, y, settings
         self.out, self.every, self.quiet, self.checks = out, every, quiet, checks
@@ -180,6 +186,7 @@ class Trainer:
         """Collect everything that the run needs to continue."""
         return {
             "step": self.step,
+            "steps": self.steps,
             "seconds": self.seconds,
             "skipped": self.skipped,
             "factor": self.factor,
@@ -202,6 +209,10 @@ class Trainer:
 
     def load(self) -> bool:
         """Continue from the last state written.
+
+        If the budget has been raised since then, the run continues at the progress that its steps
+        are of the new budget. The best weights so far are forgotten, because the checks of a
+        longer run use other images; `Learner.lengthen` adapts the rest.
 
         Returns:
             False if no state has been written.
@@ -230,6 +241,12 @@ class Trainer:
             self.learner.buffers[key].copy_(value)
         for key in ("step", "seconds", "skipped", "factor", "precision", "best"):
             setattr(self, key, state[key])
+        if state["steps"] != self.steps:
+            self.best = None
+            lengthen = getattr(self.learner, "lengthen", None)
+            if lengthen is not None:
+                lengthen(self.step / self.steps)
+            self.save()
         return True
 
     def reset(self, name: str, fresh: nn.Module) -> None:
@@ -266,6 +283,38 @@ class Trainer:
             self.optimizer.zero_grad()
         best = min(times, key=lambda k: times[k])
         return (broadcast(best.encode(), self.ranks, self.device) or b"").decode()
+
+    def expected(self) -> float:
+        """Estimate the seconds that the rest of the run takes.
+
+        The losses of a few steps are timed, spread over the rest of the run, and a denoising of
+        one batch. Nothing is trained.
+        """
+        index, y = self.batches.read(self.step)
+        start, left = self.step / self.steps, self.steps - self.step
+        places = [start + (1 - start) * (i + 0.5) / TIMED for i in range(TIMED)]
+        durations = [self._timed(y, index, progress) for progress in (places[0], *places)][1:]
+        total = left * sum(durations) / TIMED
+        evaluations = getattr(self.learner, "evaluations", None)
+        prior = self.learner.ema.get("prior")
+        if evaluations is not None and isinstance(prior, Prior):
+            x = torch.zeros(len(y), *prior.shape, device=self.device)
+            begin = time.perf_counter()
+            with torch.no_grad(), self.networks():
+                float(prior.denoise(x, torch.ones(len(x), device=self.device)).sum())
+            each = (time.perf_counter() - begin) / len(x)
+            total += each * evaluations(start, self.settings.batch * self.steps)
+        return total * (1.05 if self.checks is not None and self.checks.count else 1.0)
+
+    def _timed(self, y: Tensor, index: Tensor, progress: float) -> float:
+        """Return the seconds of the gradient of a step at a progress of the run."""
+        begin = time.perf_counter()
+        with self.networks():
+            losses = self.learner.losses(y, index, progress, self.noise(0))
+        self.accelerator.backward(sum(losses.values()))
+        float(sum(value.detach() for value in losses.values()))  # waits for the device
+        self.optimizer.zero_grad()
+        return time.perf_counter() - begin
 
     def update_ema(self) -> None:
         """Move the EMA weights of the groups in training.
@@ -375,6 +424,8 @@ class Trainer:
     def _train(self, check: Callable[[], None]) -> None:
         """Take all steps; `check` is called between them."""
         self._start()
+        if self.announce is not None and self.step < self.steps:
+            self.announce(self.expected() if self.steps - self.step >= WORTH else None)
         log = MetricLogger(
             self.out / "metrics.jsonl",
             self.steps,
