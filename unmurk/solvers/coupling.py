@@ -60,7 +60,8 @@ from ..operators.base import per_image
 from ..operators.weighted import Weighted
 from ..problem import Problem
 from ..rng import PerImageGenerator, generator
-from .base import Level, PositiveNoiseFloor, PositiveWeight, Solver, State, gray, randn
+from .base import Level, PositiveNoiseFloor, PositiveWeight, Solver
+from .state import State, gray, randn
 
 __all__ = ["EDGE", "CoupledSolver", "Coupling", "polynomial", "root_degree", "shared_norm"]
 

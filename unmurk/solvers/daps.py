@@ -30,15 +30,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..diffusion.samplers import karras
-from .base import (
-    AnnealedSolver,
-    Count,
-    Level,
-    PositiveNoiseFloor,
-    PositiveWeight,
-    ProximalSolver,
-    State,
-)
+from .base import AnnealedSolver, Count, Level, PositiveNoiseFloor, PositiveWeight, ProximalSolver
+from .state import State
 
 __all__ = ["Daps", "flow"]
 

@@ -33,9 +33,10 @@ from torch import Tensor
 
 from ..diffusion.schedules import linear_beta
 from ..problem import Problem
-from .base import Fraction, Solver, State, Steps, Weight, pseudo_inverse
+from .base import Fraction, Solver, Steps, Weight
 from .data_term import Adam
 from .red_diff_paper import PriorWeight, data_grad, prior_grad
+from .state import State, pseudo_inverse
 
 __all__ = ["Hrdis"]
 

@@ -29,9 +29,10 @@ from ..diffusion.samplers import karras
 from ..diffusion.schedules import linear_beta
 from ..problem import Problem
 from ..rng import generator
-from .base import Count, Solver, State, Steps, Weight, pseudo_inverse
+from .base import Count, Solver, Steps, Weight
 from .data_term import Adam, Gradient, Sgd, lbfgs, likelihood_grad
 from .red_diff import CITATION
+from .state import State, pseudo_inverse
 
 __all__ = ["WEIGHTS", "PriorWeight", "RedDiffPaper", "data_grad", "prior_grad"]
 
