@@ -58,7 +58,7 @@ class Hrdis(Solver):
     name: ClassVar[str] = "hrdis"
     citation: ClassVar[str] = """@inproceedings{dou2025hrdis,
   title = {Hybrid Regularization Improves Diffusion-based Inverse Problem Solving},
-  author = {Dou and Li and Du and Yang and Yao and Deng},
+  author = {Dou, Hongkun and Li, Zeyu and Du, Jinyang and Yang, Lijun and Yao, Wen and Deng, Yue},
   booktitle = {International Conference on Learning Representations},
   year = {2025}
 }"""
