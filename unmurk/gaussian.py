@@ -101,6 +101,12 @@ def power_law(shape: Sequence[int]) -> Tensor:
 
     Returns:
         Powers of shape (C, H, W).
+
+    >>> power_law((1, 1, 2)).shape
+    torch.Size([1, 1, 2])
+    >>> power = power_law((1, 8, 8))
+    >>> bool(power[0, 0, 0] > 50 * power[0, 7, 7])
+    True
     """
     c, h, w = shape
     vertical, horizontal = (torch.arange(n).double() / n for n in (h, w))

@@ -499,6 +499,6 @@ def test_bad_input_is_named(monkeypatch):
     class Needy(RedDiff):
         name, requires = "needy", "linear"
 
-    monkeypatch.setitem(base._METHODS, "needy", Needy)
+    monkeypatch.setitem(base.REGISTERED, "needy", Needy)
     says("use red-diff or dps", y, Problem(lambda x: x**2, 0.1), lambda x, s: x, "needy")
     assert METHODS["dps"] is Dps

@@ -292,6 +292,10 @@ def last_level(problem: Problem, y: Tensor) -> tuple[float, bool]:
     The level is 0 where there is none: without noise, for a nonlinear A, and for weighted data,
     whose weights differ from image to image. It is that of image 0, as levels are shared and must
     not depend on the other images of a batch.
+
+    >>> level, full = last_level(Problem("identity", 0.1), torch.zeros(1, 1, 4, 4))
+    >>> round(level, 4), full
+    (0.1, True)
     """
     operator = problem.operator
     if problem.sigma == 0 or not operator.linear or isinstance(operator, Weighted):
@@ -375,6 +379,11 @@ def risk(v: Tensor, pair: Tensor, b: Tensor, sigma: float) -> Tensor:
         pair: The estimates at v + b and at v - b, (2, B, C, H, W); h is their mean.
         b: A short step in a random direction, noise of level `PROBE` sigma.
         sigma: Noise level of v.
+
+    >>> v, b = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 2, 2), 0.1 * PROBE)
+    >>> shrunk = torch.stack([(v + b) / 2, (v - b) / 2])  # h(v) = v / 2: a trace of 4 / 2
+    >>> risk(v, shrunk, b, sigma=0.1)  # 4 (0.25 / 0.1)^2 - 4 + 2 x 2
+    tensor([25.0000])
     """
     misfit = (v - pair.mean(0)).square().flatten(1).sum(1) / sigma**2
     slope = (b * (pair[0] - pair[1]) / 2).flatten(1).sum(1) / (PROBE * sigma) ** 2

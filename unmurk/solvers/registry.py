@@ -127,6 +127,14 @@ def build(solver: type[Solver], options: Mapping[str, Any], label: str) -> Solve
 
     Raises:
         InputError: An option is unknown or out of its bounds.
+
+    >>> from unmurk.solvers import DiffPir
+    >>> build(DiffPir, {"steps": 20}, "diffpir").steps
+    20
+    >>> build(DiffPir, {"stride": 2}, "diffpir")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: diffpir has no option 'stride': it takes ...
     """
     known = sorted((option.name for option in fields(solver)), key="levels".__eq__)
     unknown = [name for name in options if name not in known]
@@ -170,6 +178,9 @@ def resolve(method: "str | type[Solver] | Solver", options: Mapping[str, Any]) -
 
     Raises:
         InputError: Unknown method or option, or options beside a solver.
+
+    >>> resolve("ddrm", {"steps": 5}).steps
+    5
     """
     if isinstance(method, Solver):
         if options:

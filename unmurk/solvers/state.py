@@ -86,6 +86,13 @@ class State:
         denoised: Denoised image :math:`D(x_t, t)` of the step, (B, C, H, W).
         memory: What a solver carries from step to step beside x_t, by name.
         nfe: Network function evaluations so far, for each image.
+
+    >>> from unmurk.solvers import DiffPir
+    >>> y = torch.full((1, 1, 2, 2), 0.5)
+    >>> prior = CountingDenoiser(lambda x, sigma: x / (1 + sigma**2))
+    >>> states = DiffPir(steps=3).iterate(y, Problem("identity", 0.1), prior)
+    >>> [(state.step, state.steps, state.nfe) for state in states]
+    [(1, 3, 1), (2, 3, 2), (3, 3, 3)]
     """
 
     y: Tensor
@@ -129,12 +136,22 @@ class State:
 
 
 def randn(generator: PerImageGenerator, like: Tensor) -> Tensor:
-    """Draw standard normal noise shaped like a batch (B, ...), one stream for each image."""
+    """Draw standard normal noise shaped like a batch (B, ...), one stream for each image.
+
+    >>> same = torch.zeros(2, 1, 2, 2)
+    >>> draws = [randn(PerImageGenerator(0, [5, i]), same)[0] for i in (1, 2)]
+    >>> torch.equal(*draws)  # image 5 does not depend on the other one
+    True
+    """
     return generator.randn(*like.shape[1:]).to(like)
 
 
 def gray(y: Tensor, problem: Problem) -> Tensor:
-    """Return mid-gray images (B, C, H, W) of value 0.5 for measurements y (B, ...)."""
+    """Return mid-gray images (B, C, H, W) of value 0.5 for measurements y (B, ...).
+
+    >>> gray(torch.zeros(2, 1, 2, 2), Problem("sr:average,factor=2", 0.1)).shape
+    torch.Size([2, 1, 4, 4])
+    """
     shape = problem.operator.x_shape(y.shape)[-3:]
     return torch.full((len(y), *shape), 0.5, dtype=y.dtype, device=y.device)
 
@@ -147,6 +164,11 @@ def pseudo_inverse(y: Tensor, problem: Problem, x: Tensor | None) -> Tensor:
 
     Raises:
         InputError: x is None and A has no pseudo-inverse.
+
+    >>> y = torch.tensor([[[[1.0]]]])
+    >>> pseudo_inverse(y, Problem("sr:average,factor=2", 0.1), None)
+    tensor([[[[1., 1.],
+              [1., 1.]]]])
     """
     if x is not None:
         return x
