@@ -35,7 +35,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 BUDGETS = [
-    (r"\bkimg=[\d.]+", "kimg=0.6"),
+    (r"\bkimg=[\d.]+", "kimg=0.3"),
     (r"\blimit=\d{3,}", "limit=64"),
     (r":train\"\)\.images", ':train").images[:64]'),
     (r"\bsteps=\d+", "steps=4"),

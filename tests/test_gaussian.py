@@ -146,6 +146,42 @@ def test_conjugate_gradients_wait_for_the_slowest_image_without_overflow():
     torch.testing.assert_close(x, b / scale, rtol=0, atol=20.0)
 
 
+@pytest.mark.parametrize(("operator", "sigma"), LINEAR)
+def test_the_posterior_mean_in_double_precision(operator, sigma):
+    """m + S A^T (A S A^T + sigma^2)^-1 (y - A m), from dense matrices, to seven digits."""
+    shape = (1, 8, 8) if "grey" not in operator else (3, 8, 8)
+    prior = model(shape) if shape[0] == 1 else Wiener(shape)  # an exact rotation of the channels
+    problem = Problem(operator, sigma).bind(range(3), shape)
+    d = prior.mean.numel()
+    eye = torch.eye(d, dtype=torch.float64).view(d, *shape)
+    roots = prior.to_images(prior.power.double().sqrt() * eye).flatten(1)
+    covariance, mean = roots.T @ roots, prior.mean.double().expand(3, *shape)
+    y = problem.simulate(mean + 0.2 * torch.randn(3, *shape, dtype=torch.float64))
+    found = prior.restore(y, problem, iterations=2000)
+    assert found.dtype == torch.float64
+    for k in range(3):
+        one = Problem(operator, sigma).bind([k] * d, shape)
+        a = one.A(eye).flatten(1).T
+        a = a[(a != 0).any(1)]
+        kept = problem.operator.apply_mask(torch.ones_like(y))[k].flatten() != 0
+        missed = (y - problem.A(mean))[k].flatten()[kept]
+        noisy = a @ covariance @ a.T + sigma**2 * torch.eye(len(a), dtype=torch.float64)
+        expected = mean[k].flatten() + covariance @ a.T @ torch.linalg.solve(noisy, missed)
+        torch.testing.assert_close(found[k].flatten(), expected, rtol=0, atol=1e-7)
+
+
+def test_conjugate_gradients_reach_the_rounding_of_double_precision():
+    """Condition 1e4: an error of 1e-8 in float64, where float32 stops at a residual of 1e-6."""
+    scale = torch.linspace(1e-4, 1, 40, dtype=torch.float64)
+    b = torch.rand(1, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = conjugate_gradient(lambda v: scale * v, b, 1000)
+    assert float((scale * x - b).norm() / b.norm()) < 2e-12
+    assert float((x * scale / b - 1).abs().max()) < 1e-10
+    single = conjugate_gradient(lambda v: scale.float() * v, b.float(), 1000)
+    assert single.dtype == torch.float32
+    assert float((scale * single - b).norm() / b.norm()) > 1e-8
+
+
 def test_a_nonlinear_operator_is_named():
     problem = Problem("hdr:clip", 0.05)
     with pytest.raises(InputError, match="not linear"):

@@ -204,7 +204,11 @@ def ieee_float32() -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the memory of a GPU or of the host has run out."""
+    """Whether an error means that the memory of a GPU or of the host has run out.
+
+    >>> out_of_memory(torch.OutOfMemoryError()), out_of_memory(ValueError())
+    (True, False)
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(m in str(error).lower() for m in MEMORY)

@@ -224,7 +224,11 @@ class ShardedGenerator(torch.Generator):
 
 
 def global_batch(n: int, generator: torch.Generator | None) -> int:
-    """Return the size of the whole batch, of which this process holds n images."""
+    """Return the size of the whole batch, of which this process holds n images.
+
+    >>> global_batch(4, None), global_batch(4, ShardedGenerator.of(generator(0), 0, 2))
+    (4, 8)
+    """
     return n * generator.ranks if isinstance(generator, ShardedGenerator) else n
 
 
@@ -249,17 +253,30 @@ def _drawn(
 
 
 def normal(shape: Sequence[int], generator: torch.Generator | None, **kind: Any) -> Tensor:
-    """Draw standard normal numbers (B, ...); `kind` holds device and dtype."""
+    """Draw standard normal numbers (B, ...); `kind` holds device and dtype.
+
+    >>> normal((2, 3), generator(0)).shape
+    torch.Size([2, 3])
+    """
     return _drawn(torch.randn, shape, generator, **kind)
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator | None, **kind: Any) -> Tensor:
-    """Draw numbers uniform on [0, 1), (B, ...); `kind` holds device and dtype."""
+    """Draw numbers uniform on [0, 1), (B, ...); `kind` holds device and dtype.
+
+    >>> u = uniform((2, 3), generator(0))
+    >>> u.shape, bool((0 <= u).all() and (u < 1).all())
+    (torch.Size([2, 3]), True)
+    """
     return _drawn(torch.rand, shape, generator, **kind)
 
 
 def integers(high: int, shape: Sequence[int], generator: torch.Generator, **kind: Any) -> Tensor:
-    """Draw integers uniform on 0, ..., high - 1, (B, ...)."""
+    """Draw integers uniform on 0, ..., high - 1, (B, ...).
+
+    >>> integers(1, (3,), generator(0))
+    tensor([0, 0, 0])
+    """
     return _drawn(partial(torch.randint, high), shape, generator, **kind)
 
 
@@ -267,6 +284,9 @@ def host_integers(high: int, shape: Sequence[int], generator: torch.Generator) -
     """Draw integers uniform on 0, ..., high - 1, (B, ...), on the CPU, without waiting for a GPU.
 
     With a generator of a GPU, two calls give the same numbers; see `lent`.
+
+    >>> host_integers(1, (3,), generator(0)).tolist()
+    [0, 0, 0]
     """
     own = generator.device.type == "cpu"
     return integers(high, shape, generator if own else lent(generator))
@@ -299,12 +319,20 @@ def permutation(
 
 
 def poisson(rates: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw Poisson counts of these rates (B, ...)."""
+    """Draw Poisson counts of these rates (B, ...).
+
+    >>> poisson(torch.zeros(1, 3), generator(0))
+    tensor([[0., 0., 0.]])
+    """
     return _image_by_image(torch.poisson, rates, generator)
 
 
 def binomial(counts: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Draw how many of these counts (B, ...) succeed, each with probability `share`."""
+    """Draw how many of these counts (B, ...) succeed, each with probability `share`.
+
+    >>> binomial(torch.tensor([[2.0, 5.0]]), 1.0, generator(0))
+    tensor([[2., 5.]])
+    """
 
     def draw(image: Tensor, generator: torch.Generator) -> Tensor:
         return torch.binomial(image, torch.full_like(image, share), generator=generator)

@@ -82,6 +82,10 @@ def rates(y: Tensor, problem: Problem) -> Tensor:
 
     Returns:
         Counts (B, ...), > 0.
+
+    >>> found = rates(torch.full((1, 1, 8, 8), 0.5), Problem("identity", "poisson,gain=0.1"))
+    >>> found.round(decimals=1).unique()
+    tensor([5.])
     """
     assert isinstance(problem.noise, PoissonGaussian)
     counts = problem.operator.apply_mask(y - problem.noise.offset) / problem.noise.gain

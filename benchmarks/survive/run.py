@@ -51,8 +51,10 @@ class Options(CommonOptions):
     """Steps of a run."""
 
 
-def train(method: str, folder: str, steps: str) -> None:
+def train(method: str, folder: str, steps: str, limit: str) -> None:
     """Run in a process of its own; the state is written every EVERY seconds."""
+    if limit != "none":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     torch.set_num_threads(1)
     begin = Trainer.__init__
 
@@ -71,18 +73,13 @@ def train(method: str, folder: str, steps: str) -> None:
 
 def start(method: str, folder: Path, steps: int, limit: int | None = None) -> subprocess.Popen:
     """Begin or continue a run; no file that it writes may have more than `limit` bytes."""
-
-    def restrict() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
+    most = "none" if limit is None else str(limit)
     run = subprocess.Popen(
-        [sys.executable, __file__, "--child", method, str(folder), str(steps)],
+        [sys.executable, __file__, "--child", method, str(folder), str(steps), most],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        preexec_fn=restrict,
     )
     assert run.stdout is not None
     run.stdout.readline()

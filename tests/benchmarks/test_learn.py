@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 
 from benchmarks.learn import profiles, scores, sets
 from benchmarks.learn import run as benchmark
+from tests import programs
 from tests.benchmarks.test_common import header
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import load_digit_classifier
@@ -284,7 +284,7 @@ def test_a_scoring_that_was_cut_off_goes_on_from_what_was_learnt(runs):
 def test_the_command_runs_a_row_in_a_process_of_its_own(data, tmp_path):
     command = [sys.executable, SCRIPT, "--profile", "toy", "--rows", "mean", "--sets", "digits"]
     command += ["--data", data, "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = programs.run(command)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "learn-toy.json").read_text())
     assert done.stdout == benchmark.SUITE.render([result])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import programs
 from unmurk.cli import main as cli
 from unmurk.cli.console import escape, lines
 from unmurk.diffusion.prior import Prior
@@ -230,8 +231,7 @@ def test_a_full_disk_ends_solve_with_one_line(out, limit, here, capsys):
     np.save("y.npy", rng.uniform(0.2, 0.8, (4, 16, 16)).astype("f4"))
     argv = ["solve", "y.npy", "--prior", "prior", "--operator", "identity", "--noise", "0.1"]
     argv += ["--steps", "1", "--samples", "8", "--batch", "2", "--out", out]
-    code = [sys.executable, "-c", LIMITED, str(limit), *argv]
-    done = subprocess.run(code, capture_output=True, text=True, check=False)
+    done = programs.run([sys.executable, "-c", LIMITED, limit, *argv])
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "cannot write" in done.stderr and "MB are needed" in done.stderr
     assert left(here) == ["prior", "y.npy"]

@@ -35,9 +35,9 @@ SOLVERS = {**METHODS, **{f"{name}:{preset}": solver for (name, preset), solver i
 @pytest.fixture
 def registry():
     """The tables of solvers, which forget after a test what it registers."""
-    before = dict(base._METHODS), dict(base._PRESETS)
+    before = dict(base.REGISTERED), dict(base.REGISTERED_PRESETS)
     yield
-    for table, entries in zip((base._METHODS, base._PRESETS), before, strict=True):
+    for table, entries in zip((base.REGISTERED, base.REGISTERED_PRESETS), before, strict=True):
         table.clear()
         table.update(entries)
 

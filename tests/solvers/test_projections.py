@@ -10,9 +10,9 @@ from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import solve
-from unmurk.solvers.base import CountingDenoiser
 from unmurk.solvers.ddnm import ddnm_correction
 from unmurk.solvers.pigdm import pseudoinverse_guidance
+from unmurk.solvers.state import CountingDenoiser
 
 SHAPE = (1, 6, 6)
 PRIOR = GaussianPrior.exponential(SHAPE, length=4.0)

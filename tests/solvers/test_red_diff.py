@@ -22,7 +22,7 @@ from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import RedDiff, base, solve
 from unmurk.solvers.data_term import Adam, Sgd, lbfgs
-from unmurk.solvers.red_diff_last import risk
+from unmurk.solvers.red_diff import risk
 
 # -- optimisers ----------------------------------------------------------------------------------
 
@@ -367,7 +367,7 @@ class Guess(RedDiff):
 
 
 def test_restarts_keep_the_run_that_fits_best(monkeypatch):
-    monkeypatch.setitem(base._METHODS, "guess", Guess)
+    monkeypatch.setitem(base.REGISTERED, "guess", Guess)
     y, problem, _ = measured("inpaint:random,keep=0.5", 0.1, n=4)
     monkeypatch.setattr(Guess, "seen", [], raising=False)
     result = solve(y, problem, lambda x, sigma: x, "guess", restarts=5)

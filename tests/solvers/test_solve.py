@@ -15,10 +15,10 @@ from unmurk.operators import Function
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import METHODS, Dps, RedDiff, base, solve
-from unmurk.solvers.base import CountingDenoiser
 from unmurk.solvers.data_term import likelihood_grad, prox
 from unmurk.solvers.dps import norm_gradient
 from unmurk.solvers.red_diff_paper import WEIGHTS
+from unmurk.solvers.state import CountingDenoiser
 
 SHAPE = (1, 8, 8)
 PRIOR = GaussianPrior.exponential(SHAPE, length=4.0)
@@ -499,6 +499,6 @@ def test_bad_input_is_named(monkeypatch):
     class Needy(RedDiff):
         name, requires = "needy", "linear"
 
-    monkeypatch.setitem(base._METHODS, "needy", Needy)
+    monkeypatch.setitem(base.REGISTERED, "needy", Needy)
     says("use red-diff or dps", y, Problem(lambda x: x**2, 0.1), lambda x, s: x, "needy")
     assert METHODS["dps"] is Dps

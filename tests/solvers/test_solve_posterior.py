@@ -16,12 +16,12 @@ from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
 from unmurk.solvers import METHODS, solve
-from unmurk.solvers.base import CountingDenoiser
 from unmurk.solvers.coupling import polynomial
 from unmurk.solvers.daps import Daps, flow
 from unmurk.solvers.mmps import Mmps, conditional_denoiser
 from unmurk.solvers.pnp_dm import PnpDm
 from unmurk.solvers.snips import Snips
+from unmurk.solvers.state import CountingDenoiser
 
 SHAPE = (1, 4, 4)
 PRIOR = GaussianPrior.exponential(SHAPE, length=4.0)

@@ -11,7 +11,7 @@ from unmurk.evaluation.exact import GaussianMixture, GaussianPrior, operator_mat
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import METHODS, solve
-from unmurk.solvers.base import CountingDenoiser
+from unmurk.solvers.state import CountingDenoiser
 from unmurk.solvers.tds import moment_twist, resample, twist
 
 SHAPE = (1, 4, 4)

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import socket
-import subprocess
 import sys
 import textwrap
 import time
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 import unmurk.training as learning
+from tests import programs
 from tests.training.test_learn import RECIPE, TINY, Fragile, blobs, weights
 from unmurk import rng as seeds
 from unmurk.diffusion.prior import nelbo
@@ -185,10 +185,10 @@ RUN = textwrap.dedent(
 )
 
 
-@pytest.fixture
-def start(tmp_path):
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
     """A function that starts a run of 50 steps on so many processes, as a launcher would."""
-    script = tmp_path / "run.py"
+    script = tmp_path_factory.mktemp("script") / "run.py"
     script.write_text(RUN)
     started = []
 
@@ -203,7 +203,7 @@ def start(tmp_path):
         command = [sys.executable, str(script), str(out)]
         for rank in range(ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            run = subprocess.Popen(command, env=env | own, stderr=subprocess.PIPE, text=True)
+            run = programs.Popen(command, env=env | own)
             started.append(run)
         return started[-ranks:]
 
@@ -220,6 +220,14 @@ def finish(runs):
     return [run.returncode for run in runs], said
 
 
+@pytest.fixture(scope="module")
+def one(start, tmp_path_factory):
+    """The folder of a run by one process, from its start to its end."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    assert finish(start(folder))[0] == [0]
+    return folder
+
+
 def losses(out):
     lines = [json.loads(s) for s in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
@@ -234,19 +242,17 @@ def close(a, b, tolerance):
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(tmp_path, start):
+def test_two_processes_have_the_losses_of_one(tmp_path, start, one):
     """50 steps of flowdiff through all its parts, and the weights that both end with."""
-    assert finish(start(tmp_path / "one"))[0] == [0]
     assert finish(start(tmp_path / "two", ranks=2))[0] == [0, 0]
-    close(losses(tmp_path / "one"), losses(tmp_path / "two"), 1e-3)
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all((one[k] - two[k]).abs().max() < 0.01 for k in one)
+    close(losses(one), losses(tmp_path / "two"), 1e-3)
+    first, two = weights(one), weights(tmp_path / "two")
+    assert all((first[k] - two[k]).abs().max() < 0.01 for k in first)
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_run_and_one_goes_on_with_it(tmp_path, start):
+def test_a_lost_process_ends_the_run_and_one_goes_on_with_it(tmp_path, start, one):
     """kill -9 of the second: the first says so in one line; one process ends the run as usual."""
-    assert finish(start(tmp_path / "one"))[0] == [0]
     first, second = start(tmp_path / "cut", ranks=2)
     while not (tmp_path / "cut" / "metrics.jsonl").exists() or len(losses(tmp_path / "cut")) < 10:
         assert first.poll() is None
@@ -258,4 +264,4 @@ def test_a_lost_process_ends_the_run_and_one_goes_on_with_it(tmp_path, start):
     state = torch.load(tmp_path / "cut" / "state" / "latest.pt", weights_only=True)
     assert 10 <= state["step"] < 50
     assert finish(start(tmp_path / "cut"))[0] == [0]
-    close(losses(tmp_path / "one"), losses(tmp_path / "cut"), 1e-3)
+    close(losses(one), losses(tmp_path / "cut"), 1e-3)

@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 
-from benchmarks.survive.run import survive
+from benchmarks.survive import run as benchmark
+from tests import programs
 from tests.training.test_learn import TINY, Fragile, blobs, equal, weights
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
@@ -83,8 +84,9 @@ def test_models_that_cannot_be_written_are_written_by_the_next_call(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_killed_and_on_a_full_disk_it_ends_as_if_nothing_had_happened(tmp_path):
+def test_killed_and_on_a_full_disk_it_ends_as_if_nothing_had_happened(tmp_path, monkeypatch):
     """The benchmark of survival with 2 kills (docs/large_runs.md)."""
-    found = survive("flowdiff", tmp_path, kills=2, steps=30)
+    monkeypatch.setattr(benchmark, "subprocess", programs)
+    found = benchmark.survive("flowdiff", tmp_path, kills=2, steps=30)
     assert found.pop("method") == "flowdiff" and found.pop("kills") >= 1
     assert all(found.values()), found

@@ -53,7 +53,11 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 def gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw standard normal noise of the shape, type and device of a batch."""
+    """Draw standard normal noise of the shape, type and device of a batch.
+
+    >>> gaussian(torch.zeros(2, 1, 4, 4), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 1, 4, 4])
+    """
     return normal(like.shape, generator, device=like.device, dtype=like.dtype)
 
 
@@ -117,6 +121,10 @@ def score_matching(
 
     Returns:
         The loss, a scalar; see the head of this module.
+
+    >>> x, sigma = torch.full((4, 1, 2, 2), 0.5), torch.full((4,), 0.1)
+    >>> score_matching(lambda noisy, sigma: x, x, sigma)  # an exact denoiser of one image
+    tensor(0.)
     """
     noisy = x + per_image(sigma, x) * gaussian(x, generator)
     return weighted(denoise(noisy, sigma) - x, sigma)

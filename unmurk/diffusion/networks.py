@@ -59,7 +59,14 @@ def preset(name: str) -> Preset:
 
 
 def check_size(name: str, shape: tuple[int, int, int]) -> None:
-    """Raise InputError unless images of `shape` (C, H, W) fit the networks of a preset."""
+    """Raise InputError unless images of `shape` (C, H, W) fit the networks of a preset.
+
+    >>> check_size("tiny", (1, 28, 28))
+    >>> check_size("tiny", (1, 27, 28))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: images of 27x28 pixels do not fit network 'tiny': ...
+    """
     factor = 2 ** (len(preset(name).channels) - 1)
     _, h, w = shape
     if h % factor or w % factor:

@@ -153,6 +153,13 @@ def posterior_draw(
 
     Raises:
         InputError: `steps` is below 1, or sigma is not above 0.
+
+    >>> from unmurk.evaluation.exact import GaussianPrior
+    >>> prior = GaussianPrior(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+    >>> y = torch.full((4000, 1, 1, 1), 0.8)
+    >>> draws = posterior_draw(prior.denoise, y, 0.5, PerImageGenerator(0, range(4000)))
+    >>> bool(abs(draws.mean() - 0.8 / 1.25) < 0.02), bool(abs(draws.std() - 0.2**0.5) < 0.02)
+    (True, True)
     """
     levels = karras(steps, sigma, sigma / (FINEST * steps))
     return diffuse(denoise, y, levels.tolist(), noise)

@@ -27,8 +27,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..problem import Problem
 from ..rng import PerImageGenerator, generator
-from ..solvers.base import Claim, CountingDenoiser
+from ..solvers.base import Claim
 from ..solvers.solve import METHODS, PRESETS, configure
+from ..solvers.state import CountingDenoiser
 from .exam import (
     BIAS,
     COVERAGE,

@@ -275,6 +275,11 @@ class GaussianPosterior:
         mean: The MMSE and MAP estimate, shape (B, C, H, W).
         covariance: Shape (B, d, d), or (1, d, d) if all measurements share it; float64.
         exact_mean: The mean in float64.
+
+    >>> prior = GaussianPrior(torch.zeros(1, 1, 2), torch.ones(1, 1, 2))
+    >>> posterior = prior.posterior(torch.ones(1, 1, 1, 2), Problem("identity", 0.5))
+    >>> posterior.mean, posterior.std  # 1 / 1.25 and (0.25 / 1.25)^0.5
+    (tensor([[[[0.8000, 0.8000]]]]), tensor([[[[0.4472, 0.4472]]]]))
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor, dtype: torch.dtype) -> None:

@@ -121,7 +121,11 @@ def inception_features() -> FeatureExtractor:
 
 
 def three_channels(x: Tensor, name: str) -> Tensor:
-    """Repeat gray images to three channels. Raises InputError for other than 1 or 3."""
+    """Repeat gray images to three channels. Raises InputError for other than 1 or 3.
+
+    >>> three_channels(torch.zeros(2, 1, 4, 4), "lpips").shape
+    torch.Size([2, 3, 4, 4])
+    """
     if x.shape[1] not in (1, 3):
         raise InputError(f"{name} needs images of 1 or 3 channels, got {x.shape[1]}: convert them")
     return x.expand(-1, 3, -1, -1)
@@ -136,7 +140,13 @@ def absent(what: str, error: Exception) -> InputError:
 
 
 def check_finite(images: Tensor, what: str) -> None:
-    """Raise InputError that names the first image (N, ...) with a value that is not finite."""
+    """Raise InputError that names the first image (N, ...) with a value that is not finite.
+
+    >>> check_finite(torch.tensor([[0.0], [float("nan")]]), "samples")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: samples: number 1 has values that are not finite: ...
+    """
     fine = images.isfinite().flatten(1).all(1)
     if not fine.all():
         raise InputError(

@@ -70,7 +70,11 @@ def unbounded(spread: float) -> float:
 
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """Set the weights of a layer to zero, and return it."""
+    """Set the weights of a layer to zero, and return it.
+
+    >>> zero(nn.Conv2d(1, 2, 3)).weight.abs().max().item()
+    0.0
+    """
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -188,6 +188,9 @@ def is_linear_map(obj: Any) -> bool:
 
     This holds for `scipy.sparse` matrices and arrays, `scipy.sparse.linalg.LinearOperator`, and
     the operators of pylops.
+
+    >>> is_linear_map(torch.eye(2)), is_linear_map("identity")
+    (True, False)
     """
     shape = getattr(obj, "shape", None)
     named = all(hasattr(type(obj), name) for name in ("__matmul__", "T"))

@@ -254,6 +254,9 @@ def sensitivities(coils: int, height: int, width: int) -> Tensor:
 
     Returns:
         complex64, (1, coils, H, W), with :math:`\sum_c |s_c|^2 = 1`.
+
+    >>> sensitivities(3, 4, 4).abs().square().sum(-3).sub(1).abs().max().item() < 1e-6
+    True
     """
     if coils == 1:
         return torch.ones(1, 1, height, width, dtype=torch.complex64)

@@ -103,7 +103,14 @@ class ClipRange(Pixelwise):
 
 
 def straight_through(value: Tensor, like: Tensor) -> Tensor:
-    """Return `value` with the derivative of `like`; both have one shape."""
+    """Return `value` with the derivative of `like`; both have one shape.
+
+    >>> x = torch.tensor([0.3], requires_grad=True)
+    >>> y = straight_through(x.round(), 2 * x)
+    >>> y.backward()
+    >>> y.detach(), x.grad
+    (tensor([0.]), tensor([2.]))
+    """
     return value.detach() + (like - like.detach())
 
 

@@ -6,15 +6,7 @@
 """
 
 from .auto import Auto
-from .base import (
-    AnnealedSolver,
-    CountingDenoiser,
-    Draws,
-    ProximalSolver,
-    Solver,
-    State,
-    register,
-)
+from .base import AnnealedSolver, ProximalSolver, Solver
 from .coupling import CoupledSolver
 from .daps import Daps
 from .data_term import likelihood_grad, prox
@@ -29,11 +21,12 @@ from .mmps import Mmps
 from .pigdm import Pigdm
 from .pnp_dm import PnpDm
 from .projdiff import ProjDiff
-from .red_diff import RedDiff
+from .red_diff import RedDiff, RedDiffSpread
 from .red_diff_paper import RedDiffPaper
-from .red_diff_spread import RedDiffSpread
+from .registry import Draws, register
 from .snips import Snips
 from .solve import METHODS, PRESETS, Result, configure, solve
+from .state import CountingDenoiser, State
 from .tds import Tds
 from .tmpd import Tmpd
 

@@ -31,24 +31,23 @@ registered with `register`.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from importlib import metadata
-from math import inf, isfinite
-from types import MappingProxyType, SimpleNamespace
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from math import isfinite
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from ..bounds import Choice, Real, Whole, check_fields, shown
-from ..devices import network_precision, on_device
+from ..devices import on_device
 from ..diffusion.samplers import karras
 from ..errors import InputError
 from ..problem import Problem
 from ..rng import PerImageGenerator
 from .data_term import prox
 from .inputs import prepare
+from .state import CountingDenoiser, State, gray
 
 __all__ = [
     "METHODS",
@@ -57,8 +56,6 @@ __all__ = [
     "Callback",
     "Claim",
     "Count",
-    "CountingDenoiser",
-    "Draws",
     "Fraction",
     "Level",
     "Momentum",
@@ -68,19 +65,9 @@ __all__ = [
     "ProximalSolver",
     "Requirement",
     "Solver",
-    "State",
     "Steps",
     "Weight",
-    "build",
-    "configure",
-    "gray",
-    "pseudo_inverse",
-    "randn",
-    "register",
 ]
-
-GROUP = "unmurk.solvers"
-"""Entry point group under which other packages offer solvers."""
 
 Claim = Literal["posterior", "point", "heuristic"]
 Requirement = Literal["linear", "differentiable"]
@@ -100,149 +87,19 @@ PositiveNoiseFloor = Annotated[float, Real(1e-9, 1e3)]
 ROUNDING = 1 + 1e-6  # a level that is the prior's highest up to rounding may be used
 
 
-# -- the state of a run ---------------------------------------------------------------------------
+# -- solvers by name ------------------------------------------------------------------------------
+
+REGISTERED: dict[str, type["Solver"]] = {}
+REGISTERED_PRESETS: dict[tuple[str, str], type["Solver"]] = {}
+
+METHODS: Mapping[str, type["Solver"]] = MappingProxyType(REGISTERED)
+"""Solvers by name; read only, see `register`."""
+
+PRESETS: Mapping[tuple[str, str], type["Solver"]] = MappingProxyType(REGISTERED_PRESETS)
+"""Solvers by (name, preset), for the option `preset`; read only, see `register`."""
 
 
-class CountingDenoiser:
-    """The denoiser D(x, sigma) of a prior, with a count of its evaluations.
-
-    Args:
-        prior: An object with `denoise(x, sigma)`, or a function (x, sigma) that denoises.
-
-    Attributes:
-        nfe: Network function evaluations so far, for one image of the batch: as a rule, calls.
-        sigma_max: Highest noise level that the prior knows; infinity where it does not say.
-
-    Raises:
-        InputError: The prior is neither.
-
-    >>> denoise = CountingDenoiser(lambda x, sigma: x / (1 + sigma**2))
-    >>> denoise(torch.ones(1, 1, 1, 2), 1.0)
-    tensor([[[[0.5000, 0.5000]]]])
-    >>> denoise.nfe
-    1
-    """
-
-    def __init__(self, prior: Any) -> None:
-        self._denoise = getattr(prior, "denoise", prior)
-        if not callable(self._denoise):
-            raise InputError(
-                f"prior is {type(prior).__name__}: give an object with denoise(x, sigma)"
-                " or a function (x, sigma)"
-            )
-        self.sigma_max = float(getattr(prior, "sigma_max", inf))
-        self.nfe = 0
-
-    @contextmanager
-    def counted_as(self, evaluations: int) -> Iterator[None]:
-        """Count all calls within as `evaluations`, where one call is not of the whole batch."""
-        before = self.nfe
-        yield
-        self.nfe = before + evaluations
-
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """Return D(x, sigma), (B, C, H, W) like x."""
-        self.nfe += 1
-        denoised = self._denoise(x, sigma)
-        if denoised.shape != x.shape:
-            raise InputError(
-                f"prior returned shape {tuple(denoised.shape)} for images {tuple(x.shape)}:"
-                " a denoiser keeps the shape"
-            )
-        return denoised
-
-
-@dataclass
-class State:
-    r"""The state of a run: what `Solver.step` reads and writes, and `Solver.iterate` yields.
-
-    Attributes:
-        y: Measurements (B, ...), whitened.
-        problem: Operator and Gaussian noise, bound to the images of y.
-        denoise: The prior's denoiser.
-        generator: One random stream for each image; see `randn`.
-        sigma_eff: Standard deviation that the noise of y is taken to have: the problem's, at least
-            the solver's noise floor.
-        levels: Noise levels of all steps, from high to low.
-        step: Number of this step, from 1.
-        sigma: Noise level :math:`t` of this step.
-        sigma_next: Next noise level :math:`s`; 0 in the last step.
-        x_t: Noisy image (B, C, H, W): of level `sigma` before the step, `sigma_next` after it.
-        x: Restored image after the step, (B, C, H, W): the result, if the run ends here.
-        denoised: Denoised image :math:`D(x_t, t)` of the step, (B, C, H, W).
-        memory: What a solver carries from step to step beside x_t, by name.
-        nfe: Network function evaluations so far, for each image.
-    """
-
-    y: Tensor
-    problem: Problem
-    denoise: CountingDenoiser
-    generator: PerImageGenerator
-    sigma_eff: float
-    levels: list[float] = field(default_factory=list)
-    step: int = 0
-    sigma: float = inf
-    sigma_next: float = inf
-    x_t: Tensor = field(default_factory=lambda: torch.empty(0))
-    x: Tensor = field(default_factory=lambda: torch.empty(0))
-    denoised: Tensor = field(default_factory=lambda: torch.empty(0))
-    memory: Any = field(default_factory=SimpleNamespace)
-    nfe: int = 0
-
-    @property
-    def steps(self) -> int:
-        """Number of all steps."""
-        return len(self.levels)
-
-    @property
-    def chi2(self) -> Tensor:
-        r"""Reduced chi-square of `x`, shape (B,), on the device of x.
-
-        .. math:: \chi^2 = \frac{\lVert y - A(x)\rVert^2}{m\,\sigma_y^2}
-
-        for :math:`m` measured values: near 1 for a good fit. Without noise it is the root mean
-        square misfit :math:`\lVert y - A(x)\rVert / \sqrt m` instead.
-        """
-        with torch.no_grad():
-            square = self.problem.residual(self.x, self.y).square().flatten(1).sum(1)
-            mean = square / self.problem.measurements(self.y)
-            sigma = self.problem.sigma
-            return mean / sigma**2 if sigma > 0 else mean.sqrt()
-
-    def randn(self, like: Tensor) -> Tensor:
-        """Draw standard normal noise shaped like a batch of images or measurements."""
-        return randn(self.generator, like)
-
-
-def randn(generator: PerImageGenerator, like: Tensor) -> Tensor:
-    """Draw standard normal noise shaped like a batch (B, ...), one stream for each image."""
-    return generator.randn(*like.shape[1:]).to(like)
-
-
-def gray(y: Tensor, problem: Problem) -> Tensor:
-    """Return mid-gray images (B, C, H, W) of value 0.5 for measurements y (B, ...)."""
-    shape = problem.operator.x_shape(y.shape)[-3:]
-    return torch.full((len(y), *shape), 0.5, dtype=y.dtype, device=y.device)
-
-
-def pseudo_inverse(y: Tensor, problem: Problem, x: Tensor | None) -> Tensor:
-    r"""Return where released algorithms start: x if given, else :math:`g + A^+(y - A g)`.
-
-    :math:`g` is mid-gray. In their units, :math:`u = 2x - 1`, this is :math:`A^+` of the
-    measurement: what A does not measure is 0, which is mid-gray.
-
-    Raises:
-        InputError: x is None and A has no pseudo-inverse.
-    """
-    if x is not None:
-        return x
-    if not problem.operator.linear:
-        raise InputError(
-            f"operator '{problem.operator.spec}' is not linear and has no pseudo-inverse to"
-            " start from: give init, or take red-diff without preset='paper'"
-        )
-    middle = gray(y, problem)
-    return middle + problem.A_dagger(problem.residual(middle, y))
+# -- one step, on the device of y -----------------------------------------------------------------
 
 
 def _advance_work(y: Tensor, *_: Any) -> str:
@@ -541,179 +398,3 @@ class ProximalSolver(Solver):
         """Fit the image z (B, C, H, W), trusted to rho, to y; see `data_term.prox`."""
         goal = state.y if y is None else y
         return prox(state.problem, z, goal, rho, state.sigma_eff, self.data_steps)
-
-
-# -- solvers by name ------------------------------------------------------------------------------
-
-_METHODS: dict[str, type[Solver]] = {}
-_PRESETS: dict[tuple[str, str], type[Solver]] = {}
-
-METHODS: Mapping[str, type[Solver]] = MappingProxyType(_METHODS)
-"""Solvers by name; read only, see `register`."""
-
-PRESETS: Mapping[tuple[str, str], type[Solver]] = MappingProxyType(_PRESETS)
-"""Solvers by (name, preset), for the option `preset`; read only, see `register`."""
-
-S = TypeVar("S", bound=type[Solver])
-
-
-def register(name: str, *, preset: str | None = None) -> Callable[[S], S]:
-    """Decorate a solver class so that `solve` and the command line know it by name.
-
-    A package offers a solver without being imported by an entry point of the group
-    `unmurk.solvers`: `[project.entry-points."unmurk.solvers"]` with `my-solver =
-    "my_package:MySolver"` in its pyproject.toml.
-
-    Args:
-        name: Name of the solver, or of the solver that it is a preset of.
-        preset: Name of the preset, or None.
-
-    Raises:
-        InputError: The name is taken, or what is decorated is not a subclass of `Solver`.
-
-    .. code-block:: python
-
-        @unmurk.solvers.register("my-solver")
-        class MySolver(unmurk.solvers.DiffPir):
-            def step(self, state): ...
-
-    >>> register("ddrm")(int)
-    Traceback (most recent call last):
-        ...
-    unmurk.errors.InputError: solver 'ddrm' is <class 'int'>: give a subclass of Solver
-    """
-
-    def decorate(solver: S) -> S:
-        label = name if preset is None else f"{name}:{preset}"
-        if not (isinstance(solver, type) and issubclass(solver, Solver)):
-            raise InputError(f"solver '{label}' is {shown(solver)}: give a subclass of Solver")
-        known = _METHODS.get(name) if preset is None else _PRESETS.get((name, preset))
-        place = (solver.__module__, solver.__qualname__)
-        again = known is not None and (known.__module__, known.__qualname__) == place
-        if name == "auto" or preset == "default" or (known is not None and not again):
-            raise InputError(f"the name '{label}' of a solver is taken: choose another")
-        if preset is None:
-            _METHODS[name] = solver
-        else:
-            _PRESETS[name, preset] = solver
-        if solver.name == solver.__name__:
-            solver.name = name
-        return solver
-
-    return decorate
-
-
-def _entry_points() -> dict[str, metadata.EntryPoint]:
-    return {point.name: point for point in metadata.entry_points(group=GROUP)}
-
-
-def _find(method: str) -> type[Solver]:
-    """Return the solver of a name, which an entry point may load.
-
-    Raises:
-        InputError: The name is unknown, or its entry point cannot be loaded.
-    """
-    if method in _METHODS:
-        return _METHODS[method]
-    points = _entry_points()
-    if method not in points:
-        known = ", ".join(["auto", *_METHODS, *points])
-        raise InputError(f"method '{method}' is unknown: choose from {known}")
-    point = points[method]
-    try:
-        solver = point.load()
-    except Exception as error:  # whatever a package of others raises
-        raise InputError(
-            f"method '{method}' cannot be loaded from '{point.value}'"
-            f" ({type(error).__name__}: {error}): repair or remove the package that offers it"
-        ) from error
-    return register(method)(solver)
-
-
-def configure(method: str, options: Mapping[str, Any]) -> Solver:
-    """Return the solver of a name with its options set.
-
-    Args:
-        method: A name in `METHODS`, or of an entry point of the group `unmurk.solvers`.
-        options: The solver's options by name, and `preset`.
-
-    Raises:
-        InputError: Unknown method, preset or option (the message lists those there are).
-
-    >>> configure("diffpir", {"steps": 20}).steps
-    20
-    """
-    chosen = dict(options)
-    solver = _find(method)
-    preset = chosen.pop("preset", "default")
-    if preset != "default":
-        known = [p for name, p in _PRESETS if name == method]
-        if preset not in known:
-            raise InputError(
-                f"preset '{preset}' is unknown: {method} has {', '.join(['default', *known])}"
-            )
-        solver = _PRESETS[method, preset]
-    return build(solver, chosen, method if preset == "default" else f"{method} (preset {preset})")
-
-
-def build(solver: type[Solver], options: Mapping[str, Any], label: str) -> Solver:
-    """Make a solver of a class with options by name; `label` is its name in messages.
-
-    Raises:
-        InputError: An option is unknown or out of its bounds.
-    """
-    known = sorted((option.name for option in fields(solver)), key="levels".__eq__)
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InputError(f"{label} has no option '{unknown[0]}': it takes {', '.join(known)}")
-    return solver(**options)
-
-
-class Draws:
-    """A solver as a function (y, problem, prior, generator), which learners draw images with.
-
-    Args:
-        method: Name of the solver, a solver class, or a solver.
-        options: Its options by name.
-
-    Attributes:
-        spec: Method and options as text, for the record of a run.
-
-    Raises:
-        InputError: Unknown method or option.
-
-    >>> Draws("mmps", steps=12).spec
-    'mmps,steps=12'
-    """
-
-    def __init__(self, method: "str | type[Solver] | Solver" = "diffpir", **options: Any) -> None:
-        self.solver = resolve(method, options)
-        name = method if isinstance(method, str) else self.solver.name
-        self.spec = ",".join([name, *(f"{k}={v}" for k, v in sorted(options.items()))])
-
-    def __call__(
-        self, y: Tensor, problem: Problem, prior: Any, generator: PerImageGenerator
-    ) -> Tensor:
-        """Draw images (B, C, H, W) for measurements y (B, ...) of a problem bound to them."""
-        with network_precision(None):
-            return self.solver.sample(y, problem, CountingDenoiser(prior), generator)
-
-
-def resolve(method: "str | type[Solver] | Solver", options: Mapping[str, Any]) -> Solver:
-    """Return the solver that a name, a class or a solver stands for.
-
-    Raises:
-        InputError: Unknown method or option, or options beside a solver.
-    """
-    if isinstance(method, Solver):
-        if options:
-            raise InputError(
-                f"{method.name} is given with its options set, and '{next(iter(options))}' beside"
-                " it: set the options of the solver itself"
-            )
-        return method
-    if isinstance(method, type) and issubclass(method, Solver):
-        return build(method, options, method.__name__)
-    if isinstance(method, str):
-        return configure(method, options)
-    raise InputError(f"method is {shown(method)}: give a name, a Solver class or a Solver")

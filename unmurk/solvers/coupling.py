@@ -60,7 +60,8 @@ from ..operators.base import per_image
 from ..operators.weighted import Weighted
 from ..problem import Problem
 from ..rng import PerImageGenerator, generator
-from .base import Level, PositiveNoiseFloor, PositiveWeight, Solver, State, gray, randn
+from .base import Level, PositiveNoiseFloor, PositiveWeight, Solver
+from .state import State, gray, randn
 
 __all__ = ["EDGE", "CoupledSolver", "Coupling", "polynomial", "root_degree", "shared_norm"]
 
@@ -190,6 +191,10 @@ def polynomial(
 
     Returns:
         Images (B, C, H, W).
+
+    >>> s, b = torch.tensor([[[[0.25, 1.0]]]]), torch.ones(1, 1, 1, 2)
+    >>> polynomial(lambda v: s * v, b, lambda u: 1 / (1 + u), torch.ones(1), 20)  # 1 / (1 + s)
+    tensor([[[[0.8000, 0.5000]]]])
     """
     grid = torch.arange(degree + 1, dtype=torch.float64, device=b.device)
     chebyshev = torch.cos(math.pi / degree * grid[:, None] * grid)  # T_k at point i, [i, k]
@@ -213,6 +218,9 @@ def shared_norm(problem: Problem, y: Tensor) -> float:
     Where the operator differs from image to image it is that of image 0: levels must not depend on
     the other images of a batch. For weighted measurements it is the norm without weights, and for
     an operator that measures nothing it is 1.
+
+    >>> round(shared_norm(Problem("sr:average,factor=2", 0.1), torch.zeros(1, 1, 4, 4)), 3)
+    0.5
     """
     operator = problem.operator
     while isinstance(operator, Weighted):

@@ -30,15 +30,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..diffusion.samplers import karras
-from .base import (
-    AnnealedSolver,
-    Count,
-    Level,
-    PositiveNoiseFloor,
-    PositiveWeight,
-    ProximalSolver,
-    State,
-)
+from .base import AnnealedSolver, Count, Level, PositiveNoiseFloor, PositiveWeight, ProximalSolver
+from .state import State
 
 __all__ = ["Daps", "flow"]
 
@@ -104,6 +97,10 @@ def flow(denoise: Callable[[Tensor, float], Tensor], x: Tensor, t: float, steps:
 
     Returns:
         Images (B, C, H, W).
+
+    >>> import torch
+    >>> flow(lambda x, sigma: x / (1 + sigma**2), torch.ones(1, 1, 1, 1), t=1.0, steps=1)
+    tensor([[[[0.5000]]]])
     """
     levels = karras(steps, t, t / 10).tolist()
     for high, low in zip(levels, [*levels[1:], 0.0], strict=True):

@@ -61,6 +61,10 @@ def likelihood_grad(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
 
     Returns:
         Images (B, C, H, W).
+
+    >>> x, y = torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.5, 1.0]]]])
+    >>> likelihood_grad(Problem("identity", 0.1), x, y)
+    tensor([[[[0.5000, 1.0000]]]])
     """
     if problem.operator.linear:
         return problem.operator.A_adjoint(problem.residual(x, y))
@@ -97,6 +101,10 @@ def prox(
 
     Raises:
         InputError: sigma is 0 and A is not linear.
+
+    >>> z, y = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+    >>> prox(Problem("identity", 0.1), z, y, rho=0.3, sigma=0.1)  # rho^2 / (rho^2 + sigma^2)
+    tensor([[[[0.9000, 0.9000]]]])
     """
     if sigma == 0:
         if problem.operator.linear:
@@ -188,6 +196,10 @@ class Sgd:
 
     Args:
         lr: Step length.
+
+    >>> descend = Sgd(lr=0.5)
+    >>> descend(torch.tensor([1.0]), lambda u: u)  # 1 - 0.5
+    tensor([0.5000])
     """
 
     def __init__(self, lr: float) -> None:
@@ -206,6 +218,9 @@ class Adam:
     Args:
         lr: Step length.
         decay: Decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
+
+    >>> Adam(lr=0.5)(torch.tensor([4.0]), lambda u: u)  # the first step has length lr
+    tensor([3.5000])
     """
 
     def __init__(self, lr: float, decay: float = 0.0) -> None:
@@ -236,6 +251,10 @@ def lbfgs(u: Tensor, gradient: Gradient, lr: float, iterations: int) -> Tensor:
 
     Returns:
         The last point (B, ...).
+
+    >>> scale = torch.tensor([[1.0, 9.0]])
+    >>> lbfgs(torch.ones(1, 2), lambda u: scale * u, lr=1.0, iterations=20).abs().max() < 1e-4
+    tensor(True)
     """
     memory: list[tuple[Tensor, Tensor, Tensor]] = []  # s, w and 1 / s.w, 0 for no pair
     scale = torch.ones(len(u), dtype=u.dtype, device=u.device)

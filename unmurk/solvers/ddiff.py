@@ -38,13 +38,8 @@ import torch
 from torch import Tensor
 
 from ..bounds import Real
-from .base import (
-    AnnealedSolver,
-    Fraction,
-    PositiveWeight,
-    ProximalSolver,
-    State,
-)
+from .base import AnnealedSolver, Fraction, PositiveWeight, ProximalSolver
+from .state import State
 
 __all__ = ["Ddiff"]
 

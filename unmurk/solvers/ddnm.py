@@ -55,7 +55,8 @@ from torch import Tensor
 
 from ..operators.base import per_image
 from ..problem import Problem
-from .base import AnnealedSolver, Fraction, Requirement, State
+from .base import AnnealedSolver, Fraction, Requirement
+from .state import State
 
 __all__ = ["Ddnm", "ddnm_correction"]
 

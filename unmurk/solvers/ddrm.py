@@ -36,7 +36,8 @@ from ..diffusion.schedules import linear_beta
 from ..operators.base import per_image
 from ..operators.blur import CUTOFF
 from ..operators.linalg import Spectrum
-from .base import AnnealedSolver, Fraction, Level, Requirement, State, Steps, gray
+from .base import AnnealedSolver, Fraction, Level, Requirement, Steps
+from .state import State, gray
 
 __all__ = ["Ddrm", "DdrmPaper", "ddrm_step"]
 

@@ -24,13 +24,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import (
-    AnnealedSolver,
-    Fraction,
-    PositiveWeight,
-    ProximalSolver,
-    State,
-)
+from .base import AnnealedSolver, Fraction, PositiveWeight, ProximalSolver
+from .state import State
 
 __all__ = ["DiffPir"]
 

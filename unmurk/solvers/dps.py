@@ -34,15 +34,8 @@ from torch import Tensor
 from ..diffusion.schedules import linear_beta
 from ..errors import InputError
 from ..problem import Problem
-from .base import (
-    CountingDenoiser,
-    Level,
-    Solver,
-    State,
-    Steps,
-    Weight,
-    gray,
-)
+from .base import Level, Solver, Steps, Weight
+from .state import CountingDenoiser, State, gray
 
 __all__ = ["Dps", "norm_gradient"]
 

@@ -36,16 +36,9 @@ from torch import Tensor
 
 from ..operators.base import per_image
 from ..problem import Problem
-from .base import (
-    AnnealedSolver,
-    Count,
-    Level,
-    PositiveWeight,
-    State,
-    Steps,
-    Weight,
-)
+from .base import AnnealedSolver, Count, Level, PositiveWeight, Steps, Weight
 from .data_term import prox
+from .state import State
 
 __all__ = ["FastDips"]
 

@@ -33,9 +33,10 @@ from torch import Tensor
 
 from ..diffusion.schedules import linear_beta
 from ..problem import Problem
-from .base import Fraction, Solver, State, Steps, Weight, pseudo_inverse
+from .base import Fraction, Solver, Steps, Weight
 from .data_term import Adam
 from .red_diff_paper import PriorWeight, data_grad, prior_grad
+from .state import State, pseudo_inverse
 
 __all__ = ["Hrdis"]
 
@@ -57,7 +58,7 @@ class Hrdis(Solver):
     name: ClassVar[str] = "hrdis"
     citation: ClassVar[str] = """@inproceedings{dou2025hrdis,
   title = {Hybrid Regularization Improves Diffusion-based Inverse Problem Solving},
-  author = {Dou and Li and Du and Yang and Yao and Deng},
+  author = {Dou, Hongkun and Li, Zeyu and Du, Jinyang and Yang, Lijun and Yao, Wen and Deng, Yue},
   booktitle = {International Conference on Learning Representations},
   year = {2025}
 }"""

@@ -36,7 +36,8 @@ from ..diffusion.samplers import Reverse
 from ..errors import InputError
 from ..operators.linalg import batch_dot, conjugate_gradient
 from ..problem import Problem
-from .base import AnnealedSolver, Count, Level, Requirement, State, Steps
+from .base import AnnealedSolver, Count, Level, Requirement, Steps
+from .state import State
 
 __all__ = ["Mmps", "Tolerance", "conditional_denoiser", "correction", "tweedie_moments"]
 

@@ -47,8 +47,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
-from .base import AnnealedSolver, CountingDenoiser, Fraction, Requirement, State
+from .base import AnnealedSolver, Fraction, Requirement
 from .data_term import prox
+from .state import CountingDenoiser, State
 
 __all__ = ["Pigdm", "pseudoinverse_guidance"]
 

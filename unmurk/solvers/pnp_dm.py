@@ -29,8 +29,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..diffusion.samplers import diffuse, karras
-from .base import Count, Level, Requirement, State, Steps
+from .base import Count, Level, Requirement, Steps
 from .coupling import CoupledSolver
+from .state import State
 
 __all__ = ["DEPTH", "PnpDm"]
 

@@ -41,8 +41,9 @@ from torch import Tensor
 
 from ..bounds import Real
 from ..operators.base import per_image
-from .base import AnnealedSolver, Requirement, State
+from .base import AnnealedSolver, Requirement
 from .ddnm import ddnm_correction
+from .state import State
 
 __all__ = ["ProjDiff"]
 

@@ -29,9 +29,10 @@ from ..diffusion.samplers import karras
 from ..diffusion.schedules import linear_beta
 from ..problem import Problem
 from ..rng import generator
-from .base import Count, Solver, State, Steps, Weight, pseudo_inverse
+from .base import Count, Solver, Steps, Weight
 from .data_term import Adam, Gradient, Sgd, lbfgs, likelihood_grad
 from .red_diff import CITATION
+from .state import State, pseudo_inverse
 
 __all__ = ["WEIGHTS", "PriorWeight", "RedDiffPaper", "data_grad", "prior_grad"]
 
@@ -161,6 +162,10 @@ def data_grad(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
 
     Returns:
         Images (B, C, H, W).
+
+    >>> x, y = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+    >>> data_grad(Problem("identity", 0.1), x, y)  # -2 (y - x) / 2
+    tensor([[[[-1., -1.]]]])
     """
     return -2 / y[0].numel() * likelihood_grad(problem, x, y)
 
@@ -179,6 +184,10 @@ def prior_grad(
 
     Returns:
         Images (B, C, H, W).
+
+    >>> x, denoised = torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1, 2)
+    >>> prior_grad(x, denoised, sigma=0.5, lam=0.25, weight="linear")  # 0.25 x 1 x 2 / 2
+    tensor([[[[0.2500, 0.2500]]]])
     """
     excess = (x - denoised) / sigma  # eps_hat - e
     return lam * WEIGHTS[weight](2 * sigma) / x[0].numel() * excess

@@ -48,9 +48,10 @@ from torch import Tensor
 
 from ..bounds import Real
 from ..diffusion.samplers import diffuse, karras
-from .base import Claim, Count, Level, PositiveWeight, Requirement, State, Steps
+from .base import Claim, Count, Level, PositiveWeight, Requirement, Steps
 from .coupling import CoupledSolver
 from .pnp_dm import DEPTH
+from .state import State
 
 __all__ = ["Snips"]
 

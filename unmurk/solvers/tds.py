@@ -68,18 +68,15 @@ from ..rng import PerImageGenerator
 from .base import (
     AnnealedSolver,
     Count,
-    CountingDenoiser,
     Level,
     PositiveNoiseFloor,
     PositiveWeight,
     ProximalSolver,
-    State,
     Steps,
-    gray,
-    randn,
 )
 from .data_term import prox
 from .mmps import Tolerance, correction, tweedie_moments
+from .state import CountingDenoiser, State, gray, randn
 
 __all__ = ["Tds", "moment_twist", "resample", "twist"]
 
