@@ -269,9 +269,17 @@ class DicomWriter:
 
 
 def _rescale(data: Any, across: float, down: float) -> None:
-    """Scale the spacing of pixels that are smaller by these factors."""
+    """Scale the spacing of pixels that are smaller by these factors, and move the center of the
+    first pixel accordingly (PS3.3, C.7.6.2)."""
     if across == down == 1:
         return
+    spacing, place = data.get("PixelSpacing"), data.get("ImagePositionPatient")
+    cosines = data.get("ImageOrientationPatient")
+    if place and spacing and cosines and (len(place), len(spacing), len(cosines)) == (3, 2, 6):
+        right = float(spacing[1]) * (0.5 / across - 0.5)
+        below = float(spacing[0]) * (0.5 / down - 0.5)
+        moved = [float(place[n]) + right * cosines[n] + below * cosines[n + 3] for n in range(3)]
+        data.ImagePositionPatient = [f"{value:.10g}" for value in moved]
     for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         spacing = data.get(name)
         if spacing is not None and len(spacing) == 2:

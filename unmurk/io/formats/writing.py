@@ -79,8 +79,9 @@ def writer_for(file: Path, out: Path, history: str = "", floats: bool = False) -
         return TiffWriter(out, file, history, floats)
     known = reader_of(out) if is_written(out) else reader
     if known.name != reader.name or reader.writer is None:
+        names = "TIFF or PNG" if reader.writer is None else f"{reader.name}, TIFF or PNG"
         raise InputError(
-            f"{out}: results of {reader.name} files are written as {reader.name}, TIFF or PNG: "
+            f"{out}: results of {reader.name} files are written as {names}: "
             "give such a name"
         )
     return reader.writer(out, file, history, floats)
