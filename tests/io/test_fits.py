@@ -180,7 +180,10 @@ def test_world_coordinates_of_finer_pixels(form, tmp_path):
     through(tmp_path / "a.fits", tmp_path / "b.fits", grow=3)
     old, new = (WCS(fits.getheader(tmp_path / f"{name}.fits")) for name in "ab")
     x, y = np.meshgrid(np.arange(12), np.arange(8))
-    before, after = old.pixel_to_world_values(x, y), new.pixel_to_world_values(3 * x + 1, 3 * y + 1)
+    before, after = (
+        old.pixel_to_world_values(x, y),
+        new.pixel_to_world_values(3 * x + 1, 3 * y + 1),
+    )
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-12 * 360)
 
 

@@ -28,7 +28,6 @@ from .formats.registry import (
     is_written,
     reader_of,
     real_path,
-    selection_of,
     without_suffix,
 )
 from .formats.writing import is_png, is_tiff, result_name, std_suffix, writer_for
@@ -38,7 +37,16 @@ from .locks import ranks
 from .scale import Scale, Spans, span_for
 from .streams import NpyWriter
 
-__all__ = ["Engine", "Job", "Summary", "changed_formats", "jobs_of", "process", "ranks", "together"]
+__all__ = [
+    "Engine",
+    "Job",
+    "Summary",
+    "changed_formats",
+    "jobs_of",
+    "process",
+    "ranks",
+    "together",
+]
 
 TOGETHER = 256  # files, and images, of a batch
 PIXELS = 2**20  # pixels of a batch

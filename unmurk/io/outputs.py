@@ -161,7 +161,9 @@ class Output:
             return
         for path in self._made:
             path.unlink(missing_ok=True)
-        if self._made and self.ledger is not None and not self.ledger.found:
+        if self.ledger is None or self.ledger.found:
+            return
+        if self._made or not self.ledger.results():
             self.ledger.path.unlink(missing_ok=True)
 
 

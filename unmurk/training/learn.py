@@ -235,7 +235,7 @@ def _config(
 
 
 def _range(data: Any, y: Tensor | Source) -> dict[str, Any]:
-    """Return what config.json says of the files: type, format, and range unless the type has it."""
+    """Return what config.json says of the files: type, format, and range if it needs one."""
     held = y if isinstance(y, Source) else data if isinstance(data, ImageSet) else None
     scale = None if held is None else held.scale
     if scale is None:

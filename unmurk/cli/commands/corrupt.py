@@ -71,8 +71,8 @@ class Corrupt(Command):
         self, to: Output, problem: "Problem", settings: dict[str, Any]
     ) -> dict[str, Any]:
         """Corrupt picture files one by one; each keeps its format, type, range and metadata."""
-        from ...io.jobs import jobs_of
         from ...io.generated import clipped_text
+        from ...io.jobs import jobs_of
         from .restoring import history_of, restore_pictures, spans_of
 
         jobs = jobs_of(self.data, to.path, self.skip_bad)

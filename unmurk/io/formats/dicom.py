@@ -66,7 +66,9 @@ class Dicom(Pages):
         data = self.data
         missing = [n for n in ("Rows", "Columns", "BitsAllocated") if data.get(n) is None]
         if missing:
-            raise InputError(f"cannot read {self.file}: it holds no image ({missing[0]} is missing)")
+            raise InputError(
+                f"cannot read {self.file}: it holds no image ({missing[0]} is missing)"
+            )
         self.kind = str(data.get("PhotometricInterpretation", ""))
         samples = int(data.get("SamplesPerPixel", 1))
         if (samples, self.kind in GRAY, self.kind in COLOR) not in (
@@ -74,8 +76,8 @@ class Dicom(Pages):
             (3, False, True),
         ):
             raise InputError(
-                f"{self.file} has {samples} samples of {self.kind or 'no kind'}: save it as gray or"
-                " RGB"
+                f"{self.file} has {samples} samples of {self.kind or 'no kind'}: save it as gray "
+                "or RGB"
             )
         self.shape = (int(data.Rows), int(data.Columns), samples)
         check_pixels(self.file, *self.shape)
@@ -170,8 +172,8 @@ def _compressed(syntax: str) -> bool:
 class DicomWriter:
     """Write frames into a DICOM file with the data set of the file that they came from.
 
-    The result is a derived image (PS3.3, C.7.6.1): it has its own SOP instance and series UID, both
-    functions of the source and of `history`; DERIVED as the image type; a description of the
+    The result is a derived image (PS3.3, C.7.6.1): it has its own SOP instance and series UID,
+    both functions of the source and of `history`; DERIVED as the image type; a description of the
     derivation; and a reference to the source. Its pixels are not compressed. If the frames have
     another size, the spacing of the pixels is scaled.
 
@@ -212,7 +214,9 @@ class DicomWriter:
         frames = np.stack(self._frames)
         frames = frames.astype(frames.dtype.newbyteorder("<"), copy=False)
         if frames.nbytes > MOST:
-            raise InputError(f"{self.out} would hold {frames.nbytes} bytes, more than DICOM allows")
+            raise InputError(
+                f"{self.out} would hold {frames.nbytes} bytes, more than DICOM allows"
+            )
         old = str(data.get("SOPInstanceUID", ""))
         data.SOPInstanceUID = generate_uid(entropy_srcs=[old, str(like.file.name), self.history])
         series = str(data.get("SeriesInstanceUID", ""))

@@ -95,8 +95,9 @@ def _walk(file: Path, stream: IO[bytes], length: int | None) -> list[_Hdu]:
             check_numbers(file, end, 1)
         short = stream.seek(end) < end if length is None else end > length
         if short:
-            raise InputError(f"cannot read {file}: it declares {size} bytes of data and is cut"
-                             " short")
+            raise InputError(
+                f"cannot read {file}: it declares {size} bytes of data and is cut short"
+            )
         found.append(_unit(cards))
         stream.seek(end + -end % BLOCK)
     raise InputError(f"cannot read {file}: it has more than {MOST_HDUS} extensions")
@@ -168,8 +169,10 @@ class _Selection:
         pairs = [] if found is None else [p.split("=") for p in found["more"].split(",") if p]
         options = dict(pairs)
         wrong = found is None or not set(options) <= {"dq", "bits"} or len(options) != len(pairs)
-        if wrong or not options.get("bits", "1").isdecimal() or ("bits" in options) > (
-            "dq" in options
+        if (
+            wrong
+            or not options.get("bits", "1").isdecimal()
+            or ("bits" in options) > ("dq" in options)
         ):
             raise InputError(
                 f"{file}[{text}]: write an extension as [SCI], [SCI,2] or [1], and bad pixels as "
@@ -211,8 +214,9 @@ class _Image:
         self.stored = TYPES[bits]
         self.scale, self.zero = (float(header.get(n, v)) for n, v in (("BSCALE", 1), ("BZERO", 0)))
         if not (math.isfinite(self.scale) and math.isfinite(self.zero)) or self.scale == 0:
-            raise InputError(f"cannot read {file}: its BSCALE is {self.scale:g}, its BZERO "
-                             f"{self.zero:g}")
+            raise InputError(
+                f"cannot read {file}: its BSCALE is {self.scale:g}, its BZERO {self.zero:g}"
+            )
         kind = np.dtype(self.stored)
         shift = 2.0 ** (8 * kind.itemsize - 1) if kind.kind in "iu" else 0.0
         self.shift = int(shift) if self.scale == 1 and abs(self.zero) == shift > 0 else 0
@@ -297,7 +301,8 @@ class Fits(Pages):
             fits.open(stream, memmap=False, do_not_scale_image_data=True, lazy_load_hdus=True)
         )
         self.image = self._image(self.number)
-        self.shape = (*self.image.shape[-2:], 1)
+        height, width = self.image.shape[-2:]
+        self.shape = (height, width, 1)
         self.dtype = self.image.dtype
         self.axes = "".join("ZTQR"[min(n, 3)] for n in range(len(self.image.shape) - 3, -1, -1))
         self.axes += "YX"
@@ -320,8 +325,10 @@ class Fits(Pages):
                 f"images {self.image.shape}"
             )
         if len(found) not in (1, len(self.image)):
-            raise InputError(f"{file}: [{chosen.dq}] holds {len(found)} planes of flags for "
-                             f"{len(self.image)} images")
+            raise InputError(
+                f"{file}: [{chosen.dq}] holds {len(found)} planes of flags for "
+                f"{len(self.image)} images"
+            )
         return found
 
     @cached_property
@@ -440,7 +447,7 @@ class FitsWriter:
         return found
 
     def _header(self, plane: np.ndarray) -> Any:
-        like, image = self._like, self._like.image
+        image = self._like.image
         header = image.hdu.header.copy()
         for name in STALE:
             header.remove(name, ignore_missing=True, remove_all=True)

@@ -85,7 +85,9 @@ class Nifti(Pages):
             )
         self.stored = np.dtype(np.uint8) if self.color else stored
         if self.stored.kind not in "iuf" or self.stored.itemsize > 8:
-            raise InputError(f"{self.file} holds {self.stored}: save real numbers of 64 bits or less")
+            raise InputError(
+                f"{self.file} holds {self.stored}: save real numbers of 64 bits or less"
+            )
         self.shape = (sides[1], sides[0], 3 if self.color else 1)
         check_pixels(self.file, *self.shape)
         self.start = int(header.get_data_offset())

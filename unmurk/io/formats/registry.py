@@ -223,9 +223,7 @@ def register(
             raise InputError(f"reader '{name}': '{known.name}' reads {suffix} files already")
 
     def add(opener: Opener) -> Opener:
-        reader = Reader(
-            name, ends, opener, single, number_type, selects, writer, floats
-        )
+        reader = Reader(name, ends, opener, single, number_type, selects, writer, floats)
         _readers.update(dict.fromkeys(ends, reader))
         return opener
 

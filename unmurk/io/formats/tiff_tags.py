@@ -60,11 +60,10 @@ def _resized(text: bytes, new: Sequence[int], factors: tuple[Fraction, Fraction]
     if b"<OME" in text:
         for name, side, factor in zip((b"Y", b"X"), new, factors, strict=True):
             text = re.sub(rb'\bSize%b="\d+"' % name, b'Size%b="%d"' % (name, side), text)
-            text = re.sub(
-                rb'(\bPhysicalSize%b=")([0-9.eE+-]+)(")' % name,
-                lambda m, by=factor: m[1] + repr(float(m[2]) / float(by)).encode() + m[3],
-                text,
-            )
+            size = re.search(rb'\bPhysicalSize%b="([0-9.eE+-]+)"' % name, text)
+            if size is not None:  # of the first image; the others of a file have the same size
+                finer = repr(float(size[1]) / float(factor)).encode()
+                text = text.replace(size[0], b'PhysicalSize%b="%b"' % (name, finer))
         return text
     try:
         found = json.loads(text)

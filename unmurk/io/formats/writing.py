@@ -25,7 +25,15 @@ from .registry import (
 from .tiff import ENDINGS, Stack, StackWriter
 from .tiff_tags import ome_description
 
-__all__ = ["PngWriter", "TiffWriter", "is_png", "is_tiff", "result_name", "std_suffix", "writer_for"]
+__all__ = [
+    "PngWriter",
+    "TiffWriter",
+    "is_png",
+    "is_tiff",
+    "result_name",
+    "std_suffix",
+    "writer_for",
+]
 
 PNG = ".png"
 
@@ -81,8 +89,7 @@ def writer_for(file: Path, out: Path, history: str = "", floats: bool = False) -
     if known.name != reader.name or reader.writer is None:
         names = "TIFF or PNG" if reader.writer is None else f"{reader.name}, TIFF or PNG"
         raise InputError(
-            f"{out}: results of {reader.name} files are written as {names}: "
-            "give such a name"
+            f"{out}: results of {reader.name} files are written as {names}: give such a name"
         )
     return reader.writer(out, file, history, floats)
 
