@@ -43,12 +43,12 @@ def text_named_png(here: Path) -> tuple:
 
 def mixed_sizes(here: Path) -> tuple:
     png(good(here) / "wide.png", (16, 20))
-    return ["corrupt", here / "good", "--out", here / "out"], "wide.png"
+    return ["corrupt", here / "good", "--out", here / "out.npy"], "wide.png"
 
 
 def mixed_channels(here: Path) -> tuple:
     png(good(here) / "colour.png", (16, 16, 3))
-    return ["corrupt", here / "good", "--out", here / "out"], "colour.png"
+    return ["corrupt", here / "good", "--out", here / "out.npy"], "colour.png"
 
 
 def no_channel_axis(here: Path) -> tuple:

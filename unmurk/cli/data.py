@@ -5,7 +5,7 @@ Nothing heavy is imported before a function is called.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..io.captures import Captures
     from ..io.images import ImageSet
-    from ..io.scale import Span, Spans
+    from ..io.scale import Scale, Span, Spans
     from ..problem import Problem
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "measured",
     "place",
     "problem_of",
+    "run_scale",
     "run_span",
 ]
 
@@ -143,6 +144,42 @@ def list_skipped(skipped: dict[str, str]) -> None:
         print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
 
 
+def run_scale(run: str | Path) -> "Scale | None":
+    """Return the scale that images of a run are written with; None: the run does not say it.
+
+    Args:
+        run: The run folder, or the folder of its prior; other priors have no scale.
+
+    Raises:
+        InputError: The run's config.json is damaged there.
+    """
+    from dataclasses import replace
+
+    from ..io.images import FORMATS
+    from ..io.scale import Scale
+
+    for config, kept in _configs(run):
+        kind, form = kept.get("file_type"), kept.get("file_format")
+        if kind is None or form not in FORMATS:
+            continue
+        try:
+            return replace(Scale.of(str(kind), run_span(run)), format=form)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{config} has no number type of files: {error}") from error
+    return None
+
+
+def _configs(run: str | Path) -> "Iterator[tuple[Path, dict[str, Any]]]":
+    """Return the settings of a run, which lie in its folder or in that above its prior."""
+    for config in (Path(run) / "config.json", Path(run).parent / "config.json"):
+        try:
+            kept = json.loads(config.read_text())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(kept, dict) and "problem" in kept:
+            yield config, kept
+
+
 def run_span(run: str | Path) -> "Span | None":
     """Return the numbers of black and white that a run was trained with.
 
@@ -154,12 +191,8 @@ def run_span(run: str | Path) -> "Span | None":
     """
     from ..io.scale import Span
 
-    for config in (Path(run) / "config.json", Path(run).parent / "config.json"):
-        try:
-            kept = json.loads(config.read_text())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if not isinstance(kept, dict) or "problem" not in kept or kept.get("range") is None:
+    for config, kept in _configs(run):
+        if kept.get("range") is None:
             continue
         try:
             black, white = map(float, kept["range"])

@@ -12,12 +12,14 @@ from ..errors import InputError
 from .formats.pictures import (
     Nan,
     Pages,
+    bad_pixels,
     check_finite,
     describe,
     has_reader,
     open_pages,
     page_names,
 )
+from .formats.registry import reader_of, real_path, selection_of
 from .limits import check_memory
 
 __all__ = ["Page", "pictures_in", "read_files", "usual_kind"]
@@ -28,11 +30,14 @@ LOOK = 2**26  # numbers read between two checks of the free memory
 def pictures_in(folder: Path) -> list[Path]:
     """List the pictures of a folder, in the order of their names; hidden files are left out.
 
-    A picture is a file with a suffix of a registered reader (see `formats.registry`).
+    A picture is a file with a suffix of a registered reader, or a DICOM file of any name (see
+    `formats.registry`). A selection behind the name of the folder, as in ``night[SCI]``, goes to
+    the files whose readers take one.
 
     Raises:
         InputError: There is none, or the folder cannot be read.
     """
+    selection, folder = selection_of(folder), real_path(folder)
     try:
         files = sorted(
             file for file in folder.iterdir() if not file.name.startswith(".") and has_reader(file)
@@ -41,17 +46,27 @@ def pictures_in(folder: Path) -> list[Path]:
         raise InputError(f"cannot read {folder}: {error.strerror}") from error
     if not files:
         raise InputError(f"there is no PNG, JPEG, TIFF or BMP picture in the folder {folder}")
-    return files
+    if not selection:
+        return files
+    if not any(reader_of(file).selects for file in files):
+        raise InputError(f"{folder}[{selection}]: no file in it has anything to select")
+    return [
+        file.with_name(f"{file.name}[{selection}]") if reader_of(file).selects else file
+        for file in files
+    ]
 
 
 @dataclass
 class Page:
-    """An image that was read: number, name, pixels, and its significant bits by the metadata."""
+    """An image that was read: its number and its name, its pixels and which of them are bad, its
+    significant bits and its numbers of black and white by the metadata."""
 
     number: int
     name: str
     pixels: np.ndarray
-    bits: int
+    bits: int = 0
+    bad: np.ndarray | None = None
+    span: tuple[float, float] | None = None
 
     @property
     def kind(self) -> str:
@@ -122,9 +137,12 @@ def _read_all(
         pixels = pages.read(place)
         where = str(pages.file) if len(pages) == 1 else f"page {place} of {pages.file}"
         try:
-            found.append(Page(number + place, name, check_finite(pixels, where, nan), pages.bits))
+            pixels = check_finite(pixels, where, nan)
+            bad = bad_pixels(pages, place, where, nan)
+            found.append(Page(number + place, name, pixels, pages.bits, bad, pages.span))
         except InputError:
             if not skip_bad:
                 raise
-            skipped.append((name, "not finite"))
+            marked = bool(np.isfinite(pixels).all())
+            skipped.append((name, "has pixels marked as bad" if marked else "not finite"))
     return found

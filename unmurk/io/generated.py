@@ -26,7 +26,7 @@ from .images import (
 from .scale import Scale
 from .streams import ImagesWriter
 
-__all__ = ["GeneratedWriter", "numbered"]
+__all__ = ["GeneratedWriter", "clipped_text", "numbered"]
 
 
 def numbered(count: int, form: str = "png") -> Iterator[str]:
@@ -36,6 +36,14 @@ def numbered(count: int, form: str = "png") -> Iterator[str]:
     ['00000.png', '00001.png']
     """
     return (f"{number:05d}.{form}" for number in range(count))
+
+
+def clipped_text(share: float, out: Path, dtype: str = "the number type") -> str:
+    """Say that a fraction of the numbers lay outside the range of the files, and was clipped."""
+    return (
+        f"{100 * share:.3g} % of the numbers are outside the range of {dtype} in {out} and were "
+        "clipped, so their noise is not the one given: --out x.npy keeps every value"
+    )
 
 
 class GeneratedWriter:
@@ -135,11 +143,7 @@ class GeneratedWriter:
                 writer.close()
         if not self.clipped:
             return ""
-        return (
-            f"{100 * self.clipped:.3g} % of the numbers are outside the range of "
-            f"{self.scale.dtype} in {self.out} and were clipped, so their noise "
-            "is not the one given: --out x.npy keeps every value"
-        )
+        return clipped_text(self.clipped, self.out, self.scale.dtype)
 
     def __enter__(self) -> "GeneratedWriter":
         return self

@@ -25,11 +25,12 @@ from .formats.pictures import (
     single,
     without_suffix,
 )
+from .formats.registry import is_folder, real_path
 from .formats.tiff import StackWriter
 from .layouts import layout_of, to_images
 from .limits import check_memory
 from .packaged import packaged
-from .scale import Extent, Scale, Spans, finite, span_for
+from .scale import Extent, Scale, Spans, finite, joined, span_for
 from .streams import ImagesWriter
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "array_file",
     "array_writer",
     "format_of",
+    "hidden",
     "layout_of",
     "load_images",
     "load_measurements",
@@ -121,9 +123,8 @@ def load_images(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be 1 or more, got {limit}")
     file, key = split_key(str(packaged(path) or path))
-    if not file.exists() and not file.is_symlink():
-        raise InputError(f"there is nothing at {file}")
-    if file.is_dir():
+    _require(file)
+    if is_folder(file):
         found = _load_pictures(pictures_in(file), skip_bad, limit, span, nan)
     elif has_reader(file):
         found = _load_pictures([file], skip_bad, limit, span, nan)
@@ -134,6 +135,13 @@ def load_images(
             f"expected images of {channels} channels in {file}, got {found.images.shape[1]}"
         )
     return found
+
+
+def _require(path: Path) -> None:
+    """Raise InputError if there is nothing at a path."""
+    file = real_path(path)
+    if not file.exists() and not file.is_symlink():
+        raise InputError(f"there is nothing at {file}")
 
 
 # -- pictures -------------------------------------------------------------------------------------
@@ -154,11 +162,21 @@ def _load_pictures(
     skipped += [(g.name, f"{g.kind}, others are {usual}") for g in good if g.kind != usual]
     kept = [page for page in good if page.kind == usual][:limit]
     stack = np.stack([page.pixels for page in kept])
+    spans = [page.span for page in kept if page.span is not None]
+    span = span_for(span, stack.dtype) or joined(spans)
     scale, note = _scale_of(stack, span, max(page.bits for page in kept))
     scale = replace(scale, format="png" if any(map(single, files)) else "tif")
-    images = to_images(stack, scale, "NHWC")
+    images = hidden(to_images(stack, scale, "NHWC"), [page.bad for page in kept])
     names, numbers = [page.name for page in kept], [page.number for page in kept]
     return ImageSet(images, names, scale, sorted(skipped), numbers, note)
+
+
+def hidden(images: Tensor, bad: Sequence[np.ndarray | None]) -> Tensor:
+    """Set the pixels of images (N, C, H, W) that masks (H, W) mark as bad to NaN, in place."""
+    for image, mask in zip(images, bad, strict=True):
+        if mask is not None:
+            image[:, torch.from_numpy(mask)] = torch.nan
+    return images
 
 
 def _scale_of(stack: np.ndarray, span: Spans, bits: int = 0) -> tuple[Scale, str]:
@@ -225,9 +243,8 @@ def load_measurements(
             number of axes, or values that are not finite.
     """
     file, key = split_key(str(path))
-    if not file.exists() and not file.is_symlink():
-        raise InputError(f"there is nothing at {file}")
-    if file.is_dir() or has_reader(file):
+    _require(file)
+    if is_folder(file) or has_reader(file):
         raise InputError(
             f"{file}: these measurements are numbers without a range, which pictures cannot hold: "
             "give a .npy or .npz array"

@@ -10,8 +10,8 @@ batches. A result does not depend on its batch, because every random draw depend
 the image.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,24 +20,42 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .atomic import Partial
 from .formats import tiff
-from .formats.pictures import Nan, check_finite, encode_picture, open_pages, single
-from .images import pictures_in, stems, written_scale
+from .formats.pictures import Nan, bad_pixels, check_finite, open_pages, single
+from .formats.registry import (
+    Writer,
+    is_folder,
+    is_written,
+    reader_of,
+    real_path,
+    without_suffix,
+)
+from .formats.writing import is_png, is_tiff, result_name, std_suffix, writer_for
+from .images import hidden, pictures_in, written_scale
 from .ledger import Key, Ledger
 from .locks import ranks
-from .scale import Scale, Spans
+from .scale import Scale, Spans, span_for
 from .streams import NpyWriter
 
-__all__ = ["Engine", "Job", "Summary", "jobs_of", "process", "ranks", "together"]
+__all__ = [
+    "Engine",
+    "Job",
+    "Summary",
+    "changed_formats",
+    "jobs_of",
+    "process",
+    "ranks",
+    "together",
+]
 
 TOGETHER = 256  # files, and images, of a batch
 PIXELS = 2**20  # pixels of a batch
 STRIP = 2**22  # numbers that are converted for a file at once
+STD = "std"  # the name of standard deviations among the arrays
 
 Engine = Callable[[Tensor, list[int]], dict[str, Tensor]]
 """Maps measurements (B, C, H, W) and the images' numbers to "images" (B, C, H, W) and further
-arrays (.., B, C, H, W) by name."""
+arrays (.., B, C, H, W) by name; "std" is the standard deviation of each pixel."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +76,19 @@ class Job:
 
     def key(self) -> Key:
         """Return what identifies the file in the log."""
-        found = self.file.stat() if self.file.exists() else None  # a link may lead nowhere
+        file = real_path(self.file)
+        found = file.stat() if file.exists() else None  # a link may lead nowhere
         size, changed = (found.st_size, found.st_mtime_ns) if found else (0, 0)
         return self.file.name, self.number, size, changed
 
     def beside(self, name: str) -> Path:
-        """Return the file of an array that comes with the restored images."""
-        return self.out.with_name(f"{self.out.stem}-{name}.npy")
+        """Return the file of an array that comes with the restored images.
+
+        Standard deviations are images: a file in the format of the result if it holds floats,
+        else a TIFF file. Other arrays are .npy files.
+        """
+        suffix = std_suffix(self.file, self.out) if name == STD else ".npy"
+        return self.out.with_name(f"{without_suffix(self.out.name)}-{name}{suffix}")
 
 
 @dataclass
@@ -75,10 +99,12 @@ class Summary:
         images: Number of images that it restored.
         before: Number of images of its share that were finished before.
         skipped: Files that were left out, and why.
+        clipped: Fraction of the numbers that lay outside the range of their files.
     """
 
     images: int = 0
     before: int = 0
+    clipped: float = 0.0
     skipped: dict[str, str] = field(default_factory=dict)
 
 
@@ -93,24 +119,58 @@ def jobs_of(path: Path, out: Path, skip_bad: bool = False) -> list[Job]:
     Raises:
         InputError: There is nothing at the path, or a file cannot be read (without `skip_bad`).
     """
-    if not path.exists() and not path.is_symlink():
-        raise InputError(f"there is nothing at {path}")
-    files = pictures_in(path) if path.is_dir() else [path]
-    names = [
-        stem + (file.suffix if _is_tiff(file) else ".png" if single(file) else ".tif")
-        for stem, file in zip(stems([file.name for file in files]), files, strict=True)
-    ]
-    one = out.suffix.lower() in (".png", *tiff.ENDINGS) and not out.is_dir()
+    real = real_path(path)
+    if not real.exists() and not real.is_symlink():
+        raise InputError(f"there is nothing at {real}")
+    files = pictures_in(path) if is_folder(path) else [path]
+    names = _result_names(files)
+    one = is_written(out) and not out.is_dir()
     if one and len(files) > 1:
         raise InputError(f"{out} can hold one image, not {len(files)}: give a folder")
     jobs, number = [], 0
     for file, name in zip(files, names, strict=True):
         pages = _pages(file, skip_bad)
-        if one and pages > 1 and not _is_tiff(out):
+        if one and pages > 1 and is_png(out):
             raise InputError(f"{out} can hold one image, not {pages}: give a .tif file")
         jobs.append(Job(file, number, pages, out if one else out / name))
         number += pages
     return jobs
+
+
+def _result_names(files: Sequence[Path]) -> list[str]:
+    """Names of the results of files; where two would be the same, they keep the old suffix too.
+
+    >>> _result_names([Path("a.png"), Path("b.jpg"), Path("c.jpg"), Path("c.png")])
+    ['a.png', 'b.png', 'c.jpg.png', 'c.png.png']
+    """
+    names = [result_name(file) for file in files]
+    short = [without_suffix(real_path(file).name) for file in files]
+    often = Counter(short)
+    found = [
+        name if often[stem] == 1 else real_path(file).name + name[len(stem) :]
+        for name, stem, file in zip(names, short, files, strict=True)
+    ]
+    twice = [name for name, times in Counter(found).items() if times > 1]
+    if twice:
+        raise InputError(f"two results would be called {twice[0]}: give each file its own name")
+    return found
+
+
+def changed_formats(jobs: Sequence[Job]) -> list[str]:
+    """Say, once for each format, which results are written in another format than they came in."""
+    found: dict[str, str] = {}
+    for job in jobs:
+        reader, out = reader_of(job.file), job.out
+        if without_suffix(out.name) == out.name or reader.writer is not None or is_tiff(job.file):
+            continue
+        if not is_png(job.file):
+            kind = "PNG" if is_png(out) else "TIFF"
+            suffix = real_path(job.file).suffix
+            found.setdefault(
+                f"{suffix} {kind}",
+                f"results of {suffix} files are written as {kind} files, which hold every number",
+            )
+    return list(found.values())
 
 
 def together(pixels: int, batch: int | None = None, copies: int = 1) -> int:
@@ -138,6 +198,7 @@ def process(
     nan: Nan = "refuse",
     batch: int | None = None,
     copies: int = 1,
+    history: str = "",
 ) -> Summary:
     """Restore this process's share of a set of files.
 
@@ -151,6 +212,7 @@ def process(
         skip_bad: Whether files that cannot be read are left out.
         nan: "mask" passes numbers that are not finite on to the engine.
         batch, copies: See `together`.
+        history: A line about the origin of the results, for formats that hold one.
 
     Raises:
         InputError: A file is unreadable, a file of someone else or a result of other settings is
@@ -192,9 +254,11 @@ def process(
                     sink = None
                 if page.job.file.name in summary.skipped or page.job.out not in wanted:
                     continue
-                sink = sink or Sink(page.job, page.scale)
+                sink = sink or Sink(page.job, page.scale, history)
                 sink.write({name: value[..., place, :, :, :] for name, value in parts.items()})
+                summary.clipped *= summary.images / (summary.images + 1)
                 summary.images += 1
+                summary.clipped += sink.clipped / summary.images
                 if sink.full:
                     _close(sink, ledger, names[page.job.out])
                     sink = None
@@ -226,10 +290,6 @@ class Page:
     scale: Scale
 
 
-def _is_tiff(file: Path) -> bool:
-    return file.suffix.lower() in tiff.ENDINGS
-
-
 def _pages(file: Path, skip_bad: bool) -> int:
     if single(file):
         return 1
@@ -257,13 +317,16 @@ def _pages_of(
 
 def _read(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
     with open_pages(job.file) as pages:
-        scale = Scale.of(pages.dtype, span, pages.bits)
+        known = span_for(span, pages.dtype) or pages.span
+        scale = Scale.of(pages.dtype, known, pages.bits)
         for place in range(len(pages)):
             where = str(job.file) if len(pages) == 1 else f"page {place} of {job.file}"
-            if isinstance(pages, tiff.Stack) and _is_tiff(job.out):
+            if isinstance(pages, tiff.Stack) and is_tiff(job.out):
                 pages.check_copy(place)  # before the restoration, not after it
             pixels = check_finite(pages.read(place), where, nan)
-            yield Page(job, place, scale.from_file(np.moveaxis(pixels, -1, 0)), scale)
+            image = scale.from_file(np.moveaxis(pixels, -1, 0))
+            hidden(image[None], [bad_pixels(pages, place, where, nan)])
+            yield Page(job, place, image, scale)
 
 
 def _groups(
@@ -291,20 +354,18 @@ class Sink:
     Args:
         job: The file.
         scale: The scale that its numbers were read with.
+        history: See `process`.
+
+    Attributes:
+        clipped: Fraction of the numbers of the last page that lay outside the range of the file.
     """
 
-    def __init__(self, job: Job, scale: Scale) -> None:
-        self.job, self.place = job, 0
-        self.scale = scale if _is_tiff(job.out) else written_scale("png", scale)
-        self._open = ExitStack()
-        self._out: tiff.StackWriter | Partial
+    def __init__(self, job: Job, scale: Scale, history: str = "") -> None:
+        self.job, self.place, self.history, self.clipped = job, 0, history, 0.0
+        self.scale = written_scale("png", scale) if is_png(job.out) else scale
         self._arrays: dict[str, NpyWriter] = {}
-        if _is_tiff(job.out):
-            source = tiff.Stack(job.file) if _is_tiff(job.file) else None
-            like = None if source is None else self._open.enter_context(source)
-            self._out = tiff.StackWriter(job.out, like)
-        else:
-            self._out = Partial(job.out)
+        self._std: Writer | None = None
+        self._out: Writer = writer_for(job.file, job.out, history)
 
     @property
     def full(self) -> bool:
@@ -312,23 +373,27 @@ class Sink:
         return self.place == self.job.pages
 
     def write(self, found: dict[str, Tensor]) -> None:
-        """Write the next page: "images" (C, H, W), and arrays (.., C, H, W) by name."""
+        """Write the next page: "images" (C, H, W), "std" (C, H, W), arrays (.., C, H, W)."""
         image = found["images"]
         if not bool(image.isfinite().all()):
             raise InputError(f"the restored {self.job.file.name} has values that are not finite")
-        pixels = np.moveaxis(_to_file(self.scale, image), 0, -1)
-        if isinstance(self._out, Partial):
-            if len(image) not in (1, 3):
-                raise InputError(
-                    f"{self.job.out}: a PNG has 1 or 3 channels, not {len(image)}: use .npy"
-                )
-            self._out.put(encode_picture(pixels))
-        else:
-            self._out.write(pixels)
+        self.clipped = self.scale.clipped(image)
+        self._out.write(np.moveaxis(_to_file(self.scale, image), 0, -1))
         for name, value in found.items():
-            if name != "images":
+            if name == STD:
+                self._write_std(value)
+            elif name != "images":
                 self._array(name, value).write(self.place, value.numpy()[..., None, :, :, :], -4)
         self.place += 1
+
+    def _write_std(self, value: Tensor) -> None:
+        """Write standard deviations in the numbers of the file, without its offset."""
+        if self._std is None:
+            beside = self.job.beside(STD)
+            text = f"standard deviation; {self.history}" if self.history else ""
+            self._std = writer_for(self.job.file, beside, text, floats=True)
+        pixels = value.double().numpy() * self.scale.gain
+        self._std.write(np.moveaxis(pixels.astype(np.float32), 0, -1))
 
     def _array(self, name: str, value: Tensor) -> NpyWriter:
         if name not in self._arrays:
@@ -340,18 +405,15 @@ class Sink:
         """Give every file its name, the image last."""
         for writer in self._arrays.values():
             writer.close()
-        if isinstance(self._out, Partial):
-            self._out.finish()
-        else:
-            self._out.close()
-        self._open.close()
+        if self._std is not None:
+            self._std.close()
+        self._out.close()
 
     def abandon(self) -> None:
         """Remove the partial files."""
-        for writer in self._arrays.values():
-            writer.abandon()
-        self._out.abandon()
-        self._open.close()
+        for writer in (*self._arrays.values(), self._std, self._out):
+            if writer is not None:
+                writer.abandon()
 
 
 def _to_file(scale: Scale, image: Tensor) -> np.ndarray:

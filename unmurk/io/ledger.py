@@ -104,6 +104,10 @@ class Ledger:
             self._made.get(name) is entry and (self.path.parent / name).is_file() for name in names
         )
 
+    def results(self) -> list[str]:
+        """Return the names of all files with a finished result in the log, of any process."""
+        return [name for entry in self._read() if "out" in entry for name in entry["out"]]
+
     def alone(self) -> None:
         """Check that no existing result was made with other settings.
 

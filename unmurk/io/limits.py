@@ -135,7 +135,7 @@ class _Ear(logging.Filter):
 
 
 _EAR = _Ear()
-for _name in ("tifffile", "PIL", "imagecodecs"):
+for _name in ("tifffile", "PIL", "imagecodecs", "pydicom", "nibabel", "nibabel.global"):
     logging.getLogger(_name).addFilter(_EAR)
 for _name in ("PngImagePlugin", "TiffImagePlugin", "JpegImagePlugin", "Image", "ImageFile"):
     logging.getLogger(f"PIL.{_name}").addFilter(_EAR)

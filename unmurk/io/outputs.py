@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import InputError
 from .atomic import clean, watched
-from .formats.registry import has_reader
+from .formats.registry import has_reader, is_written, real_path, selection_of
 from .ledger import LOG, Key, Ledger, log_of
 from .locks import locked
 
@@ -48,6 +48,7 @@ class Output:
         self.path, self.owner = Path(os.path.abspath(path)), owner
         self.shown = path
         named = path.suffix.lower() in FILES or IDX.search(path.name) is not None
+        named = named or is_written(path)
         with _readable_names(path):
             there = self.path.is_dir()
         self.folder = folder or there or (folder is None and not named)
@@ -65,7 +66,7 @@ class Output:
         """
         for path in map(Path, inputs):
             head, colon, _ = str(path).rpartition(":")  # as in set.npz:train
-            path = Path(head) if colon and head.lower().endswith(".npz") else path
+            path = Path(head) if colon and head.lower().endswith(".npz") else real_path(path)
             with contextlib.suppress(OSError):  # no such name: the reader reports it
                 if path.exists():
                     self.inputs.append(path)
@@ -160,7 +161,9 @@ class Output:
             return
         for path in self._made:
             path.unlink(missing_ok=True)
-        if self._made and self.ledger is not None and not self.ledger.found:
+        if self.ledger is None or self.ledger.found:
+            return
+        if self._made or not self.ledger.results():
             self.ledger.path.unlink(missing_ok=True)
 
 
@@ -267,8 +270,10 @@ def key_of(data: Path) -> Key:
     """Return what identifies the input of a job in the log; for a folder, all of its files."""
     from .formats.arrays import split_key
 
+    selection, data = selection_of(data), real_path(data)
     file, key = split_key(str(data))
     name = f"{file.name}:{key}" if key else file.name
+    name = f"{name}[{selection}]" if selection else name
     if not file.is_dir():
         found = file.stat()
         return name, 0, found.st_size, found.st_mtime_ns

@@ -11,7 +11,8 @@ and maximum of a file or a set:
 - Floats are used as they are (gain 1).
 - Integers are divided by the largest number of their type (255, 65535, 4294967295, ...). So are
   signed integers (32767 becomes 1); their negative numbers are below 0.
-- If metadata give the number of significant bits (OME), these take the place of the type.
+- If metadata give the number of significant bits (OME, DICOM), these take the place of the type.
+- If metadata define the numbers of black and white (rescaled DICOM), these are used.
 - If the numbers of a set have more than 8 bits and all stay below 1/8 of the range of their type,
   they come from a camera with fewer bits: the smallest of 10, 12 and 14 bits that holds the whole
   set is used (`Extent`).
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["Extent", "Scale", "Span", "Spans", "check_units", "finite", "span_for"]
+__all__ = ["Extent", "Scale", "Span", "Spans", "check_units", "finite", "joined", "span_for"]
 
 BITS = (10, 12, 14)
 FULL = 8  # a set whose largest number is at least 1/8 of the type fills it
@@ -70,6 +71,15 @@ def span_for(spans: Spans, dtype: Any) -> Span | None:
     listed = [Span(*span) for span in (spans if several else (spans,))]  # type: ignore[misc]
     name = np.dtype(dtype).name
     return next((span for span in listed if span.dtype in (None, name)), None)
+
+
+def joined(spans: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Return the smallest span that holds all spans; None without any.
+
+    >>> joined([(0, 10), (-2, 5)])
+    (-2, 10)
+    """
+    return (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else None
 
 
 @dataclass(frozen=True)
@@ -204,6 +214,8 @@ class Extent:
 
     Attributes:
         most: The largest absolute value so far.
+        span: The numbers of black and white that hold those which the metadata of all files
+            define; None: they define none.
 
     >>> extent = Extent("uint16")
     >>> extent.add(np.array([0, 3000], np.uint16))
@@ -216,6 +228,11 @@ class Extent:
         self.wide = kind.kind in "iu" and kind.itemsize > 1
         self.limit = int(np.iinfo(kind).max) if kind.kind in "iu" else 0
         self.dtype, self.most = kind.name, 0
+        self.span: tuple[float, float] | None = None
+
+    def declare(self, span: tuple[float, float]) -> None:
+        """Add the numbers of black and white that the metadata of a file define."""
+        self.span = joined([span] if self.span is None else [self.span, span])
 
     @property
     def full(self) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .formats.pictures import Nan
+from .formats.registry import is_folder
 from .images import (
     ImageSet,
     array_file,
@@ -22,7 +23,7 @@ from .images import (
     load_measurements,
     save_images,
 )
-from .jobs import Engine, together
+from .jobs import STD, Engine, together
 from .ledger import Ledger
 from .outputs import Output, key_of
 from .scale import Scale, Spans
@@ -74,7 +75,7 @@ def measurements_of(
     Raises:
         InputError: See there.
     """
-    if pictorial and not (skip_bad and path.is_dir()) and large(path):
+    if pictorial and not (skip_bad and is_folder(path)) and large(path):
         source = open_source(path, skip_bad, span, nan)
         kept = source.kept if isinstance(source, Array) else None
         numbers = range(len(source)) if kept is None else [int(n) for n in kept]
@@ -110,7 +111,7 @@ def restore_set(
         to: The place of the results.
         ledger: Its log.
         arrays: Names of the arrays that come with the images: std.npy in a folder, NAME-std.npy
-            beside a file.
+            beside a file. Standard deviations are in the numbers of the file.
         batch, copies: See `jobs.together`.
 
     Returns:
@@ -170,7 +171,7 @@ class _Sink:
     def write(self, first: int, found: dict[str, Tensor]) -> None:
         """Write results from image `first` on: "images" (B, C, H, W), arrays (.., B, C, H, W)."""
         for name, path in self.beside.items():
-            value = found[name]
+            value = found[name] * (self.data.scale.gain if name == STD else 1.0)
             if name not in self._arrays:
                 shape = (*value.shape[:-4], len(self.data), *value.shape[-3:])
                 self._arrays[name] = NpyWriter(path, shape)

@@ -26,12 +26,15 @@ from .folders import pictures_in, usual_kind
 from .formats.arrays import map_array
 from .formats.pictures import (
     Nan,
+    bad_pixels,
     check_finite,
     describe,
     number_type,
     open_pages,
     page_names,
 )
+from .formats.registry import is_folder, real_path
+from .images import hidden
 from .layouts import layout_of, to_images
 from .scale import Extent, Scale, Spans, finite, span_for
 from .survey import survey
@@ -212,14 +215,16 @@ class PictureFolder(Source):
         first, place = self.pages[0][0], self.pages[0][1].place
         with open_pages(first) as opened:
             shape, dtype, bits = opened.shape, opened.dtype, opened.bits
+            masked = opened.masked
             describe(opened.read(place).shape, dtype)
         self.kind = describe(shape, dtype)
         extents = survey([file for file, _ in self.pages], span)
         extent = extents.get(dtype)
         self.note = extent.note if extent is not None else ""
         bits = bits or (extent.bits if extent is not None else 0)
-        self.scale: Scale = Scale.of(dtype, span, bits)
-        self.floats = np.dtype(dtype).kind == "f"
+        known = span_for(span, dtype) or (extent.span if extent is not None else None)
+        self.scale: Scale = Scale.of(dtype, known, bits)
+        self.floats = np.dtype(dtype).kind == "f" or masked
         self.shape = (len(self.pages), shape[2], *shape[:2])
 
     def examine(self, file: Path) -> list["_Found"]:
@@ -231,6 +236,7 @@ class PictureFolder(Source):
                     pixels = pages.read(place)
                     try:
                         check_finite(pixels, str(file), self.nan)
+                        bad_pixels(pages, place, str(file), self.nan)
                         found.append(_Found(place, name, describe(pixels.shape, pages.dtype)))
                     except InputError:
                         found.append(_Found(place, name, "", "not finite"))
@@ -254,27 +260,30 @@ class PictureFolder(Source):
     def read(self, indices: list[int]) -> Tensor:
         """See `Source`."""
         with ThreadPoolExecutor(READERS) as pool:
-            pixels = list(pool.map(self.one, indices))
-        return to_images(np.stack(pixels), self.scale, "NHWC")
+            found = list(pool.map(self.one, indices))
+        images = to_images(np.stack([pixels for pixels, _ in found]), self.scale, "NHWC")
+        return hidden(images, [bad for _, bad in found])
 
-    def one(self, index: int) -> np.ndarray:
-        """Return the pixels of one picture (H, W, C)."""
+    def one(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the pixels of one picture (H, W, C), and which of them are bad (H, W)."""
         file, page = self.pages[index]
         with open_pages(file) as pages:
             pixels = pages.read(page.place)
             found = describe(pixels.shape, pages.dtype)
             where = str(file) if len(pages) == 1 else f"page {page.place} of {file}"
+            bad = bad_pixels(pages, page.place, where, self.nan)
         if found != self.kind:
             raise InputError(
                 f"{file} is {found}, others are {self.kind}: make them alike, or use skip_bad"
             )
-        return check_finite(pixels, where, self.nan)
+        return check_finite(pixels, where, self.nan), bad
 
     def fingerprint(self) -> dict[str, Any]:
         """Return a hash of the names, pages, sizes and times of change."""
-        stats = [
-            (f.name, page.place, f.stat().st_size, f.stat().st_mtime_ns) for f, page in self.pages
-        ]
+        stats = []
+        for file, page in self.pages:
+            about = real_path(file).stat()
+            stats.append((file.name, page.place, about.st_size, about.st_mtime_ns))
         digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
         scale = {"offset": self.scale.offset, "gain": self.scale.gain}
         return {
@@ -357,7 +366,7 @@ def _chunks(array: np.ndarray) -> Iterator[list[int]]:
 
 def large(path: Path) -> bool:
     """Whether a folder or a .npy file holds more than `HELD` bytes as float32."""
-    if path.is_dir():
+    if is_folder(path):
         files = pictures_in(path)
         return 4 * len(files) * next((n for n in map(_readable, files) if n), 0) > HELD
     return path.suffix.lower() == ".npy" and path.is_file() and 4 * map_array(path).size > HELD
@@ -388,7 +397,7 @@ def open_source(
         InputError: There is nothing at the path, it is another type of file, or its images are not
             finite.
     """
-    if path.is_dir():
+    if is_folder(path):
         return PictureFolder(path, skip_bad, span, nan)
     if path.suffix.lower() != ".npy" or not path.is_file():
         raise InputError(f"{path}: give a folder of pictures or a .npy file")

@@ -31,7 +31,8 @@ def survey(
         sigma: Standard deviation of the noise, for `scale.check_units`; None: no check.
 
     Returns:
-        The extents of the types of more than 8 bits for which no span is known.
+        The extents of the types of more than 8 bits for which no span is known, and of those
+        whose black and white the files define.
 
     Raises:
         InputError: The files hold floats that are not images in units of [0, 1].
@@ -63,6 +64,9 @@ def _look(
     pages: Pages, spans: Spans, extents: dict[str, Extent], floats: list[torch.Tensor]
 ) -> None:
     if pages.bits or span_for(spans, pages.dtype) is not None:
+        return
+    if pages.span is not None:
+        extents.setdefault(pages.dtype, Extent(pages.dtype)).declare(pages.span)
         return
     for page in range(len(pages)):
         if np.dtype(pages.dtype).kind == "f":

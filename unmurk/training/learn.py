@@ -405,12 +405,15 @@ def _config(
 
 
 def _range(data: Any, y: Tensor | Source) -> dict[str, Any]:
-    """Return what config.json says of the file values, if more than their type is needed."""
-    span = _file_span(data, y)
-    if span is None:
+    """Return what config.json says of the files: type, format, and range if it needs one."""
+    held = y if isinstance(y, Source) else data if isinstance(data, ImageSet) else None
+    scale = None if held is None else held.scale
+    if scale is None:
         return {}
-    black, white, dtype = span
-    return {"range": [black, white], "file_type": dtype}
+    found: dict[str, Any] = {"file_type": scale.dtype, "file_format": scale.format}
+    if scale.span is None:
+        return found
+    return found | {"range": [scale.span.black, scale.span.white]}
 
 
 def _file_span(data: Any, y: Tensor | Source) -> Any:

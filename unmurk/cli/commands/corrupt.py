@@ -4,11 +4,17 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...io.outputs import key_of, output
+from ...io.formats.registry import has_reader, is_folder, is_written
+from ...io.outputs import Output, key_of, output
 from ..data import images_of, problem_of
 from ..options import Clean, Command, Json, MaybeRange, Seed, SkipBad, Text, job_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...problem import Problem
 
 __all__ = ["Corrupt"]
 
@@ -21,8 +27,8 @@ class Corrupt(Command):
 
     data: Clean
     out: Path
-    """A .npy or .npz file keeps every value. A folder gets PNG or TIFF files like those of DATA;
-    integers are clipped to their range, with a warning."""
+    """A .npy or .npz file keeps every value. A folder gets files like those of DATA, in their
+    format; integers are clipped to their range, with a warning."""
     operator: Text = "identity"
     """Forward model, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
     noise: Text = "0"
@@ -36,13 +42,18 @@ class Corrupt(Command):
     def run(self) -> dict[str, Any]:
         """See `Command`."""
         with output(self.out, [self.data], folder=None, job=job_of(self)) as to:
-            from ...io.generated import GeneratedWriter
-            from ...io.sets import measurements_of
             from .restoring import recorded
 
             problem = problem_of(self.operator, self.noise)
             to.reads(problem.operator.digests())
-            to.record(recorded(self, problem))
+            settings = recorded(self, problem)
+            pictures = is_folder(self.data) or has_reader(self.data)
+            if pictures and (to.folder or is_written(to.path)):
+                return self._pictures(to, problem, settings)
+            from ...io.generated import GeneratedWriter
+            from ...io.sets import measurements_of
+
+            to.record(settings)
             read = partial(images_of, sigma=0.0)
             data = measurements_of(self.data, True, self.skip_bad, self.range, read=read)
             with GeneratedWriter(to.path, len(data), data.scale, data.names) as writer:
@@ -55,3 +66,32 @@ class Corrupt(Command):
                 print(clipped, file=sys.stderr)
             to.end(key_of(self.data))
         return {"out": self.out, "images": len(data), "skipped": data.skipped}
+
+    def _pictures(
+        self, to: Output, problem: "Problem", settings: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Corrupt picture files one by one; each keeps its format, type, range and metadata."""
+        from ...io.generated import clipped_text
+        from ...io.jobs import jobs_of
+        from .restoring import history_of, restore_pictures, spans_of
+
+        jobs = jobs_of(self.data, to.path, self.skip_bad)
+        spans = spans_of(self.data, [job.file for job in jobs], self.range, 0.0)
+        ledger = to.record(settings | {"range": spans or None})
+
+        def engine(x: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
+            return {"images": problem.simulate(x, seed=self.seed, index=numbers)}
+
+        done = restore_pictures(
+            jobs,
+            engine,
+            self.data,
+            ledger=ledger,
+            span=spans,
+            skip_bad=self.skip_bad,
+            history=history_of(settings),
+        )
+        if done.clipped:
+            print(clipped_text(done.clipped, to.shown), file=sys.stderr)
+        images = done.images + done.before
+        return {"out": self.out, "images": images, "skipped": done.skipped}

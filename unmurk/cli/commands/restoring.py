@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import InputError
-from ...io.formats.registry import has_reader
+from ...io.formats.registry import has_reader, is_folder, selection_of
 from ...io.outputs import Output
 from ..console import escape
 from ..data import images_of, list_skipped, problem_of, run_span
@@ -22,11 +22,20 @@ from ..options import Command
 if TYPE_CHECKING:
     import torch
 
-    from ...io.jobs import Engine
+    from ...io.jobs import Engine, Job, Summary
     from ...io.scale import Spans
     from ...problem import Problem
 
-__all__ = ["recorded", "restore_data", "sample_images", "trained_problem", "weights_of"]
+__all__ = [
+    "history_of",
+    "recorded",
+    "restore_data",
+    "restore_pictures",
+    "sample_images",
+    "spans_of",
+    "trained_problem",
+    "weights_of",
+]
 
 ENOUGH = 512  # images from which the noise is estimated
 UNRECORDED = {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std", "batch"}
@@ -66,11 +75,11 @@ def restore_data(
     Returns:
         The result of the command.
     """
-    from ...io.jobs import jobs_of, process, ranks
+    from ...io.jobs import jobs_of, ranks
     from ...io.sets import measurements_of, restore_set
 
     data, out = command.data, to.path
-    pictures = data.is_dir() or has_reader(data)
+    pictures = is_folder(data) or has_reader(data)
     one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
     jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad)
     known = _known_span(command)
@@ -89,9 +98,10 @@ def restore_data(
             measured, data, engine, to, ledger, arrays=arrays, batch=command.batch, copies=copies
         )
     to.keep()
-    done = process(
+    done = restore_pictures(
         jobs,
         engine,
+        data,
         ledger=ledger,
         arrays=arrays,
         span=spans,
@@ -99,10 +109,8 @@ def restore_data(
         nan=command.nan,
         batch=command.batch,
         copies=copies,
+        history=history_of(settings),
     )
-    if done.skipped and not done.images + done.before and ranks()[1] == 1:
-        raise InputError(f"nothing is left of {data}: {next(iter(done.skipped.values()))}")
-    list_skipped(done.skipped)
     target = jobs[0].out if len(jobs) == 1 else out
     return {
         "images": done.images,
@@ -112,25 +120,69 @@ def restore_data(
     }
 
 
+def restore_pictures(
+    jobs: "list[Job]", engine: "Engine", data: Path, *, skip_bad: bool, **options: Any
+) -> "Summary":
+    """Process picture files, and print what is left out and which formats change.
+
+    Args:
+        jobs, engine, skip_bad, options: See `io.jobs.process`.
+        data: The folder or the file, for messages.
+
+    Raises:
+        InputError: No file is left, or see there.
+    """
+    from ...io.jobs import changed_formats, process, ranks
+
+    if ranks()[0] == 0:
+        for line in changed_formats(jobs):
+            print(escape(line), file=sys.stderr)
+    done = process(jobs, engine, skip_bad=skip_bad, **options)
+    if done.skipped and not done.images + done.before and ranks()[1] == 1:
+        raise InputError(f"nothing is left of {data}: {next(iter(done.skipped.values()))}")
+    list_skipped(done.skipped)
+    return done
+
+
+def history_of(settings: dict[str, Any]) -> str:
+    """Return the line about their origin that results carry: command, operator, noise, method."""
+    from ... import __version__
+
+    method = settings.get("method")
+    parts = [settings["command"], *([str(method)] if method else [])]
+    parts += [f"operator {settings['operator']}", f"noise {settings['noise']}"]
+    return escape(f"unmurk {__version__}: {', '.join(parts)}")
+
+
 def _known_span(command: Restoring) -> "Spans":
     """The numbers of black and white given by the user, or those of the run."""
     return command.range or run_span(command.prior)
 
 
 def _spans(command: Restoring, files: list[Path], sigma: float | None) -> list[Any]:
-    """The numbers of black and white in files: given, the run's, or found by a survey.
+    """The numbers of black and white in files: given, the run's, or found by a survey."""
+    return spans_of(command.data, files, _known_span(command), sigma)
+
+
+def spans_of(data: Path, files: list[Path], known: "Spans", sigma: float | None) -> list[Any]:
+    """Return the numbers of black and white in files: those known, or those found by a survey.
 
     If the noise is known, the findings are printed, and floats are checked.
+
+    Args:
+        data: The folder or the file, for messages.
+        files: The files.
+        known: Numbers that are known; None: none are.
+        sigma: Standard deviation of the noise; None: it is not known.
     """
     from ...io.scale import Scale
     from ...io.survey import survey
 
-    known = _known_span(command)
     extents = survey(files, known, sigma).values()
     for extent in extents:
         if sigma is not None and extent.note:
-            print(f"{escape(command.data)}: {extent.note}", file=sys.stderr)
-    found = [Scale.of(e.dtype, bits=e.bits).span for e in extents if e.bits]
+            print(f"{escape(data)}: {extent.note}", file=sys.stderr)
+    found = [Scale.of(e.dtype, e.span, e.bits).span for e in extents if e.bits or e.span]
     return [list(span) for span in ([known] if known else []) + found if span is not None]
 
 
@@ -149,6 +201,7 @@ def recorded(
     own |= {"device": device_kind(default_device())}  # each kind rounds differently
     own |= {
         "std": getattr(command, "std", None),
+        "selection": selection_of(getattr(command, "data", Path())),
         "mask or kernel": problem.operator.digests(),
         **(more or {}),
     }
@@ -171,8 +224,8 @@ def sample_images(command: Restoring) -> "Callable[[], torch.Tensor]":
         from ...io.images import load_images, pictures_in
 
         span, data = _known_span(command), command.data
-        if data.is_dir() or has_reader(data):
-            files = pictures_in(data) if data.is_dir() else [data]
+        if is_folder(data) or has_reader(data):
+            files = pictures_in(data) if is_folder(data) else [data]
             span = _spans(command, files, None)
         return load_images(data, skip_bad=True, limit=ENOUGH, span=span).images
 

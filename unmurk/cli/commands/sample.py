@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from ...bounds import Whole
 from ...io.outputs import files_of, output
-from ..data import place
+from ..data import place, run_scale
 from ..options import AnyPrior, Command, Json, Seed, job_of
 
 __all__ = ["Sample"]
@@ -22,7 +22,8 @@ class Sample(Command):
 
     prior: AnyPrior
     out: Path
-    """Folder for PNG files, or a .npy or .npz file."""
+    """Folder for pictures in the format, type and range of the files that the run learned from
+    (unset there: 8-bit PNG), or a .npy or .npz file."""
     n: Annotated[int, arg(aliases=["-n"]), Whole(1, 10_000_000)] = 16
     """Number of images, a whole number from 1 to 10000000."""
     steps: Annotated[int, Whole(2, 10_000)] = 24
@@ -41,9 +42,10 @@ class Sample(Command):
             prior = place(Prior.load(self.prior))[0]
             made = {"command": "sample", "steps": self.steps, "seed": self.seed}
             to.record(made | {"n": self.n, "weights": weights_of(prior)})
-            to.expect(numbered(self.n) if to.folder else [to.path.name])
+            writer = GeneratedWriter(to.path, self.n, run_scale(self.prior))
+            to.expect(numbered(self.n, writer.form) if to.folder else [to.path.name])
             batch = min(BATCH, prior.together(prior.shape[1] * prior.shape[2]))
-            with GeneratedWriter(to.path, self.n) as writer:
+            with writer:
                 for first in range(0, self.n, batch):
                     count = min(batch, self.n - first)
                     images = prior.sample(count, steps=self.steps, seed=self.seed, first=first)

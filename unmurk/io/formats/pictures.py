@@ -6,24 +6,34 @@ camera was held, a palette becomes RGB, an opaque alpha channel is dropped, and 
 what cannot be read exactly is refused. The declared size is checked before anything is decoded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ...errors import InputError
 from ..limits import check_file, check_pixels, reading
 from ..scale import finite
-from . import raster, tiff
+from . import dicom, fits, nifti, raster, tiff
 from .raster import encode_picture
-from .registry import ENDINGS, Pages, has_reader, reader_of, without_suffix
+from .registry import (
+    ENDINGS,
+    Pages,
+    has_reader,
+    reader_of,
+    real_path,
+    selection_of,
+    suffix_of,
+    without_suffix,
+)
 
 __all__ = [
     "ENDINGS",
     "Nan",
     "Pages",
+    "bad_pixels",
     "check_finite",
     "declared",
     "describe",
@@ -33,6 +43,7 @@ __all__ = [
     "open_pages",
     "page_names",
     "single",
+    "suffix_of",
     "without_suffix",
 ]
 
@@ -40,6 +51,7 @@ Nan = Literal["refuse", "mask"]
 """What to do with numbers that are not finite: refuse them, or treat their pixels as hidden."""
 
 OWN = (raster.Picture, tiff.Stack)  # readers that check sizes and shapes themselves
+FOREIGN = (fits.Fits, nifti.Nifti, dicom.Dicom)  # readers whose libraries are extras
 
 
 @contextmanager
@@ -53,14 +65,18 @@ def open_pages(file: Path) -> Iterator[Pages]:
         InputError: The file is unreadable, too large, partly transparent, or of a kind that is not
             read. `Pages.read` raises it too.
     """
-    check_file(file)
+    real, selection = real_path(file), selection_of(file)
+    check_file(real)
     reader = reader_of(file)
+    if selection and not reader.selects:
+        raise InputError(f"{file}: {reader.name} files have nothing to select in brackets")
+    given = (real, selection) if reader.selects else (real,)
     pages: Pages
     if reader.open in OWN:
-        pages = reader.open(file)
+        pages = reader.open(*given)
     else:
-        with reading(file):
-            pages = _Checked(file, reader.open(file))
+        with reading(real):
+            pages = _Checked(real, reader.open(*given))
     with pages:
         yield pages
 
@@ -75,7 +91,10 @@ class _Checked(Pages):
             height, width, channels = (int(side) for side in pages.shape)
             self.shape, self.bits = (height, width, channels), int(pages.bits)
             self.dtype, self.axes = np.dtype(pages.dtype).name, str(pages.axes)
-            self.metadata = pages.metadata
+            self.masked = bool(pages.masked)
+            if pages.span is not None:
+                black, white = map(float, pages.span)
+                self.span = (black, white)
             check_pixels(file, *self.shape)
             if np.dtype(self.dtype).kind not in "uif" or self._count < 1:
                 raise InputError(
@@ -85,8 +104,22 @@ class _Checked(Pages):
             pages.close()
             raise
 
+    @property
+    def metadata(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """See `Pages`."""
+        with reading(self.file):
+            return self._pages.metadata
+
     def __len__(self) -> int:
         return self._count
+
+    def bad(self, page: int) -> np.ndarray | None:
+        """See `Pages`."""
+        with reading(self.file):
+            found = self._pages.bad(page)
+        if found is not None and found.shape != self.shape[:2]:
+            raise InputError(f"cannot read {self.file}: its mask has the shape {found.shape}")
+        return found
 
     def read(self, page: int) -> np.ndarray:
         """See `Pages`."""
@@ -127,8 +160,8 @@ def number_type(file: Path) -> str | None:
     reader = reader_of(file)
     if reader.number_type is None:
         return None
-    check_file(file)
-    return reader.number_type(file)
+    check_file(real_path(file))
+    return reader.number_type(real_path(file))
 
 
 def page_names(file: Path, pages: int) -> list[str]:
@@ -137,6 +170,23 @@ def page_names(file: Path, pages: int) -> list[str]:
         return [file.name]
     stem = without_suffix(file.name)
     return [f"{stem}-{page:05d}{file.name[len(stem) :]}" for page in range(pages)]
+
+
+def bad_pixels(pages: Pages, page: int, where: str, nan: Nan) -> np.ndarray | None:
+    """Return which pixels of an image its file marks as bad, (H, W) bool; None: none.
+
+    Raises:
+        InputError: There are bad pixels, and `nan` is "refuse".
+    """
+    found = pages.bad(page) if pages.masked else None
+    if found is None or not found.any():
+        return None
+    if nan == "refuse":
+        raise InputError(
+            f"{where} marks {int(found.sum())} pixels as bad: treat them as hidden with "
+            "--nan mask, or leave the image out with --skip-bad"
+        )
+    return found
 
 
 def check_finite(pixels: np.ndarray, where: str, nan: Nan = "refuse") -> np.ndarray:

@@ -9,12 +9,13 @@ that the pixels depend on.
 import math
 import struct
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...errors import InputError
 from ..limits import check_numbers, check_pixels
 
-__all__ = ["SIGNATURE", "check_png"]
+__all__ = ["SIGNATURE", "chunk", "chunks_in", "check_png", "with_chunks"]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type: gray, RGB, palette, with alpha
@@ -45,11 +46,29 @@ def check_png(file: Path) -> tuple[bytes, int]:
     if found != expected:
         more = "more" if found > expected else "fewer"
         raise InputError(f"cannot read {file}: it holds {more} data than {height}x{width} pixels")
-    parts = [_chunk(name, content) for name, content in chunks if name in NEEDED]
+    parts = [chunk(name, content) for name, content in chunks if name in NEEDED]
     return SIGNATURE + b"".join(parts), bits
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def chunks_in(file: Path, names: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """Return the chunks of a PNG file that have one of these names, with their contents.
+
+    Raises:
+        InputError: The file is too large or damaged.
+    """
+    check_numbers(file, file.stat().st_size, 1)
+    return [found for found in _chunks(file, file.read_bytes()) if found[0] in names]
+
+
+def with_chunks(data: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Insert chunks into the bytes of a PNG file, after its header."""
+    place = len(SIGNATURE) + 25  # length, name, 13 bytes of content and checksum of IHDR
+    more = b"".join(chunk(name, content) for name, content in chunks)
+    return data[:place] + more + data[place:]
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Return the bytes of a chunk: its length, name, content and checksum."""
     check = struct.pack(">I", zlib.crc32(name + content))
     return struct.pack(">I", len(content)) + name + content + check
 

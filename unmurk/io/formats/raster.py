@@ -1,10 +1,12 @@
-"""PNG, JPEG and BMP files to pixels, and pixels to PNG files.
+"""PNG, JPEG and BMP files to pixels, and pixels to PNG files with the metadata beside them.
 
 8-bit files are decoded by Pillow, 16-bit PNG files by imagecodecs, which keeps every number.
 """
 
 import io
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +17,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ...errors import InputError
 from ..limits import check_numbers, check_pixels, reading
 from . import tiff
-from .png import SIGNATURE, check_png
+from .png import SIGNATURE, check_png, chunks_in
 from .registry import Pages, register
 
-__all__ = ["Picture", "declared", "encode_picture"]
+__all__ = ["Picture", "chunks_of", "declared", "encode_picture"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP")  # the suffix may be that of another format
 OPENING = threading.Lock()
+COPIED = (b"tEXt", b"zTXt", b"iTXt", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"tIME")
+ORIENTATION = 274  # a tag of Exif
+METER = 39.3701  # inches
+PROFILES = {1: b"GRAY", 3: b"RGB "}  # kinds of color profiles by the number of channels
 
 
 def _number_type(file: Path) -> str:
@@ -119,6 +125,51 @@ def _read_pillow(file: Path) -> np.ndarray:
         image = image.convert("RGB")
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def chunks_of(file: Path, shape: tuple[int, ...]) -> list[tuple[bytes, bytes]]:
+    """Return the metadata of a picture as chunks of a PNG file.
+
+    Those are the texts, the time and the color space of a PNG file; and, of any format, the
+    resolution, the Exif data without the orientation (the pixels are turned already), the comment
+    and the color profile, if it is for this number of channels.
+
+    Args:
+        file: The picture.
+        shape: Height, width and channels of the pixels that are written.
+    """
+    with reading(file), _opened(file) as opened:
+        info, chunks = opened.info, []
+        factors = shape[1] / opened.width, shape[0] / opened.height
+        exif = opened.getexif()
+        if exif.get(ORIENTATION, 1) > 4:
+            factors = shape[0] / opened.width, shape[1] / opened.height
+        if opened.format == "PNG":
+            chunks = [found for found in chunks_in(file, COPIED) if found[0] != b"pHYs"]
+            physical = [content for _, content in chunks_in(file, [b"pHYs"])]
+            sides = [struct.unpack(">IIB", content) for content in physical if len(content) == 9]
+            per_meter = sides[0] if sides else None
+        else:
+            dpi = info.get("dpi")
+            per_meter = None if not dpi or min(dpi) <= 1 else (*(s * METER for s in dpi), 1)
+        if per_meter is not None:
+            across, down = (
+                round(float(s) * f) for s, f in zip(per_meter[:2], factors, strict=True)
+            )
+            if exif.get(ORIENTATION, 1) > 4:
+                across, down = down, across
+            if 0 < max(across, down) < 2**31:
+                chunks.append((b"pHYs", struct.pack(">IIB", across, down, int(per_meter[2]))))
+        profile = info.get("icc_profile")
+        if profile and profile[16:20] == PROFILES.get(shape[2]):
+            chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
+        if exif:
+            exif.pop(ORIENTATION, None)
+            chunks.append((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+        comment = info.get("comment")
+        if isinstance(comment, bytes) and opened.format != "PNG":
+            chunks.append((b"tEXt", b"Comment\0" + comment.replace(b"\0", b" ")))
+    return chunks
 
 
 def encode_picture(pixels: np.ndarray) -> bytes:

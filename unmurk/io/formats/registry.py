@@ -1,9 +1,16 @@
-"""The registry of image readers, and what a reader is.
+"""The registry of image formats: what a reader and a writer are.
 
 A reader opens a file and returns its `Pages`: a sequence of images (H, W, C) of one shape and one
 number type, each read when it is asked for. Everything that reads image files (`load_images`,
 folders, `learn`, `restore`, `solve`) goes through the registry, so a registered format works in
-every command. Results of a format that unmurk cannot write become TIFF files.
+every command.
+
+A format may have a `Writer` too, which writes the results of a file in the format that the file
+came in, with its metadata. Results of a format without one become TIFF files.
+
+A reader of files that hold several images or arrays takes a selection, which is written in
+brackets behind the name: ``scan.fits[SCI]``. A selection behind the name of a folder applies to
+every file in it whose reader takes one.
 
 There are two ways to add a format:
 
@@ -18,12 +25,15 @@ There are two ways to add a format:
 This module imports no heavy library.
 """
 
+import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata as packages
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...errors import InputError
 
@@ -35,14 +45,31 @@ __all__ = [
     "GROUP",
     "Pages",
     "Reader",
+    "Writer",
     "has_reader",
+    "is_folder",
+    "is_written",
+    "library",
     "reader_of",
+    "real_path",
     "register",
+    "selected",
+    "selection_of",
+    "suffix_of",
     "without_suffix",
 ]
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".fits.fz", ".fz")
+NIFTI = (".nii", ".nii.gz")
+DICOM = (".dcm", ".dicom")
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *FITS, *NIFTI, *DICOM)
 """Suffixes of the formats that unmurk itself reads."""
+
+WRITTEN = (".png", ".tif", ".tiff", *FITS, *NIFTI, *DICOM)
+"""Suffixes of the formats that unmurk itself writes."""
+
+MAGIC = (128, b"DICM")  # where a DICOM file says what it is; its name often has no suffix
+SELECTION = re.compile(r"^(?P<path>.*[^/\\\[])\[(?P<selection>[^\[\]]*)\]$", re.DOTALL)
 
 GROUP = "unmurk.readers"
 """The group of entry points that add readers."""
@@ -62,7 +89,12 @@ class Pages:
         bits: Significant bits of an integer, where metadata tell fewer than the type has; else 0.
         axes: The axes of the file, such as "TZCYX"; C (and S) become channels, the others before
             Y and X number the images. Empty where the format has no names for them.
-        metadata: What else the file says, by name (the size of a pixel, the exposure).
+        span: The numbers of black and white, where metadata define them for numbers that are not
+            the stored ones (DICOM's rescaled units); else None.
+        masked: Whether `bad` may return a mask.
+        metadata: What else the file says, by name: `pixel_size` (height and width of a pixel in
+            micrometers), `z_step` (micrometers), `channels` (names), `sizes` (by axis), `source`
+            (the header as it stands in the file), and other names of the format.
     """
 
     file: Path
@@ -70,6 +102,8 @@ class Pages:
     dtype: str
     bits: int = 0
     axes: str = ""
+    span: tuple[float, float] | None = None
+    masked: bool = False
     metadata: Mapping[str, Any] = {}
 
     def __len__(self) -> int:
@@ -94,6 +128,10 @@ class Pages:
         """
         return None
 
+    def bad(self, page: int) -> "np.ndarray | None":
+        """Return which pixels of an image the file marks as bad, (H, W) bool; None: none."""
+        return None
+
     def close(self) -> None:
         """Close the file."""
 
@@ -104,24 +142,55 @@ class Pages:
         self.close()
 
 
+class Writer(Protocol):
+    """A writer of one file of results; the file appears under its name on `close`.
+
+    A format registers a callable ``writer(out, source, history, floats)`` that returns one. `out`
+    is the file to write and `source` the file that the images came from, with its selection;
+    `history` is one line that says how the results were made. The images come in the order of the
+    pages of the source and in its number type, or as float32 where `floats` is true (standard
+    deviations; only formats with `Reader.floats` are asked for it).
+
+    The writer copies the metadata of the source that still hold. Height and width may differ from
+    those of the source (super-resolution): the writer then scales what depends on the size of a
+    pixel. All bytes go through `io.atomic`, so nothing half-written gets a name.
+    """
+
+    def write(self, pixels: "np.ndarray") -> None:
+        """Write the next image, (H, W, C)."""
+
+    def close(self) -> None:
+        """Write what is left and give the file its name."""
+
+    def abandon(self) -> None:
+        """Remove the partial file; nothing happens after `close`."""
+
+
 @dataclass(frozen=True)
 class Reader:
-    """A registered reader.
+    """A registered format.
 
     Attributes:
         name: The name of the format.
         suffixes: How names of its files end, in lower case, each with its leading dot.
-        open: Opens a file: (path) -> `Pages`.
+        open: Opens a file: (path) -> `Pages`, or (path, selection) if it `selects`.
         single: Whether a file always holds exactly one image.
         number_type: Name of the number type of a file, from its header alone; None: the file has
             to be opened.
+        selects: Whether `open` takes the selection behind a name, "" where there is none.
+        writer: Returns a `Writer`: (out, source, history, floats); None: the format is not
+            written.
+        floats: Whether the writer takes float32 pixels for any source.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    open: Callable[[Path], Pages]
+    open: Callable[..., Pages]
     single: bool = False
     number_type: Callable[[Path], str] | None = None
+    selects: bool = False
+    writer: Callable[[Path, Path, str, bool], Writer] | None = None
+    floats: bool = False
 
 
 _readers: dict[str, Reader] = {}  # by suffix
@@ -135,13 +204,16 @@ def register(
     *,
     single: bool = False,
     number_type: Callable[[Path], str] | None = None,
+    selects: bool = False,
+    writer: Callable[[Path, Path, str, bool], Writer] | None = None,
+    floats: bool = False,
 ) -> Callable[[Opener], Opener]:
     """Register a reader: a decorator of a subclass of `Pages`, or of a function (path) -> `Pages`.
 
     Args:
         name: The name of the format, for messages.
         suffixes: How names of its files end, such as (".fits", ".fits.gz").
-        single, number_type: See `Reader`.
+        single, number_type, selects, writer, floats: See `Reader`.
 
     Returns:
         The decorator. It returns what it decorates unchanged.
@@ -165,7 +237,7 @@ def register(
             raise InputError(f"reader '{name}': '{known.name}' reads {suffix} files already")
 
     def add(opener: Opener) -> Opener:
-        reader = Reader(name, ends, opener, single, number_type)
+        reader = Reader(name, ends, opener, single, number_type, selects, writer, floats)
         _readers.update(dict.fromkeys(ends, reader))
         return opener
 
@@ -173,17 +245,99 @@ def register(
 
 
 def has_reader(file: Path) -> bool:
-    """Whether a file's name ends in the suffix of a registered reader or of an entry point."""
-    return bool(_suffix(file.name))
+    """Whether a file has a reader: by the suffix of its name, or as DICOM by its content."""
+    return bool(suffix_of(file)) or _is_dicom(real_path(file))
+
+
+def selected(path: Path | str) -> tuple[Path, str]:
+    """Split "scan.fits[SCI]" into the path and the selection, "" without one.
+
+    >>> selected("night/scan.fits[SCI,2]")[1], selected("scan.png")[1]
+    ('SCI,2', '')
+    """
+    found = SELECTION.match(str(path))
+    if found is None:
+        return Path(path), ""
+    return Path(found["path"]), found["selection"]
+
+
+def real_path(path: Path) -> Path:
+    """Return the path of the file or the folder itself, without a selection.
+
+    A name that ends in brackets and exists is the name of a file.
+    """
+    found, selection = selected(path)
+    return path if not selection or _exists(path) else found
+
+
+def selection_of(path: Path) -> str:
+    """Return the selection behind a name; "" without one."""
+    return "" if real_path(path) == path else selected(path)[1]
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path, without its selection, is a folder."""
+    return real_path(path).is_dir()
+
+
+def is_written(path: Path) -> bool:
+    """Whether the suffix of a name is that of a format that unmurk writes."""
+    suffix = suffix_of(path)
+    known = _readers.get(suffix)
+    return suffix in WRITTEN or (known is not None and known.writer is not None)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists() or path.is_symlink()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _is_dicom(file: Path) -> bool:
+    """Whether the bytes of a regular file are those of DICOM; the index of a disk is none."""
+    try:
+        if not file.is_file() or file.name == "DICOMDIR":
+            return False
+        with file.open("rb") as stream:
+            start, magic = MAGIC
+            return stream.read(start + len(magic))[start:] == magic
+    except (OSError, ValueError):
+        return False
+
+
+def library(name: str, extra: str, file: Path) -> ModuleType:
+    """Import the library of a format.
+
+    Args:
+        name: The module.
+        extra: The extra of this package that installs it.
+        file: The file that needs it.
+
+    Raises:
+        InputError: It is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise InputError(
+            f"cannot read {file}: {package} is missing: pip install 'unmurk[{extra}]'"
+        ) from error
 
 
 def without_suffix(name: str) -> str:
     """Remove the suffix of a picture format from a file's name.
 
-    >>> without_suffix("a.b.PNG"), without_suffix("a.b")
-    ('a.b', 'a.b')
+    >>> without_suffix("a.b.PNG"), without_suffix("a.nii.gz"), without_suffix("a.b")
+    ('a.b', 'a', 'a.b')
     """
-    return name[: len(name) - len(_suffix(name))]
+    return name[: len(name) - len(suffix_of(Path(name)))]
+
+
+def suffix_of(file: Path) -> str:
+    """Return the suffix of a file's name that has a reader, in lower case; "" without one."""
+    return _suffix(real_path(file).name)
 
 
 def _suffix(name: str) -> str:
@@ -198,16 +352,18 @@ def _suffix(name: str) -> str:
 def reader_of(file: Path) -> Reader:
     """Return the reader of a file, chosen by the longest suffix that its name ends in.
 
-    Registered readers come before entry points.
+    Registered readers come before entry points. A file without a known suffix may be DICOM.
 
     Raises:
         InputError: No reader has such a suffix, or the package of the reader cannot be imported.
     """
-    name = file.name.lower()
+    name = real_path(file).name.lower()
     suffix = max((s for s in _readers if name.endswith(s)), key=len, default=None)
     if suffix is not None:
         return _readers[suffix]
     suffix = _suffix(name)
+    if suffix not in _plugins() and DICOM[0] in _readers and _is_dicom(real_path(file)):
+        return _readers[DICOM[0]]
     if suffix not in _plugins():
         raise InputError(
             f"cannot read {file}: no reader is known for files of this kind; save it as TIFF, PNG "

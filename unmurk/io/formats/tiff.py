@@ -1,5 +1,7 @@
 """TIFF stacks, read and written page by page, with the metadata beside the pixels.
 
+`tiff_tags` adapts copied tags to images of another size or number type.
+
 The axes that tifffile reads from the descriptions (OME-XML, ImageJ's lines, its own JSON) define
 an image: C and the samples S of a pixel are channels, all other axes before Y and X number the
 images. The description of the first page holds this information. A stack with the same number of
@@ -28,6 +30,7 @@ from ..atomic import Partial, unwritable
 from ..limits import check_file, check_numbers, check_pixels, reading
 from .directories import check_chain
 from .registry import Pages, register
+from .tiff_tags import fitted
 
 __all__ = ["ENDINGS", "Stack", "StackWriter", "without_alpha"]
 
@@ -49,6 +52,8 @@ TURNS = {  # orientation -> flips of rows and columns, after a transposition fro
     **{5: (False, False), 6: (False, True), 7: (True, True), 8: (True, False)},
 }
 JPEGS = (6, 7, 34892)  # compressions that decode YCbCr to RGB
+LOSSLESS = {5, 8, 32946, 32773, 34925, 50000}  # LZW, Deflate, PackBits, LZMA, Zstandard
+ZLIB = 8
 
 
 @register("TIFF", ENDINGS)
@@ -364,7 +369,7 @@ class Stack(Pages):
         sides = [tags[code].value if code in tags else None for code in (WIDTHS, HEIGHTS)]
         return {
             "description": self._bytes(text).rstrip(b"\0") if text and known else None,
-            "resolution": tuple(sides) if None not in sides else None,
+            "resolution": tuple(sides[:: -1 if self.turn > 4 else 1]) if all(sides) else None,
             "resolutionunit": unit if unit in (1, 2, 3) else None,
             "datetime": tags[DATE].value if DATE in tags else None,
             "software": self._bytes(tags[SOFTWARE]).rstrip(b"\0") if SOFTWARE in tags else False,
@@ -386,13 +391,18 @@ class Stack(Pages):
                 pixel = np.zeros((1, 1), self.dtype)
                 writer.write(pixel, photometric=GRAY, metadata=None, **self.tags(page))
 
-    def compressed(self) -> bool:
-        """Whether the first page is compressed."""
-        return int(self._tiff.pages[0].compression) != 1
+    def compression(self) -> int | None:
+        """Return the code of the first page's compression; Deflate for one that loses numbers."""
+        found = int(self._tiff.pages[0].compression)
+        return None if found == 1 else found if found in LOSSLESS else ZLIB
+
+    def predicted(self) -> bool:
+        """Whether the first page stores differences of neighboring pixels."""
+        return int(self._tiff.pages[0].predictor or 1) in (2, 3)
 
     def contiguous(self) -> bool:
         """Whether readers expect the pages to be contiguous, as in tifffile's own files."""
-        return self._series[0].kind == "shaped" and not self.compressed()
+        return self._series[0].kind == "shaped" and self.compression() is None
 
     def _tagged(self, page: int) -> Any:
         """Return a page with its own tags (`pages` keeps only the tags of the first)."""
@@ -415,10 +425,19 @@ class StackWriter:
     Args:
         out: The file.
         like: The stack whose tags are copied; None: no tags.
+        floats: Whether the pixels are float32 whatever the stack holds: standard deviations.
+        description: The description of the first page, if it is not copied.
     """
 
-    def __init__(self, out: Path, like: Stack | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        like: Stack | None = None,
+        floats: bool = False,
+        description: str | None = None,
+    ) -> None:
         self.out, self.like, self.images, self.pages = out, like, 0, 0
+        self.floats, self.description = floats, description
         self._waiting: dict[int, np.ndarray] = {}
         layout = {} if like is None else like.layout()
         self._part = Partial(out)
@@ -427,9 +446,16 @@ class StackWriter:
     def write(self, pixels: np.ndarray) -> None:
         """Write the next image, (H, W, C)."""
         like = self.like
-        places = [self.images] if like is None else like.places(self.images)
-        if like is not None and like.kind == WHITE_IS_ZERO:
+        if self.floats:
+            pixels = pixels.astype(np.float32)
+        elif like is not None and like.kind == WHITE_IS_ZERO:
             pixels = like.inverted(pixels)
+        if like is not None and pixels.shape[-1] == like.shape[-1]:
+            places = like.places(self.images)
+        elif self.description is not None:  # every channel is a page of its own
+            places = [self.images * pixels.shape[-1] + c for c in range(pixels.shape[-1])]
+        else:
+            places = [self.images]
         if len(places) == 1:
             self._waiting[places[0]] = pixels
         else:
@@ -441,7 +467,7 @@ class StackWriter:
 
     def _write_page(self, pixels: np.ndarray) -> None:
         like, channels = self.like, pixels.shape[-1]
-        white = like is not None and like.kind == WHITE_IS_ZERO
+        white = like is not None and like.kind == WHITE_IS_ZERO and not self.floats
         planes = channels > 1 and (like.planes if like is not None else channels != 3)
         color = channels == 3 and (like is None or like.kind in (RGB, PALETTE, YCBCR))
         gray = "miniswhite" if white else "minisblack"
@@ -449,11 +475,24 @@ class StackWriter:
             pixels[..., 0] if channels == 1 else np.moveaxis(pixels, -1, 0) if planes else pixels,
             photometric="rgb" if color else gray,
             planarconfig=None if channels == 1 else "separate" if planes else "contig",
-            compression="zlib" if like is not None and like.compressed() else None,
+            compression=None if like is None else like.compression(),
+            predictor=like is not None and like.compression() is not None and like.predicted(),
             metadata=None,
             contiguous=like is not None and like.contiguous(),
-            **({} if like is None else like.tags(self.pages)),
+            **self._tags(pixels),
         )
+
+    def _tags(self, pixels: np.ndarray) -> dict[str, Any]:
+        """Return the tags of the next page, for pixels of this size and type."""
+        like = self.like
+        if like is None:
+            text = self.description if self.pages == 0 else None
+            return {} if text is None else {"description": text.encode(), "software": False}
+        tags = like.tags(self.pages)
+        if pixels.shape[-1] not in (1, like.shape[-1]):  # its axes are not those of the stack
+            tags["description"] = None
+        old = None if self.floats else like.dtype
+        return fitted(tags, like.shape[:2], pixels.shape[:2], old)
 
     def _write(self, *args: Any, **kwargs: Any) -> None:
         try:

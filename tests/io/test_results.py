@@ -1,0 +1,298 @@
+"""Results come back in the format, type, range, axes and metadata that their files came in."""
+
+import errno
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image, ImageCms, PngImagePlugin
+
+from unmurk.cli import main as cli
+from unmurk.diffusion.prior import Prior
+from unmurk.errors import InputError
+from unmurk.io import formats
+from unmurk.io.formats import registry
+from unmurk.io.formats.writing import TiffWriter
+from unmurk.io.jobs import jobs_of, process
+from unmurk.io.streams import NpyWriter
+
+rng = np.random.default_rng(0)
+
+
+def command(*argv: object) -> int:
+    return cli.main([str(a) for a in argv])
+
+
+def through(source: Path, out: Path, grow: int = 1) -> None:
+    """An engine that changes nothing, or that repeats every pixel."""
+
+    def engine(y, numbers):
+        y = y.repeat_interleave(grow, 2).repeat_interleave(grow, 3)
+        return {"images": y, "std": y / 4}
+
+    process(jobs_of(source, out), engine, history="a line")
+
+
+# -- TIFF -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["lzw", "zlib", "zstd", "packbits", "lzma"])
+def test_the_compression_is_kept(how, tmp_path):
+    data = rng.integers(0, 65536, (2, 33, 40), np.uint16)
+    predictor = how in ("lzw", "zlib", "zstd")
+    tifffile.imwrite(
+        tmp_path / "a.tif", data, compression=how, predictor=predictor, photometric="minisblack"
+    )
+    through(tmp_path / "a.tif", tmp_path / "out")
+    with (
+        tifffile.TiffFile(tmp_path / "a.tif") as old,
+        tifffile.TiffFile(tmp_path / "out" / "a.tif") as new,
+    ):
+        np.testing.assert_array_equal(new.asarray(), data)
+        assert new.pages[0].compression == old.pages[0].compression
+        assert new.pages[0].predictor == old.pages[0].predictor
+
+
+def ome(path: Path) -> np.ndarray:
+    data = rng.integers(0, 4095, (2, 3, 12, 16)).astype("uint16")
+    about = {"axes": "ZCYX", "PhysicalSizeX": 0.2, "PhysicalSizeXUnit": "µm"}
+    about |= {"PhysicalSizeY": 0.3, "PhysicalSizeYUnit": "µm", "SignificantBits": 12}
+    tifffile.imwrite(path, data, ome=True, metadata=about, photometric="minisblack")
+    return data
+
+
+def imagej(path: Path) -> np.ndarray:
+    data = rng.integers(0, 4095, (2, 3, 12, 16)).astype("uint16")
+    about = {"axes": "ZCYX", "spacing": 0.5, "unit": "um", "min": 3.0, "max": 99.0}
+    tifffile.imwrite(path, data, imagej=True, resolution=(5, 10 / 3), metadata=about)
+    return data
+
+
+def pixel_size(file: Path) -> tuple[float, float]:
+    """Height and width of a pixel, as tifffile finds them."""
+    with tifffile.TiffFile(file) as found:
+        if found.is_ome:
+            pixels = tifffile.xml2dict(found.ome_metadata)["OME"]["Image"]["Pixels"]
+            assert (pixels["SizeY"], pixels["SizeX"]) == found.pages[0].shape
+            return pixels["PhysicalSizeY"], pixels["PhysicalSizeX"]
+        values = [found.pages[0].tags[f"{axis}Resolution"].value for axis in "YX"]
+        return tuple(bottom / top for top, bottom in values)
+
+
+@pytest.mark.parametrize("make", [ome, imagej])
+def test_finer_pixels_and_floats_beside(make, tmp_path):
+    """Axes and the size of a pixel hold for images of twice the side and for float32."""
+    data = make(tmp_path / "a.tif")
+    through(tmp_path / "a.tif", tmp_path / "out", grow=2)
+    with tifffile.TiffFile(tmp_path / "out" / "a.tif") as found:
+        assert found.series[0].axes == "ZCYX" and found.series[0].shape == (2, 3, 24, 32)
+        np.testing.assert_array_equal(found.asarray(), data.repeat(2, 2).repeat(2, 3))
+    with tifffile.TiffFile(tmp_path / "out" / "a-std.tif") as found:
+        assert found.series[0].axes == "ZCYX" and found.series[0].dtype == np.float32
+        np.testing.assert_allclose(found.asarray()[..., ::2, ::2], data / 4, rtol=1e-6)
+        assert "max=" not in found.pages[0].description
+    for name in ("a.tif", "a-std.tif"):
+        assert pixel_size(tmp_path / "out" / name) == pytest.approx((0.15, 0.1))
+    assert pixel_size(tmp_path / "a.tif") == pytest.approx((0.3, 0.2))
+
+
+# -- PNG and photographs --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_texts_of_a_png_come_back(dtype, tmp_path):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Title", "a cell")
+    texts.add_itxt("Comment", "größer", zip=True)
+    data = rng.integers(0, np.iinfo(dtype).max, (12, 16)).astype(dtype)
+    Image.fromarray(data).save(tmp_path / "a.png", pnginfo=texts, dpi=(300, 150))
+    through(tmp_path / "a.png", tmp_path / "out", grow=2)
+    with Image.open(tmp_path / "out" / "a.png") as found:
+        np.testing.assert_array_equal(np.asarray(found), data.repeat(2, 0).repeat(2, 1))
+        assert found.text == {"Title": "a cell", "Comment": "größer"}
+        assert found.info["dpi"] == pytest.approx((600, 300), abs=0.05)
+    with tifffile.TiffFile(tmp_path / "out" / "a-std.tif") as found:
+        np.testing.assert_allclose(found.asarray()[::2, ::2], data / 4, rtol=1e-6)
+
+
+def test_a_photograph_becomes_png(tmp_path, capsys):
+    """Exif without the orientation, as the pixels are turned; resolution, profile, comment."""
+    exif = Image.Exif()
+    exif[271], exif[274] = "a camera", 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = Image.fromarray(rng.integers(0, 255, (16, 24, 3), np.uint8))
+    picture.save(
+        tmp_path / "a.jpg", exif=exif, icc_profile=profile, dpi=(300, 150), comment=b"by me"
+    )
+    picture.convert("L").save(tmp_path / "b.jpg", icc_profile=profile)
+    picture.save(tmp_path / "c.bmp", dpi=(100, 100))
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "b.jpg", "c.bmp"):
+        (tmp_path / name).rename(tmp_path / "in" / name)
+    assert command("corrupt", tmp_path / "in", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert said.count("results of .jpg files are written as PNG files") == 1
+    assert said.count("results of .bmp files are written as PNG files") == 1
+    with Image.open(tmp_path / "out" / "a.png") as found, Image.open(tmp_path / "in/a.jpg") as old:
+        assert found.size == (16, 24) and dict(found.getexif()) == {271: "a camera"}
+        turned = old.transpose(Image.Transpose.ROTATE_270)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(turned))
+        assert found.info["icc_profile"] == profile and found.text == {"Comment": "by me"}
+        assert found.info["dpi"] == pytest.approx((150, 300), abs=0.05)
+    with Image.open(tmp_path / "out" / "b.png") as found:
+        assert "icc_profile" not in found.info  # one of color does not fit gray pixels
+    with Image.open(tmp_path / "out" / "c.png") as found:
+        assert found.info["dpi"] == pytest.approx((100, 100), abs=0.05)
+
+
+# -- formats of one's own -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cube(tmp_path, monkeypatch):
+    """A format of a microscope: three slices of two channels."""
+    monkeypatch.setattr(registry, "_readers", dict(registry._readers))
+    data = rng.integers(0, 4095, (3, 12, 16, 2)).astype("uint16")
+
+    class Cube(formats.Pages):
+        def __init__(self, file: Path) -> None:
+            self.file, self.shape, self.dtype = file, (12, 16, 2), "uint16"
+            self.bits, self.axes = 12, "ZYXC"
+            self.metadata = {"pixel_size": (0.3, 0.2), "z_step": 0.5, "channels": ["DAPI", "GFP"]}
+
+        def __len__(self) -> int:
+            return 3
+
+        def read(self, page: int) -> np.ndarray:
+            return data[page]
+
+    (tmp_path / "in").mkdir()
+    for name in ("a.cube", "b.cube"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    return Cube, data
+
+
+def test_a_format_that_is_not_written_becomes_ome_tiff(cube, tmp_path, capsys):
+    """Size of a pixel, distance of slices and names of channels, read by tifffile; said once."""
+    formats.register("cube", (".cube",))(cube[0])
+    assert command("corrupt", tmp_path / "in", "--out", tmp_path / "out") == 0
+    said = "results of .cube files are written as TIFF files"
+    assert capsys.readouterr().err.count(said) == 1
+    with tifffile.TiffFile(tmp_path / "out" / "b.tif") as found:
+        assert found.series[0].axes == "ZCYX"
+        np.testing.assert_array_equal(found.asarray(), np.moveaxis(cube[1], -1, 1))
+        pixels = tifffile.xml2dict(found.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert (pixels["PhysicalSizeX"], pixels["PhysicalSizeY"]) == (0.2, 0.3)
+        assert (pixels["PhysicalSizeZ"], pixels["PhysicalSizeZUnit"]) == (0.5, "µm")
+        assert [channel["Name"] for channel in pixels["Channel"]] == ["DAPI", "GFP"]
+
+
+def test_a_writer_of_ones_own(cube, tmp_path, capsys):
+    """It gets the file, the source and the line; what it writes has the name of the source."""
+    written = []
+
+    class Written(NpyWriter):
+        def __init__(self, out: Path, source: Path, history: str, floats: bool) -> None:
+            super().__init__(out, (3, 12, 16, 2), "uint16")
+            self.place = 0
+            written.append((out.name, source.name, history[:7], floats))
+
+        def write(self, pixels: np.ndarray) -> None:
+            super().write(self.place, pixels[None])
+            self.place += 1
+
+    formats.register("cube", (".cube",), writer=Written)(cube[0])
+    assert command("corrupt", tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert capsys.readouterr().err == ""
+    assert written == [(n, n, "unmurk ", False) for n in ("a.cube", "b.cube")]
+    np.testing.assert_array_equal(
+        np.load(BytesIO((tmp_path / "out" / "a.cube").read_bytes())), cube[1]
+    )
+
+
+# -- nothing half-written -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tif", "fits", "nii.gz", "dcm"])
+def test_a_writer_that_fails_leaves_nothing(kind, tmp_path, monkeypatch, capsys):
+    """The disk is full when the file is finished: one line, and no file of any name."""
+    source = tmp_path / f"a.{kind}"
+    pixels = rng.integers(0, 255, (16, 16), np.uint8)
+    if kind == "tif":
+        tifffile.imwrite(source, pixels)
+    elif kind == "fits":
+        pytest.importorskip("astropy.io.fits").PrimaryHDU(pixels).writeto(source)
+    elif kind == "nii.gz":
+        nib = pytest.importorskip("nibabel")
+        nib.save(nib.Nifti1Image(pixels[..., None], np.eye(4)), source)
+    else:
+        pytest.importorskip("pydicom")
+        from tests.io.test_medical import scan
+
+        scan(pytest.importorskip("pydicom"), source, pixels[None])
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert command("corrupt", source, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "No space left on device" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exception_inside_a_writer_leaves_nothing(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "a.tif", rng.integers(0, 255, (5, 16, 16), np.uint8))
+    write = TiffWriter.write
+
+    def broken(writer: TiffWriter, pixels: np.ndarray) -> None:
+        write(writer, pixels)
+        if writer.floats:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TiffWriter, "write", broken)
+    with pytest.raises(KeyboardInterrupt):
+        through(tmp_path / "a.tif", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_name_of_another_format_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", rng.integers(0, 255, (16, 16), np.uint8))
+    with pytest.raises(InputError, match="results of TIFF files are written as TIFF or PNG"):
+        through(tmp_path / "a.tif", tmp_path / "a.fits")
+
+
+def test_two_results_never_share_a_name(tmp_path):
+    for name in ("a.png", "a.jpg", "a.jpg.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    with pytest.raises(InputError, match="two results would be called a.jpg.png"):
+        jobs_of(tmp_path, tmp_path / "out")
+
+
+# -- sample ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype"), [("tif", "uint16"), ("tif", "float32"), ("png", "uint16")]
+)
+def test_samples_are_files_like_those_of_the_run(form, dtype, tmp_path):
+    """In their format, type and range: 100 .. 4095 of 16 bits, or floats as they are."""
+    torch.manual_seed(0)
+    Prior.create("tiny", (1, 16, 16)).save(tmp_path / "run" / "prior")
+    config = {"problem": {}, "file_type": dtype, "file_format": form}
+    if dtype == "uint16":
+        config["range"] = [100, 4095]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    argv = ["sample", "--prior", tmp_path / "run", "-n", 1, "--steps", 2]
+    assert command(*argv, "--out", tmp_path / "out") == 0
+    assert command(*argv, "--out", tmp_path / "x.npy") == 0
+    x = np.load(tmp_path / "x.npy").squeeze().astype(np.float64)
+    file = tmp_path / "out" / f"00000.{form}"
+    found = tifffile.imread(file) if form == "tif" else np.asarray(Image.open(file))
+    expected = x if dtype == "float32" else np.rint(100 + 3995 * x).clip(0, 65535)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, atol=1e-6 if dtype == "float32" else 1)

@@ -1,0 +1,541 @@
+"""FITS images, read and written with astropy (extra `astro`).
+
+Format: IAU FITS Working Group, "Definition of the Flexible Image Transport System (FITS)",
+version 4.0.
+
+The selection ``scan.fits[SCI,2]`` names an extension (EXTNAME, EXTVER), ``scan.fits[1]`` gives its
+number. Without one, the extension SCI is read, or else the first image of the file. The axes 1 and
+2 are the columns and rows of an image; all further axes number the images. Rows keep their order.
+
+``scan.fits[SCI,dq=DQ,bits=3]`` marks pixels as bad where the extension DQ, bit by bit "and" 3, is
+not 0; without `bits`, where it is not 0. The value BLANK marks bad pixels too.
+
+BSCALE and BZERO give the physical numbers. BZERO alone, as it stands for unsigned integers, keeps
+them integers; any other scaling gives floats, and a result is written with the same scaling.
+
+The chain of headers is walked before astropy sees it: every declared size is compared with the
+limits and, without compression, with the length of the file.
+"""
+
+import gzip
+import math
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ... import __version__
+from ...errors import InputError
+from ..atomic import Partial, unwritable
+from ..limits import check_memory, check_numbers, check_pixels, reading
+from .registry import FITS, Pages, library, real_path, register
+
+__all__ = ["Fits", "FitsWriter"]
+
+BLOCK, CARD = 2880, 80
+MOST_BLOCKS = 4096  # of a header: 147,456 cards
+MOST_HDUS = 10_000
+GZIP = b"\x1f\x8b"
+TYPES = {8: "uint8", 16: "int16", 32: "int32", 64: "int64", -32: "float32", -64: "float64"}
+SCI = "SCI"
+SELECTED = re.compile(r"(?:(?P<name>[^,=]+)(?:,(?P<version>\d+))?)?(?P<more>(?:,?\w+=[^,=]+)*)")
+STALE = ("CHECKSUM", "DATASUM", "BLANK", "DATAMIN", "DATAMAX")  # of the source's own numbers
+LINEAR = re.compile(r"(CRPIX|CDELT|CD|PC)(\d+)(?:_(\d+))?([A-Z]?)")
+DISTORTION = re.compile(r"(?:A|B|AP|BP)_(\d+)_(\d+)")
+
+
+@dataclass
+class _Hdu:
+    """A header and data unit: its name, its cards, and the shape of its image (rows last)."""
+
+    cards: dict[str, str]
+    shape: tuple[int, ...] = ()
+    packed: bool = False
+    name: str = field(init=False)
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = _text(self.cards.get("EXTNAME", ""))
+        self.version = _whole(self.cards.get("EXTVER", "1"), "EXTVER")
+
+    @property
+    def label(self) -> str:
+        """Name, version and shape, for messages."""
+        name = self.name or "primary"
+        version = f",{self.version}" if self.version != 1 else ""
+        return f"{name}{version} {'x'.join(map(str, self.shape)) or '(no image)'}"
+
+
+def _text(value: str) -> str:
+    found = re.match(r"\s*'((?:[^']|'')*)'", value)
+    return found[1].replace("''", "'").rstrip() if found else value.strip()
+
+
+def _whole(value: str, name: str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise ValueError(f"its header has {name} = {value[:40]}") from error
+
+
+def _walk(file: Path, stream: IO[bytes], length: int | None) -> list[_Hdu]:
+    """Return the units of a FITS stream; `length`: of the file, None for a compressed one."""
+    found: list[_Hdu] = []
+    while len(found) < MOST_HDUS:
+        cards = _header(file, stream, first=not found)
+        if cards is None:
+            return found
+        size = _data_size(cards)
+        end = stream.tell() + size
+        if length is None:
+            check_numbers(file, end, 1)
+        short = stream.seek(end) < end if length is None else end > length
+        if short:
+            raise InputError(
+                f"cannot read {file}: it declares {size} bytes of data and is cut short"
+            )
+        found.append(_unit(cards))
+        stream.seek(end + -end % BLOCK)
+    raise InputError(f"cannot read {file}: it has more than {MOST_HDUS} extensions")
+
+
+def _header(file: Path, stream: IO[bytes], first: bool) -> dict[str, str] | None:
+    """Read the cards of the next header, the first of each name; None at the end of the file."""
+    cards: dict[str, str] = {}
+    for number in range(MOST_BLOCKS):
+        block = stream.read(BLOCK)
+        if number == 0 and not block.startswith((b"SIMPLE  ", b"XTENSION")):
+            if first:
+                raise InputError(f"cannot read {file}: it is no FITS file, or damaged")
+            return None  # the standard allows further records, which are to be ignored
+        if len(block) < BLOCK:
+            break
+        for start in range(0, BLOCK, CARD):
+            card = block[start : start + CARD].decode("ascii", "replace")
+            if card.rstrip() == "END":
+                return cards
+            value = card[10:] if "'" in card else card[10:].partition("/")[0]
+            cards.setdefault(card[:8].rstrip(), value.strip())
+    raise InputError(f"cannot read {file}: a header has no end; it is damaged or cut short")
+
+
+def _sides(cards: dict[str, str], prefix: str = "") -> tuple[int, ...]:
+    count = _whole(cards.get(f"{prefix}NAXIS", "0"), f"{prefix}NAXIS")
+    if not 0 <= count <= 999:
+        raise ValueError(f"its header has {prefix}NAXIS = {count}")
+    names = [f"{prefix}NAXIS{axis}" for axis in range(count, 0, -1)]
+    sides = tuple(_whole(cards.get(name, ""), name) for name in names)
+    if any(side < 0 for side in sides):
+        raise ValueError(f"its header has axes of length {min(sides)}")
+    return sides
+
+
+def _data_size(cards: dict[str, str]) -> int:
+    bits = _whole(cards.get("BITPIX", ""), "BITPIX")
+    more, groups = _whole(cards.get("PCOUNT", "0"), "PCOUNT"), _whole(cards.get("GCOUNT", "1"), "")
+    sides = _sides(cards)
+    if bits not in TYPES or more < 0 or groups < 0:
+        raise ValueError(f"its header has BITPIX = {bits}, PCOUNT = {more}")
+    return abs(bits) // 8 * groups * (more + math.prod(sides)) if sides else 0
+
+
+def _unit(cards: dict[str, str]) -> _Hdu:
+    kind = _text(cards.get("XTENSION", "IMAGE"))
+    packed = kind == "BINTABLE" and cards.get("ZIMAGE", "")[:1] == "T"
+    if kind != "IMAGE" and not packed:
+        return _Hdu(cards)
+    shape = _sides(cards, "Z" if packed else "")
+    if math.prod(shape) == 0 or len(shape) < 2:
+        shape = ()
+    return _Hdu(cards, shape, packed)
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """What a selection says: an extension by name and version or by number; bad pixels."""
+
+    name: str = ""
+    version: int | None = None
+    dq: str = ""
+    bits: int | None = None
+
+    @classmethod
+    def parse(cls, file: Path, text: str) -> "_Selection":
+        found = SELECTED.fullmatch(text.replace(" ", ""))
+        pairs = [] if found is None else [p.split("=") for p in found["more"].split(",") if p]
+        options = dict(pairs)
+        wrong = found is None or not set(options) <= {"dq", "bits"} or len(options) != len(pairs)
+        if (
+            wrong
+            or not options.get("bits", "1").isdecimal()
+            or ("bits" in options) > ("dq" in options)
+        ):
+            raise InputError(
+                f"{file}[{text}]: write an extension as [SCI], [SCI,2] or [1], and bad pixels as "
+                "[SCI,dq=DQ] or [SCI,dq=DQ,bits=3]"
+            )
+        assert found is not None
+        version = None if found["version"] is None else int(found["version"])
+        bits = int(options["bits"]) if "bits" in options else None
+        return cls((found["name"] or "").upper(), version, options.get("dq", ""), bits)
+
+
+def _find(file: Path, units: list[_Hdu], name: str, version: int | None) -> int:
+    """Return the number of the unit that a name, or a number, selects."""
+    if not name:
+        images = [n for n, unit in enumerate(units) if unit.shape]
+        named = [n for n in images if units[n].name.upper() == SCI]
+        if not images:
+            raise InputError(f"cannot read {file}: it holds no image")
+        return (named or images)[0]
+    for number, unit in enumerate(units):
+        known = unit.name.upper() or ("PRIMARY" if number == 0 else "")
+        by_number = name.isdecimal() and int(name) == number and version is None
+        if (known == name and version in (None, unit.version)) or by_number:
+            if unit.shape:
+                return number
+    wanted = name if version is None else f"{name},{version}"
+    known = "; ".join(f"{n}: {unit.label}" for n, unit in enumerate(units) if unit.shape)
+    raise InputError(f"{file} has no image [{wanted}]; it holds {known or 'none'}")
+
+
+class _Image:
+    """The image of one unit, read with astropy plane by plane, in stored and physical numbers."""
+
+    def __init__(self, file: Path, unit: _Hdu, hdu: Any) -> None:
+        self.unit, self.hdu, self.shape = unit, hdu, unit.shape
+        check_pixels(file, *self.shape[-2:])
+        header = hdu.header
+        bits = int(unit.cards.get("ZBITPIX" if unit.packed else "BITPIX", "0"))
+        self.stored = TYPES[bits]
+        self.scale, self.zero = (float(header.get(n, v)) for n, v in (("BSCALE", 1), ("BZERO", 0)))
+        if not (math.isfinite(self.scale) and math.isfinite(self.zero)) or self.scale == 0:
+            raise InputError(
+                f"cannot read {file}: its BSCALE is {self.scale:g}, its BZERO {self.zero:g}"
+            )
+        kind = np.dtype(self.stored)
+        shift = 2.0 ** (8 * kind.itemsize - 1) if kind.kind in "iu" else 0.0
+        self.shift = int(shift) if self.scale == 1 and abs(self.zero) == shift > 0 else 0
+        self.scaled = not self.shift and (self.scale, self.zero) != (1.0, 0.0)
+        if self.shift:
+            self.dtype = f"uint{8 * kind.itemsize}" if kind.kind == "i" else "int8"
+        elif self.scaled:
+            self.dtype = "float64" if kind.itemsize > 2 and self.stored != "float32" else "float32"
+        else:
+            self.dtype = self.stored
+        blank = header.get("BLANK") if kind.kind in "iu" else None
+        self.blank = blank if isinstance(blank, int) else None
+
+    def __len__(self) -> int:
+        return math.prod(self.shape[:-2])
+
+    def plane(self, page: int) -> np.ndarray:
+        """Return the stored numbers of a plane, (H, W)."""
+        place = np.unravel_index(page, self.shape[:-2]) if len(self.shape) > 2 else ()
+        found = np.asarray(self.hdu.section[(*map(int, place), slice(None), slice(None))])
+        return found.astype(self.stored)
+
+    def physical(self, stored: np.ndarray) -> np.ndarray:
+        """Return the physical numbers of stored ones."""
+        if self.shift:  # adding half of the range is the same as flipping the highest bit
+            kind = np.dtype(self.dtype)
+            flip = kind.type(-(2**7)) if kind.kind == "i" else kind.type(self.shift)
+            return stored.view(kind) ^ flip
+        if self.scaled:
+            return (stored * np.float64(self.scale) + self.zero).astype(self.dtype)
+        return stored
+
+    def back(self, physical: np.ndarray) -> np.ndarray:
+        """Return the stored numbers of physical ones, rounded and clipped for integers."""
+        if self.shift:
+            kind = np.dtype(self.stored)
+            flip = kind.type(-self.shift) if kind.kind == "i" else kind.type(2**7)
+            return physical.astype(self.dtype).view(kind) ^ flip
+        if self.scaled:
+            values = (physical.astype(np.float64) - self.zero) / self.scale
+            kind = np.dtype(self.stored)
+            if kind.kind == "f":
+                return values.astype(kind)
+            low, high = float(np.iinfo(kind).min), np.nextafter(float(np.iinfo(kind).max), 0)
+            high = high if kind.itemsize == 8 else float(np.iinfo(kind).max)
+            return np.rint(values).clip(low, high).astype(kind)
+        return physical.astype(self.stored)
+
+
+class Fits(Pages):
+    """The images of one extension of a FITS file; `selection`: see the module.
+
+    Args:
+        file: The file.
+        selection: What is written in brackets behind its name.
+
+    Raises:
+        InputError: The file is damaged or too large, has no such extension, or astropy is missing.
+    """
+
+    def __init__(self, file: Path, selection: str = "") -> None:
+        self.file, chosen = file, _Selection.parse(file, selection)
+        self._open = ExitStack()
+        try:
+            with reading(file):
+                self._start(file, chosen)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, file: Path, chosen: _Selection) -> None:
+        fits = library("astropy.io.fits", "astro", file)
+        stream: Any = self._open.enter_context(file.open("rb"))
+        packed = stream.read(2) == GZIP
+        stream.seek(0)
+        if packed:
+            stream = self._open.enter_context(gzip.GzipFile(fileobj=stream))
+        self.units = _walk(file, stream, None if packed else file.stat().st_size)
+        self.number = _find(file, self.units, chosen.name, chosen.version)
+        stream.seek(0)
+        self.hdus = self._open.enter_context(
+            fits.open(stream, memmap=False, do_not_scale_image_data=True, lazy_load_hdus=True)
+        )
+        self.image = self._image(self.number)
+        height, width = self.image.shape[-2:]
+        self.shape = (height, width, 1)
+        self.dtype = self.image.dtype
+        self.axes = "".join("ZTQR"[min(n, 3)] for n in range(len(self.image.shape) - 3, -1, -1))
+        self.axes += "YX"
+        self._mask: _Image | None = None
+        self._bits = chosen.bits
+        if chosen.dq:
+            self._mask = self._flags(file, chosen)
+        self.masked = self._mask is not None or self.image.blank is not None
+
+    def _image(self, number: int) -> _Image:
+        return _Image(self.file, self.units[number], self.hdus[number])
+
+    def _flags(self, file: Path, chosen: _Selection) -> _Image:
+        """Return the plane of flags of the image: by name, of the same version, or by number."""
+        version = self.units[self.number].version if not chosen.dq.isdecimal() else None
+        found = self._image(_find(file, self.units, chosen.dq.upper(), version))
+        if np.dtype(found.dtype).kind not in "iu" or found.shape[-2:] != self.image.shape[-2:]:
+            raise InputError(
+                f"{file}: [{chosen.dq}] holds {found.dtype} {found.shape}, which are no flags of "
+                f"images {self.image.shape}"
+            )
+        if len(found) not in (1, len(self.image)):
+            raise InputError(
+                f"{file}: [{chosen.dq}] holds {len(found)} planes of flags for "
+                f"{len(self.image)} images"
+            )
+        return found
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:  # type: ignore[override]
+        """The header as text, the unit of the numbers, and the extension."""
+        header = self.image.hdu.header
+        with reading(self.file):
+            return {
+                "source": header.tostring(sep="\n"),
+                "units": str(header.get("BUNIT", "")),
+                "extension": self.units[self.number].name or str(self.number),
+            }
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def read(self, page: int) -> np.ndarray:
+        """Return the physical numbers of an image, (H, W, 1)."""
+        return self.image.physical(self.image.plane(page))[..., None]
+
+    def bad(self, page: int) -> np.ndarray | None:
+        """See `Pages`."""
+        if not self.masked:
+            return None
+        found = np.zeros(self.shape[:2], bool)
+        if self.image.blank is not None:
+            found |= self.image.plane(page) == self.image.blank
+        if self._mask is not None:
+            flags = self._mask.physical(self._mask.plane(page if len(self._mask) > 1 else 0))
+            found |= (flags if self._bits is None else flags & flags.dtype.type(self._bits)) != 0
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        self._open.close()
+
+
+class FitsWriter:
+    """Write images into a FITS file with the header of the file that they came from.
+
+    The file holds the image in its number type and, if it was in an extension, the primary header
+    before it. Other extensions are left out, because errors and flags of the source do not hold
+    for the result. A line HISTORY is added. Checksums and the extreme values of the source are
+    removed. If the images have another size, the world coordinates are scaled: WCS in the linear
+    forms CDELT, CD and PC, and distortions of the SIP convention.
+
+    Args:
+        out: The file. The suffix .gz compresses all of it, .fz the image (without loss).
+        source: The file that the images came from.
+        history: A line that says how they were made.
+        floats: Whether the numbers are written as float32.
+    """
+
+    def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
+        from .registry import selection_of
+
+        self.out, self.history, self.floats = out, history, floats
+        self._like = Fits(real_path(source), selection_of(source))
+        self._open = ExitStack()
+        self._planes: list[np.ndarray] = []
+        self._written = 0
+        self._file: IO[bytes] | None = None
+        try:
+            self._part = Partial(out)
+        except BaseException:
+            self._like.close()
+            raise
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Write the next image, (H, W, C)."""
+        image, packed = self._like.image, self.out.name.lower().endswith(".fz")
+        if self.floats:
+            plane = pixels.astype(np.float32)
+        elif packed and image.shift:  # astropy stores unsigned integers itself
+            plane = pixels.astype(image.dtype)
+        else:
+            plane = image.back(pixels)
+        plane = np.moveaxis(plane, -1, 0)
+        try:
+            if packed:
+                if not self._planes:
+                    check_memory(self.out, 2 * plane.nbytes * len(image))
+                self._planes.append(plane)
+            else:
+                self._write_plane(plane)
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+
+    def _write_plane(self, plane: np.ndarray) -> None:
+        if self._file is None:
+            self._file = self._part.file
+            if self.out.name.lower().endswith(".gz"):
+                packed: Any = gzip.GzipFile("", "wb", 6, self._part.file, mtime=0)
+                self._file = self._open.enter_context(packed)
+            for header in self._headers(plane):
+                self._file.write(header.tostring().encode("ascii"))
+        data = np.ascontiguousarray(plane, plane.dtype.newbyteorder(">")).tobytes()
+        self._file.write(data)
+        self._written += len(data)
+
+    def _headers(self, plane: np.ndarray) -> list[Any]:
+        """Return the headers of the file, with the number type and the size of the images."""
+        with reading(self._like.file):
+            header = self._header(plane)
+            return [self._primary(), header] if self._like.number else [header]
+
+    def _primary(self) -> Any:
+        """Return the primary header, which has no image."""
+        found = self._like.hdus[0].header.copy()
+        for name in [n for n in found if re.fullmatch(r"NAXIS\d+|BSCALE|BZERO", n)]:
+            found.remove(name, ignore_missing=True, remove_all=True)
+        for name in STALE:
+            found.remove(name, ignore_missing=True, remove_all=True)
+        found["BITPIX"], found["NAXIS"] = 8, 0
+        found.set("EXTEND", True, after="NAXIS")
+        return found
+
+    def _header(self, plane: np.ndarray) -> Any:
+        image = self._like.image
+        header = image.hdu.header.copy()
+        for name in STALE:
+            header.remove(name, ignore_missing=True, remove_all=True)
+        if self.floats or (image.shift and self._planes):
+            for name in ("BSCALE", "BZERO"):
+                header.remove(name, ignore_missing=True)
+        kind = "float32" if self.floats else image.stored
+        header["BITPIX"] = next(bits for bits, name in TYPES.items() if name == kind)
+        channels, height, width = plane.shape
+        shape = (*image.shape[:-2], *([channels] if channels > 1 else []), height, width)
+        if channels > 1:
+            header["NAXIS"] = len(shape)
+            header.set(f"NAXIS{len(shape)}", 1, after=f"NAXIS{len(shape) - 1}")
+        for axis, side in enumerate(reversed(shape), 1):
+            header[f"NAXIS{axis}"] = side
+        _rescale(header, width / image.shape[-1], height / image.shape[-2])
+        header.add_history(self.history or f"written by unmurk {__version__}")
+        return header
+
+    def close(self) -> None:
+        """Write what is left and give the file its name."""
+        try:
+            if self._planes:
+                self._close_packed()
+            elif self._file is not None:
+                self._file.write(bytes(-self._written % BLOCK))
+            self._open.close()
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+        self._part.finish()
+        self._like.close()
+
+    def _close_packed(self) -> None:
+        """Compress the image tile by tile: integers as the source is, floats without loss."""
+        from astropy.io import fits
+
+        like = self._like
+        header = self._header(self._planes[0])
+        shape = tuple(header[f"NAXIS{n}"] for n in range(header["NAXIS"], 0, -1))
+        data = np.concatenate(self._planes).reshape(shape)
+        how = _text(like.units[like.number].cards.get("ZCMPTYPE", "'RICE_1'"))
+        how = "GZIP_2" if data.dtype.kind == "f" or how == "HCOMPRESS_1" else how
+        first = fits.PrimaryHDU(header=self._primary() if like.number else None)
+        unit = fits.CompImageHDU(
+            data,
+            header,
+            compression_type=how,
+            quantize_level=0.0,
+            do_not_scale_image_data=True,
+        )
+        if like.image.scaled and not self.floats:
+            unit.header["BSCALE"], unit.header["BZERO"] = like.image.scale, like.image.zero
+        with reading(like.file):
+            fits.HDUList([first, unit]).writeto(self._part.file, output_verify="silentfix+ignore")
+
+    def abandon(self) -> None:
+        """Remove the partial file; nothing happens after `close`."""
+        try:
+            self._open.close()
+        except (OSError, ValueError):  # of a full disk: the file goes anyway
+            pass
+        finally:
+            self._part.abandon()
+            self._like.close()
+
+
+def _rescale(header: Any, across: float, down: float) -> None:
+    """Scale the world coordinates of a header to pixels that are smaller by these factors."""
+    factors = {1: across, 2: down}
+    if across == down == 1:
+        return
+    matrix = any(re.fullmatch(r"(CD|PC)\d+_\d+[A-Z]?", name) for name in header)
+    for name in list(header):
+        linear, distortion = LINEAR.fullmatch(name), DISTORTION.fullmatch(name)
+        if linear is not None:
+            kind, first, second = linear[1], int(linear[2]), int(linear[3] or 0)
+            factor = factors.get(second or first, 1.0)
+            if kind == "CRPIX" and not second:
+                header[name] = (header[name] - 0.5) * factor + 0.5
+            elif second and kind in ("CD", "PC") or (kind == "CDELT" and not matrix):
+                header[name] = header[name] / factor
+        elif distortion is not None:
+            if across != down:
+                raise InputError(
+                    "distorted world coordinates (SIP) cannot be scaled by two factors: give an "
+                    "--out that ends in .npy"
+                )
+            header[name] *= across ** (1 - int(distortion[1]) - int(distortion[2]))
+
+
+register("FITS", FITS, selects=True, writer=FitsWriter, floats=True)(Fits)

@@ -1,0 +1,124 @@
+"""Tags of TIFF files, adapted to images of another size or number type, and OME-XML for new files.
+
+OME-XML: Goldberg and others, "The Open Microscopy Environment (OME) Data Model and XML file",
+Genome Biology 6, R47, 2005; schema 2016-06.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import tifffile
+
+from .registry import Pages
+
+__all__ = ["fitted", "ome_description"]
+
+LONG = 2**32  # a number of a rational tag is below it
+TYPE = re.compile(rb'(<Pixels\b[^>]*?\bType=")[^"]*(")')
+BITS = re.compile(rb'\s+SignificantBits="[^"]*"')
+SHOWN = re.compile(rb"(?m)^(?:min|max)=[^\n]*\n?")  # limits of ImageJ's display
+NUMBERED = "TZQRPMAVBI"  # axes that number images
+
+
+def fitted(
+    tags: dict[str, Any], old: Sequence[int], new: Sequence[int], dtype: str | None
+) -> dict[str, Any]:
+    """Return the tags of a page for an image of another size or type.
+
+    Args:
+        tags: Tags for `tifffile.TiffWriter.write`; the description is bytes.
+        old, new: Height and width before and now.
+        dtype: Name of the number type that the description may state; None: the numbers are
+            float32 now.
+    """
+    text, down, across = tags["description"], Fraction(new[0], old[0]), Fraction(new[1], old[1])
+    if text and dtype is None:
+        text = SHOWN.sub(b"", BITS.sub(b"", TYPE.sub(rb"\g<1>float\g<2>", text)))
+    if (down, across) != (1, 1):
+        if tags["resolution"] is not None:
+            sides = zip(tags["resolution"], (across, down), strict=True)
+            tags = tags | {"resolution": tuple(_finer(side, factor) for side, factor in sides)}
+        if text:
+            text = _resized(text, new, (down, across))
+    return tags | {"description": text}
+
+
+def _finer(side: Any, factor: Fraction) -> Any:
+    """Return pixels per unit, a rational or a number, times a factor."""
+    top, bottom = side if isinstance(side, tuple) else Fraction(side).as_integer_ratio()
+    found = factor * (Fraction(int(top), int(bottom)) if bottom else 0)
+    if max(found.numerator, found.denominator) < LONG:
+        return found.numerator, found.denominator
+    return float(found)
+
+
+def _resized(text: bytes, new: Sequence[int], factors: tuple[Fraction, Fraction]) -> bytes:
+    """Return a description, OME-XML or tifffile's own, for images of another size."""
+    if b"<OME" in text:
+        for name, side, factor in zip((b"Y", b"X"), new, factors, strict=True):
+            text = re.sub(rb'\bSize%b="\d+"' % name, b'Size%b="%d"' % (name, side), text)
+            size = re.search(rb'\bPhysicalSize%b="([0-9.eE+-]+)"' % name, text)
+            if size is not None:  # of the first image; the others of a file have the same size
+                finer = repr(float(size[1]) / float(factor)).encode()
+                text = text.replace(size[0], b'PhysicalSize%b="%b"' % (name, finer))
+        return text
+    try:
+        found = json.loads(text)
+        shape = list(found["shape"])
+        place = len(shape) - (3 if str(found.get("axes", "")).endswith(("S", "C")) else 2)
+        shape[place : place + 2] = [int(side) for side in new]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return text
+    return json.dumps(found | {"shape": shape}).encode()
+
+
+def ome_description(pages: Pages, shape: Sequence[int], dtype: str) -> str | None:
+    """Return OME-XML for the images of a file of another format, one page for each channel.
+
+    Args:
+        pages: The open file, with the metadata to write.
+        shape: Height, width and channels of the images that are written.
+        dtype: Their number type.
+
+    Returns:
+        The description, or None where the file has no metadata that OME-XML holds, its images
+        are RGB, or OME-XML has no such type.
+    """
+    about = dict(pages.metadata)
+    height, width, channels = shape
+    known = "pixel_size" in about or "channels" in about
+    if not known or (channels == 3 and "channels" not in about) or dtype in ("int64", "uint64"):
+        return None
+    axes = [axis for axis in pages.axes if axis in NUMBERED]
+    sizes = about.get("sizes") or {}
+    lead = [int(sizes[axis]) for axis in axes] if all(a in sizes for a in axes) and axes else []
+    letters = "".join(axes) if set(axes) <= set("TZ") else ""
+    count = len(pages)
+    product = 1
+    for side in lead:
+        product *= side
+    if not letters or product != count or not lead:
+        letters, lead = ("T" if axes == ["T"] else "Z"), [count]
+    tags: dict[str, Any] = {}
+    if "pixel_size" in about:
+        side_y, side_x = (float(side) for side in about["pixel_size"])
+        down, across = height / pages.shape[0], width / pages.shape[1]
+        tags |= {"PhysicalSizeX": side_x / across, "PhysicalSizeXUnit": "\u00b5m"}
+        tags |= {"PhysicalSizeY": side_y / down, "PhysicalSizeYUnit": "\u00b5m"}
+    if "z_step" in about:
+        tags |= {"PhysicalSizeZ": float(about["z_step"]), "PhysicalSizeZUnit": "\u00b5m"}
+    names = about.get("channels")
+    if names is not None and len(names) == channels:
+        tags["Channel"] = {"Name": [str(name) for name in names]}
+    found = tifffile.OmeXml()
+    found.addimage(
+        dtype=dtype,
+        shape=(*lead, channels, height, width),
+        storedshape=(count * channels, 1, 1, height, width, 1),
+        axes=f"{letters}CYX",
+        **tags,
+    )
+    return str(found.tostring(declaration=True))

@@ -1,0 +1,169 @@
+"""Writers of results: which format they get, and the formats TIFF and PNG.
+
+A result comes back in the format that its file came in, if that format has a `registry.Writer`.
+Photographs in formats that lose numbers (JPEG) become PNG files; every other format becomes TIFF,
+with the metadata that OME-XML holds.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import InputError
+from ..atomic import Partial
+from .pictures import open_pages
+from .png import with_chunks
+from .raster import chunks_of, encode_picture
+from .registry import (
+    Writer,
+    is_written,
+    reader_of,
+    real_path,
+    suffix_of,
+    without_suffix,
+)
+from .tiff import ENDINGS, Stack, StackWriter
+from .tiff_tags import ome_description
+
+__all__ = [
+    "PngWriter",
+    "TiffWriter",
+    "is_png",
+    "is_tiff",
+    "result_name",
+    "std_suffix",
+    "writer_for",
+]
+
+PNG = ".png"
+
+
+def is_tiff(file: Path) -> bool:
+    """Whether a name is that of a TIFF file."""
+    return suffix_of(file) in ENDINGS
+
+
+def is_png(file: Path) -> bool:
+    """Whether a name is that of a PNG file."""
+    return suffix_of(file) == PNG
+
+
+def result_name(file: Path) -> str:
+    """Return the name of the result of a file: its own, or with the suffix of another format.
+
+    >>> result_name(Path("a.png")), result_name(Path("b.jpg"))
+    ('a.png', 'b.png')
+    """
+    name, reader = real_path(file).name, reader_of(file)
+    if is_tiff(file) or is_png(file) or reader.writer is not None:
+        return name
+    return without_suffix(name) + (PNG if reader.single else ".tif")
+
+
+def std_suffix(file: Path, out: Path) -> str:
+    """Return the suffix of the standard deviations beside a result: its own if it holds floats."""
+    reader = reader_of(file)
+    own = reader.floats and reader_of(out if suffix_of(out) else file).name == reader.name
+    return out.name[len(without_suffix(out.name)) :] if own or is_tiff(out) else ".tif"
+
+
+def writer_for(file: Path, out: Path, history: str = "", floats: bool = False) -> Writer:
+    """Return the writer of the result of a file.
+
+    Args:
+        file: The file that the images came from, with its selection.
+        out: The file to write.
+        history: A line that says how the results were made.
+        floats: Whether float32 is written whatever the file holds.
+
+    Raises:
+        InputError: The file cannot be read again, the place cannot be written, or `out` has the
+            suffix of a format that needs the metadata of a file of its own.
+    """
+    reader = reader_of(file)
+    if is_png(out):
+        return PngWriter(out, file, history, floats)
+    if is_tiff(out):
+        return TiffWriter(out, file, history, floats)
+    known = reader_of(out) if is_written(out) else reader
+    if known.name != reader.name or reader.writer is None:
+        names = "TIFF or PNG" if reader.writer is None else f"{reader.name}, TIFF or PNG"
+        raise InputError(
+            f"{out}: results of {reader.name} files are written as {names}: give such a name"
+        )
+    return reader.writer(out, file, history, floats)
+
+
+class TiffWriter:
+    """Write results into a TIFF file: with the tags of a TIFF source, or with OME-XML.
+
+    Args:
+        out, source, history, floats: See `registry.Writer`.
+    """
+
+    def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
+        self.out, self.source, self.floats = out, source, floats
+        self._like = Stack(real_path(source)) if is_tiff(source) else None
+        self._writer: StackWriter | None = None
+        try:
+            if self._like is not None:
+                self._writer = StackWriter(out, self._like, floats)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Write the next image, (H, W, C)."""
+        if self._writer is None:
+            dtype = "float32" if self.floats else pixels.dtype.name
+            with open_pages(self.source) as pages:
+                text = ome_description(pages, pixels.shape, dtype)
+            self._writer = StackWriter(self.out, None, self.floats, text)
+        self._writer.write(pixels)
+
+    def close(self) -> None:
+        """Write what is left and give the file its name."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._like is not None:
+            self._like.close()
+
+    def abandon(self) -> None:
+        """Remove the partial file; nothing happens after `close`."""
+        if self._writer is not None:
+            self._writer.abandon()
+        if self._like is not None:
+            self._like.close()
+
+
+class PngWriter:
+    """Write one result into a PNG file, with the texts, the resolution and the color profile of
+    its source.
+
+    Args:
+        out, source, history, floats: See `registry.Writer`; `floats` is false.
+    """
+
+    def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
+        if floats:
+            raise InputError(f"{out}: a PNG file holds integers: use .tif")
+        self.out, self.source = out, source
+        self._part = Partial(out)
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Write the image, (H, W, C)."""
+        if pixels.shape[-1] not in (1, 3):
+            raise InputError(
+                f"{self.out}: a PNG has 1 or 3 channels, not {pixels.shape[-1]}: use .npy or .tif"
+            )
+        known = reader_of(self.source).single
+        chunks = chunks_of(real_path(self.source), pixels.shape) if known else []
+        self._part.put(with_chunks(encode_picture(pixels), chunks))
+
+    def close(self) -> None:
+        """Give the file its name."""
+        self._part.finish()
+
+    def abandon(self) -> None:
+        """Remove the partial file; nothing happens after `close`."""
+        self._part.abandon()
