@@ -15,11 +15,21 @@ from .console import escape
 if TYPE_CHECKING:
     import torch
 
+    from ..io.axes import Selection
     from ..io.images import ImageSet
     from ..io.scale import Span, Spans
     from ..problem import Problem
 
-__all__ = ["images_of", "list_skipped", "measured", "place", "problem_of", "run_span"]
+__all__ = [
+    "images_of",
+    "list_skipped",
+    "measured",
+    "place",
+    "problem_of",
+    "run_selection",
+    "run_span",
+    "selection_of",
+]
 
 
 def problem_of(
@@ -46,6 +56,7 @@ def images_of(
     span: "Spans" = None,
     nan: Literal["refuse", "mask"] = "refuse",
     sigma: float | None = None,
+    select: "Selection | None" = None,
 ) -> "ImageSet":
     """Read the images of a path, and print remarks about them to stderr.
 
@@ -54,11 +65,13 @@ def images_of(
         skip_bad, nan: See `load_images`.
         span: Numbers of black and white, if they are known.
         sigma: Standard deviation of the noise, for `scale.check_units`; None: no check.
+        select: The axes of the files, and the channels to read; None: all.
     """
-    from ..io.images import load_images
+    from ..io.axes import ALL
+    from ..io.images import read_images
     from ..io.scale import check_units, span_for
 
-    data = load_images(path, skip_bad=skip_bad, span=span, nan=nan)
+    data = read_images(path, skip_bad=skip_bad, span=span, nan=nan, select=select or ALL)
     list_skipped(dict(data.skipped))
     if data.note:
         print(f"{escape(path)}: {data.note}", file=sys.stderr)
@@ -73,13 +86,15 @@ def measured(
     skip_bad: bool,
     span: "Spans" = None,
     nan: Literal["refuse", "mask"] = "refuse",
+    select: "Selection | None" = None,
 ) -> Any:
     """Return the images to learn from: in memory or, if they are large, as a source."""
+    from ..io.axes import ALL
     from ..io.source import large, open_source
 
     if not large(path):
-        return images_of(path, skip_bad, span, nan)
-    source = open_source(path, skip_bad, span, nan)
+        return images_of(path, skip_bad, span, nan, select=select)
+    source = open_source(path, skip_bad, span, nan, select or ALL)
     list_skipped(dict(source.skipped))
     if source.note:
         print(source.note, file=sys.stderr)
@@ -90,6 +105,46 @@ def list_skipped(skipped: dict[str, str]) -> None:
     """Print the names and reasons of images that were left out."""
     for name, reason in skipped.items():
         print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
+
+
+def selection_of(command: Any, run: str | Path | None = None) -> "Selection":
+    """Return the axes and channels that a command was given, else those of a run.
+
+    Args:
+        command: The command, with the options `axes` and `channel`.
+        run: The run folder, or the folder of its prior; None: there is none.
+
+    Raises:
+        InputError: The axes or channels are not usable.
+    """
+    from ..io.axes import ALL, Selection
+
+    known = ALL if run is None else run_selection(run)
+    channels = command.channel or known.channels
+    if command.axes:
+        return Selection(command.axes, channels)
+    return Selection(known.axes, channels, lenient=bool(known.axes))
+
+
+def run_selection(run: str | Path) -> "Selection":
+    """Return the axes and channels that a run was learned with; those of no run are all.
+
+    The axes count for files with as many axes, others are read by their own.
+    """
+    from ..io.axes import ALL, Selection
+
+    for config in (Path(run) / "config.json", Path(run).parent / "config.json"):
+        try:
+            kept = json.loads(config.read_text())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(kept, dict) or "problem" not in kept:
+            continue
+        axes, channels = kept.get("axes", ""), kept.get("channels", [])
+        if not isinstance(axes, str) or not isinstance(channels, list):
+            raise InputError(f"{config} has no readable axes: give --axes and --channel")
+        return Selection(axes, tuple(map(str, channels)), lenient=True)
+    return ALL
 
 
 def run_span(run: str | Path) -> "Span | None":

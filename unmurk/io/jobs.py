@@ -21,8 +21,17 @@ from torch import Tensor
 
 from ..errors import InputError
 from .atomic import Partial
+from .axes import ALL, Selection
 from .formats import tiff
-from .formats.pictures import Nan, check_finite, encode_picture, open_pages, single
+from .formats.pictures import (
+    Nan,
+    check_finite,
+    encode_picture,
+    holds_images,
+    open_pages,
+    single,
+    split_member,
+)
 from .images import pictures_in, stems, written_scale
 from .ledger import Key, Ledger
 from .locks import ranks
@@ -49,18 +58,21 @@ class Job:
         number: Number of its first image among those of all files.
         pages: Number of images in the file.
         out: The file of the restored images.
+        select: Its axes, the channels to read, and the name of an array or image in it.
     """
 
     file: Path
     number: int
     pages: int
     out: Path
+    select: Selection = ALL
 
     def key(self) -> Key:
         """Return what identifies the file in the log."""
         found = self.file.stat() if self.file.exists() else None  # a link may lead nowhere
         size, changed = (found.st_size, found.st_mtime_ns) if found else (0, 0)
-        return self.file.name, self.number, size, changed
+        member = f":{self.select.member}" if self.select.member else ""
+        return self.file.name + member, self.number, size, changed
 
     def beside(self, name: str) -> Path:
         """Return the file of an array that comes with the restored images."""
@@ -82,20 +94,23 @@ class Summary:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def jobs_of(path: Path, out: Path, skip_bad: bool = False) -> list[Job]:
+def jobs_of(path: Path, out: Path, skip_bad: bool = False, select: Selection = ALL) -> list[Job]:
     """List the jobs for the files of a folder, or for one file.
 
     Args:
         path: The folder or the file.
         out: The output folder, or the output file of a single input.
         skip_bad: Whether files that cannot be read are left out.
+        select: The axes of the files, and the channels to read.
 
     Raises:
         InputError: There is nothing at the path, or a file cannot be read (without `skip_bad`).
     """
+    path, member = split_member(path)
     if not path.exists() and not path.is_symlink():
         raise InputError(f"there is nothing at {path}")
-    files = pictures_in(path) if path.is_dir() else [path]
+    files = pictures_in(path) if path.is_dir() and not holds_images(path) else [path]
+    select = select.of(member)
     names = [
         stem + (file.suffix if _is_tiff(file) else ".png" if single(file) else ".tif")
         for stem, file in zip(stems([file.name for file in files]), files, strict=True)
@@ -105,10 +120,10 @@ def jobs_of(path: Path, out: Path, skip_bad: bool = False) -> list[Job]:
         raise InputError(f"{out} can hold one image, not {len(files)}: give a folder")
     jobs, number = [], 0
     for file, name in zip(files, names, strict=True):
-        pages = _pages(file, skip_bad)
+        pages = _pages(file, skip_bad, select)
         if one and pages > 1 and not _is_tiff(out):
             raise InputError(f"{out} can hold one image, not {pages}: give a .tif file")
-        jobs.append(Job(file, number, pages, out if one else out / name))
+        jobs.append(Job(file, number, pages, out if one else out / name, select))
         number += pages
     return jobs
 
@@ -230,11 +245,11 @@ def _is_tiff(file: Path) -> bool:
     return file.suffix.lower() in tiff.ENDINGS
 
 
-def _pages(file: Path, skip_bad: bool) -> int:
+def _pages(file: Path, skip_bad: bool, select: Selection) -> int:
     if single(file):
         return 1
     try:
-        with open_pages(file) as pages:
+        with open_pages(file, select) as pages:
             return len(pages)
     except InputError:
         if skip_bad:
@@ -256,11 +271,11 @@ def _pages_of(
 
 
 def _read(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
-    with open_pages(job.file) as pages:
+    with open_pages(job.file, job.select) as pages:
         scale = Scale.of(pages.dtype, span, pages.bits)
         for place in range(len(pages)):
             where = str(job.file) if len(pages) == 1 else f"page {place} of {job.file}"
-            if isinstance(pages, tiff.Stack) and _is_tiff(job.out):
+            if isinstance(pages, tiff.Stack) and pages.native and _is_tiff(job.out):
                 pages.check_copy(place)  # before the restoration, not after it
             pixels = check_finite(pages.read(place), where, nan)
             yield Page(job, place, scale.from_file(np.moveaxis(pixels, -1, 0)), scale)
@@ -300,9 +315,10 @@ class Sink:
         self._out: tiff.StackWriter | Partial
         self._arrays: dict[str, NpyWriter] = {}
         if _is_tiff(job.out):
-            source = tiff.Stack(job.file) if _is_tiff(job.file) else None
+            source = tiff.Stack(job.file, job.select) if _is_tiff(job.file) else None
             like = None if source is None else self._open.enter_context(source)
-            self._out = tiff.StackWriter(job.out, like)
+            native = like is not None and like.native  # else there are other pages to write
+            self._out = tiff.StackWriter(job.out, like if native else None)
         else:
             self._out = Partial(job.out)
 

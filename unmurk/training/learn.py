@@ -11,7 +11,7 @@ run, or returns what it has learned.
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from functools import wraps
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
+from ..io.axes import Selection
 from ..io.datasets import Source, as_source
 from ..io.formats.pictures import Nan
 from ..io.gaps import gaps
@@ -84,6 +85,8 @@ def learn(
     quiet: bool = False,
     span: Spans = None,
     nan: Nan = "refuse",
+    axes: str = "",
+    channel: int | str | Sequence[int | str] = (),
     **options: Any,
 ) -> tuple[Prior, Posterior]:
     r"""Learn a prior :math:`p(x)` and a posterior :math:`q(x \mid y)` from corrupted images.
@@ -106,6 +109,8 @@ def learn(
         span: File values of black and white, for integers and files; None takes them from the type
             (see `io.scale`). The run folder keeps them for `restore` and `solve`.
         nan: "mask" treats pixels that are not finite as hidden; "refuse" names them.
+        axes, channel: The axes of arrays and files, and the channels to read; see `load_images`.
+            The run folder keeps them too.
         options: Fields of the settings, and options of the method by name.
 
     Returns:
@@ -120,7 +125,11 @@ def learn(
     """
     settings, module, options = _settings(settings, network, options)
     learner = resolve(method, options)
-    y: Any = as_source(data, span, nan)
+    one = (channel,) if isinstance(channel, int | str) else tuple(channel)
+    select = Selection(axes, tuple(map(str, one)))
+    y: Any = as_source(data, span, nan, select)
+    held = next((d for d in (data, y) if isinstance(d, ImageSet | Source)), None)
+    select = select if held is None else held.select
     clean = _is_clean(learner)
     _check_data(y, problem, clean)
     if isinstance(data, str | Path) and isinstance(y, Source) and y.note and not quiet:
@@ -132,7 +141,7 @@ def learn(
     built = learner.build(y, problem, shape, settings.network, settings.seed, module)
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
-        config = _config(built, settings, given, module) | _range(data, y)
+        config = _config(built, settings, given, module) | _range(data, y) | select.to_dict()
         if problem is not given:
             config["nan"] = nan
         open_run(folder, config | {"data": fingerprint(y)})

@@ -7,8 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ...io.outputs import key_of, output
-from ..data import images_of, problem_of
-from ..options import Clean, Command, Json, MaybeRange, Seed, SkipBad, Text, job_of
+from ..data import images_of, problem_of, selection_of
+from ..options import (
+    Axes,
+    Channel,
+    Clean,
+    Command,
+    Json,
+    MaybeRange,
+    Seed,
+    SkipBad,
+    Text,
+    job_of,
+)
 
 __all__ = ["Corrupt"]
 
@@ -29,6 +40,8 @@ class Corrupt(Command):
     """Standard deviation of the noise to add, in units where the image range is 1; or
     poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02 (docs/guide/noise.md)."""
     range: MaybeRange = None
+    axes: Axes = None
+    channel: Channel = ()
     seed: Seed = 0
     skip_bad: SkipBad = False
     json: Json = False
@@ -44,7 +57,10 @@ class Corrupt(Command):
             to.reads(problem.operator.digests())
             to.record(recorded(self, problem))
             read = partial(images_of, sigma=0.0)
-            data = measurements_of(self.data, True, self.skip_bad, self.range, read=read)
+            select = selection_of(self)
+            data = measurements_of(
+                self.data, True, self.skip_bad, self.range, read=read, select=select
+            )
             with GeneratedWriter(to.path, len(data), data.scale, data.names) as writer:
                 for first in range(0, len(data), BATCH):
                     numbers = data.numbers[first : first + BATCH]

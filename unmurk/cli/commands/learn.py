@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.outputs import output
-from ..data import measured, problem_of
+from ..data import measured, problem_of, selection_of
 from ..options import (
+    Axes,
+    Channel,
     Command,
     Corrupted,
     Json,
@@ -68,6 +70,8 @@ class Learn(Command):
     simulate: bool = False
     """DATA are clean: corrupt them first with the operator and the noise (for development)."""
     range: MaybeRange = None
+    axes: Axes = None
+    channel: Channel = ()
     nan: NanOption = "refuse"
     skip_bad: SkipBad = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -87,7 +91,8 @@ class Learn(Command):
             from ...training.distributed import first_process
 
             options = self._options()
-            data = measured(self.data, self.skip_bad, self.range, self.nan)
+            select = selection_of(self)
+            data = measured(self.data, self.skip_bad, self.range, self.nan, select)
             skipped, y = dict(data.skipped), getattr(data, "images", data)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
             problem = problem_of(

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import InputError
-from ...io.formats.registry import has_reader
 from ...io.outputs import Output
 from ..console import escape
-from ..data import images_of, list_skipped, problem_of, run_span
+from ..data import images_of, list_skipped, problem_of, run_span, selection_of
 from ..options import Command
 
 if TYPE_CHECKING:
     import torch
 
+    from ...io.axes import Selection
     from ...io.jobs import Engine
     from ...io.scale import Spans
     from ...problem import Problem
@@ -30,6 +30,7 @@ __all__ = ["recorded", "restore_data", "sample_images", "trained_problem", "weig
 
 ENOUGH = 512  # images from which the noise is estimated
 UNRECORDED = {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std", "batch"}
+UNRECORDED |= {"axes", "channel"}  # of the run too: see `_named`
 UNUSUAL, STRANGE = 1.25, 10.0  # ratios of a noise to the one that a flow was trained with
 
 
@@ -41,6 +42,8 @@ class Restoring(Protocol):
     samples: int
     batch: int | None
     range: Any
+    axes: str | None
+    channel: tuple[str, ...]
     nan: Any
     skip_bad: bool
 
@@ -66,16 +69,25 @@ def restore_data(
     Returns:
         The result of the command.
     """
+    from ...io.formats.pictures import holds_images
     from ...io.jobs import jobs_of, process, ranks
     from ...io.sets import measurements_of, restore_set
 
     data, out = command.data, to.path
-    pictures = data.is_dir() or has_reader(data)
+    pictures = data.is_dir() or holds_images(data)
+    select = selection_of(command, command.prior)
+    if select.lenient and select.axes:
+        print(
+            f"files of {len(select.axes)} axes are read as {select.axes}, as the run was learned: "
+            "--axes names others",
+            file=sys.stderr,
+        )
     one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
-    jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad)
+    jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad, select)
     known = _known_span(command)
-    spans = _spans(command, [job.file for job in jobs], problem.level) if jobs else known
-    ledger = to.record(settings | {"range": spans or None})
+    files = [job.file for job in jobs]
+    spans = _spans(command, files, problem.level, select) if jobs else known
+    ledger = to.record(settings | {"range": spans or None, **_named(select)})
     if to.folder:
         ledger.alone()
     # samples of each image that are in memory at once
@@ -84,7 +96,11 @@ def restore_data(
         if ranks()[0] > 0:
             return {"images": 0, "out": out}
         pictorial, read = problem.operator.pictorial, partial(images_of, sigma=problem.level)
-        measured = measurements_of(data, pictorial, command.skip_bad, known, command.nan, read)
+        measured = measurements_of(
+            data, pictorial, command.skip_bad, known, command.nan, read, select
+        )
+        if measured.note:
+            print(f"{escape(data)}: {measured.note}", file=sys.stderr)
         return restore_set(
             measured, data, engine, to, ledger, arrays=arrays, batch=command.batch, copies=copies
         )
@@ -112,12 +128,19 @@ def restore_data(
     }
 
 
+def _named(select: "Selection") -> dict[str, Any]:
+    """Return the axes and channels as the log keeps them: `recorded` has those of the options."""
+    return {name: value for name, value in select.to_dict().items() if value}
+
+
 def _known_span(command: Restoring) -> "Spans":
     """The numbers of black and white given by the user, or those of the run."""
     return command.range or run_span(command.prior)
 
 
-def _spans(command: Restoring, files: list[Path], sigma: float | None) -> list[Any]:
+def _spans(
+    command: Restoring, files: list[Path], sigma: float | None, select: "Selection"
+) -> list[Any]:
     """The numbers of black and white in files: given, the run's, or found by a survey.
 
     If the noise is known, the findings are printed, and floats are checked.
@@ -126,7 +149,7 @@ def _spans(command: Restoring, files: list[Path], sigma: float | None) -> list[A
     from ...io.survey import survey
 
     known = _known_span(command)
-    extents = survey(files, known, sigma).values()
+    extents = survey(files, known, sigma, select).values()
     for extent in extents:
         if sigma is not None and extent.note:
             print(f"{escape(command.data)}: {extent.note}", file=sys.stderr)
@@ -168,13 +191,15 @@ def sample_images(command: Restoring) -> "Callable[[], torch.Tensor]":
     """Return a function that reads the first images, from which the noise is estimated."""
 
     def images() -> "torch.Tensor":
-        from ...io.images import load_images, pictures_in
+        from ...io.formats.pictures import holds_images
+        from ...io.images import pictures_in, read_images
 
         span, data = _known_span(command), command.data
-        if data.is_dir() or has_reader(data):
-            files = pictures_in(data) if data.is_dir() else [data]
-            span = _spans(command, files, None)
-        return load_images(data, skip_bad=True, limit=ENOUGH, span=span).images
+        select = selection_of(command, command.prior)
+        if data.is_dir() or holds_images(data):
+            files = [data] if holds_images(data) else pictures_in(data)
+            span = _spans(command, files, None, select)
+        return read_images(data, skip_bad=True, limit=ENOUGH, span=span, select=select).images
 
     return images
 

@@ -6,19 +6,21 @@ camera was held, a palette becomes RGB, an opaque alpha channel is dropped, and 
 what cannot be read exactly is refused. The declared size is checked before anything is decoded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ...errors import InputError
+from ..axes import ALL, Selection
 from ..limits import check_file, check_pixels, reading
 from ..scale import finite
-from . import raster, tiff
+from . import hdf5, microscopy, raster, tiff
 from .raster import encode_picture
-from .registry import ENDINGS, Pages, has_reader, reader_of, without_suffix
+from .registry import ENDINGS, Pages, has_reader, reader_of, split_member, without_suffix
 
 __all__ = [
     "ENDINGS",
@@ -27,11 +29,13 @@ __all__ = [
     "check_finite",
     "describe",
     "encode_picture",
+    "holds_images",
     "has_reader",
     "number_type",
     "open_pages",
     "page_names",
     "single",
+    "split_member",
     "without_suffix",
 ]
 
@@ -39,29 +43,46 @@ Nan = Literal["refuse", "mask"]
 """What to do with numbers that are not finite: refuse them, or treat their pixels as hidden."""
 
 OWN = (raster.Picture, tiff.Stack)  # readers that check sizes and shapes themselves
+OPTIONAL = (hdf5.Dataset, microscopy.Nd2)  # modules of readers that are registered on import
 
 
 @contextmanager
-def open_pages(file: Path) -> Iterator[Pages]:
+def open_pages(file: Path, select: Selection = ALL) -> Iterator[Pages]:
     """Open the images of a picture file.
 
     Args:
-        file: A file with a suffix of a registered reader.
+        file: A file with a suffix of a registered reader; the name of an array or image in it may
+            follow, as in scan.h5:images.
+        select: The axes of the file, and the channels to read.
 
     Raises:
         InputError: The file is unreadable, too large, partly transparent, or of a kind that is not
             read. `Pages.read` raises it too.
     """
-    check_file(file)
+    file, member = split_member(file)
+    select = select.of(member) if member else select
     reader = reader_of(file)
+    if not (reader.folder and file.is_dir()):
+        check_file(file)
+    arguments = (file, select) if reader.selects else (file,)
+    opened: Callable[[], Pages] = partial(reader.open, *arguments)
     pages: Pages
     if reader.open in OWN:
-        pages = reader.open(file)
+        pages = opened()
     else:
         with reading(file):
-            pages = _Checked(file, reader.open(file))
+            pages = _Checked(file, opened())
     with pages:
-        yield pages
+        yield pages if reader.selects or select == ALL else _Chosen(pages, select)
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a path names one file of images, or a folder that is one (OME-Zarr).
+
+    Files that do not exist count by their name.
+    """
+    file, _ = split_member(path)
+    return has_reader(file) and (not file.is_dir() or reader_of(file).folder)
 
 
 class _Checked(Pages):
@@ -103,13 +124,37 @@ class _Checked(Pages):
         self._pages.close()
 
 
+class _Chosen(Pages):
+    """Some channels of the pages of a reader that reads all of them."""
+
+    def __init__(self, pages: Pages, select: Selection) -> None:
+        if select.axes and not select.lenient and select.axes != pages.axes:
+            named = f"the axes {pages.axes}" if pages.axes else "axes that its reader knows"
+            raise InputError(f"{pages.file} has {named}, which --axes cannot change: leave it out")
+        names = list(pages.metadata.get("channels", []))
+        self.chosen = select.chosen(pages.file, pages.shape[2], names)
+        self.file, self.dtype, self.bits = pages.file, pages.dtype, pages.bits
+        self.shape = (*pages.shape[:2], len(self.chosen))
+        self.axes, self.metadata, self._pages = pages.axes, dict(pages.metadata), pages
+        if names:
+            self.metadata["channels"] = [names[c] for c in self.chosen]
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def read(self, page: int) -> np.ndarray:
+        """See `Pages`."""
+        return np.ascontiguousarray(self._pages.read(page)[..., self.chosen])
+
+
 def single(file: Path) -> bool:
     """Whether files of this format hold exactly one image (and fit a PNG file)."""
-    return reader_of(file).single
+    return reader_of(split_member(file)[0]).single
 
 
 def number_type(file: Path) -> str | None:
     """Name of the number type of a picture, from its header; None: the file has to be opened."""
+    file, _ = split_member(file)
     reader = reader_of(file)
     if reader.number_type is None:
         return None

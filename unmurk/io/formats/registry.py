@@ -18,6 +18,7 @@ There are two ways to add a format:
 This module imports no heavy library.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,15 +34,20 @@ if TYPE_CHECKING:
 __all__ = [
     "ENDINGS",
     "GROUP",
+    "MEMBERS",
     "Pages",
     "Reader",
     "has_reader",
     "reader_of",
     "register",
+    "split_member",
     "without_suffix",
 ]
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+MEMBERS = (".h5", ".hdf5", ".nxs", ".mat", ".czi", ".lif", ".zarr")
+"""Suffixes of files that hold several arrays or images, one of which is named as FILE:NAME."""
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".nd2", *MEMBERS)
 """Suffixes of the formats that unmurk itself reads."""
 
 GROUP = "unmurk.readers"
@@ -60,9 +66,9 @@ class Pages:
         shape: Height, width and channels of every image.
         dtype: Name of the number type of the pixels, such as "uint16".
         bits: Significant bits of an integer, where metadata tell fewer than the type has; else 0.
-        axes: The axes of the file, such as "TZCYX"; C (and S) become channels, the others before
+        axes: The axes of the file, such as "TZCYX"; C (and S) become channels, the others except
             Y and X number the images. Empty where the format has no names for them.
-        metadata: What else the file says, by name (the size of a pixel, the exposure).
+        metadata: What else the file says, with the names of `metadata.NAMES`.
     """
 
     file: Path
@@ -97,17 +103,22 @@ class Reader:
     Attributes:
         name: The name of the format.
         suffixes: How names of its files end, in lower case, each with its leading dot.
-        open: Opens a file: (path) -> `Pages`.
+        open: Opens a file: (path) -> `Pages`; see `selects`.
         single: Whether a file always holds exactly one image.
         number_type: Name of the number type of a file, from its header alone; None: the file has
             to be opened.
+        selects: Whether it handles axes, channels and members itself: (path, `axes.Selection`) ->
+            `Pages`. Channels of other formats are chosen after an image is read.
+        folder: Whether its "files" may be folders.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    open: Callable[[Path], Pages]
+    open: Callable[..., Pages]
     single: bool = False
     number_type: Callable[[Path], str] | None = None
+    selects: bool = False
+    folder: bool = False
 
 
 _readers: dict[str, Reader] = {}  # by suffix
@@ -121,13 +132,15 @@ def register(
     *,
     single: bool = False,
     number_type: Callable[[Path], str] | None = None,
+    selects: bool = False,
+    folder: bool = False,
 ) -> Callable[[Opener], Opener]:
     """Register a reader: a decorator of a subclass of `Pages`, or of a function (path) -> `Pages`.
 
     Args:
         name: The name of the format, for messages.
         suffixes: How names of its files end, such as (".fits", ".fits.gz").
-        single, number_type: See `Reader`.
+        single, number_type, selects, folder: See `Reader`.
 
     Returns:
         The decorator. It returns what it decorates unchanged.
@@ -151,16 +164,34 @@ def register(
             raise InputError(f"reader '{name}': '{known.name}' reads {suffix} files already")
 
     def add(opener: Opener) -> Opener:
-        reader = Reader(name, ends, opener, single, number_type)
+        reader = Reader(name, ends, opener, single, number_type, selects, folder)
         _readers.update(dict.fromkeys(ends, reader))
         return opener
 
     return add
 
 
+def split_member(path: str | Path) -> tuple[Path, str]:
+    """Split "scan.h5:entry/data" into the file and the name of an array or image in it.
+
+    The name is empty if the path gives none, or if there is a file of the whole name.
+
+    >>> split_member("scan.h5:entry/data")[1], split_member("a:b.png")[1]
+    ('entry/data', '')
+    """
+    text = str(path)
+    for place in (i for i, letter in enumerate(text) if letter == ":"):
+        if text[:place].lower().endswith(MEMBERS) and not os.path.lexists(text):
+            return Path(text[:place]), text[place + 1 :].strip("/")
+    return Path(path), ""
+
+
 def has_reader(file: Path) -> bool:
-    """Whether a file's name ends in the suffix of a registered reader or of an entry point."""
-    return bool(_suffix(file.name))
+    """Whether a file's name ends in the suffix of a registered reader or of an entry point.
+
+    The name of an array in the file may follow it, as in scan.h5:images.
+    """
+    return bool(_suffix(split_member(file)[0].name))
 
 
 def without_suffix(name: str) -> str:
