@@ -132,7 +132,7 @@ def test_no_import_is_circular():
 LAYERS = [
     ["errors", "bounds", "rng"],
     ["io.json_files", "io.atomic", "io.limits", "io.packaged", "io.locks", "io.ledger"],
-    ["io.scale", "io.layouts", "io.formats", "io.folders", "io.survey", "io.streams"],
+    ["io.axes", "io.scale", "io.layouts", "io.formats", "io.folders", "io.survey", "io.streams"],
     ["io.images", "io.generated", "io.outputs", "io.weights", "devices"],
     ["operators"],
     ["noise"],

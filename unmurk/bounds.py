@@ -28,6 +28,7 @@ __all__ = [
     "Option",
     "Real",
     "Sides",
+    "Text",
     "Whole",
     "check_fields",
     "check_memory",
@@ -291,6 +292,32 @@ class File(Option):
         if not isinstance(path, str) or not 0 < len(path) <= LONGEST or "\0" in path:
             raise ValueError
         return path
+
+
+@dataclass(frozen=True)
+class Text(Option):
+    """A short text.
+
+    Attributes:
+        most: The largest number of characters.
+    """
+
+    most: int
+    optional: bool = False
+
+    @property
+    def bounds(self) -> str:
+        return f"a text of 1 to {self.most} characters"
+
+    def read(self, text: str) -> str:
+        return text
+
+    def fits(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError
+        if not 0 < len(value) <= self.most:
+            raise ValueError
+        return value
 
 
 SEED = Whole(0, 2**63 - 1)

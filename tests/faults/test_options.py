@@ -28,6 +28,7 @@ NEEDED = {
     "inpaint:box": {"size": 3},
     "inpaint:file": {"path": "m.npy"},
     "inpaint:freeform": {"strokes": 1, "width": 2},
+    "mri:file": {"path": "scan.h5"},
     "sr:average": {"factor": 2},
     "sr:bicubic": {"factor": 2},
     "cs:structured": {"ratio": 0.5},

@@ -15,6 +15,7 @@ from .console import escape
 if TYPE_CHECKING:
     import torch
 
+    from ..io.axes import Selection
     from ..io.captures import Captures
     from ..io.images import ImageSet
     from ..io.scale import Scale, Span, Spans
@@ -28,7 +29,9 @@ __all__ = [
     "place",
     "problem_of",
     "run_scale",
+    "run_selection",
     "run_span",
+    "selection_of",
 ]
 
 
@@ -66,6 +69,7 @@ def images_of(
     span: "Spans" = None,
     nan: Literal["refuse", "mask"] = "refuse",
     sigma: float | None = None,
+    select: "Selection | None" = None,
 ) -> "ImageSet":
     """Read the images of a path, and print remarks about them to stderr.
 
@@ -74,11 +78,13 @@ def images_of(
         skip_bad, nan: See `load_images`.
         span: Numbers of black and white, if they are known.
         sigma: Standard deviation of the noise, for `scale.check_units`; None: no check.
+        select: The axes of the files, and the channels to read; None: all.
     """
-    from ..io.images import load_images
+    from ..io.axes import ALL
+    from ..io.images import read_images
     from ..io.scale import check_units, span_for
 
-    data = load_images(path, skip_bad=skip_bad, span=span, nan=nan)
+    data = read_images(path, skip_bad=skip_bad, span=span, nan=nan, select=select or ALL)
     list_skipped(dict(data.skipped))
     if data.note:
         print(f"{escape(path)}: {data.note}", file=sys.stderr)
@@ -93,13 +99,15 @@ def measured(
     skip_bad: bool,
     span: "Spans" = None,
     nan: Literal["refuse", "mask"] = "refuse",
+    select: "Selection | None" = None,
 ) -> Any:
     """Return the images to learn from: in memory or, if they are large, as a source."""
+    from ..io.axes import ALL
     from ..io.source import large, open_source
 
     if not large(path):
-        return images_of(path, skip_bad, span, nan)
-    source = open_source(path, skip_bad, span, nan)
+        return images_of(path, skip_bad, span, nan, select=select)
+    source = open_source(path, skip_bad, span, nan, select or ALL)
     list_skipped(dict(source.skipped))
     if source.note:
         print(source.note, file=sys.stderr)
@@ -114,6 +122,7 @@ def captures_of(
     span: "Spans" = None,
     nan: Literal["refuse", "mask"] = "refuse",
     scratch: Path | None = None,
+    select: "Selection | None" = None,
 ) -> "Captures | None":
     """Return the images to cut crops out of; None if whole images are learned from.
 
@@ -121,17 +130,22 @@ def captures_of(
         path: A folder or a file.
         operator: How the images were made.
         crop: Side of the crops; 0: whole images; None: see `crops.cut_by_default`.
-        skip_bad, span, nan, scratch: See `captures.open_captures`.
+        skip_bad, span, nan, scratch, select: See `captures.open_captures`.
     """
+    from ..io.axes import ALL
     from ..io.captures import open_captures, sizes_in
     from ..io.crops import croppable, cut_by_default
+    from ..io.formats.arrays import split_key
     from ..operators import as_operator
 
-    if crop == 0 or not path.exists():
+    select = select or ALL
+    if crop == 0 or not split_key(str(path))[0].exists():
         return None
-    if crop is None and not (croppable(as_operator(operator)) and cut_by_default(sizes_in(path))):
-        return None
-    found = open_captures(path, skip_bad, span, nan, scratch)
+    if crop is None:
+        local = croppable(as_operator(operator))
+        if not (local and cut_by_default(sizes_in(path, select))):
+            return None
+    found = open_captures(path, skip_bad, span, nan, scratch, select)
     list_skipped(dict(found.skipped))
     if found.note:
         print(f"{escape(path)}: {found.note}", file=sys.stderr)
@@ -167,6 +181,40 @@ def run_scale(run: str | Path) -> "Scale | None":
         except (TypeError, ValueError) as error:
             raise InputError(f"{config} has no number type of files: {error}") from error
     return None
+
+
+def selection_of(command: Any, run: str | Path | None = None) -> "Selection":
+    """Return the axes and channels that a command was given, else those of a run.
+
+    Args:
+        command: The command, with the options `axes` and `channel`.
+        run: The run folder, or the folder of its prior; None: there is none.
+
+    Raises:
+        InputError: The axes or channels are not usable.
+    """
+    from ..io.axes import ALL, Selection
+
+    known = ALL if run is None else run_selection(run)
+    channels = command.channel or known.channels
+    if command.axes:
+        return Selection(command.axes, channels)
+    return Selection(known.axes, channels, lenient=bool(known.axes))
+
+
+def run_selection(run: str | Path) -> "Selection":
+    """Return the axes and channels that a run was learned with; those of no run are all.
+
+    The axes count for files with as many axes, others are read by their own.
+    """
+    from ..io.axes import ALL, Selection
+
+    for config, kept in _configs(run):
+        axes, channels = kept.get("axes", ""), kept.get("channels", [])
+        if not isinstance(axes, str) or not isinstance(channels, list):
+            raise InputError(f"{config} has no readable axes: give --axes and --channel")
+        return Selection(axes, tuple(map(str, channels)), lenient=True)
+    return ALL
 
 
 def _configs(run: str | Path) -> "Iterator[tuple[Path, dict[str, Any]]]":

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from tyro.conf import Positional, arg
 
 from ..bounds import SEED, Real, Whole, check_fields
+from ..bounds import Text as Named
 from ..errors import InputError
 from ..io.packaged import SETS, packaged
 from .console import escape, lines, plain
@@ -16,7 +17,9 @@ from .console import escape, lines, plain
 __all__ = [
     "FILES",
     "AnyPrior",
+    "Axes",
     "Batch",
+    "Channel",
     "Clean",
     "Command",
     "Corrupted",
@@ -37,8 +40,9 @@ __all__ = [
 ]
 
 FILES = (
-    "a folder of PNG, JPEG or TIFF pictures, one picture, a .npy, .npz or idx file, or the name "
-    f"of a set in the package ({', '.join(SETS)})."
+    "a folder of PNG, JPEG or TIFF pictures, one picture, a .npy, .npz or idx file, a file of a "
+    "microscope, a data set of an HDF5 file (scan.h5:NAME), or the name of a set in the package "
+    f"({', '.join(SETS)})."
 )
 Corrupted = Annotated[Positional[Path], arg(metavar="DATA", help=f"The corrupted images: {FILES}")]
 Clean = Annotated[Positional[Path], arg(metavar="DATA", help=f"Clean images: {FILES}")]
@@ -90,6 +94,23 @@ MaybeRange = Annotated[
         metavar="BLACK WHITE",
         help="Numbers of black and white in the files, such as 0 4095 for a 12-bit camera; "
         "unset: those of the run, or those of the number type (docs/guide/files.md).",
+    ),
+]
+Axes = Annotated[
+    str | None,
+    arg(
+        metavar="TEXT",
+        help="Axes of the files in their own order, such as TZCYX: Y and X rows and columns, C "
+        "channels (or S), all others number the images, a text of 1 to 16 characters; unset: "
+        "those of the run, or those that the files name (docs/guide/files.md).",
+    ),
+    Named(16),
+]
+Channel = Annotated[
+    tuple[str, ...],
+    arg(
+        metavar="CHANNEL ...",
+        help="Channels to read, by number (from 0) or by name; unset: those of the run, or all.",
     ),
 ]
 NanOption = Annotated[

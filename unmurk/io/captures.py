@@ -34,21 +34,24 @@ from torch import Tensor
 
 from ..errors import InputError, size_text
 from ..problem import Problem
+from .axes import ALL, Selection
 from .datasets import as_source
 from .folders import pictures_in, usual_kind
 from .formats.arrays import map_array, read_array, split_key
 from .formats.pictures import (
     Nan,
     Pages,
+    bad_pixels,
     check_finite,
     declared,
     describe,
-    has_reader,
+    holds_images,
     open_pages,
     page_names,
 )
+from .formats.registry import is_folder
 from .images import ImageSet
-from .layouts import layout_of
+from .layouts import images_in
 from .limits import check_memory
 from .scale import Extent, Scale, Spans, finite, span_for
 from .source import Array, Source, of_array
@@ -273,6 +276,7 @@ class Captures:
         missing: Pixels that are not finite, one bit each, of the captures that have any.
         device: The device of the data.
         units: The scale of the files, where the images have been converted already.
+        select: The axes and channels that were given for its files.
 
     >>> captures = as_captures([torch.zeros(1, 5, 7), torch.ones(1, 8, 4)])
     >>> captures.sizes, captures.channels, captures.text
@@ -290,6 +294,7 @@ class Captures:
     missing: dict[int, np.ndarray] = field(default_factory=dict)
     device: torch.device = torch.device("cpu")
     units: Scale | None = None
+    select: Selection = ALL
 
     def __post_init__(self) -> None:
         self.numbers = self.numbers or list(range(len(self.parts)))
@@ -377,7 +382,7 @@ class Gaps:
 # -- files ----------------------------------------------------------------------------------------
 
 
-def sizes_in(path: Path) -> list[tuple[int, int]]:
+def sizes_in(path: Path, select: Selection = ALL) -> list[tuple[int, int]]:
     """Return height and width of the images of a path, in no order; those of one file once.
 
     Headers are read, and images only where a format has none. Files that cannot be read are left
@@ -385,26 +390,28 @@ def sizes_in(path: Path) -> list[tuple[int, int]]:
 
     Args:
         path: A folder or a file, as for `load_images`.
+        select: Its axes and channels.
     """
     file, key = split_key(str(path))
-    if file.is_dir() or (file.exists() and has_reader(file)):
-        files = pictures_in(file) if file.is_dir() else [file]
-        return [(shape[0], shape[1]) for shape in map(_shape, files) if shape]
+    if is_folder(file) or (file.exists() and holds_images(file)):
+        files = pictures_in(file) if is_folder(file) else [file]
+        shapes = (_shape(each, select.of(key or "")) for each in files)
+        return [(shape[0], shape[1]) for shape in shapes if shape]
     try:
         array = map_array(file) if file.suffix.lower() == ".npy" else read_array(file, key)[0]
-        layout = layout_of(file, array)
+        array, layout = images_in(file, array, select)
     except InputError:
         return []
-    if "N" in layout and not len(array):
+    if not len(array):
         return []
-    height, width = _pixels(array[0] if "N" in layout else array, layout).shape[:2]
+    height, width = _pixels(array[0], layout).shape[:2]
     return [(height, width)]
 
 
-def _shape(file: Path) -> tuple[int, ...] | None:
+def _shape(file: Path, select: Selection = ALL) -> tuple[int, ...] | None:
     """Return what the header of a file declares; None if it cannot be read."""
     try:
-        return declared(file)
+        return declared(file, select)
     except InputError:
         return None
 
@@ -415,6 +422,7 @@ def open_captures(
     span: Spans = None,
     nan: Nan = "refuse",
     scratch: Path | None = None,
+    select: Selection = ALL,
 ) -> Captures:
     """Open images of any sizes.
 
@@ -426,6 +434,7 @@ def open_captures(
         nan: See `load_images`.
         scratch: Folder for decoded captures that memory is too small for; None: that of temporary
             files.
+        select: Axes and channels; see `load_images`.
 
     Raises:
         InputError: There is nothing at the path, or the images cannot be read or differ in number
@@ -435,12 +444,13 @@ def open_captures(
     file, key = split_key(str(path))
     if not file.exists() and not file.is_symlink():
         raise InputError(f"there is nothing at {file}")
-    if file.is_dir():
-        return _Opening(file, pictures_in(file), skip_bad, span, nan, scratch).captures()
-    if has_reader(file):
-        return _Opening(file, [file], skip_bad, span, nan, scratch).captures()
-    array = map_array(file) if file.suffix.lower() == ".npy" else read_array(file, key)[0]
-    return _of_array(file, of_array(file, array, span), skip_bad, nan)
+    if is_folder(file) or holds_images(file):
+        files, chosen = pictures_in(file) if is_folder(file) else [file], select.of(key or "")
+        found = _Opening(file, files, skip_bad, span, nan, scratch, chosen).captures()
+    else:
+        array = map_array(file) if file.suffix.lower() == ".npy" else read_array(file, key)[0]
+        found = _of_array(file, of_array(file, array, span, select=select), skip_bad, nan)
+    return replace(found, select=select)
 
 
 @dataclass
@@ -471,10 +481,13 @@ class _Opening:
         span: Spans,
         nan: Nan,
         scratch: Path,
+        select: Selection,
     ) -> None:
         self.path, self.files, self.skip_bad, self.span = path, files, skip_bad, span
         self.nan: Nan = nan
-        size = sum(math.prod(shape) for shape in map(_shape, files) if shape)
+        self.select = select
+        shapes = (_shape(file, select) for file in files)
+        size = sum(math.prod(shape) for shape in shapes if shape)
         self.store = Store(path, size, scratch)
         self.extents: dict[str, Extent] = {}
         self.good: list[_Opened] = []
@@ -487,7 +500,7 @@ class _Opening:
     def _file(self, file: Path, number: int) -> int:
         """Read the images of a file, and return how many there are."""
         try:
-            with open_pages(file) as pages:
+            with open_pages(file, self.select) as pages:
                 for place, name in enumerate(page_names(file, len(pages))):
                     self._page(pages, place, name, number + place)
                 stat = file.stat()
@@ -505,9 +518,12 @@ class _Opening:
         file, dtype = pages.file, np.dtype(pages.dtype)
         offsets = None if self.store.held else pages.offsets(place)
         extent = self.extents.setdefault(dtype.name, Extent(dtype))
-        known = pages.bits or span_for(self.span, dtype) is not None or extent.full
+        if pages.span is not None:
+            extent.declare(pages.span)
+        given = pages.bits or pages.span is not None or span_for(self.span, dtype) is not None
+        known = given or extent.full
         pixels = None
-        if offsets is None or dtype.kind == "f" or not known:
+        if offsets is None or dtype.kind == "f" or not known or pages.masked:
             pixels = pages.read(place)
             extent.add(pixels)
         bad = None
@@ -517,6 +533,10 @@ class _Opening:
                 gaps = Gaps(self.nan)
                 gaps.look(0, pixels, where)
                 bad = gaps.missing.get(0)
+                marked = bad_pixels(pages, place, where, self.nan)
+                if marked is not None:
+                    packed = np.packbits(marked, axis=1)
+                    bad = packed if bad is None else bad | packed
             except InputError:
                 if not self.skip_bad:
                     raise
@@ -549,11 +569,12 @@ class _Opening:
         skipped = skipped + [(p.name, f"{p.kind}, others are {usual}") for p in others]
         kept = [page for page in good if page.kind == usual]
         extent, bits = self.extents[kept[0].dtype], max(page.bits for page in kept)
-        known = bits or span_for(self.span, kept[0].dtype) is not None
+        span = span_for(self.span, kept[0].dtype) or extent.span
+        known = bits or span is not None
         names = hashlib.sha256(json.dumps(self.seconds).encode()).hexdigest()
         return Captures(
             [page.part for page in kept],
-            Scale.of(kept[0].dtype, self.span, bits or (0 if known else extent.bits)),
+            Scale.of(kept[0].dtype, span, bits or (0 if known else extent.bits)),
             [page.number for page in kept],
             {"sha256": names, "of": "names, sizes and times"},
             sorted(skipped),
@@ -614,14 +635,18 @@ def _pixels(image: np.ndarray, layout: str) -> np.ndarray:
 
 
 def as_captures(
-    data: Any, span: Spans = None, nan: Nan = "refuse", scratch: Path | None = None
+    data: Any,
+    span: Spans = None,
+    nan: Nan = "refuse",
+    scratch: Path | None = None,
+    select: Selection = ALL,
 ) -> Captures:
     """Return measurements as captures.
 
     Args:
         data: What `datasets.as_source` takes; or a list of tensors or arrays (C, H, W) of any
             sizes, of integers or in units of [0, 1]; or captures.
-        span, nan, scratch: See `open_captures`.
+        span, nan, scratch, select: See `open_captures`.
 
     Raises:
         InputError: The data are none of these, or cannot be read.
@@ -629,12 +654,12 @@ def as_captures(
     if isinstance(data, Captures):
         return data
     if isinstance(data, str | Path):
-        return open_captures(Path(data), False, span, nan, scratch)
+        return open_captures(Path(data), False, span, nan, scratch, select)
     if isinstance(data, list | tuple):
         return _of_list(data, span, nan)
     if isinstance(data, ImageSet):
-        return replace(_of_tensor(data.images, nan), units=data.scale)
-    y = as_source(data, span, nan)
+        return replace(_of_tensor(data.images, nan), units=data.scale, select=data.select)
+    y = as_source(data, span, nan, select)
     if isinstance(y, Tensor):
         return _of_tensor(y, nan)
     if isinstance(y, Array):

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..devices import host_to, reader
 from ..errors import InputError
 from ..problem import Problem
+from .axes import ALL, Selection
 from .formats.pictures import Nan
 from .images import ImageSet
 from .scale import Spans
@@ -61,15 +62,19 @@ def simulated(clean: Tensor | Source, problem: Problem, seed: int) -> Tensor | S
     return Simulated(clean, problem, seed)
 
 
-def as_source(data: Any, span: Spans = None, nan: Nan = "refuse") -> Tensor | Source:
+def as_source(
+    data: Any, span: Spans = None, nan: Nan = "refuse", select: Selection = ALL
+) -> Tensor | Source:
     """Return measurements as a float32 tensor, or as a source of them.
 
     Args:
         data: A tensor or an array (N, C, H, W), of integers or in units of [0, 1]; an `ImageSet`;
-            the path of a .npy file or of a folder of pictures; a source; a Dataset or DataLoader
-            of torch (see `torch_data`); or an object whose attribute `y` is one of these.
+            the path of a .npy file, of a file of images or of a folder of pictures; a source; a
+            Dataset or DataLoader of torch (see `torch_data`); or an object whose attribute `y` is
+            one of these.
         span: Numbers of black and white in integers and files; None: see `scale`.
         nan: See `load_images`.
+        select: The axes of arrays and files, and the channels to read.
 
     Raises:
         InputError: The data are none of these, or cannot be read.
@@ -91,9 +96,9 @@ def as_source(data: Any, span: Spans = None, nan: Nan = "refuse") -> Tensor | So
     if isinstance(data, np.ndarray):
         if data.ndim < 3:
             raise InputError(f"expected measurements (N, C, H, W), got the shape {data.shape}")
-        return of_array("the array", data, span)
+        return of_array("the array", data, span, select=select)
     if isinstance(data, str | Path):
-        return open_source(Path(data), span=span, nan=nan)
+        return open_source(Path(data), span=span, nan=nan, select=select)
     if isinstance(data, torch.utils.data.Dataset | torch.utils.data.DataLoader):
         return from_torch(data)
     if not hasattr(data, "y"):
@@ -101,7 +106,7 @@ def as_source(data: Any, span: Spans = None, nan: Nan = "refuse") -> Tensor | So
             "expected measurements as a tensor, an array, a path, a source, a torch Dataset or "
             f"DataLoader, or an object with an attribute y, got {type(data).__name__}"
         )
-    return as_source(data.y, span, nan)
+    return as_source(data.y, span, nan, select)
 
 
 class Batches:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from .axes import ALL, Selection
 from .formats.pictures import (
     Nan,
     Pages,
@@ -80,7 +81,7 @@ def usual_kind(kinds: Sequence[str]) -> str:
 
 
 def read_files(
-    files: list[Path], skip_bad: bool, limit: int | None, nan: Nan
+    files: list[Path], skip_bad: bool, limit: int | None, nan: Nan, select: Selection = ALL
 ) -> tuple[list[Page], list[tuple[str, str]]]:
     """Read the images of all files.
 
@@ -89,6 +90,7 @@ def read_files(
         skip_bad: Leave out, and list, images that cannot be read.
         limit: Stop after this number of images; None: read all.
         nan: See `formats.pictures.check_finite`.
+        select: Their axes, and the channels to read.
 
     Returns:
         The images, and the name and reason of each that was left out.
@@ -103,7 +105,7 @@ def read_files(
         if not skip_bad and limit is not None and len(good) >= limit:
             break
         try:
-            with open_pages(file) as pages:
+            with open_pages(file, select) as pages:
                 one, each = _size(pages)
                 if (size + one * len(pages)) - looked > LOOK:
                     looked = size + one * len(pages)

@@ -4,10 +4,12 @@ Inside unmurk an image is float32 (C, H, W) in units of [0, 1]. A file holds oth
 `Scale` of a set records how to return to them (see `scale`).
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from .atomic import write
+from .axes import ALL, Selection
 from .folders import pictures_in, read_files, usual_kind
 from .formats.arrays import is_idx, read_array, read_idx, split_key
+from .formats.hdf5 import Kspace, is_hdf5
 from .formats.pictures import (
     Nan,
     check_finite,
@@ -27,7 +31,7 @@ from .formats.pictures import (
 )
 from .formats.registry import is_folder, real_path
 from .formats.tiff import StackWriter
-from .layouts import layout_of, to_images
+from .layouts import images_in, layout_of, to_images
 from .limits import check_memory
 from .packaged import packaged
 from .scale import Extent, Scale, Spans, finite, joined, span_for
@@ -42,9 +46,11 @@ __all__ = [
     "layout_of",
     "load_images",
     "load_measurements",
+    "measured_white",
     "pictures_in",
     "pixels_of",
     "read_idx",
+    "read_images",
     "save_images",
     "stems",
     "to_images",
@@ -69,6 +75,7 @@ class ImageSet:
         numbers: Position of each image in the file or the folder, counting those left out. The
             random draws of an image (its mask) depend on it.
         note: A remark about the scale for the user, or an empty text.
+        select: The axes and channels that were given.
     """
 
     images: Tensor
@@ -77,6 +84,7 @@ class ImageSet:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     note: str = ""
+    select: Selection = ALL
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,16 +98,19 @@ def load_images(
     limit: int | None = None,
     span: Spans = None,
     nan: Nan = "refuse",
+    axes: str = "",
+    channel: int | str | Sequence[int | str] = (),
 ) -> ImageSet:
     """Read images of one size.
 
     Args:
-        path: A folder of pictures (PNG, JPEG, TIFF, BMP, and the formats of registered readers),
-            read in the order of their names; one such picture; a .npy or .npz array (N, H, W),
-            (N, H, W, C), (N, C, H, W), (H, W) or (H, W, C) with 1 to 16 channels; or an idx file,
-            gzipped or not. In a .npz file the array is called "images" or is the only one; any
-            other is written as "file.npz:name". The names in `packaged.SETS` ("digits", "nuclei")
-            stand for the images in the package.
+        path: A folder of pictures (PNG, JPEG, TIFF, BMP, WebP, and the formats of registered
+            readers), read in the order of their names; one such picture; a file of a microscope,
+            or a data set of an HDF5 file, "scan.h5:name" (see the guide); a .npy or .npz array
+            (N, H, W), (N, H, W, C), (N, C, H, W), (H, W) or (H, W, C) with 1 to 16 channels; or an
+            idx file, gzipped or not. In a .npz file the array is called "images" or is the only
+            one; any other is written as "file.npz:name". The names in `packaged.SETS` ("digits",
+            "nuclei") stand for the images in the package.
         channels: Refuse images with another number of channels.
         skip_bad: Leave out, and list, pictures that cannot be read or differ from most in size,
             channels or type, and images that are not finite. Otherwise the first of them is an
@@ -108,6 +119,10 @@ def load_images(
         span: The numbers of black and white in the file, which become 0 and 1; None: see `scale`.
         nan: "mask" keeps images with numbers that are not finite as they are, and `learn` and
             `solve` treat those pixels as hidden.
+        axes: The axes of the file or the array in its own order, such as "TZCYX": Y and X rows and
+            columns, C channels (or S), all others number the images. Empty: those that the file
+            names, or see the guide.
+        channel: The channels to read, by number (from 0) or name; one or several. Empty: all.
 
     Raises:
         InputError: There is nothing at the path; or the images are unreadable, too large, not
@@ -120,16 +135,41 @@ def load_images(
     >>> tuple(data.images.shape), float(data.images.max()), data.scale.dtype
     ((2, 1, 4, 4), 1.0, 'uint8')
     """
+    one = (channel,) if isinstance(channel, int | str) else tuple(channel)
+    select = Selection(axes, tuple(map(str, one)))
+    return read_images(
+        path,
+        channels=channels,
+        skip_bad=skip_bad,
+        limit=limit,
+        span=span,
+        nan=nan,
+        select=select,
+    )
+
+
+def read_images(
+    path: str | Path,
+    *,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    span: Spans = None,
+    nan: Nan = "refuse",
+    select: Selection = ALL,
+) -> ImageSet:
+    """Read images as `load_images` does, with axes and channels in one object."""
     if limit is not None and limit < 1:
         raise InputError(f"limit must be 1 or more, got {limit}")
     file, key = split_key(str(packaged(path) or path))
     _require(file)
     if is_folder(file):
-        found = _load_pictures(pictures_in(file), skip_bad, limit, span, nan)
+        found = _load_pictures(pictures_in(file), skip_bad, limit, span, nan, select.of(key or ""))
     elif has_reader(file):
-        found = _load_pictures([file], skip_bad, limit, span, nan)
+        found = _load_pictures([file], skip_bad, limit, span, nan, select.of(key or ""))
     else:
-        found = _load_array(file, key, skip_bad, limit, span, nan)
+        found = _load_array(file, key, skip_bad, limit, span, nan, select)
+    found.select = select
     if channels is not None and found.images.shape[1] != channels:
         raise InputError(
             f"expected images of {channels} channels in {file}, got {found.images.shape[1]}"
@@ -148,9 +188,14 @@ def _require(path: Path) -> None:
 
 
 def _load_pictures(
-    files: list[Path], skip_bad: bool, limit: int | None, span: Spans, nan: Nan
+    files: list[Path],
+    skip_bad: bool,
+    limit: int | None,
+    span: Spans,
+    nan: Nan,
+    select: Selection,
 ) -> ImageSet:
-    good, skipped = read_files(files, skip_bad, limit, nan)
+    good, skipped = read_files(files, skip_bad, limit, nan, select)
     kinds = Counter(page.kind for page in good)
     usual = usual_kind([page.kind for page in good])
     if len(kinds) > 1 and not skip_bad:
@@ -192,12 +237,16 @@ def _scale_of(stack: np.ndarray, span: Spans, bits: int = 0) -> tuple[Scale, str
 
 
 def _load_array(
-    file: Path, key: str | None, skip_bad: bool, limit: int | None, span: Spans, nan: Nan
+    file: Path,
+    key: str | None,
+    skip_bad: bool,
+    limit: int | None,
+    span: Spans,
+    nan: Nan,
+    select: Selection,
 ) -> ImageSet:
     array, form, key = read_array(file, key)
-    layout = layout_of(file, array)
-    if "N" not in layout:
-        array = array[None]
+    array, layout = images_in(file, array, select)
     array, numbers, bad = _finite(file, array, skip_bad, nan)
     scale, note = _scale_of(array, span)
     scale = replace(scale, format=form, layout=layout, key=key or "images")
@@ -226,28 +275,35 @@ def _name(number: int) -> str:
 
 
 def load_measurements(
-    path: str | Path, *, skip_bad: bool = False, nan: Nan = "refuse"
+    path: str | Path, *, skip_bad: bool = False, nan: Nan = "refuse", span: Spans = None
 ) -> ImageSet:
     """Read measurements that are not images (k-space, sinograms); their numbers are kept.
 
     Args:
-        path: A .npy or .npz array (N, C, H, W) with any C, or (N, H, W) for C = 1.
+        path: A .npy or .npz array (N, C, H, W) with any C, or (N, H, W) for C = 1. Or a data set
+            of an HDF5 file, "scan.h5:kspace" (see `formats.hdf5.Kspace`), whose complex numbers
+            become pairs of channels.
         skip_bad: Leave out, and list, measurements with values that are not finite.
         nan: See `load_images`.
+        span: (0, white): the measurements are divided by white, which an image of value 1 stands
+            for. None: 1, or the attribute `max` of a fastMRI file.
 
     Returns:
         The measurements, with a scale that writes images in units of [0, 1], float32.
 
     Raises:
-        InputError: There is nothing at the path; or it holds pictures, complex numbers, another
-            number of axes, or values that are not finite.
+        InputError: There is nothing at the path; or it holds pictures, complex numbers that are
+            not in an HDF5 file, another number of axes, or values that are not finite; or black
+            is not 0.
     """
     file, key = split_key(str(path))
     _require(file)
+    if is_hdf5(file):
+        return _load_hdf5(Path(path), skip_bad, nan, span)
     if is_folder(file) or has_reader(file):
         raise InputError(
             f"{file}: these measurements are numbers without a range, which pictures cannot hold: "
-            "give a .npy or .npz array"
+            "give a .npy or .npz array, or an HDF5 file"
         )
     array, form, key = read_array(file, key)
     if array.dtype.kind not in "buif" or array.ndim not in (3, 4) or not array.size:
@@ -260,7 +316,46 @@ def load_measurements(
         y = torch.from_numpy(np.ascontiguousarray(array, np.float32))
     y = y[:, None] if y.ndim == 3 else y
     form = form if form in ("npy", "npz") else "npy"
-    return ImageSet(y, [_name(i) for i in numbers], Scale(format=form), bad, numbers)
+    white = measured_white(span, array.dtype)
+    scale = Scale(gain=white, format=form)
+    return ImageSet(y.div_(white), [_name(i) for i in numbers], scale, bad, numbers)
+
+
+def _load_hdf5(path: Path, skip_bad: bool, nan: Nan, span: Spans) -> ImageSet:
+    """Read the measurements of a data set in an HDF5 file."""
+    found = Kspace(path)
+    check_memory(path, 8 * math.prod(found.shape))
+    array, numbers, bad = _finite(path, found.read(list(range(len(found)))), skip_bad, nan)
+    white = measured_white(span, "float32", found.white)
+    names = [_name(i) for i in numbers]
+    y = torch.from_numpy(np.ascontiguousarray(array)).div_(white)
+    note = found.note if span is None else ""
+    return ImageSet(y, names, Scale(gain=white), bad, numbers, note)
+
+
+def measured_white(span: Spans, dtype: Any, known: float | None = None) -> float:
+    """Return the number in measurements that an image of value 1 stands for.
+
+    Args:
+        span: Numbers of black and white given by the user; None: see `known`.
+        dtype: The number type of the measurements.
+        known: The number by the file; None: 1.
+
+    Raises:
+        InputError: Black is not 0: measurements of a linear operator have no black.
+
+    >>> measured_white((0, 0.004), "float32")
+    0.004
+    """
+    given = span_for(span, dtype)
+    if given is None:
+        return known or 1.0
+    if given.black != 0 or not 0 < given.white < math.inf:
+        raise InputError(
+            f"--range {given.black:g} {given.white:g}: these measurements are no images, and have "
+            "no black: give --range 0 WHITE with the number that an image of value 1 stands for"
+        )
+    return float(given.white)
 
 
 # -- writing --------------------------------------------------------------------------------------

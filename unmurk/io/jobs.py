@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .axes import ALL, Selection
 from .formats import tiff
-from .formats.pictures import Nan, bad_pixels, check_finite, open_pages, single
+from .formats.pictures import Nan, bad_pixels, check_finite, open_pages, single, split_member
 from .formats.registry import (
     Writer,
     is_folder,
@@ -67,19 +68,28 @@ class Job:
         number: Number of its first image among those of all files.
         pages: Number of images in the file.
         out: The file of the restored images.
+        select: Its axes, the channels to read, and the name of an array or image in it.
     """
 
     file: Path
     number: int
     pages: int
     out: Path
+    select: Selection = ALL
 
     def key(self) -> Key:
         """Return what identifies the file in the log."""
         file = real_path(self.file)
         found = file.stat() if file.exists() else None  # a link may lead nowhere
         size, changed = (found.st_size, found.st_mtime_ns) if found else (0, 0)
-        return self.file.name, self.number, size, changed
+        member = f":{self.select.member}" if self.select.member else ""
+        return self.file.name + member, self.number, size, changed
+
+    @property
+    def source(self) -> Path:
+        """The file with the name of the part that is read, if it names one."""
+        member = self.select.member
+        return Path(f"{self.file}[{member}]") if member else self.file
 
     def beside(self, name: str) -> Path:
         """Return the file of an array that comes with the restored images.
@@ -108,31 +118,33 @@ class Summary:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def jobs_of(path: Path, out: Path, skip_bad: bool = False) -> list[Job]:
+def jobs_of(path: Path, out: Path, skip_bad: bool = False, select: Selection = ALL) -> list[Job]:
     """List the jobs for the files of a folder, or for one file.
 
     Args:
         path: The folder or the file.
         out: The output folder, or the output file of a single input.
         skip_bad: Whether files that cannot be read are left out.
+        select: The axes of the files, and the channels to read.
 
     Raises:
         InputError: There is nothing at the path, or a file cannot be read (without `skip_bad`).
     """
-    real = real_path(path)
-    if not real.exists() and not real.is_symlink():
-        raise InputError(f"there is nothing at {real}")
+    path, member = split_member(path)
+    if not path.exists() and not path.is_symlink():
+        raise InputError(f"there is nothing at {path}")
     files = pictures_in(path) if is_folder(path) else [path]
+    select = select.of(member)
     names = _result_names(files)
     one = is_written(out) and not out.is_dir()
     if one and len(files) > 1:
         raise InputError(f"{out} can hold one image, not {len(files)}: give a folder")
     jobs, number = [], 0
     for file, name in zip(files, names, strict=True):
-        pages = _pages(file, skip_bad)
+        pages = _pages(file, skip_bad, select)
         if one and pages > 1 and is_png(out):
             raise InputError(f"{out} can hold one image, not {pages}: give a .tif file")
-        jobs.append(Job(file, number, pages, out if one else out / name))
+        jobs.append(Job(file, number, pages, out if one else out / name, select))
         number += pages
     return jobs
 
@@ -290,11 +302,11 @@ class Page:
     scale: Scale
 
 
-def _pages(file: Path, skip_bad: bool) -> int:
+def _pages(file: Path, skip_bad: bool, select: Selection) -> int:
     if single(file):
         return 1
     try:
-        with open_pages(file) as pages:
+        with open_pages(file, select) as pages:
             return len(pages)
     except InputError:
         if skip_bad:
@@ -316,12 +328,12 @@ def _pages_of(
 
 
 def _read(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
-    with open_pages(job.file) as pages:
+    with open_pages(job.file, job.select) as pages:
         known = span_for(span, pages.dtype) or pages.span
         scale = Scale.of(pages.dtype, known, pages.bits)
         for place in range(len(pages)):
             where = str(job.file) if len(pages) == 1 else f"page {place} of {job.file}"
-            if isinstance(pages, tiff.Stack) and is_tiff(job.out):
+            if isinstance(pages, tiff.Stack) and pages.native and is_tiff(job.out):
                 pages.check_copy(place)  # before the restoration, not after it
             pixels = check_finite(pages.read(place), where, nan)
             image = scale.from_file(np.moveaxis(pixels, -1, 0))
@@ -365,7 +377,7 @@ class Sink:
         self.scale = written_scale("png", scale) if is_png(job.out) else scale
         self._arrays: dict[str, NpyWriter] = {}
         self._std: Writer | None = None
-        self._out: Writer = writer_for(job.file, job.out, history)
+        self._out: Writer = writer_for(job.source, job.out, history, select=job.select)
 
     @property
     def full(self) -> bool:
@@ -391,7 +403,8 @@ class Sink:
         if self._std is None:
             beside = self.job.beside(STD)
             text = f"standard deviation; {self.history}" if self.history else ""
-            self._std = writer_for(self.job.file, beside, text, floats=True)
+            job = self.job
+            self._std = writer_for(job.source, beside, text, floats=True, select=job.select)
         pixels = value.double().numpy() * self.scale.gain
         self._std.write(np.moveaxis(pixels.astype(np.float32), 0, -1))
 

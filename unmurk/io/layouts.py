@@ -6,11 +6,12 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import InputError
+from .axes import ALL, CHANNELS, Selection, in_order
 from .scale import Scale
 
-__all__ = ["layout_of", "to_images"]
+__all__ = ["images_in", "layout_of", "to_images"]
 
-CHANNELS = 16  # most channels of an array
+NAME_AXES = ": name the axes, such as --axes TZCYX"
 FEW = 4  # a shorter axis is the channel axis, whatever the other axes are
 
 
@@ -41,9 +42,42 @@ def layout_of(file: Path, array: np.ndarray) -> str:
             hint = "; complex numbers are two channels, real and imaginary part"
         raise InputError(
             f"{file} holds {array.dtype} of shape {shape}, which is not (N, H, W), (N, H, W, C) "
-            f"or (N, C, H, W) with at most {CHANNELS} channels{hint}"
+            f"or (N, C, H, W) with at most {CHANNELS} channels{hint or NAME_AXES}"
         )
     return layout
+
+
+def images_in(file: Path, array: np.ndarray, select: Selection = ALL) -> tuple[np.ndarray, str]:
+    """Return the chosen images of an array with an N axis, and the layout of such images.
+
+    The layout has no N if the array is a single image and no axes are given. The array is a view
+    where that is possible.
+
+    Args:
+        file: The file, for messages.
+        array: The array.
+        select: Its axes, and the channels to read.
+
+    Raises:
+        InputError: The array has other axes, or no such channels.
+
+    >>> import numpy as np
+    >>> found, layout = images_in(Path("a.npy"), np.zeros((8, 9, 5, 2)), Selection("YXZC", ("1",)))
+    >>> found.shape, layout
+    ((5, 1, 8, 9), 'NCHW')
+    """
+    if array.dtype.kind not in "buif" or not array.size:
+        return array, layout_of(file, array)
+    axes = select.axes_for(file, "", array.shape)
+    layout = "" if axes else layout_of(file, array)
+    if layout and not select.channels:
+        return array if "N" in layout else array[None], layout
+    found = in_order(file, array, axes or layout.replace("H", "Y").replace("W", "X"), select)
+    if not layout:
+        return (found, "NCHW") if "C" in axes or "S" in axes else (found[:, 0], "NHW")
+    if "C" not in layout:
+        return found[:, 0], layout
+    return (np.moveaxis(found, 1, -1) if layout.endswith("C") else found), layout
 
 
 def _channel_axis(file: Path, shape: tuple[int, ...]) -> str:

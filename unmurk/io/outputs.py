@@ -65,8 +65,9 @@ class Output:
             InputError: The output is one of them, or would mix results with them.
         """
         for path in map(Path, inputs):
-            head, colon, _ = str(path).rpartition(":")  # as in set.npz:train
-            path = Path(head) if colon and head.lower().endswith(".npz") else real_path(path)
+            from .formats.arrays import split_key
+
+            path = real_path(split_key(str(path))[0])
             with contextlib.suppress(OSError):  # no such name: the reader reports it
                 if path.exists():
                     self.inputs.append(path)
@@ -277,7 +278,10 @@ def key_of(data: Path) -> Key:
     if not file.is_dir():
         found = file.stat()
         return name, 0, found.st_size, found.st_mtime_ns
-    files = [f for f in file.iterdir() if has_reader(f) and f.is_file()]
+    if has_reader(file):  # a folder that is one image
+        files = [Path(where, name) for where, _, names in os.walk(file) for name in names]
+    else:
+        files = [f for f in file.iterdir() if has_reader(f) and f.is_file()]
     stats = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
     digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
     return f"{name} {digest[:16]}", 0, sum(size for _, size, _ in stats), 0

@@ -4,6 +4,7 @@ Memory holds the measurements (up to `source.HELD` bytes; a larger set is read w
 and one batch of results.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +13,24 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
-from .formats.pictures import Nan
+from .axes import ALL, Selection
+from .formats.hdf5 import is_hdf5
+from .formats.pictures import Nan, holds_images
 from .formats.registry import is_folder
 from .images import (
     ImageSet,
     array_file,
     array_writer,
     format_of,
-    load_images,
     load_measurements,
+    read_images,
     save_images,
 )
 from .jobs import STD, Engine, together
 from .ledger import Ledger
 from .outputs import Output, key_of
 from .scale import Scale, Spans
-from .source import Array, PictureFolder, Source, large, open_source
+from .source import HELD, Array, Measured, PictureFolder, Source, large, open_source
 from .streams import ImagesWriter, NpyWriter
 
 __all__ = ["Measurements", "measurements_of", "restore_set"]
@@ -43,6 +46,7 @@ class Measurements:
         scale: The scale for writing their images.
         skipped: Name and reason of each measurement that was left out.
         names: The name of each image.
+        note: A remark about the scale for the user, or an empty text; images print theirs.
     """
 
     y: Tensor | Source
@@ -50,6 +54,7 @@ class Measurements:
     scale: Scale
     skipped: dict[str, str]
     names: Sequence[str]
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -61,7 +66,8 @@ def measurements_of(
     skip_bad: bool = False,
     span: Spans = None,
     nan: Nan = "refuse",
-    read: Callable[..., ImageSet] = load_images,
+    read: Callable[..., ImageSet] = read_images,
+    select: Selection = ALL,
 ) -> Measurements:
     """Read the measurements of a path, or open them as a source if they are large.
 
@@ -69,14 +75,16 @@ def measurements_of(
         path: See `images.load_images` or, if they are not images, `images.load_measurements`.
         pictorial: Whether they are images.
         skip_bad, span, nan: See there.
-        read: Reads images: `images.load_images`, or a function with the same arguments that also
+        read: Reads images: `images.read_images`, or a function with the same arguments that also
             prints its remarks.
+        select: The axes of the files, and the channels to read.
 
     Raises:
         InputError: See there.
     """
-    if pictorial and not (skip_bad and is_folder(path)) and large(path):
-        source = open_source(path, skip_bad, span, nan)
+    pictures = is_folder(path) or holds_images(path)
+    if pictorial and not (skip_bad and pictures) and large(path):
+        source = open_source(path, skip_bad, span, nan, select)
         kept = source.kept if isinstance(source, Array) else None
         numbers = range(len(source)) if kept is None else [int(n) for n in kept]
         names = [f"{number:05d}" for number in numbers]
@@ -85,10 +93,19 @@ def measurements_of(
         assert source.scale is not None  # of a file
         return Measurements(source, numbers, source.scale, dict(source.skipped), names)
     if pictorial:
-        data = read(path, skip_bad=skip_bad, span=span, nan=nan)
+        data = read(path, skip_bad=skip_bad, span=span, nan=nan, select=select)
     else:
-        data = load_measurements(path, skip_bad=skip_bad, nan=nan)
-    return Measurements(data.images, data.numbers, data.scale, dict(data.skipped), data.names)
+        if is_hdf5(path) and not skip_bad:
+            measured = Measured(path, span)
+            if 4 * math.prod(measured.shape) > HELD:
+                every = range(len(measured))
+                names = [f"{number:05d}" for number in every]
+                assert measured.scale is not None
+                return Measurements(measured, every, measured.scale, {}, names, measured.note)
+        data = load_measurements(path, skip_bad=skip_bad, nan=nan, span=span)
+    note = "" if pictorial else data.note
+    skipped = dict(data.skipped)
+    return Measurements(data.images, data.numbers, data.scale, skipped, data.names, note)
 
 
 def restore_set(

@@ -22,20 +22,24 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..problem import Problem
+from .axes import ALL, Selection
 from .folders import pictures_in, usual_kind
 from .formats.arrays import map_array
+from .formats.hdf5 import Kspace
 from .formats.pictures import (
     Nan,
     bad_pixels,
     check_finite,
     describe,
+    holds_images,
     number_type,
     open_pages,
     page_names,
+    split_member,
 )
-from .formats.registry import is_folder, real_path
-from .images import hidden
-from .layouts import layout_of, to_images
+from .formats.registry import is_folder
+from .images import hidden, measured_white
+from .layouts import images_in, to_images
 from .scale import Extent, Scale, Spans, finite, span_for
 from .survey import survey
 
@@ -44,6 +48,7 @@ __all__ = [
     "HELD",
     "SAMPLE",
     "Array",
+    "Measured",
     "PictureFolder",
     "Simulated",
     "Source",
@@ -69,6 +74,7 @@ class Source:
         note: A remark about the scale for the user, or an empty text.
         floats: Whether some numbers may not be finite.
         endless: Whether it stands for more measurements than a run reads.
+        select: The axes and channels that were given for its files.
 
     >>> class Ramp(Source):
     ...     shape = (3, 1, 1, 2)
@@ -87,6 +93,7 @@ class Source:
     note = ""
     floats = False
     endless = False
+    select = ALL
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -193,7 +200,7 @@ def _file_of(array: np.ndarray) -> tuple[Path, int] | None:
 
 
 class PictureFolder(Source):
-    """The pictures of a folder, decoded when they are needed.
+    """The pictures of a folder, or of one file, decoded when they are needed.
 
     Args:
         folder: Pictures of one size, as for `load_images`.
@@ -201,24 +208,31 @@ class PictureFolder(Source):
             most. Otherwise the first bad picture ends the run.
         span: Numbers of black and white in the files; None: see `scale`.
         nan: See `load_images`.
+        select: Their axes, and the channels to read.
     """
 
     def __init__(
-        self, folder: Path, skip_bad: bool = False, span: Spans = None, nan: Nan = "refuse"
+        self,
+        folder: Path,
+        skip_bad: bool = False,
+        span: Spans = None,
+        nan: Nan = "refuse",
+        select: Selection = ALL,
     ) -> None:
-        files, self.nan = pictures_in(folder), nan
+        files = [folder] if holds_images(folder) else pictures_in(folder)
+        self.nan, self.select = nan, select
         with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(self.examine if skip_bad else _count, files))
+            found = list(pool.map(self.examine if skip_bad else self.listed, files))
         self.pages = [(f, page) for f, pages in zip(files, found, strict=True) for page in pages]
         if skip_bad:
             self.leave_out(folder)
         first, place = self.pages[0][0], self.pages[0][1].place
-        with open_pages(first) as opened:
+        with open_pages(first, select) as opened:
             shape, dtype, bits = opened.shape, opened.dtype, opened.bits
             masked = opened.masked
             describe(opened.read(place).shape, dtype)
         self.kind = describe(shape, dtype)
-        extents = survey([file for file, _ in self.pages], span)
+        extents = survey(list(dict.fromkeys(file for file, _ in self.pages)), span, select=select)
         extent = extents.get(dtype)
         self.note = extent.note if extent is not None else ""
         bits = bits or (extent.bits if extent is not None else 0)
@@ -227,11 +241,18 @@ class PictureFolder(Source):
         self.floats = np.dtype(dtype).kind == "f" or masked
         self.shape = (len(self.pages), shape[2], *shape[:2])
 
+    def listed(self, file: Path) -> list["_Found"]:
+        """List the images of a file without reading their pixels."""
+        if number_type(file) is not None:
+            return [_Found(0, file.name, "")]
+        with open_pages(file, self.select) as pages:
+            return [_Found(i, name, "") for i, name in enumerate(page_names(file, len(pages)))]
+
     def examine(self, file: Path) -> list["_Found"]:
         """Read a file and return what its images are, or why they cannot be used."""
         try:
             found = []
-            with open_pages(file) as pages:
+            with open_pages(file, self.select) as pages:
                 for place, name in enumerate(page_names(file, len(pages))):
                     pixels = pages.read(place)
                     try:
@@ -267,7 +288,7 @@ class PictureFolder(Source):
     def one(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the pixels of one picture (H, W, C), and which of them are bad (H, W)."""
         file, page = self.pages[index]
-        with open_pages(file) as pages:
+        with open_pages(file, self.select) as pages:
             pixels = pages.read(page.place)
             found = describe(pixels.shape, pages.dtype)
             where = str(file) if len(pages) == 1 else f"page {page.place} of {file}"
@@ -280,10 +301,12 @@ class PictureFolder(Source):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return a hash of the names, pages, sizes and times of change."""
-        stats = []
-        for file, page in self.pages:
-            about = real_path(file).stat()
-            stats.append((file.name, page.place, about.st_size, about.st_mtime_ns))
+        kept = {file: split_member(file)[0].stat() for file, _ in self.pages}
+        stats: list[Any] = [
+            (f.name, page.place, kept[f].st_size, kept[f].st_mtime_ns) for f, page in self.pages
+        ]
+        if self.select != ALL:
+            stats.append(self.select.to_dict())
         digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
         scale = {"offset": self.scale.offset, "gain": self.scale.gain}
         return {
@@ -304,12 +327,31 @@ class _Found:
     reason: str = ""
 
 
-def _count(file: Path) -> list[_Found]:
-    """List the images of a file without reading their pixels."""
-    if number_type(file) is not None:
-        return [_Found(0, file.name, "")]
-    with open_pages(file) as pages:
-        return [_Found(i, name, "") for i, name in enumerate(page_names(file, len(pages)))]
+class Measured(Source):
+    """Measurements in an HDF5 file, read when they are needed.
+
+    Args:
+        path: See `formats.hdf5.Kspace`.
+        span: See `images.load_measurements`.
+    """
+
+    floats = True
+
+    def __init__(self, path: str | Path, span: Spans = None) -> None:
+        self.found = Kspace(path)
+        self.shape = self.found.shape
+        self.scale = Scale(gain=measured_white(span, "float32", self.found.white))
+        self.note = self.found.note if span is None else ""
+
+    def read(self, indices: list[int]) -> Tensor:
+        """See `Source`."""
+        assert self.scale is not None
+        return torch.from_numpy(self.found.read(indices)).div_(self.scale.gain)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the shape, and the size and time of change of the file."""
+        about = split_member(self.found.path)[0].stat()
+        return {"shape": list(self.shape), "size": about.st_size, "time": about.st_mtime_ns}
 
 
 class Simulated(Source):
@@ -335,13 +377,19 @@ class Simulated(Source):
         return self.clean.fingerprint() | {"shape": list(self.shape), "simulated": self.seed}
 
 
-def of_array(what: Any, array: np.ndarray, span: Spans, layout: str | None = None) -> Array:
+def of_array(
+    what: Any,
+    array: np.ndarray,
+    span: Spans,
+    layout: str | None = None,
+    select: Selection = ALL,
+) -> Array:
     """Return an array as a source, with the scale of its numbers.
 
     Integers may be read once to find the bits that they fill.
     """
-    layout = layout or layout_of(Path(str(what)), array)
-    array = array if "N" in layout else array[None]
+    if layout is None:
+        array, layout = images_in(Path(str(what)), array, select)
     known = span_for(span, array.dtype)
     if known is not None or array.dtype.kind == "f":
         scale = Scale.of(array.dtype, known)
@@ -365,9 +413,9 @@ def _chunks(array: np.ndarray) -> Iterator[list[int]]:
 
 
 def large(path: Path) -> bool:
-    """Whether a folder or a .npy file holds more than `HELD` bytes as float32."""
-    if is_folder(path):
-        files = pictures_in(path)
+    """Whether a folder, a file of images or a .npy file takes over `HELD` bytes as float32."""
+    if is_folder(path) or holds_images(path):
+        files = pictures_in(path) if is_folder(path) else [path]
         return 4 * len(files) * next((n for n in map(_readable, files) if n), 0) > HELD
     return path.suffix.lower() == ".npy" and path.is_file() and 4 * map_array(path).size > HELD
 
@@ -382,26 +430,33 @@ def _readable(file: Path) -> int:
 
 
 def open_source(
-    path: Path, skip_bad: bool = False, span: Spans = None, nan: Nan = "refuse"
+    path: Path,
+    skip_bad: bool = False,
+    span: Spans = None,
+    nan: Nan = "refuse",
+    select: Selection = ALL,
 ) -> Source:
-    """Open a folder of pictures or a .npy file; its images are read when they are needed.
+    """Open a folder of pictures, a file of images or a .npy file.
 
+    Its images are read when they are needed.
     The units are those of `load_images`. Floats are read once, to find numbers that are not
     finite. Integers of more than 8 bits are read until it is clear that they fill their type.
 
     Args:
         path: The folder or the file.
         skip_bad, span, nan: See `load_images`.
+        select: The axes of the files, and the channels to read.
 
     Raises:
         InputError: There is nothing at the path, it is another type of file, or its images are not
             finite.
     """
-    if is_folder(path):
-        return PictureFolder(path, skip_bad, span, nan)
+    if is_folder(path) or holds_images(path):
+        return PictureFolder(path, skip_bad, span, nan, select)
     if path.suffix.lower() != ".npy" or not path.is_file():
         raise InputError(f"{path}: give a folder of pictures or a .npy file")
-    found = of_array(path, map_array(path), span)
+    found = of_array(path, map_array(path), span, select=select)
+    found.select = select
     return _finite(path, found, skip_bad) if found.floats and nan == "refuse" else found
 
 
@@ -419,4 +474,5 @@ def _finite(path: Path, source: Array, skip_bad: bool) -> Array:
         check_finite(source.raw([int(bad[0])]), f"image {bad[0]:05d} in {path}")
     found = Array(source.array, source.scale, good)
     found.skipped = [(f"{number:05d}", "not finite") for number in bad]
+    found.select = source.select
     return found

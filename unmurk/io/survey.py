@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from .axes import ALL, Selection
 from .formats.pictures import Pages, number_type, open_pages
 from .scale import Extent, Spans, check_units, span_for
 
@@ -21,7 +22,10 @@ PIXELS = 4096  # numbers of each of them
 
 
 def survey(
-    files: Sequence[Path], spans: Spans = None, sigma: float | None = None
+    files: Sequence[Path],
+    spans: Spans = None,
+    sigma: float | None = None,
+    select: Selection = ALL,
 ) -> dict[str, Extent]:
     """Find the largest numbers of a set of files, by number type.
 
@@ -29,6 +33,7 @@ def survey(
         files: Pictures; files that cannot be read are passed over.
         spans: Numbers of black and white that are known already.
         sigma: Standard deviation of the noise, for `scale.check_units`; None: no check.
+        select: Their axes, and the channels to read.
 
     Returns:
         The extents of the types of more than 8 bits for which no span is known, and of those
@@ -44,7 +49,7 @@ def survey(
             known = number_type(file)
             if known is not None and not _open(known, spans, extents):
                 continue
-            with open_pages(file) as pages:
+            with open_pages(file, select) as pages:
                 _look(pages, spans, extents, floats)
         except InputError:
             continue  # reported, or left out, when the file itself is processed

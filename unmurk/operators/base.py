@@ -474,7 +474,8 @@ class Operator:
         path = getattr(self, "path", None)
         if path is None or not Path(path).is_file():
             return {}
-        return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+        with Path(path).open("rb") as stream:
+            return {str(path): hashlib.file_digest(stream, "sha256").hexdigest()}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Operator) or self.spec != other.spec:

@@ -1,11 +1,14 @@
-"""Masks and blur kernels from files.
+"""Masks, blur kernels and k-space from files.
 
 A mask marks the measured pixels, so it holds two values: 0, and 1 or white. A kernel is a small
 array of numbers with an odd number of rows and columns, so that its center is a pixel. Files that
 are not clearly one of these are refused: a guess would silently change the forward model.
 """
 
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +17,10 @@ from torch import Tensor
 from ..bounds import TABLES, check_tables, shown
 from ..errors import InputError
 from ..io.formats.arrays import read_array
-from ..io.formats.pictures import ENDINGS, open_pages
+from ..io.formats.hdf5 import complex_of, has_dataset, open_dataset
+from ..io.formats.pictures import has_reader, open_pages, split_member
 
-__all__ = ["read_kernels", "read_masks", "select_images"]
+__all__ = ["KspaceFile", "read_kernels", "read_masks", "select_images"]
 
 WHITE = {"uint8": 255, "uint16": 65535}
 CANCELLED = 1e-3  # of the sum of magnitudes; a smaller sum of a kernel is only rounding errors
@@ -140,13 +144,14 @@ def _wrong(form: str, path: str, why: str) -> InputError:
 def _read(form: str, path: str) -> np.ndarray:
     """Read the numbers of a file, (H, W) or (N, H, W), without axes of one entry."""
     try:
-        exists = Path(path).is_file()
+        file = split_member(path)[0]
+        exists = file.is_file() or (file.is_dir() and has_reader(file))
     except (OSError, ValueError):  # a name that no file can have
         exists = False
     if not exists:
         raise InputError(f"{form}: there is no file {path}")
     try:
-        array = _pages(path) if path.lower().endswith(ENDINGS) else read_array(Path(path))[0]
+        array = _pages(path) if has_reader(Path(path)) else read_array(Path(path))[0]
     except InputError as error:
         raise InputError(f"{form}: {error}") from error
     shape = array.shape
@@ -175,3 +180,139 @@ def _pages(path: str) -> np.ndarray:
     if len({page.shape for page in gray}) > 1:
         raise InputError(f"the pages of {path} differ in size: save pages of one size")
     return gray[0] if len(gray) == 1 else np.stack(gray)
+
+
+# -- k-space --------------------------------------------------------------------------------------
+
+SENSITIVITIES = ("maps", "sensitivities", "sens_maps")
+"""Names of data sets of coil sensitivities that are looked for."""
+
+
+class KspaceFile:
+    """Sampling mask and coil sensitivities of an HDF5 file with measured k-space.
+
+    Args:
+        form: The operator's text form, for messages.
+        path: The file.
+        kspace: Name of the data set of k-space.
+        mask, sensitivities: Names of the other data sets; None: see `mri.FileMri`.
+
+    Attributes:
+        shape: Slices, coils, height and width of k-space.
+        mask, sensitivities: Names of the data sets that are used; None: there is none.
+
+    Raises:
+        InputError: The file is not readable, or its data sets do not fit together.
+    """
+
+    def __init__(
+        self, form: str, path: str, kspace: str, mask: str | None, sensitivities: str | None
+    ) -> None:
+        self.form, self.path, self.kspace = form, path, kspace
+        with self._open(kspace) as dataset:
+            shape = tuple(int(n) for n in dataset.shape)
+            if len(shape) not in (3, 4) or complex_of(dataset.dtype) is None:
+                raise self._wrong(
+                    kspace,
+                    f"holds {dataset.dtype} of shape {shape}, which is not complex "
+                    "(slices, coils, H, W) or (slices, H, W)",
+                )
+        slices, coils, height, width = shape if len(shape) == 4 else (shape[0], 1, *shape[1:])
+        self.shape, self.single = (slices, coils, height, width), len(shape) == 3
+        self.mask = self._named(mask, ("mask",))
+        self.sensitivities = self._named(sensitivities, SENSITIVITIES)
+        if coils > 1 and self.sensitivities is None:
+            raise InputError(
+                f"{form}: {path} holds no sensitivities of its {coils} coils: name their data set "
+                "with sensitivities=NAME"
+            )
+
+    @classmethod
+    def of(cls, form: str, path: str, *names: str | None) -> "KspaceFile":
+        """Return what `KspaceFile(form, path, ...)` returns, read once for each file."""
+        try:
+            about = split_member(path)[0].stat()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{form}: there is no file {path}") from error
+        return _kspace_file(form, path, names, about.st_size, about.st_mtime_ns)
+
+    def _open(self, name: str) -> AbstractContextManager[Any]:
+        return open_dataset(self.path, name, "measurement")
+
+    def _named(self, given: str | None, known: tuple[str, ...]) -> str | None:
+        if given is not None:
+            return given
+        return next((name for name in known if has_dataset(self.path, name)), None)
+
+    def _wrong(self, name: str, why: str) -> InputError:
+        return InputError(f"{self.form}: the data set '{name}' of {self.path} {why}")
+
+    def masks(self, numbers: list[int]) -> np.ndarray:
+        """Read m of some slices, float32 (1 or B, 1, 1 or H, W)."""
+        if self.mask is None:
+            return self._sampled(numbers)
+        slices, _, height, width = self.shape
+        with self._open(self.mask) as dataset:
+            shape = tuple(int(n) for n in dataset.shape)
+            if dataset.dtype.kind not in "buif":
+                raise self._wrong(self.mask, f"holds {dataset.dtype}: a mask is zeros and ones")
+            if shape in ((width,), (height, width)):
+                found = np.asarray(dataset[()]).reshape(1, 1, -1, width)
+            elif shape in ((slices, width), (slices, height, width)):
+                found = np.stack([dataset[n] for n in numbers]).reshape(len(numbers), 1, -1, width)
+            else:
+                raise self._wrong(
+                    self.mask,
+                    f"has the shape {shape}, which is not (W), (H, W), (slices, W) or (slices, H, "
+                    f"W) with {slices} slices of {height}x{width}",
+                )
+        if not ((found == 0) | (found == 1)).all():
+            raise self._wrong(self.mask, "holds other numbers than zeros and ones")
+        return found.astype(np.float32)
+
+    def _sampled(self, numbers: list[int]) -> np.ndarray:
+        """Find the samples of slices that are not zero in all coils."""
+        found = np.empty((len(numbers), 1, *self.shape[2:]), np.float32)
+        with self._open(self.kspace) as dataset:
+            for entry, number in zip(found, numbers, strict=True):
+                values = _complex(np.asarray(dataset[number]))
+                entry[0] = (values if self.single else values.any(0)) != 0
+        return found
+
+    def maps(self, numbers: list[int]) -> np.ndarray:
+        """Read the sensitivities of some slices, complex64 (1 or B, coils, H, W)."""
+        slices, coils, height, width = self.shape
+        if self.sensitivities is None:
+            return np.ones((1, 1, height, width), np.complex64)
+        with self._open(self.sensitivities) as dataset:
+            shape = tuple(int(n) for n in dataset.shape)
+            if complex_of(dataset.dtype) is None and dataset.dtype.kind != "f":
+                raise self._wrong(
+                    self.sensitivities, f"holds {dataset.dtype}, not complex numbers"
+                )
+            one = (coils, height, width)
+            if shape == (slices, *one):
+                found = np.stack([_complex(np.asarray(dataset[n])) for n in numbers])
+            elif shape in (one, (1, *one)) or (coils == 1 and shape == one[1:]):
+                found = _complex(np.asarray(dataset[()])).reshape(1, *one)
+            else:
+                raise self._wrong(
+                    self.sensitivities,
+                    f"has the shape {shape}, which is neither {one} nor {(slices, *one)}",
+                )
+        if not np.isfinite(found).all():
+            raise self._wrong(self.sensitivities, "holds numbers that are not finite")
+        return found.astype(np.complex64)
+
+
+@lru_cache(maxsize=4)
+def _kspace_file(
+    form: str, path: str, names: tuple[Any, ...], size: int, changed: int
+) -> KspaceFile:
+    return KspaceFile(form, path, *names)
+
+
+def _complex(values: np.ndarray) -> np.ndarray:
+    """Return numbers as complex ones, also those of a type of two fields."""
+    real, imag = complex_of(values.dtype) or ("", "")
+    return values[real] + 1j * values[imag] if real else values

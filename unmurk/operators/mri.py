@@ -43,28 +43,140 @@ vector :math:`p - q_c` points from it to the pixel p, and is read as a complex n
 
     s_c(p) \propto \exp\left( -\frac{|p - q_c|^2}{2\, \mathtt{WIDTH}^2} \right)
         \frac{p - q_c}{|p - q_c|}\, e^{-i a_c}
+
+**Measured data**: `FileMri` reads the mask and the sensitivities from an HDF5 file. Its mask may
+cover any pixels of k-space, and w(k) is then the mean over k and -k of both axes. Its
+sensitivities are used as they are, so :math:`A^T A = I` holds with all of k-space only where their
+squares add up to one.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..bounds import SEED, Option, Real, Whole, check_tables
+from ..bounds import SEED, File, Option, Real, Text, Whole, check_tables
 from ..errors import InputError, size_text
 from ..rng import PerImageGenerator, StreamId
 from .base import Operator
+from .files import KspaceFile
 
-__all__ = ["CartesianMri", "sensitivities"]
+__all__ = ["CartesianMri", "FileMri", "Mri", "sensitivities"]
 
 ITERATIONS = 20  # of conjugate gradients on A^T A x = A^T y for A^+ with several coils
 RADIUS = 2.0  # of the circle of coils, in half sides of the image: well outside its corners
 WIDTH = 1.2  # of a coil's Gaussian profile, in half sides of the image
 
 
-class CartesianMri(Operator):
+class Mri(Operator):
+    """Acquire a part of k-space with several coils: what the operators of this module share.
+
+    Attributes:
+        channels: Channels of the image: 2 for complex images, 1 for real ones.
+        columns: m, (B, 1, 1, W) for whole columns, or (B, 1, H, W); None before `bind`.
+        maps: The sensitivities s_c, complex, (1 or B, coils, H, W); None before `bind`.
+    """
+
+    pictorial = False
+    tensors = ("columns", "maps")
+    channels: int
+    columns: Tensor | None = None
+    maps: Tensor | None = None
+
+    @property
+    def uniform(self) -> bool:
+        """Whether there is one coil, of sensitivity 1."""
+        raise NotImplementedError
+
+    def _coils(self) -> int:
+        raise NotImplementedError
+
+    def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return (2 coils, H, W)."""
+        self._check_channels(x_shape)
+        return 2 * self._coils(), *x_shape[-2:]
+
+    def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return (channels, H, W). Raises InputError if y has not 2 channels for each coil."""
+        if y_shape[-3] != 2 * self._coils():
+            raise InputError(
+                f"{self.form}: a measurement has 2 channels for each coil, {2 * self._coils()},"
+                f" this one has {y_shape[-3]}: give the number of coils it was made with"
+            )
+        return self.channels, *y_shape[-2:]
+
+    def _check_channels(self, shape: Sequence[int]) -> None:
+        if shape[-3] != self.channels:
+            raise InputError(
+                f"{self.form}: the image has {shape[-3]} channels but channels={self.channels}:"
+                f" complex images have 2, real ones 1 (with channels=1 in the text form)"
+            )
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        assert self.maps is not None
+        self._check_channels(shape)
+        if self.maps.shape[-2:] != tuple(shape[-2:]):
+            raise InputError(
+                f"{self.form}: it is bound to images of {size_text(self.maps.shape[-2:])} but"
+                f" this one is {size_text(shape[-2:])}: bind it again with bind(index, shape)"
+            )
+
+    def apply_mask(self, y: Tensor) -> Tensor:
+        """Set the columns of y that were not acquired to zero."""
+        op = self._bound(y, self.x_shape(y.shape))
+        assert isinstance(op, Mri) and op.columns is not None
+        return torch.where(op.columns > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
+
+    # -- the maps --------------------------------------------------------------------------------
+
+    def _A(self, x: Tensor) -> Tensor:
+        assert self.columns is not None and self.maps is not None
+        image = _complex(x) if self.channels == 2 else x
+        return _pairs(self.columns * _fourier(self.maps * image))
+
+    def _A_adjoint(self, y: Tensor) -> Tensor:
+        assert self.maps is not None
+        each = self.maps.conj() * _inverse(_complex(self.apply_mask(y)))
+        return self._image(each.sum(1, keepdim=True))
+
+    def _A_dagger(self, y: Tensor) -> Tensor:
+        if not self.uniform:
+            return super()._A_dagger(y)
+        w = self._weights()
+        return self._filter(self._A_adjoint(y), torch.where(w > 0, 1 / w.clamp_min(0.5), 0.0))
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+        if not self.uniform:
+            return super()._prox(z, y, gamma)
+        back = self._A_adjoint(y - self._A(z))
+        return z + self._filter(back, gamma / (1 + gamma * self._weights()))
+
+    def _weights(self) -> Tensor:
+        """w, in the shape of m."""
+        assert self.columns is not None
+        if self.channels == 2:
+            return self.columns
+        found = self.columns
+        for axis in (-2, -1):  # m at -k, for the frequencies of `_fourier`
+            length = found.shape[axis]
+            index = torch.arange(length, device=found.device) - length // 2
+            found = found.index_select(axis, (length // 2 - index) % length)
+        return (self.columns + found) / 2
+
+    def _filter(self, x: Tensor, gain: Tensor) -> Tensor:
+        """F^H gain F x."""
+        image = _complex(x) if self.channels == 2 else x
+        return self._image(_inverse(gain * _fourier(image)))
+
+    def _image(self, image: Tensor) -> Tensor:
+        """Convert complex images (B, 1, H, W) to the channels of this operator's images."""
+        return _pairs(image) if self.channels == 2 else image.real
+
+
+class CartesianMri(Mri):
     """Acquire random columns of k-space and all columns in its middle; each image has its own.
 
     Text form: "mri:cartesian,acceleration=4,center=0.08,coils=1,seed=0". Images are (2, H, W),
@@ -100,7 +212,6 @@ class CartesianMri(Operator):
 
     form = "mri:cartesian"
     extent = "a frequency is a sum over all pixels of the image"
-    pictorial = False
     options: ClassVar[dict[str, Option]] = {
         "acceleration": Real(1, 1024),
         "center": Real(0, 1),
@@ -113,9 +224,6 @@ class CartesianMri(Operator):
     coils: int
     channels: int
     seed: int
-    tensors = ("columns", "maps")
-    columns: Tensor | None = None
-    maps: Tensor | None = None
 
     def __init__(
         self,
@@ -135,6 +243,14 @@ class CartesianMri(Operator):
             )
         if self.coils > 1:
             self.dagger_iterations = ITERATIONS
+
+    @property
+    def uniform(self) -> bool:
+        """Whether there is one coil, of sensitivity 1."""
+        return self.coils == 1
+
+    def _coils(self) -> int:
+        return self.coils
 
     # -- binding to images and shapes ------------------------------------------------------------
 
@@ -165,83 +281,99 @@ class CartesianMri(Operator):
         columns[..., first : first + middle] = True
         return columns.float()
 
-    def y_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        """Return (2 coils, H, W)."""
-        self._check_channels(x_shape)
-        return 2 * self.coils, *x_shape[-2:]
 
-    def x_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
-        """Return (channels, H, W). Raises InputError if y has not 2 channels for each coil."""
-        if y_shape[-3] != 2 * self.coils:
-            raise InputError(
-                f"{self.form}: a measurement has 2 channels for each coil, {2 * self.coils}, this"
-                f" one has {y_shape[-3]}: give the number of coils it was made with"
-            )
-        return self.channels, *y_shape[-2:]
+class FileMri(Mri):
+    """Acquire the part of k-space that an HDF5 file holds, with its coil sensitivities.
 
-    def _check_channels(self, shape: Sequence[int]) -> None:
-        if shape[-3] != self.channels:
-            raise InputError(
-                f"{self.form}: the image has {shape[-3]} channels but channels={self.channels}:"
-                f" complex images have 2, real ones 1 (with channels=1 in the text form)"
-            )
+    Text form: "mri:file,path=scan.h5". The measurements are the data set `kspace`, complex,
+    (slices, coils, H, W), or (slices, H, W) for one coil, as in fastMRI; slice i is image i. The
+    same file is DATA: `unmurk solve scan.h5 --operator mri:file,path=scan.h5 ...`.
 
-    def _check(self, shape: tuple[int, ...]) -> None:
-        assert self.maps is not None
+    Args:
+        path: The path of a file, at most 4096 characters.
+        kspace: Name of the data set of k-space, a text of 1 to 256 characters.
+        sampling: Name of the sampling mask, a text of 1 to 256 characters: zeros and ones (W),
+            (H, W), (slices, W) or (slices, H, W). Unset: "mask", if there is such a data set;
+            otherwise the samples count as acquired that are not zero in all coils.
+        sensitivities: Name of the sensitivities, a text of 1 to 256 characters: complex,
+            (coils, H, W) or (slices, coils, H, W). Unset: the first of "maps", "sensitivities"
+            and "sens_maps" that there is. Several coils need them; one coil without them is
+            uniform.
+        channels: Channels of the image, a whole number from 1 to 2: 2 for complex images, 1 for
+            real ones.
+
+    Raises:
+        InputError: An option is out of its bounds; from `bind` and the shapes, the file is not
+            readable or its data sets do not fit together.
+    """
+
+    form = "mri:file"
+    options: ClassVar[dict[str, Option]] = {
+        "path": File(),
+        "kspace": Text(256),
+        "sampling": Text(256, optional=True),
+        "sensitivities": Text(256, optional=True),
+        "channels": Whole(1, 2),
+    }
+    path: str
+    kspace: str
+    sampling: str | None
+    sensitivities: str | None
+    dagger_iterations = ITERATIONS
+
+    def __init__(
+        self,
+        path: str | Path,
+        kspace: str = "kspace",
+        sampling: str | None = None,
+        sensitivities: str | None = None,
+        channels: int = 2,
+    ) -> None:
+        self._take_options(
+            path=path,
+            kspace=kspace,
+            sampling=sampling,
+            sensitivities=sensitivities,
+            channels=channels,
+        )
+        self.path = str(self.path)
+
+    @property
+    def _file(self) -> KspaceFile:
+        return KspaceFile.of(self.form, self.path, self.kspace, self.sampling, self.sensitivities)
+
+    def _coils(self) -> int:
+        return self._file.shape[1]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether there is one coil, of sensitivity 1."""
+        return self._coils() == 1 and self._file.sensitivities is None
+
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """Return the operator with the mask and sensitivities of these slices."""
         self._check_channels(shape)
-        if self.maps.shape[-2:] != tuple(shape[-2:]):
+        numbers, file = [int(i) for i in index], self._file
+        slices, coils, height, width = file.shape
+        if numbers and not 0 <= min(numbers) <= max(numbers) < slices:
             raise InputError(
-                f"{self.form}: it is bound to images of {size_text(self.maps.shape[-2:])} but"
-                f" this one is {size_text(shape[-2:])}: bind it again with bind(index, shape)"
+                f"{self.form}: {self.path} holds {slices} slices, so there is no image"
+                f" {max(numbers)}: give the same file as DATA"
             )
-
-    def apply_mask(self, y: Tensor) -> Tensor:
-        """Set the columns of y that were not acquired to zero."""
-        op = self._bound(y, self.x_shape(y.shape))
-        assert isinstance(op, CartesianMri) and op.columns is not None
-        return torch.where(op.columns > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
-
-    # -- the maps --------------------------------------------------------------------------------
-
-    def _A(self, x: Tensor) -> Tensor:
-        assert self.columns is not None and self.maps is not None
-        image = _complex(x) if self.channels == 2 else x
-        return _pairs(self.columns * _fourier(self.maps * image))
-
-    def _A_adjoint(self, y: Tensor) -> Tensor:
-        assert self.maps is not None
-        each = self.maps.conj() * _inverse(_complex(self.apply_mask(y)))
-        return self._image(each.sum(1, keepdim=True))
-
-    def _A_dagger(self, y: Tensor) -> Tensor:
-        if self.coils > 1:
-            return super()._A_dagger(y)
-        w = self._weights()
-        return self._filter(self._A_adjoint(y), torch.where(w > 0, 1 / w.clamp_min(0.5), 0.0))
-
-    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        if self.coils > 1:
-            return super()._prox(z, y, gamma)
-        back = self._A_adjoint(y - self._A(z))
-        return z + self._filter(back, gamma / (1 + gamma * self._weights()))
-
-    def _weights(self) -> Tensor:
-        """w, (B, 1, 1, W)."""
-        assert self.columns is not None
-        if self.channels == 2:
-            return self.columns
-        width = self.columns.shape[-1]
-        frequency = torch.arange(width, device=self.columns.device) - width // 2
-        return (self.columns + self.columns[..., (width // 2 - frequency) % width]) / 2
-
-    def _filter(self, x: Tensor, gain: Tensor) -> Tensor:
-        """F^H gain F x."""
-        image = _complex(x) if self.channels == 2 else x
-        return self._image(_inverse(gain * _fourier(image)))
-
-    def _image(self, image: Tensor) -> Tensor:
-        """Convert complex images (B, 1, H, W) to the channels of this operator's images."""
-        return _pairs(image) if self.channels == 2 else image.real
+        if (height, width) != tuple(shape[-2:]):
+            raise InputError(
+                f"{self.form}: k-space in {self.path} is {size_text((height, width))} but the"
+                f" image is {size_text(shape[-2:])}: give the same file as DATA"
+            )
+        check_tables(
+            f"{self.form},path={self.path}",
+            f"the sensitivities of {len(numbers)} slices",
+            8.0 * len(numbers) * coils * height * width,
+            "give a smaller --batch",
+        )
+        columns = torch.from_numpy(file.masks(numbers)).to(self.device)
+        maps = torch.from_numpy(file.maps(numbers)).to(self.device)
+        return self._with(columns=columns, maps=maps)
 
 
 def sensitivities(coils: int, height: int, width: int) -> Tensor:

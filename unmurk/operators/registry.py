@@ -9,7 +9,8 @@ A text form is "family:kind,option=value,...". Linear families:
   ``blur:anisotropic,sigma=3,ratio=0.3,angle=30``, ``blur:motion,length=9,angle=30``,
   ``blur:file,path=kernel.npy``
 - ``sr:average,factor=4``, ``sr:bicubic,factor=4``, ``colour:grey``
-- ``cs:structured,ratio=0.25``, ``mri:cartesian,acceleration=4``, ``ct:parallel,angles=60``
+- ``cs:structured,ratio=0.25``, ``mri:cartesian,acceleration=4``, ``mri:file,path=scan.h5``,
+  ``ct:parallel,angles=60``
 
 Nonlinear families:
 
@@ -44,7 +45,7 @@ from .inpainting import Identity
 from .jpeg import Jpeg
 from .masks import BoxInpaint, FileInpaint, FreeformInpaint, RandomInpaint
 from .matrix import LinearMap, Matrix, is_linear_map
-from .mri import CartesianMri
+from .mri import CartesianMri, FileMri
 from .nonlinear_blur import NonlinearBlur
 from .phase import FourierMagnitude
 from .pixelwise import ClipRange, Quantize
@@ -77,6 +78,7 @@ _families: dict[str, type[Operator]] = {
         Grayscale,
         StructuredSensing,
         CartesianMri,
+        FileMri,
         ParallelCt,
         FourierMagnitude,
         ClipRange,

@@ -11,7 +11,7 @@ run, or returns what it has learned.
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -26,6 +26,7 @@ from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
+from ..io.axes import ALL, Selection
 from ..io.captures import Captures, as_captures, sizes_in
 from ..io.crops import Crops, crop_side, croppable, cut_by_default
 from ..io.datasets import Source, as_source
@@ -93,6 +94,8 @@ def learn(
     nan: Nan = "refuse",
     repeats: int = 1,
     clean: Any = None,
+    axes: str = "",
+    channel: int | str | Sequence[int | str] = (),
     **options: Any,
 ) -> tuple[Prior, Posterior]:
     r"""Learn a prior :math:`p(x)` and a posterior :math:`q(x \mid y)` from corrupted images.
@@ -122,6 +125,8 @@ def learn(
             target, and samples follow the posterior given all of them.
         clean: A few clean images of the same kind, as for `data`, that join the training; None:
             there are none.
+        axes, channel: The axes of arrays and files, and the channels to read; see `load_images`.
+            The run folder keeps them too.
         options: Fields of the settings, and options of the method by name.
 
     Returns:
@@ -140,7 +145,11 @@ def learn(
     operator = as_operator("identity") if only_clean else problem.operator
     _check_helpers(learner, repeats, clean)
     data = _captures_in_line(data, repeats)
-    y: Any = _measurements(data, operator, settings, span, nan, Path(out), repeats)
+    one = (channel,) if isinstance(channel, int | str) else tuple(channel)
+    select = Selection(axes, tuple(map(str, one)))
+    y: Any = _measurements(data, operator, settings, span, nan, Path(out), repeats, select)
+    held = next((d for d in (data, y) if isinstance(d, ImageSet | Source | Captures)), None)
+    select = select if held is None else held.select
     _check_data(y, problem, only_clean)
     if isinstance(data, str | Path) and isinstance(y, Source) and y.note and not quiet:
         print(y.note, file=sys.stderr)
@@ -157,7 +166,7 @@ def learn(
     )
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
-        config = _config(built, settings, given, module) | _range(data, y)
+        config = _config(built, settings, given, module) | _range(data, y) | select.to_dict()
         if problem is not given and (nan == "mask" or not isinstance(y, Crops)):
             config["nan"] = nan
         config |= {} if repeats == 1 else {"repeats": repeats}
@@ -165,7 +174,7 @@ def learn(
         if isinstance(y, Crops):
             config |= {"crop": y.side, "augment": y.augment}
         open_run(folder, config | {"data": fingerprint(y)})
-        _keep_examples(folder, y, given, clean)
+        _keep_examples(folder, y, given, only_clean)
     _check_length(built, settings, quiet)
     what = y.text if isinstance(y, Crops) else memory.described(shape, len(y))
     taken = memory.check(built, settings, shape, len(y), processes().device, quiet, what)
@@ -206,6 +215,7 @@ def _measurements(
     nan: Nan,
     scratch: Path,
     repeats: int = 1,
+    select: Selection = ALL,
 ) -> Tensor | Source:
     """Return measurements as a tensor or a source: crops of large images, else whole images.
 
@@ -215,7 +225,9 @@ def _measurements(
     crop = settings.crop
     if isinstance(data, list | tuple) and len({tuple(image.shape) for image in data}) == 1:
         data = torch.stack([torch.as_tensor(image) for image in data])
-    if not crop and (crop == 0 or not croppable(operator) or not _cut_by_default(data, span, nan)):
+    if not crop and not (
+        crop is None and croppable(operator) and _cut_by_default(data, span, nan, select)
+    ):
         if settings.augment:
             raise InputError("augmentation needs crops: give their side too (--crop 64)")
         if isinstance(data, Captures | list | tuple):
@@ -223,10 +235,10 @@ def _measurements(
                 f"whole images of '{operator.spec}' have one size: give them as one array, or "
                 "learn from crops"
             )
-        return as_source(data, span, nan)
+        return as_source(data, span, nan, select)
     if not croppable(operator):
         operator.on_crops([Crop(0, 0, 0, 1, 1)], 1)  # says why there are none
-    captures = as_captures(data, span, nan, scratch)
+    captures = as_captures(data, span, nan, scratch, select)
     side = crop or crop_side(captures, operator)
     return Crops(captures, operator, side, settings.augment, settings.seed, repeats=repeats)
 
@@ -240,7 +252,9 @@ def _check_helpers(learner: Learner, repeats: int, clean: Any) -> None:
     ):
         if given and not getattr(learner, word):
             others = ", ".join(name for name, cls in METHODS.items() if getattr(cls, word))
-            raise InputError(f"{name_of(learner)} does not learn from {what}: take one of {others}")
+            raise InputError(
+                f"{name_of(learner)} does not learn from {what}: take one of {others}"
+            )
 
 
 def _captures_in_line(data: Any, repeats: int) -> Any:
@@ -294,15 +308,15 @@ def _clean_images(
     return found
 
 
-def _cut_by_default(data: Any, span: Spans, nan: Nan) -> bool:
+def _cut_by_default(data: Any, span: Spans, nan: Nan, select: Selection) -> bool:
     """Whether data are learned from in crops if nothing else is asked for."""
     if isinstance(data, str | Path):
-        return cut_by_default(sizes_in(Path(data)))
+        return cut_by_default(sizes_in(Path(data), select))
     if isinstance(data, Captures):
         return cut_by_default(data.sizes)
     if isinstance(data, list | tuple):
         return cut_by_default([tuple(image.shape[-2:]) for image in data])
-    y = as_source(data, span, nan)
+    y = as_source(data, span, nan, select)
     return y.ndim == 4 and cut_by_default([(int(y.shape[-2]), int(y.shape[-1]))])
 
 

@@ -6,10 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...io.formats.registry import has_reader, is_folder, is_written
+from ...io.formats.pictures import holds_images
+from ...io.formats.registry import is_folder, is_written
 from ...io.outputs import Output, key_of, output
-from ..data import images_of, problem_of
-from ..options import Clean, Command, Json, MaybeRange, Seed, SkipBad, Text, job_of
+from ..data import images_of, problem_of, selection_of
+from ..options import (
+    Axes,
+    Channel,
+    Clean,
+    Command,
+    Json,
+    MaybeRange,
+    Seed,
+    SkipBad,
+    Text,
+    job_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +47,8 @@ class Corrupt(Command):
     """Standard deviation of the noise to add, in units where the image range is 1; or
     poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02 (docs/guide/noise.md)."""
     range: MaybeRange = None
+    axes: Axes = None
+    channel: Channel = ()
     seed: Seed = 0
     skip_bad: SkipBad = False
     json: Json = False
@@ -47,7 +61,7 @@ class Corrupt(Command):
             problem = problem_of(self.operator, self.noise)
             to.reads(problem.operator.digests())
             settings = recorded(self, problem)
-            pictures = is_folder(self.data) or has_reader(self.data)
+            pictures = is_folder(self.data) or holds_images(self.data)
             if pictures and (to.folder or is_written(to.path)):
                 return self._pictures(to, problem, settings)
             from ...io.generated import GeneratedWriter
@@ -55,7 +69,10 @@ class Corrupt(Command):
 
             to.record(settings)
             read = partial(images_of, sigma=0.0)
-            data = measurements_of(self.data, True, self.skip_bad, self.range, read=read)
+            select = selection_of(self)
+            data = measurements_of(
+                self.data, True, self.skip_bad, self.range, read=read, select=select
+            )
             with GeneratedWriter(to.path, len(data), data.scale, data.names) as writer:
                 for first in range(0, len(data), BATCH):
                     numbers = data.numbers[first : first + BATCH]
@@ -75,8 +92,9 @@ class Corrupt(Command):
         from ...io.jobs import jobs_of
         from .restoring import history_of, restore_pictures, spans_of
 
-        jobs = jobs_of(self.data, to.path, self.skip_bad)
-        spans = spans_of(self.data, [job.file for job in jobs], self.range, 0.0)
+        select = selection_of(self)
+        jobs = jobs_of(self.data, to.path, self.skip_bad, select)
+        spans = spans_of(self.data, [job.file for job in jobs], self.range, 0.0, select)
         ledger = to.record(settings | {"range": spans or None})
 
         def engine(x: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:

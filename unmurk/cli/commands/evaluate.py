@@ -1,6 +1,6 @@
 """`unmurk evaluate`: scores of restored images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,11 +8,13 @@ from tyro.conf import Positional, arg
 
 from ...bounds import Real
 from ...errors import InputError
-from ..data import images_of, place
-from ..options import FILES, Command, Json, MaybePath, MaybeRange
+from ..data import images_of, place, selection_of
+from ..options import FILES, Axes, Channel, Command, Json, MaybePath, MaybeRange
 
 if TYPE_CHECKING:
     import torch
+
+    from ...io.axes import Selection
 
 __all__ = ["Evaluate"]
 
@@ -32,11 +34,14 @@ class Evaluate(Command):
     level: Annotated[float, Real(0.001, 0.999)] = 0.9
     """Level of the intervals whose coverage is measured, a number from 0.001 to 0.999."""
     range: MaybeRange = None
+    axes: Axes = None
+    channel: Channel = ()
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
-        restored, truth = _in_one_scale(self.restored, self.reference, self.range)
+        select = selection_of(self)
+        restored, truth = _in_one_scale(self.restored, self.reference, self.range, select)
         if restored.shape != truth.shape:
             raise InputError(
                 f"{self.restored} has images {_shape(restored)}, {self.reference} "
@@ -56,20 +61,22 @@ class Evaluate(Command):
 
 
 def _in_one_scale(
-    restored: Path, reference: Path, span: tuple[float, float] | None
+    restored: Path, reference: Path, span: tuple[float, float] | None, select: "Selection"
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Return restored and clean images in the scale of the latter.
 
     Numbers of the same type get the same range. Restored files of another type have their own;
-    floats are used as they are.
+    floats are used as they are. The axes concern the clean images; the channels also restored ones
+    that have more of them.
     """
     from ...io.scale import Span
 
-    truth = images_of(reference, span=span)
+    truth = images_of(reference, span=span, select=select)
     scale = truth.scale
     full = scale.dtype[0] in "iu"
     known = Span(scale.offset, scale.offset + scale.gain, scale.dtype) if full else None
-    return images_of(restored, span=span or known).images, truth.images
+    found = images_of(restored, span=span or known, select=replace(select, axes="", lenient=True))
+    return found.images, truth.images
 
 
 def _shape(images: "torch.Tensor") -> str:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.outputs import output
-from ..data import captures_of, measured, problem_of
+from ..data import captures_of, measured, problem_of, selection_of
 from ..options import (
+    Axes,
+    Channel,
     Command,
     Corrupted,
     Json,
@@ -82,6 +84,8 @@ class Learn(Command):
     simulate: bool = False
     """DATA are clean: corrupt them first with the operator and the noise (for development)."""
     range: MaybeRange = None
+    axes: Axes = None
+    channel: Channel = ()
     nan: NanOption = "refuse"
     skip_bad: SkipBad = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -107,8 +111,9 @@ class Learn(Command):
             options = self._options()
             given = (self.skip_bad, self.range, self.nan)
             operator = "identity" if self.method == "clean" else self.operator
-            captures = captures_of(self.data, operator, self.crop, *given, self.out)
-            data: Any = captures or measured(self.data, *given)
+            select = selection_of(self)
+            captures = captures_of(self.data, operator, self.crop, *given, self.out, select)
+            data: Any = captures or measured(self.data, *given, select)
             y: Any = getattr(data, "images", data)
             skipped = dict(data.skipped)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
@@ -164,9 +169,7 @@ class Learn(Command):
         return flags | options
 
 
-def _keeps_numbers(
-    skipped: dict[str, str], y: Any, problem: "Problem", repeats: int = 1
-) -> None:
+def _keeps_numbers(skipped: dict[str, str], y: Any, problem: "Problem", repeats: int = 1) -> None:
     """Learning numbers the images itself: none may be missing if the operator, or the scenes that
     captures belong to, go by numbers."""
     if not skipped:

@@ -10,7 +10,9 @@ from ...errors import InputError
 from ...io.outputs import files_of, output
 from ..data import place
 from ..options import (
+    Axes,
     Batch,
+    Channel,
     Command,
     Corrupted,
     Json,
@@ -56,6 +58,8 @@ class Restore(Command):
     tile: MaybeTile = None
     batch: Batch = None
     range: MaybeRange = None
+    axes: Axes = None
+    channel: Channel = ()
     nan: NanOption = "refuse"
     seed: Seed = 0
     skip_bad: SkipBad = False

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import InputError
-from ...io.formats.registry import has_reader, is_folder, selection_of
+from ...io.formats.pictures import holds_images
+from ...io.formats.registry import is_folder
+from ...io.formats.registry import selection_of as part_of
 from ...io.outputs import Output
 from ..console import escape
-from ..data import images_of, list_skipped, problem_of, run_span
+from ..data import images_of, list_skipped, problem_of, run_span, selection_of
 from ..options import Command
 
 if TYPE_CHECKING:
     import torch
 
+    from ...io.axes import Selection
     from ...io.jobs import Engine, Job, Summary
     from ...io.scale import Spans
     from ...problem import Problem
@@ -39,6 +42,7 @@ __all__ = [
 
 ENOUGH = 512  # images from which the noise is estimated
 UNRECORDED = {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std", "batch"}
+UNRECORDED |= {"axes", "channel"}  # of the run too: see `_named`
 UNUSUAL, STRANGE = 1.25, 10.0  # ratios of a noise to the one that a flow was trained with
 
 
@@ -50,6 +54,8 @@ class Restoring(Protocol):
     samples: int
     batch: int | None
     range: Any
+    axes: str | None
+    channel: tuple[str, ...]
     nan: Any
     skip_bad: bool
 
@@ -79,12 +85,20 @@ def restore_data(
     from ...io.sets import measurements_of, restore_set
 
     data, out = command.data, to.path
-    pictures = is_folder(data) or has_reader(data)
+    pictures = is_folder(data) or holds_images(data)
+    select = selection_of(command, command.prior)
+    if select.lenient and select.axes:
+        print(
+            f"files of {len(select.axes)} axes are read as {select.axes}, as the run was learned: "
+            "--axes names others",
+            file=sys.stderr,
+        )
     one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
-    jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad)
+    jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad, select)
     known = _known_span(command)
-    spans = _spans(command, [job.file for job in jobs], problem.level) if jobs else known
-    ledger = to.record(settings | {"range": spans or None})
+    files = [job.file for job in jobs]
+    spans = _spans(command, files, problem.level, select) if jobs else known
+    ledger = to.record(settings | {"range": spans or None, **_named(select)})
     if to.folder:
         ledger.alone()
     # samples of each image that are in memory at once
@@ -93,7 +107,11 @@ def restore_data(
         if ranks()[0] > 0:
             return {"images": 0, "out": out}
         pictorial, read = problem.operator.pictorial, partial(images_of, sigma=problem.level)
-        measured = measurements_of(data, pictorial, command.skip_bad, known, command.nan, read)
+        measured = measurements_of(
+            data, pictorial, command.skip_bad, known, command.nan, read, select
+        )
+        if measured.note:
+            print(f"{escape(data)}: {measured.note}", file=sys.stderr)
         return restore_set(
             measured, data, engine, to, ledger, arrays=arrays, batch=command.batch, copies=copies
         )
@@ -154,17 +172,26 @@ def history_of(settings: dict[str, Any]) -> str:
     return escape(f"unmurk {__version__}: {', '.join(parts)}")
 
 
+def _named(select: "Selection") -> dict[str, Any]:
+    """Return the axes and channels as the log keeps them: `recorded` has those of the options."""
+    return {name: value for name, value in select.to_dict().items() if value}
+
+
 def _known_span(command: Restoring) -> "Spans":
     """The numbers of black and white given by the user, or those of the run."""
     return command.range or run_span(command.prior)
 
 
-def _spans(command: Restoring, files: list[Path], sigma: float | None) -> list[Any]:
+def _spans(
+    command: Restoring, files: list[Path], sigma: float | None, select: "Selection"
+) -> list[Any]:
     """The numbers of black and white in files: given, the run's, or found by a survey."""
-    return spans_of(command.data, files, _known_span(command), sigma)
+    return spans_of(command.data, files, _known_span(command), sigma, select)
 
 
-def spans_of(data: Path, files: list[Path], known: "Spans", sigma: float | None) -> list[Any]:
+def spans_of(
+    data: Path, files: list[Path], known: "Spans", sigma: float | None, select: "Selection"
+) -> list[Any]:
     """Return the numbers of black and white in files: those known, or those found by a survey.
 
     If the noise is known, the findings are printed, and floats are checked.
@@ -174,11 +201,12 @@ def spans_of(data: Path, files: list[Path], known: "Spans", sigma: float | None)
         files: The files.
         known: Numbers that are known; None: none are.
         sigma: Standard deviation of the noise; None: it is not known.
+        select: Their axes and channels.
     """
     from ...io.scale import Scale
     from ...io.survey import survey
 
-    extents = survey(files, known, sigma).values()
+    extents = survey(files, known, sigma, select).values()
     for extent in extents:
         if sigma is not None and extent.note:
             print(f"{escape(data)}: {extent.note}", file=sys.stderr)
@@ -201,7 +229,7 @@ def recorded(
     own |= {"device": device_kind(default_device())}  # each kind rounds differently
     own |= {
         "std": getattr(command, "std", None),
-        "selection": selection_of(getattr(command, "data", Path())),
+        "selection": part_of(getattr(command, "data", Path())),
         "mask or kernel": problem.operator.digests(),
         **(more or {}),
     }
@@ -221,13 +249,14 @@ def sample_images(command: Restoring) -> "Callable[[], torch.Tensor]":
     """Return a function that reads the first images, from which the noise is estimated."""
 
     def images() -> "torch.Tensor":
-        from ...io.images import load_images, pictures_in
+        from ...io.images import pictures_in, read_images
 
         span, data = _known_span(command), command.data
-        if is_folder(data) or has_reader(data):
+        select = selection_of(command, command.prior)
+        if is_folder(data) or holds_images(data):
             files = pictures_in(data) if is_folder(data) else [data]
-            span = _spans(command, files, None)
-        return load_images(data, skip_bad=True, limit=ENOUGH, span=span).images
+            span = _spans(command, files, None, select)
+        return read_images(data, skip_bad=True, limit=ENOUGH, span=span, select=select).images
 
     return images
 

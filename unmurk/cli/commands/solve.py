@@ -12,7 +12,9 @@ from ...io.outputs import files_of, output
 from ..data import place, problem_of
 from ..options import (
     AnyPrior,
+    Axes,
     Batch,
+    Channel,
     Command,
     Corrupted,
     Json,
@@ -74,6 +76,8 @@ class Solve(Command):
     tile: MaybeTile = None
     batch: Batch = None
     range: MaybeRange = None
+    axes: Axes = None
+    channel: Channel = ()
     nan: NanOption = "refuse"
     seed: Seed = 0
     skip_bad: SkipBad = False

@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 
 from ...errors import InputError
 from ..limits import check_file, check_memory, check_numbers, reading
+from .registry import split_member
 
 __all__ = ["is_idx", "map_array", "read_array", "read_idx", "split_key"]
 
@@ -23,7 +24,7 @@ IDX = re.compile(r"(^|[-.])idx\d?(-ubyte)?(\.gz)?$", re.IGNORECASE)
 
 
 def split_key(path: str) -> tuple[Path, str | None]:
-    """Split "set.npz:train" into the file and the name of the array in it.
+    """Split "set.npz:train" or "scan.h5:data" into the file and the name of the array in it.
 
     >>> split_key("set.npz:train")[1]
     'train'
@@ -31,7 +32,8 @@ def split_key(path: str) -> tuple[Path, str | None]:
     head, colon, key = path.rpartition(":")
     if colon and head.lower().endswith(".npz"):
         return Path(head), key
-    return Path(path), None
+    file, member = split_member(path)
+    return file, member or None
 
 
 def is_idx(name: str) -> bool:

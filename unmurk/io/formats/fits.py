@@ -538,4 +538,4 @@ def _rescale(header: Any, across: float, down: float) -> None:
             header[name] *= across ** (1 - int(distortion[1]) - int(distortion[2]))
 
 
-register("FITS", FITS, selects=True, writer=FitsWriter, floats=True)(Fits)
+register("FITS", FITS, member=True, writer=FitsWriter, floats=True)(Fits)

@@ -6,17 +6,19 @@ camera was held, a palette becomes RGB, an opaque alpha channel is dropped, and 
 what cannot be read exactly is refused. The declared size is checked before anything is decoded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ...errors import InputError
+from ..axes import ALL, Selection
 from ..limits import check_file, check_pixels, reading
 from ..scale import finite
-from . import dicom, fits, nifti, raster, tiff
+from . import dicom, fits, hdf5, microscopy, nifti, raster, tiff
 from .raster import encode_picture
 from .registry import (
     ENDINGS,
@@ -24,7 +26,7 @@ from .registry import (
     has_reader,
     reader_of,
     real_path,
-    selection_of,
+    split_member,
     suffix_of,
     without_suffix,
 )
@@ -38,11 +40,13 @@ __all__ = [
     "declared",
     "describe",
     "encode_picture",
+    "holds_images",
     "has_reader",
     "number_type",
     "open_pages",
     "page_names",
     "single",
+    "split_member",
     "suffix_of",
     "without_suffix",
 ]
@@ -52,33 +56,48 @@ Nan = Literal["refuse", "mask"]
 
 OWN = (raster.Picture, tiff.Stack)  # readers that check sizes and shapes themselves
 FOREIGN = (fits.Fits, nifti.Nifti, dicom.Dicom)  # readers whose libraries are extras
+OPTIONAL = (hdf5.Dataset, microscopy.Nd2)  # modules of readers that are registered on import
 
 
 @contextmanager
-def open_pages(file: Path) -> Iterator[Pages]:
+def open_pages(file: Path, select: Selection = ALL) -> Iterator[Pages]:
     """Open the images of a picture file.
 
     Args:
-        file: A file with a suffix of a registered reader.
+        file: A file with a suffix of a registered reader; the name of an array or image in it may
+            follow, as in scan.h5:images.
+        select: The axes of the file, and the channels to read.
 
     Raises:
         InputError: The file is unreadable, too large, partly transparent, or of a kind that is not
             read. `Pages.read` raises it too.
     """
-    real, selection = real_path(file), selection_of(file)
-    check_file(real)
-    reader = reader_of(file)
-    if selection and not reader.selects:
-        raise InputError(f"{file}: {reader.name} files have nothing to select in brackets")
-    given = (real, selection) if reader.selects else (real,)
+    real, member = split_member(file)
+    reader = reader_of(real)
+    if member and not (reader.selects or reader.member):
+        raise InputError(f"{file}: {reader.name} files have no parts with names")
+    select = select.of(member) if member else select
+    if not (reader.folder and real.is_dir()):
+        check_file(real)
+    more = (select,) if reader.selects else (select.member,) if reader.member else ()
+    opened: Callable[[], Pages] = partial(reader.open, real, *more)
     pages: Pages
     if reader.open in OWN:
-        pages = reader.open(*given)
+        pages = opened()
     else:
         with reading(real):
-            pages = _Checked(real, reader.open(*given))
+            pages = _Checked(real, opened())
     with pages:
-        yield pages
+        yield pages if reader.selects or select == ALL else _Chosen(pages, select)
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a path names one file of images, or a folder that is one (OME-Zarr).
+
+    Files that do not exist count by their name.
+    """
+    file, _ = split_member(path)
+    return has_reader(file) and (not file.is_dir() or reader_of(file).folder)
 
 
 class _Checked(Pages):
@@ -137,7 +156,7 @@ class _Checked(Pages):
         self._pages.close()
 
 
-def declared(file: Path) -> tuple[int, int, int, int, int]:
+def declared(file: Path, select: Selection = ALL) -> tuple[int, int, int, int, int]:
     """Return height, width, channels, bytes of a number, and images of a file, by its header.
 
     Raises:
@@ -146,17 +165,46 @@ def declared(file: Path) -> tuple[int, int, int, int, int]:
     if reader_of(file).open is raster.Picture:
         check_file(file)
         return raster.declared(file)
-    with open_pages(file) as pages:
+    with open_pages(file, select) as pages:
         return (*pages.shape, np.dtype(pages.dtype).itemsize, len(pages))
+
+
+class _Chosen(Pages):
+    """Some channels of the pages of a reader that reads all of them."""
+
+    def __init__(self, pages: Pages, select: Selection) -> None:
+        if select.axes and not select.lenient and select.axes != pages.axes:
+            named = f"the axes {pages.axes}" if pages.axes else "axes that its reader knows"
+            raise InputError(f"{pages.file} has {named}, which --axes cannot change: leave it out")
+        names = list(pages.metadata.get("channels", []))
+        self.chosen = select.chosen(pages.file, pages.shape[2], names)
+        self.file, self.dtype, self.bits = pages.file, pages.dtype, pages.bits
+        self.shape = (*pages.shape[:2], len(self.chosen))
+        self.axes, self.metadata, self._pages = pages.axes, dict(pages.metadata), pages
+        self.span, self.masked = pages.span, pages.masked
+        if names:
+            self.metadata["channels"] = [names[c] for c in self.chosen]
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def read(self, page: int) -> np.ndarray:
+        """See `Pages`."""
+        return np.ascontiguousarray(self._pages.read(page)[..., self.chosen])
+
+    def bad(self, page: int) -> np.ndarray | None:
+        """See `Pages`."""
+        return self._pages.bad(page)
 
 
 def single(file: Path) -> bool:
     """Whether files of this format hold exactly one image (and fit a PNG file)."""
-    return reader_of(file).single
+    return reader_of(split_member(file)[0]).single
 
 
 def number_type(file: Path) -> str | None:
     """Name of the number type of a picture, from its header; None: the file has to be opened."""
+    file, _ = split_member(file)
     reader = reader_of(file)
     if reader.number_type is None:
         return None

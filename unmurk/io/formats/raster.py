@@ -1,4 +1,4 @@
-"""PNG, JPEG and BMP files to pixels, and pixels to PNG files with the metadata beside them.
+"""PNG, JPEG, WebP and BMP files to pixels, and pixels to PNG files with their metadata.
 
 8-bit files are decoded by Pillow, 16-bit PNG files by imagecodecs, which keeps every number.
 """
@@ -37,9 +37,11 @@ def _number_type(file: Path) -> str:
     return "uint16" if head.startswith(SIGNATURE) and head[24:] == b"\x10" else "uint8"
 
 
-@register("picture", (".png", ".jpg", ".jpeg", ".bmp"), single=True, number_type=_number_type)
+@register(
+    "picture", (".png", ".jpg", ".jpeg", ".bmp", ".webp"), single=True, number_type=_number_type
+)
 class Picture(Pages):
-    """A PNG, JPEG or BMP file: one image, uint8 or uint16, with 1 or 3 channels.
+    """A PNG, JPEG, WebP or BMP file: one image, uint8 or uint16, with 1 or 3 channels.
 
     Args:
         file: The file.

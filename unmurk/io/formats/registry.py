@@ -26,6 +26,7 @@ This module imports no heavy library.
 """
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENDINGS",
     "GROUP",
+    "MEMBERS",
     "Pages",
     "Reader",
     "Writer",
@@ -53,23 +55,27 @@ __all__ = [
     "reader_of",
     "real_path",
     "register",
-    "selected",
     "selection_of",
+    "split_member",
     "suffix_of",
     "without_suffix",
 ]
 
+MEMBERS = (".h5", ".hdf5", ".nxs", ".mat", ".czi", ".lif", ".zarr")
+"""Suffixes of files that hold several arrays or images, one of which is named as FILE:NAME."""
+
 FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".fits.fz", ".fz")
 NIFTI = (".nii", ".nii.gz")
 DICOM = (".dcm", ".dicom")
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *FITS, *NIFTI, *DICOM)
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+ENDINGS = (*PICTURES, ".nd2", *MEMBERS, *FITS, *NIFTI, *DICOM)
 """Suffixes of the formats that unmurk itself reads."""
 
 WRITTEN = (".png", ".tif", ".tiff", *FITS, *NIFTI, *DICOM)
 """Suffixes of the formats that unmurk itself writes."""
 
 MAGIC = (128, b"DICM")  # where a DICOM file says what it is; its name often has no suffix
-SELECTION = re.compile(r"^(?P<path>.*[^/\\\[])\[(?P<selection>[^\[\]]*)\]$", re.DOTALL)
+SELECTION = re.compile(r"^(.*[^/\\\[])\[([^\[\]]*)\]$", re.DOTALL)
 
 GROUP = "unmurk.readers"
 """The group of entry points that add readers."""
@@ -87,14 +93,12 @@ class Pages:
         shape: Height, width and channels of every image.
         dtype: Name of the number type of the pixels, such as "uint16".
         bits: Significant bits of an integer, where metadata tell fewer than the type has; else 0.
-        axes: The axes of the file, such as "TZCYX"; C (and S) become channels, the others before
+        axes: The axes of the file, such as "TZCYX"; C (and S) become channels, the others except
             Y and X number the images. Empty where the format has no names for them.
         span: The numbers of black and white, where metadata define them for numbers that are not
             the stored ones (DICOM's rescaled units); else None.
         masked: Whether `bad` may return a mask.
-        metadata: What else the file says, by name: `pixel_size` (height and width of a pixel in
-            micrometers), `z_step` (micrometers), `channels` (names), `sizes` (by axis), `source`
-            (the header as it stands in the file), and other names of the format.
+        metadata: What else the file says, with the names of `metadata.NAMES`.
     """
 
     file: Path
@@ -173,11 +177,15 @@ class Reader:
     Attributes:
         name: The name of the format.
         suffixes: How names of its files end, in lower case, each with its leading dot.
-        open: Opens a file: (path) -> `Pages`, or (path, selection) if it `selects`.
+        open: Opens a file: (path) -> `Pages`; see `selects` and `member`.
         single: Whether a file always holds exactly one image.
         number_type: Name of the number type of a file, from its header alone; None: the file has
             to be opened.
-        selects: Whether `open` takes the selection behind a name, "" where there is none.
+        selects: Whether it handles axes, channels and members itself: (path, `axes.Selection`) ->
+            `Pages`. Channels of other formats are chosen after an image is read.
+        member: Whether it handles the name of an image in the file: (path, name) -> `Pages`, with
+            "" where none is given.
+        folder: Whether its "files" may be folders.
         writer: Returns a `Writer`: (out, source, history, floats); None: the format is not
             written.
         floats: Whether the writer takes float32 pixels for any source.
@@ -189,6 +197,8 @@ class Reader:
     single: bool = False
     number_type: Callable[[Path], str] | None = None
     selects: bool = False
+    member: bool = False
+    folder: bool = False
     writer: Callable[[Path, Path, str, bool], Writer] | None = None
     floats: bool = False
 
@@ -205,6 +215,8 @@ def register(
     single: bool = False,
     number_type: Callable[[Path], str] | None = None,
     selects: bool = False,
+    member: bool = False,
+    folder: bool = False,
     writer: Callable[[Path, Path, str, bool], Writer] | None = None,
     floats: bool = False,
 ) -> Callable[[Opener], Opener]:
@@ -213,7 +225,7 @@ def register(
     Args:
         name: The name of the format, for messages.
         suffixes: How names of its files end, such as (".fits", ".fits.gz").
-        single, number_type, selects, writer, floats: See `Reader`.
+        single, number_type, selects, member, folder, writer, floats: See `Reader`.
 
     Returns:
         The decorator. It returns what it decorates unchanged.
@@ -237,47 +249,57 @@ def register(
             raise InputError(f"reader '{name}': '{known.name}' reads {suffix} files already")
 
     def add(opener: Opener) -> Opener:
-        reader = Reader(name, ends, opener, single, number_type, selects, writer, floats)
+        reader = Reader(
+            name, ends, opener, single, number_type, selects, member, folder, writer, floats
+        )
         _readers.update(dict.fromkeys(ends, reader))
         return opener
 
     return add
 
 
+def split_member(path: str | Path) -> tuple[Path, str]:
+    """Split "scan.h5:entry/data" or "scan.fits[SCI]" into the file and the name in it.
+
+    The name is empty if the path gives none, or if there is a file of the whole name.
+
+    >>> split_member("scan.h5:entry/data")[1], split_member("night/scan.fits[SCI,2]")[1]
+    ('entry/data', 'SCI,2')
+    >>> split_member("a:b.png")[1]
+    ''
+    """
+    text = str(path)
+    bracketed = SELECTION.match(text)
+    if bracketed is not None:
+        return (Path(path), "") if _exists(text) else (Path(bracketed[1]), bracketed[2])
+    for place in (i for i, letter in enumerate(text) if letter == ":"):
+        if text[:place].lower().endswith(MEMBERS) and not _exists(text):
+            return Path(text[:place]), text[place + 1 :].strip("/")
+    return Path(path), ""
+
+
 def has_reader(file: Path) -> bool:
-    """Whether a file has a reader: by the suffix of its name, or as DICOM by its content."""
+    """Whether a file has a reader: by the suffix of its name, or as DICOM by its content.
+
+    The name of an array in the file may follow it, as in scan.h5:images or scan.fits[SCI].
+    """
     return bool(suffix_of(file)) or _is_dicom(real_path(file))
 
 
-def selected(path: Path | str) -> tuple[Path, str]:
-    """Split "scan.fits[SCI]" into the path and the selection, "" without one.
-
-    >>> selected("night/scan.fits[SCI,2]")[1], selected("scan.png")[1]
-    ('SCI,2', '')
-    """
-    found = SELECTION.match(str(path))
-    if found is None:
-        return Path(path), ""
-    return Path(found["path"]), found["selection"]
-
-
 def real_path(path: Path) -> Path:
-    """Return the path of the file or the folder itself, without a selection.
-
-    A name that ends in brackets and exists is the name of a file.
-    """
-    found, selection = selected(path)
-    return path if not selection or _exists(path) else found
+    """Return the path of the file or the folder itself, without the name of a part of it."""
+    return split_member(path)[0]
 
 
 def selection_of(path: Path) -> str:
-    """Return the selection behind a name; "" without one."""
-    return "" if real_path(path) == path else selected(path)[1]
+    """Return the name of an array or image in a file that follows its path; "" without one."""
+    return split_member(path)[1]
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path, without its selection, is a folder."""
-    return real_path(path).is_dir()
+    """Whether a path is a folder of files, and not one that is an image itself (OME-Zarr)."""
+    real = real_path(path)
+    return real.is_dir() and not (suffix_of(real) and reader_of(real).folder)
 
 
 def is_written(path: Path) -> bool:
@@ -287,9 +309,9 @@ def is_written(path: Path) -> bool:
     return suffix in WRITTEN or (known is not None and known.writer is not None)
 
 
-def _exists(path: Path) -> bool:
+def _exists(path: str) -> bool:
     try:
-        return path.exists() or path.is_symlink()
+        return os.path.lexists(path)
     except (OSError, ValueError):  # a name that no file can have
         return False
 

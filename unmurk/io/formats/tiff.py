@@ -4,9 +4,11 @@
 
 The axes that tifffile reads from the descriptions (OME-XML, ImageJ's lines, its own JSON) define
 an image: C and the samples S of a pixel are channels, all other axes before Y and X number the
-images. The description of the first page holds this information. A stack with the same number of
-pages, the same shape, order and description therefore has the same axes, so the writer only copies
-the tags.
+images. `axes.Selection` overrides these axes and chooses channels. Where Y and X are then no
+longer the axes of a page, an image is put together from parts of several pages.
+
+The description of the first page holds the axes. A stack with the same number of pages, the same
+shape, order and description therefore has the same axes, so the writer only copies the tags.
 
 A palette becomes RGB. Pixels whose lowest number is white (MinIsWhite) are inverted, an opaque
 alpha channel is dropped, and pixels are turned as the orientation tag says. Memory holds one
@@ -27,8 +29,10 @@ import tifffile
 
 from ...errors import InputError
 from ..atomic import Partial, unwritable
+from ..axes import ALL, CHANNELS, NUMBERED, AxisMap, Planes, Selection
 from ..limits import check_file, check_numbers, check_pixels, reading
 from .directories import check_chain
+from .metadata import collect, from_imagej, from_ome, micrometers
 from .registry import Pages, register
 from .tiff_tags import fitted
 
@@ -44,7 +48,6 @@ COPIED = (
 )
 LARGE = 2**32 - 2**25  # bytes of pixels above which offsets of 32 bits may not do
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
-NUMBERED = "ZTIQRPMAVB"  # axes that number images
 RATIO = 2**14  # what compressed bytes may grow to
 ALPHA = (1, 2)  # kinds of extra samples
 TURNS = {  # orientation -> flips of rows and columns, after a transposition from 5 on
@@ -56,22 +59,27 @@ LOSSLESS = {5, 8, 32946, 32773, 34925, 50000}  # LZW, Deflate, PackBits, LZMA, Z
 ZLIB = 8
 
 
-@register("TIFF", ENDINGS)
+@register("TIFF", ENDINGS, selects=True)
 class Stack(Pages):
     """The images of a TIFF file, all of one shape and type; a context manager.
 
-    Its `metadata` holds the description of the first page.
-
     Args:
         file: The file.
+        select: Its axes, and the channels to read.
+
+    Attributes:
+        native: Whether the images are the pages of the file with all of their channels, so that
+            `StackWriter` can write others in their places.
 
     Raises:
         InputError: The file is damaged or too large, or has axes or pixels that are not read.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, select: Selection = ALL) -> None:
         check_file(file)
-        self.file = file
+        if select.member:
+            raise InputError(f"{file}: TIFF files have no parts with names ({select.member})")
+        self.file, self._select = file, select
         with reading(file):
             self._tiff = tifffile.TiffFile(file, _multifile=False)
         try:
@@ -101,30 +109,110 @@ class Stack(Pages):
                     f"the pages of {self.file} differ: the first is {kinds[0]}, page "
                     f"{part.keyframe.index} is {kind}: save them in separate files"
                 )
-        self._series, self.axes = series, str(series[0].axes)
-        self._images = list(itertools.chain(*(self._numbered(n) for n in range(len(series)))))
-        if len({len(image) for image in self._images}) != 1:
-            raise InputError(
-                f"the images of {self.file} differ in channels: save them in separate files"
-            )
-        height, width, samples = _sides(first)
-        self._check_size(first)
+        self._series = series
+        self.axes = self._axes(0)
         self.turn = _turn(first)
-        if self.turn > 4:
-            height, width = width, height
-        channels = len(self._images[0]) if len(self._images[0]) > 1 else self._channels(samples)
-        self.shape: tuple[int, int, int] = (height, width, channels)
+        self._maps: list[AxisMap] = []
+        self._check_size(first)
+        if self._of_pages(first):
+            self._look_at_pages(first)
+        else:
+            self._look_across_pages(first)
         check_pixels(self.file, *self.shape)
         depth = first.bitspersample
         self._depth = int(depth if isinstance(depth, int) else max(depth))
         self.dtype = self._type(np.dtype(first.dtype))
         self.bits = self._bits()
 
+    def _axes(self, part: int) -> str:
+        """Return the axes of a series: those given, else those of the file."""
+        series = self._series[part]
+        return self._select.axes_for(self.file, str(series.axes), series.shape)
+
+    def _of_pages(self, first: Any) -> bool:
+        """Whether Y and X are the rows and columns of a page, and S or C its samples."""
+        tail = self.axes[-len(first.axes) :]
+        return tail == first.axes or (
+            "C" not in self.axes[: -len(tail)] and tail.replace("C", "S") == first.axes
+        )
+
+    def _look_at_pages(self, first: Any) -> None:
+        """Find the pages of each image, one for each channel or one for all of its samples."""
+        parts = range(len(self._series))
+        self._images = list(itertools.chain(*(self._numbered(part) for part in parts)))
+        if len({len(image) for image in self._images}) != 1:
+            raise InputError(
+                f"the images of {self.file} differ in channels: save them in separate files"
+            )
+        height, width, samples = _sides(first)
+        if self.turn > 4:
+            height, width = width, height
+        several = len(self._images[0]) > 1
+        count = len(self._images[0]) if several else self._channels(samples)
+        self._chosen = self._select.chosen(self.file, count, self._names)
+        if len(self._chosen) > CHANNELS:
+            raise InputError(
+                f"{self.file} has {count} channels, and an image has at most {CHANNELS}: choose "
+                "some with --channel, or name its axes with --axes"
+            )
+        self.native = self._chosen == list(range(count))
+        if several:
+            self._images = [tuple(image[c] for c in self._chosen) for image in self._images]
+        self._samples = [] if several or self.native else self._chosen
+        self.shape = (height, width, len(self._chosen))
+
+    def _look_across_pages(self, first: Any) -> None:
+        """Map images whose rows, columns or channels lie in several pages."""
+        if self._select.axes != self.axes:
+            raise InputError(
+                f"{self.file} has the axes {self.axes}, which are not pages of Y and X: name them "
+                "with --axes, such as TZCYX"
+            )
+        if self.kind not in (GRAY, RGB) or self.turn != 1:
+            raise InputError(
+                f"{self.file} has a palette, an orientation or white as its lowest number: save "
+                "it as plain gray pages before its axes are named with --axes"
+            )
+        tail = len(first.shape)
+        self._maps = [
+            AxisMap(self.file, self._axes(part), series.shape, self._select, self._names)
+            for part, series in enumerate(self._series)
+        ]
+        if any(tuple(s.shape[-tail:]) != tuple(first.shape) for s in self._series):
+            raise InputError(f"cannot read {self.file}: its axes are not those of its pages")
+        if len({images.shape for images in self._maps}) != 1:
+            raise InputError(f"the images of {self.file} differ: save them in separate files")
+        self._chosen, self._samples, self.native = self._maps[0].channels, [], False
+        self.shape = self._maps[0].shape
+        self._images = [((part, i),) for part, m in enumerate(self._maps) for i in range(len(m))]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The names of all channels, as far as OME-XML tells them."""
+        return list(from_ome(self._tiff.ome_metadata or "").get("channels", []))
+
     @cached_property
     def metadata(self) -> dict[str, Any]:  # type: ignore[override]
-        """The description of the first page (OME-XML, ImageJ's lines), as it stands there."""
+        """See `metadata`; `source` is the description of the first page."""
         with reading(self.file):
-            return {"description": str(self._first.description)}
+            return self._metadata()
+
+    def _metadata(self) -> dict[str, Any]:
+        tags, imagej = self._first.tags, self._tiff.imagej_metadata
+        date = tags[DATE].value if DATE in tags else None
+        found = collect(source=str(self._first.description), datetime=date)
+        sides = [_ratio(tags[code].value) if code in tags else 0.0 for code in (WIDTHS, HEIGHTS)]
+        # inches are the resolution of a print, not the size of a pixel
+        unit = "cm" if UNIT in tags and int(tags[UNIT].value) == 3 else ""
+        if self._tiff.is_ome:
+            found |= from_ome(self._tiff.ome_metadata or "")
+        elif imagej:
+            found |= from_imagej(imagej, (sides[0], sides[1]))
+        elif unit and min(sides) > 0:
+            found |= collect(micrometers(1 / sides[1], unit), micrometers(1 / sides[0], unit))
+        if len(found.get("channels", [])) > max(self._chosen):
+            found["channels"] = [found["channels"][c] for c in self._chosen]
+        return found
 
     def _check_kind(self, first: Any) -> None:
         kind, numbers = self.kind, np.dtype(first.dtype).kind
@@ -166,20 +254,20 @@ class Stack(Pages):
 
     def _numbered(self, part: int) -> list[tuple[tuple[int, int], ...]]:
         """Return the planes (series, plane) of every image of a series, one for each channel."""
-        series = self._series[part]
-        axes, shape = series.axes, series.shape
+        axes, shape = self._axes(part), self._series[part].shape
         tail = len(self._first.axes)
-        if axes[-tail:] != self._first.axes or tuple(shape[-tail:]) != self._first.shape:
+        if tuple(shape[-tail:]) != self._first.shape:
             raise InputError(
-                f"{self.file} has the axes {axes}, which are not pages of Y and X: save it "
-                "with the axes T, Z, C, Y, X in this order"
+                f"{self.file} has the axes {axes}, which are not pages of Y and X: name them with "
+                "--axes, such as TZCYX"
             )
         lead, sizes = axes[:-tail], shape[:-tail]
+        lead = lead if "C" in lead or tail == 3 else lead.replace("S", "C")
         wrong = [a for a in lead if a not in NUMBERED + "C"]
         if wrong or lead.count("C") > 1 or ("C" in lead and tail == 3):
             raise InputError(
                 f"{self.file} has the axes {axes}, which do not say which axis holds the "
-                "channels: save it with C for channels and T or Z for images"
+                "channels: name them with --axes, C for channels and T or Z for images"
             )
         planes = np.arange(int(np.prod(sizes, dtype=np.int64))).reshape(sizes)
         channels = 1
@@ -232,15 +320,39 @@ class Stack(Pages):
 
     def read(self, page: int) -> np.ndarray:
         """Return the pixels of an image, (H, W, C), in the numbers of the file."""
+        if self._maps:
+            with reading(self.file, strict=True):
+                return self._across_pages(*self._images[page][0])
         with reading(self.file, strict=True):
             found = [self._plane(*place) for place in self._images[page]]
             pixels = found[0] if len(found) == 1 else np.concatenate(found, -1)
-        if self._alpha(pixels.shape[-1]) and self.shape[2] != pixels.shape[-1]:
+        samples = pixels.shape[-1]
+        if len(found) == 1 and self._alpha(samples) and self._channels(samples) != samples:
             pixels = without_alpha(self.file, pixels)
+        if self._samples:
+            pixels = pixels[..., self._samples]
         return _turned(pixels, self.turn)
+
+    def _across_pages(self, part: int, image: int) -> np.ndarray:
+        """Return an image of which each page holds a part."""
+        series, tail = self._series[part], len(self._first.shape)
+
+        def read(plane: int) -> np.ndarray:
+            found = self._stored(part, plane)
+            return found.astype(np.uint8) * np.uint8(255) if found.dtype.kind == "b" else found
+
+        planes = Planes(series.shape[:-tail], self._first.shape, read)
+        pixels = self._maps[part].image(planes, image)
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
     def _plane(self, part: int, plane: int) -> np.ndarray:
         """Return the samples of a page, (H, W, S)."""
+        found = self._stored(part, plane)
+        found = np.moveaxis(found, 0, -1) if self.planes else found
+        return self._plain(found if found.ndim == 3 else found[..., None])
+
+    def _stored(self, part: int, plane: int) -> np.ndarray:
+        """Return the numbers of a page, with the axes of the file."""
         page = self._page(part, plane)
         if page is None:
             found = self._raw(part, plane)
@@ -254,8 +366,7 @@ class Stack(Pages):
             found = page.asarray()
         if found.shape != tuple(self._first.shape):
             raise InputError(f"cannot read {self.file}: page {plane} has the shape {found.shape}")
-        found = np.moveaxis(found, 0, -1) if self.planes else found
-        return self._plain(found if found.ndim == 3 else found[..., None])
+        return np.asarray(found)
 
     def _plain(self, found: np.ndarray) -> np.ndarray:
         """Return pixels whose largest number is white, in whole bytes, without a palette."""
@@ -311,7 +422,7 @@ class Stack(Pages):
         with reading(self.file):
             first, kind = self._first, np.dtype(self._first.dtype)
             plain = self.kind in (GRAY, RGB) and kind.kind in "uif" and not self.planes
-            if not plain or self.turn != 1 or self._depth != 8 * kind.itemsize:
+            if self._maps or not plain or self.turn != 1 or self._depth != 8 * kind.itemsize:
                 return None
             if self.shape[2] != len(self._images[page]) * _sides(first)[2]:
                 return None
@@ -543,6 +654,14 @@ def without_alpha(file: Path, pixels: np.ndarray) -> np.ndarray:
     if (pixels[..., -1] != full).any():
         raise InputError(f"{file} is partly transparent: save it without an alpha channel")
     return pixels[..., :-1]
+
+
+def _ratio(value: Any) -> float:
+    """Return the value of a resolution tag, a fraction; 0 for a damaged one."""
+    try:
+        return float(value[0]) / float(value[1])
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        return 0.0
 
 
 def _sides(page: Any) -> tuple[int, int, int]:

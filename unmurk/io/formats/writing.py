@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..atomic import Partial
+from ..axes import ALL, Selection
 from .pictures import open_pages
 from .png import with_chunks
 from .raster import chunks_of, encode_picture
@@ -67,7 +68,9 @@ def std_suffix(file: Path, out: Path) -> str:
     return out.name[len(without_suffix(out.name)) :] if own or is_tiff(out) else ".tif"
 
 
-def writer_for(file: Path, out: Path, history: str = "", floats: bool = False) -> Writer:
+def writer_for(
+    file: Path, out: Path, history: str = "", floats: bool = False, select: Selection = ALL
+) -> Writer:
     """Return the writer of the result of a file.
 
     Args:
@@ -75,6 +78,7 @@ def writer_for(file: Path, out: Path, history: str = "", floats: bool = False) -
         out: The file to write.
         history: A line that says how the results were made.
         floats: Whether float32 is written whatever the file holds.
+        select: The axes and channels that were read.
 
     Raises:
         InputError: The file cannot be read again, the place cannot be written, or `out` has the
@@ -84,7 +88,7 @@ def writer_for(file: Path, out: Path, history: str = "", floats: bool = False) -
     if is_png(out):
         return PngWriter(out, file, history, floats)
     if is_tiff(out):
-        return TiffWriter(out, file, history, floats)
+        return TiffWriter(out, file, history, floats, select)
     known = reader_of(out) if is_written(out) else reader
     if known.name != reader.name or reader.writer is None:
         names = "TIFF or PNG" if reader.writer is None else f"{reader.name}, TIFF or PNG"
@@ -99,11 +103,25 @@ class TiffWriter:
 
     Args:
         out, source, history, floats: See `registry.Writer`.
+        select: The axes and channels that were read.
     """
 
-    def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
-        self.out, self.source, self.floats = out, source, floats
-        self._like = Stack(real_path(source)) if is_tiff(source) else None
+    def __init__(
+        self,
+        out: Path,
+        source: Path,
+        history: str = "",
+        floats: bool = False,
+        select: Selection = ALL,
+    ) -> None:
+        self.out, self.source, self.floats, self.select = out, source, floats, select
+        self._like: Stack | None = None
+        if is_tiff(source):
+            like = Stack(real_path(source), select)
+            if like.native:  # else there are other pages to write
+                self._like = like
+            else:
+                like.close()
         self._writer: StackWriter | None = None
         try:
             if self._like is not None:
@@ -116,7 +134,7 @@ class TiffWriter:
         """Write the next image, (H, W, C)."""
         if self._writer is None:
             dtype = "float32" if self.floats else pixels.dtype.name
-            with open_pages(self.source) as pages:
+            with open_pages(self.source, self.select) as pages:
                 text = ome_description(pages, pixels.shape, dtype)
             self._writer = StackWriter(self.out, None, self.floats, text)
         self._writer.write(pixels)

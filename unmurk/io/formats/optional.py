@@ -1,0 +1,32 @@
+"""Libraries of optional formats, imported when a file of the format is opened."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+
+__all__ = ["library"]
+
+
+def library(file: Path, name: str, extra: str) -> Any:
+    """Import the library that reads a file.
+
+    Args:
+        file: The file.
+        name: The module.
+        extra: The extra of unmurk that installs it.
+
+    Raises:
+        InputError: It is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"cannot read {file}: pip install 'unmurk[{extra}]'") from error
+    except Exception as error:  # a compiled library may fail to load in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"cannot read {file}: {name} does not load ({reason}): install it again with pip "
+            f"install 'unmurk[{extra}]'"
+        ) from error
