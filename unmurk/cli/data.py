@@ -126,7 +126,7 @@ def captures_of(
     from ..io.crops import croppable, cut_by_default
     from ..operators import as_operator
 
-    if crop == 0 or not path.exists():
+    if crop == 0:
         return None
     if crop is None and not (croppable(as_operator(operator)) and cut_by_default(sizes_in(path))):
         return None
