@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from unmurk.errors import InputError
 from unmurk.problem import Problem
-from unmurk.training import Recipe, Rounds, Trainer, learn, memory
+from unmurk.training import Recipe, Rounds, Trainer, learn, memory, trainer
 
 PROBLEM = Problem("identity", 0.2)
-SHORT = {"kimg": 0.12, "batch": 4, "crop": 16, "precision": "fp32", "quiet": True}
+SHORT = {"kimg": 0.06, "batch": 4, "crop": 16, "precision": "fp32", "quiet": True}
 RECIPE = Recipe(steps=1, r2r=0.3, e_step=0.5, flow=0.7)
 
 
@@ -53,10 +53,10 @@ def test_mixed_sizes_and_an_interrupted_run(tmp_path, monkeypatch, channels):
     """Odd and mixed sizes with masks; killed in the middle, it ends bit for bit the same."""
     problem = Problem("inpaint:random,keep=0.7", 0.2)
     y = captures(channels)
-    kind = dict(SHORT, kimg=0.06, method="noisy")
+    kind = dict(SHORT, kimg=0.02, method="noisy")
     learn(y, problem, out=tmp_path / "a", **kind)
     with monkeypatch.context() as patch:
-        stop_at(patch, 9)
+        stop_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             learn(y, problem, out=tmp_path / "b", **kind)
     learn(y, problem, out=tmp_path / "b", **kind)
@@ -72,7 +72,7 @@ def test_flowdiff_with_an_e_step_is_resumed(tmp_path, monkeypatch):
     kind = dict(SHORT, recipe=RECIPE)
     learn(y, PROBLEM, out=tmp_path / "a", **kind)
     with monkeypatch.context() as patch:
-        stop_at(patch, 20)
+        stop_at(patch, 10)
         with pytest.raises(KeyboardInterrupt):
             learn(y, PROBLEM, out=tmp_path / "b", **kind)
     learn(y, PROBLEM, out=tmp_path / "b", **kind)
@@ -98,9 +98,10 @@ def test_one_large_image_in_memory_is_learned_from_in_crops(tmp_path, capsys):
 
 
 def test_the_expected_time_is_printed(tmp_path, capsys, monkeypatch):
-    """It is the sum over the steps of what the probe measures, here two seconds each."""
-    monkeypatch.setattr(Trainer, "_timed", lambda *_: 2.0)
-    kind = dict(SHORT, kimg=0.24, quiet=False, method="noisy")
+    """It is the sum over the steps of what the probe measures, here twelve seconds each."""
+    monkeypatch.setattr(Trainer, "_timed", lambda *_: 12.0)
+    monkeypatch.setattr(trainer, "WORTH", 10)
+    kind = dict(SHORT, kimg=0.04, quiet=False, method="noisy")
     learn(captures(), PROBLEM, out=tmp_path / "a", **kind)
     assert "crops of 16: about 2 min and" in capsys.readouterr().err
     assert memory._duration(120) == "2 min"
@@ -135,15 +136,15 @@ def test_global_operators_and_impossible_requests(tmp_path):
     "method", [{"recipe": RECIPE}, {"method": "em", "rounds": Rounds(rounds=2, images=8, steps=1)}]
 )
 def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, method):
-    """From 0.06 to 0.12 kimg, in one go and with an interruption: the same bit for bit."""
+    """From 0.03 to 0.06 kimg, in one go and with an interruption: the same bit for bit."""
     y = captures()
     for name in ("a", "b"):
-        learn(y, PROBLEM, out=tmp_path / name, **(SHORT | method | {"kimg": 0.06}))
+        learn(y, PROBLEM, out=tmp_path / name, **(SHORT | method | {"kimg": 0.03}))
     assert equal(tmp_path / "a", tmp_path / "b")
     short = weights(tmp_path / "a")
     learn(y, PROBLEM, out=tmp_path / "a", **(SHORT | method))
     with monkeypatch.context() as patch:
-        stop_at(patch, 22)
+        stop_at(patch, 11)
         with pytest.raises(KeyboardInterrupt):
             learn(y, PROBLEM, out=tmp_path / "b", **(SHORT | method))
     learn(y, PROBLEM, out=tmp_path / "b", **(SHORT | method))
@@ -151,12 +152,12 @@ def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, method):
     after = weights(tmp_path / "a")
     assert any(not torch.equal(short[key], after[key]) for key in short)
     config = json.loads((tmp_path / "a/config.json").read_text())
-    assert config["settings"]["kimg"] == 0.12 and config["kimg before"] == [0.06]
+    assert config["settings"]["kimg"] == 0.06 and config["kimg before"] == [0.03]
     lines = (tmp_path / "a/metrics.jsonl").read_text().splitlines()
     seen = [json.loads(line)["kimg"] for line in lines]
-    assert seen == sorted(seen) and seen[-1] == 0.12
-    with pytest.raises(InputError, match=r"0\.12 kimg, which can be raised and not lowered"):
-        learn(y, PROBLEM, out=tmp_path / "a", **(SHORT | method | {"kimg": 0.06}))
+    assert seen == sorted(seen) and seen[-1] == 0.06
+    with pytest.raises(InputError, match=r"0\.06 kimg, which can be raised and not lowered"):
+        learn(y, PROBLEM, out=tmp_path / "a", **(SHORT | method | {"kimg": 0.03}))
     with pytest.raises(InputError, match="another settings"):
         learn(y, PROBLEM, out=tmp_path / "a", **(SHORT | method | {"kimg": 1.0, "seed": 5}))
 

@@ -139,7 +139,7 @@ def captures_of(
     from ..operators import as_operator
 
     select = select or ALL
-    if crop == 0 or not split_key(str(path))[0].exists():
+    if crop == 0:
         return None
     if crop is None:
         local = croppable(as_operator(operator))
