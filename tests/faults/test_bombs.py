@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -94,7 +95,29 @@ def jpeg(side: int) -> bytes:
     return stream.getvalue().replace(struct.pack(">HH", 8, 8), struct.pack(">HH", side, side), 1)
 
 
+def hdf5(shape: tuple[int, ...], chunks: tuple[int, ...], written: int) -> bytes:
+    """A data set of which only the first chunks of zeros are stored, compressed."""
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        kind = {"chunks": chunks, "compression": "gzip"}
+        file.create_dataset("x", shape, "u1", **kind)[:written] = 0
+    return stream.getvalue()
+
+
+def deflated_chunk(blocks: int) -> bytes:
+    """A data set whose only chunk inflates to more than it declares."""
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        made = file.create_dataset("x", (4, 64, 64), "u1", chunks=(4, 64, 64), compression="gzip")
+        made.id.write_direct_chunk((0, 0, 0), zeros(blocks, 15))
+    return stream.getvalue()
+
+
 BOMBS = {
+    "chunk.h5": lambda: deflated_chunk(192),  # 3 GiB
+    "late.h5": lambda: hdf5((2**24, 64, 64), (1, 64, 64), 4),  # 64 GiB
+    "large.h5": lambda: hdf5((4, 2**14, 2**14), (1, 64, 2**14), 0),
+    "inside.mat": lambda: hdf5((2**18, 128, 128), (2**6, 128, 128), 0),
     "deep.png": lambda: png(8, 16, zeros(192, 15)),  # 3 GiB
     "flat.png": lambda: png(8, 8, zeros(192, 15)),
     "wide.png": lambda: png(13000, 8, zeros(11, 15)),

@@ -94,7 +94,7 @@ def test_damaged_pictures_are_left_out_and_listed(command, run, tmp_path, capfd)
 
 
 def test_what_is_no_file_is_refused(run, tmp_path, capfd):
-    for name in ("a.png", "a.tif", "a.npy", "a-idx3-ubyte", "a.npz", "a.gz"):
+    for name in ("a.png", "a.tif", "a.npy", "a-idx3-ubyte", "a.npz", "a.gz", "a.h5", "a.nd2"):
         os.mkfifo(tmp_path / name)
         for argv in commands(tmp_path / name, run, tmp_path / "out").values():
             assert "FIFO" in refused(argv, capfd)

@@ -240,3 +240,35 @@ def test_arrays_in_python_have_axes_too():
     source = as_source(STACK, select=Selection("TZCYX", ("0",)))
     np.testing.assert_array_equal(numbers(source[:]), expected("TZCYX", [0]))
     assert unmurk.io.axes.Selection("tyx").axes == "TYX"
+
+
+COMPRESSIONS = {  # what tifffile writes of it, and the largest error of a number
+    **dict.fromkeys(("zlib", "lzw", "packbits", "lzma", "zstd", "png", "lerc"), "uint16"),
+    **dict.fromkeys(("jpeg2000", "jpegxl", "jpegxr"), "uint16"),
+    **dict.fromkeys(("webp", "jpeg"), "uint8"),
+    "deflate": "float32",
+}
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("tiled", [False, True])
+def test_every_compression(compression, tiled, tmp_path):
+    """Lossless ones exactly; JPEG as tifffile decodes it."""
+    kind = np.dtype(COMPRESSIONS[compression])
+    color = compression in ("webp", "jpeg")
+    data = np.random.default_rng(4).random((2, 32, 48, 3) if color else (2, 32, 48))
+    data = (data * (1 if kind.kind == "f" else np.iinfo(kind).max)).astype(kind)
+    arguments = {"level": 100} if compression == "jpegxr" else {}
+    arguments = {"lossless": True} if compression == "webp" else arguments
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        data,
+        compression=compression,
+        compressionargs=arguments or None,
+        predictor=compression in ("zlib", "lzw", "zstd", "deflate"),
+        tile=(16, 16) if tiled else None,
+        photometric="rgb" if color else "minisblack",
+    )
+    found = load_images(tmp_path / "a.tif", span=(0, 1)).images.permute(0, 2, 3, 1).numpy()
+    truth = data if compression not in ("jpeg", "jpegxr") else tifffile.imread(tmp_path / "a.tif")
+    np.testing.assert_array_equal(found, truth.reshape(found.shape))

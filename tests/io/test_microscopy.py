@@ -250,6 +250,10 @@ def test_damaged_nd2_files(nd2_file):
     damaged(nd2_file, 40)
 
 
+def test_damaged_czi_files(czi_file):
+    damaged(czi_file, 15)
+
+
 def test_damaged_hdf5_files(tmp_path):
     h5py = with_library("h5py")
     with h5py.File(tmp_path / "a.h5", "w") as file:

@@ -10,7 +10,9 @@ dimensions, else they follow from the shape as for .npy files. A .mat file of MA
 file whose axes are reversed: its axes are named in the order of MATLAB, (row, column, ...).
 """
 
+import itertools
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +35,9 @@ VISITED = 10_000  # objects of a file that are looked at
 LISTED = 12  # data sets that a message lists
 DEPTH = 32  # links of a name
 RATIO = 2**14  # what stored bytes may grow to
+GZIP, FLETCHER = 1, 3  # numbers of filters
+DEFLATE = 1032  # what bytes of a gzip stream may grow to
+SMALL = 2**28  # bytes of a chunk that may be inflated without a check
 PAIRS = (("real", "imag"), ("r", "i"))  # fields of complex numbers
 LETTERS = {"H": "Y", "W": "X"}
 
@@ -222,6 +227,48 @@ def _check_storage(file: Path, dataset: Any) -> None:
         check_numbers(file, int(np.prod(dataset.chunks, dtype=float)), dataset.dtype.itemsize)
 
 
+def _read(file: Path, dataset: Any, index: Any) -> np.ndarray:
+    """Return a part of a data set, after a check of what its compressed chunks inflate to."""
+    if dataset.chunks and _deflated(dataset) and file.stat().st_size * DEFLATE > SMALL:
+        index = index if isinstance(index, tuple) else (index,)
+        index = (*index, *[slice(None)] * (len(dataset.shape) - len(index)))
+        _check_chunks(file, dataset, index)
+    return np.asarray(dataset[index])
+
+
+def _deflated(dataset: Any) -> bool:
+    """Whether the chunks are stored as gzip streams."""
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(n)[0] for n in range(properties.get_nfilters())]
+    return [f for f in filters if f != FLETCHER][-1:] == [GZIP]
+
+
+def _check_chunks(file: Path, dataset: Any, index: tuple[Any, ...]) -> None:
+    """Check that the chunks of a part inflate to no more than they declare.
+
+    The HDF5 library inflates a chunk to the end, however long that is.
+
+    Raises:
+        InputError: One does not.
+    """
+    size = int(np.prod(dataset.chunks)) * dataset.dtype.itemsize
+    starts = []
+    for place, length, chunk in zip(index, dataset.shape, dataset.chunks, strict=True):
+        first, last = (place, place + 1) if isinstance(place, int) else place.indices(length)[:2]
+        starts.append(range(first // chunk * chunk, last, chunk))
+    for corner in itertools.product(*starts):
+        about = dataset.id.get_chunk_info_by_coord(corner)
+        if about.byte_offset is None or about.size * DEFLATE <= SMALL:
+            continue
+        stored = dataset.id.read_direct_chunk(corner)[1]
+        found = zlib.decompressobj().decompress(stored, size + 1)
+        if len(found) > size:
+            raise InputError(
+                f"cannot read {file}: a chunk of {dataset.name} holds more than the {size} bytes "
+                "that it declares"
+            )
+
+
 @register("HDF5", SUFFIXES, selects=True)
 class Dataset(Pages):
     """The images of a data set in an HDF5 file.
@@ -261,7 +308,9 @@ class Dataset(Pages):
 
     def read(self, page: int) -> np.ndarray:
         """See `Pages`."""
-        pixels = self._map.image(self._dataset, page)
+        with reading(self.file):
+            found = _read(self.file, self._dataset, self._map.index(page))
+        pixels = self._map.arrange(found)
         if self._bool:
             return pixels.astype(np.uint8) * np.uint8(255)
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
@@ -386,7 +435,7 @@ class Kspace:
         with open_dataset(file, self.name, "measurement") as dataset:
             for entry, number in zip(found, numbers, strict=True):
                 with np.errstate(over="ignore"):
-                    _fill(entry, np.asarray(dataset[number]))
+                    _fill(entry, _read(file, dataset, number))
         return found
 
 

@@ -1,15 +1,13 @@
-r"""The vocabulary of `Pages.metadata`, and its values from OME-XML and ImageJ.
+"""The vocabulary of `Pages.metadata`, and its values from OME-XML and ImageJ.
 
-| name | value |
-|---|---|
-| `pixel_size` | height and width of a pixel in micrometers, (y, x) |
-| `z_step` | distance of neighboring planes in micrometers |
-| `time_step` | time between neighboring frames in seconds |
-| `exposure` | exposure time in seconds, a number; of several times the first |
-| `channels` | names of the channels that are read, a list |
-| `datetime` | when the image was taken, as the file writes it |
-| `units` | unit of the intensities, where the file names one |
-| `source` | the header of the file as it stands there: a text or a dict |
+- ``pixel_size``: height and width of a pixel in micrometers, (y, x)
+- ``z_step``: distance of neighboring planes in micrometers
+- ``time_step``: time between neighboring frames in seconds
+- ``exposure``: exposure time in seconds, a number; of several times the first
+- ``channels``: names of the channels that are read, a list
+- ``datetime``: when the image was taken, as the file writes it
+- ``units``: unit of the intensities, where the file names one
+- ``source``: the header of the file as it stands there, a text or a dict
 
 A name is missing where the file does not tell. Values that are not finite or not positive are left
 out.
