@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..bounds import check_fields
 from ..diffusion.prior import Prior
 from ..errors import InputError
+from ..flows.error_bars import ErrorBars
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
 from ..io.datasets import Source, as_source
@@ -40,6 +41,7 @@ from .ambientflow import AmbientFlow
 from .baselines import Clean, Noisy
 from .distributed import first_process, processes
 from .em import Em
+from .error_bars import calibrate_run, held_out, leading, say, write_record
 from .flowdiff import FlowDiff
 from .learner import Learner, as_dict
 from .registry import METHODS, name_of, register, resolve
@@ -129,27 +131,47 @@ def learn(
     y, problem, learner = _with_gaps(y, problem, nan, learner)
     _check_takes(learner, problem)
     shape: Any = tuple(y.shape[1:] if clean else problem.operator.x_shape(y.shape))
-    built = learner.build(y, problem, shape, settings.network, settings.seed, module)
+    held = held_out(y, shape, settings.kimg)
+    seen: Any = leading(y, len(y) - held)
+    built = learner.build(seen, problem, shape, settings.network, settings.seed, module)
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
         config = _config(built, settings, given, module) | _range(data, y)
         if problem is not given:
             config["nan"] = nan
+        if held:
+            config["held_out"] = held
         open_run(folder, config | {"data": fingerprint(y)})
     _check_length(built, settings, quiet)
     memory.check(built, settings, shape, len(y), processes().device, quiet)
     checks = None
     if not clean and isinstance(problem.noise, Gaussian):
-        checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
-    trainer = Trainer(built, y, settings, folder, quiet=quiet, checks=checks)
+        checks = Checks.within(seen, problem, shape, settings.kimg, settings.seed)
+    trainer = Trainer(built, seen, settings, folder, quiet=quiet, checks=checks)
     if settings.compile:
         built.prior.network.compile()
     trainer.run()
     if trainer.accelerator.is_main_process:
+        record = calibrate_run(
+            folder,
+            built.student.eval(),
+            y,
+            problem,
+            held=held,
+            kimg=settings.kimg,
+            seed=settings.seed,
+            clean=clean,
+        )
         for name, model in built.ema.items():
             if isinstance(model, Prior | Posterior | Glow):
                 save_model(folder / name, model)
+        if record is not None:
+            write_record(folder, record)
+            if not quiet:
+                say(record)
     trainer.accelerator.wait_for_everyone()
+    if not trainer.accelerator.is_main_process:
+        built.student.error_bars = ErrorBars.load(folder / "posterior")
     return built.teacher.to(y.device).eval(), built.student.to(y.device).eval()
 
 
