@@ -143,7 +143,14 @@ LAYERS = [
     ["flows"],
     [
         f"evaluation.{name}"
-        for name in ("features", "distances", "metrics", "exact_gaussian", "exact")
+        for name in (
+            "features",
+            "distances",
+            "metrics",
+            "exact_gaussian",
+            "exact",
+            "calibration",
+        )
     ],
     [f"evaluation.{name}" for name in ("gibbs", "scale_mixture")],
     [

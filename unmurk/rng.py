@@ -109,6 +109,8 @@ class StreamId(enum.IntEnum):
     """Image that the first guess of the Gaussian prior is scaled with."""
     VALIDATION = 0xFFFF0008
     """Draws for the validation losses."""
+    CALIBRATION = 0xFFFF0009
+    """Probes and splits for the calibration of error bars."""
 
 
 HOST = 0x5DEECE66D  # separates the draws on the host from those on the device

@@ -295,6 +295,7 @@ class TiledPosterior:
         n: int = 16,
         seed: int = 0,
         index: Sequence[int] | None = None,
+        calibrated: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Estimate mean and standard deviation of q(x | y), (B, C, H, W) each, from n draws.
 
@@ -317,7 +318,10 @@ class TiledPosterior:
             tiling.add(mean, found[0], places)
             tiling.add(std, found[1], places)
         shape = (len(y), -1, *start.shape[-2:])
-        return _equalised(mean.reshape(shape), y), _equalised(std.reshape(shape), y)
+        mean, std = _equalised(mean.reshape(shape), y), _equalised(std.reshape(shape), y)
+        if calibrated and self.posterior.error_bars is not None:
+            std = self.posterior.error_bars.std(std, problem.operator.mask)
+        return mean, std
 
     def _look(
         self, y: Tensor, problem: Problem, index: Sequence[int] | None

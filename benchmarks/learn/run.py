@@ -250,6 +250,8 @@ CALIBRATION = (
     Column("error", "error", "{:.3f}"),
     Column("spread", "spread", "{:.3f}"),
     Column("90 % coverage", "coverage", "{:.3f}", _nominal),
+    Column("spread, calibrated", "calibrated_spread", "{:.3f}"),
+    Column("90 % coverage, calibrated", "calibrated_coverage", "{:.3f}", _nominal),
     Column("chi-square", "chi2", "{:.2f}"),
     Column("measurement SWD", "measurement_swd", "{:.4f}"),
     Column("kimg seen", "kimg", "{:.1f}"),

@@ -82,7 +82,11 @@ def evaluate(
     y = measure(problem, truth, how.seed, index.start).to(device)
     y_others = measure(problem, images.others, how.seed, others.start).to(device)
     here, there = (problem.bind(numbers, shape).to(device) for numbers in (index, others))
-    mean, std = (v.cpu() for v in posterior.mean_std(y, here, RESTORATIONS, draw, index))
+    mean, std = (
+        v.cpu() for v in posterior.mean_std(y, here, RESTORATIONS, draw, index, calibrated=False)
+    )
+    right = posterior.mean_std(y, here, RESTORATIONS, draw, index)[1].cpu()
+    low, high = (v.cpu() for v in posterior.interval(y, here, LEVEL, RESTORATIONS, draw, index))
     draws = posterior.sample(y, here, DRAWS, draw, index).cpu()
     restored = posterior.sample(y_others, there, 1, draw, others)[0]
     with torch.autocast(device.type, torch.bfloat16, enabled=how.bf16):
@@ -97,6 +101,8 @@ def evaluate(
         "spread": spread(draws, where),
         "error": float((mean - truth)[where].square().mean().sqrt()),
         "coverage": coverage(draws, truth, LEVEL, where),
+        "calibrated_spread": float(right[where].square().mean().sqrt()),
+        "calibrated_coverage": float(((low <= truth) & (truth <= high))[where].double().mean()),
         "chi2": chi2(restored, y_others, there),
         "measurement_swd": measurement_swd(
             new, y_others, there, generator(draw, 0, device=device)

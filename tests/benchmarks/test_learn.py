@@ -161,8 +161,12 @@ class Exact(nn.Module):
         noise = torch.randn(n, *y.shape, generator=torch.Generator().manual_seed(seed))
         return 0.5 + 0.1 * noise
 
-    def mean_std(self, y, problem, n, seed, index):
-        return torch.full_like(y, 0.5), torch.full_like(y, 0.1)
+    def mean_std(self, y, problem, n, seed, index, calibrated=True):
+        return torch.full_like(y, 0.5), torch.full_like(y, 0.2 if calibrated else 0.1)
+
+    def interval(self, y, problem, level, n, seed, index):
+        assert level == 0.9
+        return torch.full_like(y, 0.4), torch.full_like(y, 0.6)
 
     def denoise(self, y, sigma):
         assert sigma == 0.3
@@ -185,6 +189,8 @@ def test_scores_of_an_exact_posterior():
     assert abs(found["spread"] / 0.1 - 1) < 0.01
     assert abs(found["error"] / 0.1 - 1) < 0.01
     assert abs(found["coverage"] - 0.9) < 0.005
+    assert abs(found["calibrated_spread"] - 0.2) < 1e-6
+    assert abs(found["calibrated_coverage"] - math.erf(0.5**0.5)) < 0.005  # of one deviation
     assert abs(found["chi2"] / (0.11 / 0.09) - 1) < 0.02
     assert abs(found["prior_frechet"]) < 1e-6
     assert found["prior_swd"] == 0

@@ -135,7 +135,6 @@ def captures_of(
     from ..io.axes import ALL
     from ..io.captures import open_captures, sizes_in
     from ..io.crops import croppable, cut_by_default
-    from ..io.formats.arrays import split_key
     from ..operators import as_operator
 
     select = select or ALL

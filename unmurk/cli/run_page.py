@@ -76,6 +76,7 @@ def run_report(
     page: list[Section] = [Numbers("", _summary(lines)), *sections]
     if pictures:
         page.append(Pictures("Pictures", pictures))
+    page += _calibration(run_dir)
     page += _course(lines)
     page.append(Table("Settings", ["setting", "value"], [*_flatten(config)], folded=True))
     named = config | (options if isinstance(options := config.get("options"), dict) else {})
@@ -127,6 +128,35 @@ def drawn(run: Path) -> list[Section]:
     """Return new images from the prior of a run."""
     new = place(Prior.load(run))[0].sample(2 * NEW).cpu()
     return [Images("Drawn from the prior", [list(new[:NEW]), list(new[NEW:])], tile=84)]
+
+
+def _calibration(run_dir: Path) -> list[Section]:
+    """Return the calibration of the error bars, and what else is known without truth."""
+    from ..training.error_bars import read_record
+
+    record = read_record(run_dir)
+    if record is None:
+        return []
+    bins = record.get("bins")
+    rows = [
+        [kind, *(one.get(key) for key in ("values", "predicted", "error", "standard_error"))]
+        for kind, held in (bins.items() if isinstance(bins, dict) else ())
+        for one in (held if isinstance(held, list) else ())[:MOST_KEYS]
+        if isinstance(one, dict)
+    ]
+    figures: dict[str, Any] = {"images": record.get("images")}
+    for key, label in (("unbiased_psnr", "unbiased PSNR in dB"),):
+        if isinstance(pair := record.get(key), dict):
+            figures |= {f"{label}, {when}": pair.get(when) for when in ("before", "after")}
+    if isinstance(white := record.get("whiteness"), dict):
+        figures["largest autocorrelation of the residual"] = white.get("largest")
+    figures = {name: value for name, value in figures.items() if value is not None}
+    caption = f"Not applied: {record.get('why')}." if not record.get("trusted") else ""
+    page: list[Section] = [Numbers("Error bars", figures)]
+    if rows or caption:
+        columns = ["pixels", "values", "predicted", "error", "standard error"]
+        page.append(Table("", columns, rows, caption=caption))
+    return page
 
 
 def _there(path: Path) -> Path:

@@ -42,6 +42,7 @@ from ..io.weights import load_model, read_settings, weight_names
 from ..problem import Problem
 from ..rng import PerImageGenerator
 from .conditioner import ConditioningUNet, known
+from .error_bars import LEVEL, NORMAL, ErrorBars, normal_ratio
 from .layers import Context, Flow, Rescale, bounded, unbounded
 
 __all__ = ["Config", "Context", "FlowDistribution", "Posterior", "known"]
@@ -187,6 +188,10 @@ class Posterior(Flow):
         start: Gaussian prior whose Wiener solution is the start image of m(y); None takes
             A_dagger(y).
 
+    Attributes:
+        error_bars: Calibration of the standard deviations, or None; see `error_bars`. `mean_std`
+            and `interval` apply it. Draws and densities are those of the flow itself.
+
     Raises:
         InputError: H or W is not a multiple of 4.
 
@@ -209,6 +214,7 @@ class Posterior(Flow):
         c = config.channels
         self.shape = (c, config.height, config.width)
         self.start = start
+        self.error_bars: ErrorBars | None = None
         self.mean_net = ConditioningUNet(c + 2, c, config.mean)
         self.context_net = ConditioningUNet(2 * c + 2, c, config.context)
         self.fine = Rescale(4 * c, config.context, config.hidden, config.couplings)
@@ -359,6 +365,7 @@ class Posterior(Flow):
         n: int = 16,
         seed: int = 0,
         index: Sequence[int] | None = None,
+        calibrated: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Estimate mean and standard deviation of q(x | y) from n draws.
 
@@ -370,6 +377,8 @@ class Posterior(Flow):
             n: Number of draws, even.
             seed: As for `sample`.
             index: As for `sample`.
+            calibrated: Whether the standard deviation is calibrated, if the posterior has a
+                calibration that can be trusted. Otherwise it is that of the draws.
 
         Returns:
             Mean and standard deviation, shape (B, C, H, W) each.
@@ -380,7 +389,52 @@ class Posterior(Flow):
         DRAWS.check("the number of draws", n)
         index = _numbers(y, problem, index)
         context = self.context(y, problem)
-        return self.moments(context, n, self.noise(index, seed, context.mean.device))
+        mean, std = self.moments(context, n, self.noise(index, seed, context.mean.device))
+        if calibrated and self.error_bars is not None:
+            std = self.error_bars.std(std, problem.operator.mask)
+        return mean, std
+
+    def interval(
+        self,
+        y: Tensor,
+        problem: Problem,
+        level: float = LEVEL,
+        n: int = 16,
+        seed: int = 0,
+        index: Sequence[int] | None = None,
+        calibrated: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Estimate a central interval for every pixel.
+
+        With a calibration the half-width is calibrated at level 0.9. Otherwise it is that of a
+        normal distribution with the standard deviation of the draws.
+
+        Args:
+            y: Measurements, shape (B, ...).
+            problem: Operator and noise.
+            level: Probability of the interval, between 0 and 1.
+            n: As for `mean_std`.
+            seed: As for `sample`.
+            index: As for `sample`.
+            calibrated: As for `mean_std`.
+
+        Returns:
+            Lower and upper ends, shape (B, C, H, W) each.
+
+        Raises:
+            InputError: The level is not between 0 and 1, or as for `mean_std`.
+
+        >>> posterior = Posterior.create("tiny", (1, 8, 8))
+        >>> low, high = posterior.interval(torch.zeros(1, 1, 8, 8), Problem("identity", 0.1))
+        >>> bool((low < high).all())
+        True
+        """
+        ratio = normal_ratio(level)
+        mean, std = self.mean_std(y, problem, n, seed, index, calibrated=False)
+        half = std * NORMAL * ratio
+        if calibrated and self.error_bars is not None:
+            half = self.error_bars.half_width(std, problem.operator.mask, level)
+        return mean - half, mean + half
 
     def noise(
         self, index: Sequence[int], seed: int, device: torch.device
@@ -415,7 +469,11 @@ class Posterior(Flow):
         return context.mean + mean, (square / n - mean**2).clamp_min(0).sqrt()
 
     def save(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into a folder."""
+        """Write config.json, model.safetensors and, if there is one, the calibration.
+
+        Args:
+            folder: The folder, which is made if needed.
+        """
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -423,6 +481,8 @@ class Posterior(Flow):
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        if self.error_bars is not None:
+            self.error_bars.save(folder)
 
     @classmethod
     def load(cls, source: str | Path) -> "Posterior":
@@ -442,7 +502,9 @@ class Posterior(Flow):
         def build() -> Posterior:
             return cls(config, start=Wiener(shape) if started else None)
 
-        return load_model(folder / "model.safetensors", build, "the posterior")
+        posterior = load_model(folder / "model.safetensors", build, "the posterior")
+        posterior.error_bars = ErrorBars.load(folder)
+        return posterior
 
 
 def _numbers(y: Tensor, problem: Problem, index: Sequence[int] | None) -> Sequence[int]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..bounds import Whole, check_fields
 from ..diffusion.prior import Prior
 from ..errors import InputError
+from ..flows.error_bars import ErrorBars
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
 from ..io.axes import ALL, Selection
@@ -46,6 +47,7 @@ from .ambientflow import AmbientFlow
 from .baselines import Clean, Noisy
 from .distributed import first_process, processes
 from .em import Em
+from .error_bars import calibrate_run, held_out, kept_out, leading, say, write_record
 from .examples import FILE, choose_examples
 from .flowdiff import FlowDiff
 from .learner import Learner, as_dict
@@ -161,8 +163,17 @@ def learn(
     _check_takes(learner, problem)
     shape: Any = tuple(y.shape[1:] if only_clean else problem.operator.x_shape(y.shape))
     known = _clean_images(clean, y, shape, span or _file_span(data, y), Path(out))
+    held = 0 if repeats > 1 else kept_out(Path(out), held_out(y, shape, settings.kimg))
+    seen = leading(y, len(y) - held)
     built = learner.build(
-        y, problem, shape, settings.network, settings.seed, module, repeats, known
+        seen,
+        problem,
+        shape,
+        settings.network,
+        settings.seed,
+        module,
+        repeats,
+        known,
     )
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
@@ -173,6 +184,8 @@ def learn(
         config |= {} if known is None else {"clean": fingerprint(known)}
         if isinstance(y, Crops):
             config |= {"crop": y.side, "augment": y.augment}
+        if held:
+            config["held_out"] = held
         open_run(folder, config | {"data": fingerprint(y)})
         _keep_examples(folder, y, given, only_clean)
     _check_length(built, settings, quiet)
@@ -182,7 +195,7 @@ def learn(
         raise_kimg(folder, settings.kimg)
     checks = None
     if not only_clean and isinstance(problem.noise, Gaussian):
-        checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
+        checks = Checks.within(seen, problem, shape, settings.kimg, settings.seed)
     announce = None if quiet else partial(memory.announce, taken, what)
     trainer = Trainer(
         built, built.y, settings, folder, quiet=quiet, checks=checks, announce=announce
@@ -191,10 +204,26 @@ def learn(
         built.prior.network.compile()
     trainer.run()
     if trainer.accelerator.is_main_process:
+        record = calibrate_run(
+            folder,
+            built.student.eval(),
+            y,
+            problem,
+            held=held,
+            kimg=settings.kimg,
+            seed=settings.seed,
+            clean=only_clean,
+        )
         for name, model in built.ema.items():
             if isinstance(model, Prior | Posterior | Glow):
                 save_model(folder / name, model)
+        if record is not None:
+            write_record(folder, record)
+            if not quiet:
+                say(record)
     trainer.accelerator.wait_for_everyone()
+    if not trainer.accelerator.is_main_process:
+        built.student.error_bars = ErrorBars.load(folder / "posterior")
     return built.teacher.to(y.device).eval(), built.student.to(y.device).eval()
 
 

@@ -1,6 +1,7 @@
 """`unmurk restore`: one pass with the posterior of a run."""
 
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +55,10 @@ class Restore(Command):
     """Posterior samples for each mean and standard deviation, an even number from 2 to 100000."""
     std: bool = False
     """Also write the standard deviation of every pixel (image range 1), (N, C, H, W), to
-    NAME-std.npy (std.npy in a folder for an array)."""
+    NAME-std.npy (std.npy in a folder for an array). It is calibrated if the run could calibrate
+    it."""
+    uncalibrated: bool = False
+    """Write the standard deviation of the samples as it is, without calibration."""
     tile: MaybeTile = None
     batch: Batch = None
     range: MaybeRange = None
@@ -84,12 +88,20 @@ class Restore(Command):
                 bound = problem.to(y.device).bind(numbers, shape)
                 y, bound = without_missing(y, bound, self.nan, shape)
                 flow = posterior_for(posterior, shape, self.tile)
-                mean, std = flow.mean_std(y, bound, self.samples, self.seed, numbers)
+                mean, std = flow.mean_std(
+                    y, bound, self.samples, self.seed, numbers, calibrated=not self.uncalibrated
+                )
                 prior = partial(_denoiser, self.prior, shape, self.tile)
                 require_plausible_flow(mean, std, y, bound, prior, self.prior)
                 return {"images": mean, "std": std} if self.std else {"images": mean}
 
-            settings = recorded(self, problem, {"weights": weights_of(posterior)})
+            bars = posterior.error_bars
+            if self.std and bars is not None and not bars.trusted and not self.uncalibrated:
+                print(f"the error bars are not calibrated: {bars.why}", file=sys.stderr)
+            more: dict[str, Any] = {"weights": weights_of(posterior)}
+            if self.std and bars is not None and not self.uncalibrated:
+                more["error bars"] = asdict(bars)
+            settings = recorded(self, problem, more)
             arrays = ["std"] if self.std else []
             return restore_data(self, to, problem, engine, settings, arrays)
 

@@ -1,0 +1,221 @@
+"""Calibration of a run's error bars at its end, from measurements that it did not train on.
+
+A set that is large enough gives up its last measurements: no step trains on them, and the
+calibration uses them alone. From smaller sets the calibration uses measurements that the run has
+seen. The errors then look smaller than they are, as far as the networks have memorized the noise
+of these measurements; the record says so (`held_out`).
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..evaluation.calibration import Calibration, calibrate
+from ..flows.error_bars import ErrorBars
+from ..flows.posterior import Posterior
+from ..io.atomic import write
+from ..io.datasets import Source
+from ..io.json_files import read_object
+from ..noise import Gaussian, PoissonGaussian
+from ..operators.masks import Inpaint
+from ..problem import Problem
+
+__all__ = [
+    "RECORD",
+    "Leading",
+    "calibrate_run",
+    "held_out",
+    "kept_out",
+    "leading",
+    "read_record",
+    "say",
+    "write_record",
+]
+
+RECORD = "calibration.json"
+VALUES = 2**18  # values of the images of a calibration after 20 kimg
+FEWEST, MOST = 8, 2048  # images of a calibration
+PART = 8  # a set gives up images if it has at least so many times as many
+
+
+class Leading(Source):
+    """The first measurements of a source.
+
+    Args:
+        y: The source.
+        count: Number of measurements.
+    """
+
+    def __init__(self, y: Source, count: int) -> None:
+        self.y, self.scale, self.note, self.device = y, y.scale, y.note, y.device
+        self.shape = (count, *y.shape[1:])
+
+    def read(self, indices: list[int]) -> Tensor:
+        """See `Source.read`."""
+        return self.y.read(indices)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Source.fingerprint`."""
+        return {**self.y.fingerprint(), "first": len(self)}
+
+
+def leading(y: Tensor | Source, count: int) -> Tensor | Source:
+    """Return the first measurements of a set.
+
+    >>> leading(torch.zeros(5, 1, 4, 4), 3).shape
+    torch.Size([3, 1, 4, 4])
+    """
+    if count == len(y):
+        return y
+    return y[:count] if isinstance(y, Tensor) else Leading(y, count)
+
+
+def wanted(shape: tuple[int, int, int], kimg: float) -> int:
+    """Return how many images calibrate a run, so that they take less than 10 % of its time.
+
+    Args:
+        shape: Shape (C, H, W) of the images.
+        kimg: Budget of the run in thousands of images.
+
+    >>> wanted((1, 28, 28), 100), wanted((1, 64, 64), 5)
+    (668, 16)
+    """
+    values = VALUES * min(max(kimg / 20, 1 / 64), 2)
+    return min(max(int(values / math.prod(shape)), FEWEST), MOST)
+
+
+def held_out(y: Tensor | Source, shape: tuple[int, int, int], kimg: float) -> int:
+    """Return how many of the last measurements no step trains on; 0 for small sets and for crops.
+
+    Args:
+        y: Measurements (N, ...).
+        shape: Shape (C, H, W) of the images.
+        kimg: Budget of the run in thousands of images.
+
+    >>> held_out(torch.zeros(1, 1, 1, 1).expand(12_000, 1, 28, 28), (1, 28, 28), 100)
+    668
+    >>> held_out(torch.zeros(500, 1, 28, 28), (1, 28, 28), 100)
+    0
+    """
+    count = wanted(shape, kimg)
+    if isinstance(y, Source) and y.endless:  # its parts overlap, so none is unseen
+        return 0
+    return count if len(y) >= PART * count else 0
+
+
+def kept_out(folder: Path, count: int) -> int:
+    """Return how many measurements a run that has begun gave up; `count` for a new run.
+
+    A run whose budget is raised keeps the measurements that it has not seen.
+    """
+    config = folder / "config.json"
+    if not config.exists():
+        return count
+    found = read_object(config).get("held_out", 0)
+    return found if isinstance(found, int) and 0 <= found else count
+
+
+def calibrate_run(
+    folder: Path,
+    posterior: Posterior,
+    y: Tensor | Source,
+    problem: Problem,
+    *,
+    held: int,
+    kimg: float,
+    seed: int,
+    clean: bool = False,
+) -> dict[str, Any] | None:
+    """Calibrate the posterior of a finished run.
+
+    A run that has been calibrated before keeps its calibration.
+
+    Args:
+        folder: The run folder.
+        posterior: The posterior, which receives the calibration.
+        y: Measurements (N, ...), or clean images, which are then corrupted first.
+        problem: How the measurements are made.
+        held: Number of measurements at the end of the set that the run did not see.
+        kimg: Budget of the run in thousands of images.
+        seed: Seed of the run.
+        clean: Whether y holds clean images.
+
+    Returns:
+        The record to be written, or None if the run already has one.
+    """
+    old = read_record(folder)
+    if old is not None and old.get("kimg") == kimg:
+        posterior.error_bars = ErrorBars.load(folder / "posterior")
+        return None
+    count = held or min(len(y), wanted(posterior.shape, kimg))
+    index = torch.arange(len(y) - count, len(y))
+    made = _calibration(posterior, y[index.to(y.device)], problem, index.tolist(), seed, clean)
+    posterior.error_bars = made.error_bars
+    return {"kimg": kimg, "held_out": held > 0, **_finite(made.record)}
+
+
+def _calibration(
+    posterior: Posterior, y: Tensor, problem: Problem, index: list[int], seed: int, clean: bool
+) -> Calibration:
+    """Calibrate a posterior, or say why that is not possible."""
+    operator, noise = problem.operator, problem.noise
+    pixels = operator.spec == "identity" or isinstance(operator, Inpaint)
+    why = ""
+    if problem.level <= 0:
+        why = "there is no noise"
+    elif not isinstance(noise, Gaussian | PoissonGaussian):
+        why = f"noise '{noise.spec}' has no unbiased estimate of the error"
+    elif not operator.linear or not (pixels or operator.proximal):
+        why = f"operator '{operator.spec}' has no regularized inverse"
+    if not why:
+        if clean:
+            y = problem.simulate(y, seed, index)
+        return calibrate(posterior, y, problem, index, seed=seed)
+    return Calibration(None, {"images": 0, "trusted": False, "why": why})
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write calibration.json into a run folder. Raises InputError if it cannot be written."""
+    write(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """Read the calibration.json of a run folder.
+
+    Returns:
+        The record, or None if there is none.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    path = Path(folder) / RECORD
+    return read_object(path) if path.exists() else None
+
+
+def say(record: dict[str, Any]) -> None:
+    """Print one line on a calibration to stderr."""
+    ratios = record.get("spread_over_error", {}).get("measured", {})
+    before, psnr = ratios.get("before"), (record.get("unbiased_psnr") or {}).get("after")
+    text = "" if psnr is None else f"; unbiased PSNR {psnr:.2f} dB"
+    if not record["trusted"]:
+        print(f"error bars are not calibrated: {record['why']}{text}", file=sys.stderr)
+    elif before is not None:
+        print(
+            f"error bars calibrated on {record['images']} images: predicted {before:.2f} of the"
+            f" error before{text}",
+            file=sys.stderr,
+        )
+
+
+def _finite(value: Any) -> Any:
+    """Return a record in which numbers that are not finite are None."""
+    if isinstance(value, dict):
+        return {key: _finite(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_finite(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
