@@ -246,8 +246,8 @@ def powers(y: Tensor, observed: Tensor, counts: bool = False) -> Patches:
             clipped[observed & (y == end)] = 1
     if y.shape[1] < 3:  # two channels are unrelated: separate images
         y, observed, clipped = (part.flatten(0, 1)[:, None] for part in (y, observed, clipped))
-    values, inside = _patches(y), _patches(observed.to(y)) > 0
-    free = (_patches(clipped) == 0).flatten(1).all(1)
+    values, inside = cut_patches(y), cut_patches(observed.to(y)) > 0
+    free = (cut_patches(clipped) == 0).flatten(1).all(1)
     inside = inside.all(1)
     free &= inside.sum(1) >= FREEDOM
     stride = max(1, math.ceil(int(free.sum()) / MOST))
@@ -279,12 +279,12 @@ def envelope(power: Tensor, freedom: Tensor, terms: Tensor) -> Tensor:
     Returns:
         Coefficients, shape (K,).
     """
-    reach = _reach(freedom)
+    reach = reach_of(freedom)
     half = freedom / 2
     ratio = _gamma(half + 1, half * reach) / _gamma(half, half * reach)
     found = _start(power, terms)
     for _ in range(STEPS):
-        v = _positive(terms @ found)
+        v = raised(terms @ found)
         below = power < reach * v
         if below.sum() < LEAST // 2:
             break
@@ -300,7 +300,7 @@ def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> 
 
     It is infinite if the patches do not determine them.
     """
-    reach, half = _reach(freedom), freedom / 2
+    reach, half = reach_of(freedom), freedom / 2
     limit = half * reach
     inside, first, second = (_gamma(half + k, limit) for k in (0, 1, 2))
     ratio = first / inside
@@ -309,7 +309,7 @@ def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> 
     )
     slope = inside - (reach / ratio - 1) * edge  # of -E psi, in units of v
     spread = second * (1 + 1 / half) / ratio**2 - 2 * first / ratio + inside
-    v = _positive(terms @ line)
+    v = raised(terms @ line)
     below = power < reach * v  # the number of flat patches, times `inside`
     each = terms / v[:, None]
     a = (each * (freedom * slope / inside)[:, None])[below].T @ each[below]
@@ -320,13 +320,13 @@ def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> 
     return inverse @ b @ inverse.T
 
 
-def _reach(freedom: Tensor) -> Tensor:
+def reach_of(freedom: Tensor) -> Tensor:
     """Return k, shape (P,): powers below k v count."""
     return 1 + (2 / freedom).sqrt() * min(1.0, 4 / len(freedom) ** 0.5)
 
 
-def _positive(v: Tensor) -> Tensor:
-    """Raise variances (P,) that a line would put at or below 0."""
+def raised(v: Tensor) -> Tensor:
+    """Raise variances v (P,) that a line puts at or below 0."""
     return v.clamp_min(float(v[v > 0].quantile(0.02)) if (v > 0).any() else 1e-12)
 
 
@@ -350,23 +350,32 @@ def _fit(values: Tensor, weights: Tensor, terms: Tensor) -> Tensor:
     return inverse @ weighted.T @ (weights * values)
 
 
-def _patches(y: Tensor) -> Tensor:
-    """Cut images (N, C, H, W) into adjacent patches (P, C, SIDE^2)."""
+def cut_patches(y: Tensor, stride: int = SIDE) -> Tensor:
+    """Cut images (N, C, H, W) into patches (P, C, SIDE^2), every `stride` pixels."""
     n, c, h, w = y.shape
     if h < SIDE or w < SIDE:
         return y.new_zeros(0, c, SIDE**2)
-    cut = y[..., : h // SIDE * SIDE, : w // SIDE * SIDE]
-    blocks = F.unfold(cut, SIDE, stride=SIDE).reshape(n, c, SIDE**2, -1)
+    blocks = F.unfold(y, SIDE, stride=stride).reshape(n, c, SIDE**2, -1)
     return blocks.permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def cosines(side: int) -> Tensor:
+    """Return the orthonormal cosine functions on a patch, (side^2, side^2), by frequency (u, v).
+
+    >>> basis = cosines(4)
+    >>> torch.allclose(basis @ basis.T, torch.eye(16, dtype=torch.float64))
+    True
+    """
+    number = torch.arange(side, dtype=torch.float64)
+    cosine = (math.pi * (number + 0.5) * number[:, None] / side).cos() * math.sqrt(2 / side)
+    cosine[0] /= math.sqrt(2)
+    return torch.einsum("ui,vj->uvij", cosine, cosine).reshape(side**2, side**2)
 
 
 def _slow(slow: int) -> Tensor:
     """Return the orthonormal cosine functions with u + v < slow on a patch, (K, SIDE^2)."""
-    number = torch.arange(SIDE, dtype=torch.float64)
-    cosine = (math.pi * (number + 0.5) * number[:, None] / SIDE).cos() * math.sqrt(2 / SIDE)
-    cosine[0] /= math.sqrt(2)
-    both = torch.einsum("ui,vj->uvij", cosine, cosine).flatten(2)
-    return both[number[:, None] + number < slow]
+    number = torch.arange(SIDE)
+    return cosines(SIDE)[(number[:, None] + number < slow).flatten()]
 
 
 def _fast(values: Tensor, inside: Tensor, below: int) -> tuple[Tensor, Tensor]:
