@@ -19,8 +19,8 @@ columns       between flat patches of the same rows, two or more patches apart (
               reach so far). White noise: 0; row noise of a third of sigma: 0.47. Limit: above
               `STRIPES`, and above 4 standard errors.
 compressed    share of high-frequency coefficients within 0.9 steps of the file's numbers of 0, in
-              patches on the grid of JPEG, which sets many to 0. Limit: `ZEROS` times the share of a
-              normal distribution of the same power, plus 0.05 (gray images); or above `ALL_ZERO`.
+              patches on the grid of JPEG, which sets many to 0. Limit: `ZEROS` times the share of
+              a normal distribution of that power, plus 0.05; or above `ALL_ZERO`. Gray images.
 clipped       share of values that equal the smallest or the largest. Counts of photons pile up at
               0 without being clipped. So at black the values just above, within half a standard
               deviation, must continue the distribution: at least `CONTINUES` of those at the end.
@@ -41,7 +41,6 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .noise_estimation import LEAST, SIDE, cosines, cut_patches, envelope, raised, reach_of
@@ -58,7 +57,7 @@ BELOW = 0.9  # steps of the file, within which rounding puts a coefficient that 
 ZEROS, ALL_ZERO, BLANK = 2.0, 0.75, 0.1
 TIED_BLACK, TIED_WHITE, NEAR, CONTINUES = 0.02, 0.01, 0.5, 0.15
 LEVELS = 32  # least number of gray levels for which ends and steps mean anything
-COUNTS = 1.5
+COUNTS, ATOM = 2.5, 3e-3
 RICE, FAINT, DARK = 0.04, 2.0, 0.2
 PIXELS = 1500  # least number of dark values
 MOST = 40_000  # most patches
@@ -148,7 +147,7 @@ def check_noise(y: Tensor, observed: Tensor | None = None) -> list[Finding]:
     if not quiet:
         found += _striped(*_grids(_flat_patches(y, measured, 2) or patches))
     if not any(finding.kind == "clipped" for finding in found):
-        found += _rician(patches, step, levels)
+        found += _rician(values, patches, step, levels)
     return found
 
 
@@ -390,10 +389,10 @@ def _counts(variance: Tensor, mean: Tensor, step: float) -> bool:
     return step > 0 and float(variance) < COUNTS * step * float(mean)
 
 
-def _rician(patches: _Patches, step: float, levels: int) -> list[Finding]:
+def _rician(y: Tensor, patches: _Patches, step: float, levels: int) -> list[Finding]:
     mean = patches.values.mean((1, 2))
     flat = patches.flat
-    if 0 < levels < LEVELS:
+    if 0 < levels < LEVELS or float((y == y.min()).double().mean()) > ATOM:
         return []
     dark = flat & (mean <= mean[flat].quantile(DARK))
     values = patches.values[dark].flatten()

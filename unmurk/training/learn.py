@@ -84,6 +84,7 @@ def learn(
     quiet: bool = False,
     span: Spans = None,
     nan: Nan = "refuse",
+    calibration: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Prior, Posterior]:
     r"""Learn a prior :math:`p(x)` and a posterior :math:`q(x \mid y)` from corrupted images.
@@ -106,6 +107,8 @@ def learn(
         span: File values of black and white, for integers and files; None takes them from the type
             (see `io.scale`). The run folder keeps them for `restore` and `solve`.
         nan: "mask" treats pixels that are not finite as hidden; "refuse" names them.
+        calibration: What the run folder keeps of the calibration frames that the data were
+            corrected with (`io.frames.Frames.record`); `restore` and `solve` then ask for them.
         options: Fields of the settings, and options of the method by name.
 
     Returns:
@@ -135,6 +138,8 @@ def learn(
         config = _config(built, settings, given, module) | _range(data, y)
         if problem is not given:
             config["nan"] = nan
+        if calibration:
+            config["calibration"] = calibration
         open_run(folder, config | {"data": fingerprint(y)})
     _check_length(built, settings, quiet)
     memory.check(built, settings, shape, len(y), processes().device, quiet)

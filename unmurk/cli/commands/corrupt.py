@@ -4,11 +4,14 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...io.outputs import key_of, output
 from ..data import images_of, problem_of
 from ..options import Clean, Command, Json, MaybeRange, Seed, SkipBad, Text, job_of
+
+if TYPE_CHECKING:
+    from ...io.scale import Scale
 
 __all__ = ["Corrupt"]
 
@@ -33,6 +36,12 @@ class Corrupt(Command):
     skip_bad: SkipBad = False
     json: Json = False
 
+    def _scale(self) -> "Scale":
+        """The scale of the data, for a noise in gray levels."""
+        from ...io.images import load_images
+
+        return load_images(self.data, limit=1, skip_bad=True, span=self.range).scale
+
     def run(self) -> dict[str, Any]:
         """See `Command`."""
         with output(self.out, [self.data], folder=None, job=job_of(self)) as to:
@@ -40,7 +49,7 @@ class Corrupt(Command):
             from ...io.sets import measurements_of
             from .restoring import recorded
 
-            problem = problem_of(self.operator, self.noise)
+            problem = problem_of(self.operator, self.noise, scale=self._scale)
             to.reads(problem.operator.digests())
             to.record(recorded(self, problem))
             read = partial(images_of, sigma=0.0)

@@ -1,16 +1,20 @@
 """`unmurk learn`: a prior and a posterior from corrupted images."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.outputs import output
-from ..data import measured, problem_of
+from ..data import measured, problem_of, run_frames
 from ..options import (
     Command,
     Corrupted,
+    Dark,
+    Flat,
+    HotPixels,
     Json,
     MaybeRange,
     NanOption,
@@ -23,6 +27,7 @@ from ..options import (
 )
 
 if TYPE_CHECKING:
+    from ...io.images import ImageSet
     from ...problem import Problem
 
 __all__ = ["Learn"]
@@ -39,8 +44,8 @@ class Learn(Command):
     """Forward model of the images, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
     noise: Text = "0"
     """Standard deviation of the noise in the images, in units where the image range is 1; or
-    poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto: estimated from DATA.
-    It is required unless the images are clean."""
+    12dn, in gray levels of the files; or poisson-gaussian,gain=0.01,sigma=0.02; or auto: model and
+    numbers from DATA (docs/guide/noise.md). It is required unless the images are clean."""
     method: Text = "flowdiff"
     """Method; an unknown name lists all. flowdiff: a prior and a flow, trained together; em: a
     prior refitted to its own posterior samples, round after round; ambient: Ambient Diffusion, for
@@ -68,6 +73,9 @@ class Learn(Command):
     simulate: bool = False
     """DATA are clean: corrupt them first with the operator and the noise (for development)."""
     range: MaybeRange = None
+    dark: Dark = None
+    flat: Flat = None
+    hot_pixels: HotPixels = "off"
     nan: NanOption = "refuse"
     skip_bad: SkipBad = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -78,20 +86,28 @@ class Learn(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
-        with output(self.out, [self.data], owner=True, job=job_of(self)) as to:
+        read = [path for path in (self.data, self.dark, self.flat) if path is not None]
+        with output(self.out, read, owner=True, job=job_of(self)) as to:
             to.expect(["report.html"])
             from ...io.datasets import head, simulated
-            from ...io.gaps import full
+            from ...io.frames import corrected_set
             from ...io.images import ImageSet
             from ...training import learn
             from ...training.distributed import first_process
 
             options = self._options()
             data = measured(self.data, self.skip_bad, self.range, self.nan)
-            skipped, y = dict(data.skipped), getattr(data, "images", data)
+            frames = run_frames(self.dark, self.flat, self.hot_pixels, partial(_sample, data))
+            nan = self.nan if frames.hidden is None else "mask"
+            data = corrected_set(data, frames)
+            y: Any = getattr(data, "images", data)
+            skipped = dict(data.skipped)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
             problem = problem_of(
-                self.operator, noise, None if self.simulate else lambda: full(head(y))
+                self.operator,
+                noise,
+                None if self.simulate else lambda: head(y),
+                lambda: data.scale,
             )
             to.reads(problem.operator.digests())
             _keeps_numbers(skipped, y, problem)
@@ -108,7 +124,8 @@ class Learn(Command):
                 seed=self.seed,
                 precision=self.precision,
                 compile=self.compile,
-                nan=self.nan,
+                nan=nan,
+                calibration=frames.record(),
                 **options,
             )
             if not first_process():
@@ -133,6 +150,16 @@ class Learn(Command):
         elif self.method in ("flowdiff", "em") and self.operator != "identity":
             flags["solver"] = Draws(self.solver, steps=16)
         return flags | options
+
+
+def _sample(data: Any) -> "ImageSet":
+    """Return the first images of a set, with its scale."""
+    from ...io.datasets import head
+    from ...io.images import ImageSet
+    from ...io.scale import Scale
+
+    images = getattr(data, "images", None)
+    return ImageSet(head(data if images is None else images), [], data.scale or Scale())
 
 
 def _keeps_numbers(skipped: dict[str, str], y: Any, problem: "Problem") -> None:
