@@ -137,6 +137,7 @@ LAYERS = [
     ["operators"],
     ["noise"],
     ["noise_estimation"],
+    ["noise_checks"],
     ["problem"],
     ["whitening", "missing", "checks", "gaussian"],
     ["diffusion"],
@@ -146,7 +147,7 @@ LAYERS = [
         for name in ("features", "distances", "metrics", "exact_gaussian", "exact")
     ],
     [f"evaluation.{name}" for name in ("gibbs", "scale_mixture")],
-    [f"io.{name}" for name in ("source", "torch_data", "datasets", "gaps")],
+    [f"io.{name}" for name in ("source", "torch_data", "datasets", "gaps", "frames")],
     ["solvers"],
     ["training"],
     ["evaluation.exam", "evaluation.certify"],

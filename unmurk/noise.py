@@ -332,7 +332,7 @@ class PerChannel:
         self, y: Tensor, fraction: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Split a measurement into two; see `PoissonGaussian.split` and `Gaussian.split`."""
-        self._check(y)
+        self.check(y)
         parts = [
             model.split(y[:, i : i + 1], fraction, generator)
             for i, model in enumerate(self.models)
@@ -342,7 +342,7 @@ class PerChannel:
 
     def _each(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
         """Apply a function (model, values of a channel) to every channel."""
-        self._check(values[0])
+        self.check(values[0])
         return torch.cat(
             [
                 function(model, *(value[:, i : i + 1] for value in values))
@@ -351,7 +351,8 @@ class PerChannel:
             1,
         )
 
-    def _check(self, y: Tensor) -> None:
+    def check(self, y: Tensor) -> None:
+        """Raise InputError if y (B, C, ...) has another number of channels than models."""
         if y.shape[1] != len(self.models):
             raise InputError(
                 f"the noise is given for {len(self.models)} channels, but the measurements have"

@@ -134,11 +134,11 @@ def check_noise(y: Tensor, observed: Tensor | None = None) -> list[Finding]:
     values = y[measured]
     step, levels = _step(values)
     cut, inside, grid = _cut(y, measured)
-    whole = cut[inside.all((1, 2))]
-    found = _clipped(values, whole, step, levels)
+    complete = cut[inside.all((1, 2))]
+    found = _clipped(values, complete, step, levels)
     patches = _flat_patches(y, measured)
     if not found:
-        found += _compressed(whole, step, levels)
+        found += _compressed(complete, step, levels)
     if patches is None:
         return found
     quiet = 2 * patches.constant > int(patches.flat.sum())  # no noise where it is flat
@@ -314,17 +314,17 @@ def _pairs(part: Tensor, away: int) -> Tensor:
     return part[:, : behind.shape[1]] * behind
 
 
-def _compressed(whole: Tensor, step: float, levels: int) -> list[Finding]:
-    if not step or levels < LEVELS or len(whole) < LEAST or whole.shape[1] > 1:
+def _compressed(complete: Tensor, step: float, levels: int) -> list[Finding]:
+    if not step or levels < LEVELS or len(complete) < LEAST or complete.shape[1] > 1:
         return []
     u, v = _frequencies()
-    fast = (whole @ cosines(SIDE).T)[:, 0, u + v >= SLOW].abs() / step
+    fast = (complete @ cosines(SIDE).T)[:, 0, u + v >= SLOW].abs() / step
     power = fast.square().mean(1)
     active = power > 1e-6
     if int(active.sum()) < LEAST:
         return []
     fast, power = fast[active], power[active]
-    bright = (whole[active].mean((1, 2)) - whole.min()) / step
+    bright = (complete[active].mean((1, 2)) - complete.min()) / step
     zero = (fast < BELOW).double().mean(1)
     # counts of photons have the variance of their mean, in steps: few of them are no compression
     blank = (zero > ALL_ZERO) & (bright > 2 * power)
@@ -343,12 +343,12 @@ def _compressed(whole: Tensor, step: float, levels: int) -> list[Finding]:
     return [Finding("compressed", share, limit, text)]
 
 
-def _clipped(values: Tensor, whole: Tensor, step: float, levels: int) -> list[Finding]:
+def _clipped(values: Tensor, complete: Tensor, step: float, levels: int) -> list[Finding]:
     if 0 < levels < LEVELS:  # few counts, or few gray levels: ends mean nothing
         return []
     low, high = values.min(), values.max()
     black, white = (float((values == end).double().mean()) for end in (low, high))
-    near = _beyond(whole, float(low), step) if black >= TIED_BLACK else 0.0
+    near = _beyond(complete, float(low), step) if black >= TIED_BLACK else 0.0
     ends = [
         f"{share:.1%} of the values are {name} ({float(end):.4g})"
         for share, name, end, limit, fits in (
@@ -366,13 +366,13 @@ def _clipped(values: Tensor, whole: Tensor, step: float, levels: int) -> list[Fi
     return [Finding("clipped", black + white, TIED_BLACK, text)]
 
 
-def _beyond(whole: Tensor, low: float, step: float) -> float:
+def _beyond(complete: Tensor, low: float, step: float) -> float:
     """Return the number of values just above the smallest one, over that of the smallest."""
-    tied = (whole == low).double().mean((1, 2))
+    tied = (complete == low).double().mean((1, 2))
     mixed = (tied > 0.02) & (tied < 0.98)
     if not bool(mixed.any()):
         return 0.0
-    values = whole[mixed].flatten(1)
+    values = complete[mixed].flatten(1)
     u, v = _frequencies()
     fine = (values.unflatten(1, (-1, SIDE**2)) @ cosines(SIDE).T)[..., u + v >= FINE]
     deviation = fine.square().mean((1, 2)).sqrt()

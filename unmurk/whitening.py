@@ -102,6 +102,7 @@ def _gains(problem: Problem, y: Tensor) -> tuple[Tensor | float, Tensor | float]
     if isinstance(noise, PoissonGaussian):
         return noise.gain, noise.offset
     assert isinstance(noise, PerChannel)
+    noise.check(y)
     pairs = [(getattr(m, "gain", 1.0), getattr(m, "offset", 0.0)) for m in noise.models]
     gain, offset = torch.tensor(pairs, dtype=y.dtype, device=y.device).T
     shape = (1, -1, *[1] * (y.ndim - 2))

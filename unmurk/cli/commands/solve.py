@@ -109,6 +109,7 @@ class Solve(Command):
             to.reads(problem.operator.digests())
             from ...diffusion.prior import Prior
             from ...flows.posterior import Posterior
+            from ...missing import without_missing
             from ...solvers import solve
             from ...tiling import posterior_for, prior_for
 
@@ -120,11 +121,13 @@ class Solve(Command):
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = frames.correct(place(y)[0], divide=False)
                 shape = _shape(problem, y, prior.shape)
+                bound = problem.to(y.device).bind(numbers, shape)
+                y, bound = without_missing(y, bound, nan, shape)
                 flow = None if posterior is None else posterior_for(posterior, shape, self.tile)
                 with _progress(self.method) as callback:
                     result = solve(
                         y,
-                        _weighted(problem.to(y.device).bind(numbers, shape), frames, y),
+                        _weighted(bound, frames, y),
                         prior_for(prior, shape, self.tile),
                         method=self.method,
                         samples=self.samples,
