@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmurk.errors import InputError
-from unmurk.noise import Gaussian, PoissonGaussian, as_noise
+from unmurk.io.scale import Scale
+from unmurk.noise import Gaussian, PoissonGaussian, as_noise, in_units
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
 from unmurk.whitening import rates, whiten
@@ -288,3 +289,86 @@ def test_float64_in_float64_out(text):
         torch.testing.assert_close(y.float(), single)
         exact = torch.distributions.Normal(c, 0.1).log_prob(y)
         torch.testing.assert_close(found[0], exact, rtol=1e-12, atol=1e-12)
+
+
+# -- noise of its own for every channel -----------------------------------------------------------
+
+THREE = "per-channel:0.1:poisson-gaussian,gain=0.02,sigma=0.05:poisson,gain=0.01,offset=0.1"
+
+
+def test_each_channel_has_the_noise_of_its_model():
+    """Variance, likelihood and draws of a channel are those of its model; text round trip."""
+    noise = as_noise(THREE)
+    assert as_noise(noise.spec) == noise and Problem("identity", noise.spec).noise == noise
+    clean = torch.full((4, 3, 60, 60), 0.4, dtype=torch.float64)
+    y = Problem("identity", noise).simulate(clean, seed=1)
+    found = noise.log_likelihood(clean, y)
+    for i, model in enumerate(noise.models):
+        variance = model.variance(clean[:, i])
+        torch.testing.assert_close(noise.variance(clean)[:, i], variance)
+        torch.testing.assert_close(found[:, i], model.log_likelihood(clean[:, i], y[:, i]))
+        assert y[:, i].mean().item() == pytest.approx(
+            0.4, abs=5 * (variance[0, 0, 0].item() / 14400) ** 0.5
+        )
+        assert y[:, i].var().item() == pytest.approx(variance[0, 0, 0].item(), rel=0.08)
+    deviation = Problem("identity", noise).deviation(clean)
+    torch.testing.assert_close(deviation.square(), noise.variance(clean))
+    level = Problem("identity", noise).level
+    assert level**2 == pytest.approx((0.01 + 0.0125 + 0.004) / 3)
+
+
+def test_parts_of_channels_are_independent():
+    """Means c, variances over p and 1 - p, no covariance: also of Gaussian channels."""
+    noise, p = as_noise(THREE), 0.7
+    clean = torch.full((8, 3, 60, 60), 0.4)
+    y = Problem("identity", noise).simulate(clean)
+    one, other = (part.double() - 0.4 for part in noise.split(y, p, torch.manual_seed(0)))
+    variance = noise.variance(clean.double())[0, :, 0, 0]
+    count = 8 * 60 * 60
+    for part, share in ((one, p), (other, 1 - p)):
+        found = part.movedim(1, 0).flatten(1)
+        assert (found.mean(1).abs() < 5 * (variance / share / count) ** 0.5).all()
+        torch.testing.assert_close(found.var(1), variance / share, rtol=0.08, atol=0)
+    product = (one * other).movedim(1, 0).flatten(1)
+    assert (product.mean(1).abs() < 5 * product.std(1) / count**0.5).all()
+
+
+def test_whitening_of_channels_is_that_of_each():
+    """Each channel alone, up to the one level of all."""
+    noise = as_noise(THREE)
+    x = 0.2 + 0.6 * torch.rand(2, 3, 12, 12, generator=torch.manual_seed(0), dtype=torch.float64)
+    problem = Problem("identity", noise).bind(range(2), (3, 12, 12))
+    y = problem.simulate(x)
+    scaled, white = whiten(y, problem)
+    for i, model in enumerate(noise.models):
+        alone, its = whiten(y[:, i : i + 1], Problem("identity", model).bind([0, 1], (1, 12, 12)))
+        torch.testing.assert_close(scaled[:, i : i + 1] / white.sigma, alone / its.sigma)
+    with pytest.raises(InputError, match="3 channels, but the measurements have 1"):
+        whiten(y[:, :1], problem.bind(range(2), (1, 12, 12)))
+
+
+# -- gray levels and electrons --------------------------------------------------------------------
+
+
+def test_units_are_those_of_the_file():
+    """v = 100 + 4095 x: 12 gray levels are 12/4095; 2.1 electrons a level are 1/(2.1 4095)."""
+    scale = Scale.of("uint16", (100, 4195))
+    assert as_noise(in_units("12dn", scale)).sigma == pytest.approx(12 / 4095, rel=1e-5)
+    noise = as_noise(in_units("poisson-gaussian,gain=2.1e/dn,read=3e,offset=120dn", scale))
+    assert noise.gain == pytest.approx(1 / 2.1 / 4095, rel=1e-5)
+    assert noise.sigma == pytest.approx(3 / 2.1 / 4095, rel=1e-5)
+    assert noise.offset == pytest.approx(20 / 4095, rel=1e-5)
+    two = as_noise(in_units("per-channel:12dn:poisson,gain=0.5dn", scale))
+    assert two.models[0].sigma == pytest.approx(12 / 4095, rel=1e-5)
+    assert two.models[1].gain == pytest.approx(0.5 / 4095, rel=1e-5)
+    assert in_units("0.1", None) == "0.1"
+    for text, said in {
+        "12e": "needs a gain",
+        "poisson,gain=3e": "electrons for each gray level",
+        "gaussian,sigma=1.2.3dn": "write gray levels",
+        "poisson,gain=0e/dn": "electrons for each gray level",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            in_units(text, scale)
+    with pytest.raises(InputError, match="no file gives their range"):
+        Problem("identity", "12dn")

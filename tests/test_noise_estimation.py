@@ -6,13 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import unmurk
 from unmurk.cli import main as cli
 from unmurk.errors import InputError
 from unmurk.io.images import load_images
-from unmurk.noise import PoissonGaussian
-from unmurk.noise_estimation import FREEDOM, SIDE, envelope, estimate_noise, known_noise, textures
+from unmurk.noise import Gaussian, PerChannel, PoissonGaussian
+from unmurk.noise_estimation import (
+    FREEDOM,
+    SIDE,
+    bootstrap,
+    choose_noise,
+    envelope,
+    estimate_noise,
+    known_noise,
+    temporal_line,
+    textures,
+)
 from unmurk.operators import as_operator
 from unmurk.problem import Problem
 from unmurk.rng import generator
@@ -139,10 +150,78 @@ def test_auto_is_resolved_and_told(nuclei, capsys):
     y = Problem("identity", 0.1).simulate(nuclei)
     text = known_noise("auto", y, "identity")
     assert text == estimate_noise(y, IDENTITY).spec == known_noise("gaussian, auto", y, "identity")
-    assert f"150 images: {text}\n" in capsys.readouterr().err
+    assert f"150 images: {text} (Gaussian, as " in capsys.readouterr().err
     assert known_noise("0.3", y, "identity") == "0.3" and capsys.readouterr().err == ""
     with pytest.raises(InputError, match="'auto' must be estimated from measurements first"):
         Problem("identity", "auto")
+
+
+# -- the choice of a model, its uncertainty, and the noise over time ------------------------------
+
+
+def test_auto_chooses_a_model_for_each_channel(nuclei):
+    """Gaussian, photons and strong Gaussian noise: three models; equal noise: one."""
+    x = nuclei[:60].expand(-1, 3, -1, -1)
+    text = "per-channel:0.05:poisson-gaussian,gain=0.03,sigma=0.05:0.2"
+    choice = choose_noise(Problem("identity", text).simulate(x), IDENTITY)
+    assert isinstance(choice.noise, PerChannel) and len(choice.reasons) == 3
+    first, second, third = choice.noise.models
+    assert isinstance(first, Gaussian) and first.sigma == pytest.approx(0.05, rel=0.05)
+    assert isinstance(second, PoissonGaussian) and second.gain == pytest.approx(0.03, rel=0.1)
+    assert isinstance(third, Gaussian) and third.sigma == pytest.approx(0.2, rel=0.05)
+    assert "variance rises" in choice.reasons[1]
+    one = choose_noise(Problem("identity", 0.1).simulate(x[:, :2]), IDENTITY)
+    assert isinstance(one.noise, Gaussian) and len(one.reasons) == 1
+
+
+def test_bootstrap_error_is_the_spread_of_repetitions():
+    """Twenty flat sets: the mean standard error is the spread of the estimates."""
+    found = []
+    for seed in range(20):
+        y = 0.5 + 0.1 * torch.randn(4, 1, 64, 64, generator=generator(seed))
+        line, _ = bootstrap(y, IDENTITY, "gaussian", draws=20, seed=seed)
+        found.append((line.rest, float(line.covariance[1, 1]) ** 0.5))
+    values, errors = torch.tensor(found).T
+    assert values.mean().item() == pytest.approx(0.01, rel=0.02)
+    assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.5)
+
+
+def test_repeated_captures_give_the_line_of_any_texture():
+    """Scenes that are texture everywhere, 5 captures each: the line within 4 standard errors."""
+    level = torch.linspace(0.05, 0.7, 6).view(6, 1, 1, 1)
+    scenes = level + 0.3 * torch.rand(6, 1, 64, 64, generator=generator(0))
+    noise = PoissonGaussian(0.01, 0.02)
+    y = Problem("identity", noise).simulate(scenes.repeat_interleave(5, 0))
+    line = temporal_line(y[:, 0].unflatten(0, (6, 5)))
+    gain, rest = line.covariance.diagonal().sqrt().tolist()
+    assert abs(line.gain - 0.01) < 4 * gain < 0.001
+    assert abs(line.rest - 0.0004) < 4 * rest < 0.0015
+    with pytest.raises(InputError, match="2 or more captures"):
+        temporal_line(y[:6].transpose(0, 1)[:1].transpose(0, 1))
+
+
+def test_the_command_measures_and_draws(tmp_path, capsys):
+    """Numbers with errors, the text to paste, both estimates, the picture, a warning."""
+    scenes = torch.rand(8, 1, 1, 1, generator=generator(0)).expand(-1, 1, 64, 64)
+    noise = PoissonGaussian(0.01, 0.02)
+    y = Problem("identity", noise).simulate(scenes.repeat_interleave(3, 0))
+    np.save(tmp_path / "y.npy", y[:, 0].numpy())
+    argv = ["noise", str(tmp_path / "y.npy"), "--repeats", "3", "--json"]
+    assert cli.main([*argv, "--out", str(tmp_path / "noise.png")]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert abs(said["gain"] - 0.01) < 5 * said["gain error"] < 0.002
+    assert said["paste"] == f"--noise {said['noise']}" and said["warnings"] == []
+    assert said["repeats"]["bright"]["ratio"] == pytest.approx(1, abs=0.05)
+    assert unmurk.noise.as_noise(said["noise"]).gain == pytest.approx(0.01, rel=0.05)
+    with Image.open(tmp_path / "noise.png") as picture:
+        assert picture.width == 800  # 400 pixels of a page, twice as fine
+    assert cli.main([*argv, "--out", str(tmp_path / "noise.png")]) == 2  # nothing is written over
+    assert "exists" in capsys.readouterr().err
+    np.save(tmp_path / "y.npy", y[:, 0].clamp(max=0.8).numpy())
+    assert cli.main(["noise", str(tmp_path / "y.npy"), "--out", str(tmp_path / "n.html")]) == 0
+    shown = capsys.readouterr()
+    assert "the noise is clipped" in shown.err and "paste: --noise" in shown.out
+    assert "the noise is clipped" in (tmp_path / "n.html").read_text()
 
 
 # -- learning with it -----------------------------------------------------------------------------

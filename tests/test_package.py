@@ -137,6 +137,7 @@ LAYERS = [
     ["operators"],
     ["noise"],
     ["noise_estimation"],
+    ["noise_checks"],
     ["problem"],
     ["whitening", "missing", "repeats", "checks", "gaussian"],
     ["diffusion"],
@@ -155,7 +156,16 @@ LAYERS = [
     [f"evaluation.{name}" for name in ("gibbs", "scale_mixture")],
     [
         f"io.{name}"
-        for name in ("source", "scenes", "torch_data", "datasets", "gaps", "captures", "crops")
+        for name in (
+            "source",
+            "scenes",
+            "torch_data",
+            "datasets",
+            "gaps",
+            "frames",
+            "captures",
+            "crops",
+        )
     ],
     ["solvers"],
     ["training"],

@@ -28,6 +28,9 @@ deviation
 .. math:: s = \bigl(1 / (k + 1) + \text{gain}^2 / \sigma^2\bigr)^{-1/2}
     \quad\text{at the maximum } k.
 
+Channels may have noise of their own: `PerChannel` holds one model for each. `in_units` reads
+numbers in gray levels of a file ("12dn") and in electrons ("poisson,gain=2.1e/dn").
+
 NODES counts on each side are taken while s < 2 STRIDE; above, every h-th with
 h = floor(s / STRIDE). This loses nothing: by Poisson's summation formula the sum of a Gaussian of
 standard deviation s over every h-th integer, times h, has a relative error of
@@ -35,6 +38,8 @@ standard deviation s over every h-th integer, times h, has a relative error of
 """
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -43,9 +48,20 @@ from torch import Tensor
 
 from .bounds import Option, Real, shown
 from .errors import InputError
-from .rng import PerImageGenerator, binomial
+from .io.scale import Scale
+from .rng import PerImageGenerator, binomial, normal
 
-__all__ = ["AUTO", "Gaussian", "Noise", "PoissonGaussian", "as_noise", "noise_of"]
+__all__ = [
+    "AUTO",
+    "Gaussian",
+    "Noise",
+    "PerChannel",
+    "PoissonGaussian",
+    "as_noise",
+    "has_units",
+    "in_units",
+    "noise_of",
+]
 
 NODES, STRIDE = 80, 4  # s / h < 8, so that the window reaches 10 s to each side
 HALVINGS = 60  # of the interval that contains the maximum
@@ -56,6 +72,9 @@ SIGMA = Real(1e-6, 10, zero=True)
 GAIN = Real(1e-12, 10)
 """Bounds of a gain: from 1e12 counts at white, hardly any noise, to one count in ten pixels."""
 OFFSET = Real(0, 10)
+CHANNELS = 16
+"""Most channels of an image."""
+PER_CHANNEL = "per-channel:"
 
 
 @runtime_checkable
@@ -125,6 +144,27 @@ class Gaussian:
     def variance(self, clean: Tensor) -> Tensor:
         """See `Noise.variance`."""
         return torch.full_like(clean, self.sigma**2)
+
+    def split(
+        self, y: Tensor, fraction: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        r"""Split a measurement into two of the same image, with independent noises.
+
+        With fresh noise n and :math:`\alpha^2 = 1/p - 1` they are :math:`y + \alpha\sigma n` and
+        :math:`y - \sigma n/\alpha`, of variances :math:`\sigma^2/p` and :math:`\sigma^2/(1-p)`
+        (Pang et al., 2021, "Recorrupted-to-Recorrupted", CVPR).
+
+        Args:
+            y: Measurements, shape (B, ...).
+            fraction: p, between 0 and 1.
+            generator: Source of the draws.
+
+        Returns:
+            Two tensors in shape and type of y, each with mean c.
+        """
+        alpha = (1 / fraction - 1) ** 0.5
+        noise = self.sigma * normal(y.shape, generator, dtype=y.dtype, device=y.device)
+        return y + alpha * noise, y - noise / alpha
 
 
 @dataclass(frozen=True)
@@ -240,8 +280,88 @@ class PoissonGaussian:
         return (clean.double() - self.offset).clamp_min(0) / self.gain
 
 
-AUTO: dict[str, Literal["gaussian", "poisson-gaussian"]] = {
-    "auto": "gaussian",
+@dataclass(frozen=True)
+class PerChannel:
+    """Noise of its own for every channel, independent between channels.
+
+    Text form: "per-channel:A:B:C" with the text forms of the channels' models, such as
+    "per-channel:0.1:0.2:poisson,gain=0.01".
+
+    Raises:
+        InputError: There are no models or more than 16, or one is neither `Gaussian` nor
+            `PoissonGaussian`.
+
+    >>> PerChannel((Gaussian(0.1), Gaussian(0.2))).variance(torch.zeros(1, 2, 1, 1)).flatten()
+    tensor([0.0100, 0.0400])
+    """
+
+    models: "tuple[Gaussian | PoissonGaussian, ...]"
+    """The models of the channels, 1 to 16."""
+
+    def __post_init__(self) -> None:
+        models = tuple(as_noise(model) for model in self.models)
+        if not 1 <= len(models) <= CHANNELS or any(
+            not isinstance(model, Gaussian | PoissonGaussian) for model in models
+        ):
+            raise InputError(
+                f"noise per channel needs 1 to {CHANNELS} models, each Gaussian or"
+                " Poisson-Gaussian, such as per-channel:0.1:0.2:0.1"
+            )
+        object.__setattr__(self, "models", models)
+
+    @property
+    def spec(self) -> str:
+        """See `Noise.spec`."""
+        return PER_CHANNEL + ":".join(model.spec for model in self.models)
+
+    def draw(self, clean: Tensor, streams: PerImageGenerator) -> Tensor:
+        """See `Noise.draw`."""
+        return self._each(lambda model, c: model.draw(c, streams), clean)
+
+    def log_likelihood(self, clean: Tensor, y: Tensor) -> Tensor:
+        """See `Noise.log_likelihood`."""
+        return self._each(lambda model, c, y: model.log_likelihood(c, y), clean, y)
+
+    def variance(self, clean: Tensor) -> Tensor:
+        """Compute var(y | c); the mean over the channels if c has no axis of channels."""
+        if clean.ndim < 2:
+            return torch.stack([model.variance(clean) for model in self.models]).mean(0)
+        return self._each(lambda model, c: model.variance(c), clean)
+
+    def split(
+        self, y: Tensor, fraction: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Split a measurement into two; see `PoissonGaussian.split` and `Gaussian.split`."""
+        self.check(y)
+        parts = [
+            model.split(y[:, i : i + 1], fraction, generator)
+            for i, model in enumerate(self.models)
+        ]
+        one, other = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        return one, other
+
+    def _each(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        """Apply a function (model, values of a channel) to every channel."""
+        self.check(values[0])
+        return torch.cat(
+            [
+                function(model, *(value[:, i : i + 1] for value in values))
+                for i, model in enumerate(self.models)
+            ],
+            1,
+        )
+
+    def check(self, y: Tensor) -> None:
+        """Raise InputError if y (B, C, ...) has another number of channels than models."""
+        if y.shape[1] != len(self.models):
+            raise InputError(
+                f"the noise is given for {len(self.models)} channels, but the measurements have"
+                f" {y.shape[1]}: give one model for each, or one for all"
+            )
+
+
+AUTO: dict[str, Literal["auto", "gaussian", "poisson-gaussian"]] = {
+    "auto": "auto",
     "gaussian,auto": "gaussian",
     "poisson-gaussian,auto": "poisson-gaussian",
 }
@@ -356,8 +476,127 @@ def _one(name: str, value: Any) -> Any:
     return float(value.flatten()[0]) if isinstance(value, Tensor) else value
 
 
+UNITS = re.compile(
+    r"(?P<number>[0-9.]+(?:[eE][+-]?[0-9]+)?)(?P<unit>e-?/(?:dn|adu)|dn|adu|e-?)", re.I
+)
+"""A number in gray levels (dn, adu), in electrons (e), or in electrons for each gray level."""
+
+
+def has_units(text: str) -> bool:
+    """Whether a text form has numbers in gray levels or electrons; `in_units` reads it.
+
+    >>> has_units("12dn"), has_units("0.1")
+    (True, False)
+    """
+    values = (part.rpartition("=")[2].strip() for part in re.split("[,:]", text))
+    return any(UNITS.fullmatch(value) for value in values)
+
+
+def in_units(text: str, scale: Scale | None) -> str:
+    r"""Convert numbers in gray levels of a file, or in electrons, to units of [0, 1].
+
+    A file's number v and an image's value x belong together by v = black + (white - black) x.
+
+    ================================  ===========================================================
+    text                              meaning
+    ================================  ===========================================================
+    ``12dn``, ``gaussian,sigma=12dn``  standard deviation of 12 gray levels
+    ``gain=2.1e/dn``                  2.1 electrons for each gray level
+    ``gain=0.5dn``                    0.5 gray levels for each electron
+    ``read=3e``, ``sigma=3e``         Gaussian noise of 3 electrons (in place of ``sigma``)
+    ``offset=100dn``                  the gray level of black, where no light falls
+    ================================  ===========================================================
+
+    Args:
+        text: A text form of this module.
+        scale: The scale of the files (`load_images(...).scale`); None: unknown.
+
+    Returns:
+        The text form in units of [0, 1]; `text` itself if it has no such units.
+
+    Raises:
+        InputError: No scale is known, or a unit does not fit its option.
+
+    >>> in_units("poisson-gaussian,gain=2.5e/dn,read=5e", Scale.of("uint8"))
+    'poisson-gaussian,gain=0.00156863,sigma=0.00784314'
+    """
+    text = text.replace(" ", "")
+    if not has_units(text):
+        return text
+    if scale is None:
+        raise InputError(
+            f"noise '{shown(text)}' is in gray levels of a file, and no file gives their range:"
+            " give it in units of [0, 1], or convert it with unmurk.noise.in_units(text, scale)"
+        )
+    if text.startswith(PER_CHANNEL):
+        models = text.removeprefix(PER_CHANNEL).split(":")
+        return PER_CHANNEL + ":".join(in_units(model, scale) for model in models)
+    form, *pieces = text.split(",")
+    if not pieces:
+        return _number(_in_dn("sigma", form, 0.0) / scale.gain)
+    given = dict(piece.partition("=")[::2] for piece in pieces)
+    if "read" in given and "sigma" not in given:
+        given = {"sigma" if key == "read" else key: value for key, value in given.items()}
+    electron = _electron(given["gain"], scale) if "gain" in given else 0.0
+    found = {}
+    for key, value in given.items():
+        if not UNITS.fullmatch(value):
+            found[key] = value
+        elif key == "gain":
+            found[key] = _number(electron)
+        elif key == "offset":
+            found[key] = _number((_in_dn(key, value, 0.0) - scale.offset) / scale.gain)
+        else:
+            found[key] = _number(_in_dn(key, value, electron * scale.gain) / scale.gain)
+    return ",".join([form, *(f"{key}={value}" for key, value in found.items())])
+
+
+def _electron(value: str, scale: Scale) -> float:
+    """Return the value of one electron in units of [0, 1]."""
+    match = UNITS.fullmatch(value)
+    if match is None:
+        return GAIN.parse("noise: gain", value)
+    number = float(match["number"]) if _is_number(match["number"]) else 0.0
+    unit = match["unit"].lower()
+    if number <= 0 or unit in ("e", "e-"):
+        raise InputError(f"noise: gain={value}: write electrons for each gray level, as 2.1e/dn")
+    return (number if unit in ("dn", "adu") else 1 / number) / scale.gain
+
+
+def _in_dn(key: str, value: str, electron: float) -> float:
+    """Return a number in gray levels; `electron` is the gray levels of one electron."""
+    match = UNITS.fullmatch(value)
+    if match is None or "/" in match["unit"] or not _is_number(match["number"]):
+        raise InputError(f"noise: {key}={shown(value)}: write gray levels, as {key}=12dn")
+    number = float(match["number"])
+    if match["unit"].lower() in ("dn", "adu"):
+        return number
+    if not electron:
+        raise InputError(
+            f"noise: {key}={value} is in electrons, which needs a gain, as gain=2.1e/dn"
+        )
+    return number * electron
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"
+
+
 def _parse(text: str) -> Noise:
     """Parse the text form of a noise model."""
+    if has_units(text):
+        in_units(text, None)
+    if text.startswith(PER_CHANNEL):
+        return PerChannel(
+            tuple(as_noise(model) for model in text.removeprefix(PER_CHANNEL).split(":"))  # type: ignore[misc]
+        )
     if text in AUTO:
         raise InputError(
             f"noise '{text}' must be estimated from measurements first: learn, solve and restore"
@@ -369,7 +608,7 @@ def _parse(text: str) -> Noise:
     if model is None:
         raise InputError(
             f"noise must be a number, or one of gaussian,sigma=0.3; poisson,gain=0.01;"
-            f" poisson-gaussian,gain=0.01,sigma=0.02, got {shown(text)}"
+            f" poisson-gaussian,gain=0.01,sigma=0.02; per-channel:0.1:0.2:0.1, got {shown(text)}"
         )
     values = {
         key.strip(): model.options[key.strip()].parse(f"noise: {key.strip()}", value.strip())

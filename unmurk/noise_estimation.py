@@ -65,10 +65,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError
-from .noise import AUTO, Gaussian, PoissonGaussian
+from .noise import AUTO, Gaussian, Noise, PerChannel, PoissonGaussian
 from .operators import Operator, as_operator
+from .rng import generator
 
-__all__ = ["Kind", "estimate_noise", "known_noise"]
+__all__ = [
+    "Choice",
+    "Kind",
+    "Line",
+    "bootstrap",
+    "choose_noise",
+    "estimate_noise",
+    "known_noise",
+    "temporal_line",
+]
 
 Kind = Literal["gaussian", "poisson-gaussian"]
 
@@ -79,6 +89,9 @@ STEPS = 200  # most iterations of the fit
 ABOVE = 1.5  # where the fit starts, in units of the mean power
 SURE, TEXTURE = 3.0, 0.15
 CLIPPED = 1e-3  # share of values at an end of the range above which they count as clipped
+ALIKE, APART = 0.1, 4.0  # channels differ if their noise does by 10 % and 4 standard errors
+RISE = 0.1  # least rise of the variance, over its value at black, of a gain worth a model
+REDRAWN = 4000  # most patches of a bootstrap sample
 BRIGHT = 0.2  # least share of bright patches below the line for a valid gain
 IMAGES = ("identity", "inpaint", "blur", "sr", "colour", "hdr", "quantise", "jpeg")
 
@@ -107,6 +120,19 @@ def estimate_noise(
     >>> abs(found.sigma - 0.1) < 0.005
     True
     """
+    patches = _patches_of(y, operator, counts=kind != "gaussian")
+    if kind == "gaussian":
+        ones = torch.ones_like(patches.mean)[:, None]
+        (variance,) = envelope(patches.power, patches.freedom, ones).tolist()
+        return Gaussian(_digits(math.sqrt(variance)))
+    gain, rest = _gain(patches)
+    if rest >= 0:
+        return PoissonGaussian(_digits(gain), _digits(math.sqrt(rest)))
+    return PoissonGaussian(_digits(gain), 0.0, _digits(-rest / gain))
+
+
+def _patches_of(y: Tensor, operator: Operator, counts: bool) -> "Patches":
+    """Return the usable patches of measurements. Raises InputError as `estimate_noise` does."""
     forms = {link.partition(":")[0].partition(",")[0] for link in operator.spec.split("|")}
     if not forms <= set(IMAGES) or y.ndim != 4:
         raise InputError(
@@ -122,21 +148,95 @@ def estimate_noise(
             f"noise cannot be estimated: image number {int(broken.int().argmax())} has values that"
             " are not finite: leave it out, or replace them"
         )
-    patches = powers(y, observed, counts=kind != "gaussian")
+    patches = powers(y, observed, counts)
     if len(patches.power) < LEAST:
         raise InputError(
             f"noise cannot be estimated from {len(patches.power)} patches of {SIDE}x{SIDE} pixels"
             " that are measured and not clipped: give more images, values that are not clipped, or"
             " a number"
         )
-    if kind == "gaussian":
-        ones = torch.ones_like(patches.mean)[:, None]
-        (variance,) = envelope(patches.power, patches.freedom, ones).tolist()
-        return Gaussian(_digits(math.sqrt(variance)))
-    gain, rest = _gain(patches)
-    if rest >= 0:
-        return PoissonGaussian(_digits(gain), _digits(math.sqrt(rest)))
-    return PoissonGaussian(_digits(gain), 0.0, _digits(-rest / gain))
+    return patches
+
+
+class Choice(NamedTuple):
+    """A noise model and the reasons for it.
+
+    Attributes:
+        noise: The model; `PerChannel` if the channels differ.
+        reasons: One sentence for each model.
+    """
+
+    noise: Noise
+    reasons: tuple[str, ...]
+
+
+def choose_noise(y: Tensor, operator: Operator) -> Choice:
+    """Choose between Gaussian and Poisson-Gaussian noise, for each channel, and estimate it.
+
+    A channel has a gain if `estimate_noise` finds one, and the variance rises by more than a tenth
+    from dark to bright. The channels get one model unless the standard deviations of their noise
+    differ by more than 10 % and 4 standard errors.
+
+    Args:
+        y: Measurements, shape (N, C, H, W).
+        operator: Their operator; see `estimate_noise`.
+
+    Raises:
+        InputError: See `estimate_noise`.
+
+    >>> y = torch.randn(4, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    >>> y = 0.5 + y * torch.tensor([0.1, 0.2]).view(2, 1, 1)
+    >>> choose_noise(y, as_operator("identity")).noise.spec
+    'per-channel:gaussian,sigma=0.1005:gaussian,sigma=0.1988'
+    """
+    if y.ndim != 4 or y.shape[1] < 2:
+        return _choose(y, operator)
+    single = [y[:, i : i + 1] for i in range(y.shape[1])]
+    try:
+        sigmas = torch.tensor([_level(part, operator) for part in single])
+    except InputError:  # one of them is clipped or empty: all of them together
+        return _choose(y, operator)
+    middle = sigmas[:, 0].mean()
+    away = (sigmas[:, 0] - middle).abs()
+    if not bool(((away > ALIKE * middle) & (away > APART * sigmas[:, 1])).any()):
+        return _choose(y, operator)
+    choices = [_choose(part, operator) for part in single]
+    reasons = [f"channel {i}: {c.reasons[0]}" for i, c in enumerate(choices)]
+    models = tuple(choice.noise for choice in choices)
+    return Choice(PerChannel(models), tuple(reasons))  # type: ignore[arg-type]
+
+
+def _level(y: Tensor, operator: Operator) -> tuple[float, float]:
+    """Return the standard deviation of Gaussian noise, and its standard error."""
+    patches = _patches_of(y, operator, counts=False)
+    ones = torch.ones_like(patches.mean)[:, None]
+    line = envelope(patches.power, patches.freedom, ones)
+    error = float(uncertainty(patches.power, patches.freedom, ones, line)[0, 0]) ** 0.5
+    sigma = float(line[0].clamp_min(1e-20)) ** 0.5
+    return sigma, error / (2 * sigma)
+
+
+def _choose(y: Tensor, operator: Operator) -> Choice:
+    """Choose one model for all channels."""
+    try:
+        found = estimate_noise(y, operator, "poisson-gaussian")
+    except InputError as error:
+        why = str(error).removeprefix("the gain cannot be estimated: ").partition(": give")[0]
+        return Choice(estimate_noise(y, operator), (f"Gaussian, as {why}",))
+    assert isinstance(found, PoissonGaussian)
+    low, high = (
+        y[y.isfinite()]
+        .double()
+        .flatten()[:: max(1, y.numel() // 100_000)]
+        .quantile(torch.tensor([0.02, 0.98], dtype=torch.float64))
+    )
+    dark, bright = (float(found.variance(end)) for end in (low, high))
+    if bright < (1 + RISE) * dark:
+        rise = bright / dark - 1
+        why = f"the variance rises by {rise:.0%} only from dark to bright"
+        return Choice(estimate_noise(y, operator), (f"Gaussian, as {why}",))
+    why = f"the variance rises from {dark:.3g} at {low:.3g} to {bright:.3g} at {high:.3g}"
+    return Choice(found, (f"Poisson-Gaussian, as {why}",))
 
 
 def _gain(patches: "Patches") -> tuple[float, float]:
@@ -156,8 +256,8 @@ def _gain(patches: "Patches") -> tuple[float, float]:
     error = float(uncertainty(patches.power, patches.freedom, terms, line)[0, 0]) ** 0.5
     if not gain > SURE * error:
         raise InputError(
-            f"the gain cannot be estimated: {gain:.2g} +- {error:.2g} may be 0, as for noise that"
-            f" does not depend on the brightness: {hint}"
+            f"the gain cannot be estimated: a gain of {gain:.2g} +- {error:.2g} may be 0, as for"
+            f" noise that does not depend on the brightness: {hint}"
         )
     rise = gain * (float(patches.mean[bright & below].mean()) - low)
     if not _texture(patches, bright & below) < TEXTURE * rise:
@@ -186,7 +286,8 @@ def known_noise(text: str, y: Tensor, operator: str | Operator, what: str = "") 
     """Replace "auto" in the text form of a noise by an estimate, which is printed on stderr.
 
     Args:
-        text: A text form of `unmurk.noise`, "auto" or "poisson-gaussian,auto".
+        text: A text form of `unmurk.noise`, or "auto" (see `choose_noise`), "gaussian,auto" or
+            "poisson-gaussian,auto".
         y: The measurements, shape (N, C, H, W).
         operator: The operator, or its text form.
         what: The images in words, for the message; by default their number.
@@ -203,9 +304,143 @@ def known_noise(text: str, y: Tensor, operator: str | Operator, what: str = "") 
     text = text.replace(" ", "")
     if text not in AUTO:
         return text
-    found = estimate_noise(y, as_operator(operator), AUTO[text]).spec
-    print(f"noise estimated from {what or f'{len(y)} images'}: {found}", file=sys.stderr)
+    kind = AUTO[text]
+    if kind == "auto":
+        choice = choose_noise(y, as_operator(operator))
+        found, why = choice.noise.spec, f" ({'; '.join(choice.reasons)})"
+    else:
+        found, why = estimate_noise(y, as_operator(operator), kind).spec, ""
+    print(f"noise estimated from {what or f'{len(y)} images'}: {found}{why}", file=sys.stderr)
     return found
+
+
+class Line(NamedTuple):
+    """The variance of the noise as a line in the mean, v = gain m + rest, with its uncertainty.
+
+    Attributes:
+        gain: Slope a.
+        rest: Variance b at mean 0.
+        covariance: Covariance of (a, b), (2, 2).
+        means: Mean of each class of brightness, ascending.
+        variances: Variance of the noise in each class.
+        errors: Standard error of each.
+    """
+
+    gain: float
+    rest: float
+    covariance: Tensor
+    means: Tensor
+    variances: Tensor
+    errors: Tensor
+
+
+def bootstrap(
+    y: Tensor, operator: Operator, kind: Kind, draws: int = 40, seed: int = 0
+) -> tuple[Line, "Patches"]:
+    r"""Estimate the variance of the noise and its uncertainty, by redrawing the patches.
+
+    Each draw takes P' of the P patches with replacement and fits again; the covariance of the fits
+    is scaled by P'/P. The standard errors contain the chance of the noise, not the error that
+    texture makes.
+
+    Args:
+        y: Measurements, shape (N, C, H, W).
+        operator: Their operator; see `estimate_noise`.
+        kind: "gaussian" or "poisson-gaussian".
+        draws: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        The fit, with the lower edge of the patches in classes of brightness; and the patches.
+
+    Raises:
+        InputError: See `estimate_noise`.
+    """
+    patches = _patches_of(y, operator, counts=kind != "gaussian")
+    number = len(patches.power)
+    terms = torch.stack([patches.mean, torch.ones_like(patches.mean)], 1)
+    terms = terms[:, 1:] if kind == "gaussian" else terms
+    line = envelope(patches.power, patches.freedom, terms)
+    size, found = min(number, REDRAWN), []
+    for draw in range(draws):
+        stream = generator(seed, draw)
+        chosen = torch.randint(number, (size,), generator=stream)
+        found.append(envelope(patches.power[chosen], patches.freedom[chosen], terms[chosen]))
+    spread = torch.stack(found).T.cov().reshape(terms.shape[1], -1) * size / number
+    covariance = torch.zeros(2, 2, dtype=spread.dtype)
+    covariance[2 - len(line) :, 2 - len(line) :] = spread
+    gain, rest = (0.0, float(line[0])) if kind == "gaussian" else line.tolist()
+    return Line(gain, rest, covariance, *_classes(patches, terms @ line)), patches
+
+
+def _classes(patches: "Patches", fit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, variance of the noise and its standard error in classes of brightness.
+
+    The variance of a class is that of the line, `fit` at every patch, times the level at which the
+    powers of the class lie in units of it.
+    """
+    found = []
+    v = raised(fit)
+    for part in _bands(patches.mean, 2 * LEAST):
+        power, freedom = patches.power[part] / v[part], patches.freedom[part]
+        ones = torch.ones_like(power)[:, None]
+        level = envelope(power, freedom, ones)
+        error = uncertainty(power, freedom, ones, level)[0, 0].sqrt()
+        scale = v[part].mean()
+        found.append(torch.stack([patches.mean[part].mean(), level[0] * scale, error * scale]))
+    mean, variance, error = torch.stack(found).T
+    return mean, variance, error
+
+
+def _bands(mean: Tensor, least: int, most: int = 12) -> list[Tensor]:
+    """Return the members of classes of equal width in brightness, with `least` members or more."""
+    low, high = mean.min(), mean.max()
+    number = ((mean - low) / (high - low).clamp_min(1e-12) * most).long().clamp_max(most - 1)
+    found = [torch.nonzero(number == k)[:, 0] for k in range(most)]
+    found = [part for part in found if len(part) >= least]
+    return found or [torch.arange(len(mean))]
+
+
+def temporal_line(captures: Tensor) -> Line:
+    r"""Measure the line of the noise from repeated captures of the same scenes, without a model.
+
+    The photon-transfer method (J. R. Janesick, 2007, "Photon Transfer", SPIE): in every pixel the
+    N captures give a mean and an unbiased variance, whatever the scene holds. Both are averaged
+    over blocks of 8 x 8 pixels, where v = a m + b still holds exactly, and a and b come from
+    weighted least squares. Scenes that move, or light that flickers, count as noise.
+
+    Args:
+        captures: (scenes, N, H, W) of one channel, N >= 2.
+
+    Raises:
+        InputError: There is one capture only, or no block of 8 x 8 pixels.
+    """
+    if captures.ndim != 4 or captures.shape[1] < 2:
+        raise InputError("the noise over time needs 2 or more captures of one scene")
+    y = captures.double()
+    mean = cut_patches(y.mean(1)[:, None]).mean((1, 2))
+    variance = cut_patches(y.var(1)[:, None]).mean((1, 2))
+    if len(mean) < LEAST:
+        raise InputError(
+            f"the noise over time needs {LEAST} blocks of 8x8 pixels, and there are {len(mean)}:"
+            " give larger or more images"
+        )
+    bands = _bands(mean, SIDE)
+    means, values = (torch.stack([v[part].mean() for part in bands]) for v in (mean, variance))
+    errors = torch.stack([variance[part].std() / len(part) ** 0.5 for part in bands])
+    # weights 1 / v^2 from the variances of the classes, never from a line that may reach 0
+    order = means.argsort()
+    place = torch.bucketize(mean, (means[order][1:] + means[order][:-1]) / 2)
+    spread = values[order].clamp_min(1e-3 * float(values.max()))[place]
+    terms = torch.stack([mean, torch.ones_like(mean)], 1)
+    weights = spread.square().reciprocal()
+    line = _fit(variance, weights, terms)
+    inverse = torch.linalg.pinv((weights[:, None] * terms).T @ terms, hermitian=True)
+    residual = (variance - terms @ line) / spread
+    freedom = (captures.shape[1] - 1) * SIDE**2
+    scale = max(2 / freedom, float(residual.square().mean()))
+    gain, rest = line.tolist()
+    return Line(gain, rest, scale * inverse, means, values, errors)
 
 
 class Patches(NamedTuple):
@@ -247,8 +482,8 @@ def powers(y: Tensor, observed: Tensor, counts: bool = False) -> Patches:
             clipped[observed & (y == end)] = 1
     if y.shape[1] < 3:  # two channels are unrelated: separate images
         y, observed, clipped = (part.flatten(0, 1)[:, None] for part in (y, observed, clipped))
-    values, inside = _patches(y), _patches(observed.to(y)) > 0
-    free = (_patches(clipped) == 0).flatten(1).all(1)
+    values, inside = cut_patches(y), cut_patches(observed.to(y)) > 0
+    free = (cut_patches(clipped) == 0).flatten(1).all(1)
     inside = inside.all(1)
     free &= inside.sum(1) >= FREEDOM
     stride = max(1, math.ceil(int(free.sum()) / MOST))
@@ -280,12 +515,12 @@ def envelope(power: Tensor, freedom: Tensor, terms: Tensor) -> Tensor:
     Returns:
         Coefficients, shape (K,).
     """
-    reach = _reach(freedom)
+    reach = reach_of(freedom)
     half = freedom / 2
     ratio = _gamma(half + 1, half * reach) / _gamma(half, half * reach)
     found = _start(power, terms)
     for _ in range(STEPS):
-        v = _positive(terms @ found)
+        v = raised(terms @ found)
         below = power < reach * v
         if below.sum() < LEAST // 2:
             break
@@ -301,7 +536,7 @@ def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> 
 
     It is infinite if the patches do not determine them.
     """
-    reach, half = _reach(freedom), freedom / 2
+    reach, half = reach_of(freedom), freedom / 2
     limit = half * reach
     inside, first, second = (_gamma(half + k, limit) for k in (0, 1, 2))
     ratio = first / inside
@@ -310,7 +545,7 @@ def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> 
     )
     slope = inside - (reach / ratio - 1) * edge  # of -E psi, in units of v
     spread = second * (1 + 1 / half) / ratio**2 - 2 * first / ratio + inside
-    v = _positive(terms @ line)
+    v = raised(terms @ line)
     below = power < reach * v  # the number of flat patches, times `inside`
     each = terms / v[:, None]
     a = (each * (freedom * slope / inside)[:, None])[below].T @ each[below]
@@ -321,13 +556,13 @@ def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> 
     return inverse @ b @ inverse.T
 
 
-def _reach(freedom: Tensor) -> Tensor:
+def reach_of(freedom: Tensor) -> Tensor:
     """Return k, shape (P,): powers below k v count."""
     return 1 + (2 / freedom).sqrt() * min(1.0, 4 / len(freedom) ** 0.5)
 
 
-def _positive(v: Tensor) -> Tensor:
-    """Raise variances (P,) that a line would put at or below 0."""
+def raised(v: Tensor) -> Tensor:
+    """Raise variances v (P,) that a line puts at or below 0."""
     return v.clamp_min(float(v[v > 0].quantile(0.02)) if (v > 0).any() else 1e-12)
 
 
@@ -351,23 +586,32 @@ def _fit(values: Tensor, weights: Tensor, terms: Tensor) -> Tensor:
     return inverse @ weighted.T @ (weights * values)
 
 
-def _patches(y: Tensor) -> Tensor:
-    """Cut images (N, C, H, W) into adjacent patches (P, C, SIDE^2)."""
+def cut_patches(y: Tensor, stride: int = SIDE) -> Tensor:
+    """Cut images (N, C, H, W) into patches (P, C, SIDE^2), every `stride` pixels."""
     n, c, h, w = y.shape
     if h < SIDE or w < SIDE:
         return y.new_zeros(0, c, SIDE**2)
-    cut = y[..., : h // SIDE * SIDE, : w // SIDE * SIDE]
-    blocks = F.unfold(cut, SIDE, stride=SIDE).reshape(n, c, SIDE**2, -1)
+    blocks = F.unfold(y, SIDE, stride=stride).reshape(n, c, SIDE**2, -1)
     return blocks.permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def cosines(side: int) -> Tensor:
+    """Return the orthonormal cosine functions on a patch, (side^2, side^2), by frequency (u, v).
+
+    >>> basis = cosines(4)
+    >>> torch.allclose(basis @ basis.T, torch.eye(16, dtype=torch.float64))
+    True
+    """
+    number = torch.arange(side, dtype=torch.float64)
+    cosine = (math.pi * (number + 0.5) * number[:, None] / side).cos() * math.sqrt(2 / side)
+    cosine[0] /= math.sqrt(2)
+    return torch.einsum("ui,vj->uvij", cosine, cosine).reshape(side**2, side**2)
 
 
 def _slow(slow: int) -> Tensor:
     """Return the orthonormal cosine functions with u + v < slow on a patch, (K, SIDE^2)."""
-    number = torch.arange(SIDE, dtype=torch.float64)
-    cosine = (math.pi * (number + 0.5) * number[:, None] / SIDE).cos() * math.sqrt(2 / SIDE)
-    cosine[0] /= math.sqrt(2)
-    both = torch.einsum("ui,vj->uvij", cosine, cosine).flatten(2)
-    return both[number[:, None] + number < slow]
+    number = torch.arange(SIDE)
+    return cosines(SIDE)[(number[:, None] + number < slow).flatten()]
 
 
 def _fast(values: Tensor, inside: Tensor, below: int) -> tuple[Tensor, Tensor]:

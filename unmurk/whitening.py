@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .noise import PoissonGaussian
+from .noise import PerChannel, PoissonGaussian
 from .operators.weighted import Weighted
 from .problem import Problem
 
@@ -62,10 +62,11 @@ def whiten(y: Tensor, problem: Problem) -> tuple[Tensor, Problem]:
     (0.0707, 0.3536)
     """
     noise = problem.noise
-    if not isinstance(noise, PoissonGaussian):
+    if not isinstance(noise, PoissonGaussian | PerChannel):
         return y, problem
     y = problem.operator.apply_mask(y)
-    variance = noise.variance(noise.offset + noise.gain * rates(y, problem))
+    gain, offset = _gains(problem, y)
+    variance = problem.noise.variance(offset + gain * rates(y, problem))
     level = float(noise.variance(torch.tensor(0.5))) ** 0.5
     weights = level / variance.sqrt()
     white = Problem(Weighted(problem.operator, weights), level)
@@ -78,7 +79,7 @@ def rates(y: Tensor, problem: Problem) -> Tensor:
 
     Args:
         y: Measurements (B, ...), zero where nothing is measured.
-        problem: Operator and Poisson or Poisson-Gaussian noise.
+        problem: Operator and Poisson or Poisson-Gaussian noise, or noise per channel.
 
     Returns:
         Counts (B, ...), > 0.
@@ -87,15 +88,29 @@ def rates(y: Tensor, problem: Problem) -> Tensor:
     >>> found.round(decimals=1).unique()
     tensor([5.])
     """
-    assert isinstance(problem.noise, PoissonGaussian)
-    counts = problem.operator.apply_mask(y - problem.noise.offset) / problem.noise.gain
+    gain, offset = _gains(problem, y)
+    counts = problem.operator.apply_mask(y - offset) / gain
     numbers = problem.operator.apply_mask(torch.ones_like(y))
-    every = tuple(range(1, y.ndim))
+    channels = isinstance(problem.noise, PerChannel)
+    every = tuple(range(2 if channels else 1, y.ndim))
     full = counts.sum(every, keepdim=True).clamp_min(0) + 1
     mean = full / numbers.sum(every, keepdim=True).clamp_min(1)
     if y.ndim != 4:
         return mean.expand_as(y)
     return (_window(counts).clamp_min(0) + 1) / (_window(numbers).round() + 1 / mean)
+
+
+def _gains(problem: Problem, y: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Return gain and offset of the noise, which broadcast to y; 1 and 0 for Gaussian channels."""
+    noise = problem.noise
+    if isinstance(noise, PoissonGaussian):
+        return noise.gain, noise.offset
+    assert isinstance(noise, PerChannel)
+    noise.check(y)
+    pairs = [(getattr(m, "gain", 1.0), getattr(m, "offset", 0.0)) for m in noise.models]
+    gain, offset = torch.tensor(pairs, dtype=y.dtype, device=y.device).T
+    shape = (1, -1, *[1] * (y.ndim - 2))
+    return gain.reshape(shape), offset.reshape(shape)
 
 
 def _window(values: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ from unmurk.solvers import solve
 from unmurk.training import Recipe, Settings
 from unmurk.training.examples import Examples
 
-COMMANDS = ("demo", "learn", "restore", "solve", "sample", "corrupt", "evaluate", "certify")
-COMMANDS += ("report",)
+COMMANDS = ("demo", "noise", "learn", "restore", "solve", "sample", "corrupt", "evaluate")
+COMMANDS += ("certify", "report")
 
 
 def images(n: int, size: int = 16, seed: int = 0) -> np.ndarray:

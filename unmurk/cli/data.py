@@ -17,21 +17,27 @@ if TYPE_CHECKING:
 
     from ..io.axes import Selection
     from ..io.captures import Captures
+    from ..io.frames import Frames
     from ..io.images import ImageSet
     from ..io.scale import Scale, Span, Spans
+    from ..operators import Operator
     from ..problem import Problem
 
 __all__ = [
     "captures_of",
+    "hide_missing",
     "images_of",
     "list_skipped",
     "measured",
     "place",
     "problem_of",
+    "run_config",
+    "run_frames",
     "run_scale",
     "run_selection",
     "run_span",
     "selection_of",
+    "warn_of_noise",
 ]
 
 
@@ -39,15 +45,19 @@ def problem_of(
     operator: str,
     noise: str,
     images: "Callable[[], torch.Tensor] | None" = None,
+    scale: "Callable[[], Scale | None] | None" = None,
     captures: "Captures | None" = None,
 ) -> "Problem":
     """Return the problem of two text forms.
 
     Args:
         operator, noise: The text forms.
-        images: Returns the images from which a noise "auto" is estimated.
+        images: Returns the images from which a noise "auto" is estimated. Noise in them that no
+            model fits is printed.
+        scale: Returns the scale of the files, for a noise in gray levels ("12dn").
         captures: Captures that it is estimated from, in place of images.
     """
+    from ..noise import has_units, in_units
     from ..problem import Problem
 
     if captures is not None and "auto" in str(noise):
@@ -55,12 +65,48 @@ def problem_of(
         from ..noise_estimation import known_noise
         from ..operators import as_operator
 
-        noise = known_noise(noise, *tiles(captures, as_operator(operator)), captures.text)
+        y, observed = tiles(captures, as_operator(operator))
+        noise = known_noise(noise, y, observed, captures.text)
+        warn_of_noise(y, observed)
     elif images is not None and "auto" in str(noise):
         from ..noise_estimation import known_noise
 
-        noise = known_noise(noise, images(), operator)
+        y, observed = hide_missing(images(), operator)
+        noise = known_noise(noise, y, observed)
+        warn_of_noise(y, observed)
+    elif scale is not None and has_units(str(noise)):
+        given, noise = noise, in_units(noise, scale())
+        print(f"noise {escape(given)} is {noise} in units of [0, 1]", file=sys.stderr)
     return Problem(operator, noise)
+
+
+def hide_missing(y: "torch.Tensor", operator: str) -> "tuple[torch.Tensor, Operator]":
+    """Return measurements with zeros where they are not finite, and an operator hiding these."""
+    from ..io.gaps import gaps
+    from ..missing import with_missing
+    from ..operators import as_operator
+
+    known = as_operator(operator)
+    if bool(y.isfinite().all()):
+        return y, known
+    filled, pixels = gaps(y, "mask")
+    return filled, with_missing(known, pixels)  # type: ignore[return-value]
+
+
+def warn_of_noise(y: "torch.Tensor", operator: "str | Operator" = "identity") -> list[str]:
+    """Print, and return, how the noise of images differs from every model."""
+    import torch
+
+    from ..noise_checks import check_noise
+    from ..operators import as_operator
+
+    bound = as_operator(operator)
+    bound = bound.bind(range(len(y)), bound.x_shape(tuple(y.shape[1:])))
+    observed = bound.apply_mask(torch.ones_like(y)) > 0
+    found = [finding.text for finding in check_noise(y, observed)]
+    for text in found:
+        print(f"warning: {text}", file=sys.stderr)
+    return found
 
 
 def images_of(
@@ -225,6 +271,88 @@ def _configs(run: str | Path) -> "Iterator[tuple[Path, dict[str, Any]]]":
             continue
         if isinstance(kept, dict) and "problem" in kept:
             yield config, kept
+
+
+def run_config(run: str | Path) -> dict[str, Any]:
+    """Return what config.json says of a run, or of the run around a prior's folder; else {}."""
+    return next((kept for _, kept in _configs(run)), {})
+
+
+MOST_HIDDEN = 1_000_000  # positions of hot pixels that are read from a run
+
+
+def run_frames(
+    dark: Path | None,
+    flat: Path | None,
+    hot: str,
+    sample: "Callable[[], ImageSet]",
+    run: str | Path | None = None,
+) -> "Frames":
+    """Read the calibration frames of a command, and check them against those of a run.
+
+    Args:
+        dark, flat: Files of frames; None: no such frame.
+        hot: "auto" finds hot pixels in the sample, unless the run has them; "off" finds none.
+        sample: Returns images of the set with their scale.
+        run: The run that restores the images, or None.
+
+    Raises:
+        InputError: A frame cannot be read, or the run was learned with another.
+    """
+    from ..io.frames import Frames, hot_pixels, read_frames
+
+    kept = run_config(run).get("calibration") if run is not None else None
+    kept = kept if isinstance(kept, dict) else {}
+    if dark is None and flat is None and hot == "off" and not kept:
+        return Frames()
+    for name, path in (("dark", dark), ("flat", flat)):
+        if name in kept and path is None:
+            raise InputError(
+                f"'{run}' was learned from images corrected by a {name} frame: give the same file "
+                f"with --{name}"
+            )
+    data = sample()
+    shape = tuple(data.images.shape[1:])
+    positions = _hidden(kept.get("hidden"), shape)
+    if positions is None and hot == "auto":
+        positions = hot_pixels(data.images)
+        print(f"{int(positions.sum())} hot pixels are hidden", file=sys.stderr)
+    frames = read_frames(dark, flat, data.scale, shape, hot=positions)
+    for name, digest in frames.digests.items():
+        if kept and kept.get(name) != digest:
+            what = "another" if name in kept else "no"
+            raise InputError(
+                f"'{run}' was learned with {what} {name} frame: give the file that it was learned "
+                "with, or learn again"
+            )
+    if frames.sensitivity is not None:
+        spread = float(frames.sensitivity.std())
+        if spread > 0.1:
+            print(
+                f"the flat field varies by {spread:.0%}, and so does the noise after the division:"
+                " one noise model for all pixels is an average (solve weighs each pixel)",
+                file=sys.stderr,
+            )
+    return frames
+
+
+def _hidden(kept: Any, shape: tuple[int, ...]) -> "torch.Tensor | None":
+    """Return the hidden pixels (H, W) that a run keeps; None if it keeps none of this size."""
+    import torch
+
+    if not isinstance(kept, list) or len(kept) > MOST_HIDDEN:
+        return None
+    height, width = shape[-2:]
+    found = torch.zeros(height, width, dtype=torch.bool)
+    for pair in kept:
+        fits = isinstance(pair, list) and len(pair) == 2 and all(type(p) is int for p in pair)
+        if not fits or not (0 <= pair[0] < height and 0 <= pair[1] < width):
+            raise InputError(
+                f"the run keeps hot pixels of images of another size than {height}x{width}: give "
+                "images of the size that it was learned with"
+            )
+        found[pair[0], pair[1]] = True
+    return found
 
 
 def run_span(run: str | Path) -> "Span | None":

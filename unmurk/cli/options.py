@@ -23,6 +23,9 @@ __all__ = [
     "Clean",
     "Command",
     "Corrupted",
+    "Dark",
+    "Flat",
+    "HotPixels",
     "Json",
     "MaybeInt",
     "MaybePath",
@@ -118,6 +121,29 @@ NanOption = Annotated[
     arg(
         help="What to do with pixels that are not finite (NaN, infinite). refuse: stop, or leave "
         "out the image with --skip-bad; mask: treat them as hidden."
+    ),
+]
+Dark = Annotated[
+    Path | None,
+    arg(
+        metavar="FILE",
+        help="Dark frame: captures without light, whose mean is subtracted from every image. A run"
+        " keeps its digest, and refuses another.",
+    ),
+]
+Flat = Annotated[
+    Path | None,
+    arg(
+        metavar="FILE",
+        help="Flat field: captures of even light. Images are divided by their mean over them, less"
+        " the dark frame, with the mean 1.",
+    ),
+]
+HotPixels = Annotated[
+    Literal["off", "auto"],
+    arg(
+        help="auto: pixels that stand out in all images of the set count as hidden, as NaN do with"
+        " --nan mask. A run keeps their positions."
     ),
 ]
 Json = Annotated[

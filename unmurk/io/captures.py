@@ -50,6 +50,7 @@ from .formats.pictures import (
     page_names,
 )
 from .formats.registry import is_folder
+from .frames import Frames
 from .images import ImageSet
 from .layouts import images_in
 from .limits import check_memory
@@ -277,6 +278,7 @@ class Captures:
         device: The device of the data.
         units: The scale of the files, where the images have been converted already.
         select: The axes and channels that were given for its files.
+        frames: Calibration frames that the images are corrected with when they are read.
 
     >>> captures = as_captures([torch.zeros(1, 5, 7), torch.ones(1, 8, 4)])
     >>> captures.sizes, captures.channels, captures.text
@@ -295,6 +297,7 @@ class Captures:
     device: torch.device = torch.device("cpu")
     units: Scale | None = None
     select: Selection = ALL
+    frames: Frames = field(default_factory=Frames)
 
     def __post_init__(self) -> None:
         self.numbers = self.numbers or list(range(len(self.parts)))
@@ -327,20 +330,49 @@ class Captures:
         """
         pixels = self.parts[position].region(row, column, height, width)
         found = _images(pixels, self.scale)
-        if position in self.missing:
+        if self.frames:
+            part = self.frames.part(row, column, height, width)
+            found = part.correct(found[None])[0]
+        if position in self.missing or self.frames.hidden is not None:
             found = torch.where(found.isfinite(), found, 0.0)
         return found
+
+    @property
+    def hides(self) -> bool:
+        """Whether some pixels hold no measurement."""
+        return bool(self.missing) or self.frames.hidden is not None
+
+    def corrected(self, frames: Frames) -> "Captures":
+        """Return the captures with calibration frames applied when they are read.
+
+        Raises:
+            InputError: A capture has another size than the frames.
+        """
+        if frames:
+            for height, width in set(self.sizes):
+                frames.correct(torch.zeros(1, self.channels, height, width))
+        return replace(self, frames=frames)
+
+    def first(self, count: int = 64) -> Tensor:
+        """Return the first captures (N, C, H, W), of those that have the size of the first."""
+        size = self.sizes[0]
+        same = [i for i, other in enumerate(self.sizes) if other == size][:count]
+        return torch.stack([self.region(i, 0, 0, *size) for i in same])
 
     def absent(
         self, position: int, row: int, column: int, height: int, width: int
     ) -> np.ndarray | None:
         """Return which pixels of a rectangle are not finite, (height, width); None if all are."""
+        found: np.ndarray | None = None
+        if self.frames.hidden is not None:
+            found = self.frames.hidden[row : row + height, column : column + width].numpy()
         bits = self.missing.get(position)
         if bits is None:
-            return None
+            return found
         length = self.parts[position].shape[1]
         lines = np.unpackbits(bits[row : row + height], axis=1, count=length)
-        return lines[:, column : column + width] > 0
+        missing = lines[:, column : column + width] > 0
+        return missing if found is None else missing | found
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the set, fit for JSON."""

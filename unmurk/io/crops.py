@@ -111,7 +111,7 @@ class Crops(Source):
     @property
     def masked(self) -> bool:
         """Whether pixels of some crops are hidden: padding, or pixels that are not finite."""
-        return self.padded or bool(self.captures.missing)
+        return self.padded or self.captures.hides
 
     @property
     def text(self) -> str:

@@ -10,7 +10,7 @@ from ..errors import InputError
 from .formats.pictures import Nan
 from .source import CHUNK, Source
 
-__all__ = ["Filled", "gaps", "full"]
+__all__ = ["Filled", "gaps"]
 
 
 class Filled(Source):
@@ -68,15 +68,3 @@ def gaps(y: Tensor | Source, nan: Nan) -> tuple[Tensor | Source, dict[int, Tenso
     if not found:
         return y, {}
     return (Filled(y) if isinstance(y, Source) else torch.where(y.isfinite(), y, 0.0)), found
-
-
-def full(y: Tensor) -> Tensor:
-    """Return the measurements whose numbers are all finite.
-
-    Raises:
-        InputError: There are none.
-    """
-    kept = y.isfinite().flatten(1).all(1)
-    if not bool(kept.any()):
-        raise InputError("every image has missing pixels: give the noise as a number")
-    return y if bool(kept.all()) else y[kept]

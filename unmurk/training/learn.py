@@ -98,6 +98,7 @@ def learn(
     clean: Any = None,
     axes: str = "",
     channel: int | str | Sequence[int | str] = (),
+    calibration: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Prior, Posterior]:
     r"""Learn a prior :math:`p(x)` and a posterior :math:`q(x \mid y)` from corrupted images.
@@ -129,6 +130,8 @@ def learn(
             there are none.
         axes, channel: The axes of arrays and files, and the channels to read; see `load_images`.
             The run folder keeps them too.
+        calibration: What the run folder keeps of the calibration frames that the data were
+            corrected with (`io.frames.Frames.record`); `restore` and `solve` then ask for them.
         options: Fields of the settings, and options of the method by name.
 
     Returns:
@@ -150,8 +153,8 @@ def learn(
     one = (channel,) if isinstance(channel, int | str) else tuple(channel)
     select = Selection(axes, tuple(map(str, one)))
     y: Any = _measurements(data, operator, settings, span, nan, Path(out), repeats, select)
-    held = next((d for d in (data, y) if isinstance(d, ImageSet | Source | Captures)), None)
-    select = select if held is None else held.select
+    files = next((d for d in (data, y) if isinstance(d, ImageSet | Source | Captures)), None)
+    select = select if files is None else files.select
     _check_data(y, problem, only_clean)
     if isinstance(data, str | Path) and isinstance(y, Source) and y.note and not quiet:
         print(y.note, file=sys.stderr)
@@ -164,7 +167,7 @@ def learn(
     shape: Any = tuple(y.shape[1:] if only_clean else problem.operator.x_shape(y.shape))
     known = _clean_images(clean, y, shape, span or _file_span(data, y), Path(out))
     held = 0 if repeats > 1 else kept_out(Path(out), held_out(y, shape, settings.kimg))
-    seen = leading(y, len(y) - held)
+    seen: Any = leading(y, len(y) - held)
     built = learner.build(
         seen,
         problem,
@@ -186,6 +189,8 @@ def learn(
             config |= {"crop": y.side, "augment": y.augment}
         if held:
             config["held_out"] = held
+        if calibration:
+            config["calibration"] = calibration
         open_run(folder, config | {"data": fingerprint(y)})
         _keep_examples(folder, y, given, only_clean)
     _check_length(built, settings, quiet)

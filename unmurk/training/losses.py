@@ -24,7 +24,7 @@ from torch import Tensor
 from ..diffusion.losses import gaussian, levels, score_matching, weighted
 from ..diffusion.prior import Prior
 from ..flows.posterior import Posterior
-from ..noise import PoissonGaussian
+from ..noise import PerChannel, PoissonGaussian
 from ..operators import Operator, Weighted
 from ..operators.base import per_image
 from ..operators.inpainting import Inpaint
@@ -61,6 +61,10 @@ def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Te
         Measurements of the same shape.
     """
     noise = problem.noise
+    if isinstance(noise, PerChannel):
+        models = [Problem("identity", model) for model in noise.models]
+        channels = zip(clean.split(1, 1), models, strict=True)
+        return torch.cat([corrupted(c, model, generator) for c, model in channels], 1)
     if not isinstance(noise, PoissonGaussian):
         return clean + problem.sigma * gaussian(clean, generator)
     counts = poisson(noise.rate(clean.detach()), generator)
@@ -282,7 +286,7 @@ def recorrupted(
     Returns:
         The loss, a scalar.
     """
-    if isinstance(problem.noise, PoissonGaussian):
+    if isinstance(problem.noise, PoissonGaussian | PerChannel):
         noisier, target = problem.noise.split(y, 1 / (1 + alpha**2), generator)
     else:
         noise = problem.sigma * gaussian(y, generator)

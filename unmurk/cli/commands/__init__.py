@@ -11,6 +11,7 @@ from .corrupt import Corrupt
 from .demo import Demo
 from .evaluate import Evaluate
 from .learn import Learn
+from .noise import Noise
 from .report import Report
 from .restore import Restore
 from .sample import Sample
@@ -24,6 +25,7 @@ __all__ = [
     "Demo",
     "Evaluate",
     "Learn",
+    "Noise",
     "Report",
     "Restore",
     "Sample",
@@ -32,6 +34,6 @@ __all__ = [
 
 COMMANDS: dict[str, Callable[..., Command]] = {
     kind.__name__.lower(): kind
-    for kind in (Demo, Learn, Restore, Solve, Sample, Corrupt, Evaluate, Certify, Report)
+    for kind in (Demo, Noise, Learn, Restore, Solve, Sample, Corrupt, Evaluate, Certify, Report)
 }
 """The commands by name, in the order of `unmurk --help`."""

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from ...problem import Problem
 
+if TYPE_CHECKING:
+    from ...io.scale import Scale
+
 __all__ = ["Corrupt"]
 
 BATCH = 256  # images corrupted together
@@ -53,12 +56,18 @@ class Corrupt(Command):
     skip_bad: SkipBad = False
     json: Json = False
 
+    def _scale(self) -> "Scale":
+        """The scale of the data, for a noise in gray levels."""
+        from ...io.images import load_images
+
+        return load_images(self.data, limit=1, skip_bad=True, span=self.range).scale
+
     def run(self) -> dict[str, Any]:
         """See `Command`."""
         with output(self.out, [self.data], folder=None, job=job_of(self)) as to:
             from .restoring import recorded
 
-            problem = problem_of(self.operator, self.noise)
+            problem = problem_of(self.operator, self.noise, scale=self._scale)
             to.reads(problem.operator.digests())
             settings = recorded(self, problem)
             pictures = is_folder(self.data) or holds_images(self.data)

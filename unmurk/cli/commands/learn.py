@@ -1,18 +1,22 @@
 """`unmurk learn`: a prior and a posterior from corrupted images."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.outputs import output
-from ..data import captures_of, measured, problem_of, selection_of
+from ..data import captures_of, measured, problem_of, run_frames, selection_of
 from ..options import (
     Axes,
     Channel,
     Command,
     Corrupted,
+    Dark,
+    Flat,
+    HotPixels,
     Json,
     MaybeInt,
     MaybePath,
@@ -27,6 +31,7 @@ from ..options import (
 )
 
 if TYPE_CHECKING:
+    from ...io.images import ImageSet
     from ...problem import Problem
 
 __all__ = ["Learn"]
@@ -43,8 +48,8 @@ class Learn(Command):
     """Forward model of the images, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
     noise: Text = "0"
     """Standard deviation of the noise in the images, in units where the image range is 1; or
-    poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto: estimated from DATA.
-    It is required unless the images are clean."""
+    12dn, in gray levels of the files; or poisson-gaussian,gain=0.01,sigma=0.02; or auto: model and
+    numbers from DATA (docs/guide/noise.md). It is required unless the images are clean."""
     method: Text = "flowdiff"
     """Method; an unknown name lists all. flowdiff: a prior and a flow, trained together; em: a
     prior refitted to its own posterior samples, round after round; ambient: Ambient Diffusion, for
@@ -86,6 +91,9 @@ class Learn(Command):
     range: MaybeRange = None
     axes: Axes = None
     channel: Channel = ()
+    dark: Dark = None
+    flat: Flat = None
+    hot_pixels: HotPixels = "off"
     nan: NanOption = "refuse"
     skip_bad: SkipBad = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -96,14 +104,14 @@ class Learn(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
-        inputs = [self.data, *([self.clean] if self.clean else [])]
         if self.simulate and self.repeats > 1:
             raise InputError("--simulate makes one capture of each image: leave out --repeats")
+        inputs = [path for path in (self.data, self.clean, self.dark, self.flat) if path]
         with output(self.out, inputs, owner=True, job=job_of(self)) as to:
             to.expect(["report.html"])
             from ...io.captures import simulated_captures
             from ...io.datasets import head, simulated
-            from ...io.gaps import full
+            from ...io.frames import corrected_set
             from ...io.images import ImageSet
             from ...training import learn
             from ...training.distributed import first_process
@@ -114,11 +122,22 @@ class Learn(Command):
             select = selection_of(self)
             captures = captures_of(self.data, operator, self.crop, *given, self.out, select)
             data: Any = captures or measured(self.data, *given, select)
+            frames = run_frames(self.dark, self.flat, self.hot_pixels, partial(_sample, data))
+            nan = self.nan if frames.hidden is None else "mask"
+            if captures is not None:
+                data = captures = captures.corrected(frames)
+            else:
+                data = corrected_set(data, frames)
             y: Any = getattr(data, "images", data)
             skipped = dict(data.skipped)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
-            sources = (None, None) if self.simulate else (lambda: full(head(y)), captures)
-            problem = problem_of(self.operator, noise, *sources)
+            problem = problem_of(
+                self.operator,
+                noise,
+                None if self.simulate else lambda: head(y),
+                lambda: data.scale,
+                None if self.simulate else captures,
+            )
             to.reads(problem.operator.digests())
             if captures is None:
                 _keeps_numbers(skipped, y, problem, self.repeats)
@@ -140,9 +159,10 @@ class Learn(Command):
                 compile=self.compile,
                 crop=self.crop,
                 augment=self.augment,
-                nan=self.nan,
+                nan=nan,
                 repeats=self.repeats,
                 clean=self.clean,
+                calibration=frames.record(),
                 **options,
             )
             if not first_process():
@@ -167,6 +187,19 @@ class Learn(Command):
         elif self.method in ("flowdiff", "em") and self.operator != "identity":
             flags["solver"] = Draws(self.solver, steps=16)
         return flags | options
+
+
+def _sample(data: Any) -> "ImageSet":
+    """Return the first images of a set, with its scale."""
+    from ...io.captures import Captures
+    from ...io.datasets import head
+    from ...io.images import ImageSet
+    from ...io.scale import Scale
+
+    if isinstance(data, Captures):
+        return ImageSet(data.first(), [], data.scale or Scale())
+    images = getattr(data, "images", None)
+    return ImageSet(head(data if images is None else images), [], data.scale or Scale())
 
 
 def _keeps_numbers(skipped: dict[str, str], y: Any, problem: "Problem", repeats: int = 1) -> None:

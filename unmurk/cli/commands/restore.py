@@ -16,6 +16,9 @@ from ..options import (
     Channel,
     Command,
     Corrupted,
+    Dark,
+    Flat,
+    HotPixels,
     Json,
     MaybeRange,
     MaybeText,
@@ -26,7 +29,16 @@ from ..options import (
     Text,
     job_of,
 )
-from .restoring import recorded, restore_data, sample_images, trained_problem, weights_of
+from .restoring import (
+    calibration,
+    frames_of,
+    recorded,
+    restore_data,
+    sample_images,
+    sample_scale,
+    trained_problem,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +61,8 @@ class Restore(Command):
     operator: MaybeText = None
     """Forward model of the images; unset: that of the run."""
     noise: MaybeText = None
-    """Standard deviation of the noise, in units where the image range is 1, or another noise; auto
-    or poisson-gaussian,auto: estimated from DATA; unset: that of the run."""
+    """Standard deviation of the noise, in units where the image range is 1, or 12dn in gray
+    levels, or another noise; auto: estimated from DATA; unset: that of the run."""
     samples: Annotated[int, Whole(2, 100_000, even=True)] = 16
     """Posterior samples for each mean and standard deviation, an even number from 2 to 100000."""
     std: bool = False
@@ -64,6 +76,9 @@ class Restore(Command):
     range: MaybeRange = None
     axes: Axes = None
     channel: Channel = ()
+    dark: Dark = None
+    flat: Flat = None
+    hot_pixels: HotPixels = "off"
     nan: NanOption = "refuse"
     seed: Seed = 0
     skip_bad: SkipBad = False
@@ -71,9 +86,19 @@ class Restore(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
-        inputs = [str(self.data), *files_of(self.prior)]
+        frame_files = [str(path) for path in (self.dark, self.flat) if path is not None]
+        inputs = [str(self.data), *files_of(self.prior), *frame_files]
         with output(self.out, inputs, folder=None, job=job_of(self)) as to:
-            problem = trained_problem(self.prior, self.operator, self.noise, sample_images(self))
+            read = frames_of(self)
+            problem = trained_problem(
+                self.prior,
+                self.operator,
+                self.noise,
+                sample_images(self, read),
+                sample_scale(self),
+            )
+            frames = read()
+            nan = self.nan if frames.hidden is None else "mask"
             to.reads(problem.operator.digests())
             from ...checks import require_plausible_flow
             from ...flows.posterior import Posterior
@@ -83,10 +108,10 @@ class Restore(Command):
             posterior = place(Posterior.load(self.prior))[0]
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
-                y = place(y)[0]
+                y = frames.correct(place(y)[0])
                 shape = problem.operator.x_shape(y.shape[1:])
                 bound = problem.to(y.device).bind(numbers, shape)
-                y, bound = without_missing(y, bound, self.nan, shape)
+                y, bound = without_missing(y, bound, nan, shape)
                 flow = posterior_for(posterior, shape, self.tile)
                 mean, std = flow.mean_std(
                     y, bound, self.samples, self.seed, numbers, calibrated=not self.uncalibrated
@@ -98,7 +123,7 @@ class Restore(Command):
             bars = posterior.error_bars
             if self.std and bars is not None and not bars.trusted and not self.uncalibrated:
                 print(f"the error bars are not calibrated: {bars.why}", file=sys.stderr)
-            more: dict[str, Any] = {"weights": weights_of(posterior)}
+            more: dict[str, Any] = {"weights": weights_of(posterior), **calibration(frames)}
             if self.std and bars is not None and not self.uncalibrated:
                 more["error bars"] = asdict(bars)
             settings = recorded(self, problem, more)

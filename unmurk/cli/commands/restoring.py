@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,31 +18,38 @@ from ...io.formats.registry import is_folder
 from ...io.formats.registry import selection_of as part_of
 from ...io.outputs import Output
 from ..console import escape
-from ..data import images_of, list_skipped, problem_of, run_span, selection_of
+from ..data import images_of, list_skipped, problem_of, run_frames, run_span, selection_of
 from ..options import Command
 
 if TYPE_CHECKING:
     import torch
 
     from ...io.axes import Selection
+    from ...io.frames import Frames
+    from ...io.images import ImageSet
     from ...io.jobs import Engine, Job, Summary
-    from ...io.scale import Spans
+    from ...io.scale import Scale, Spans
     from ...problem import Problem
 
 __all__ = [
+    "calibration",
+    "frames_of",
     "history_of",
     "recorded",
     "restore_data",
     "restore_pictures",
     "sample_images",
+    "sample_scale",
     "spans_of",
     "trained_problem",
     "weights_of",
 ]
 
 ENOUGH = 512  # images from which the noise is estimated
+HOT_SAMPLE = 64  # images that are searched for hot pixels
 UNRECORDED = {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std", "batch"}
 UNRECORDED |= {"axes", "channel"}  # of the run too: see `_named`
+UNRECORDED |= {"dark", "flat", "hot_pixels"}  # see `calibration`
 UNUSUAL, STRANGE = 1.25, 10.0  # ratios of a noise to the one that a flow was trained with
 
 
@@ -58,6 +65,9 @@ class Restoring(Protocol):
     channel: tuple[str, ...]
     nan: Any
     skip_bad: bool
+    dark: Path | None
+    flat: Path | None
+    hot_pixels: Any
 
 
 def restore_data(
@@ -245,20 +255,73 @@ def weights_of(model: Any) -> str:
     return digest.hexdigest()
 
 
-def sample_images(command: Restoring) -> "Callable[[], torch.Tensor]":
-    """Return a function that reads the first images, from which the noise is estimated."""
+def sample_images(
+    command: Restoring, frames: "Callable[[], Frames] | None" = None
+) -> "Callable[[], torch.Tensor]":
+    """Return a function that reads the first images, from which the noise is estimated.
+
+    Args:
+        command: The command.
+        frames: Returns calibration frames. The dark frame is subtracted from the images; they are
+            not divided by the flat field, which would change the noise.
+    """
 
     def images() -> "torch.Tensor":
-        from ...io.images import pictures_in, read_images
-
-        span, data = _known_span(command), command.data
-        select = selection_of(command, command.prior)
-        if is_folder(data) or holds_images(data):
-            files = pictures_in(data) if is_folder(data) else [data]
-            span = _spans(command, files, None, select)
-        return read_images(data, skip_bad=True, limit=ENOUGH, span=span, select=select).images
+        y = _sample(command, ENOUGH).images
+        return y if frames is None else frames().correct(y, divide=False)
 
     return images
+
+
+def sample_scale(command: Restoring) -> "Callable[[], Scale]":
+    """Return a function that reads the scale of the data, for a noise in gray levels.
+
+    The function raises InputError if the files have numbers of several types, whose gray levels
+    differ.
+    """
+
+    def scale() -> "Scale":
+        from ...io.images import pictures_in
+        from ...io.survey import number_type
+
+        if is_folder(command.data):
+            types = {number_type(file) for file in pictures_in(command.data)} - {None}
+            if len(types) > 1:
+                raise InputError(
+                    f"{command.data} has files of {' and '.join(sorted(map(str, types)))}, whose "
+                    "gray levels differ: give the noise in units of [0, 1]"
+                )
+        return _sample(command, 1).scale
+
+    return scale
+
+
+def frames_of(command: Restoring) -> "Callable[[], Frames]":
+    """Return a function that reads the calibration frames of a command, once."""
+
+    @cache
+    def frames() -> "Frames":
+        sample = partial(_sample, command, HOT_SAMPLE)
+        return run_frames(command.dark, command.flat, command.hot_pixels, sample, command.prior)
+
+    return frames
+
+
+def calibration(frames: "Frames") -> dict[str, Any]:
+    """Return what a result depends on of its calibration frames."""
+    return {"calibration": frames.record()} if frames else {}
+
+
+def _sample(command: Restoring, limit: int) -> "ImageSet":
+    """Read the first images of a command, in the scale that it restores them in."""
+    from ...io.images import pictures_in, read_images
+
+    span, data = _known_span(command), command.data
+    select = selection_of(command, command.prior)
+    if is_folder(data) or holds_images(data):
+        files = pictures_in(data) if is_folder(data) else [data]
+        span = _spans(command, files, None, select)
+    return read_images(data, skip_bad=True, limit=limit, span=span, select=select)
 
 
 def trained_problem(
@@ -266,6 +329,7 @@ def trained_problem(
     operator: str | None,
     noise: str | None,
     images: "Callable[[], torch.Tensor] | None" = None,
+    scale: "Callable[[], Scale] | None" = None,
 ) -> "Problem":
     """Return the problem of a run's config.json, with the parts that are given in its place.
 
@@ -275,6 +339,7 @@ def trained_problem(
         run: Run folder, or a name of the package.
         operator, noise: Text forms; None: those of the run.
         images: Returns the images from which a noise "auto" is estimated.
+        scale: Returns the scale of the files, for a noise in gray levels.
 
     Raises:
         InputError: Neither the run nor the options give the problem, or the noise is more than
@@ -296,7 +361,7 @@ def trained_problem(
             ) from error
     spec = {} if trained is None else trained.to_dict()
     chosen = operator or spec["operator"]
-    problem = problem_of(chosen, spec["noise"] if noise is None else noise, images)
+    problem = problem_of(chosen, spec["noise"] if noise is None else noise, images, scale)
     if trained is not None and noise is not None:
         _compare_noise(run, trained.level, problem.level)
     return problem

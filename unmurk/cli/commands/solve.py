@@ -17,6 +17,9 @@ from ..options import (
     Channel,
     Command,
     Corrupted,
+    Dark,
+    Flat,
+    HotPixels,
     Json,
     MaybeInt,
     MaybeRange,
@@ -29,11 +32,20 @@ from ..options import (
     job_of,
     solver_options,
 )
-from .restoring import recorded, restore_data, sample_images, weights_of
+from .restoring import (
+    calibration,
+    frames_of,
+    recorded,
+    restore_data,
+    sample_images,
+    sample_scale,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     import torch
 
+    from ...io.frames import Frames
     from ...problem import Problem
 
 __all__ = ["Solve"]
@@ -52,8 +64,8 @@ class Solve(Command):
     """Forward model of the images, such as inpaint:box,size=12 or sr:average,factor=4."""
     noise: Text
     """Standard deviation of the noise in the measurements, in units where the image range is 1; or
-    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02; or auto or poisson-gaussian,auto:
-    estimated from DATA (docs/guide/files.md)."""
+    12dn, in gray levels of the files; or poisson-gaussian,gain=0.01,sigma=0.02; or auto: estimated
+    from DATA (docs/guide/noise.md)."""
     out: Path
     """Folder for the restored images (the mean of several samples)."""
     method: Text = "red-diff"
@@ -78,6 +90,9 @@ class Solve(Command):
     range: MaybeRange = None
     axes: Axes = None
     channel: Channel = ()
+    dark: Dark = None
+    flat: Flat = None
+    hot_pixels: HotPixels = "off"
     nan: NanOption = "refuse"
     seed: Seed = 0
     skip_bad: SkipBad = False
@@ -85,13 +100,20 @@ class Solve(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
-        inputs = [str(self.data), *files_of(self.prior)]
+        frame_files = [str(path) for path in (self.dark, self.flat) if path is not None]
+        inputs = [str(self.data), *files_of(self.prior), *frame_files]
         with output(self.out, inputs, folder=None, job=job_of(self)) as to:
             options = solver_options(self.method, self.option, self.steps)
-            problem = problem_of(self.operator, self.noise, sample_images(self))
+            read = frames_of(self)
+            problem = problem_of(
+                self.operator, self.noise, sample_images(self, read), sample_scale(self)
+            )
+            frames = read()
+            nan = self.nan if frames.hidden is None else "mask"
             to.reads(problem.operator.digests())
             from ...diffusion.prior import Prior
             from ...flows.posterior import Posterior
+            from ...missing import without_missing
             from ...solvers import solve
             from ...tiling import posterior_for, prior_for
 
@@ -101,13 +123,15 @@ class Solve(Command):
             ends: list[End] = []
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
-                y = place(y)[0]
+                y = frames.correct(place(y)[0], divide=False)
                 shape = _shape(problem, y, prior.shape)
+                bound = problem.to(y.device).bind(numbers, shape)
+                y, bound = without_missing(y, bound, nan, shape)
                 flow = None if posterior is None else posterior_for(posterior, shape, self.tile)
                 with _progress(self.method) as callback:
                     result = solve(
                         y,
-                        problem.to(y.device).bind(numbers, shape),
+                        _weighted(bound, frames, y),
                         prior_for(prior, shape, self.tile),
                         method=self.method,
                         samples=self.samples,
@@ -116,7 +140,7 @@ class Solve(Command):
                         init="posterior" if starts else None,
                         posterior=flow,
                         callback=callback,
-                        nan=self.nan,
+                        nan=nan,
                         **options,
                     )
                 chi2 = result.trace[-1]["chi2"] if result.trace else None
@@ -124,7 +148,7 @@ class Solve(Command):
                 several = {"samples": result.samples, "std": result.std}
                 return {"images": result.mean, **(several if self.samples > 1 else {})}
 
-            weights = {"weights": weights_of(prior)}
+            weights = {"weights": weights_of(prior), **calibration(frames)}
             if posterior is not None:
                 weights["posterior"] = weights_of(posterior)
             settings = recorded(self, problem, {**weights, "options": options})
@@ -160,6 +184,16 @@ def _shape(problem: "Problem", y: "torch.Tensor", known: tuple[int, ...]) -> tup
             "a prior of gray images cannot distinguish: use a prior of color images"
         )
     return shape
+
+
+def _weighted(problem: "Problem", frames: "Frames", y: "torch.Tensor") -> "Problem":
+    """Return the problem of images that a flat field has not divided: y = g A(x) + n, bound."""
+    if frames.sensitivity is None:
+        return problem
+    from ...operators.weighted import Weighted
+
+    weights = frames.sensitivity[None].to(y.device)
+    return problem._with(Weighted(problem.operator, weights), problem.index)
 
 
 @contextmanager
