@@ -67,7 +67,7 @@ sphinx_gallery_conf = {
     "examples_dirs": [str(HERE.parent / "examples" / "gallery")],
     "gallery_dirs": ["gallery"],
     "filename_pattern": r"/plot_",
-    "ignore_pattern": r"/pictures\.py$",
+    "ignore_pattern": r"^pictures\.py$",
     "plot_gallery": FULL,
     "download_all_examples": False,
     "remove_config_comments": True,

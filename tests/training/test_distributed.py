@@ -174,7 +174,8 @@ RUN = textwrap.dedent(
     from unmurk.training.trainer import Trainer
     from unmurk.problem import Problem
     started = Trainer.__init__
-    Trainer.__init__ = lambda self, *a, **k: started(self, *a, **{**k, "every": 0.1})
+    often = {"every": float(sys.argv[2])} if sys.argv[2:] else {}
+    Trainer.__init__ = lambda self, *a, **k: started(self, *a, **{**k, **often})
     problem = Problem("identity", 0.2)
     try:
         learn(problem.simulate(blobs(size=12)), problem, out=sys.argv[1], recipe=RECIPE,
@@ -192,7 +193,7 @@ def start(tmp_path_factory):
     script.write_text(RUN)
     started = []
 
-    def start(out, ranks=1):
+    def start(out, ranks=1, *seconds):  # between two states
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -200,7 +201,7 @@ def start(tmp_path_factory):
         if ranks > 1:
             env |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, str(script), str(out)]
+        command = [sys.executable, script, out, *seconds]
         for rank in range(ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
             run = programs.Popen(command, env=env | own)
@@ -253,7 +254,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path, start, one):
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_and_one_goes_on_with_it(tmp_path, start, one):
     """kill -9 of the second: the first says so in one line; one process ends the run as usual."""
-    first, second = start(tmp_path / "cut", ranks=2)
+    first, second = start(tmp_path / "cut", 2, 0.1)
     while not (tmp_path / "cut" / "metrics.jsonl").exists() or len(losses(tmp_path / "cut")) < 10:
         assert first.poll() is None
         time.sleep(0.02)

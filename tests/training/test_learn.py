@@ -452,7 +452,8 @@ RUN = textwrap.dedent(
     from unmurk.problem import Problem
     problem = Problem("identity", 0.2)
     started = Trainer.__init__
-    Trainer.__init__ = lambda self, *a, **k: started(self, *a, **{{**k, "every": 0.1}})
+    often = {{"every": float(sys.argv[2])}} if sys.argv[2:] else {{}}
+    Trainer.__init__ = lambda self, *a, **k: started(self, *a, **{{**k, **often}})
     print("ready", flush=True)
     learn(problem.simulate(blobs()), problem, out=Path(sys.argv[1]), recipe=RECIPE, settings=TINY,
           quiet=True)
@@ -465,14 +466,17 @@ def test_killed_at_five_random_moments_it_ends_as_if_never_stopped(tmp_path):
     """kill -9, then the same command: the same final weights, bit for bit."""
     script = tmp_path / "run.py"
     script.write_text(RUN.format(root=str(Path(__file__).parents[2])))
+    run = programs.Popen([sys.executable, script, tmp_path / "whole"])
+    run.stdout.readline()
     begin = time.monotonic()
-    programs.run([sys.executable, script, tmp_path / "whole"], check=True)
+    run.communicate()
+    assert run.returncode == 0
     whole = time.monotonic() - begin
     rng, killed = random.Random(0), 0
     for _ in range(5):
-        run = programs.Popen([sys.executable, script, tmp_path / "cut"])
+        run = programs.Popen([sys.executable, script, tmp_path / "cut", 0.1])
         run.stdout.readline()
-        time.sleep(rng.uniform(0.05, 0.3 * whole))
+        time.sleep(rng.uniform(0.05, 0.35) * whole)
         killed += run.poll() is None
         run.send_signal(signal.SIGKILL)
         run.communicate()
