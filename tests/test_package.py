@@ -138,7 +138,7 @@ LAYERS = [
     ["noise"],
     ["noise_estimation"],
     ["problem"],
-    ["whitening", "missing", "checks", "gaussian"],
+    ["whitening", "missing", "repeats", "checks", "gaussian"],
     ["diffusion"],
     ["flows"],
     [
@@ -146,7 +146,8 @@ LAYERS = [
         for name in ("features", "distances", "metrics", "exact_gaussian", "exact")
     ],
     [f"evaluation.{name}" for name in ("gibbs", "scale_mixture")],
-    [f"io.{name}" for name in ("source", "torch_data", "datasets", "gaps", "captures", "crops")],
+    [f"io.{name}" for name in ("source", "scenes", "torch_data", "datasets", "gaps")],
+    ["io.captures", "io.crops"],
     ["solvers"],
     ["training"],
     ["evaluation.exam", "evaluation.certify"],

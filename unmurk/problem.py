@@ -21,7 +21,7 @@ from .bounds import shown
 from .devices import filled
 from .errors import InputError
 from .noise import Gaussian, Noise, as_noise, noise_of
-from .operators import Operator, as_operator
+from .operators import Operator, Weighted, as_operator
 from .operators.linalg import per_image
 from .rng import PerImageGenerator, StreamId
 
@@ -91,7 +91,8 @@ class Problem:
     def deviation(self, y: Tensor) -> float | Tensor:
         r"""Estimate the standard deviation of the noise of each measured number from y.
 
-        For Gaussian noise this is sigma. Otherwise it is
+        For Gaussian noise this is sigma, and sigma / w where w weighs the measurements, so that
+        the result is in units of the image. Otherwise it is
         :math:`\sqrt{\operatorname{var}(y \mid c = \bar y)}` with the mean :math:`\bar y` of y over
         3 x 3 pixels. This estimate of the variance has little noise of its own, and no bias where
         the image is smooth.
@@ -105,6 +106,8 @@ class Problem:
         Raises:
             InputError: The noise is not Gaussian and A is not the identity.
         """
+        if isinstance(self.operator, Weighted):
+            return self.sigma / self.operator.weights
         if isinstance(self.noise, Gaussian) or self.operator.spec != "identity":
             return self.sigma
         mean = F.avg_pool2d(y, 3, stride=1, padding=1, count_include_pad=False)

@@ -89,6 +89,10 @@ class StreamId(enum.IntEnum):
     """Posterior samples in the E-step of EM, and samples that a flow is distilled from."""
     CROP = 7007
     """Place and orientation of a random crop."""
+    REPEATS = 7008
+    """The captures of a scene that a training step uses."""
+    CLEAN = 7009
+    """The clean images of a training step."""
     STEP = 0xFFFF0001
     """Random numbers of a training step."""
     BATCH = 0xFFFF0002

@@ -102,7 +102,7 @@ NanOption = Annotated[
 Json = Annotated[
     bool, arg(help="Print one JSON object on stdout; a number that is not finite becomes null.")
 ]
-DATA = ("data", "restored", "reference")  # fields that may name a set in the package
+DATA = ("data", "restored", "reference", "clean")  # fields that may name a set in the package
 
 
 class Command:

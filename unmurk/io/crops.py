@@ -24,6 +24,7 @@ from ..operators import Operator
 from ..operators.cropped import on_numbered_crops
 from ..operators.crops import Crop, turn
 from ..problem import Problem
+from ..repeats import scenes
 from ..rng import StreamId, generator
 from .captures import Captures
 from .source import Source
@@ -48,6 +49,8 @@ class Crops(Source):
         augment: Whether crops are flipped and turned; None: if the operator allows it.
         seed: Seed of places and orientations.
         places: The crops themselves, in place of random ones.
+        repeats: Number N of captures of each scene, one after another. The crops i N, ..., i N + N
+            - 1 then have one place, in the captures of one scene.
 
     Raises:
         InputError: The operator does not work on crops, on crops of this size, or on turned ones.
@@ -74,17 +77,20 @@ class Crops(Source):
         augment: bool | None = None,
         seed: int = 0,
         places: Sequence[tuple[int, int, int]] | None = None,
+        repeats: int = 1,
     ) -> None:
         if not croppable(operator):
             operator.on_crops([Crop(0, 0, 0, side, side)], side)  # says why there are none
         self.captures, self.operator, self.side, self.seed = captures, operator, side, seed
         self.scale = captures.scale if captures.units is None else captures.units
         self.skipped, self.note, self.device = captures.skipped, captures.note, captures.device
-        self.places = places
+        self.places, self.repeats = places, repeats
+        if repeats > 1:
+            _check_scenes(captures, repeats)
         self.sizes = _image_sizes(captures, operator)
         self.factor = self.sizes[0][0] // captures.sizes[0][0]
         measured = side // self.factor
-        count = COUNT if places is None else len(places)
+        count = COUNT // repeats * repeats if places is None else len(places)
         self.shape = (count, captures.channels, measured, measured)
         if side % operator.crop_grid:
             raise InputError(
@@ -99,7 +105,7 @@ class Crops(Source):
                 f"operator '{operator.spec}' changes if an image is flipped or turned: learn "
                 "without augmentation (--augment off)"
             )
-        self.area = list(itertools.accumulate(math.prod(size) for size in self.sizes))
+        self.area = list(itertools.accumulate(math.prod(size) for size in self.sizes[::repeats]))
         self.padded = any(min(size) < side for size in self.sizes)
 
     @property
@@ -124,9 +130,10 @@ class Crops(Source):
         """Return capture, row, column and orientation of a crop."""
         if self.places is not None:
             return (*self.places[number], 0)
-        draws = generator(self.seed, number, StreamId.CROP)
+        draws = generator(self.seed, number // self.repeats, StreamId.CROP)
         u = torch.rand(4, generator=draws, dtype=torch.float64).tolist()
-        position = bisect.bisect_right(self.area, int(u[0] * self.area[-1]))
+        scene = bisect.bisect_right(self.area, int(u[0] * self.area[-1]))
+        position = scene * self.repeats + number % self.repeats
         grid = self.operator.crop_grid
         steps = [max(0, size - self.side) // grid + 1 for size in self.sizes[position]]
         row, column = (grid * int(v * n) for v, n in zip(u[1:3], steps, strict=True))
@@ -198,6 +205,28 @@ def croppable(operator: Operator) -> bool:
     """Whether an operator is local, so that it has a model on crops."""
     members = getattr(operator, "members", (operator,))
     return all(type(member)._crop is not Operator._crop for member in members)
+
+
+def _check_scenes(captures: Captures, repeats: int) -> None:
+    """Check that captures, `repeats` at a time, show one scene each.
+
+    Raises:
+        InputError: Some are missing, or captures of one scene differ in size.
+    """
+    scenes(len(captures), repeats)
+    if captures.skipped:
+        raise InputError(
+            f"{captures.skipped[0][0]} was left out, and each scene has {repeats} captures: "
+            "correct it, or leave out all captures of its scene"
+        )
+    for first in range(0, len(captures), repeats):
+        sizes = captures.sizes[first : first + repeats]
+        other = next((size for size in sizes if size != sizes[0]), None)
+        if other is not None:
+            raise InputError(
+                f"captures {first} to {first + repeats - 1} are one scene, but have sizes "
+                f"{size_text(sizes[0])} and {size_text(other)}: sort the files by scene"
+            )
 
 
 def _image_sizes(captures: Captures, operator: Operator) -> list[tuple[int, int]]:

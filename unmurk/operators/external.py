@@ -55,6 +55,8 @@ class Function(Operator):
     tensor([[[[2., 0., 4., 0.]]]])
     """
 
+    extent = "its function may depend on the whole image"
+
     def __init__(
         self,
         fn: Callable[[Tensor], Tensor],

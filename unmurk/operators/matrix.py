@@ -42,6 +42,8 @@ class VectorOperator(Operator):
         shape: Shape (C, H, W) of the images, or None if it is not known yet.
     """
 
+    extent = "it is a matrix that acts on the whole image"
+
     pictorial = False
     size: tuple[int, int]
     shape: tuple[int, ...] | None = None

@@ -77,6 +77,7 @@ class Rounds:
         steps: Network evaluations of a draw for A = I, a whole number from 1 to 10000. A
             conditional E-step starts at pure noise and takes 2 steps - 1. Below 16 the draws lose
             variance.
+        clean: Fraction of every batch that is clean images, if there are any, from 0 to 0.9.
 
     Raises:
         InputError: A value is out of its bounds.
@@ -89,6 +90,7 @@ class Rounds:
     images: Annotated[int, Whole(1, 10_000_000)] = 2048
     flow: Annotated[float, Real(0, 1)] = 0.85
     steps: Annotated[int, Whole(1, 10_000)] = 16
+    clean: Annotated[float, Real(0, 0.9)] = 0.25
 
     def __post_init__(self) -> None:
         check_fields(self, {name: f"rounds.{name}" for name in vars(self)})
@@ -118,6 +120,9 @@ class Em(Learner):
   eprint = {2405.13712},
   archivePrefix = {arXiv}
 }"""
+
+    takes_repeats: ClassVar[bool] = True
+    takes_clean: ClassVar[bool] = True
 
     rounds: Rounds = field(default_factory=Rounds)
     solver: PosteriorSampler | None = None
@@ -235,8 +240,14 @@ class Em(Learner):
         self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Compute the M-step: score matching on the draws, and late the likelihood of the flow."""
-        x = self.replay.pick(len(y), generator)
-        problem, sigma = self.bind(index, y.device), levels(len(x), generator)
+        count = 0
+        if self.clean is not None:
+            count = min(round(self.rounds.clean * len(y)), len(y) - 1)
+        clean = self.pick_clean(count, generator)
+        x = self.replay.pick(len(y) - count, generator)
+        x = torch.cat([x, clean]) if count else x
+        picked = self.pick_captures(generator) if self.repeats > 1 else None
+        problem, sigma = self.view(y, index, picked)[1], levels(len(x), generator)
         last = self.rounds_done(progress) == self.rounds.rounds - 1
         if self.conditional and not last:
             losses = {"conditional": self.matching(x, problem, sigma, generator)}

@@ -58,7 +58,9 @@ from .losses import (
     forward_kl,
     levels,
     masked_ambient_matching,
+    noise2noise,
     recorrupted,
+    supervised,
 )
 from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior
 from .schedule import LRPhase
@@ -97,6 +99,7 @@ class Recipe:
         reverse: Weight of the paper's objective for the flow beside the forward KL, a number from
             0 to 1e+06.
         reset: Fraction at which the prior starts afresh on the buffer; None never does.
+        clean: Fraction of every batch that is clean images, if there are any, from 0 to 0.9.
 
     Raises:
         InputError: A value is out of its bounds, or e_step comes before the end of r2r.
@@ -117,6 +120,7 @@ class Recipe:
     steps: Annotated[int, Whole(1, 10_000)] = 16
     reverse: Annotated[float, Real(0, 1e6)] = 0.0
     reset: Annotated[float, Real(0, 1)] | None = None
+    clean: Annotated[float, Real(0, 0.9)] = 0.25
 
     def __post_init__(self) -> None:
         check_fields(self, {name: f"recipe.{name}" for name in vars(self)})
@@ -156,6 +160,9 @@ class FlowDiff(Learner):
   archivePrefix = {arXiv}
 }"""
 
+    takes_repeats: ClassVar[bool] = True
+    takes_clean: ClassVar[bool] = True
+
     objective: Literal["default", "elbo"] = "default"
     recipe: Recipe = field(default_factory=Recipe)
     solver: PosteriorSampler | None = None
@@ -164,6 +171,15 @@ class FlowDiff(Learner):
     def takes(problem: Problem) -> bool:
         """Whether the learner can learn from measurements of this kind."""
         return problem.linear
+
+    def check_problem(self) -> None:
+        """Raise InputError for a target that captures with masks of their own do not have."""
+        plain = self.problem.operator.spec == "identity"
+        if self.repeats > 1 and self.recipe.ambient_target == "image" and not plain:
+            raise InputError(
+                "repeated captures have recipe.ambient_target=image for the identity only: take "
+                "mean or none"
+            )
 
     @property
     def flow_draws(self) -> bool:
@@ -220,36 +236,113 @@ class FlowDiff(Learner):
         self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Compute the losses of a step; see `Learner.losses`."""
-        problem, recipe = self.bind(index, y.device), self.recipe
+        recipe = self.recipe
+        clean = self.pick_clean(self.clean_count(len(y)), generator)
+        picked = self.pick_captures(generator) if self.repeats > 1 else None
         if self.objective == "elbo":
-            return self.joint_losses(y, problem, generator)
+            return self.joint_losses(*self.view(y, index, picked), clean, generator)
         if progress < recipe.r2r:
-            alpha, hide = recipe.alpha, recipe.hide
-            return {"mean": recorrupted(self.posterior, y, problem, alpha, generator, hide)}
+            return {"mean": self.first_mean_loss(y, index, picked, clean, generator)}
         sigma = levels(len(y), generator)
         if not self.replay.filled:
-            return {"prior": self.first_prior_loss(y, problem, sigma, generator)}
-        x = self.replay.pick(len(y), generator)
+            y, problem = self.view(y, index)
+            return {"prior": self.first_prior_loss(y, problem, sigma, clean, generator)}
+        x = self.replay.pick(len(y) - len(clean), generator)
+        x = torch.cat([x, clean]) if len(clean) else x
         losses = {"prior": denoising(self.prior, x, sigma, generator)}
         if progress < self.flow_start:
             return losses
+        y, problem = self.view(y, index, picked)
         losses["flow"], losses["mean"] = forward_kl(self.posterior, x, problem, generator)
         if self.denoising:
-            losses["mean"] = distilled(self.posterior, self.teacher, y, problem)
+            losses["mean"] = self.second_mean_loss(y, problem, clean, generator)
         if recipe.reverse:
             reverse, _ = elbo_loss(self.posterior, self.teacher, y, problem, generator)
             losses["reverse"] = recipe.reverse * reverse
         return losses
 
+    def clean_count(self, batch: int) -> int:
+        """Return how many images of a batch are clean ones."""
+        return 0 if self.clean is None else min(round(self.recipe.clean * batch), batch - 1)
+
+    def first_mean_loss(
+        self,
+        y: Tensor,
+        index: Tensor,
+        picked: list[int] | None,
+        clean: Tensor,
+        noise: torch.Generator,
+    ) -> Tensor:
+        """Compute the loss of m(y) at the start.
+
+        Recorrupted-to-Recorrupted is used for single captures, and for all captures of a scene
+        together. If some captures are picked, the others are their target (Noise2Noise). Clean
+        images enter with simulated measurements.
+        """
+        rest = [j for j in range(self.repeats) if picked is not None and j not in picked]
+        seen, problem = self.view(y, index, picked)
+        dirty, synthetic = _parts(len(y), len(clean))
+        own = problem.index_select(dirty) if len(clean) else problem
+        if rest:
+            target, other = self.view(y, index, rest)
+            other = other.index_select(dirty) if len(clean) else other
+            loss = noise2noise(
+                self.posterior, seen[: len(dirty)], own, target[: len(dirty)], other
+            )
+        else:
+            alpha, hide = self.recipe.alpha, self.recipe.hide
+            loss = recorrupted(self.posterior, seen[: len(dirty)], own, alpha, noise, hide)
+        if not len(clean):
+            return loss
+        known = supervised(self.posterior, clean, problem.index_select(synthetic), noise)
+        return _mixed(loss, known, len(clean) / len(y))
+
+    def second_mean_loss(
+        self, y: Tensor, problem: Problem, clean: Tensor, noise: torch.Generator
+    ) -> Tensor:
+        """Compute the loss of m(y) beside the flow for A = I: distilled from the prior, and
+        supervised by clean images."""
+        if not len(clean):
+            return distilled(self.posterior, self.teacher, y, problem)
+        dirty, synthetic = _parts(len(y), len(clean))
+        part = problem.index_select(dirty)
+        loss = distilled(self.posterior, self.teacher, y[: len(dirty)], part)
+        known = supervised(self.posterior, clean, problem.index_select(synthetic), noise)
+        return _mixed(loss, known / problem.sigma**2, len(clean) / len(y))
+
     def joint_losses(
-        self, y: Tensor, problem: Problem, noise: torch.Generator
+        self, y: Tensor, problem: Problem, clean: Tensor, noise: torch.Generator
     ) -> dict[str, Tensor]:
-        """Compute the paper's objective: the flow's loss, then the prior's on the flow's draws."""
-        flow, x = elbo_loss(self.posterior, self.teacher, y, problem, noise)
-        prior = denoising(self.prior, x, levels(len(x), noise), noise)
-        return {"flow": flow, "prior": prior}
+        """Compute the paper's objective: the flow's loss, then the prior's on the flow's draws.
+
+        Clean images join the prior's images, and the flow's as pairs with simulated measurements.
+        """
+        dirty, synthetic = _parts(len(y), len(clean))
+        own = problem.index_select(dirty) if len(clean) else problem
+        flow, x = elbo_loss(self.posterior, self.teacher, y[: len(dirty)], own, noise)
+        x = torch.cat([x, clean]) if len(clean) else x
+        losses = {"flow": flow, "prior": denoising(self.prior, x, levels(len(x), noise), noise)}
+        if len(clean):
+            part = problem.index_select(synthetic)
+            nats, mean = forward_kl(self.posterior, clean, part, noise)
+            share = len(clean) / len(y)
+            losses |= {"flow": _mixed(flow, nats, share), "mean": share * mean}
+        return losses
 
     def first_prior_loss(
+        self, y: Tensor, problem: Problem, sigma: Tensor, clean: Tensor, noise: torch.Generator
+    ) -> Tensor:
+        """Compute the prior's loss before the E-step: on m(y) with the ambient target, and on
+        clean images."""
+        if not len(clean):
+            return self.ambient_loss(y, problem, sigma, noise)
+        dirty, synthetic = _parts(len(y), len(clean))
+        own = problem.index_select(dirty)
+        loss = self.ambient_loss(y[: len(dirty)], own, sigma[: len(dirty)], noise)
+        known = denoising(self.prior, clean, sigma[len(dirty) :], noise)
+        return _mixed(loss, known, len(clean) / len(y))
+
+    def ambient_loss(
         self, y: Tensor, problem: Problem, sigma: Tensor, noise: torch.Generator
     ) -> Tensor:
         """Compute the prior's loss before the E-step, on m(y) with the ambient target."""
@@ -328,3 +421,13 @@ class FlowDiff(Learner):
             seed = generator(self.seed, StreamId.RESET).initial_seed() % 2**31
             torch.manual_seed(seed)
             return self.make_prior()
+
+
+def _parts(batch: int, clean: int) -> tuple[range, range]:
+    """Return the positions in a batch of the measured images, and of the clean ones."""
+    return range(batch - clean), range(batch - clean, batch)
+
+
+def _mixed(loss: Tensor, known: Tensor, share: float) -> Tensor:
+    """Return the mean loss of a batch of which a share is clean images."""
+    return torch.lerp(loss, known, share)

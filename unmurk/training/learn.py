@@ -17,10 +17,11 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..bounds import check_fields
+from ..bounds import Whole, check_fields
 from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.glow import Glow
@@ -62,6 +63,7 @@ register("ambientflow")(AmbientFlow)
 register("noisy")(Noisy)
 register("clean")(Clean)
 
+REPEATS = Whole(1, 1000)
 CHECKED = 128  # images whose values must be in units of [0, 1]
 
 
@@ -88,6 +90,8 @@ def learn(
     quiet: bool = False,
     span: Spans = None,
     nan: Nan = "refuse",
+    repeats: int = 1,
+    clean: Any = None,
     **options: Any,
 ) -> tuple[Prior, Posterior]:
     r"""Learn a prior :math:`p(x)` and a posterior :math:`q(x \mid y)` from corrupted images.
@@ -112,6 +116,11 @@ def learn(
         span: File values of black and white, for integers and files; None takes them from the type
             (see `io.scale`). The run folder keeps them for `restore` and `solve`.
         nan: "mask" treats pixels that are not finite as hidden; "refuse" names them.
+        repeats: Number N of captures of each scene, a whole number from 1 to 1000; the data hold
+            those of a scene one after another, or are (S, N, C, H, W). They are each other's
+            target, and samples follow the posterior given all of them.
+        clean: A few clean images of the same kind, as for `data`, that join the training; None:
+            there are none.
         options: Fields of the settings, and options of the method by name.
 
     Returns:
@@ -126,10 +135,12 @@ def learn(
     """
     settings, module, options = _settings(settings, network, options)
     learner = resolve(method, options)
-    clean = _is_clean(learner)
-    operator = as_operator("identity") if clean else problem.operator
-    y: Any = _measurements(data, operator, settings, span, nan, Path(out))
-    _check_data(y, problem, clean)
+    only_clean = _is_clean(learner)
+    operator = as_operator("identity") if only_clean else problem.operator
+    _check_helpers(learner, repeats, clean)
+    data = _captures_in_line(data, repeats)
+    y: Any = _measurements(data, operator, settings, span, nan, Path(out), repeats)
+    _check_data(y, problem, only_clean)
     if isinstance(data, str | Path) and isinstance(y, Source) and y.note and not quiet:
         print(y.note, file=sys.stderr)
     given = problem
@@ -138,13 +149,18 @@ def learn(
     else:
         y, problem, learner = _with_gaps(y, problem, nan, learner)
     _check_takes(learner, problem)
-    shape: Any = tuple(y.shape[1:] if clean else problem.operator.x_shape(y.shape))
-    built = learner.build(y, problem, shape, settings.network, settings.seed, module)
+    shape: Any = tuple(y.shape[1:] if only_clean else problem.operator.x_shape(y.shape))
+    known = _clean_images(clean, y, shape, span or _file_span(data, y), Path(out))
+    built = learner.build(
+        y, problem, shape, settings.network, settings.seed, module, repeats, known
+    )
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
         config = _config(built, settings, given, module) | _range(data, y)
         if problem is not given and (nan == "mask" or not isinstance(y, Crops)):
             config["nan"] = nan
+        config |= {} if repeats == 1 else {"repeats": repeats}
+        config |= {} if known is None else {"clean": fingerprint(known)}
         if isinstance(y, Crops):
             config |= {"crop": y.side, "augment": y.augment}
         open_run(folder, config | {"data": fingerprint(y)})
@@ -154,10 +170,12 @@ def learn(
     if first_process():
         raise_kimg(folder, settings.kimg)
     checks = None
-    if not clean and isinstance(problem.noise, Gaussian):
+    if not only_clean and isinstance(problem.noise, Gaussian):
         checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
     announce = None if quiet else partial(memory.announce, taken, what)
-    trainer = Trainer(built, y, settings, folder, quiet=quiet, checks=checks, announce=announce)
+    trainer = Trainer(
+        built, built.y, settings, folder, quiet=quiet, checks=checks, announce=announce
+    )
     if settings.compile:
         built.prior.network.compile()
     trainer.run()
@@ -170,7 +188,13 @@ def learn(
 
 
 def _measurements(
-    data: Any, operator: Operator, settings: Settings, span: Spans, nan: Nan, scratch: Path
+    data: Any,
+    operator: Operator,
+    settings: Settings,
+    span: Spans,
+    nan: Nan,
+    scratch: Path,
+    repeats: int = 1,
 ) -> Tensor | Source:
     """Return measurements as a tensor or a source: crops of large images, else whole images.
 
@@ -193,7 +217,70 @@ def _measurements(
         operator.on_crops([Crop(0, 0, 0, 1, 1)], 1)  # says why there are none
     captures = as_captures(data, span, nan, scratch)
     side = crop or crop_side(captures, operator)
-    return Crops(captures, operator, side, settings.augment, settings.seed)
+    return Crops(captures, operator, side, settings.augment, settings.seed, repeats=repeats)
+
+
+def _check_helpers(learner: Learner, repeats: int, clean: Any) -> None:
+    """Raise InputError for repeated captures, or clean images, that a method cannot use."""
+    REPEATS.check("repeats (--repeats)", repeats)
+    for given, word, what in (
+        (repeats > 1, "takes_repeats", "repeated captures (--repeats)"),
+        (clean is not None, "takes_clean", "clean images beside the measurements (--clean)"),
+    ):
+        if given and not getattr(learner, word):
+            others = ", ".join(name for name, cls in METHODS.items() if getattr(cls, word))
+            raise InputError(f"{name_of(learner)} does not learn from {what}: take one of {others}")
+
+
+def _captures_in_line(data: Any, repeats: int) -> Any:
+    """Return captures (S, N, C, H, W) as (S N, C, H, W); other data as they are."""
+    if not isinstance(data, Tensor | np.ndarray) or data.ndim != 5 or repeats == 1:
+        return data
+    if data.shape[1] != repeats:
+        raise InputError(
+            f"captures of shape {tuple(data.shape)} are {data.shape[1]} of each scene, not"
+            f" {repeats}: give repeats={data.shape[1]}"
+        )
+    return data.reshape(-1, *data.shape[2:])
+
+
+def _clean_images(
+    clean: Any, y: Tensor | Source, shape: tuple[int, ...], span: Spans, scratch: Path
+) -> Tensor | Source | None:
+    """Return clean images of the shape that is learned: crops of them, or whole images.
+
+    Args:
+        clean: The images, as for `data` of `learn`, or None.
+        y: The measurements.
+        shape: Shape (C, H, W) of the images that are learned.
+        span: File values of black and white.
+        scratch: See `_measurements`.
+
+    Raises:
+        InputError: The images cannot be read, or have another shape.
+    """
+    if clean is None:
+        return None
+    if isinstance(y, Crops):
+        captures = as_captures(clean, span, "refuse", scratch)
+        if any(min(size) < y.side for size in captures.sizes):
+            raise InputError(
+                f"the clean images are smaller than the crops of {y.side}: give larger ones, or"
+                " smaller crops (--crop)"
+            )
+        found: Tensor | Source = Crops(
+            captures, as_operator("identity"), y.side, y.augment, y.seed
+        )
+    else:
+        found = as_source(clean, span)
+    if tuple(found.shape[1:]) != shape or not len(found):
+        raise InputError(
+            f"the clean images have the shape {tuple(found.shape[1:])}, those that are learned"
+            f" {shape}: give clean images of that shape"
+        )
+    index = torch.linspace(0, len(found) - 1, min(len(found), CHECKED)).long()
+    check_units("the clean set", found[index], 0.0)
+    return found
 
 
 def _cut_by_default(data: Any, span: Spans, nan: Nan) -> bool:
@@ -308,12 +395,17 @@ def _config(
 
 def _range(data: Any, y: Tensor | Source) -> dict[str, Any]:
     """Return what config.json says of the file values, if more than their type is needed."""
-    held = y if isinstance(y, Source) else data if isinstance(data, ImageSet) else None
-    scale = None if held is None else held.scale
-    if scale is None or scale.span is None:
+    span = _file_span(data, y)
+    if span is None:
         return {}
-    black, white, dtype = scale.span
+    black, white, dtype = span
     return {"range": [black, white], "file_type": dtype}
+
+
+def _file_span(data: Any, y: Tensor | Source) -> Any:
+    """Return file values of black and white and their type, if the type is not enough."""
+    held = y if isinstance(y, Source) else data if isinstance(data, ImageSet) else None
+    return None if held is None or held.scale is None else held.scale.span
 
 
 def _check_length(learner: Learner, settings: Settings, quiet: bool) -> None:

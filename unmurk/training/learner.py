@@ -20,6 +20,7 @@ between steps (`before`).
 import copy
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin, get_type_hints
 
@@ -27,14 +28,17 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import check_fields
+from ..devices import host_to
 from ..diffusion.networks import preset
 from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.posterior import Posterior
 from ..gaussian import Wiener, fit
 from ..io.datasets import Source
+from ..io.scenes import Scenes
 from ..problem import Problem
-from ..rng import PerImageGenerator, StreamId, generator
+from ..repeats import combined
+from ..rng import PerImageGenerator, ShardedGenerator, StreamId, generator, integers
 from .losses import distilled, forward_kl
 from .replay import Replay, chunk_size, is_denoising
 from .schedule import LRPhase, ParamGroup
@@ -52,10 +56,14 @@ class Learner:
     Attributes:
         name: The name under which the class is registered.
         citation: BibTeX of the paper.
+        takes_repeats: Whether it learns from repeated captures of each scene.
+        takes_clean: Whether it learns from clean images beside the measurements.
     """
 
     name: ClassVar[str] = ""
     citation: ClassVar[str] = ""
+    takes_repeats: ClassVar[bool] = False
+    takes_clean: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -79,6 +87,8 @@ class Learner:
         network: str = "tiny",
         seed: int = 0,
         prior_network: nn.Module | None = None,
+        repeats: int = 1,
+        clean: Tensor | Source | None = None,
     ) -> Self:
         """Return a copy of this learner with networks for given measurements.
 
@@ -90,6 +100,10 @@ class Learner:
             seed: Seed of the initial weights and of the learner's own draws.
             prior_network: A network of your own for the prior, a module that maps (x, t) to a
                 tensor like x; it is copied. None takes the preset.
+            repeats: Number N of captures of each scene; y holds those of a scene one after
+                another. Above 1, the trainer gives `losses` all captures of its scenes, (B, N,
+                ...).
+            clean: Clean images (M, C, H, W), or None.
 
         Returns:
             A built learner. It has the modules (`prior`, `posterior`), their EMA copies
@@ -101,7 +115,9 @@ class Learner:
         """
         preset(network)
         built = copy.copy(self)
-        built.y, built.problem, built.shape, built.seed = y, problem, shape, seed
+        built.problem, built.shape, built.seed = problem, shape, seed
+        built.captures, built.repeats, built.clean = y, repeats, clean
+        built.y = y if repeats == 1 else Scenes(y, repeats)
         built.network, built.prior_network = network, copy.deepcopy(prior_network)
         built._build()
         return built
@@ -109,6 +125,9 @@ class Learner:
     def _build(self) -> None:
         """Create modules, EMA copies, buffers and parameter groups."""
         self.y: Tensor | Source
+        self.captures: Tensor | Source
+        self.repeats: int
+        self.clean: Tensor | Source | None
         self.problem: Problem
         self.shape: tuple[int, int, int]
         self.seed: int
@@ -193,7 +212,9 @@ class Learner:
         """
         if self.posterior.start is None:
             return
-        model = fit(cast(Tensor, self.y), self.problem, self.shape, self.seed, device=device)
+        model = fit(
+            cast(Tensor, self.captures), self.problem, self.shape, self.seed, device=device
+        )
         for posterior in (self.posterior, self.student):
             assert posterior.start is not None
             posterior.start.load_state_dict(model.state_dict())
@@ -252,14 +273,59 @@ class Learner:
     def measurements(self, number: Tensor, device: torch.device) -> tuple[Tensor, Problem]:
         """Return the measurements of draws with these numbers, and their problem, on a device.
 
-        Draw i is one of measurement i modulo N, so that the draws go through the set in turn.
+        Draw i is one of measurement i modulo N, so that the draws go through the set in turn. The
+        measurement of a scene combines all its captures.
         """
         index = number % len(self.y)
-        return self.y[index.to(self.y.device)].to(device), self.bind(index, device)
+        return self.view(self.y[index.to(self.y.device)].to(device), index)
+
+    def view(
+        self, y: Tensor, index: Tensor, picked: Sequence[int] | None = None
+    ) -> tuple[Tensor, Problem]:
+        """Return measurements as the networks see them, and their problem.
+
+        Args:
+            y: Measurements (B, ...), or all captures of scenes (B, N, ...).
+            index: Their numbers (B,).
+            picked: The captures of each scene that are combined; None: all.
+
+        Returns:
+            Measurements (B, ...), one for each scene; see `repeats.combined`.
+        """
+        if self.repeats == 1:
+            return y, self.bind(index, y.device)
+        problem = self.binder.on(y.device)
+        return combined(y, problem, index.tolist(), self.shape, picked)
+
+    def pick_captures(self, noise: torch.Generator) -> list[int]:
+        """Pick a random number of the captures of each scene, the same for the whole batch.
+
+        Args:
+            noise: Generator of the step; its state does not change.
+        """
+        choose = generator(noise.initial_seed(), StreamId.REPEATS)
+        order = torch.randperm(self.repeats, generator=choose).tolist()
+        return order[: 1 + int(torch.randint(self.repeats, (), generator=choose))]
+
+    def pick_clean(self, count: int, noise: torch.Generator) -> Tensor:
+        """Pick clean images at random, (count, C, H, W); none if there are none.
+
+        Args:
+            count: Number of images.
+            noise: Generator of the step; its state does not change.
+        """
+        if self.clean is None:
+            return torch.zeros(0, *self.shape, device=noise.device)
+        choose = generator(noise.initial_seed(), StreamId.CLEAN)
+        if isinstance(noise, ShardedGenerator):
+            choose = ShardedGenerator.of(choose, noise.rank, noise.ranks)
+        numbers = integers(len(self.clean), (count,), choose)
+        return host_to(self.clean[numbers.to(self.clean.device)], noise.device)
 
     def prepare(self, index: Tensor, device: torch.device) -> None:
         """Bind the problem of a coming step; the thread that reads its measurements calls this."""
-        self.binder.prepare(index, device)
+        if self.repeats == 1:
+            self.binder.prepare(index, device)
 
 
 def as_dict(learner: Learner) -> dict[str, Any]:
@@ -423,8 +489,11 @@ class ProblemBinder:
 
     def _bind(self, key: tuple[torch.device, tuple[int, ...]]) -> Problem:
         device, numbers = key
+        return self.on(device).bind(numbers, self.shape)
+
+    def on(self, device: torch.device) -> Problem:
+        """Return the problem on a device, not bound to images."""
         with self.lock:
             if device not in self.moved:
                 self.moved[device] = self.problem.to(device)
-            problem = self.moved[device]
-        return problem.bind(numbers, self.shape)
+            return self.moved[device]

@@ -25,6 +25,7 @@ from ..diffusion.losses import gaussian, levels, score_matching, weighted
 from ..diffusion.prior import Prior
 from ..flows.posterior import Posterior
 from ..noise import PoissonGaussian
+from ..operators import Operator, Weighted
 from ..operators.base import per_image
 from ..operators.inpainting import Inpaint
 from ..problem import Problem
@@ -40,7 +41,9 @@ __all__ = [
     "gaussian",
     "levels",
     "masked_ambient_matching",
+    "noise2noise",
     "recorrupted",
+    "supervised",
     "weighted",
     "with_hidden",
 ]
@@ -212,12 +215,16 @@ def with_hidden(problem: Problem, fraction: float, generator: torch.Generator) -
         InputError: The problem is not bound to images.
     """
     operator = problem.operator
-    if not isinstance(operator, Inpaint) or operator.mask is None:
+    inner = operator.operator if isinstance(operator, Weighted) else operator
+    if not isinstance(inner, Inpaint) or inner.mask is None:
         return problem
-    mask = operator.mask
+    mask = inner.mask
     numbers = problem.index or range(len(mask))
     draws = uniform((len(numbers), *mask.shape[1:]), generator)
-    hidden = Problem(operator.hiding((draws < fraction).to(mask)), problem.noise)
+    less: Operator = inner.hiding((draws < fraction).to(mask))
+    if isinstance(operator, Weighted):
+        less = operator._with(operator=less)
+    hidden = Problem(less, problem.noise)
     hidden.index = problem.index
     return hidden
 
@@ -290,6 +297,57 @@ def recorrupted(
     if posterior.start is None:
         return loss
     return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()
+
+
+def noise2noise(
+    posterior: Posterior, y: Tensor, problem: Problem, target: Tensor, other: Problem
+) -> Tensor:
+    r"""Compute the loss of the mean network with one capture of a scene as the target of another.
+
+    The noises of the captures :math:`y` and :math:`y'` are independent. So the minimizer of
+
+    .. math:: \mathcal L = E\, \lVert A'\, m(y) - y' \rVert^2 / d
+
+    is :math:`A' m(y) = A' E[x \mid y]` (Noise2Noise: Lehtinen et al., 2018, arXiv 1803.04189).
+    Unlike in `recorrupted`, no noise is added to y, and pixels that y hides have a target wherever
+    :math:`y'` shows them. The term on the correction to a Wiener start is that of `recorrupted`.
+
+    Args:
+        posterior: The posterior that m belongs to.
+        y: Measurements (B, ...).
+        problem: How they were made, bound to these scenes.
+        target: Other measurements of the same scenes.
+        other: How those were made, bound to the scenes.
+
+    Returns:
+        The loss, a scalar.
+    """
+    start, correction = posterior.parts(problem.operator.apply_mask(y), problem)
+    mean = start + correction
+    loss = other.residual(mean, target).square().sum() / mean.numel()
+    if posterior.start is None:
+        return loss
+    return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()
+
+
+def supervised(
+    posterior: Posterior, x: Tensor, problem: Problem, generator: torch.Generator
+) -> Tensor:
+    r"""Compute the loss of the mean network on clean images and fresh corruptions of them.
+
+    .. math:: \mathcal L = E\, \lVert m(A(x) + \sigma_y n) - x \rVert^2 / d
+
+    Args:
+        posterior: The posterior that m belongs to.
+        x: Clean images (B, C, H, W).
+        problem: The problem, bound to as many images.
+        generator: Source of the noise.
+
+    Returns:
+        The loss, a scalar.
+    """
+    y = corrupted(problem.A(x), problem, generator)
+    return (posterior.mean(y, problem) - x).square().mean()
 
 
 def forward_kl(

@@ -13,6 +13,7 @@ from ..options import (
     Corrupted,
     Json,
     MaybeInt,
+    MaybePath,
     MaybeRange,
     NanOption,
     Options,
@@ -72,6 +73,12 @@ class Learn(Command):
     augment: Literal["auto", "on", "off"] = "auto"
     """Flip the crops and turn them by quarter turns; auto: if the operator allows it."""
     seed: Seed = 0
+    repeats: Annotated[int, Whole(1, 1000)] = 1
+    """Number of captures of each scene, a whole number from 1 to 1000: so many files, pages or
+    array images in a row show one scene. They are each other's target (flowdiff and em)."""
+    clean: MaybePath = None
+    """A few clean images of the same kind, which join the training (flowdiff and em): a folder or
+    file as for DATA."""
     simulate: bool = False
     """DATA are clean: corrupt them first with the operator and the noise (for development)."""
     range: MaybeRange = None
@@ -85,7 +92,10 @@ class Learn(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
-        with output(self.out, [self.data], owner=True, job=job_of(self)) as to:
+        inputs = [self.data, *([self.clean] if self.clean else [])]
+        if self.simulate and self.repeats > 1:
+            raise InputError("--simulate makes one capture of each image: leave out --repeats")
+        with output(self.out, inputs, owner=True, job=job_of(self)) as to:
             to.expect(["report.html"])
             from ...io.captures import simulated_captures
             from ...io.datasets import head, simulated
@@ -106,7 +116,7 @@ class Learn(Command):
             problem = problem_of(self.operator, noise, *sources)
             to.reads(problem.operator.digests())
             if captures is None:
-                _keeps_numbers(skipped, y, problem)
+                _keeps_numbers(skipped, y, problem, self.repeats)
             if self.simulate and self.method != "clean":
                 if captures is None:
                     y = simulated(y, problem, self.seed)
@@ -126,6 +136,8 @@ class Learn(Command):
                 crop=self.crop,
                 augment={"auto": None, "on": True, "off": False}[self.augment],
                 nan=self.nan,
+                repeats=self.repeats,
+                clean=self.clean,
                 **options,
             )
             if not first_process():
@@ -152,10 +164,18 @@ class Learn(Command):
         return flags | options
 
 
-def _keeps_numbers(skipped: dict[str, str], y: Any, problem: "Problem") -> None:
-    """Learning numbers the images itself: none may be missing if the operator uses numbers."""
+def _keeps_numbers(
+    skipped: dict[str, str], y: Any, problem: "Problem", repeats: int = 1
+) -> None:
+    """Learning numbers the images itself: none may be missing if the operator, or the scenes that
+    captures belong to, go by numbers."""
     if not skipped:
         return
+    if repeats > 1:
+        raise InputError(
+            f"{len(skipped)} images were left out, and each scene has {repeats} captures: correct"
+            f" {next(iter(skipped))}, or leave out all captures of its scene"
+        )
     shape = problem.operator.x_shape(y.shape)
     bound = problem.operator.bind([0, 1], shape)
     parts = getattr(bound, "members", (bound,))
