@@ -122,7 +122,7 @@ def test_sizes_and_operators_that_do_not_fit():
             Crops(captures, parse(spec), 16)
     with pytest.raises(InputError, match="multiple of 3"):
         Crops(as_captures(torch.rand(1, 1, 30, 30)), parse("sr:average,factor=3"), 16)
-    with pytest.raises(InputError, match="no-augment"):
+    with pytest.raises(InputError, match="augment off"):
         Crops(captures, parse("blur:motion,length=5,angle=30"), 16, augment=True)
     assert not Crops(captures, parse("blur:motion,length=5,angle=30"), 16).augment
     assert Crops(captures, parse("identity"), 16).augment

@@ -199,15 +199,15 @@ def test_the_command_learns_and_restores_captures(tmp_path):
 
 
 MEASURE = """
-import resource, sys
+import sys
 import unmurk
 from pathlib import Path
 from unmurk.io import captures
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 captures.HELD_CAPTURES = int(sys.argv[3])
 unmurk.learn(Path(sys.argv[1]), unmurk.Problem("identity", 0.1), out=Path(sys.argv[2]),
              method="noisy", crop=16, kimg=0.02, batch=2, precision="fp32", quiet=True)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+status = Path("/proc/self/status").read_text()
+print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 """
 
 

@@ -103,7 +103,7 @@ class Crops(Source):
         if self.augment and not operator.turnable:
             raise InputError(
                 f"operator '{operator.spec}' changes if an image is flipped or turned: learn "
-                "without augmentation (--no-augment)"
+                "without augmentation (--augment off)"
             )
         self.area = list(itertools.accumulate(math.prod(size) for size in self.sizes[::repeats]))
         self.padded = any(min(size) < side for size in self.sizes)

@@ -77,8 +77,8 @@ class Learn(Command):
     """Side in pixels of the random crops that are learned from, a whole number from 0 to 65536,
     where 0 learns from whole images of one size. Unset: crops of 64 pixels, or fewer if an image
     is smaller, where an image has a side above 96 pixels; else whole images."""
-    augment: bool | None = None
-    """Flip the crops and turn them by quarter turns; unset: if the operator allows it."""
+    augment: Literal["auto", "on", "off"] = "auto"
+    """Flip the crops and turn them by quarter turns; auto: if the operator allows it."""
     seed: Seed = 0
     repeats: Annotated[int, Whole(1, 1000)] = 1
     """Number of captures of each scene, a whole number from 1 to 1000: so many files, pages or
@@ -158,7 +158,7 @@ class Learn(Command):
                 precision=self.precision,
                 compile=self.compile,
                 crop=self.crop,
-                augment=self.augment,
+                augment={"auto": None, "on": True, "off": False}[self.augment],
                 nan=nan,
                 repeats=self.repeats,
                 clean=self.clean,
