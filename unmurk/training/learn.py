@@ -44,6 +44,7 @@ from .flowdiff import FlowDiff
 from .learner import Learner, as_dict
 from .registry import METHODS, name_of, register, resolve
 from .run_folder import fingerprint, open_run, save_model
+from .start import RATE, Start, own_network
 from .sure import Sure
 from .trainer import Settings, Trainer
 from .validation import Checks
@@ -80,6 +81,7 @@ def learn(
     *,
     out: str | Path,
     network: str | nn.Module | None = None,
+    start: Any = None,
     settings: Settings | None = None,
     quiet: bool = False,
     span: Spans = None,
@@ -101,6 +103,9 @@ def learn(
             that maps (x, t) to a tensor like x. The module is copied, and the posterior then takes
             the preset of the settings. Its weights are saved with a note that the network is your
             own: `Prior.load(folder, network=module)` reads them.
+        start: Networks that the run starts from: "generic", a run folder, a prior or its name, or
+            a pair (Prior, Posterior); see `training.start`. They replace `network`, and the
+            default of `rate` is then 0.002. None starts from random weights.
         settings: Training settings. Single fields can be given by name instead (kimg, batch, ...).
         quiet: Whether to show no progress.
         span: File values of black and white, for integers and files; None takes them from the type
@@ -118,6 +123,7 @@ def learn(
             needs more memory than there is, or the run folder belongs to another run, has another
             format, or is in use by another process.
     """
+    own = settings is not None or "rate" in options
     settings, module, options = _settings(settings, network, options)
     learner = resolve(method, options)
     y: Any = as_source(data, span, nan)
@@ -129,10 +135,16 @@ def learn(
     y, problem, learner = _with_gaps(y, problem, nan, learner)
     _check_takes(learner, problem)
     shape: Any = tuple(y.shape[1:] if clean else problem.operator.x_shape(y.shape))
-    built = learner.build(y, problem, shape, settings.network, settings.seed, module)
+    begin = Start.of(start, given, shape[0])
+    own_network(begin, network)
+    if begin is not None and not own:
+        settings = replace(settings, rate=RATE)
+    built = learner.build(y, problem, shape, settings.network, settings.seed, module, begin)
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
         config = _config(built, settings, given, module) | _range(data, y)
+        if begin is not None and not quiet:
+            print(f"start: {begin.name} ({begin.changes(shape)})", file=sys.stderr)
         if problem is not given:
             config["nan"] = nan
         open_run(folder, config | {"data": fingerprint(y)})
@@ -141,7 +153,8 @@ def learn(
     checks = None
     if not clean and isinstance(problem.noise, Gaussian):
         checks = Checks.within(y, problem, shape, settings.kimg, settings.seed)
-    trainer = Trainer(built, y, settings, folder, quiet=quiet, checks=checks)
+    about = {"start": begin.name} if begin else None
+    trainer = Trainer(built, y, settings, folder, quiet=quiet, checks=checks, about=about)
     if settings.compile:
         built.prior.network.compile()
     trainer.run()
@@ -223,6 +236,7 @@ def _config(
         "options": as_dict(learner),
         "settings": asdict(settings),
         "problem": problem.to_dict(),
+        "start": learner.start.to_dict(learner.shape) if learner.start else "none",
     }
     if module is not None:
         kind = type(module)

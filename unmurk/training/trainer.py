@@ -18,7 +18,7 @@ where :math:`h` grows with the images seen, so that the average does not remembe
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +124,7 @@ class Trainer:
         quiet: Whether to show no progress.
         checks: Checks of the EMA weights at a few steps; None makes none. At the end the learner
             has the EMA weights that did best in them.
+        about: Texts by name, which the metrics of a new run begin with.
 
     Attributes:
         step: Steps taken.
@@ -141,11 +142,12 @@ class Trainer:
         every: float = 30.0,
         quiet: bool = False,
         checks: Checks | None = None,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         self.accelerator = processes()
         self.learner, self.y, self.settings = learner, y, settings
         self.out, self.every, self.quiet, self.checks = out, every, quiet, checks
-        self.checkpoint = Checkpoint(out)
+        self.checkpoint, self.about = Checkpoint(out), about or {}
         self.device = self.accelerator.device
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         check_batch_divisible(settings.batch, self.ranks)
@@ -375,6 +377,7 @@ class Trainer:
             self.step,
             self.accelerator.is_main_process,
             self.quiet,
+            self.about,
         )
         start, saved, skipped = time.perf_counter() - self.seconds, time.perf_counter(), 0
         try:

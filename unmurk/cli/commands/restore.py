@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
+from ...io.packaged import for_channels
 from ..data import place
 from ..options import (
     Batch,
@@ -23,7 +24,7 @@ from ..options import (
     Text,
     job_of,
 )
-from .restoring import recorded, restore_data, sample_images, trained_problem, weights_of
+from .restoring import Models, recorded, restore_data, sample_images, trained_problem
 
 if TYPE_CHECKING:
     import torch
@@ -40,14 +41,14 @@ class Restore(Command):
 
     data: Corrupted
     prior: Text
-    """Run folder, or digits (in the package)."""
+    """Run folder; or in the package: generic (images of any kind, only noisy), digits."""
     out: Path
     """Where the restored images go, in the type and the range of the corrupted ones."""
     operator: MaybeText = None
     """Forward model of the images; unset: that of the run."""
     noise: MaybeText = None
     """Standard deviation of the noise, in units where the image range is 1, or another noise; auto
-    or poisson-gaussian,auto: estimated from DATA; unset: that of the run."""
+    or poisson-gaussian,auto: estimated from DATA; unset: that of the run, with generic auto."""
     samples: Annotated[int, Whole(2, 100_000, even=True)] = 16
     """Posterior samples for each mean and standard deviation, an even number from 2 to 100000."""
     std: bool = False
@@ -72,20 +73,20 @@ class Restore(Command):
             from ...missing import without_missing
             from ...tiling import posterior_for
 
-            posterior = place(Posterior.load(self.prior))[0]
+            posterior = Models(Posterior.load, self.prior)
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = place(y)[0]
                 shape = problem.operator.x_shape(y.shape[1:])
                 bound = problem.to(y.device).bind(numbers, shape)
                 y, bound = without_missing(y, bound, self.nan, shape)
-                flow = posterior_for(posterior, shape, self.tile)
+                flow = posterior_for(posterior.of(shape[0]), shape, self.tile)
                 mean, std = flow.mean_std(y, bound, self.samples, self.seed, numbers)
                 prior = partial(_denoiser, self.prior, shape, self.tile)
                 require_plausible_flow(mean, std, y, bound, prior, self.prior)
                 return {"images": mean, "std": std} if self.std else {"images": mean}
 
-            settings = recorded(self, problem, {"weights": weights_of(posterior)})
+            settings = recorded(self, problem, {"weights": posterior.weights})
             arrays = ["std"] if self.std else []
             return restore_data(self, to, problem, engine, settings, arrays)
 
@@ -96,6 +97,7 @@ def _denoiser(run: str, shape: tuple[int, ...], tile: int | None) -> "tuple[Any,
     from ...tiling import prior_for
 
     try:
+        run = for_channels(run, shape[0])
         locate(run, "prior", "model_index.json")
     except InputError:  # the run has no prior
         return None, 0.0

@@ -27,7 +27,7 @@ from ..options import (
     job_of,
     solver_options,
 )
-from .restoring import recorded, restore_data, sample_images, weights_of
+from .restoring import Models, recorded, restore_data, sample_images
 
 if TYPE_CHECKING:
     import torch
@@ -92,14 +92,17 @@ class Solve(Command):
             from ...tiling import posterior_for, prior_for
 
             starts = self.init == "posterior"
-            posterior = place(Posterior.load(self.prior))[0] if starts else None
-            prior = place(Prior.load(self.prior))[0]
+            posteriors = Models(Posterior.load, self.prior) if starts else None
+            priors = Models(Prior.load, self.prior)
             ends: list[End] = []
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = place(y)[0]
+                prior = priors.of(y.shape[1] if y.ndim == 4 else 1)
                 shape = _shape(problem, y, prior.shape)
-                flow = None if posterior is None else posterior_for(posterior, shape, self.tile)
+                flow = None
+                if posteriors is not None:
+                    flow = posterior_for(posteriors.of(shape[0]), shape, self.tile)
                 with _progress(self.method) as callback:
                     result = solve(
                         y,
@@ -120,9 +123,9 @@ class Solve(Command):
                 several = {"samples": result.samples, "std": result.std}
                 return {"images": result.mean, **(several if self.samples > 1 else {})}
 
-            weights = {"weights": weights_of(prior)}
-            if posterior is not None:
-                weights["posterior"] = weights_of(posterior)
+            weights = {"weights": priors.weights}
+            if posteriors is not None:
+                weights["posterior"] = posteriors.weights
             settings = recorded(self, problem, {**weights, "options": options})
             arrays = ["samples", "std"] if self.samples > 1 else []
             written = restore_data(self, to, problem, engine, settings, arrays)
