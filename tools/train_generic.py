@@ -19,7 +19,7 @@ A denoiser of natural images has an error of about
 (BM3D on photographs, from 0.005 to 0.5), and the squared errors are divided by it. So the losses
 are about 1 at all levels, and a decibel counts the same at all of them.
 
-**Schedule.** The learning rate rises for 2 kimg, stays, and falls linearly to zero over the last
+**Schedule.** The learning rate rises for 0.2 kimg, stays, and falls linearly to zero over the last
 part of the run (`--decay`). Before it falls, the state is kept beside the latest one. A longer run
 starts from there, so that it equals one that was never shorter. The EMA weights have a half-life
 of 5 % of the images seen; they are exported every 4 kimg and can be used at any
@@ -55,7 +55,7 @@ __all__ = ["Generic", "SteadyGroup", "error", "main"]
 LOW, HIGH = 0.005, 0.7  # noise levels of the posterior
 PHOTONS = 0.4  # share of crops with Poisson-Gaussian noise
 SAMPLING = 0.2  # share of the prior's noise levels that are those of `learn`, up to 20
-RISE = 2.0  # kimg over which the learning rate rises
+RISE = 0.2  # kimg over which the learning rate rises
 EXPORT = 4.0  # kimg between two exports of the EMA weights
 
 
@@ -68,7 +68,7 @@ class SteadyGroup(ParamGroup):
         decay: Fraction of the run over which the rate falls.
 
     >>> group = SteadyGroup([], kimg=100, decay=0.2)
-    >>> [round(group.rate(p), 3) for p in (0.01, 0.5, 0.8, 0.9, 1.0)]
+    >>> [round(group.rate(p), 1) for p in (0.001, 0.5, 0.8, 0.9, 1.0)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
     """
 
