@@ -418,7 +418,8 @@ def prior_for(prior: Prior, shape: Sequence[int], tile: int | None = None) -> Pr
         tile: Side of the tiles; None takes about twice that of the prior's images.
 
     Raises:
-        InputError: The images are smaller than those of the prior, or have other channels.
+        InputError: The images are smaller than those of a prior that is not of any size, or have
+            other channels.
 
     >>> tiled = prior_for(Prior.create("tiny", (1, 16, 16)), (1, 40, 24))
     >>> tiled.denoise(torch.rand(1, 1, 40, 24), 0.1).shape
@@ -426,7 +427,7 @@ def prior_for(prior: Prior, shape: Sequence[int], tile: int | None = None) -> Pr
     """
     if tile is None and tuple(shape) == prior.shape:
         return prior
-    _larger("prior", shape, prior.shape)
+    _larger("prior", shape, prior)
     return TiledPrior(prior, *_tile(prior.shape, tile, _halvings(prior)))
 
 
@@ -441,11 +442,12 @@ def posterior_for(
         tile: Side of the tiles; None takes about twice that of the posterior's images.
 
     Raises:
-        InputError: The images are smaller than those of the posterior, or have other channels.
+        InputError: The images are smaller than those of a posterior that is not of any size, or
+            have other channels.
     """
     if tile is None and tuple(shape) == posterior.shape:
         return posterior
-    _larger("posterior", shape, posterior.shape)
+    _larger("posterior", shape, posterior)
     return TiledPosterior(posterior, *_tile(posterior.shape, tile, FLOW_STEP))
 
 
@@ -464,9 +466,11 @@ def _tile(shape: Sequence[int], tile: int | None, step: int) -> tuple[int, int]:
     return side, min(trained, side) // 2 // step * step
 
 
-def _larger(what: str, shape: Sequence[int], trained: Sequence[int]) -> None:
+def _larger(what: str, shape: Sequence[int], model: Prior | Posterior) -> None:
+    trained = model.shape
     fits = trained[-3] in (1, shape[-3])
-    if not fits or shape[-2] < trained[-2] or shape[-1] < trained[-1]:
+    small = shape[-2] < trained[-2] or shape[-1] < trained[-1]
+    if not fits or (small and not model.any_size):
         text = ["x".join(map(str, s[-3:])) for s in (trained, shape)]
         raise InputError(
             f"the {what} needs images of at least {text[0]} (channels, height, width), got"

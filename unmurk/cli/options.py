@@ -60,7 +60,7 @@ AnyPrior = Annotated[
         metavar="TEXT",
         help="A run folder; a folder or the Hub name (owner/name) of an unconditional diffusers "
         "pipeline; a guided-diffusion checkpoint (adm:ffhq256:FILE, adm:imagenet256:FILE); or "
-        "digits (in the package).",
+        "in the package: generic (images of any kind), digits.",
     ),
 ]
 Seed = Annotated[

@@ -52,6 +52,7 @@ from torch import Tensor, nn
 from ..bounds import File, check_memory
 from ..devices import filled, networks, on_device
 from ..errors import InputError
+from ..io.packaged import GENERIC, model_folder, models, of_any_size
 from ..operators.base import per_image
 from ..rng import PerImageGenerator
 from .guided_diffusion import Adm, adm
@@ -64,8 +65,6 @@ from .schedules import karras, scheduler_levels
 __all__ = ["Denoiser", "Prior", "heun", "karras", "nelbo"]
 
 AT_ONCE = 2**29  # bytes of a network's activations while images are drawn
-
-ASSETS = Path(__file__).parents[1] / "assets"
 
 
 class Prior(nn.Module):
@@ -83,6 +82,7 @@ class Prior(nn.Module):
     Attributes:
         sigma_min: Lowest noise level of the scheduler, in units of images in [0, 1].
         sigma_max: Highest noise level of the scheduler.
+        any_size: Whether it serves images smaller than `shape`, too; see `tiling.prior_for`.
 
     Raises:
         InputError: `network` is no module, or the levels of the scheduler do not rise.
@@ -113,6 +113,7 @@ class Prior(nn.Module):
         self._levels = scheduler_levels(self.scheduler)
         self.register_buffer("log_levels", self._levels.log().float(), persistent=False)
         self.sigma_min, self.sigma_max = float(self._levels[0]), float(self._levels[-1])
+        self.any_size = False
 
     @classmethod
     def create(
@@ -400,7 +401,8 @@ class Prior(nn.Module):
         Args:
             source: A run folder; a folder written by `save` or by another unconditional pipeline
                 of diffusers; the name of one on the Hub ("owner/name"); a checkpoint of
-                guided-diffusion ("adm:ffhq256:PATH", or PATH with a layout); or "digits".
+                guided-diffusion ("adm:ffhq256:PATH", or PATH with a layout); or in the package
+                "digits", "generic" or "generic-color".
             layout: Settings of a guided-diffusion checkpoint: `guided_diffusion.Adm`, or a name
                 in `guided_diffusion.LAYOUTS`, such as "adm-ffhq256".
             network: The module of a prior that was saved with a network of your own. Its weights
@@ -420,6 +422,7 @@ class Prior(nn.Module):
         if text.startswith("adm:") and text.count(":") > 1:
             kind, name, text = text.split(":", 2)
             layout = f"{kind}-{name}"
+        any_size = False
         if layout is not None:
             unet, scheduler = adm(Path(text), layout)
         elif os.path.isfile(text):
@@ -433,13 +436,16 @@ class Prior(nn.Module):
             if (folder / OWN).is_file():
                 return cls(*own(folder, network)).eval()
             unet, scheduler = pipeline(folder)
+            any_size = of_any_size(folder)
         if network is not None:
             raise InputError(
                 f"the prior '{text}' has a {type(unet).__name__}, which is built from its own"
                 " settings: leave network= out"
             )
         h, w = image_size(unet.config)
-        return cls(unet, (unet.config.in_channels, h, w), scheduler).eval()
+        prior = cls(unet, (unet.config.in_channels, h, w), scheduler).eval()
+        prior.any_size = any_size
+        return prior
 
 
 def locate(source: str | Path, part: str, *markers: str) -> Path:
@@ -450,13 +456,18 @@ def locate(source: str | Path, part: str, *markers: str) -> Path:
     Raises:
         InputError: None of them holds one.
     """
-    for folder in (Path(source), Path(source) / part, ASSETS / f"{source}-model" / part):
+    for folder in (Path(source), Path(source) / part, model_folder(source) / part):
         try:
             if any((folder / marker).is_file() for marker in markers):
                 return folder
         except OSError:  # a name that no file can have
             break
-    known = ", ".join(sorted(p.name.removesuffix("-model") for p in ASSETS.glob("*-model")))
+    if str(source) in GENERIC:
+        raise InputError(
+            f"the weights of '{source}' are not in this build of unmurk: make them with"
+            " tools/train_generic.py of the repository, and give the folder"
+        )
+    known = ", ".join(models())
     raise InputError(
         f"no {part} in '{source}': give a run folder, a {part} folder or one of: {known or '-'}"
     )

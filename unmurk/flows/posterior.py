@@ -17,6 +17,15 @@ m(y) is a network's correction to a start image. The start image is A_dagger(y),
 Gaussian prior has been fitted to the measurements, the Wiener solution under it, which then
 replaces A_dagger(y) everywhere.
 
+A posterior of one noise level sees that level as it is. One of many levels (`Config.many_levels`)
+sees :math:`\log(\sigma_y / 0.05)`, and its correction is in units of the noise,
+
+.. math:: m(y) = A^+ y + \sigma_y\, f(A^+ y, \log \sigma_y),
+
+so that the network's output has the same size at all levels (Karras et al., 2022, arXiv
+2206.00364, section 5). Where the noise varies over the image, the network sees it pixel by pixel,
+and the factor is its root mean square over 7 x 7 pixels.
+
 A posterior is called with measurements: `posterior(y, problem)` is a
 `torch.distributions.Distribution`, `FlowDistribution`.
 """
@@ -29,6 +38,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
@@ -38,6 +48,7 @@ from ..diffusion.networks import preset
 from ..diffusion.prior import locate
 from ..errors import InputError
 from ..gaussian import Wiener
+from ..io.packaged import of_any_size
 from ..io.weights import load_model, read_settings, weight_names
 from ..problem import Problem
 from ..rng import PerImageGenerator
@@ -48,6 +59,8 @@ from .layers import Context, Flow, Rescale, bounded, unbounded
 __all__ = ["Config", "Context", "FlowDistribution", "Posterior", "known"]
 
 DRAWS = Whole(2, 100_000, even=True)
+AROUND = 7  # pixels over which a varying noise is averaged for the size of the correction
+REFERENCE = 0.05  # noise level whose logarithm is 0 for a posterior of many levels
 MOMENTS = 16  # draws of `FlowDistribution.stddev`, in antithetic pairs
 
 
@@ -169,6 +182,8 @@ class Config:
     context: Annotated[int, Whole(8, 4096)]
     couplings: Annotated[int, Whole(1, 64)]
     hidden: Annotated[int, Whole(1, 4096)]
+    many_levels: Annotated[int, Whole(0, 1)] = 0
+    """1 for a posterior of many noise levels, see the head of this module; 0 for one of one."""
 
 
 def _work(self: "Posterior", y: Tensor, *_: object, **__: object) -> str:
@@ -191,6 +206,7 @@ class Posterior(Flow):
     Attributes:
         error_bars: Calibration of the standard deviations, or None; see `error_bars`. `mean_std`
             and `interval` apply it. Draws and densities are those of the flow itself.
+        any_size: Whether it serves images smaller than `shape`, too; see `tiling.posterior_for`.
 
     Raises:
         InputError: H or W is not a multiple of 4.
@@ -213,6 +229,7 @@ class Posterior(Flow):
         self.config = config
         c = config.channels
         self.shape = (c, config.height, config.width)
+        self.any_size = False
         self.start = start
         self.error_bars: ErrorBars | None = None
         self.mean_net = ConditioningUNet(c + 2, c, config.mean)
@@ -290,7 +307,7 @@ class Posterior(Flow):
     def parts(self, y: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
         """Compute m(y) as start image and network correction, shape (B, C, H, W) each."""
         start, inputs = self.known(y, problem)
-        return start, self.mean_net(inputs)[0]
+        return start, self.correction(inputs)
 
     def context(self, y: Tensor, problem: Problem) -> Context:
         """Compute everything that the flow depends on, from measurements.
@@ -303,9 +320,26 @@ class Posterior(Flow):
 
     def read(self, start: Tensor, inputs: Tensor) -> Context:
         """Compute everything that the flow depends on, from the results of `known`."""
-        mean = start + self.mean_net(inputs)[0]
-        raw, half, quarter = self.context_net(torch.cat([inputs, mean.detach()], 1))
+        mean = start + self.correction(inputs)
+        visible = torch.cat([self._visible(inputs), mean.detach()], 1)
+        raw, half, quarter = self.context_net(visible)
         return Context(mean, bounded(self.log_spread + raw), half, quarter)
+
+    def correction(self, inputs: Tensor) -> Tensor:
+        """Compute the correction of m(y) to the start image from the inputs of `known`."""
+        correction = self.mean_net(self._visible(inputs))[0]
+        if not self.config.many_levels:
+            return correction
+        power = inputs[:, -1:].square()
+        power = F.avg_pool2d(power, AROUND, 1, AROUND // 2, count_include_pad=False)
+        return power.sqrt() * correction
+
+    def _visible(self, inputs: Tensor) -> Tensor:
+        """Replace the noise level, the last channel, by its logarithm if there are many levels."""
+        if not self.config.many_levels:
+            return inputs
+        level = (inputs[:, -1:] / REFERENCE).clamp_min(1e-3).log()
+        return torch.cat([inputs[:, :-1], level], 1)
 
     def log_prob(self, x: Tensor, y: Tensor, problem: Problem) -> Tensor:
         """Compute log q(x | y) in nats.
@@ -486,7 +520,9 @@ class Posterior(Flow):
 
     @classmethod
     def load(cls, source: str | Path) -> "Posterior":
-        """Load the posterior of a run folder, of a folder written by `save`, or "digits".
+        """Load the posterior of a run folder, of a folder written by `save`, or of the package.
+
+        The package has "digits", "generic" and "generic-color".
 
         Raises:
             InputError: There is none, or its files do not fit each other.
@@ -504,6 +540,7 @@ class Posterior(Flow):
 
         posterior = load_model(folder / "model.safetensors", build, "the posterior")
         posterior.error_bars = ErrorBars.load(folder)
+        posterior.any_size = of_any_size(folder)
         return posterior
 
 

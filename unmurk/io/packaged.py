@@ -1,12 +1,25 @@
-"""The image sets in the package, by name.
+"""The image sets and the models in the package, by name.
 
-`digits` and `nuclei` are small sets to try things out with. A path of the same name in the working
-folder comes first.
+`digits` and `nuclei` are small sets to try things out with. `digits` is also a model. So is
+`generic`, for images of any kind: of one channel, or of three as `generic-color`. A path of the
+same name in the working folder comes first.
 """
 
 from pathlib import Path
 
-__all__ = ["SETS", "packaged"]
+from ..errors import InputError
+from .json_files import read_object
+
+__all__ = [
+    "GENERIC",
+    "SETS",
+    "for_channels",
+    "model_folder",
+    "models",
+    "of_any_size",
+    "packaged",
+    "variants",
+]
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -29,3 +42,59 @@ def packaged(path: str | Path) -> Path | None:
     if name not in SETS or Path(name).exists() or Path(name).is_symlink():
         return None
     return ASSETS / SETS[name]
+
+
+GENERIC = "generic", "generic-color"
+"""Names of the generic models, of one channel and of three."""
+
+
+def models() -> list[str]:
+    """Return the names of the models in the package.
+
+    >>> "digits" in models()
+    True
+    """
+    return sorted(path.name.removesuffix("-model") for path in ASSETS.glob("*-model"))
+
+
+def model_folder(name: str | Path) -> Path:
+    """Return the folder of a model in the package, whether or not it exists."""
+    return ASSETS / f"{name}-model"
+
+
+def variants(name: str) -> list[str]:
+    """Return the models that a name stands for: `generic` has one for each number of channels.
+
+    >>> variants("digits")
+    ['digits']
+    """
+    if name != GENERIC[0] or Path(name).exists():
+        return [name]
+    return [kind for kind in GENERIC if kind == name or kind in models()]
+
+
+def for_channels(name: str, channels: int) -> str:
+    """Return the model that a name stands for with images of a number of channels.
+
+    A generic model of one channel serves any other number too, channel by channel.
+
+    >>> for_channels("digits", 3)
+    'digits'
+    """
+    color = GENERIC[1]
+    return color if channels == 3 and color in variants(name) else name
+
+
+def of_any_size(folder: Path) -> bool:
+    """Whether a model was trained to serve images of any size.
+
+    A generic model was, as config.json beside it says. Any other model has learned images of one
+    size, and takes larger ones in tiles.
+
+    Args:
+        folder: Its folder, `prior/` or `posterior/` of a run folder.
+    """
+    try:
+        return read_object(folder.parent / "config.json").get("method") == "generic"
+    except InputError:
+        return False

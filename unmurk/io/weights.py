@@ -4,9 +4,10 @@ Sizes are checked before memory is taken. A network is first built without memor
 "meta"), and with memory only if the file holds exactly its weights.
 """
 
+import hashlib
 import zipfile
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from .json_files import read_object, typed
 
 __all__ = [
     "count_weights",
+    "digest",
     "finite",
     "load_model",
     "read_settings",
@@ -50,7 +52,7 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
 
     Raises:
         InputError: There is no such file; or it is not a JSON object, or has entries that are
-            missing, unknown, of another type or out of bounds.
+            missing (those without a default), unknown, of another type or out of bounds.
     """
     values = read_object(path)
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
@@ -59,7 +61,9 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
         raise InputError(
             f"{path} has an unknown entry {unknown[0]!r:.60}: it may have {', '.join(names)}"
         )
-    found = kind(**{name: typed(values, name, int, path) for name in names})
+    needed = {field.name for field in fields(kind) if field.default is MISSING}  # type: ignore[arg-type]
+    given = names & (needed | set(values))
+    found = kind(**{name: typed(values, name, int, path) for name in given})
     check_fields(found, {name: f"{path}: {name}" for name in names})
     return found
 
@@ -141,6 +145,19 @@ def _loaded(path: Path, size: int) -> Any:
         ) from error
     except Exception as error:  # damaged files raise errors of many classes
         raise InputError(f"cannot read the weights in {path}: {reason(error)}") from error
+
+
+def digest(model: nn.Module) -> str:
+    """Return the SHA-256 hash of the weights of a module, in hexadecimal digits.
+
+    >>> digest(nn.Identity())[:8]
+    'e3b0c442'
+    """
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().float().numpy().tobytes())
+    return found.hexdigest()
 
 
 def finite(state: dict[str, Tensor], path: Path) -> None:

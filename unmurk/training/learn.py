@@ -53,6 +53,7 @@ from .flowdiff import FlowDiff
 from .learner import Learner, as_dict
 from .registry import METHODS, name_of, register, resolve
 from .run_folder import fingerprint, open_run, raise_kimg, save_model
+from .start import RATE, Start, own_network
 from .sure import Sure
 from .trainer import Settings, Trainer
 from .validation import Checks
@@ -90,6 +91,7 @@ def learn(
     *,
     out: str | Path,
     network: str | nn.Module | None = None,
+    start: Any = None,
     settings: Settings | None = None,
     quiet: bool = False,
     span: Spans = None,
@@ -118,6 +120,9 @@ def learn(
             that maps (x, t) to a tensor like x. The module is copied, and the posterior then takes
             the preset of the settings. Its weights are saved with a note that the network is your
             own: `Prior.load(folder, network=module)` reads them.
+        start: Networks that the run starts from: "generic", a run folder, a prior or its name, or
+            a pair (Prior, Posterior); see `training.start`. They replace `network`, and the
+            default of `rate` is then 0.002. None starts from random weights.
         settings: Training settings. Single fields can be given by name instead (kimg, batch, ...).
         quiet: Whether to show no progress.
         span: File values of black and white, for integers and files; None takes them from the type
@@ -144,6 +149,7 @@ def learn(
             smaller than that of the run folder, the run needs more memory than there is, or the
             run folder belongs to another run, has another format, or is in use by another process.
     """
+    own = settings is not None or "rate" in options
     settings, module, options = _settings(settings, network, options)
     learner = resolve(method, options)
     only_clean = _is_clean(learner)
@@ -168,6 +174,10 @@ def learn(
     known = _clean_images(clean, y, shape, span or _file_span(data, y), Path(out))
     held = 0 if repeats > 1 else kept_out(Path(out), held_out(y, shape, settings.kimg))
     seen: Any = leading(y, len(y) - held)
+    begin = Start.of(start, given, shape[0])
+    own_network(begin, network)
+    if begin is not None and not own:
+        settings = replace(settings, rate=RATE)
     built = learner.build(
         seen,
         problem,
@@ -177,10 +187,13 @@ def learn(
         module,
         repeats,
         known,
+        begin,
     )
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
         config = _config(built, settings, given, module) | _range(data, y) | select.to_dict()
+        if begin is not None and not quiet:
+            print(f"start: {begin.name} ({begin.changes(shape)})", file=sys.stderr)
         if problem is not given and (nan == "mask" or not isinstance(y, Crops)):
             config["nan"] = nan
         config |= {} if repeats == 1 else {"repeats": repeats}
@@ -203,7 +216,14 @@ def learn(
         checks = Checks.within(seen, problem, shape, settings.kimg, settings.seed)
     announce = None if quiet else partial(memory.announce, taken, what)
     trainer = Trainer(
-        built, built.y, settings, folder, quiet=quiet, checks=checks, announce=announce
+        built,
+        built.y,
+        settings,
+        folder,
+        quiet=quiet,
+        checks=checks,
+        announce=announce,
+        about={"start": begin.name} if begin else None,
     )
     if settings.compile:
         built.prior.network.compile()
@@ -441,6 +461,7 @@ def _config(
         "options": as_dict(learner),
         "settings": asdict(settings),
         "problem": problem.to_dict(),
+        "start": learner.start.to_dict(learner.shape) if learner.start else "none",
     }
     if module is not None:
         kind = type(module)

@@ -42,6 +42,7 @@ from ..rng import PerImageGenerator, ShardedGenerator, StreamId, generator, inte
 from .losses import distilled, forward_kl
 from .replay import Replay, chunk_size, is_denoising
 from .schedule import LRPhase, ParamGroup
+from .start import Start
 from .trainer import Trainer
 
 __all__ = ["Learner", "PriorFirst", "ProblemBinder", "as_dict"]
@@ -89,6 +90,7 @@ class Learner:
         prior_network: nn.Module | None = None,
         repeats: int = 1,
         clean: Tensor | Source | None = None,
+        start: Start | None = None,
     ) -> Self:
         """Return a copy of this learner with networks for given measurements.
 
@@ -104,6 +106,7 @@ class Learner:
                 another. Above 1, the trainer gives `losses` all captures of its scenes, (B, N,
                 ...).
             clean: Clean images (M, C, H, W), or None.
+            start: Prior and posterior whose networks and weights are copied; None builds new ones.
 
         Returns:
             A built learner. It has the modules (`prior`, `posterior`), their EMA copies
@@ -119,6 +122,7 @@ class Learner:
         built.captures, built.repeats, built.clean = y, repeats, clean
         built.y = y if repeats == 1 else Scenes(y, repeats)
         built.network, built.prior_network = network, copy.deepcopy(prior_network)
+        built.start = start
         built._build()
         return built
 
@@ -133,14 +137,14 @@ class Learner:
         self.seed: int
         self.network: str
         self.prior_network: nn.Module | None
+        self.start: Start | None
         self.binder = ProblemBinder(self.problem, self.shape)
         self.denoising = is_denoising(self.problem)
         self.check_problem()
-        start = Wiener(self.shape) if self.starts_gaussian() else None
+        wiener = Wiener(self.shape) if self.starts_gaussian() else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(self.seed, StreamId.INIT).initial_seed() % 2**31)
-            spread = self.initial_spread()
-            self.posterior = Posterior.create(self.network, self.shape, spread, start)
+            self.posterior = self.make_posterior(wiener)
             self.prior = self.make_prior()
             self.modules: dict[str, nn.Module] = {"posterior": self.posterior, "prior": self.prior}
             self.modules |= self.extra_modules()
@@ -180,8 +184,23 @@ class Learner:
         """Return the standard deviation of the posterior at the start, in units of intensity."""
         return 0.05
 
+    def make_posterior(self, start: Wiener | None) -> Posterior:
+        """Create the posterior of the start of the run, or an untrained one.
+
+        Args:
+            start: Gaussian prior whose Wiener solution m(y) starts from; None takes A_dagger(y).
+        """
+        if self.start is not None and self.start.posterior is not None:
+            return self.start.posterior_for(self.shape, start)
+        return Posterior.create(self.network, self.shape, self.initial_spread(), start)
+
     def make_prior(self) -> Prior:
-        """Create an untrained prior; weights of a preset come from torch's global stream."""
+        """Create the prior of the start of the run, or an untrained one.
+
+        Untrained weights of a preset come from torch's global stream.
+        """
+        if self.start is not None:
+            return self.start.prior_for(self.shape)
         own = copy.deepcopy(self.prior_network)
         return Prior.create(self.network if own is None else own, self.shape)
 

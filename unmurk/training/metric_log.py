@@ -31,6 +31,7 @@ class MetricLogger:
         step: Steps taken before.
         main: Whether this process writes; the others log nothing.
         quiet: Whether to show no progress.
+        about: Texts by name, which a new log begins with.
 
     Raises:
         InputError: The file cannot be written.
@@ -44,6 +45,7 @@ class MetricLogger:
         step: int = 0,
         main: bool = True,
         quiet: bool = False,
+        about: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -55,7 +57,9 @@ class MetricLogger:
         self.console = Console(file=sys.stderr, quiet=quiet or not main)
         self.file = None
         if main:
-            write(path, "".join(s + "\n" for s in _kept_lines(path, step * batch / 1000)).encode())
+            kept = _kept_lines(path, step * batch / 1000)
+            first = [json.dumps({"kimg": 0.0, **about})] if about and not kept else []
+            write(path, "".join(s + "\n" for s in first + kept).encode())
             self.file = open(path, "ab", buffering=0)  # unbuffered: a kill loses no line
         self.bar = Progress(
             TextColumn("learning"),

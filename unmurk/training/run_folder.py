@@ -34,6 +34,7 @@ from ..io.json_files import read_object
 __all__ = ["FORMAT", "fingerprint", "open_run", "read_config", "save_model"]
 
 FORMAT = 1
+UNSAID = {"start": "none"}  # settings of runs of older versions, which do not state them
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def open_run(folder: Path, config: dict[str, Any]) -> None:
     path = folder / "config.json"
     try:
         if path.exists():
-            _check_same(folder, read_config(folder), config)
+            _check_same(folder, UNSAID | read_config(folder), config)
             return
         if folder.exists() and any(not p.name.startswith(".unmurk-") for p in folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no run: give another folder")

@@ -18,7 +18,7 @@ where :math:`h` grows with the images seen, so that the average does not remembe
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,7 @@ class Trainer:
             has the EMA weights that did best in them.
         announce: Called once before the first step with the expected seconds (`expected`), or with
             None if fewer than `WORTH` steps are left.
+        about: Texts by name, which the metrics of a new run begin with.
 
     Attributes:
         step: Steps taken.
@@ -153,12 +154,13 @@ class Trainer:
         quiet: bool = False,
         checks: Checks | None = None,
         announce: Callable[[float | None], None] | None = None,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         self.announce = announce
         self.accelerator = processes()
         self.learner, self.y, self.settings = learner, y, settings
         self.out, self.every, self.quiet, self.checks = out, every, quiet, checks
-        self.checkpoint = Checkpoint(out)
+        self.checkpoint, self.about = Checkpoint(out), about or {}
         self.device = self.accelerator.device
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         check_batch_divisible(settings.batch, self.ranks)
@@ -433,6 +435,7 @@ class Trainer:
             self.step,
             self.accelerator.is_main_process,
             self.quiet,
+            self.about,
         )
         start, saved, skipped = time.perf_counter() - self.seconds, time.perf_counter(), 0
         try:

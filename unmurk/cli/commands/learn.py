@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from tyro.conf import arg
+
 from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.outputs import output
@@ -67,8 +69,13 @@ class Learn(Command):
     optimize."""
     option: Options = ()
     """Further options of the method, such as recipe.steps=8; an unknown key lists the options."""
-    network: Literal["tiny", "small", "base"] = "tiny"
-    """Size of the networks."""
+    network: Annotated[
+        Literal["tiny", "small", "base"] | None, arg(metavar="{tiny,small,base}")
+    ] = None
+    """Size of the networks; unset: tiny, or the networks of --start."""
+    start: Text = "none"
+    """Networks to start from: generic (in the package), a run folder, or another prior that
+    `solve` takes. none: random weights, so that the run learns from the images of DATA alone."""
     kimg: Annotated[float, Real(0.001, 1e7)] = 100.0
     """Length of the run in thousands of images, a number from 0.001 to 1e+07."""
     batch: Annotated[int, Whole(2, 65_536)] = 32
@@ -152,6 +159,7 @@ class Learn(Command):
                 method=self.method,
                 out=self.out,
                 network=self.network,
+                start=self.start,
                 kimg=self.kimg,
                 batch=self.batch,
                 seed=self.seed,
@@ -171,6 +179,7 @@ class Learn(Command):
 
             page = page_of(self.out, self.data)
         found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
+        found["start"] = self.start
         return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
 
     def _options(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
+from ...io.packaged import for_channels
 from ..data import place
 from ..options import (
     Axes,
@@ -30,6 +31,7 @@ from ..options import (
     job_of,
 )
 from .restoring import (
+    Models,
     calibration,
     frames_of,
     recorded,
@@ -37,7 +39,6 @@ from .restoring import (
     sample_images,
     sample_scale,
     trained_problem,
-    weights_of,
 )
 
 if TYPE_CHECKING:
@@ -55,14 +56,15 @@ class Restore(Command):
 
     data: Corrupted
     prior: Text
-    """Run folder, or digits (in the package)."""
+    """Run folder; or in the package: generic (images of any kind, only noisy), digits."""
     out: Path
     """Where the restored images go, in the type and the range of the corrupted ones."""
     operator: MaybeText = None
     """Forward model of the images; unset: that of the run."""
     noise: MaybeText = None
     """Standard deviation of the noise, in units where the image range is 1, or 12dn in gray
-    levels, or another noise; auto: estimated from DATA; unset: that of the run."""
+    levels, or another noise; auto: estimated from DATA; unset: that of the run, with generic
+    auto."""
     samples: Annotated[int, Whole(2, 100_000, even=True)] = 16
     """Posterior samples for each mean and standard deviation, an even number from 2 to 100000."""
     std: bool = False
@@ -105,14 +107,14 @@ class Restore(Command):
             from ...missing import without_missing
             from ...tiling import posterior_for
 
-            posterior = place(Posterior.load(self.prior))[0]
+            posterior = Models(Posterior.load, self.prior)
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = frames.correct(place(y)[0])
                 shape = problem.operator.x_shape(y.shape[1:])
                 bound = problem.to(y.device).bind(numbers, shape)
                 y, bound = without_missing(y, bound, nan, shape)
-                flow = posterior_for(posterior, shape, self.tile)
+                flow = posterior_for(posterior.of(shape[0]), shape, self.tile)
                 mean, std = flow.mean_std(
                     y, bound, self.samples, self.seed, numbers, calibrated=not self.uncalibrated
                 )
@@ -120,12 +122,13 @@ class Restore(Command):
                 require_plausible_flow(mean, std, y, bound, prior, self.prior)
                 return {"images": mean, "std": std} if self.std else {"images": mean}
 
-            bars = posterior.error_bars
-            if self.std and bars is not None and not bars.trusted and not self.uncalibrated:
-                print(f"the error bars are not calibrated: {bars.why}", file=sys.stderr)
-            more: dict[str, Any] = {"weights": weights_of(posterior), **calibration(frames)}
-            if self.std and bars is not None and not self.uncalibrated:
-                more["error bars"] = asdict(bars)
+            bars = posterior.error_bars if self.std and not self.uncalibrated else []
+            for one in bars:
+                if not one.trusted:
+                    print(f"the error bars are not calibrated: {one.why}", file=sys.stderr)
+            more: dict[str, Any] = {"weights": posterior.weights, **calibration(frames)}
+            if bars:
+                more["error bars"] = [asdict(one) for one in bars]
             settings = recorded(self, problem, more)
             arrays = ["std"] if self.std else []
             return restore_data(self, to, problem, engine, settings, arrays)
@@ -137,6 +140,7 @@ def _denoiser(run: str, shape: tuple[int, ...], tile: int | None) -> "tuple[Any,
     from ...tiling import prior_for
 
     try:
+        run = for_channels(run, shape[0])
         locate(run, "prior", "model_index.json")
     except InputError:  # the run has no prior
         return None, 0.0

@@ -4,7 +4,6 @@ Picture files are processed one by one (see `io.jobs`), whatever their sizes; an
 set (see `io.sets`). Images larger than those of the training are covered by tiles (see `tiling`).
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -17,8 +16,17 @@ from ...io.formats.pictures import holds_images
 from ...io.formats.registry import is_folder
 from ...io.formats.registry import selection_of as part_of
 from ...io.outputs import Output
+from ...io.packaged import for_channels, variants
 from ..console import escape
-from ..data import images_of, list_skipped, problem_of, run_frames, run_span, selection_of
+from ..data import (
+    images_of,
+    list_skipped,
+    place,
+    problem_of,
+    run_frames,
+    run_span,
+    selection_of,
+)
 from ..options import Command
 
 if TYPE_CHECKING:
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     from ...problem import Problem
 
 __all__ = [
+    "Models",
     "calibration",
     "frames_of",
     "history_of",
@@ -42,7 +51,6 @@ __all__ = [
     "sample_scale",
     "spans_of",
     "trained_problem",
-    "weights_of",
 ]
 
 ENOUGH = 512  # images from which the noise is estimated
@@ -50,6 +58,7 @@ HOT_SAMPLE = 64  # images that are searched for hot pixels
 UNRECORDED = {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std", "batch"}
 UNRECORDED |= {"axes", "channel"}  # of the run too: see `_named`
 UNRECORDED |= {"dark", "flat", "hot_pixels"}  # see `calibration`
+LOUDEST = 0.7  # highest noise level of the generic posterior
 UNUSUAL, STRANGE = 1.25, 10.0  # ratios of a noise to the one that a flow was trained with
 
 
@@ -246,13 +255,34 @@ def recorded(
     return json.loads(json.dumps(own))
 
 
-def weights_of(model: Any) -> str:
-    """Return the SHA-256 hash of a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()
+class Models:
+    """The model of a name, on the device of the commands; `generic` has one for color, too.
+
+    Args:
+        load: Loads a model, such as `Prior.load`.
+        name: The name.
+    """
+
+    def __init__(self, load: Callable[[str], Any], name: str) -> None:
+        self.name = name
+        self.held = {kind: place(load(kind))[0] for kind in variants(name)}
+
+    def of(self, channels: int) -> Any:
+        """Return the model for images of a number of channels."""
+        return self.held[for_channels(self.name, channels)]
+
+    @property
+    def error_bars(self) -> list[Any]:
+        """The calibrations of the standard deviations, of the models that have one."""
+        found = (getattr(model, "error_bars", None) for model in self.held.values())
+        return [bars for bars in found if bars is not None]
+
+    @property
+    def weights(self) -> str:
+        """The hash of the weights, or the hashes of all kinds of the model."""
+        from ...io.weights import digest
+
+        return " ".join(map(digest, self.held.values()))
 
 
 def sample_images(
@@ -343,13 +373,18 @@ def trained_problem(
 
     Raises:
         InputError: Neither the run nor the options give the problem, or the noise is more than
-            `STRANGE` times that of the run.
+            `STRANGE` times that of the run, or the posterior is generic and the operator is not
+            the identity.
     """
     from ...diffusion.prior import locate
     from ...io.json_files import read_object
+    from ...io.packaged import of_any_size
     from ...problem import Problem
 
-    config = locate(run, "posterior", "model.safetensors").parent / "config.json"
+    folder = locate(run, "posterior", "model.safetensors")
+    if of_any_size(folder):
+        return _generic_problem(run, operator, noise, images, scale)
+    config = folder.parent / "config.json"
     trained: Problem | None = None
     try:
         trained = Problem.from_dict(read_object(config).get("problem", {}))
@@ -364,6 +399,29 @@ def trained_problem(
     problem = problem_of(chosen, spec["noise"] if noise is None else noise, images, scale)
     if trained is not None and noise is not None:
         _compare_noise(run, trained.level, problem.level)
+    return problem
+
+
+def _generic_problem(
+    run: str,
+    operator: str | None,
+    noise: str | None,
+    images: "Callable[[], torch.Tensor] | None",
+    scale: "Callable[[], Scale] | None",
+) -> "Problem":
+    """Return the problem of noisy images, whose noise is estimated if it is not given."""
+    if operator not in (None, "identity"):
+        raise InputError(
+            f"the posterior of '{run}' restores images that are only noisy: use `unmurk solve"
+            f" --prior {run} --operator {operator}`"
+        )
+    problem = problem_of("identity", "auto" if noise is None else noise, images, scale)
+    if problem.level > UNUSUAL * LOUDEST:
+        print(
+            f"the posterior of '{run}' was trained with noise up to {LOUDEST:g}, and this is"
+            f" {problem.level:g}: its error bars are wrong there; `unmurk solve` is right",
+            file=sys.stderr,
+        )
     return problem
 
 

@@ -37,11 +37,11 @@ class Sample(Command):
         with output(self.out, files_of(self.prior), folder=None, job=job_of(self)) as to:
             from ...diffusion.prior import Prior
             from ...io.generated import GeneratedWriter, numbered
-            from .restoring import weights_of
+            from ...io.weights import digest
 
             prior = place(Prior.load(self.prior))[0]
             made = {"command": "sample", "steps": self.steps, "seed": self.seed}
-            to.record(made | {"n": self.n, "weights": weights_of(prior)})
+            to.record(made | {"n": self.n, "weights": digest(prior)})
             writer = GeneratedWriter(to.path, self.n, run_scale(self.prior))
             to.expect(numbered(self.n, writer.form) if to.folder else [to.path.name])
             batch = min(BATCH, prior.together(prior.shape[1] * prior.shape[2]))

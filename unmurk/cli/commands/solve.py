@@ -33,13 +33,13 @@ from ..options import (
     solver_options,
 )
 from .restoring import (
+    Models,
     calibration,
     frames_of,
     recorded,
     restore_data,
     sample_images,
     sample_scale,
-    weights_of,
 )
 
 if TYPE_CHECKING:
@@ -118,16 +118,19 @@ class Solve(Command):
             from ...tiling import posterior_for, prior_for
 
             starts = self.init == "posterior"
-            posterior = place(Posterior.load(self.prior))[0] if starts else None
-            prior = place(Prior.load(self.prior))[0]
+            posteriors = Models(Posterior.load, self.prior) if starts else None
+            priors = Models(Prior.load, self.prior)
             ends: list[End] = []
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = frames.correct(place(y)[0], divide=False)
+                prior = priors.of(y.shape[1] if y.ndim == 4 else 1)
                 shape = _shape(problem, y, prior.shape)
                 bound = problem.to(y.device).bind(numbers, shape)
                 y, bound = without_missing(y, bound, nan, shape)
-                flow = None if posterior is None else posterior_for(posterior, shape, self.tile)
+                flow = None
+                if posteriors is not None:
+                    flow = posterior_for(posteriors.of(shape[0]), shape, self.tile)
                 with _progress(self.method) as callback:
                     result = solve(
                         y,
@@ -148,9 +151,9 @@ class Solve(Command):
                 several = {"samples": result.samples, "std": result.std}
                 return {"images": result.mean, **(several if self.samples > 1 else {})}
 
-            weights = {"weights": weights_of(prior), **calibration(frames)}
-            if posterior is not None:
-                weights["posterior"] = weights_of(posterior)
+            weights = {"weights": priors.weights, **calibration(frames)}
+            if posteriors is not None:
+                weights["posterior"] = posteriors.weights
             settings = recorded(self, problem, {**weights, "options": options})
             arrays = ["samples", "std"] if self.samples > 1 else []
             written = restore_data(self, to, problem, engine, settings, arrays)
