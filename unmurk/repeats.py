@@ -135,8 +135,8 @@ def combined(
     total = sum(operator.apply_mask(y[:, j]) for operator, j in zip(bound, chosen, strict=True))
     mask = FixedMask((count > 0).to(masks))
     weighted = Weighted(mask if front is None else _chain(front, mask, shape), weights)
-    whole = total / (len(chosen) * weights)  # sqrt(c k) = k W
-    return whole, _of_scenes(weighted, noise, numbers)
+    pooled = total / (len(chosen) * weights)  # sqrt(c k) = k W
+    return pooled, _of_scenes(weighted, noise, numbers)
 
 
 def _of_scenes(operator: Operator, noise: Noise, numbers: Sequence[int]) -> Problem:

@@ -152,10 +152,10 @@ def stein_error(
     variance = noise_variance(y, problem)
     signs = torch.where(uniform(y.shape, generator) < 0.5, -1.0, 1.0).to(y)
     probe = signs * variance.abs().sqrt()
-    seen, signed = data(probe), data(probe * variance.sign())
+    measured, signed = data(probe), data(probe * variance.sign())
     values = image(restore(y))
     change = (image(restore(y + STEP * probe)) - values) / STEP
-    return values, (values - data(y)).square() - signed * seen + 2 * signed * change
+    return values, (values - data(y)).square() - signed * measured + 2 * signed * change
 
 
 @torch.no_grad()
@@ -583,16 +583,16 @@ class _Batch:
         image, data = (None, None) if pixels else self.readout()
         _, square = stein_error(restore, y, problem, self.noise, image=image, data=data)
         mean, std = kept[0]
-        some = self.posterior.sample(y, problem, 2, self.seed + 1, self.index)
+        draws = self.posterior.sample(y, problem, 2, self.seed + 1, self.index)
         if pixels:
             where = problem.operator.apply_mask(torch.ones_like(y)) > 0
-            rank, tail = std, (some - mean).abs() / std.clamp_min(BOUND)
+            rank, tail = std, (draws - mean).abs() / std.clamp_min(BOUND)
             blind = self.blind()
         else:
             assert image is not None
             rank = self.spread(image)
             where = torch.ones_like(rank, dtype=torch.bool)
-            tail = torch.stack([image(x - mean).abs() / rank.clamp_min(BOUND) for x in some])
+            tail = torch.stack([image(x - mean).abs() / rank.clamp_min(BOUND) for x in draws])
             blind = rank
         values.add(
             where,
@@ -653,8 +653,8 @@ class _Batch:
         kernel = y.new_tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]).expand(y.shape[1], 1, 3, 3)
         count = F.conv2d(observed, kernel, padding=1, groups=y.shape[1])
         total = F.conv2d(y * observed, kernel, padding=1, groups=y.shape[1])
-        whole = (y * observed).sum((-2, -1), True) / observed.sum((-2, -1), True).clamp_min(1)
-        mean = torch.where(count > 0, total / count.clamp_min(1), whole)
+        total_mean = (y * observed).sum((-2, -1), True) / observed.sum((-2, -1), True).clamp_min(1)
+        mean = torch.where(count > 0, total / count.clamp_min(1), total_mean)
         share = 1 - torch.where(count > 0, 1 / count.clamp_min(1), 0.0)
         variance = noise_variance(mean, self.problem).clamp_min(0)
         return mean + (share * variance).sqrt() * normal(y.shape, self.noise).to(y)
@@ -668,8 +668,8 @@ class _Batch:
         y = problem.operator.apply_mask(self.y)
         mean, std = self.moments(y, problem)
         square = (mean - self.y).square() - noise_variance(self.y, problem)
-        some = self.posterior.sample(y, problem, 1, self.seed + 1, self.index)[0]
-        tail = (some - mean).abs() / std.clamp_min(BOUND)
+        draws = self.posterior.sample(y, problem, 1, self.seed + 1, self.index)[0]
+        tail = (draws - mean).abs() / std.clamp_min(BOUND)
         where = more.expand_as(self.y) > 0
         values.add(
             where, self.places, predicted=std, rank=std, blind=std, square=square, tail=tail
@@ -738,12 +738,12 @@ def _unbiased_psnr(
     """Return the PSNR in dB of the measurements and of the restorations, for a peak of 1."""
     measured, everything = (sum(values) for values in zip(*shares, strict=True))
     part = measured / everything
-    whole = part > 1 - 1e-9
+    all_measured = part > 1 - 1e-9
     before = sums["before"] / sums["count"]
     after = squares.get("measured", 0.0)
-    if not whole:
+    if not all_measured:
         after = part * after + (1 - part) * squares.get("hidden", math.nan)
     return {
-        "before": -10 * math.log10(before) if whole and before > 0 else None,
+        "before": -10 * math.log10(before) if all_measured and before > 0 else None,
         "after": -10 * math.log10(after) if after > 0 else None,
     }

@@ -173,13 +173,13 @@ def learn(
     shape: Any = tuple(y.shape[1:] if only_clean else problem.operator.x_shape(y.shape))
     known = _clean_images(clean, y, shape, span or _file_span(data, y), Path(out))
     held = 0 if repeats > 1 else kept_out(Path(out), held_out(y, shape, settings.kimg))
-    seen: Any = leading(y, len(y) - held)
+    observed: Any = leading(y, len(y) - held)
     begin = Start.of(start, given, shape[0])
     own_network(begin, network)
     if begin is not None and not own:
         settings = replace(settings, rate=RATE)
     built = learner.build(
-        seen,
+        observed,
         problem,
         shape,
         settings.network,
@@ -213,7 +213,7 @@ def learn(
         raise_kimg(folder, settings.kimg)
     checks = None
     if not only_clean and isinstance(problem.noise, Gaussian):
-        checks = Checks.within(seen, problem, shape, settings.kimg, settings.seed)
+        checks = Checks.within(observed, problem, shape, settings.kimg, settings.seed)
     announce = None if quiet else partial(memory.announce, taken, what)
     trainer = Trainer(
         built,
