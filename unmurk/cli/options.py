@@ -37,7 +37,8 @@ __all__ = [
 ]
 
 FILES = (
-    "a folder of PNG, JPEG or TIFF pictures, one picture, a .npy, .npz or idx file, or the name "
+    "a folder of PNG, JPEG, TIFF, FITS, NIfTI or DICOM files, one such file (an extension of a "
+    "FITS file as file.fits[SCI]), a .npy, .npz or idx file, or the name "
     f"of a set in the package ({', '.join(SETS)})."
 )
 Corrupted = Annotated[Positional[Path], arg(metavar="DATA", help=f"The corrupted images: {FILES}")]

@@ -104,8 +104,8 @@ class Dicom(Pages):
         self.stored = f"{'' if self.signed else 'u'}int{allocated}"
         bits = int(data.get("BitsStored", allocated))
         bits = bits if 1 < bits <= allocated else allocated
-        whole = bits - 1 if self.signed else bits
-        self.low, self.high = (-(2**whole) if self.signed else 0), 2**whole - 1
+        magnitude = bits - 1 if self.signed else bits
+        self.low, self.high = (-(2**magnitude) if self.signed else 0), 2**magnitude - 1
         self.depth = bits
         slope, inter = (
             float(data.get(n) if data.get(n) is not None else default)
@@ -122,7 +122,7 @@ class Dicom(Pages):
             ends = slope * (0 if self.signed else self.low) + inter, slope * self.high + inter
             self.span = (min(ends), max(ends))
         elif bits < allocated:
-            self.bits = whole
+            self.bits = magnitude
 
     @cached_property
     def metadata(self) -> dict[str, Any]:  # type: ignore[override]

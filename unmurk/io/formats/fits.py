@@ -134,6 +134,16 @@ def _sides(cards: dict[str, str], prefix: str = "") -> tuple[int, ...]:
     return sides
 
 
+def _tile(cards: dict[str, str], shape: tuple[int, ...]) -> list[int]:
+    """Return the sides of the tiles of a compressed image; one row without such cards."""
+    names = [f"ZTILE{axis}" for axis in range(len(shape), 0, -1)]
+    default = [*[1] * (len(shape) - 1), shape[-1]]
+    sides = [_whole(cards.get(n, str(d)), n) for n, d in zip(names, default, strict=True)]
+    if min(sides) < 1:
+        raise ValueError(f"its header has tiles of {sides} pixels")
+    return sides
+
+
 def _data_size(cards: dict[str, str]) -> int:
     bits = _whole(cards.get("BITPIX", ""), "BITPIX")
     more, groups = _whole(cards.get("PCOUNT", "0"), "PCOUNT"), _whole(cards.get("GCOUNT", "1"), "")
@@ -209,6 +219,8 @@ class _Image:
     def __init__(self, file: Path, unit: _Hdu, hdu: Any) -> None:
         self.unit, self.hdu, self.shape = unit, hdu, unit.shape
         check_pixels(file, *self.shape[-2:])
+        if unit.packed:
+            check_numbers(file, math.prod(_tile(unit.cards, self.shape)), 8)
         header = hdu.header
         bits = int(unit.cards.get("ZBITPIX" if unit.packed else "BITPIX", "0"))
         self.stored = TYPES[bits]

@@ -48,8 +48,8 @@ def fitted(
 
 def _finer(side: Any, factor: Fraction) -> Any:
     """Return pixels per unit, a rational or a number, times a factor."""
-    top, bottom = side if isinstance(side, tuple) else Fraction(side).as_integer_ratio()
-    found = factor * (Fraction(int(top), int(bottom)) if bottom else 0)
+    numerator, denominator = side if isinstance(side, tuple) else Fraction(side).as_integer_ratio()
+    found = factor * (Fraction(int(numerator), int(denominator)) if denominator else 0)
     if max(found.numerator, found.denominator) < LONG:
         return found.numerator, found.denominator
     return float(found)
