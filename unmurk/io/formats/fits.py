@@ -162,15 +162,15 @@ def _data_size(cards: dict[str, str]) -> int:
     return abs(bits) // 8 * groups * (more + math.prod(sides)) if sides else 0
 
 
-def _unit(cards: dict[str, str], *places: int) -> _Hdu:
+def _unit(cards: dict[str, str], start: int, data: int, end: int) -> _Hdu:
     kind = _text(cards.get("XTENSION", "IMAGE"))
     packed = kind == "BINTABLE" and cards.get("ZIMAGE", "")[:1] == "T"
     if kind != "IMAGE" and not packed:
-        return _Hdu(cards, *places)
+        return _Hdu(cards, start, data, end)
     shape = _sides(cards, "Z" if packed else "")
     if math.prod(shape) == 0 or len(shape) < 2:
         shape = ()
-    return _Hdu(cards, *places, shape, packed)
+    return _Hdu(cards, start, data, end, shape, packed)
 
 
 @dataclass(frozen=True)
