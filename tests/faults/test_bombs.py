@@ -22,6 +22,10 @@ from unmurk.io.images import load_images
 from unmurk.io.limits import check_memory
 
 BLOCK = 2**24
+# the file meta information of a DICOM file whose data set is deflated
+UID = b"1.2.840.10008.1.2.1.99"
+DEFLATED = b"\2\0\0\0UL\4\0" + struct.pack("<I", 8 + len(UID))
+DEFLATED += b"\2\0\x10\0UI" + struct.pack("<H", len(UID)) + UID
 
 
 def zeros(blocks: int, kind: int) -> bytes:
@@ -113,11 +117,50 @@ def deflated_chunk(blocks: int) -> bytes:
     return stream.getvalue()
 
 
+def fits(*cards: str) -> bytes:
+    return "".join(f"{card:<80}" for card in (*cards, "END")).encode().ljust(2880)
+
+
+def image(bits: int, side: int) -> bytes:
+    size = [f"NAXIS{n}  = {side}" for n in (1, 2)]
+    return fits("SIMPLE  = T", f"BITPIX  = {bits}", "NAXIS   = 2", *size)
+
+
+def tiles(side: int, tile: int) -> bytes:
+    """A FITS file of one compressed image."""
+    table = ["XTENSION= 'BINTABLE'", "BITPIX  = 8", "NAXIS   = 2", "NAXIS1  = 8", "NAXIS2  = 8"]
+    table += ["PCOUNT  = 0", "GCOUNT  = 1", "TFIELDS = 1", "TFORM1  = '1PB(0)'"]
+    table += ["TTYPE1  = 'COMPRESSED_DATA'", "ZIMAGE  = T", "ZCMPTYPE= 'RICE_1'", "ZBITPIX = 16"]
+    table += ["ZNAXIS  = 2", *(f"ZNAXIS{n} = {side}" for n in (1, 2))]
+    table += [f"ZTILE{n}  = {tile}" for n in (1, 2)]
+    first = fits("SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 0")
+    return first + fits(*table) + bytes(2880)
+
+
+def nifti(side: int, start: float) -> bytes:
+    """A header of NIfTI-1 for uint8 volumes side x side x side."""
+    data = bytearray(352)
+    data[0:4] = struct.pack("<i", 348)
+    data[40:56] = struct.pack("<8h", 3, side, side, side, 1, 1, 1, 1)
+    data[70:74] = struct.pack("<hh", 2, 8)
+    data[108:112] = struct.pack("<f", start)
+    data[344:348] = b"n+1\0"
+    return bytes(data)
+
+
 BOMBS = {
     "chunk.h5": lambda: deflated_chunk(192),  # 3 GiB
     "late.h5": lambda: hdf5((2**24, 64, 64), (1, 64, 64), 4),  # 64 GiB
     "large.h5": lambda: hdf5((4, 2**14, 2**14), (1, 64, 2**14), 0),
     "inside.mat": lambda: hdf5((2**18, 128, 128), (2**6, 128, 128), 0),
+    "header.fits.gz": lambda: gz(b"SIMPLE  =                    T".ljust(80), 192),
+    "declared.fits.gz": lambda: gz(image(-64, 2**14), 192),
+    "huge.fits": lambda: image(8, 2**30),
+    "tiles.fits.fz": lambda: tiles(64, 2**20),
+    "wide.fits.fz": lambda: tiles(2**20, 64),
+    "declared.nii.gz": lambda: gz(nifti(2**11, 352), 192),
+    "start.nii.gz": lambda: gz(nifti(8, 1e9), 192),
+    "huge.nii": lambda: nifti(2**15 - 1, 352),
     "deep.png": lambda: png(8, 16, zeros(192, 15)),  # 3 GiB
     "flat.png": lambda: png(8, 8, zeros(192, 15)),
     "wide.png": lambda: png(13000, 8, zeros(11, 15)),
@@ -133,6 +176,7 @@ BOMBS = {
     "inside.npz": lambda: npz(len(npy((2**28, 8))), npy((2**28, 8))),
     "plain.tif": lambda: tiff(11000, 11000, None),
     "deflated.tif": lambda: tiff(11000, 11000, "zlib"),
+    "deflated.dcm": lambda: bytes(128) + b"DICM" + DEFLATED + zeros(192, -15),
     "huge.tif": lambda: tiff(2**31 - 1, 2**31 - 1, "zlib"),
     "lzw.tif": lambda: tiff(11000, 11000, "lzw"),
 }

@@ -43,9 +43,9 @@ __all__ = [
 ]
 
 FILES = (
-    "a folder of PNG, JPEG or TIFF pictures, one picture, a .npy, .npz or idx file, a file of a "
-    "microscope, a data set of an HDF5 file (scan.h5:NAME), or the name of a set in the package "
-    f"({', '.join(SETS)})."
+    "a folder of pictures (PNG, JPEG, TIFF, FITS, NIfTI, DICOM and files of microscopes), one such "
+    "file, an extension of a FITS file (file.fits[SCI]), a data set of an HDF5 file (scan.h5:NAME), "
+    f"a .npy, .npz or idx file, or the name of a set in the package ({', '.join(SETS)})."
 )
 Corrupted = Annotated[Positional[Path], arg(metavar="DATA", help=f"The corrupted images: {FILES}")]
 Clean = Annotated[Positional[Path], arg(metavar="DATA", help=f"Clean images: {FILES}")]

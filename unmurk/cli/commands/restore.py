@@ -68,9 +68,9 @@ class Restore(Command):
     samples: Annotated[int, Whole(2, 100_000, even=True)] = 16
     """Posterior samples for each mean and standard deviation, an even number from 2 to 100000."""
     std: bool = False
-    """Also write the standard deviation of every pixel (image range 1), (N, C, H, W), to
-    NAME-std.npy (std.npy in a folder for an array). It is calibrated if the run could calibrate
-    it."""
+    """Also write the standard deviation of every pixel, in the numbers of the file: an image
+    NAME-std of float32 beside each picture, std.npy or NAME-std.npy for an array. It is calibrated if the run could
+    calibrate it."""
     uncalibrated: bool = False
     """Write the standard deviation of the samples as it is, without calibration."""
     tile: MaybeTile = None

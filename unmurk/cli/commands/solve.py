@@ -73,8 +73,8 @@ class Solve(Command):
     of samples and --option budget=100, the network evaluations per sample."""
     samples: Annotated[int, Whole(1, 100_000)] = 1
     """Solutions for each image, a whole number from 1 to 100000. With more than one,
-    NAME-samples.npy and NAME-std.npy are written too (samples.npy and std.npy in a folder for an
-    array)."""
+    NAME-samples.npy (image range 1) and the standard deviation are written too, the latter in the
+    numbers of the file: an image NAME-std of float32, std.npy or NAME-std.npy for an array."""
     restarts: Annotated[MaybeInt, Whole(1, 10_000)] = None
     """Runs for each solution, a whole number from 1 to 10000, of which the best fit is kept (phase
     retrieval); unset: 1, or the choice of --method auto."""

@@ -18,6 +18,7 @@ limits and, without compression, with the length of the file.
 """
 
 import gzip
+import io
 import math
 import re
 from contextlib import ExitStack
@@ -50,9 +51,15 @@ DISTORTION = re.compile(r"(?:A|B|AP|BP)_(\d+)_(\d+)")
 
 @dataclass
 class _Hdu:
-    """A header and data unit: its name, its cards, and the shape of its image (rows last)."""
+    """A header and data unit: its name, its cards, and the shape of its image (rows last).
+
+    The header begins at byte `start` of the file, the data at `data`, and they end at `end`.
+    """
 
     cards: dict[str, str]
+    start: int
+    data: int
+    end: int
     shape: tuple[int, ...] = ()
     packed: bool = False
     name: str = field(init=False)
@@ -86,11 +93,13 @@ def _walk(file: Path, stream: IO[bytes], length: int | None) -> list[_Hdu]:
     """Return the units of a FITS stream; `length`: of the file, None for a compressed one."""
     found: list[_Hdu] = []
     while len(found) < MOST_HDUS:
+        start = stream.tell()
         cards = _header(file, stream, first=not found)
         if cards is None:
             return found
         size = _data_size(cards)
-        end = stream.tell() + size
+        data = stream.tell()
+        end = data + size
         if length is None:
             check_numbers(file, end, 1)
         short = stream.seek(end) < end if length is None else end > length
@@ -98,7 +107,7 @@ def _walk(file: Path, stream: IO[bytes], length: int | None) -> list[_Hdu]:
             raise InputError(
                 f"cannot read {file}: it declares {size} bytes of data and is cut short"
             )
-        found.append(_unit(cards))
+        found.append(_unit(cards, start, data, end))
         stream.seek(end + -end % BLOCK)
     raise InputError(f"cannot read {file}: it has more than {MOST_HDUS} extensions")
 
@@ -134,6 +143,16 @@ def _sides(cards: dict[str, str], prefix: str = "") -> tuple[int, ...]:
     return sides
 
 
+def _tile(cards: dict[str, str], shape: tuple[int, ...]) -> list[int]:
+    """Return the sides of the tiles of a compressed image; one row without such cards."""
+    names = [f"ZTILE{axis}" for axis in range(len(shape), 0, -1)]
+    default = [*[1] * (len(shape) - 1), shape[-1]]
+    sides = [_whole(cards.get(n, str(d)), n) for n, d in zip(names, default, strict=True)]
+    if min(sides) < 1:
+        raise ValueError(f"its header has tiles of {sides} pixels")
+    return sides
+
+
 def _data_size(cards: dict[str, str]) -> int:
     bits = _whole(cards.get("BITPIX", ""), "BITPIX")
     more, groups = _whole(cards.get("PCOUNT", "0"), "PCOUNT"), _whole(cards.get("GCOUNT", "1"), "")
@@ -143,15 +162,15 @@ def _data_size(cards: dict[str, str]) -> int:
     return abs(bits) // 8 * groups * (more + math.prod(sides)) if sides else 0
 
 
-def _unit(cards: dict[str, str]) -> _Hdu:
+def _unit(cards: dict[str, str], start: int, data: int, end: int) -> _Hdu:
     kind = _text(cards.get("XTENSION", "IMAGE"))
     packed = kind == "BINTABLE" and cards.get("ZIMAGE", "")[:1] == "T"
     if kind != "IMAGE" and not packed:
-        return _Hdu(cards)
+        return _Hdu(cards, start, data, end)
     shape = _sides(cards, "Z" if packed else "")
     if math.prod(shape) == 0 or len(shape) < 2:
         shape = ()
-    return _Hdu(cards, shape, packed)
+    return _Hdu(cards, start, data, end, shape, packed)
 
 
 @dataclass(frozen=True)
@@ -204,12 +223,20 @@ def _find(file: Path, units: list[_Hdu], name: str, version: int | None) -> int:
 
 
 class _Image:
-    """The image of one unit, read with astropy plane by plane, in stored and physical numbers."""
+    """The image of one unit, read plane by plane, in stored and physical numbers.
 
-    def __init__(self, file: Path, unit: _Hdu, hdu: Any) -> None:
-        self.unit, self.hdu, self.shape = unit, hdu, unit.shape
+    astropy reads the header and decompresses tiles. It gets the bytes of this unit alone, so no
+    other part of a damaged file can lead it astray.
+    """
+
+    def __init__(self, file: Path, stream: IO[bytes], unit: _Hdu) -> None:
+        self.file, self.stream, self.unit, self.shape = file, stream, unit, unit.shape
         check_pixels(file, *self.shape[-2:])
-        header = hdu.header
+        if unit.packed:
+            check_numbers(file, math.prod(_tile(unit.cards, self.shape)), 8)
+        self._open = ExitStack()
+        self._tiles: Any = None
+        header = self.header = self._header()
         bits = int(unit.cards.get("ZBITPIX" if unit.packed else "BITPIX", "0"))
         self.stored = TYPES[bits]
         self.scale, self.zero = (float(header.get(n, v)) for n, v in (("BSCALE", 1), ("BZERO", 0)))
@@ -235,9 +262,32 @@ class _Image:
 
     def plane(self, page: int) -> np.ndarray:
         """Return the stored numbers of a plane, (H, W)."""
-        place = np.unravel_index(page, self.shape[:-2]) if len(self.shape) > 2 else ()
-        found = np.asarray(self.hdu.section[(*map(int, place), slice(None), slice(None))])
-        return found.astype(self.stored)
+        if self._tiles is not None:
+            place = np.unravel_index(page, self.shape[:-2]) if len(self.shape) > 2 else ()
+            found = np.asarray(self._tiles.section[(*map(int, place), slice(None), slice(None))])
+            return found.astype(self.stored)
+        kind = np.dtype(self.stored).newbyteorder(">")
+        size = math.prod(self.shape[-2:]) * kind.itemsize
+        data = _bytes(self.file, self.stream, self.unit.data + page * size, size)
+        return np.frombuffer(data, kind).reshape(self.shape[-2:]).astype(self.stored)
+
+    def _header(self) -> Any:
+        from astropy.io import fits
+
+        unit = self.unit
+        if not unit.packed:
+            return _astropy_header(self.file, self.stream, unit)
+        check_memory(self.file, unit.end - unit.start)
+        data = _bytes(self.file, self.stream, unit.start, unit.end - unit.start)
+        first = fits.PrimaryHDU().header.tostring().encode("ascii")
+        whole_file = io.BytesIO(first + data + bytes(-len(data) % BLOCK))
+        opened = fits.open(whole_file, memmap=False, do_not_scale_image_data=True)
+        self._tiles = self._open.enter_context(opened)[1]
+        return self._tiles.header
+
+    def close(self) -> None:
+        """Close what decompresses tiles."""
+        self._open.close()
 
     def physical(self, stored: np.ndarray) -> np.ndarray:
         """Return the physical numbers of stored ones."""
@@ -266,6 +316,21 @@ class _Image:
         return physical.astype(self.stored)
 
 
+def _bytes(file: Path, stream: IO[bytes], start: int, size: int) -> bytes:
+    stream.seek(start)
+    data = stream.read(size)
+    if len(data) != size:
+        raise InputError(f"cannot read {file}: it is cut short")
+    return data
+
+
+def _astropy_header(file: Path, stream: IO[bytes], unit: _Hdu) -> Any:
+    from astropy.io import fits
+
+    data = _bytes(file, stream, unit.start, unit.data - unit.start)
+    return fits.Header.fromstring(data)
+
+
 class Fits(Pages):
     """The images of one extension of a FITS file; `selection`: see the module.
 
@@ -288,7 +353,7 @@ class Fits(Pages):
             raise
 
     def _start(self, file: Path, chosen: _Selection) -> None:
-        fits = library("astropy.io.fits", "astro", file)
+        library("astropy.io.fits", "astro", file)
         stream: Any = self._open.enter_context(file.open("rb"))
         packed = stream.read(2) == GZIP
         stream.seek(0)
@@ -296,10 +361,7 @@ class Fits(Pages):
             stream = self._open.enter_context(gzip.GzipFile(fileobj=stream))
         self.units = _walk(file, stream, None if packed else file.stat().st_size)
         self.number = _find(file, self.units, chosen.name, chosen.version)
-        stream.seek(0)
-        self.hdus = self._open.enter_context(
-            fits.open(stream, memmap=False, do_not_scale_image_data=True, lazy_load_hdus=True)
-        )
+        self._stream: IO[bytes] = stream
         self.image = self._image(self.number)
         height, width = self.image.shape[-2:]
         self.shape = (height, width, 1)
@@ -313,7 +375,13 @@ class Fits(Pages):
         self.masked = self._mask is not None or self.image.blank is not None
 
     def _image(self, number: int) -> _Image:
-        return _Image(self.file, self.units[number], self.hdus[number])
+        found = _Image(self.file, self._stream, self.units[number])
+        self._open.callback(found.close)
+        return found
+
+    def primary(self) -> Any:
+        """Return the primary header."""
+        return _astropy_header(self.file, self._stream, self.units[0])
 
     def _flags(self, file: Path, chosen: _Selection) -> _Image:
         """Return the plane of flags of the image: by name, of the same version, or by number."""
@@ -334,7 +402,7 @@ class Fits(Pages):
     @cached_property
     def metadata(self) -> dict[str, Any]:  # type: ignore[override]
         """The header as text, the unit of the numbers, and the extension."""
-        header = self.image.hdu.header
+        header = self.image.header
         with reading(self.file):
             return {
                 "source": header.tostring(sep="\n"),
@@ -437,7 +505,7 @@ class FitsWriter:
 
     def _primary(self) -> Any:
         """Return the primary header, which has no image."""
-        found = self._like.hdus[0].header.copy()
+        found = self._like.primary()
         for name in [n for n in found if re.fullmatch(r"NAXIS\d+|BSCALE|BZERO", n)]:
             found.remove(name, ignore_missing=True, remove_all=True)
         for name in STALE:
@@ -448,7 +516,7 @@ class FitsWriter:
 
     def _header(self, plane: np.ndarray) -> Any:
         image = self._like.image
-        header = image.hdu.header.copy()
+        header = image.header.copy()
         for name in STALE:
             header.remove(name, ignore_missing=True, remove_all=True)
         if self.floats or (image.shift and self._planes):
