@@ -147,6 +147,7 @@ LAYERS = [
     ],
     [f"evaluation.{name}" for name in ("gibbs", "scale_mixture")],
     [f"io.{name}" for name in ("source", "scenes", "torch_data", "datasets", "gaps")],
+    ["io.captures", "io.crops"],
     ["solvers"],
     ["training"],
     ["evaluation.exam", "evaluation.certify"],

@@ -20,34 +20,42 @@ if TYPE_CHECKING:
     from ..io.scale import Span, Spans
     from ..problem import Problem
 
-__all__ = ["captures_of", "images_of", "list_skipped", "measured", "place", "problem_of", "run_span"]
+__all__ = [
+    "captures_of",
+    "images_of",
+    "list_skipped",
+    "measured",
+    "place",
+    "problem_of",
+    "run_span",
+]
 
 
 def problem_of(
     operator: str,
     noise: str,
-    images: "Callable[[], torch.Tensor | Captures] | None" = None,
+    images: "Callable[[], torch.Tensor] | None" = None,
+    captures: "Captures | None" = None,
 ) -> "Problem":
     """Return the problem of two text forms.
 
     Args:
         operator, noise: The text forms.
         images: Returns the images from which a noise "auto" is estimated.
+        captures: Captures that it is estimated from, in place of images.
     """
     from ..problem import Problem
 
-    if images is not None and "auto" in str(noise):
+    if captures is not None and "auto" in str(noise):
+        from ..io.crops import tiles
+        from ..noise_estimation import known_noise
+        from ..operators import as_operator
+
+        noise = known_noise(noise, *tiles(captures, as_operator(operator)), captures.text)
+    elif images is not None and "auto" in str(noise):
         from ..noise_estimation import known_noise
 
-        given = images()
-        if hasattr(given, "parts"):
-            from ..io.crops import tiles
-            from ..operators import as_operator
-
-            y, model = tiles(given, as_operator(operator))
-            noise = known_noise(noise, y, model, given.text)
-        else:
-            noise = known_noise(noise, given, operator)
+        noise = known_noise(noise, images(), operator)
     return Problem(operator, noise)
 
 
@@ -118,7 +126,7 @@ def captures_of(
     from ..io.crops import croppable, cut_by_default
     from ..operators import as_operator
 
-    if crop == 0 or not path.exists():
+    if crop == 0:
         return None
     if crop is None and not (croppable(as_operator(operator)) and cut_by_default(sizes_in(path))):
         return None

@@ -21,6 +21,7 @@ import os
 import shutil
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -129,9 +130,7 @@ class InFile:
         except OSError as error:
             raise InputError(f"cannot read {self.file}: {error.strerror}") from error
 
-    def _read(
-        self, descriptor: int, row: int, column: int, height: int, width: int
-    ) -> np.ndarray:
+    def _read(self, descriptor: int, row: int, column: int, height: int, width: int) -> np.ndarray:
         _, length, samples = self.plane
         line = length * samples * self.dtype.itemsize
         planes = []
@@ -214,6 +213,7 @@ class Scratch:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
         except OSError as error:
             raise InputError(f"cannot write into {folder}: {error.strerror}") from error
+        weakref.finalize(self, self._file.close)
         self.descriptor, self.end = self._file.fileno(), 0
 
     def __str__(self) -> str:
@@ -221,7 +221,8 @@ class Scratch:
 
     def add(self, pixels: np.ndarray) -> InFile:
         """Write a capture (H, W, C) and return its place."""
-        data = memoryview(np.ascontiguousarray(pixels)).cast("B")
+        flat: Any = np.ascontiguousarray(pixels).reshape(-1)
+        data = memoryview(flat).cast("B")
         start, written = self.end, 0
         try:
             while written < len(data):
@@ -338,7 +339,9 @@ class Captures:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the set, fit for JSON."""
-        scale = {} if self.scale is None else {"offset": self.scale.offset, "gain": self.scale.gain}
+        scale = (
+            {} if self.scale is None else {"offset": self.scale.offset, "gain": self.scale.gain}
+        )
         sizes = hashlib.sha256(json.dumps([p.shape for p in self.parts]).encode()).hexdigest()
         return {"images": self.text, "sizes": sizes, **scale, **self.identity}
 
@@ -399,7 +402,7 @@ def sizes_in(path: Path) -> list[tuple[int, int]]:
 
 
 def _shape(file: Path) -> tuple[int, ...] | None:
-    """Return height, width, channels, bytes of a number, and images of a file; None: unreadable."""
+    """Return what the header of a file declares; None if it cannot be read."""
     try:
         return declared(file)
     except InputError:
@@ -587,7 +590,9 @@ def _of_array(what: Any, source: Array, skip_bad: bool, nan: Nan) -> Captures:
             part = InFile(path, offsets, (h, w, c // count), array.dtype)
         if array.dtype.kind == "f":
             try:
-                gaps.look(len(parts), part.region(0, 0, *part.shape[:2]), f"image {number} of {what}")
+                gaps.look(
+                    len(parts), part.region(0, 0, *part.shape[:2]), f"image {number} of {what}"
+                )
             except InputError:
                 if not skip_bad:
                     raise

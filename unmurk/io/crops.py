@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..errors import InputError, size_text
 from ..operators import Operator
-from ..operators.crops import Crop, turn
 from ..operators.cropped import on_numbered_crops
+from ..operators.crops import Crop, turn
 from ..problem import Problem
 from ..repeats import scenes
 from ..rng import StreamId, generator
@@ -33,7 +33,7 @@ __all__ = ["COUNT", "CROP", "LARGE", "Crops", "crop_side", "croppable", "cut_by_
 
 COUNT = 2**20  # crops that a set stands for
 CROP = 64  # pixels to a side, unless images are smaller
-LEAST = 32  # pixels to a side below which images are padded rather than crops made smaller
+LEAST = 32  # least side of crops that are made smaller so that no image is padded
 LARGE = 96  # longest side of images that are learned from without crops
 MULTIPLE = 8  # of which sides are multiples, for the networks
 TILES = 2**22  # pixel values of the tiles that noise is estimated from
@@ -79,6 +79,8 @@ class Crops(Source):
         places: Sequence[tuple[int, int, int]] | None = None,
         repeats: int = 1,
     ) -> None:
+        if not croppable(operator):
+            operator.on_crops([Crop(0, 0, 0, side, side)], side)  # says why there are none
         self.captures, self.operator, self.side, self.seed = captures, operator, side, seed
         self.scale = captures.scale if captures.units is None else captures.units
         self.skipped, self.note, self.device = captures.skipped, captures.note, captures.device
@@ -101,7 +103,7 @@ class Crops(Source):
         if self.augment and not operator.turnable:
             raise InputError(
                 f"operator '{operator.spec}' changes if an image is flipped or turned: learn "
-                "without augmentation (--no-augment)"
+                "without augmentation (--augment off)"
             )
         self.area = list(itertools.accumulate(math.prod(size) for size in self.sizes[::repeats]))
         self.padded = any(min(size) < side for size in self.sizes)
@@ -187,13 +189,16 @@ class Crops(Source):
 def cut_by_default(sizes: Sequence[tuple[int, int]]) -> bool:
     """Whether images of these sizes are learned from in crops if nothing else is asked for.
 
-    They are if one has a side above 96 pixels, or if they differ and none is below 32.
+    They are if one has a side above 96 pixels. They also are if sizes differ, or a side is not a
+    multiple of 4, unless a side is below 32.
 
-    >>> cut_by_default([(64, 64), (64, 64)]), cut_by_default([(64, 64), (65, 64)])
+    >>> cut_by_default([(64, 64), (64, 64)]), cut_by_default([(64, 64), (68, 64)])
     (False, True)
     """
-    differ = len(set(sizes)) > 1 and min(map(min, sizes)) >= LEAST
-    return differ or max(map(max, sizes), default=0) > LARGE
+    if max(map(max, sizes), default=0) > LARGE:
+        return True
+    fit = len(set(sizes)) < 2 and not any(n % 4 for size in sizes for n in size)
+    return not fit and min(map(min, sizes)) >= LEAST
 
 
 def croppable(operator: Operator) -> bool:

@@ -47,11 +47,17 @@ __all__ = [
 ]
 
 AHEAD = 2  # batches read ahead
+FEW = 512  # measurements that stand for a source without end
 
 
 def head(y: Tensor | Source) -> Tensor:
-    """Return measurements in memory: all, or the first of a source, up to `HELD` bytes."""
-    return y if isinstance(y, Tensor) else y[: max(1, HELD // (4 * math.prod(y.shape[1:])))]
+    """Return measurements in memory: all, or the first of a source, up to `HELD` bytes.
+
+    Of a source without end, they are the first `FEW`.
+    """
+    if isinstance(y, Tensor):
+        return y
+    return y[:FEW] if y.endless else y[: max(1, HELD // (4 * math.prod(y.shape[1:])))]
 
 
 def simulated(clean: Tensor | Source, problem: Problem, seed: int) -> Tensor | Source:

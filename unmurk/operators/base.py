@@ -411,7 +411,7 @@ class Operator:
         if window.turned and not self.turnable:
             raise InputError(
                 f"operator '{self.spec}' does not commute with flips and quarter turns: leave the"
-                " crops as they are (--no-augment)"
+                " crops as they are (--augment off)"
             )
         return window
 

@@ -217,7 +217,8 @@ class Ambient(PriorFirst):
         Returns:
             Masks of shape (B, 1, H, W).
         """
-        if isinstance(self.problem.operator, RandomInpaint):
+        operator = self.problem.operator
+        if isinstance(getattr(operator, "base", operator), RandomInpaint):  # also where more hides
             draw = uniform(observed.shape, generator)
             return (draw >= self.delta).to(observed)
         numbers = host_integers(len(self.y), (len(observed),), generator)

@@ -37,6 +37,7 @@ from ..io.scale import Spans, check_units
 from ..missing import with_missing
 from ..noise import Gaussian
 from ..operators import Operator, as_operator
+from ..operators.crops import Crop
 from ..problem import Problem
 from . import memory
 from .ambient import Ambient
@@ -128,9 +129,9 @@ def learn(
 
     Raises:
         InputError: Data, problem, networks and options do not fit together, images are not finite,
-            settings are out of their bounds, the budget is too small to train the prior or smaller than
-            that of the run folder, the run needs more memory than there is, or the run folder
-            belongs to another run, has another format, or is in use by another process.
+            settings are out of their bounds, the budget is too small to train the prior, or
+            smaller than that of the run folder, the run needs more memory than there is, or the
+            run folder belongs to another run, has another format, or is in use by another process.
     """
     settings, module, options = _settings(settings, network, options)
     learner = resolve(method, options)
@@ -212,6 +213,8 @@ def _measurements(
                 "learn from crops"
             )
         return as_source(data, span, nan)
+    if not croppable(operator):
+        operator.on_crops([Crop(0, 0, 0, 1, 1)], 1)  # says why there are none
     captures = as_captures(data, span, nan, scratch)
     side = crop or crop_side(captures, operator)
     return Crops(captures, operator, side, settings.augment, settings.seed, repeats=repeats)

@@ -71,9 +71,9 @@ class Settings:
         precision: Precision of the networks: fp32, bf16, or auto, which takes whichever a probe of
             one second finds faster.
         compile: Whether `torch.compile` is applied to the prior's network.
-        crop: Side in pixels of random crops of the images, a whole number from 0 to 65536. 0 learns
-            from whole images. None takes crops where an image has a side above 96 pixels, of 64
-            pixels or, if an image is smaller than that, of fewer.
+        crop: Side in pixels of random crops of the images, a whole number from 0 to 65536; 0:
+            whole images. None takes crops where an image has a side above 96 pixels, of 64 pixels
+            or, if an image is smaller than that, of fewer.
         augment: Whether the crops are flipped and turned by quarter turns. None: if the operator
             allows it.
     """

@@ -71,8 +71,8 @@ class Learn(Command):
     """Side in pixels of the random crops that are learned from, a whole number from 0 to 65536,
     where 0 learns from whole images of one size. Unset: crops of 64 pixels, or fewer if an image
     is smaller, where an image has a side above 96 pixels; else whole images."""
-    augment: bool | None = None
-    """Flip the crops and turn them by quarter turns; unset: if the operator allows it."""
+    augment: Literal["auto", "on", "off"] = "auto"
+    """Flip the crops and turn them by quarter turns; auto: if the operator allows it."""
     seed: Seed = 0
     repeats: Repeats = 1
     clean: MaybePath = None
@@ -107,11 +107,12 @@ class Learn(Command):
             given = (self.skip_bad, self.range, self.nan)
             operator = "identity" if self.method == "clean" else self.operator
             captures = captures_of(self.data, operator, self.crop, *given, self.out)
-            data = captures or measured(self.data, *given)
-            skipped, y = dict(data.skipped), getattr(data, "images", data)
+            data: Any = captures or measured(self.data, *given)
+            y: Any = getattr(data, "images", data)
+            skipped = dict(data.skipped)
             noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
-            images = (lambda: full(head(y))) if captures is None else lambda: captures
-            problem = problem_of(self.operator, noise, None if self.simulate else images)
+            sources = (None, None) if self.simulate else (lambda: full(head(y)), captures)
+            problem = problem_of(self.operator, noise, *sources)
             to.reads(problem.operator.digests())
             if captures is None:
                 _keeps_numbers(skipped, y, problem, self.repeats)
@@ -132,7 +133,7 @@ class Learn(Command):
                 precision=self.precision,
                 compile=self.compile,
                 crop=self.crop,
-                augment=self.augment,
+                augment={"auto": None, "on": True, "off": False}[self.augment],
                 nan=self.nan,
                 repeats=self.repeats,
                 clean=self.clean,
