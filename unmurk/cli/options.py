@@ -34,6 +34,7 @@ __all__ = [
     "MaybeTile",
     "NanOption",
     "Options",
+    "Repeats",
     "Seed",
     "SkipBad",
     "Text",
@@ -43,8 +44,8 @@ __all__ = [
 ]
 
 FILES = (
-    "a folder of pictures (PNG, JPEG, TIFF, FITS, NIfTI, DICOM and files of microscopes), one such "
-    "file, an extension of a FITS file (file.fits[SCI]), a data set of an HDF5 file (scan.h5:NAME), "
+    "a folder of pictures (PNG, JPEG, TIFF, FITS, NIfTI, DICOM, files of microscopes), one such "
+    "file, an extension of a FITS file (file.fits[SCI]), a data set of an HDF5 file (a.h5:NAME), "
     f"a .npy, .npz or idx file, or the name of a set in the package ({', '.join(SETS)})."
 )
 Corrupted = Annotated[Positional[Path], arg(metavar="DATA", help=f"The corrupted images: {FILES}")]
@@ -115,6 +116,14 @@ Channel = Annotated[
         metavar="CHANNEL ...",
         help="Channels to read, by number (from 0) or by name; unset: those of the run, or all.",
     ),
+]
+Repeats = Annotated[
+    int,
+    arg(
+        help="Number of captures of each scene, a whole number from 1 to 1000: so many files, "
+        "pages or array images in a row show one scene, which gets one result from all of them."
+    ),
+    Whole(1, 1000),
 ]
 NanOption = Annotated[
     Literal["refuse", "mask"],

@@ -12,7 +12,7 @@ the image.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..repeats import scenes
 from .axes import ALL, Selection
 from .formats import tiff
 from .formats.pictures import Nan, bad_pixels, check_finite, open_pages, single, split_member
@@ -46,6 +47,7 @@ __all__ = [
     "jobs_of",
     "process",
     "ranks",
+    "scene_jobs",
     "together",
 ]
 
@@ -55,8 +57,9 @@ STRIP = 2**22  # numbers that are converted for a file at once
 STD = "std"  # the name of standard deviations among the arrays
 
 Engine = Callable[[Tensor, list[int]], dict[str, Tensor]]
-"""Maps measurements (B, C, H, W) and the images' numbers to "images" (B, C, H, W) and further
-arrays (.., B, C, H, W) by name; "std" is the standard deviation of each pixel."""
+"""Maps measurements (B, C, H, W), or all captures of scenes (B, N, C, H, W), and their numbers to
+"images" (B, C, H, W) and further arrays (.., B, C, H, W) by name; "std" is the standard deviation
+of each pixel."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Job:
         pages: Number of images in the file.
         out: The file of the restored images.
         select: Its axes, the channels to read, and the name of an array or image in it.
+        captures: The jobs of single captures whose images are combined to scenes, or none.
+        repeats: Number of captures of each scene.
     """
 
     file: Path
@@ -76,9 +81,19 @@ class Job:
     pages: int
     out: Path
     select: Selection = ALL
+    captures: tuple["Job", ...] = ()
+    repeats: int = 1
+
+    @property
+    def regrouped(self) -> bool:
+        """Whether the file has more images than the result."""
+        return any(capture.pages > self.pages for capture in self.captures)
 
     def key(self) -> Key:
-        """Return what identifies the file in the log."""
+        """Return what identifies the file, or the files of a scene, in the log."""
+        if self.captures:
+            keys = [capture.key() for capture in self.captures]
+            return keys[0][0], self.number, sum(k[2] for k in keys), max(k[3] for k in keys)
         file = real_path(self.file)
         found = file.stat() if file.exists() else None  # a link may lead nowhere
         size, changed = (found.st_size, found.st_mtime_ns) if found else (0, 0)
@@ -183,6 +198,44 @@ def changed_formats(jobs: Sequence[Job]) -> list[str]:
                 f"results of {suffix} files are written as {kind} files, which hold every number",
             )
     return list(found.values())
+
+
+def scene_jobs(jobs: Sequence[Job], repeats: int) -> list[Job]:
+    """Combine the jobs of captures to jobs whose images are scenes of repeated captures.
+
+    Args:
+        jobs: The jobs of single captures, from `jobs_of`.
+        repeats: Number N of captures of each scene: pages of one file, or files one after another
+            with a page each. The result has the name of the first file.
+
+    Raises:
+        InputError: The captures are no whole number of scenes.
+    """
+    if repeats == 1:
+        return list(jobs)
+    pages = [job.pages for job in jobs]
+    if all(count % repeats == 0 for count in pages):
+        groups: list[tuple[Job, ...]] = [(job,) for job in jobs]
+    elif all(count == 1 for count in pages):
+        count = scenes(len(jobs), repeats, "files")
+        groups = [tuple(jobs[i * repeats : (i + 1) * repeats]) for i in range(count)]
+    else:
+        odd = next(job for job in jobs if job.pages % repeats)
+        raise InputError(
+            f"{odd.file} has {odd.pages} images, no whole number of scenes of {repeats}: give"
+            " another number of repeats, or files with one image each"
+        )
+    found, number = [], 0
+    for group in groups:
+        count = sum(job.pages for job in group) // repeats
+        first, out = group[0], group[0].out
+        if first.pages > count and not (is_tiff(out) or is_png(out)):
+            out = out.with_name(f"{without_suffix(out.name)}.tif")  # other writers keep the pages
+        found.append(
+            replace(first, number=number, pages=count, out=out, captures=group, repeats=repeats)
+        )
+        number += count
+    return found
 
 
 def together(pixels: int, batch: int | None = None, copies: int = 1) -> int:
@@ -294,7 +347,7 @@ def _close(sink: "Sink", ledger: Ledger | None, names: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Page:
-    """One image of a file: (C, H, W) in units of [0, 1]."""
+    """One image of a file, (C, H, W), or all captures of a scene, in units of [0, 1]."""
 
     job: Job
     place: int
@@ -320,11 +373,28 @@ def _pages_of(
     """Read the images of files in order. A file with a bad image is added to `skipped`."""
     for job in jobs:
         try:
-            yield from _read(job, span, nan)
+            yield from _scenes_of(job, span, nan) if job.captures else _read(job, span, nan)
         except InputError as error:
             if not skip_bad:
                 raise
             skipped[job.file.name] = str(error)
+
+
+def _scenes_of(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
+    """The scenes of a job: all captures of each, (N, C, H, W)."""
+    held: list[Page] = []
+    place = 0
+    for capture in job.captures:
+        for page in _read(capture, span, nan):
+            if held and (page.image.shape != held[0].image.shape or page.scale != held[0].scale):
+                raise InputError(
+                    f"{capture.file} and {held[0].job.file} are captures of one scene, but differ"
+                    " in size or number type: sort the files by scene"
+                )
+            held.append(page)
+            if len(held) == job.repeats:
+                yield Page(job, place, torch.stack([one.image for one in held]), held[0].scale)
+                held, place = [], place + 1
 
 
 def _read(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
@@ -377,7 +447,9 @@ class Sink:
         self.scale = written_scale("png", scale) if is_png(job.out) else scale
         self._arrays: dict[str, NpyWriter] = {}
         self._std: Writer | None = None
-        self._out: Writer = writer_for(job.source, job.out, history, select=job.select)
+        self._out: Writer = writer_for(
+            job.source, job.out, history, select=job.select, copied=not job.regrouped
+        )
 
     @property
     def full(self) -> bool:
@@ -404,7 +476,8 @@ class Sink:
             beside = self.job.beside(STD)
             text = f"standard deviation; {self.history}" if self.history else ""
             job = self.job
-            self._std = writer_for(job.source, beside, text, floats=True, select=job.select)
+            copied = not job.regrouped
+            self._std = writer_for(job.source, beside, text, True, job.select, copied)
         pixels = value.double().numpy() * self.scale.gain
         self._std.write(np.moveaxis(pixels.astype(np.float32), 0, -1))
 

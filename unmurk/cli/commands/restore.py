@@ -25,6 +25,7 @@ from ..options import (
     MaybeText,
     MaybeTile,
     NanOption,
+    Repeats,
     Seed,
     SkipBad,
     Text,
@@ -38,6 +39,7 @@ from .restoring import (
     restore_data,
     sample_images,
     sample_scale,
+    scene_of,
     trained_problem,
 )
 
@@ -69,10 +71,11 @@ class Restore(Command):
     """Posterior samples for each mean and standard deviation, an even number from 2 to 100000."""
     std: bool = False
     """Also write the standard deviation of every pixel, in the numbers of the file: an image
-    NAME-std of float32 beside each picture, std.npy or NAME-std.npy for an array. It is calibrated if the run could
-    calibrate it."""
+    NAME-std of float32 beside each picture, std.npy or NAME-std.npy for an array. It is calibrated
+    if the run could calibrate it."""
     uncalibrated: bool = False
     """Write the standard deviation of the samples as it is, without calibration."""
+    repeats: Repeats = 1
     tile: MaybeTile = None
     batch: Batch = None
     range: MaybeRange = None
@@ -104,16 +107,14 @@ class Restore(Command):
             to.reads(problem.operator.digests())
             from ...checks import require_plausible_flow
             from ...flows.posterior import Posterior
-            from ...missing import without_missing
             from ...tiling import posterior_for
 
             posterior = Models(Posterior.load, self.prior)
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = frames.correct(place(y)[0])
-                shape = problem.operator.x_shape(y.shape[1:])
-                bound = problem.to(y.device).bind(numbers, shape)
-                y, bound = without_missing(y, bound, nan, shape)
+                shape = problem.operator.x_shape(y.shape[-3:])
+                y, bound = scene_of(y, problem, numbers, shape, nan)
                 flow = posterior_for(posterior.of(shape[0]), shape, self.tile)
                 mean, std = flow.mean_std(
                     y, bound, self.samples, self.seed, numbers, calibrated=not self.uncalibrated

@@ -49,6 +49,7 @@ __all__ = [
     "restore_pictures",
     "sample_images",
     "sample_scale",
+    "scene_of",
     "spans_of",
     "trained_problem",
 ]
@@ -59,6 +60,7 @@ UNRECORDED = {"data", "prior", "out", "json", "skip_bad", "steps", "option", "st
 UNRECORDED |= {"axes", "channel"}  # of the run too: see `_named`
 UNRECORDED |= {"dark", "flat", "hot_pixels"}  # see `calibration`
 LOUDEST = 0.7  # highest noise level of the generic posterior
+DEFAULTS = ("nan", "refuse"), ("repeats", 1)  # values that leave results as they are
 UNUSUAL, STRANGE = 1.25, 10.0  # ratios of a noise to the one that a flow was trained with
 
 
@@ -77,6 +79,7 @@ class Restoring(Protocol):
     dark: Path | None
     flat: Path | None
     hot_pixels: Any
+    repeats: int
 
 
 def restore_data(
@@ -100,8 +103,8 @@ def restore_data(
     Returns:
         The result of the command.
     """
-    from ...io.jobs import jobs_of, ranks
-    from ...io.sets import measurements_of, restore_set
+    from ...io.jobs import jobs_of, ranks, scene_jobs
+    from ...io.sets import by_scene, measurements_of, restore_set
 
     data, out = command.data, to.path
     pictures = is_folder(data) or holds_images(data)
@@ -114,8 +117,9 @@ def restore_data(
         )
     one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
     jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad, select)
+    jobs = scene_jobs(jobs, command.repeats) if jobs else []
     known = _known_span(command)
-    files = [job.file for job in jobs]
+    files = [one.file for job in jobs for one in job.captures or (job,)]
     spans = _spans(command, files, problem.level, select) if jobs else known
     ledger = to.record(settings | {"range": spans or None, **_named(select)})
     if to.folder:
@@ -131,6 +135,8 @@ def restore_data(
         )
         if measured.note:
             print(f"{escape(data)}: {measured.note}", file=sys.stderr)
+        if command.repeats > 1:
+            measured = by_scene(measured, command.repeats)
         return restore_set(
             measured, data, engine, to, ledger, arrays=arrays, batch=command.batch, copies=copies
         )
@@ -242,7 +248,7 @@ def recorded(
     own = {
         name: value
         for name, value in vars(command).items()
-        if name not in UNRECORDED and (name, value) != ("nan", "refuse")
+        if name not in UNRECORDED and (name, value) not in DEFAULTS
     }
     own |= {"command": type(command).__name__.lower(), **problem.to_dict()}
     own |= {"device": device_kind(default_device())}  # each kind rounds differently
@@ -283,6 +289,30 @@ class Models:
         from ...io.weights import digest
 
         return " ".join(map(digest, self.held.values()))
+
+
+def scene_of(
+    y: "torch.Tensor", problem: "Problem", numbers: list[int], shape: tuple[int, ...], nan: Any
+) -> "tuple[torch.Tensor, Problem]":
+    """Return the measurement of each image or scene, without missing values, and its problem.
+
+    Args:
+        y: Measurements (B, C, H, W), or all captures of scenes (B, N, C, H, W).
+        problem: How one measurement was made, not bound to images.
+        numbers: Numbers of the images or scenes.
+        shape: Shape (C, H, W) of the images.
+        nan: See `missing.without_missing`.
+    """
+    from ...missing import without_missing
+    from ...repeats import combined_captures, grouped
+
+    problem = problem.to(y.device)
+    if y.ndim != 5:
+        return without_missing(y, problem.bind(numbers, shape), nan, shape)
+    repeats = y.shape[1]
+    captures = [i * repeats + j for i in numbers for j in range(repeats)]
+    flat, bound = without_missing(y.flatten(0, 1), problem.bind(captures, shape), nan, shape)
+    return combined_captures(grouped(flat, repeats), bound, numbers, shape)
 
 
 def sample_images(

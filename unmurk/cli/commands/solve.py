@@ -26,6 +26,7 @@ from ..options import (
     MaybeTile,
     NanOption,
     Options,
+    Repeats,
     Seed,
     SkipBad,
     Text,
@@ -40,6 +41,7 @@ from .restoring import (
     restore_data,
     sample_images,
     sample_scale,
+    scene_of,
 )
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class Solve(Command):
     init: Literal["pinv", "posterior"] = "pinv"
     """Starting point. pinv: the solver's own (docs/guide/solvers.md); posterior: a sample of
     the run's posterior."""
+    repeats: Repeats = 1
     tile: MaybeTile = None
     batch: Batch = None
     range: MaybeRange = None
@@ -113,7 +116,6 @@ class Solve(Command):
             to.reads(problem.operator.digests())
             from ...diffusion.prior import Prior
             from ...flows.posterior import Posterior
-            from ...missing import without_missing
             from ...solvers import solve
             from ...tiling import posterior_for, prior_for
 
@@ -124,10 +126,10 @@ class Solve(Command):
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = frames.correct(place(y)[0], divide=False)
-                prior = priors.of(y.shape[1] if y.ndim == 4 else 1)
-                shape = _shape(problem, y, prior.shape)
-                bound = problem.to(y.device).bind(numbers, shape)
-                y, bound = without_missing(y, bound, nan, shape)
+                single = y.flatten(0, 1) if y.ndim == 5 else y
+                prior = priors.of(single.shape[1] if single.ndim == 4 else 1)
+                shape = _shape(problem, single, prior.shape)
+                y, bound = scene_of(y, problem, numbers, shape, nan)
                 flow = None
                 if posteriors is not None:
                     flow = posterior_for(posteriors.of(shape[0]), shape, self.tile)

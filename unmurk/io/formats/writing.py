@@ -69,7 +69,12 @@ def std_suffix(file: Path, out: Path) -> str:
 
 
 def writer_for(
-    file: Path, out: Path, history: str = "", floats: bool = False, select: Selection = ALL
+    file: Path,
+    out: Path,
+    history: str = "",
+    floats: bool = False,
+    select: Selection = ALL,
+    copied: bool = True,
 ) -> Writer:
     """Return the writer of the result of a file.
 
@@ -79,6 +84,7 @@ def writer_for(
         history: A line that says how the results were made.
         floats: Whether float32 is written whatever the file holds.
         select: The axes and channels that were read.
+        copied: Whether the result has the pages of the file.
 
     Raises:
         InputError: The file cannot be read again, the place cannot be written, or `out` has the
@@ -88,7 +94,7 @@ def writer_for(
     if is_png(out):
         return PngWriter(out, file, history, floats)
     if is_tiff(out):
-        return TiffWriter(out, file, history, floats, select)
+        return TiffWriter(out, file, history, floats, select, copied)
     known = reader_of(out) if is_written(out) else reader
     if known.name != reader.name or reader.writer is None:
         names = "TIFF or PNG" if reader.writer is None else f"{reader.name}, TIFF or PNG"
@@ -104,6 +110,7 @@ class TiffWriter:
     Args:
         out, source, history, floats: See `registry.Writer`.
         select: The axes and channels that were read.
+        copied: Whether the result has the pages of the source.
     """
 
     def __init__(
@@ -113,12 +120,13 @@ class TiffWriter:
         history: str = "",
         floats: bool = False,
         select: Selection = ALL,
+        copied: bool = True,
     ) -> None:
         self.out, self.source, self.floats, self.select = out, source, floats, select
         self._like: Stack | None = None
         if is_tiff(source):
             like = Stack(real_path(source), select)
-            if like.native:  # else there are other pages to write
+            if like.native and copied:  # else there are other pages to write
                 self._like = like
             else:
                 like.close()
