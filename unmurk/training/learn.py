@@ -229,7 +229,9 @@ def _check_helpers(learner: Learner, repeats: int, clean: Any) -> None:
     ):
         if given and not getattr(learner, word):
             others = ", ".join(name for name, cls in METHODS.items() if getattr(cls, word))
-            raise InputError(f"{name_of(learner)} does not learn from {what}: take one of {others}")
+            raise InputError(
+                f"{name_of(learner)} does not learn from {what}: take one of {others}"
+            )
 
 
 def _captures_in_line(data: Any, repeats: int) -> Any:

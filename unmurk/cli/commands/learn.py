@@ -164,9 +164,7 @@ class Learn(Command):
         return flags | options
 
 
-def _keeps_numbers(
-    skipped: dict[str, str], y: Any, problem: "Problem", repeats: int = 1
-) -> None:
+def _keeps_numbers(skipped: dict[str, str], y: Any, problem: "Problem", repeats: int = 1) -> None:
     """Learning numbers the images itself: none may be missing if the operator, or the scenes that
     captures belong to, go by numbers."""
     if not skipped:
