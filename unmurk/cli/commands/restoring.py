@@ -86,7 +86,7 @@ def restore_data(
     jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad, select)
     known = _known_span(command)
     files = [job.file for job in jobs]
-    spans = _spans(command, files, problem.level, select) if jobs else known
+    spans = _spans(command, files, problem.level, jobs[0].select) if jobs else known
     ledger = to.record(settings | {"range": spans or None, **_named(select)})
     if to.folder:
         ledger.alone()
