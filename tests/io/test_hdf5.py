@@ -302,6 +302,18 @@ def test_the_command_line_solves_a_scan(tmp_path, capsys):
     assert np.load(tmp_path / "x.npy").shape == (S, 2, H, W)
 
 
+@pytest.mark.slow
+def test_the_range_of_a_named_data_set_is_noticed(tmp_path, capsys):
+    """12 bits of one data set; the other one, of 16 bits, does not count."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = np.full((2, 28, 28), 4095, "uint16")
+        file["other"] = np.full((2, 28, 28), 65535, "uint16")
+    argv = ["restore", f"{tmp_path / 'a.h5'}:x", "--prior", "digits", "--operator", "identity"]
+    argv += ["--noise", "0.3", "--samples", "2", "--out", tmp_path / "x"]
+    assert cli.main([str(a) for a in argv]) == 0
+    assert "read as 12 bits" in capsys.readouterr().err
+
+
 WRONG = {
     "there is no file": ("{}/nix.h5", {}),
     "no data set 'raw'": ("{}/scan.h5,kspace=raw", {}),

@@ -195,18 +195,18 @@ class KspaceFile:
         form: The operator's text form, for messages.
         path: The file.
         kspace: Name of the data set of k-space.
-        mask, sensitivities: Names of the other data sets; None: see `mri.FileMri`.
+        sampling, sensitivities: Names of the other data sets; None: see `mri.FileMri`.
 
     Attributes:
         shape: Slices, coils, height and width of k-space.
-        mask, sensitivities: Names of the data sets that are used; None: there is none.
+        sampling, sensitivities: Names of the data sets that are used; None: there is none.
 
     Raises:
         InputError: The file is not readable, or its data sets do not fit together.
     """
 
     def __init__(
-        self, form: str, path: str, kspace: str, mask: str | None, sensitivities: str | None
+        self, form: str, path: str, kspace: str, sampling: str | None, sensitivities: str | None
     ) -> None:
         self.form, self.path, self.kspace = form, path, kspace
         with self._open(kspace) as dataset:
@@ -219,7 +219,7 @@ class KspaceFile:
                 )
         slices, coils, height, width = shape if len(shape) == 4 else (shape[0], 1, *shape[1:])
         self.shape, self.single = (slices, coils, height, width), len(shape) == 3
-        self.mask = self._named(mask, ("mask",))
+        self.sampling = self._named(sampling, ("mask",))
         self.sensitivities = self._named(sensitivities, SENSITIVITIES)
         if coils > 1 and self.sensitivities is None:
             raise InputError(
@@ -249,25 +249,27 @@ class KspaceFile:
 
     def masks(self, numbers: list[int]) -> np.ndarray:
         """Read m of some slices, float32 (1 or B, 1, 1 or H, W)."""
-        if self.mask is None:
+        if self.sampling is None:
             return self._sampled(numbers)
         slices, _, height, width = self.shape
-        with self._open(self.mask) as dataset:
+        with self._open(self.sampling) as dataset:
             shape = tuple(int(n) for n in dataset.shape)
             if dataset.dtype.kind not in "buif":
-                raise self._wrong(self.mask, f"holds {dataset.dtype}: a mask is zeros and ones")
+                raise self._wrong(
+                    self.sampling, f"holds {dataset.dtype}: a mask is zeros and ones"
+                )
             if shape in ((width,), (height, width)):
                 found = np.asarray(dataset[()]).reshape(1, 1, -1, width)
             elif shape in ((slices, width), (slices, height, width)):
                 found = np.stack([dataset[n] for n in numbers]).reshape(len(numbers), 1, -1, width)
             else:
                 raise self._wrong(
-                    self.mask,
+                    self.sampling,
                     f"has the shape {shape}, which is not (W), (H, W), (slices, W) or (slices, H, "
                     f"W) with {slices} slices of {height}x{width}",
                 )
         if not ((found == 0) | (found == 1)).all():
-            raise self._wrong(self.mask, "holds other numbers than zeros and ones")
+            raise self._wrong(self.sampling, "holds other numbers than zeros and ones")
         return found.astype(np.float32)
 
     def _sampled(self, numbers: list[int]) -> np.ndarray:

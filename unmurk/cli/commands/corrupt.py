@@ -103,7 +103,7 @@ class Corrupt(Command):
 
         select = selection_of(self)
         jobs = jobs_of(self.data, to.path, self.skip_bad, select)
-        spans = spans_of(self.data, [job.file for job in jobs], self.range, 0.0, select)
+        spans = spans_of(self.data, [job.file for job in jobs], self.range, 0.0, jobs[0].select)
         ledger = to.record(settings | {"range": spans or None})
 
         def engine(x: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:

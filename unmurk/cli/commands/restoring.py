@@ -120,7 +120,7 @@ def restore_data(
     jobs = scene_jobs(jobs, command.repeats) if jobs else []
     known = _known_span(command)
     files = [one.file for job in jobs for one in job.captures or (job,)]
-    spans = _spans(command, files, problem.level, select) if jobs else known
+    spans = _spans(command, files, problem.level, jobs[0].select) if jobs else known
     ledger = to.record(settings | {"range": spans or None, **_named(select)})
     if to.folder:
         ledger.alone()
