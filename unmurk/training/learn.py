@@ -214,8 +214,8 @@ def _with_gaps(
         raise InputError("clean images have no missing pixels: leave these images out")
     if not isinstance(problem.noise, Gaussian):
         raise InputError(
-            f"noise '{problem.noise.spec}' is not Gaussian: learning takes it only where no pixel is"
-            " hidden: give --noise gaussian,auto or a number, or images without missing pixels"
+            f"noise '{problem.noise.spec}' is not Gaussian: learning takes it only where no pixel"
+            " is hidden: give --noise gaussian,auto or a number, or images without missing pixels"
         )
     if getattr(learner, "solver", ...) is None and problem.operator.spec == "identity":
         from ..solvers import Draws
