@@ -445,6 +445,11 @@ def _with_gaps(
 
 def _with_solver(learner: Learner, problem: Problem) -> Learner:
     """Return a learner that has a solver where hidden pixels make a mask of the identity."""
+    if not isinstance(problem.noise, Gaussian):
+        raise InputError(
+            f"noise '{problem.noise.spec}' is not Gaussian: learning takes it only where no pixel"
+            " is hidden: give --noise gaussian,auto or a number, or images without missing pixels"
+        )
     if getattr(learner, "solver", ...) is None and problem.operator.spec == "identity":
         from ..solvers import Draws
 
