@@ -5,6 +5,11 @@ r"""Train the generic prior and posterior on synthetic images, at all noise leve
     python tools/train_generic.py images.npy --out runs/generic --kimg 2000     # continues it
     python tools/train_generic.py images.npy --out runs/generic --kimg 4000     # makes it longer
 
+The model of color images starts from that of gray ones, whose first and last layers are converted:
+
+    python tools/synthetic_images.py --count 8192 --side 96 --channels 3 --seed 2 --out color.npy
+    python tools/train_generic.py color.npy --out runs/generic-color --start runs/generic
+
 Every image of a batch is a crop of a synthetic image, turned, inverted at times, and with another
 gamma and contrast. The prior learns by denoising score matching. The mean network and the flow of
 the posterior learn from pairs of a clean crop x and a noisy one y, with a noise of its own for
@@ -48,6 +53,7 @@ from unmurk.rng import integers, permutation, poisson, uniform
 from unmurk.training import Learner
 from unmurk.training.run_folder import FORMAT, fingerprint, save_model
 from unmurk.training.schedule import LRPhase, ParamGroup
+from unmurk.training.start import Start
 from unmurk.training.trainer import Settings, Trainer
 
 __all__ = ["Generic", "SteadyGroup", "error", "main"]
@@ -114,7 +120,9 @@ class Generic(Learner):
         ]
 
     def make_posterior(self, start: Wiener | None) -> Posterior:
-        """Create an untrained posterior of many noise levels."""
+        """Create the posterior of the start, or an untrained one of many noise levels."""
+        if self.start is not None:
+            return super().make_posterior(start)
         size = preset(self.network)
         sizes = (size.mean, size.context, size.couplings, size.hidden)
         return Posterior(Config(*self.shape, *sizes, many_levels=1))
@@ -241,6 +249,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the generic prior and posterior.")
     parser.add_argument("images", type=Path, help=".npy of synthetic_images.py")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument(
+        "--start", default="none", help="generic model whose weights it starts from"
+    )
     parser.add_argument("--network", default="tiny", choices=("tiny", "small", "base"))
     parser.add_argument("--kimg", type=float, default=1000.0, help="length of the run")
     parser.add_argument("--decay", type=float, default=0.2, help="part in which the rate falls")
@@ -263,9 +274,10 @@ def main() -> None:
         seed=how.seed,
         precision=how.precision,
     )
-    learner = Generic(kimg=how.kimg, decay=how.decay, flow_every=how.flow_every).build(
-        images, Problem("identity", 0.05), (images.shape[1], how.side, how.side), how.network
-    )
+    problem, shape = Problem("identity", 0.05), (images.shape[1], how.side, how.side)
+    start = Start.of(how.start, problem, images.shape[1])
+    learner = Generic(kimg=how.kimg, decay=how.decay, flow_every=how.flow_every)
+    learner = learner.build(images, problem, shape, how.network, start=start)
     how.out.mkdir(parents=True, exist_ok=True)
     resume_longer(how.out, math.ceil(1000 * how.kimg / how.batch), how.decay)
     write_config(how.out, learner, settings, images)
@@ -280,6 +292,7 @@ def write_config(out: Path, learner: Generic, settings: Settings, images: Tensor
         "method": "generic",
         "options": {"decay": learner.decay, "flow_every": learner.flow_every},
         "settings": {name: value for name, value in vars(settings).items() if name != "compile"},
+        "start": learner.start.to_dict(learner.shape) if learner.start else "none",
         "shape": list(learner.shape),
         "noise levels": [LOW, HIGH],
         "data": fingerprint(images),

@@ -89,17 +89,28 @@ def test_the_noise_has_the_deviation_that_the_networks_are_told(images):
     assert abs(level.mean() - (low + high) / 2) < 0.05  # log-uniform
 
 
-def test_a_run_that_is_stopped_or_made_longer_equals_one_that_was_not(images, monkeypatch):
-    """Steps 0 to 9 and 10 to 19 of a run of 20; and 20 steps, then on to 30."""
+def test_a_run_that_is_made_longer_equals_one_that_was_not_shorter(images, monkeypatch):
+    """20 steps, then on to 30; and a color model that starts from the gray one."""
     train(monkeypatch, "whole", "--kimg", "0.12", "--decay", "0.3")
     train(monkeypatch, "longer", "--kimg", "0.08", "--decay", "0.3")
     short = digest(Prior.load("longer"))
     train(monkeypatch, "longer", "--kimg", "0.12", "--decay", "0.3")
     assert digest(Prior.load("longer")) == digest(Prior.load("whole")) != short
     assert digest(Posterior.load("longer")) == digest(Posterior.load("whole"))
-    # a finished run stays as it is
-    train(monkeypatch, "longer", "--kimg", "0.12", "--decay", "0.3")
-    assert digest(Prior.load("longer")) == digest(Prior.load("whole"))
+    color = np.random.default_rng(1).integers(0, 256, (8, 24, 24, 3), np.uint8)
+    np.save("images.npy", color)
+    train(monkeypatch, "color", "--kimg", "0.004", "--rate", "1e-12", "--start", "whole")
+    gray = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = Prior.load("color").denoise(gray.expand(-1, 3, -1, -1), 0.1)
+    expected = Prior.load("whole").denoise(gray, 0.1).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_finished_run_stays_as_it_is(images, monkeypatch):
+    train(monkeypatch, "run", "--kimg", "0.02")
+    before = digest(Prior.load("run")), digest(Posterior.load("run"))
+    train(monkeypatch, "run", "--kimg", "0.02")
+    assert (digest(Prior.load("run")), digest(Posterior.load("run"))) == before
 
 
 def test_the_models_serve_any_size_and_learn(images, monkeypatch):

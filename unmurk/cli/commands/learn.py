@@ -5,8 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import arg
-
 from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.outputs import output
@@ -70,10 +68,8 @@ class Learn(Command):
     optimize."""
     option: Options = ()
     """Further options of the method, such as recipe.steps=8; an unknown key lists the options."""
-    network: Annotated[
-        Literal["tiny", "small", "base"] | None, arg(metavar="{tiny,small,base}")
-    ] = None
-    """Size of the networks; unset: tiny, or the networks of --start."""
+    network: Literal["tiny", "small", "base"] = "tiny"
+    """Size of the networks, unless --start brings its own."""
     start: Text = "none"
     """Networks to start from: generic (in the package), a run folder, or another prior that
     `solve` takes. none: random weights, so that the run learns from the images of DATA alone."""
@@ -157,7 +153,7 @@ class Learn(Command):
                 problem,
                 method=self.method,
                 out=self.out,
-                network=self.network,
+                network=self._network(),
                 start=self.start,
                 kimg=self.kimg,
                 batch=self.batch,
@@ -180,6 +176,10 @@ class Learn(Command):
         found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
         found["start"] = self.start
         return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
+
+    def _network(self) -> str | None:
+        """The size of the networks; None for the default where a start brings its own."""
+        return None if self.network == "tiny" and self.start != "none" else self.network
 
     def _options(self) -> dict[str, Any]:
         """The options of the method: those of --option, and those with a flag of their own."""
