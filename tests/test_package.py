@@ -149,6 +149,7 @@ LAYERS = [
             "metrics",
             "exact_gaussian",
             "exact",
+            "unbiased",
             "calibration",
         )
     ],

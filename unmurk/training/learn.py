@@ -132,8 +132,8 @@ def learn(
     _check_takes(learner, problem)
     shape: Any = tuple(y.shape[1:] if clean else problem.operator.x_shape(y.shape))
     held = held_out(y, shape, settings.kimg)
-    seen: Any = leading(y, len(y) - held)
-    built = learner.build(seen, problem, shape, settings.network, settings.seed, module)
+    trained: Any = leading(y, len(y) - held)
+    built = learner.build(trained, problem, shape, settings.network, settings.seed, module)
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
         config = _config(built, settings, given, module) | _range(data, y)
@@ -146,8 +146,8 @@ def learn(
     memory.check(built, settings, shape, len(y), processes().device, quiet)
     checks = None
     if not clean and isinstance(problem.noise, Gaussian):
-        checks = Checks.within(seen, problem, shape, settings.kimg, settings.seed)
-    trainer = Trainer(built, seen, settings, folder, quiet=quiet, checks=checks)
+        checks = Checks.within(trained, problem, shape, settings.kimg, settings.seed)
+    trainer = Trainer(built, trained, settings, folder, quiet=quiet, checks=checks)
     if settings.compile:
         built.prior.network.compile()
     trainer.run()
