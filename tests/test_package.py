@@ -150,6 +150,7 @@ LAYERS = [
             "metrics",
             "exact_gaussian",
             "exact",
+            "unbiased",
             "calibration",
         )
     ],

@@ -8,10 +8,8 @@ import torch
 
 from tests.training.test_learn import blobs
 from unmurk.errors import InputError
-from unmurk.evaluation.calibration import (
-    Bin,
-    calibrate,
-    fit_curve,
+from unmurk.evaluation.calibration import Bin, calibrate, fit_curve
+from unmurk.evaluation.unbiased import (
     noise_variance,
     split_error,
     stein_error,
@@ -358,3 +356,34 @@ def test_a_run_calibrates_its_posterior_and_says_so(tmp_path):
     assert again.error_bars == posterior.error_bars
     assert (run / "calibration.json").stat().st_mtime_ns == stamp
     assert "Error bars" in run_report(run).read_text()
+
+
+def test_restore_writes_calibrated_deviations(tmp_path, capsys):
+    """Twice those of the draws where the map says so; an untrusted map is named, not applied."""
+    import shutil
+
+    import numpy as np
+
+    import unmurk
+    from unmurk.cli import main as cli
+    from unmurk.diffusion.prior import locate
+
+    run = tmp_path / "run"
+    shutil.copytree(locate("digits", "posterior", "model.safetensors"), run / "posterior")
+    y = unmurk.load_images("digits:test", limit=2).images.numpy()
+    np.save(tmp_path / "y.npy", y)
+    bars = ErrorBars(Curve((0.1,), (0.2,), (1.5,)), why="clipped noise")
+
+    def std(trusted, name, *more):
+        ErrorBars(bars.measured, None, trusted, bars.why).save(run / "posterior")
+        arguments = ["restore", tmp_path / "y.npy", "--prior", run, "--out", tmp_path / name]
+        known = ["--operator", "identity", "--noise", "0.3", "--samples", "2", "--std"]
+        assert cli.main([str(a) for a in [*arguments, *known, *more]]) == 0
+        return np.load(tmp_path / name.replace(".npy", "-std.npy")), capsys.readouterr().err
+
+    double, _ = std(True, "a.npy")
+    single, _ = std(True, "b.npy", "--uncalibrated")
+    doubted, said = std(False, "c.npy")
+    np.testing.assert_allclose(double, 2 * single, rtol=1e-5)
+    np.testing.assert_array_equal(doubted, single)
+    assert "not calibrated: clipped noise" in said

@@ -46,7 +46,7 @@ residual.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,226 +57,26 @@ from torch import Tensor
 from ..errors import InputError
 from ..flows.error_bars import Curve, ErrorBars
 from ..flows.posterior import Posterior
-from ..noise import Gaussian, PoissonGaussian
 from ..operators.masks import Inpaint
 from ..problem import Problem
-from ..rng import StreamId, generator, normal, uniform
+from ..rng import StreamId, generator, normal
+from .unbiased import Map, noise_variance, stein_error, whiteness, withhold
 
 __all__ = [
     "Bin",
     "Calibration",
     "calibrate",
     "fit_curve",
-    "noise_variance",
-    "split_error",
-    "stein_error",
-    "whiteness",
-    "withhold",
 ]
 
-STEP = 0.1  # of the probe, in standard deviations of the noise
 BINS = 12
 BOUND = 1e-6  # least calibrated standard deviation
 SIGNIFICANT = 2.0  # standard errors by which the error of a bin exceeds zero
-WITHHELD = 0.1  # of the measured pixels
-FEW_HIDDEN = 0.25  # hidden fraction up to which whole masks are withheld
 TAU = 0.25  # typical standard deviation of images in [0, 1]
 TOGETHER = 2**16  # values of a batch
 QUIET = 0.5  # predicted standard deviation in units of the noise
 CORRELATED = 0.1  # autocorrelation of the residual from which noise is not white
 REMOVED = 0.3  # power of the residual, in units of the noise, from which it is a picture of it
-LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
-FEWEST = 1000  # pairs of pixels of an autocorrelation
-
-Restore = Callable[[Tensor], Tensor]
-Map = Callable[[Tensor], Tensor]
-
-
-# -- unbiased squared errors ----------------------------------------------------------------------
-
-
-def noise_variance(y: Tensor, problem: Problem) -> Tensor:
-    """Estimate the variance of the noise of every value without bias.
-
-    Args:
-        y: Measurements (B, ...).
-        problem: The noise model, Gaussian or Poisson-Gaussian.
-
-    Returns:
-        Shape of y. For counts it is linear in y and may be negative, so that its mean is right.
-
-    Raises:
-        InputError: The noise model is another one.
-
-    >>> noise_variance(torch.tensor([0.0, 0.5]), Problem("identity", "poisson,gain=0.1"))
-    tensor([0.0000, 0.0500])
-    """
-    noise = problem.noise
-    if isinstance(noise, Gaussian):
-        return torch.full_like(y, noise.sigma**2)
-    if isinstance(noise, PoissonGaussian):
-        return noise.gain * (y - noise.offset) + noise.sigma**2
-    raise InputError(f"noise '{noise.spec}' is neither Gaussian nor Poisson-Gaussian")
-
-
-@torch.no_grad()
-def stein_error(
-    restore: Restore,
-    y: Tensor,
-    problem: Problem,
-    generator: torch.Generator,
-    *,
-    image: Map | None = None,
-    data: Map | None = None,
-) -> tuple[Tensor, Tensor]:
-    r"""Estimate the squared error of a restoration, value by value, without truth.
-
-    Args:
-        restore: The restoration f of measurements (B, ...).
-        y: Measurements (B, ...).
-        problem: The noise model. Without the maps below, A is the identity or a mask.
-        generator: Source of the probe.
-        image: The map P of images to the values whose error is estimated; None: the image itself.
-        data: The map R of measurements to the same values, P = R A; None: y itself.
-
-    Returns:
-        The values P f(y), and unbiased estimates of :math:`(P f(y) - P x)^2`, in the same shape.
-
-    >>> y = torch.full((1, 1, 1, 2), 0.5)
-    >>> noise = torch.Generator().manual_seed(0)
-    >>> mean, error = stein_error(lambda y: 0.5 * y, y, Problem("identity", 0.1), noise)
-    >>> error  # (0.25 - 0.5)^2 - 0.01 + 2 * 0.01 * 0.5
-    tensor([[[[0.0625, 0.0625]]]])
-    """
-    image, data = image or _same, data or _same
-    variance = noise_variance(y, problem)
-    signs = torch.where(uniform(y.shape, generator) < 0.5, -1.0, 1.0).to(y)
-    probe = signs * variance.abs().sqrt()
-    measured, signed = data(probe), data(probe * variance.sign())
-    values = image(restore(y))
-    change = (image(restore(y + STEP * probe)) - values) / STEP
-    return values, (values - data(y)).square() - signed * measured + 2 * signed * change
-
-
-@torch.no_grad()
-def split_error(
-    restore: Restore, y: Tensor, problem: Problem, alpha: float, generator: torch.Generator
-) -> Tensor:
-    r"""Estimate the squared error of a restoration from two independent halves of y.
-
-    With :math:`y_1 = y + \alpha \sigma n` and :math:`y_2 = y - \sigma n / \alpha`, whose noises
-    are independent,
-
-    .. math:: E\,(f(y_1) - y_2)^2 - \operatorname{var} y_2 = E\,(f(y_1) - x)^2
-
-    (Pang et al., 2021, CVPR, "Recorrupted-to-Recorrupted"; for counts the halves are those of
-    `PoissonGaussian.split`). It is exact for any f, but the noise of :math:`y_1` is
-    :math:`\sqrt{1 + \alpha^2}` times that of y, and its own variance is larger than Stein's.
-
-    Args:
-        restore: The restoration f of measurements (B, C, H, W), for A = I.
-        y: Measurements (B, C, H, W).
-        problem: The noise model.
-        alpha: Noise added to y_1, in units of its own; > 0.
-        generator: Source of the split.
-
-    Returns:
-        Unbiased estimates of :math:`(f(y_1) - x)^2`, shape of y.
-
-    >>> y, noise = torch.zeros(1, 1, 1, 1), torch.Generator().manual_seed(0)
-    >>> split_error(torch.zeros_like, y, Problem("identity", 0.0), 1.0, noise)
-    tensor([[[[0.]]]])
-    """
-    part = 1 / (1 + alpha**2)
-    if isinstance(problem.noise, PoissonGaussian):
-        first, second = problem.noise.split(y, part, generator)
-    else:
-        noise = problem.sigma * normal(y.shape, generator).to(y)
-        first, second = y + alpha * noise, y - noise / alpha
-    variance = noise_variance(second, problem) / (1 - part)
-    return (restore(first) - second).square() - variance
-
-
-def withhold(problem: Problem, generator: torch.Generator) -> tuple[Problem, Tensor] | None:
-    """Withhold measured pixels from a restoration, which then stand for hidden ones.
-
-    If at most a quarter of the pixels is hidden, the shifted mask is hidden too, so that holes
-    stay holes. Otherwise a tenth of the measured pixels is hidden at random.
-
-    Args:
-        problem: A problem with masks, bound to images.
-        generator: Source of the choice.
-
-    Returns:
-        The problem with further pixels hidden, and 1 where they are, (B, 1, H, W); None if there
-        is no mask, or the same one for all images, whose hidden pixels no image measures.
-    """
-    operator = problem.operator
-    mask = operator.mask if isinstance(operator, Inpaint) else None
-    if mask is None or len(mask) < 2 or bool((mask == mask[:1]).all()):
-        return None
-    assert isinstance(operator, Inpaint)
-    if float((mask == 0).float().mean()) <= FEW_HIDDEN:
-        height, width = mask.shape[-2:]
-        shift = [int(torch.randint(1, n, (), generator=generator)) for n in (height, width)]
-        more = 1 - mask.roll(shift, (-2, -1))
-    else:
-        more = (uniform(mask.shape, generator).to(mask) < WITHHELD).to(mask)
-    hidden = Problem(operator.hiding(more), problem.noise)
-    hidden.index = problem.index
-    return hidden, more * mask
-
-
-# -- residuals ------------------------------------------------------------------------------------
-
-
-def whiteness(residual: Tensor, quiet: Tensor) -> dict[str, Any] | None:
-    r"""Compute the autocorrelation of residuals at small lags.
-
-    .. math:: \rho_k = \frac{\sum r_i r_{i + k}}{\sqrt{\sum r_i^2 \sum r_{i+k}^2}}, \qquad
-        Q = \sum_k N_k \rho_k^2,
-
-    over the :math:`N_k` pairs of counted pixels. For white noise :math:`\rho_k` has the mean 0 and
-    the standard error :math:`N_k^{-1/2}`, and Q is chi-square with one degree of freedom for each
-    lag (Box and Pierce, 1970, J. Am. Stat. Assoc. 65; Ljung and Box, 1978, Biometrika 65).
-
-    Args:
-        residual: Residuals in units of the noise, shape (B, C, H, W).
-        quiet: Whether a pixel counts, same shape: where the restoration is nearly certain, the
-            residual is the noise.
-
-    Returns:
-        "lags" (rows, columns), "autocorrelation", "standard_error", "statistic", "degrees",
-        "largest" and "power", the mean of r^2; None if fewer than 1,000 pairs are left.
-
-    >>> r = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    >>> found = whiteness(r, torch.ones_like(r, dtype=torch.bool))
-    >>> found["largest"] < 0.05
-    True
-    """
-    height, width = residual.shape[-2:]
-    held = torch.where(quiet, residual, 0.0).double()
-    found, errors, statistic = [], [], 0.0
-    for down, right in LAGS:
-        a = (..., slice(0, height - down), slice(max(0, -right), width - max(0, right)))
-        b = (..., slice(down, height), slice(max(0, right), width + min(0, right)))
-        both = quiet[a] & quiet[b]
-        count, first, second = int(both.sum()), held[a] * both, held[b] * both
-        scale = float((first.square().sum() * second.square().sum()).sqrt())
-        if count < FEWEST or scale == 0:
-            return None
-        found.append(float((first * second).sum()) / scale)
-        errors.append(count**-0.5)
-        statistic += count * found[-1] ** 2
-    return {
-        "lags": [list(lag) for lag in LAGS],
-        "autocorrelation": found,
-        "standard_error": errors,
-        "statistic": statistic,
-        "degrees": len(LAGS),
-        "largest": max(map(abs, found)),
-        "power": float(held.square().sum() / quiet.sum()),
-    }
 
 
 # -- predictions and errors -----------------------------------------------------------------------
@@ -337,10 +137,6 @@ class Bin:
     standard_error: float
     applied: float
     width: float
-
-
-def _same(value: Tensor) -> Tensor:
-    return value
 
 
 def _squared_mean(values: Tensor) -> float:
@@ -583,16 +379,16 @@ class _Batch:
         image, data = (None, None) if pixels else self.readout()
         _, square = stein_error(restore, y, problem, self.noise, image=image, data=data)
         mean, std = kept[0]
-        draws = self.posterior.sample(y, problem, 2, self.seed + 1, self.index)
+        drawn = self.posterior.sample(y, problem, 2, self.seed + 1, self.index)
         if pixels:
             where = problem.operator.apply_mask(torch.ones_like(y)) > 0
-            rank, tail = std, (draws - mean).abs() / std.clamp_min(BOUND)
+            rank, tail = std, (drawn - mean).abs() / std.clamp_min(BOUND)
             blind = self.blind()
         else:
             assert image is not None
             rank = self.spread(image)
             where = torch.ones_like(rank, dtype=torch.bool)
-            tail = torch.stack([image(x - mean).abs() / rank.clamp_min(BOUND) for x in draws])
+            tail = torch.stack([image(x - mean).abs() / rank.clamp_min(BOUND) for x in drawn])
             blind = rank
         values.add(
             where,
@@ -653,8 +449,8 @@ class _Batch:
         kernel = y.new_tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]).expand(y.shape[1], 1, 3, 3)
         count = F.conv2d(observed, kernel, padding=1, groups=y.shape[1])
         total = F.conv2d(y * observed, kernel, padding=1, groups=y.shape[1])
-        total_mean = (y * observed).sum((-2, -1), True) / observed.sum((-2, -1), True).clamp_min(1)
-        mean = torch.where(count > 0, total / count.clamp_min(1), total_mean)
+        overall = (y * observed).sum((-2, -1), True) / observed.sum((-2, -1), True).clamp_min(1)
+        mean = torch.where(count > 0, total / count.clamp_min(1), overall)
         share = 1 - torch.where(count > 0, 1 / count.clamp_min(1), 0.0)
         variance = noise_variance(mean, self.problem).clamp_min(0)
         return mean + (share * variance).sqrt() * normal(y.shape, self.noise).to(y)
@@ -668,8 +464,8 @@ class _Batch:
         y = problem.operator.apply_mask(self.y)
         mean, std = self.moments(y, problem)
         square = (mean - self.y).square() - noise_variance(self.y, problem)
-        draws = self.posterior.sample(y, problem, 1, self.seed + 1, self.index)[0]
-        tail = (draws - mean).abs() / std.clamp_min(BOUND)
+        drawn = self.posterior.sample(y, problem, 1, self.seed + 1, self.index)[0]
+        tail = (drawn - mean).abs() / std.clamp_min(BOUND)
         where = more.expand_as(self.y) > 0
         values.add(
             where, self.places, predicted=std, rank=std, blind=std, square=square, tail=tail
@@ -738,12 +534,12 @@ def _unbiased_psnr(
     """Return the PSNR in dB of the measurements and of the restorations, for a peak of 1."""
     measured, everything = (sum(values) for values in zip(*shares, strict=True))
     part = measured / everything
-    all_measured = part > 1 - 1e-9
+    complete = part > 1 - 1e-9
     before = sums["before"] / sums["count"]
     after = squares.get("measured", 0.0)
-    if not all_measured:
+    if not complete:
         after = part * after + (1 - part) * squares.get("hidden", math.nan)
     return {
-        "before": -10 * math.log10(before) if all_measured and before > 0 else None,
+        "before": -10 * math.log10(before) if complete and before > 0 else None,
         "after": -10 * math.log10(after) if after > 0 else None,
     }
