@@ -30,7 +30,7 @@ from .operators import Compose, Operator, Weighted
 from .operators.inpainting import FixedMask, Inpaint
 from .problem import Problem
 
-__all__ = ["averaged", "combined", "grouped", "scenes"]
+__all__ = ["averaged", "combined", "combined_captures", "grouped", "scenes"]
 
 
 def scenes(captures: int, repeats: int, what: str = "captures") -> int:
@@ -120,23 +120,53 @@ def combined(
     repeats = y.shape[1]
     chosen = list(range(repeats) if picked is None else picked)
     bound = [problem.bind([i * repeats + j for i in numbers], shape).operator for j in chosen]
-    noise = averaged(problem.noise, len(chosen))
+    return _combine(y[:, chosen], bound, problem.noise, numbers, shape)
+
+
+def combined_captures(
+    y: Tensor, problem: Problem, numbers: Sequence[int], shape: Sequence[int]
+) -> tuple[Tensor, Problem]:
+    """Combine all captures of scenes, whose problem is bound to the captures already.
+
+    Args:
+        y: Captures (B, N, C, H, W).
+        problem: How they were made, bound to the B N captures, scene by scene.
+        numbers: Numbers of the scenes.
+        shape: Shape (C, H, W) of the images.
+
+    Returns:
+        See `combined`.
+    """
+    places = range(y.shape[0] * y.shape[1])
+    bound = [problem.operator.index_select(places[j :: y.shape[1]]) for j in range(y.shape[1])]
+    return _combine(y, bound, problem.noise, numbers, shape)
+
+
+def _combine(
+    y: Tensor,
+    bound: Sequence[Operator],
+    single: Noise,
+    numbers: Sequence[int],
+    shape: Sequence[int],
+) -> tuple[Tensor, Problem]:
+    """The measurement of captures (B, k, C, H, W) with these operators and this noise."""
+    noise = averaged(single, len(bound))
     if all(operator == bound[0] for operator in bound[1:]):
-        mean = y[:, chosen].mean(1) if len(chosen) > 1 else y[:, chosen[0]]
+        mean = y.mean(1) if len(bound) > 1 else y[:, 0]
         return mean, _of_scenes(bound[0], noise, numbers)
     if not isinstance(noise, Gaussian):
         raise InputError(
             f"repeated captures that hide different pixels need Gaussian noise, not"
-            f" '{problem.noise.spec}'"
+            f" '{single.spec}'"
         )
     front, masks = _union(bound, y[:, 0, :1])
     count = masks.sum(0)
-    weights = (count.clamp_min(1) / len(chosen)).sqrt()
-    total = sum(operator.apply_mask(y[:, j]) for operator, j in zip(bound, chosen, strict=True))
+    weights = (count.clamp_min(1) / len(bound)).sqrt()
     mask = FixedMask((count > 0).to(masks))
-    weighted = Weighted(mask if front is None else _chain(front, mask, shape), weights)
-    whole = total / (len(chosen) * weights)  # sqrt(c k) = k W
-    return whole, _of_scenes(weighted, noise, numbers)
+    operator = mask if front is None else _chain(front, mask, shape)
+    total = torch.stack([a.apply_mask(y[:, j]) for j, a in enumerate(bound)]).sum(0)
+    mean = total / (len(bound) * weights)  # sqrt(c k) = k W
+    return mean, _of_scenes(Weighted(operator, weights), noise, numbers)
 
 
 def _of_scenes(operator: Operator, noise: Noise, numbers: Sequence[int]) -> Problem:

@@ -28,6 +28,7 @@ __all__ = [
     "MaybeTile",
     "NanOption",
     "Options",
+    "Repeats",
     "Seed",
     "SkipBad",
     "Text",
@@ -91,6 +92,14 @@ MaybeRange = Annotated[
         help="Numbers of black and white in the files, such as 0 4095 for a 12-bit camera; "
         "unset: those of the run, or those of the number type (docs/guide/files.md).",
     ),
+]
+Repeats = Annotated[
+    int,
+    arg(
+        help="Number of captures of each scene, a whole number from 1 to 1000: so many files, "
+        "pages or array images in a row show one scene, which gets one result from all of them."
+    ),
+    Whole(1, 1000),
 ]
 NanOption = Annotated[
     Literal["refuse", "mask"],

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..repeats import scenes
 from .atomic import Partial
 from .formats import tiff
 from .formats.pictures import Nan, check_finite, encode_picture, open_pages, single
@@ -29,14 +30,15 @@ from .locks import ranks
 from .scale import Scale, Spans
 from .streams import NpyWriter
 
-__all__ = ["Engine", "Job", "Summary", "jobs_of", "process", "ranks", "together"]
+__all__ = ["Engine", "Job", "Summary", "jobs_of", "process", "ranks", "scene_jobs", "together"]
 
 TOGETHER = 256  # files, and images, of a batch
 PIXELS = 2**20  # pixels of a batch
 STRIP = 2**22  # numbers that are converted for a file at once
 
 Engine = Callable[[Tensor, list[int]], dict[str, Tensor]]
-"""Maps measurements (B, C, H, W) and the images' numbers to "images" (B, C, H, W) and further
+"""Maps measurements (B, C, H, W), or all captures of scenes (B, N, C, H, W), and their numbers to
+"images" (B, C, H, W) and further
 arrays (.., B, C, H, W) by name."""
 
 
@@ -49,15 +51,22 @@ class Job:
         number: Number of its first image among those of all files.
         pages: Number of images in the file.
         out: The file of the restored images.
+        captures: The jobs of single captures whose images are combined to scenes, or none.
+        repeats: Number of captures of each scene.
     """
 
     file: Path
     number: int
     pages: int
     out: Path
+    captures: tuple["Job", ...] = ()
+    repeats: int = 1
 
     def key(self) -> Key:
-        """Return what identifies the file in the log."""
+        """Return what identifies the file, or the files of a scene, in the log."""
+        if self.captures:
+            keys = [capture.key() for capture in self.captures]
+            return self.file.name, self.number, sum(k[2] for k in keys), max(k[3] for k in keys)
         found = self.file.stat() if self.file.exists() else None  # a link may lead nowhere
         size, changed = (found.st_size, found.st_mtime_ns) if found else (0, 0)
         return self.file.name, self.number, size, changed
@@ -111,6 +120,39 @@ def jobs_of(path: Path, out: Path, skip_bad: bool = False) -> list[Job]:
         jobs.append(Job(file, number, pages, out if one else out / name))
         number += pages
     return jobs
+
+
+def scene_jobs(jobs: Sequence[Job], repeats: int) -> list[Job]:
+    """Combine the jobs of captures to jobs whose images are scenes of repeated captures.
+
+    Args:
+        jobs: The jobs of single captures, from `jobs_of`.
+        repeats: Number N of captures of each scene: pages of one file, or files one after another
+            with a page each. The result has the name of the first file.
+
+    Raises:
+        InputError: The captures are no whole number of scenes.
+    """
+    if repeats == 1:
+        return list(jobs)
+    pages = [job.pages for job in jobs]
+    if all(count % repeats == 0 for count in pages):
+        groups: list[tuple[Job, ...]] = [(job,) for job in jobs]
+    elif all(count == 1 for count in pages):
+        count = scenes(len(jobs), repeats, "files")
+        groups = [tuple(jobs[i * repeats : (i + 1) * repeats]) for i in range(count)]
+    else:
+        odd = next(job for job in jobs if job.pages % repeats)
+        raise InputError(
+            f"{odd.file} has {odd.pages} images, no whole number of scenes of {repeats}: give"
+            " another number of repeats, or files with one image each"
+        )
+    found, number = [], 0
+    for group in groups:
+        count = sum(job.pages for job in group) // repeats
+        found.append(Job(group[0].file, number, count, group[0].out, tuple(group), repeats))
+        number += count
+    return found
 
 
 def together(pixels: int, batch: int | None = None, copies: int = 1) -> int:
@@ -218,7 +260,7 @@ def _close(sink: "Sink", ledger: Ledger | None, names: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Page:
-    """One image of a file: (C, H, W) in units of [0, 1]."""
+    """One image of a file, (C, H, W), or all captures of a scene, in units of [0, 1]."""
 
     job: Job
     place: int
@@ -248,11 +290,28 @@ def _pages_of(
     """Read the images of files in order. A file with a bad image is added to `skipped`."""
     for job in jobs:
         try:
-            yield from _read(job, span, nan)
+            yield from _scenes_of(job, span, nan) if job.captures else _read(job, span, nan)
         except InputError as error:
             if not skip_bad:
                 raise
             skipped[job.file.name] = str(error)
+
+
+def _scenes_of(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
+    """The scenes of a job: all captures of each, (N, C, H, W)."""
+    held: list[Page] = []
+    place = 0
+    for capture in job.captures:
+        for page in _read(capture, span, nan):
+            if held and (page.image.shape != held[0].image.shape or page.scale != held[0].scale):
+                raise InputError(
+                    f"{capture.file} and {held[0].job.file} are captures of one scene, but differ"
+                    " in size or number type: sort the files by scene"
+                )
+            held.append(page)
+            if len(held) == job.repeats:
+                yield Page(job, place, torch.stack([one.image for one in held]), held[0].scale)
+                held, place = [], place + 1
 
 
 def _read(job: Job, span: Spans, nan: Nan) -> Iterator[Page]:
@@ -300,7 +359,8 @@ class Sink:
         self._out: tiff.StackWriter | Partial
         self._arrays: dict[str, NpyWriter] = {}
         if _is_tiff(job.out):
-            source = tiff.Stack(job.file) if _is_tiff(job.file) else None
+            grouped = job.pages < sum(one.pages for one in job.captures[:1])  # fewer pages
+            source = tiff.Stack(job.file) if _is_tiff(job.file) and not grouped else None
             like = None if source is None else self._open.enter_context(source)
             self._out = tiff.StackWriter(job.out, like)
         else:

@@ -5,7 +5,7 @@ and one batch of results.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from .jobs import Engine, together
 from .ledger import Ledger
 from .outputs import Output, key_of
 from .scale import Scale, Spans
+from .scenes import Scenes
 from .source import Array, PictureFolder, Source, large, open_source
 from .streams import ImagesWriter, NpyWriter
 
-__all__ = ["Measurements", "measurements_of", "restore_set"]
+__all__ = ["Measurements", "by_scene", "measurements_of", "restore_set"]
 
 
 @dataclass
@@ -88,6 +89,25 @@ def measurements_of(
     else:
         data = load_measurements(path, skip_bad=skip_bad, nan=nan)
     return Measurements(data.images, data.numbers, data.scale, dict(data.skipped), data.names)
+
+
+def by_scene(data: Measurements, repeats: int) -> Measurements:
+    """Group measurements by the scenes that they show; a scene has the name of its first one.
+
+    Args:
+        data: Captures, those of a scene one after another.
+        repeats: Number N of captures of each scene.
+
+    Raises:
+        InputError: They are no whole number of scenes, or some were left out.
+    """
+    if data.skipped:
+        raise InputError(
+            f"{len(data.skipped)} images were left out, and each scene has {repeats} captures:"
+            f" correct {next(iter(data.skipped))}, or leave out all captures of its scene"
+        )
+    y = Scenes(data.y, repeats)
+    return replace(data, y=y, numbers=range(len(y)), names=list(data.names)[::repeats])
 
 
 def restore_set(

@@ -17,6 +17,7 @@ from ..options import (
     MaybeRange,
     NanOption,
     Options,
+    Repeats,
     Seed,
     SkipBad,
     Text,
@@ -73,9 +74,7 @@ class Learn(Command):
     augment: Literal["auto", "on", "off"] = "auto"
     """Flip the crops and turn them by quarter turns; auto: if the operator allows it."""
     seed: Seed = 0
-    repeats: Annotated[int, Whole(1, 1000)] = 1
-    """Number of captures of each scene, a whole number from 1 to 1000: so many files, pages or
-    array images in a row show one scene. They are each other's target (flowdiff and em)."""
+    repeats: Repeats = 1
     clean: MaybePath = None
     """A few clean images of the same kind, which join the training (flowdiff and em): a folder or
     file as for DATA."""

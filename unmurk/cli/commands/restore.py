@@ -18,12 +18,20 @@ from ..options import (
     MaybeText,
     MaybeTile,
     NanOption,
+    Repeats,
     Seed,
     SkipBad,
     Text,
     job_of,
 )
-from .restoring import recorded, restore_data, sample_images, trained_problem, weights_of
+from .restoring import (
+    recorded,
+    restore_data,
+    sample_images,
+    scene_of,
+    trained_problem,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +61,7 @@ class Restore(Command):
     std: bool = False
     """Also write the standard deviation of every pixel (image range 1), (N, C, H, W), to
     NAME-std.npy (std.npy in a folder for an array)."""
+    repeats: Repeats = 1
     tile: MaybeTile = None
     batch: Batch = None
     range: MaybeRange = None
@@ -69,16 +78,14 @@ class Restore(Command):
             to.reads(problem.operator.digests())
             from ...checks import require_plausible_flow
             from ...flows.posterior import Posterior
-            from ...missing import without_missing
             from ...tiling import posterior_for
 
             posterior = place(Posterior.load(self.prior))[0]
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = place(y)[0]
-                shape = problem.operator.x_shape(y.shape[1:])
-                bound = problem.to(y.device).bind(numbers, shape)
-                y, bound = without_missing(y, bound, self.nan, shape)
+                shape = problem.operator.x_shape(y.shape[-3:])
+                y, bound = scene_of(y, problem, numbers, shape, self.nan)
                 flow = posterior_for(posterior, shape, self.tile)
                 mean, std = flow.mean_std(y, bound, self.samples, self.seed, numbers)
                 prior = partial(_denoiser, self.prior, shape, self.tile)

@@ -26,10 +26,18 @@ if TYPE_CHECKING:
     from ...io.scale import Spans
     from ...problem import Problem
 
-__all__ = ["recorded", "restore_data", "sample_images", "trained_problem", "weights_of"]
+__all__ = [
+    "recorded",
+    "restore_data",
+    "sample_images",
+    "scene_of",
+    "trained_problem",
+    "weights_of",
+]
 
 ENOUGH = 512  # images from which the noise is estimated
 UNRECORDED = {"data", "prior", "out", "json", "skip_bad", "steps", "option", "std", "batch"}
+DEFAULTS = ("nan", "refuse"), ("repeats", 1)  # values that leave results as they are
 UNUSUAL, STRANGE = 1.25, 10.0  # ratios of a noise to the one that a flow was trained with
 
 
@@ -43,6 +51,7 @@ class Restoring(Protocol):
     range: Any
     nan: Any
     skip_bad: bool
+    repeats: int
 
 
 def restore_data(
@@ -66,15 +75,17 @@ def restore_data(
     Returns:
         The result of the command.
     """
-    from ...io.jobs import jobs_of, process, ranks
-    from ...io.sets import measurements_of, restore_set
+    from ...io.jobs import jobs_of, process, ranks, scene_jobs
+    from ...io.sets import by_scene, measurements_of, restore_set
 
     data, out = command.data, to.path
     pictures = data.is_dir() or has_reader(data)
     one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
     jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad)
+    jobs = scene_jobs(jobs, command.repeats) if jobs else []
     known = _known_span(command)
-    spans = _spans(command, [job.file for job in jobs], problem.level) if jobs else known
+    files = [one.file for job in jobs for one in job.captures or (job,)]
+    spans = _spans(command, files, problem.level) if jobs else known
     ledger = to.record(settings | {"range": spans or None})
     if to.folder:
         ledger.alone()
@@ -85,6 +96,8 @@ def restore_data(
             return {"images": 0, "out": out}
         pictorial, read = problem.operator.pictorial, partial(images_of, sigma=problem.level)
         measured = measurements_of(data, pictorial, command.skip_bad, known, command.nan, read)
+        if command.repeats > 1:
+            measured = by_scene(measured, command.repeats)
         return restore_set(
             measured, data, engine, to, ledger, arrays=arrays, batch=command.batch, copies=copies
         )
@@ -143,7 +156,7 @@ def recorded(
     own = {
         name: value
         for name, value in vars(command).items()
-        if name not in UNRECORDED and (name, value) != ("nan", "refuse")
+        if name not in UNRECORDED and (name, value) not in DEFAULTS
     }
     own |= {"command": type(command).__name__.lower(), **problem.to_dict()}
     own |= {"device": device_kind(default_device())}  # each kind rounds differently
@@ -153,6 +166,30 @@ def recorded(
         **(more or {}),
     }
     return json.loads(json.dumps(own))
+
+
+def scene_of(
+    y: "torch.Tensor", problem: "Problem", numbers: list[int], shape: tuple[int, ...], nan: Any
+) -> "tuple[torch.Tensor, Problem]":
+    """Return the measurement of each image or scene, without missing values, and its problem.
+
+    Args:
+        y: Measurements (B, C, H, W), or all captures of scenes (B, N, C, H, W).
+        problem: How one measurement was made, not bound to images.
+        numbers: Numbers of the images or scenes.
+        shape: Shape (C, H, W) of the images.
+        nan: See `missing.without_missing`.
+    """
+    from ...missing import without_missing
+    from ...repeats import combined_captures, grouped
+
+    problem = problem.to(y.device)
+    if y.ndim != 5:
+        return without_missing(y, problem.bind(numbers, shape), nan, shape)
+    repeats = y.shape[1]
+    captures = [i * repeats + j for i in numbers for j in range(repeats)]
+    flat, bound = without_missing(y.flatten(0, 1), problem.bind(captures, shape), nan, shape)
+    return combined_captures(grouped(flat, repeats), bound, numbers, shape)
 
 
 def weights_of(model: Any) -> str:

@@ -21,13 +21,14 @@ from ..options import (
     MaybeTile,
     NanOption,
     Options,
+    Repeats,
     Seed,
     SkipBad,
     Text,
     job_of,
     solver_options,
 )
-from .restoring import recorded, restore_data, sample_images, weights_of
+from .restoring import recorded, restore_data, sample_images, scene_of, weights_of
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,7 @@ class Solve(Command):
     init: Literal["pinv", "posterior"] = "pinv"
     """Starting point. pinv: the solver's own (docs/guide/solvers.md); posterior: a sample of
     the run's posterior."""
+    repeats: Repeats = 1
     tile: MaybeTile = None
     batch: Batch = None
     range: MaybeRange = None
@@ -98,12 +100,15 @@ class Solve(Command):
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = place(y)[0]
-                shape = _shape(problem, y, prior.shape)
+                shape = _shape(problem, y.flatten(0, 1) if y.ndim == 5 else y, prior.shape)
+                bound = problem.to(y.device).bind(numbers, shape)
+                if self.repeats > 1:
+                    y, bound = scene_of(y, problem, numbers, shape, self.nan)
                 flow = None if posterior is None else posterior_for(posterior, shape, self.tile)
                 with _progress(self.method) as callback:
                     result = solve(
                         y,
-                        problem.to(y.device).bind(numbers, shape),
+                        bound,
                         prior_for(prior, shape, self.tile),
                         method=self.method,
                         samples=self.samples,
