@@ -18,6 +18,7 @@ from unmurk.training import Recipe, Rounds, Trainer, learn, memory, trainer
 PROBLEM = Problem("identity", 0.2)
 SHORT = {"kimg": 0.06, "batch": 4, "crop": 16, "precision": "fp32", "quiet": True}
 RECIPE = Recipe(steps=1, r2r=0.3, e_step=0.5, flow=0.7)
+EM = {"method": "em", "rounds": Rounds(rounds=2, images=8, steps=1)}
 
 
 def captures(channels=1, sizes=((100, 41), (33, 120), (51, 51))):
@@ -134,9 +135,7 @@ def test_global_operators_and_impossible_requests(tmp_path):
 # -- longer runs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "method", [{"recipe": RECIPE}, {"method": "em", "rounds": Rounds(rounds=2, images=8, steps=1)}]
-)
+@pytest.mark.parametrize("method", [{"recipe": RECIPE}, pytest.param(EM, marks=pytest.mark.slow)])
 def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, method):
     """From 0.03 to 0.06 kimg, in one go and with an interruption: the same bit for bit."""
     y = captures()
