@@ -340,7 +340,7 @@ def test_a_run_calibrates_its_posterior_and_says_so(tmp_path):
     from unmurk.cli.report import run_report
 
     y, run = GAUSSIAN.simulate(blobs()), tmp_path / "run"
-    _, posterior = learn(y, GAUSSIAN, out=run, kimg=0.08, batch=8, quiet=True)
+    _, posterior = learn(y, GAUSSIAN, out=run, kimg=0.08, batch=8, precision="fp32", quiet=True)
     record = read_record(run)
     assert record["kimg"] == 0.08 and record["held_out"] is False and record["images"] > 0
     loaded = Posterior.load(run)
@@ -352,7 +352,7 @@ def test_a_run_calibrates_its_posterior_and_says_so(tmp_path):
     low, high = loaded.interval(y[:2], GAUSSIAN)
     assert torch.allclose(high - low, 2 * 1.5 * std, rtol=1e-4)
     stamp = (run / "calibration.json").stat().st_mtime_ns
-    _, again = learn(y, GAUSSIAN, out=run, kimg=0.08, batch=8, quiet=True)
+    _, again = learn(y, GAUSSIAN, out=run, kimg=0.08, batch=8, precision="fp32", quiet=True)
     assert again.error_bars == posterior.error_bars
     assert (run / "calibration.json").stat().st_mtime_ns == stamp
     assert "Error bars" in run_report(run).read_text()
