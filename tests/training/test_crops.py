@@ -10,6 +10,7 @@ import tifffile
 import torch
 from safetensors.torch import load_file
 
+from unmurk.cli.main import main
 from unmurk.errors import InputError
 from unmurk.problem import Problem
 from unmurk.training import Recipe, Rounds, Trainer, learn, memory, trainer
@@ -17,6 +18,7 @@ from unmurk.training import Recipe, Rounds, Trainer, learn, memory, trainer
 PROBLEM = Problem("identity", 0.2)
 SHORT = {"kimg": 0.06, "batch": 4, "crop": 16, "precision": "fp32", "quiet": True}
 RECIPE = Recipe(steps=1, r2r=0.3, e_step=0.5, flow=0.7)
+EM = {"method": "em", "rounds": Rounds(rounds=2, images=8, steps=1)}
 
 
 def captures(channels=1, sizes=((100, 41), (33, 120), (51, 51))):
@@ -81,6 +83,7 @@ def test_flowdiff_with_an_e_step_is_resumed(tmp_path, monkeypatch):
     assert 32 <= int(state["buffers"]["drawn"]) <= 64
 
 
+@pytest.mark.slow
 def test_one_large_image_in_memory_is_learned_from_in_crops(tmp_path, capsys):
     kind = dict(SHORT, kimg=0.012, quiet=False, method="noisy")
     del kind["crop"]
@@ -132,9 +135,7 @@ def test_global_operators_and_impossible_requests(tmp_path):
 # -- longer runs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "method", [{"recipe": RECIPE}, {"method": "em", "rounds": Rounds(rounds=2, images=8, steps=1)}]
-)
+@pytest.mark.parametrize("method", [{"recipe": RECIPE}, pytest.param(EM, marks=pytest.mark.slow)])
 def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, method):
     """From 0.03 to 0.06 kimg, in one go and with an interruption: the same bit for bit."""
     y = captures()
@@ -165,17 +166,8 @@ def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, method):
 # -- the command and its memory -------------------------------------------------------------------
 
 
-def command(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "unmurk", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done
-
-
-def test_the_command_learns_and_restores_captures(tmp_path):
+@pytest.mark.slow
+def test_the_command_learns_and_restores_captures(tmp_path, capsys):
     """Noise is estimated from two sizes; a file of another type is left out."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "set"
@@ -186,15 +178,16 @@ def test_the_command_learns_and_restores_captures(tmp_path):
     tifffile.imwrite(folder / "2.tif", np.zeros((120, 99), np.uint8))
     run = tmp_path / "run"
     options = ["--noise", "auto", "--kimg", "0.01", "--batch", "2", "--method", "noisy"]
-    done = command("learn", folder, "--out", run, "--crop", "16", "--skip-bad", *options)
-    assert done.returncode == 0, done.stderr
-    assert "left out 2.tif: gray 8-bit, others are gray 16-bit" in done.stderr
-    assert "learning from 2 images of 120x99 to 101x140, crops of 16: about" in done.stderr
+    options += ["--crop", "16", "--skip-bad"]
+    assert main(["learn", str(folder), "--out", str(run), *options]) == 0
+    told = capsys.readouterr().err
+    assert "left out 2.tif: gray 8-bit, others are gray 16-bit" in told
+    assert "learning from 2 images of 120x99 to 101x140, crops of 16: about" in told
     config = json.loads((run / "config.json").read_text())
     assert abs(config["problem"]["noise"] / 0.05 - 1) < 0.03
     assert config["range"] == [0.0, 65535.0]
-    done = command("restore", folder / "0.tif", "--prior", run, "--out", tmp_path / "x.tif")
-    assert done.returncode == 0, done.stderr
+    places = [str(folder / "0.tif"), "--prior", str(run), "--out", str(tmp_path / "x.tif")]
+    assert main(["restore", *places]) == 0
     assert tifffile.imread(tmp_path / "x.tif").shape == (120, 99)
 
 
@@ -203,29 +196,31 @@ import sys
 import unmurk
 from pathlib import Path
 from unmurk.io import captures
-captures.HELD_CAPTURES = int(sys.argv[3])
-unmurk.learn(Path(sys.argv[1]), unmurk.Problem("identity", 0.1), out=Path(sys.argv[2]),
-             method="noisy", crop=16, kimg=0.02, batch=2, precision="fp32", quiet=True)
-status = Path("/proc/self/status").read_text()
-print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
+
+for held in (2**20, 2**30):
+    captures.HELD_CAPTURES = held
+    unmurk.learn(Path(sys.argv[1]), unmurk.Problem("identity", 0.1), out=sys.argv[2] + str(held),
+                 method="noisy", crop=16, kimg=0.008, batch=2, precision="fp32", quiet=True)
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_set(tmp_path):
-    """Eight files of 2048x2048, 16 bits, 64 MiB in all, which are read in parts."""
+    """Eight files of 2048x2048, 16 bits, are read in parts; held in memory, they add 64 MiB."""
     folder = tmp_path / "set"
     folder.mkdir()
+    rng = np.random.default_rng(0)
     for number in range(8):
-        values = np.random.default_rng(number).integers(0, 65535, (2048, 2048)).astype(np.uint16)
+        values = rng.integers(0, 65535, (2048, 2048), np.uint16)
         tifffile.imwrite(folder / f"{number}.tif", values)
-    found = {}
-    for held in (2**20, 2**30):
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, folder, tmp_path / f"run{held}", str(held)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        found[held] = int(done.stdout)
-    assert 40 < found[2**30] - found[2**20] < 90
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, folder, tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    parts, memory_held = map(int, done.stdout.split())
+    assert 40 < memory_held - parts < 90

@@ -31,6 +31,7 @@ class Scenes(Source):
         self.device = captures.device
         if isinstance(captures, Source):
             self.skipped, self.scale, self.note = captures.skipped, captures.scale, captures.note
+            self.endless = captures.endless
 
     def read(self, indices: list[int]) -> Tensor:
         """See `Source`."""

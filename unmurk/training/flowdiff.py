@@ -286,18 +286,18 @@ class FlowDiff(Learner):
         images enter with simulated measurements.
         """
         rest = [j for j in range(self.repeats) if picked is not None and j not in picked]
-        measured, problem = self.view(y, index, picked)
+        given, problem = self.view(y, index, picked)
         dirty, synthetic = _parts(len(y), len(clean))
         own = problem.index_select(dirty) if len(clean) else problem
         if rest:
             target, other = self.view(y, index, rest)
             other = other.index_select(dirty) if len(clean) else other
             loss = noise2noise(
-                self.posterior, measured[: len(dirty)], own, target[: len(dirty)], other
+                self.posterior, given[: len(dirty)], own, target[: len(dirty)], other
             )
         else:
             alpha, hide = self.recipe.alpha, self.recipe.hide
-            loss = recorrupted(self.posterior, measured[: len(dirty)], own, alpha, noise, hide)
+            loss = recorrupted(self.posterior, given[: len(dirty)], own, alpha, noise, hide)
         if not len(clean):
             return loss
         known = supervised(self.posterior, clean, problem.index_select(synthetic), noise)
