@@ -1,7 +1,7 @@
 r"""FlowDiff: a posterior flow and a diffusion prior learned together from corrupted images.
 
 :math:`y = A(x) + \sigma_y n` with known :math:`A` and :math:`\sigma_y`. Each image is measured
-once, and no clean image is read.
+once, and no clean image is needed.
 
 **The paper's objective** (`objective="elbo"`; Wang et al., 2024, arXiv 2407.11162). With x drawn
 by the flow,
@@ -35,6 +35,12 @@ For :math:`A = I` the reverse diffusion that starts at :math:`(y, \sigma_y)` is 
 :math:`p(x \mid y)`. For other A a solver draws, or without one the flow itself. The flow also
 draws for noise that depends on the brightness (:math:`A = I`), because no level of the diffusion
 is its level; there is no ambient target then either.
+
+**Repeated captures and clean images.** With N captures of each scene, the first stage has some of
+them as the input of m and the others as its target (Noise2Noise, arXiv 1803.04189). The ambient
+target and the E-step use all N, combined by `repeats.combined`; the flow and m are trained for
+every number of captures from 1 to N. Clean images, where there are some, are part of every batch:
+for m and the flow with simulated measurements, for the prior at all levels.
 """
 
 from dataclasses import dataclass, field
