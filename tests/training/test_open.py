@@ -22,6 +22,7 @@ from unmurk.diffusion.networks import Preset
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Posterior
+from unmurk.io.source import Source
 from unmurk.problem import Problem
 from unmurk.solvers import Draws
 from unmurk.training import Em, FlowDiff, Recipe, Rounds, learn, registry
@@ -289,3 +290,33 @@ def test_learners_check_what_they_are_given():
         Em(rounds=Rounds(1), e_step="conditional")
     with pytest.raises(InputError, match="unknown objective 'x': choose one of default, elbo"):
         FlowDiff(objective="x")
+
+
+class Gappy(Source):
+    """Floats that are read when they are needed, some of them missing."""
+
+    floats = True
+
+    def __init__(self, y):
+        self.y, self.shape = y, tuple(y.shape)
+
+    def read(self, indices):
+        return self.y[indices]
+
+    def fingerprint(self):
+        return {"gappy": len(self)}
+
+
+def test_missing_pixels_of_a_source_are_hidden_as_those_of_a_tensor(tmp_path):
+    y = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y[3, :, 2, 5] = torch.nan
+    how = {"kimg": 0.016, "batch": 4, "precision": "fp32", "quiet": True, "nan": "mask"}
+    problem = Problem("identity", 0.1)
+    models = [
+        unmurk.learn(data, problem, "noisy", out=tmp_path / str(i), **how)[0]
+        for i, data in enumerate((y, Gappy(y)))
+    ]
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(InputError, match="not finite"):
+        unmurk.learn(Gappy(y), problem, "noisy", out=tmp_path / "c", **(how | {"nan": "refuse"}))

@@ -57,7 +57,12 @@ def gaps(y: Tensor | Source, nan: Nan) -> tuple[Tensor | Source, dict[int, Tenso
     found: dict[int, Tensor] = {}
     step = max(1, CHUNK // (4 * math.prod(y.shape[1:])))
     for start in range(0, len(y), step):
-        bad = ~y[start : start + step].isfinite().all(1).flatten(1)
+        part = (
+            y.read(list(range(start, min(start + step, len(y)))))
+            if isinstance(y, Source)
+            else y[start : start + step]
+        )
+        bad = ~part.isfinite().all(1).flatten(1)
         for number in bad.any(1).nonzero()[:, 0].tolist():
             if nan == "refuse":
                 raise InputError(

@@ -417,7 +417,8 @@ def _check_data(y: Tensor | Source, problem: Problem, clean: bool) -> None:
         raise InputError("learning needs the noise level: give a noise above 0")
     if problem.operator.pictorial:
         index = torch.linspace(0, len(y) - 1, min(len(y), CHECKED)).long()
-        check_units("the set", y[index], 0.0 if clean else problem.level)
+        part = y.read(index.tolist()) if isinstance(y, Source) else y[index]
+        check_units("the set", part, 0.0 if clean else problem.level)
 
 
 def _check_takes(learner: Learner, problem: Problem) -> None:
