@@ -387,3 +387,16 @@ def test_restore_writes_calibrated_deviations(tmp_path, capsys):
     np.testing.assert_allclose(double, 2 * single, rtol=1e-5)
     np.testing.assert_array_equal(doubted, single)
     assert "not calibrated: clipped noise" in said
+
+
+def test_noise_that_no_model_fits_takes_the_trust_of_a_run_away(tmp_path):
+    """Clipped noise looks white in the residual, and is noticed in the measurements."""
+    from unmurk.training.error_bars import calibrate_run
+
+    posterior, problem = Posterior.create("tiny", (1, 16, 16)), Problem("identity", 0.1)
+    y = problem.simulate(torch.full((64, 1, 16, 16), 0.1))
+    how = {"held": 0, "kimg": 1.0, "seed": 0}
+    for data, trusted in ((y, True), (y.clamp_min(0.0), False)):
+        record = calibrate_run(tmp_path, posterior, data, problem, **how)
+        assert record["trusted"] is trusted
+    assert "clipped" in record["why"] or "black" in record["why"]

@@ -22,6 +22,7 @@ from ..io.atomic import write
 from ..io.datasets import Source
 from ..io.json_files import read_object
 from ..noise import Gaussian, PoissonGaussian
+from ..noise_checks import check_noise
 from ..operators.masks import Inpaint
 from ..problem import Problem
 
@@ -175,8 +176,18 @@ def _calibration(
     if not why:
         if clean:
             y = problem.simulate(y, seed, index)
-        return calibrate(posterior, y, problem, index, seed=seed)
+        doubt = "" if clean else _doubt(y, problem, posterior.shape, index)
+        return calibrate(posterior, y, problem, index, seed=seed, trusted=not doubt, why=doubt)
     return Calibration(None, {"images": 0, "trusted": False, "why": why})
+
+
+def _doubt(y: Tensor, problem: Problem, shape: tuple[int, int, int], index: list[int]) -> str:
+    """Return how the noise of measurements differs from every model; "" if it does not."""
+    if not problem.operator.pictorial:
+        return ""
+    bound = problem.operator.to(y.device).bind(index, shape)
+    findings = check_noise(y, bound.apply_mask(torch.ones_like(y)) > 0)
+    return findings[0].text if findings else ""
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
