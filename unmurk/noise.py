@@ -497,15 +497,15 @@ def in_units(text: str, scale: Scale | None) -> str:
 
     A file's number v and an image's value x belong together by v = black + (white - black) x.
 
-    ================================  ===========================================================
-    text                              meaning
-    ================================  ===========================================================
+    =================================  =====================================================
+    text                               meaning
+    =================================  =====================================================
     ``12dn``, ``gaussian,sigma=12dn``  standard deviation of 12 gray levels
-    ``gain=2.1e/dn``                  2.1 electrons for each gray level
-    ``gain=0.5dn``                    0.5 gray levels for each electron
-    ``read=3e``, ``sigma=3e``         Gaussian noise of 3 electrons (in place of ``sigma``)
-    ``offset=100dn``                  the gray level of black, where no light falls
-    ================================  ===========================================================
+    ``gain=2.1e/dn``                   2.1 electrons for each gray level
+    ``gain=0.5dn``                     0.5 gray levels for each electron
+    ``read=3e``, ``sigma=3e``          Gaussian noise of 3 electrons (in place of ``sigma``)
+    ``offset=100dn``                   the gray level of black, where no light falls
+    =================================  =====================================================
 
     Args:
         text: A text form of this module.

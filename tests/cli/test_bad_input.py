@@ -333,7 +333,7 @@ WRONG = [
     ("corrupt x.npy --out", "--out needs a value: write --out PATH"),
     ("corrupt x.npy --json=true --out y", "--json takes no value, got 'true'"),
     ("sample --prior digits --out y -n x", "--n must be a whole number from 1"),
-    ("smudge", "unknown command 'smudge': choose one of demo, learn"),
+    ("smudge", "unknown command 'smudge': choose one of demo, noise, learn"),
     ("corupt x", "did you mean corrupt?"),
     ("--out y", "a command is missing"),
     ("", "a command is missing"),

@@ -337,7 +337,7 @@ def test_large_sets_give_up_their_last_images():
 
 
 def test_a_run_calibrates_its_posterior_and_says_so(tmp_path):
-    from unmurk.cli.report import run_report
+    from unmurk.cli.run_page import run_report
 
     y, run = GAUSSIAN.simulate(blobs()), tmp_path / "run"
     _, posterior = learn(y, GAUSSIAN, out=run, kimg=0.08, batch=8, precision="fp32", quiet=True)

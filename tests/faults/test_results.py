@@ -10,11 +10,12 @@ import torch
 
 from unmurk.checks import far_outside, require_plausible, require_plausible_flow
 from unmurk.cli import main as cli
-from unmurk.diffusion.prior import ASSETS, Prior
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.evaluation.certify import default_solvers
 from unmurk.evaluation.exact import GaussianMixture, GaussianPrior
 from unmurk.flows.posterior import Posterior
+from unmurk.io.packaged import ASSETS
 from unmurk.problem import Problem
 from unmurk.solvers import METHODS, configure, solve
 from unmurk.solvers.tmpd import projected_denoiser

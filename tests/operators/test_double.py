@@ -52,7 +52,7 @@ OTHERS = {
 
 def test_every_family_is_walked():
     walked = {part.split(",")[0] for form in FORMS for part in form.split("|")}
-    assert walked | {"inpaint:file", "blur:file"} >= BUILT_IN
+    assert walked | {"inpaint:file", "blur:file", "mri:file"} >= BUILT_IN
 
 
 @pytest.fixture

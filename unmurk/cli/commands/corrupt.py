@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...io.formats.pictures import holds_images
-from ...io.formats.registry import is_folder, is_written
+from ...io.formats.registry import holds_images, is_folder, is_written
 from ...io.outputs import Output, key_of, output
 from ..data import images_of, problem_of, selection_of
 from ..options import (

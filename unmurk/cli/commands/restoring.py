@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import InputError
-from ...io.formats.pictures import holds_images
-from ...io.formats.registry import is_folder
+from ...io.formats.registry import holds_images, is_folder
 from ...io.formats.registry import selection_of as part_of
 from ...io.outputs import Output
 from ...io.packaged import for_channels, variants

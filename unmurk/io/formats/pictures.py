@@ -24,6 +24,7 @@ from .registry import (
     ENDINGS,
     Pages,
     has_reader,
+    holds_images,
     reader_of,
     real_path,
     split_member,
@@ -89,15 +90,6 @@ def open_pages(file: Path, select: Selection = ALL) -> Iterator[Pages]:
             pages = _Checked(real, opened())
     with pages:
         yield pages if reader.selects or select == ALL else _Chosen(pages, select)
-
-
-def holds_images(path: Path) -> bool:
-    """Whether a path names one file of images, or a folder that is one (OME-Zarr).
-
-    Files that do not exist count by their name.
-    """
-    file, _ = split_member(path)
-    return has_reader(file) and (not file.is_dir() or reader_of(file).folder)
 
 
 class _Checked(Pages):

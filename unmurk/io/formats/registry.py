@@ -49,6 +49,7 @@ __all__ = [
     "Reader",
     "Writer",
     "has_reader",
+    "holds_images",
     "is_folder",
     "is_written",
     "library",
@@ -302,6 +303,15 @@ def is_folder(path: Path) -> bool:
     return real.is_dir() and not (suffix_of(real) and reader_of(real).folder)
 
 
+def holds_images(path: Path) -> bool:
+    """Whether a path names one file of images, or a folder that is one (OME-Zarr).
+
+    Files that do not exist count by their name.
+    """
+    file = real_path(path)
+    return has_reader(file) and (not file.is_dir() or reader_of(file).folder)
+
+
 def is_written(path: Path) -> bool:
     """Whether the suffix of a name is that of a format that unmurk writes."""
     suffix = suffix_of(path)
@@ -379,6 +389,7 @@ def reader_of(file: Path) -> Reader:
     Raises:
         InputError: No reader has such a suffix, or the package of the reader cannot be imported.
     """
+    _own_readers()
     name = real_path(file).name.lower()
     suffix = max((s for s in _readers if name.endswith(s)), key=len, default=None)
     if suffix is not None:
@@ -401,6 +412,12 @@ def reader_of(file: Path) -> Reader:
         ) from error
     _readers[suffix] = Reader(entry.name, (suffix,), opener)
     return _readers[suffix]
+
+
+@cache
+def _own_readers() -> None:
+    """Register the readers of this package, whose libraries take a while to import."""
+    importlib.import_module("unmurk.io.formats.pictures")
 
 
 @cache
