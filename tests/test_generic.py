@@ -117,8 +117,9 @@ def test_restore_removes_noise_only_and_solve_does_the_rest(assets, capsys):
         argv[3] = kind
         assert cli.main([*argv, out]) == 0
     np.testing.assert_array_equal(np.load("x.npy"), np.load("z.npy"))
-    assert cli.main(["sample", "generic", "-n", "2", "--steps", "2", "--out", "s.npy"]) == 0
-    assert np.load("s.npy").shape == (2, 64, 64)
+    argv = ["sample", "--prior", "generic", "-n", "2", "--steps", "2", "--out", "s.npy"]
+    assert cli.main(argv) == 0
+    assert np.load("s.npy").shape == (2, 1, 64, 64)
 
 
 def test_a_folder_of_that_name_comes_first(assets):

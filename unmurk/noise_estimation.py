@@ -187,7 +187,7 @@ def choose_noise(y: Tensor, operator: Operator) -> Choice:
     >>> y = torch.randn(4, 2, 64, 64, generator=torch.Generator().manual_seed(0))
     >>> y = 0.5 + y * torch.tensor([0.1, 0.2]).view(2, 1, 1)
     >>> choose_noise(y, as_operator("identity")).noise.spec
-    'per-channel:gaussian,sigma=0.1005:gaussian,sigma=0.1988'
+    'per-channel:gaussian,sigma=0.09895:gaussian,sigma=0.2011'
     """
     if y.ndim != 4 or y.shape[1] < 2:
         return _choose(y, operator)

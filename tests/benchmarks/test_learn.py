@@ -368,7 +368,7 @@ def test_the_verdict_is_computed_from_the_figures_without_the_ceiling():
     assert "spread" not in found and "LPIPS" not in found
     near, behind = 2, 1
     total = len(found)
-    assert total == 14  # nine of ten columns of quality, coverage, four problems
+    assert total == 15  # ten of eleven columns of quality, coverage, four problems
     counts = {"first": total - near - behind, "near the best": near, "behind": behind}
     assert verdict["rows"] == 2 and verdict["counts"] == counts
     assert benchmark.verdict(RESULT["sets"]["dogs-blur"]) is None

@@ -400,3 +400,14 @@ def test_noise_that_no_model_fits_takes_the_trust_of_a_run_away(tmp_path):
         record = calibrate_run(tmp_path, posterior, data, problem, **how)
         assert record["trusted"] is trusted
     assert "clipped" in record["why"] or "black" in record["why"]
+
+
+def test_estimates_below_zero_are_replaced_by_what_can_be_resolved():
+    def bin_of(applied, square, error):
+        return Bin(100, applied, square, error, applied, 1.6)
+
+    curve = fit_curve([bin_of(0.1, -0.001, 0.0004), bin_of(0.2, 0.04, 0.001)])
+    assert curve.calibrated == pytest.approx((0.02, 0.2))  # sqrt of the standard error 0.0004
+    curve = fit_curve([bin_of(0.1, -0.001, 0.5), bin_of(0.2, 0.04, 0.001)])
+    assert curve.calibrated == pytest.approx((0.2, 0.2))  # no more than the next estimate
+    assert fit_curve([bin_of(0.1, -0.001, 0.0004), bin_of(0.2, -0.0001, math.inf)]) is None

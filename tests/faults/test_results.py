@@ -165,8 +165,8 @@ def test_the_command_refuses_what_its_flow_lost(prior, value, tmp_path, monkeypa
     argv += ["--samples", "2", "--out", str(out)]
     right = Posterior.mean_std
 
-    def lost(self, *args):
-        mean, std = right(self, *args)
+    def lost(self, *args, **more):
+        mean, std = right(self, *args, **more)
         mean[1, 0, 3, 4] = value
         return mean, std
 

@@ -219,13 +219,15 @@ def fit_curve(bins: Sequence[Bin]) -> Curve | None:
     """Fit a monotone map to bins by isotonic regression of the squared error.
 
     Neighbors that violate the order are pooled (the pool-adjacent-violators algorithm; Barlow et
-    al., 1972), weighted by the inverse square of their standard errors.
+    al., 1972), weighted by the inverse square of their standard errors. An unbiased estimate of a
+    small squared error may be negative. It is then replaced by its standard error, or by the next
+    larger estimate if that is smaller.
 
     Args:
-        bins: Bins whose mean squared error is positive.
+        bins: The bins.
 
     Returns:
-        The map, or None if there are no bins.
+        The map, or None if there are no bins, or if no estimate is positive.
 
     >>> one = Bin(100, 0.1, 0.04, 0.001, 0.1, 1.6)
     >>> two = Bin(100, 0.2, 0.01, 0.001, 0.2, 1.6)
@@ -243,9 +245,13 @@ def fit_curve(bins: Sequence[Bin]) -> Curve | None:
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
             (a, wa, na), (b, wb, nb) = blocks[-2:]
             blocks[-2:] = [((wa * a + wb * b) / (wa + wb), wa + wb, na + nb)]
-    calibrated = [math.sqrt(square) for square, _, count in blocks for _ in range(count)]
-    if not held:
+    if not blocks or blocks[-1][0] <= 0:
         return None
+    least, calibrated = math.inf, list[float]()
+    for square, weight, count in reversed(blocks):
+        resolved = square if square > 0 else 1 / math.sqrt(weight) if weight > 0 else math.inf
+        least = min(least, resolved)
+        calibrated[:0] = [math.sqrt(least)] * count
     return Curve(
         tuple(b.applied for b in held),
         tuple(max(value, BOUND) for value in calibrated),

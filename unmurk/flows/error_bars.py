@@ -105,7 +105,7 @@ class Curve:
         if len(knots) == 1:
             return held.expand_as(predicted)
         place = predicted.clamp(self.predicted[0], self.predicted[-1]).log()
-        right = torch.bucketize(place, knots).clamp(1, len(knots) - 1)
+        right = torch.bucketize(place.contiguous(), knots).clamp(1, len(knots) - 1)
         share = (place - knots[right - 1]) / (knots[right] - knots[right - 1])
         return torch.lerp(held[right - 1], held[right], share.clamp(0, 1))
 

@@ -59,7 +59,7 @@ def page_of(run: Path, data: Path | None = None) -> Path:
                 f"unmurk solve {images} --prior {folder} --operator inpaint:box,size=10 "
                 "--noise 0.05 --out solved"
             ),
-            "Draw new images": f"unmurk sample {folder} --out new",
+            "Draw new images": f"unmurk sample --prior {folder} --out new",
         }
         sections.append(Commands("What to run next", lines))
     return run_report(run, sections=sections)
