@@ -410,16 +410,19 @@ def temporal_line(captures: Tensor) -> Line:
     weighted least squares. Scenes that move, or light that flickers, count as noise.
 
     Args:
-        captures: (scenes, N, H, W) of one channel, N >= 2.
+        captures: (scenes, N, H, W) of one channel, N >= 2. Blocks with a pixel that is not finite
+            do not count.
 
     Raises:
-        InputError: There is one capture only, or no block of 8 x 8 pixels.
+        InputError: There is one capture only, or there are too few blocks of 8 x 8 pixels.
     """
     if captures.ndim != 4 or captures.shape[1] < 2:
         raise InputError("the noise over time needs 2 or more captures of one scene")
     y = captures.double()
     mean = cut_patches(y.mean(1)[:, None]).mean((1, 2))
     variance = cut_patches(y.var(1)[:, None]).mean((1, 2))
+    whole = mean.isfinite() & variance.isfinite()
+    mean, variance = mean[whole], variance[whole]
     if len(mean) < LEAST:
         raise InputError(
             f"the noise over time needs {LEAST} blocks of 8x8 pixels, and there are {len(mean)}:"

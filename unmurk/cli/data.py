@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "captures_of",
+    "check_floats",
     "hide_missing",
     "images_of",
     "list_skipped",
@@ -60,6 +61,9 @@ def problem_of(
     from ..noise import has_units, in_units
     from ..problem import Problem
 
+    first = images if captures is None else captures.first
+    if scale is not None and ("auto" in str(noise) or has_units(str(noise))):
+        check_floats(first, scale())
     if captures is not None and "auto" in str(noise):
         from ..io.crops import tiles
         from ..noise_estimation import known_noise
@@ -78,6 +82,19 @@ def problem_of(
         given, noise = noise, in_units(noise, scale())
         print(f"noise {escape(given)} is {noise} in units of [0, 1]", file=sys.stderr)
     return Problem(operator, noise)
+
+
+def check_floats(images: "Callable[[], torch.Tensor] | None", scale: "Scale | None") -> None:
+    """Refuse floats so far from [0, 1] that no noise of the bounds explains it.
+
+    Without this check, the message would be about the noise, not about the range.
+    """
+    from ..io.scale import check_units
+    from ..noise import SIGMA
+
+    if images is None or scale is None or not scale.dtype.startswith("float") or scale.gain != 1:
+        return
+    check_units("the set", images(), SIGMA.most)
 
 
 def hide_missing(y: "torch.Tensor", operator: str) -> "tuple[torch.Tensor, Operator]":
@@ -241,10 +258,10 @@ def selection_of(command: Any, run: str | Path | None = None) -> "Selection":
     from ..io.axes import ALL, Selection
 
     known = ALL if run is None else run_selection(run)
-    channels = command.channel or known.channels
+    channels, more = command.channel or known.channels, not command.channel and known.more
     if command.axes:
-        return Selection(command.axes, channels)
-    return Selection(known.axes, channels, lenient=bool(known.axes))
+        return Selection(command.axes, channels, more=more)
+    return Selection(known.axes, channels, lenient=bool(known.axes), more=more)
 
 
 def run_selection(run: str | Path) -> "Selection":
@@ -258,7 +275,7 @@ def run_selection(run: str | Path) -> "Selection":
         axes, channels = kept.get("axes", ""), kept.get("channels", [])
         if not isinstance(axes, str) or not isinstance(channels, list):
             raise InputError(f"{config} has no readable axes: give --axes and --channel")
-        return Selection(axes, tuple(map(str, channels)), lenient=True)
+        return Selection(axes, tuple(map(str, channels)), lenient=True, more=bool(channels))
     return ALL
 
 

@@ -33,8 +33,9 @@ class Selection:
             and take the place of the names that a file gives. Empty: those of the file.
         channels: The channels to read, by number (from 0) or by name; empty: all.
         member: Name of the data set or image in a file that holds several; empty: the only one.
-        lenient: Whether `axes` concern only files with this number of axes, and `channels` only
-            files with more channels. Those that a run was learned with are such.
+        lenient: Whether `axes` concern only files with this number of axes. Those that a run was
+            learned with are such.
+        more: Whether `channels` concern only files with more channels, as those of a run do.
 
     Raises:
         InputError: The axes have no Y or X, repeat a letter, or have an unknown one; or a channel
@@ -48,6 +49,7 @@ class Selection:
     channels: tuple[str, ...] = ()
     member: str = ""
     lenient: bool = False
+    more: bool = False
 
     def __post_init__(self) -> None:
         axes = self.axes.upper()
@@ -109,7 +111,7 @@ class Selection:
         Raises:
             InputError: There is no such channel.
         """
-        if not self.channels or (self.lenient and count == len(self.channels)):
+        if not self.channels or (self.more and count <= len(self.channels)):
             return list(range(count))
         return [self._number(file, channel, count, names) for channel in self.channels]
 

@@ -259,29 +259,37 @@ def crop_side(captures: Captures, operator: Operator) -> int:
     return max(step, most // step * step)
 
 
-def tiles(captures: Captures, operator: Operator) -> tuple[Tensor, Operator]:
+def tiles(captures: Captures, operator: Operator, repeats: int = 1) -> tuple[Tensor, Operator]:
     """Cut captures into tiles, for estimates that need images of one size.
 
     Args:
         captures: The captures.
         operator: How they were made.
+        repeats: Number of captures of each scene, one after another. The tiles of one place in a
+            scene then follow each other.
 
     Returns:
         Tiles (N, C, h, w) that cover the captures, evenly chosen if there are more than some
         million values; and the operator, whose images are these tiles.
+
+    Raises:
+        InputError: The captures are no whole number of scenes, or one scene has several sizes.
     """
+    if repeats > 1:
+        _check_scenes(captures, repeats)
     grid = operator.crop_grid
     sizes = _image_sizes(captures, operator)
     side = crop_side(captures, operator)
     places = [
         (position, row, column)
-        for position, size in enumerate(sizes)
+        for position, size in list(enumerate(sizes))[::repeats]
         for row in _starts(size[0], side, grid)
         for column in _starts(size[1], side, grid)
     ]
-    most = max(1, TILES // (captures.channels * side**2))
-    picked = torch.linspace(0, len(places) - 1, min(most, len(places))).long().unique()
-    crops = Crops(captures, operator, side, False, 0, [places[i] for i in picked.tolist()])
+    most = max(1, TILES // (captures.channels * side**2 * repeats))
+    picked = torch.linspace(0, len(places) - 1, min(most, len(places))).long().unique().tolist()
+    chosen = [(places[i][0] + j, *places[i][1:]) for i in picked for j in range(repeats)]
+    crops = Crops(captures, operator, side, False, 0, chosen)
     bound = crops.problem(Problem(operator, 0.0)).operator
     return crops[:], bound
 

@@ -188,6 +188,12 @@ def changed_formats(jobs: Sequence[Job]) -> list[str]:
     found: dict[str, str] = {}
     for job in jobs:
         reader, out = reader_of(job.file), job.out
+        if job.regrouped and is_tiff(out) and not is_tiff(job.file) and reader.writer is not None:
+            found.setdefault(
+                f"{reader.name} scenes",
+                f"scenes of {reader.name} files with several captures are written as TIFF files",
+            )
+            continue
         if without_suffix(out.name) == out.name or reader.writer is not None or is_tiff(job.file):
             continue
         if not is_png(job.file):

@@ -6,6 +6,7 @@ same name in the working folder comes first.
 """
 
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from .json_files import read_object
@@ -14,6 +15,7 @@ __all__ = [
     "GENERIC",
     "SETS",
     "for_channels",
+    "is_generic",
     "model_folder",
     "models",
     "of_any_size",
@@ -88,13 +90,28 @@ def for_channels(name: str, channels: int) -> str:
 def of_any_size(folder: Path) -> bool:
     """Whether a model was trained to serve images of any size.
 
-    A generic model was, as config.json beside it says. Any other model has learned images of one
-    size, and takes larger ones in tiles.
+    A generic model was, and so was one that has learned from crops, as config.json beside it says.
+    Any other model has learned images of one size, and takes larger ones in tiles.
 
     Args:
         folder: Its folder, `prior/` or `posterior/` of a run folder.
     """
+    crop = _config(folder).get("crop")
+    return is_generic(folder) or (isinstance(crop, int) and crop > 0)
+
+
+def is_generic(folder: Path) -> bool:
+    """Whether a model is one of images of any kind, as config.json beside it says.
+
+    Args:
+        folder: Its folder, `prior/` or `posterior/` of a run folder.
+    """
+    return _config(folder).get("method") == "generic"
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return config.json beside a model; empty if there is none."""
     try:
-        return read_object(folder.parent / "config.json").get("method") == "generic"
+        return read_object(folder.parent / "config.json")
     except InputError:
-        return False
+        return {}

@@ -1,5 +1,6 @@
 """`unmurk noise`: the noise of images, its uncertainty, and what no model fits."""
 
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import output
-from ..data import hide_missing, measured, run_frames, warn_of_noise
+from ..console import escape
+from ..data import (
+    check_floats,
+    hide_missing,
+    list_skipped,
+    measured,
+    run_frames,
+    selection_of,
+    warn_of_noise,
+)
 from ..options import (
+    Axes,
+    Channel,
     Command,
     Corrupted,
     Dark,
@@ -26,6 +38,7 @@ from ..options import (
 if TYPE_CHECKING:
     import torch
 
+    from ...io.axes import Selection
     from ...io.images import ImageSet
     from ...io.scale import Scale
     from ...noise_estimation import Line, Patches
@@ -61,6 +74,8 @@ class Noise(Command):
     """Number of consecutive images that show one scene, a whole number from 2 to 10000: the noise
     is also measured from their differences, whatever the scene holds."""
     range: MaybeRange = None
+    axes: Axes = None
+    channel: Channel = ()
     dark: Dark = None
     flat: Flat = None
     hot_pixels: HotPixels = "off"
@@ -87,9 +102,8 @@ class Noise(Command):
 
         from ...noise_estimation import choose_noise
 
-        data = self._images()
-        frames = run_frames(self.dark, self.flat, self.hot_pixels, lambda: data)
-        y = frames.correct(data.images)
+        y, scale, count = self._measurements()
+        check_floats(lambda: y, scale)
         filled, operator = hide_missing(y, "identity")
         choice = choose_noise(filled, operator)
         models = getattr(choice.noise, "models", (choice.noise,) * y.shape[1])
@@ -97,25 +111,65 @@ class Noise(Command):
         warnings = warn_of_noise(filled, operator)
         panels, channels = [], []
         for i, (model, reason) in enumerate(zip(models, reasons, strict=True)):
-            panel = _panel(filled[:, i : i + 1], operator, model, self.repeats)
+            panel = _panel(filled[:, i : i + 1], operator, model, y[:, i], self.repeats)
             marks = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
             values = y[:, i][y[:, i].isfinite()].double()
             marks = values[:: max(1, len(values) // 1_000_000)].quantile(marks)
             panels.append(panel)
-            channels.append(_describe(panel, model, reason, marks, data.scale))
+            channels.append(_describe(panel, model, reason, marks, scale))
         names = {f"channel {i}": channel for i, channel in enumerate(channels)}
-        result: dict[str, Any] = {"images": len(y), "noise": choice.noise.spec}
+        result: dict[str, Any] = {"images": count, "noise": choice.noise.spec}
         result |= names if len(channels) > 1 else channels[0]
         result["warnings"] = warnings
         result["paste"] = f"--noise {choice.noise.spec}"
         return result, panels
 
-    def _images(self) -> "ImageSet":
+    def _measurements(self) -> "tuple[torch.Tensor, Scale, int]":
+        """Return measurements (N, C, H, W), their scale, and the number of images.
+
+        Images of one size are the measurements, or the first ones of a large set. Those of
+        several sizes are cut into tiles. Hidden pixels are not finite.
+        """
+        from ...io.captures import sizes_in
+
+        select = selection_of(self)
+        if len(set(sizes_in(self.data, select))) > 1:
+            return self._tiles(select)
+        data = self._images(select)
+        frames = run_frames(self.dark, self.flat, self.hot_pixels, lambda: data)
+        return frames.correct(data.images), data.scale, len(data)
+
+    def _tiles(self, select: "Selection") -> "tuple[torch.Tensor, Scale, int]":
+        """Return tiles of images of several sizes; see `_measurements`."""
+        import torch
+
+        from ...io.captures import open_captures
+        from ...io.crops import tiles
+        from ...io.images import ImageSet
+        from ...io.scale import Scale
+        from ...operators import as_operator
+
+        scratch = Path(tempfile.gettempdir())
+        given = (self.skip_bad, self.range, self.nan)
+        captures = open_captures(self.data, *given, scratch, select)
+        list_skipped(dict(captures.skipped))
+        if captures.note:
+            print(f"{escape(self.data)}: {captures.note}", file=sys.stderr)
+        scale = captures.scale or Scale()
+        frames = run_frames(
+            self.dark, self.flat, self.hot_pixels, lambda: ImageSet(captures.first(), [], scale)
+        )
+        cut = captures.corrected(frames)
+        y, operator = tiles(cut, as_operator("identity"), self.repeats or 1)
+        observed = operator.bind(range(len(y)), tuple(y.shape[1:])).apply_mask(torch.ones_like(y))
+        return y.masked_fill(observed == 0, float("nan")), scale, len(captures)
+
+    def _images(self, select: "Selection") -> "ImageSet":
         """Read the images, or the first ones of a large set."""
         from ...io.images import ImageSet
         from ...io.scale import Scale
 
-        data = measured(self.data, self.skip_bad, self.range, self.nan)
+        data = measured(self.data, self.skip_bad, self.range, self.nan, select)
         found = getattr(data, "images", data)
         most = max(1, HELD // (4 * found.shape[1] * found.shape[2] * found.shape[3]))
         most = min(len(found), most, ENOUGH * (self.repeats or 1))
@@ -150,8 +204,10 @@ class Panel:
         self.line, self.patches, self.temporal = line, patches, temporal
 
 
-def _panel(y: "torch.Tensor", operator: Any, model: Any, repeats: int | None) -> Panel:
-    """Estimate one channel with its uncertainty."""
+def _panel(
+    y: "torch.Tensor", operator: Any, model: Any, measured: "torch.Tensor", repeats: int | None
+) -> Panel:
+    """Estimate one channel with its uncertainty, also over time from `measured` (N, H, W)."""
     from ...noise import Gaussian
     from ...noise_estimation import bootstrap, temporal_line
 
@@ -159,7 +215,7 @@ def _panel(y: "torch.Tensor", operator: Any, model: Any, repeats: int | None) ->
     line, patches = bootstrap(y, operator, kind)  # type: ignore[arg-type]
     temporal = None
     if repeats is not None:
-        temporal = temporal_line(y[:, 0].unflatten(0, (-1, repeats)))
+        temporal = temporal_line(measured.unflatten(0, (-1, repeats)))
     return Panel(line, patches, temporal)
 
 

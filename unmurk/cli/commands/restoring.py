@@ -117,6 +117,8 @@ def restore_data(
     one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
     jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad, select)
     jobs = scene_jobs(jobs, command.repeats) if jobs else []
+    if jobs and not to.folder and jobs[0].out != out:
+        raise InputError(f"{out}: scenes of one file are written as TIFF: give a .tif name")
     known = _known_span(command)
     files = [one.file for job in jobs for one in job.captures or (job,)]
     spans = _spans(command, files, problem.level, jobs[0].select) if jobs else known
@@ -407,11 +409,11 @@ def trained_problem(
     """
     from ...diffusion.prior import locate
     from ...io.json_files import read_object
-    from ...io.packaged import of_any_size
+    from ...io.packaged import is_generic
     from ...problem import Problem
 
     folder = locate(run, "posterior", "model.safetensors")
-    if of_any_size(folder):
+    if is_generic(folder):
         return _generic_problem(run, operator, noise, images, scale)
     config = folder.parent / "config.json"
     trained: Problem | None = None
