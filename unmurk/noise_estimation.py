@@ -310,7 +310,8 @@ def known_noise(text: str, y: Tensor, operator: str | Operator, what: str = "") 
         found, why = choice.noise.spec, f" ({'; '.join(choice.reasons)})"
     else:
         found, why = estimate_noise(y, as_operator(operator), kind).spec, ""
-    print(f"noise estimated from {what or f'{len(y)} images'}: {found}{why}", file=sys.stderr)
+    what = what or ("1 image" if len(y) == 1 else f"{len(y)} images")
+    print(f"noise estimated from {what}: {found}{why}", file=sys.stderr)
     return found
 
 
@@ -421,8 +422,8 @@ def temporal_line(captures: Tensor) -> Line:
     y = captures.double()
     mean = cut_patches(y.mean(1)[:, None]).mean((1, 2))
     variance = cut_patches(y.var(1)[:, None]).mean((1, 2))
-    whole = mean.isfinite() & variance.isfinite()
-    mean, variance = mean[whole], variance[whole]
+    measured = mean.isfinite() & variance.isfinite()
+    mean, variance = mean[measured], variance[measured]
     if len(mean) < LEAST:
         raise InputError(
             f"the noise over time needs {LEAST} blocks of 8x8 pixels, and there are {len(mean)}:"

@@ -333,7 +333,8 @@ def run_frames(
     positions = _hidden(kept.get("hidden"), shape)
     if positions is None and hot == "auto":
         positions = hot_pixels(data.images)
-        print(f"{int(positions.sum())} hot pixels are hidden", file=sys.stderr)
+        count = int(positions.sum())
+        print(f"{count} hot pixel{' is' if count == 1 else 's are'} hidden", file=sys.stderr)
     frames = read_frames(dark, flat, data.scale, shape, hot=positions)
     for name, digest in frames.digests.items():
         if kept and kept.get(name) != digest:

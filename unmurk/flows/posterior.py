@@ -224,7 +224,8 @@ class Posterior(Flow):
         if config.height % 4 or config.width % 4:
             raise InputError(
                 f"images of {config.height}x{config.width} pixels do not fit the posterior flow: "
-                "crop or pad them so that both sides are multiples of 4"
+                "crop or pad them so that both sides are multiples of 4, or learn from crops of "
+                "them (--crop)"
             )
         self.config = config
         c = config.channels

@@ -48,6 +48,7 @@ from .formats.pictures import (
     holds_images,
     open_pages,
     page_names,
+    single,
 )
 from .formats.registry import is_folder
 from .frames import Frames
@@ -604,9 +605,10 @@ class _Opening:
         span = span_for(self.span, kept[0].dtype) or extent.span
         known = bits or span is not None
         names = hashlib.sha256(json.dumps(self.seconds).encode()).hexdigest()
+        scale = Scale.of(kept[0].dtype, span, bits or (0 if known else extent.bits))
         return Captures(
             [page.part for page in kept],
-            Scale.of(kept[0].dtype, span, bits or (0 if known else extent.bits)),
+            replace(scale, format="png" if any(map(single, self.files)) else "tif"),
             [page.number for page in kept],
             {"sha256": names, "of": "names, sizes and times"},
             sorted(skipped),

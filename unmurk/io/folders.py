@@ -49,11 +49,13 @@ def pictures_in(folder: Path) -> list[Path]:
         raise InputError(f"there is no PNG, JPEG, TIFF or BMP picture in the folder {folder}")
     if not selection:
         return files
-    if not any(reader_of(file).selects for file in files):
+    readers = [reader_of(file) for file in files]
+    named = [reader.selects or reader.member for reader in readers]
+    if not any(named):
         raise InputError(f"{folder}[{selection}]: no file in it has anything to select")
     return [
-        file.with_name(f"{file.name}[{selection}]") if reader_of(file).selects else file
-        for file in files
+        file.with_name(f"{file.name}[{selection}]") if one else file
+        for file, one in zip(files, named, strict=True)
     ]
 
 

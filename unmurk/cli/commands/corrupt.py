@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...io.formats.registry import holds_images, is_folder, is_written
 from ...io.outputs import Output, key_of, output
-from ..data import images_of, problem_of, selection_of
+from ..data import check_floats, images_of, problem_of, selection_of
 from ..options import (
     Axes,
     Channel,
@@ -25,10 +25,8 @@ from ..options import (
 if TYPE_CHECKING:
     import torch
 
+    from ...io.scale import Scale, Spans
     from ...problem import Problem
-
-if TYPE_CHECKING:
-    from ...io.scale import Scale
 
 __all__ = ["Corrupt"]
 
@@ -57,9 +55,17 @@ class Corrupt(Command):
 
     def _scale(self) -> "Scale":
         """The scale of the data, for a noise in gray levels."""
-        from ...io.images import load_images
+        from ...io.images import pictures_in, read_images
+        from .restoring import spans_of
 
-        return load_images(self.data, limit=1, skip_bad=True, span=self.range).scale
+        span: Spans = self.range
+        select = selection_of(self)
+        if is_folder(self.data) or holds_images(self.data):
+            files = pictures_in(self.data) if is_folder(self.data) else [self.data]
+            span = spans_of(self.data, files, span, None, select)
+        first = read_images(self.data, limit=1, skip_bad=True, span=span, select=select)
+        check_floats(lambda: first.images, first.scale)
+        return first.scale
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""

@@ -374,7 +374,10 @@ def calibration(frames: "Frames") -> dict[str, Any]:
 
 
 def _sample(command: Restoring, limit: int) -> "ImageSet":
-    """Read the first images of a command, in the scale that it restores them in."""
+    """Read the first images of a command, in the scale that it restores them in.
+
+    Missing pixels are not finite here; `--nan` applies when the images are restored.
+    """
     from ...io.images import pictures_in, read_images
 
     span, data = _known_span(command), command.data
@@ -382,7 +385,7 @@ def _sample(command: Restoring, limit: int) -> "ImageSet":
     if is_folder(data) or holds_images(data):
         files = pictures_in(data) if is_folder(data) else [data]
         span = _spans(command, files, None, select)
-    return read_images(data, skip_bad=True, limit=limit, span=span, select=select)
+    return read_images(data, skip_bad=True, limit=limit, span=span, nan="mask", select=select)
 
 
 def trained_problem(

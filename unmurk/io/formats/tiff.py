@@ -652,7 +652,10 @@ def without_alpha(file: Path, pixels: np.ndarray) -> np.ndarray:
     kind = pixels.dtype
     full = 1 if kind.kind == "f" else np.iinfo(kind).max
     if (pixels[..., -1] != full).any():
-        raise InputError(f"{file} is partly transparent: save it without an alpha channel")
+        raise InputError(
+            f"{file} is partly transparent: save it without an alpha channel or, if its samples "
+            "are separate images, as pages (in tifffile with photometric='minisblack')"
+        )
     return pixels[..., :-1]
 
 

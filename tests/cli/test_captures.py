@@ -1,0 +1,224 @@
+"""Captures on the command line: mixed sizes, chosen channels, repeats, bad pixels and units."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from tests.cli.test_cli import trained, unmurk  # noqa: F401 (a fixture)
+from unmurk.cli.data import selection_of
+from unmurk.diffusion.prior import Prior
+from unmurk.errors import InputError
+from unmurk.flows.posterior import Posterior
+from unmurk.io.axes import Selection
+from unmurk.io.captures import open_captures
+from unmurk.io.folders import pictures_in
+from unmurk.io.packaged import is_generic, of_any_size
+from unmurk.tiling import posterior_for, prior_for
+
+SIZES = [(131, 96), (64, 150), (70, 71), (20, 120)]  # the last is smaller than a tile
+
+
+def capture(size: tuple[int, int], sigma: float, seed: int) -> np.ndarray:
+    """A smooth scene of a size, the same for all seeds, with Gaussian noise; float32."""
+    ramp = np.linspace(0.3, 0.6, size[1])[None].repeat(size[0], 0)
+    return (ramp + sigma * np.random.default_rng(seed).standard_normal(size)).astype(np.float32)
+
+
+def numbers(capsys: pytest.CaptureFixture) -> dict:
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_noise_of_images_of_several_sizes(repeats, tmp_path, capsys):
+    """Sigma to 5 % from all images, also over time; a few of the pixels hold no measurement."""
+    for i, size in enumerate(SIZES):
+        for j in range(repeats):
+            y = capture(size, 0.05, 10 * i + j)
+            y[10:12, 40:60] = np.nan
+            tifffile.imwrite(tmp_path / f"{i}-{j}.tif", y)
+    more = ["--repeats", repeats] if repeats > 1 else []
+    assert unmurk("noise", tmp_path, "--nan", "mask", "--json", *more) == 0
+    found = numbers(capsys)
+    assert found["images"] == len(SIZES) * repeats
+    assert found["sigma"] == pytest.approx(0.05, rel=0.05)
+    if repeats > 1:
+        assert found["repeats"]["middle"]["sigma over time"] == pytest.approx(0.05, rel=0.05)
+        (tmp_path / "3-2.tif").unlink()
+        assert unmurk("noise", tmp_path, "--nan", "mask", *more) == 2
+        assert "scenes of 3" in capsys.readouterr().err
+
+
+def test_hidden_pixels_do_not_lower_the_noise_over_time(tmp_path, capsys):
+    """A quarter of each image is not finite: counted as 0 it would give 0.043 in place of 0.05."""
+    y = np.stack([capture((96, 96), 0.05, seed) for seed in range(6)])
+    y[:, :48, :48] = np.nan
+    tifffile.imwrite(tmp_path / "y.tif", y, photometric="minisblack")
+    argv = ["noise", tmp_path / "y.tif", "--repeats", 3, "--nan", "mask", "--json"]
+    assert unmurk(*argv) == 0
+    over_time = numbers(capsys)["repeats"]
+    assert over_time["middle"]["sigma over time"] == pytest.approx(0.05, rel=0.05)
+
+
+def test_noise_of_a_chosen_channel(tmp_path, capsys):
+    """Two channels with noise of 0.02 and 0.08: each is measured alone, in any order of axes."""
+    y = [np.stack([capture((96, 80), s, 7 * t + c) for c, s in enumerate((0.02, 0.08))])
+         for t in range(2)]  # fmt: skip
+    np.save(tmp_path / "y.npy", np.stack(y).transpose(1, 2, 0, 3))  # C Y T X
+    for channel, sigma in ((0, 0.02), (1, 0.08)):
+        argv = ["noise", tmp_path / "y.npy", "--axes", "CYTX", "--channel", channel, "--json"]
+        assert unmurk(*argv) == 0
+        found = numbers(capsys)
+        assert found["images"] == 2 and found["sigma"] == pytest.approx(sigma, rel=0.05)
+
+
+def test_channels_of_a_run_concern_files_with_more_channels(tmp_path):
+    """A file of the channel alone is read as it is, unless the user names a channel."""
+    (tmp_path / "config.json").write_text(json.dumps({"problem": {}, "channels": ["GFP"]}))
+
+    class Given:
+        axes, channel = None, ()
+
+    select, file = selection_of(Given(), tmp_path), Path("a.tif")
+    assert select.chosen(file, 1) == [0]
+    assert select.chosen(file, 2, ["DAPI", "GFP"]) == [1]
+    with pytest.raises(InputError, match="none is 'GFP'"):
+        select.chosen(file, 2)
+    Given.channel = ("1",)
+    with pytest.raises(InputError, match="1 channels"):
+        selection_of(Given(), tmp_path).chosen(file, 1)
+    assert Selection(channels=("1",)).chosen(file, 2) == [1]
+
+
+@pytest.mark.parametrize(("config", "any_size"), [({"crop": 16}, True), ({"crop": None}, False)])
+def test_a_run_on_crops_takes_smaller_images(config, any_size, trained):  # noqa: F811
+    file = trained / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    assert of_any_size(trained / "prior") == any_size and not is_generic(trained / "prior")
+    models = ((prior_for, Prior.load(trained)), (posterior_for, Posterior.load(trained)))
+    for choose, model in models:
+        assert model.any_size == any_size
+        if not any_size:
+            with pytest.raises(InputError, match="at least 1x16x16"):
+                choose(model, (1, 12, 40))
+    if any_size:
+        x = torch.rand(2, 1, 8, 24, generator=torch.Generator().manual_seed(0))
+        prior = models[0][1]  # one tile covers such an image: the network itself
+        found = prior_for(prior, (1, 8, 24)).denoise(x, 0.1)
+        own = Prior(prior.network, (1, 8, 24)).eval().denoise(x, 0.1)
+        assert torch.allclose(found, own, atol=1e-6)
+
+
+def test_smaller_images_are_restored_after_crops(trained, tmp_path, capsys):  # noqa: F811
+    """Restored files keep their sizes, and sides need not be multiples of 4."""
+    file = trained / "config.json"
+    known = {"problem": {"operator": "identity", "noise": 0.1}, "crop": 16}
+    file.write_text(json.dumps(known))
+    (tmp_path / "y").mkdir()
+    for i, size in enumerate([(13, 40), (17, 16), (9, 10)]):
+        tifffile.imwrite(tmp_path / "y" / f"{i}.tif", capture(size, 0.1, i))
+    argv = [tmp_path / "y", "--prior", trained]
+    assert unmurk("restore", *argv, "--out", tmp_path / "x", "--std") == 0
+    given = ["--operator", "identity", "--noise", 0.1, "--steps", 2]
+    assert unmurk("solve", *argv, "--out", tmp_path / "s", *given) == 0
+    assert capsys.readouterr().err == ""
+    for i, size in enumerate([(13, 40), (17, 16), (9, 10)]):
+        for name in (f"x/{i}.tif", f"x/{i}-std.tif", f"s/{i}.tif"):
+            found = tifffile.imread(tmp_path / name)
+            assert found.shape == size and np.isfinite(found).all()
+
+
+def test_numbers_far_from_the_unit_are_about_the_range(trained, tmp_path, capsys):  # noqa: F811
+    """Counts of thousands as floats: every command asks for --range, whatever the noise is."""
+    (tmp_path / "y").mkdir()
+    for i in range(2):
+        tifffile.imwrite(tmp_path / "y" / f"{i}.tif", 4000 * capture((100, 100), 0.05, i))
+    y, out = tmp_path / "y", tmp_path / "out"
+    solve = ["solve", y, "--prior", trained, "--operator", "identity", "--out", out, "--noise"]
+    for argv in (
+        ["noise", y],
+        ["learn", y, "--out", out, "--noise", "auto"],
+        ["learn", y, "--out", out, "--noise", "200dn"],
+        ["corrupt", y, "--out", out, "--noise", "200dn"],
+        [*solve, "auto"],
+        [*solve, "200dn"],
+    ):
+        assert unmurk(*argv) == 2
+        said = capsys.readouterr().err.strip()
+        assert said.count("\n") == 0 and said.endswith("such as --range 0 4095"), said
+        assert not out.exists()
+    assert unmurk("noise", y, "--range", 0, 4000, "--json") == 0
+    assert numbers(capsys)["sigma"] == pytest.approx(0.05, rel=0.05)
+
+
+def test_gray_levels_count_in_the_scale_of_the_whole_set(tmp_path, capsys):
+    """The first image alone fits 10 bits, the set needs 12: 12 levels are 12 / 4095."""
+    for i, high in enumerate((900, 3500)):
+        y = np.linspace(100, high, 400).round().astype(np.uint16).reshape(20, 20)
+        tifffile.imwrite(tmp_path / f"{i}.tif", y)
+    out = tmp_path / "out"
+    assert unmurk("corrupt", tmp_path, "--out", out, "--noise", "12dn") == 0
+    assert "noise 12dn is 0.0029304 in units" in capsys.readouterr().err
+    before, after = (tifffile.imread(p / "1.tif").astype(float) for p in (tmp_path, out))
+    assert (after - before).std() == pytest.approx(12, rel=0.15)  # 400 numbers: 3.5 % chance
+
+
+def test_parts_of_fits_files_in_a_folder(trained, tmp_path, capsys):  # noqa: F811
+    """A selection behind a folder reaches its FITS files, in commands that read a sample first."""
+    fits = pytest.importorskip("astropy.io.fits")
+    folder = tmp_path / "night"
+    folder.mkdir()
+    for i, size in enumerate([(100, 120), (101, 120)]):
+        flags = np.zeros(size, np.int16)
+        flags[20:22, 30:60] = 4
+        units = [
+            fits.ImageHDU(capture(size, 0.05, i), name="SCI"),
+            fits.ImageHDU(flags, name="DQ"),
+        ]
+        fits.HDUList([fits.PrimaryHDU(), *units]).writeto(folder / f"{i}.fits")
+    named = Path(f"{folder}[SCI,dq=DQ]")
+    assert [p.name for p in pictures_in(named)] == [f"{i}.fits[SCI,dq=DQ]" for i in range(2)]
+    assert unmurk("noise", named, "--nan", "mask", "--json") == 0
+    assert numbers(capsys)["sigma"] == pytest.approx(0.05, rel=0.05)
+    argv = ["solve", named, "--prior", trained, "--operator", "identity", "--noise", "0.05dn"]
+    argv += ["--steps", 2, "--out", tmp_path / "out"]
+    assert unmurk(*argv) == 2
+    assert "--nan mask" in capsys.readouterr().err
+    assert unmurk(*argv, "--nan", "mask") == 0
+    assert fits.getdata(tmp_path / "out" / "1.fits", "SCI").shape == (101, 120)
+
+
+def test_scenes_of_one_fits_file_are_not_hidden_under_another_name(trained, tmp_path, capsys):  # noqa: F811
+    """A result that cannot have the name that was asked for is refused before the work."""
+    fits = pytest.importorskip("astropy.io.fits")
+    cube = np.stack([capture((16, 16), 0.1, i) for i in range(4)])
+    fits.PrimaryHDU(cube).writeto(tmp_path / "cube.fits")
+    argv = ["restore", tmp_path / "cube.fits", "--prior", trained, "--repeats", 2]
+    argv += ["--operator", "identity", "--noise", 0.1, "--out"]
+    assert unmurk(*argv, tmp_path / "x.fits") == 2
+    assert "give a .tif name" in capsys.readouterr().err
+    assert not list(tmp_path.glob("x*"))
+    assert unmurk(*argv, tmp_path / "x.tif") == 0
+    assert tifffile.imread(tmp_path / "x.tif").shape == (2, 16, 16)
+    capsys.readouterr()
+    assert unmurk(*argv, tmp_path / "x") == 0
+    assert "scenes of FITS files" in capsys.readouterr().err
+    assert tifffile.imread(tmp_path / "x" / "cube.tif").shape == (2, 16, 16)
+
+
+@pytest.mark.parametrize(("suffix", "form"), [("tif", "tif"), ("png", "png")])
+def test_captures_know_the_format_that_samples_are_written_in(suffix, form, tmp_path):
+    from unmurk.io.formats.pictures import single
+
+    y = (255 * capture((40, 50), 0.05, 0)).astype(np.uint8)
+    if suffix == "tif":
+        tifffile.imwrite(tmp_path / "a.tif", y)
+    else:
+        from PIL import Image
+
+        Image.fromarray(y).save(tmp_path / "a.png")
+    assert single(tmp_path / f"a.{suffix}") == (form == "png")
+    assert open_captures(tmp_path).scale.format == form
