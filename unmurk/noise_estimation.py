@@ -479,6 +479,11 @@ def textures(y: Tensor, observed: Tensor, counts: bool = False) -> tuple[Tensor,
 
 def powers(y: Tensor, observed: Tensor, counts: bool = False) -> Patches:
     """Compute the statistics of the usable patches; the arguments are those of `textures`."""
+    if not bool(observed.any()):
+        raise InputError(
+            "noise cannot be estimated, as no pixel is measured: give images of which some pixels "
+            "are finite and not hidden, or a number"
+        )
     ends = [y[observed].max()] if counts else [y[observed].max(), y[observed].min()]
     clipped = torch.zeros_like(y)
     for end in ends:

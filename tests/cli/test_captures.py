@@ -222,3 +222,10 @@ def test_captures_know_the_format_that_samples_are_written_in(suffix, form, tmp_
         Image.fromarray(y).save(tmp_path / "a.png")
     assert single(tmp_path / f"a.{suffix}") == (form == "png")
     assert open_captures(tmp_path).scale.format == form
+
+
+def test_noise_of_images_without_a_measured_pixel_is_one_line(tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "y.tif", np.full((40, 50), np.nan, np.float32))
+    assert unmurk("noise", tmp_path / "y.tif", "--nan", "mask") == 2
+    said = capsys.readouterr().err.strip()
+    assert "no pixel is measured" in said and "\n" not in said
