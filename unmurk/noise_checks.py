@@ -113,6 +113,7 @@ def check_noise(y: Tensor, observed: Tensor | None = None) -> list[Finding]:
     Returns:
         What was found; nothing for white noise, and where the images are too few or nowhere flat.
 
+    >>> import torch.nn.functional as F
     >>> draw = torch.Generator().manual_seed(0)
     >>> y = 0.5 + 0.1 * torch.randn(4, 1, 64, 64, generator=draw)
     >>> check_noise(y)
@@ -169,6 +170,7 @@ def check_residual(
     Returns:
         What was found.
 
+    >>> import torch.nn.functional as F
     >>> r = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     >>> check_residual(0.1 * r, 0.1)
     []

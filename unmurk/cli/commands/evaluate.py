@@ -75,7 +75,8 @@ def _in_one_scale(
     scale = truth.scale
     full = scale.dtype[0] in "iu"
     known = Span(scale.offset, scale.offset + scale.gain, scale.dtype) if full else None
-    found = images_of(restored, span=span or known, select=replace(select, axes="", lenient=True))
+    own = replace(select, axes="", lenient=True, more=True)
+    found = images_of(restored, span=span or known, select=own)
     return found.images, truth.images
 
 
