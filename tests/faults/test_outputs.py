@@ -372,3 +372,17 @@ def test_images_part_by_part_are_those_at_once(form, layout, tmp_path):
     if form == "npz":
         one, other = (np.load(file)["images"].tobytes() for file in files)
     assert one == other and len(one) > 0
+
+
+def test_an_interrupt_right_after_a_partial_file_is_made_leaves_nothing(tmp_path):
+    other = Partial(tmp_path / "elsewhere" / "b.png")
+    held = []
+    with pytest.raises(KeyboardInterrupt), output(tmp_path / "out", folder=True):
+        held.append(Partial(tmp_path / "out" / "a.png"))  # nobody knows of it yet
+        assert held[0].path.exists()
+        raise KeyboardInterrupt
+    assert not (tmp_path / "out").exists()
+    assert other.path.exists()  # of another output
+    held[0].abandon()
+    other.abandon()
+    assert not list(tmp_path.rglob(".unmurk-*.part"))

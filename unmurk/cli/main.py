@@ -32,7 +32,7 @@ from .console import escape, plain
 __all__ = ["main"]
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
-CLEANING = {"undo", "abandon", "_prune", "_release"}
+CLEANING = {"undo", "abandon", "forsake", "_prune", "_release"}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Partial",
     "Watcher",
     "clean",
+    "forsake",
     "partial_of",
     "place_folder",
     "try_lock",
@@ -112,6 +113,26 @@ def same_file(fd: int, path: Path) -> bool:
     return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
 
+_begun: set[Path] = set()  # partial files of this process that have no name yet
+
+
+def forsake(out: Path) -> None:
+    """Remove the partial files of this process below a place, or beside it.
+
+    An interrupt may come after a partial file is made and before the code that would remove it
+    knows of it.
+
+    Args:
+        out: The output of the command that ends.
+    """
+    out = Path(os.path.abspath(out))
+    for path in list(_begun):
+        place = Path(os.path.abspath(path))
+        if place.parent == out.parent or place.is_relative_to(out):
+            path.unlink(missing_ok=True)
+            _begun.discard(path)
+
+
 class Partial:
     """A file that is being written; `finish` gives it its name.
 
@@ -141,9 +162,14 @@ class Partial:
             watcher.before(self.out, False)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
+            _begun.add(self.path)  # before it exists: an interrupt may come at any moment
             self.file: io.BufferedRandom = _open(self.path, self.out)
         except OSError as error:
+            _begun.discard(self.path)
             raise unwritable(self.out, error) from error
+        except InputError:  # it is the file of another process
+            _begun.discard(self.path)
+            raise
 
     def reserve(self, size: int) -> None:
         """Reserve `size` bytes of the disk, so that a full disk is noticed before the work.
@@ -180,6 +206,7 @@ class Partial:
                 watcher.before(self.out, True)
             new = not os.path.lexists(self.out)
             os.replace(self.path, self.out)
+            _begun.discard(self.path)
         except OSError as error:
             raise unwritable(self.out, error) from error
         for watcher in _watchers:
@@ -192,6 +219,7 @@ class Partial:
             return
         if same_file(self.file.fileno(), self.path):
             self.path.unlink(missing_ok=True)
+        _begun.discard(self.path)
         with contextlib.suppress(OSError):  # what is still in the buffer may not fit on the disk
             self.file.close()
 

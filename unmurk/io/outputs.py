@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .atomic import clean, watched
+from .atomic import clean, forsake, watched
 from .formats.registry import has_reader, is_written, real_path, selection_of
 from .ledger import LOG, Key, Ledger, log_of
 from .locks import locked
@@ -214,6 +214,7 @@ def output(
         try:
             yield place
         except BaseException:
+            forsake(path)
             if not any((path / state / "latest.pt").exists() for state in STATES):
                 place.undo()
             raise
