@@ -58,6 +58,22 @@ def test_parts_of_captures_know_their_place(spec, tmp_path):
     )
 
 
+def test_missing_pixels_of_whole_images_stay_hidden(tmp_path):
+    """The zeros in their places are no measurements: the residual is 0 there, whatever x is."""
+    problem = Problem("inpaint:random,keep=0.5", 0.1)
+    y = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    missing = {1: torch.tensor([0, 9]), 2: torch.tensor([63])}
+    choose_examples(y, problem, missing).save(tmp_path)
+    kept = Examples.load(tmp_path)
+    mask = kept.problem(problem).mask
+    plain = problem.bind(kept.numbers, (1, 8, 8)).mask.clone()
+    for place, number in enumerate(kept.numbers):
+        plain[place].view(-1)[missing.get(number, torch.tensor([], dtype=torch.long))] = 0
+    assert sorted(kept.numbers) == [0, 1, 2] and torch.equal(mask, plain)
+    alone = Examples(kept.y, kept.numbers, (), kept.hidden).problem(Problem("identity", 0.1))
+    assert int((1 - alone.mask).sum()) == 3
+
+
 def test_large_images_and_damaged_files(tmp_path):
     assert choose_examples(torch.zeros(1, 1, 2048, 1024), Problem("identity", 0.1)) is None
     assert Examples.load(tmp_path) is None

@@ -6,7 +6,7 @@ capture that varies most.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..io.atomic import write
 from ..io.crops import Crops
 from ..io.datasets import Source
+from ..missing import with_missing
 from ..operators.cropped import on_numbered_crops
 from ..operators.crops import Crop
 from ..problem import Problem
@@ -41,7 +42,7 @@ class Examples:
         y: Measurements (N, ...).
         numbers: Their numbers in the set.
         crops: Where they lie in their images, for parts of captures; empty for whole images.
-        hidden: 1 where a part holds no measurement, (N, 1, h, w), or None.
+        hidden: 1 where a measurement is missing, (N, 1, h, w), or None.
     """
 
     y: Tensor
@@ -52,6 +53,10 @@ class Examples:
     def problem(self, problem: Problem) -> Problem:
         """Return a problem of whole images, bound to the examples."""
         operator = problem.operator
+        if not self.crops and self.hidden is not None:
+            lost = (image.flatten().nonzero()[:, 0] for image in self.hidden)
+            operator = with_missing(operator, dict(zip(self.numbers, lost, strict=True)))
+            problem = Problem(operator, problem.noise)
         if not self.crops or (operator.spec == "identity" and self.hidden is None):
             return problem.bind(self.numbers, operator.x_shape(self.y.shape))
         side = operator.x_shape(self.y.shape)[-1]
@@ -100,12 +105,16 @@ class Examples:
         return found
 
 
-def choose_examples(y: Tensor | Source, problem: Problem) -> Examples | None:
+def choose_examples(
+    y: Tensor | Source, problem: Problem, missing: Mapping[int, Tensor] | None = None
+) -> Examples | None:
     """Choose a few measurements that differ from each other.
 
     Args:
-        y: Measurements (N, C, H, W), or random crops of captures.
-        problem: The problem of whole images.
+        y: Measurements (N, C, H, W), with zeros where they are missing, or random crops.
+        problem: The problem of whole images, without missing pixels.
+        missing: For each number of whole images the positions (row * W + column) of missing
+            pixels; crops know theirs.
 
     Returns:
         At most `COUNT` examples, or None if the measurements are too large to be kept.
@@ -117,7 +126,14 @@ def choose_examples(y: Tensor | Source, problem: Problem) -> Examples | None:
         return None
     images = y[candidates.to(y.device)].cpu().float()
     numbers = [int(candidates[i]) for i in distinct(images, COUNT)]
-    return Examples(y[torch.tensor(numbers, device=y.device)].cpu().float(), numbers)
+    chosen = y[torch.tensor(numbers, device=y.device)].cpu().float()
+    lost = {place: missing[n] for place, n in enumerate(numbers) if missing and n in missing}
+    if not lost:
+        return Examples(chosen, numbers)
+    hidden = torch.zeros(len(chosen), 1, *chosen.shape[-2:])
+    for place, pixels in lost.items():
+        hidden[place].view(-1)[pixels.cpu()] = 1
+    return Examples(chosen, numbers, (), hidden)
 
 
 def _parts(crops: Crops, problem: Problem) -> Examples | None:

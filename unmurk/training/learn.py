@@ -36,9 +36,9 @@ from ..io.gaps import gaps
 from ..io.images import ImageSet
 from ..io.outputs import output
 from ..io.scale import Spans, check_units
-from ..missing import with_missing
+from ..missing import Missing, with_missing
 from ..noise import Gaussian
-from ..operators import Operator, as_operator
+from ..operators import Compose, Operator, as_operator
 from ..operators.crops import Crop
 from ..problem import Problem
 from . import memory
@@ -205,7 +205,7 @@ def learn(
         if calibration:
             config["calibration"] = calibration
         open_run(folder, config | {"data": fingerprint(y)})
-        _keep_examples(folder, y, given, only_clean)
+        _keep_examples(folder, y, given, problem.operator, only_clean)
     _check_length(built, settings, quiet)
     what = y.text if isinstance(y, Crops) else memory.described(shape, len(y))
     taken = memory.check(built, settings, shape, len(y), processes().device, quiet, what)
@@ -252,11 +252,15 @@ def learn(
     return built.teacher.to(y.device).eval(), built.student.to(y.device).eval()
 
 
-def _keep_examples(folder: Path, y: Tensor | Source, problem: Problem, clean: bool) -> None:
+def _keep_examples(
+    folder: Path, y: Tensor | Source, problem: Problem, operator: Operator, clean: bool
+) -> None:
     """Keep a few measurements for the page of the run, once."""
     if clean or (folder / FILE).exists():
         return
-    examples = choose_examples(y, problem)
+    last = operator.members[-1] if isinstance(operator, Compose) else operator
+    missing = last.pixels if isinstance(last, Missing) else {}
+    examples = choose_examples(y, problem, missing)
     if examples is not None:
         examples.save(folder)
 
