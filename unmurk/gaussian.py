@@ -35,8 +35,8 @@ exactly for some of the measurements, then sets :math:`m` and :math:`S` to the m
 covariances of the draws. Draws in place of posterior covariances make it stochastic EM (Celeux and
 Diebolt, 1985). The second half of the rounds is averaged with weights 1, 1/2, 1/3, ..., which is
 stochastic approximation EM (Delyon, Lavielle and Moulines, 1999, Annals of Statistics 27) and
-tends to a maximum of the likelihood of :math:`y`. Rozet et al. (2024, arXiv 2405.13712) also begin with
-a Gaussian that 16 rounds of EM have fitted; theirs has low rank.
+tends to a maximum of the likelihood of :math:`y`. Rozet et al. (2024, arXiv 2405.13712) also begin
+with a Gaussian that 16 rounds of EM have fitted; theirs has low rank.
 
 Where :math:`A` sees nothing the likelihood is flat, and the first guess stays: one constant for
 each channel (least squares), and a power that falls with the cube of the frequency, scaled so that
