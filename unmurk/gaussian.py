@@ -15,16 +15,18 @@ Gaussian. In the coordinates :math:`c = T (x - m)` its mean, the Wiener solution
 
 .. math::
 
-    M c = b, \qquad M = \frac{T A^\top A\, T^{-1}}{\sigma_y^2} + \operatorname{diag}(P)^{-1},
+    \Lambda c = b, \qquad
+    \Lambda = \frac{T A^\top A\, T^{-1}}{\sigma_y^2} + \operatorname{diag}(P)^{-1},
     \qquad b = \frac{T A^\top (y - A m)}{\sigma_y^2} .
 
-A right-hand side with covariance :math:`M`,
+A right-hand side with covariance :math:`\Lambda`,
 
-.. math:: b + T A^\top n' / \sigma_y + P^{-1/2} n'', \qquad n', n'' \sim \mathcal N(0, I),
+.. math:: b + T A^\top n' / \sigma_y + \operatorname{diag}(P)^{-1/2} n'', \qquad
+    n', n'' \sim \mathcal N(0, I),
 
-gives a draw from the posterior instead, because then :math:`c` has covariance :math:`M^{-1}`
+gives a draw from the posterior instead, because then :math:`c` has covariance :math:`\Lambda^{-1}`
 (Papandreou and Yuille, 2010, NIPS, "Gaussian sampling by local perturbations"). Conjugate
-gradients solve the system for each image separately. They work on :math:`w M w` with
+gradients solve the system for each image separately. They work on :math:`w \Lambda w` with
 :math:`w = (P^{-1} + g / \sigma_y^2)^{-1/2}`, where :math:`g` is the diagonal of
 :math:`T A^\top A\, T^{-1}`, averaged over bands of frequencies.
 
@@ -32,9 +34,9 @@ gradients solve the system for each image separately. They work on :math:`w M w`
 exactly for some of the measurements, then sets :math:`m` and :math:`S` to the mean and the
 covariances of the draws. Draws in place of posterior covariances make it stochastic EM (Celeux and
 Diebolt, 1985). The second half of the rounds is averaged with weights 1, 1/2, 1/3, ..., which is
-its approximation version (Delyon, Lavielle and Moulines, 1999, Annals of Statistics 27) and tends
-to a maximum of the likelihood of :math:`y`. Rozet et al. (2024, arXiv 2405.13712) also begin with
-a Gaussian that 16 rounds of EM have fitted; theirs has low rank.
+stochastic approximation EM (Delyon, Lavielle and Moulines, 1999, Annals of Statistics 27) and
+tends to a maximum of the likelihood of :math:`y`. Rozet et al. (2024, arXiv 2405.13712) also begin
+with a Gaussian that 16 rounds of EM have fitted; theirs has low rank.
 
 Where :math:`A` sees nothing the likelihood is flat, and the first guess stays: one constant for
 each channel (least squares), and a power that falls with the cube of the frequency, scaled so that

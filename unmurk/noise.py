@@ -8,9 +8,9 @@ r"""Noise models: the distribution of y given the noiseless measurement c = A(x)
     \end{aligned}
 
 The gain is the value of one count (a photon, an electron) in units of the image range [0, 1]: at
-white, 1 / gain counts are expected. Mean and variance are E y = c and var y = gain c + sigma^2.
-There is no negative light: where c < 0 the rate of the counts is 0. A camera may put black at an
-offset o > 0. The two count models then hold for y - o and c - o in place of y and c, and
+white, 1 / gain counts are expected. There is no negative light: where c < 0 the rate of the counts
+is 0. A camera may put black at an offset o > 0. The two count models then hold for y - o and c - o
+in place of y and c. Where c is not below black,
 
 .. math:: \mathbb E\,y = c, \qquad \operatorname{var} y = \text{gain}\,(c - o) + \sigma^2.
 

@@ -14,9 +14,9 @@ fitted on one side: only patches with q < k v count, whose mean must be that of 
 distribution,
 
 .. math:: \mathbb E[q \mid q < k v] = c v, \qquad
-    c = P(n/2 + 1, k n/2) / P(n/2, k n/2),
+    c = G(n/2 + 1, k n/2) / G(n/2, k n/2),
 
-with the regularized incomplete gamma function P. So a and b solve the weighted least squares
+with the regularized lower incomplete gamma function G. So a and b solve the weighted least squares
 
 .. math:: \min_{a, b} \sum_{q < k v} n\, (q / c - a m - b)^2 / v^2,
 
@@ -27,10 +27,10 @@ pixels has only 64 patches. (From below, the fit stopped at such a root, 14 % to
 
 .. math:: k = 1 + \sqrt{2 / n}\, \min(1, 4 / \sqrt P), \qquad P \text{ the number of patches},
 
-the patches that count reach half a standard deviation above v for P = 64, and end at v for many
-patches. This lowers the standard deviation of the estimate from 3.5 to 2.7 % at P = 64. A patch
-with few measured pixels (a mask) loses its slow part by least squares on those pixels; its n is
-smaller.
+the patches that count reach half a standard deviation of q above v for P = 64, and end at v for
+many patches. This lowers the standard deviation of the estimate from 3.5 to 2.7 % at P = 64. A
+patch with few measured pixels (a mask) loses its slow part by least squares on those pixels; its n
+is smaller.
 
 In color, the mean of the patch over the channels is removed first: edges and texture are mostly
 the same in all channels, noise is not (n is then twice that of one channel).
@@ -38,9 +38,10 @@ the same in all channels, noise is not (n is then twice that of one channel).
 **Whether there is a gain.** The rise of v from dark to bright is caused by a gain, or by texture
 in bright places. It is taken for a gain if
 
-- it exceeds `SURE` standard errors of the fit. With :math:`\psi = n (q/c - v)/v^2\, (m, 1)` these
-  are those of any root of :math:`\sum \psi = 0`: :math:`A^{-1} B A^{-1}`, where A is the mean of
-  the derivative of :math:`\psi` and :math:`B = \mathbb E\, \psi \psi^T`;
+- it exceeds `SURE` standard errors of the fit. With :math:`\psi = n (q/c - v)/v^2\, (m, 1)` their
+  squares are those of any root of :math:`\sum \psi = 0`, the diagonal of :math:`K^{-1} B K^{-1}`,
+  where the matrices K and B sum, over the patches, the expected derivative of :math:`\psi` in
+  (a, b) and :math:`\mathbb E\, \psi \psi^T`;
 - it is white. Noise has equal power in the frequencies u + v < `FINE` and in those above; texture
   lies in the lower ones. The difference of the two powers over the bright patches that count, plus
   two of its standard errors, is at most `TEXTURE` of the rise;
@@ -576,7 +577,7 @@ def raised(v: Tensor) -> Tensor:
 
 
 def _gamma(shape: Tensor, x: Tensor) -> Tensor:
-    """The regularized lower incomplete gamma function P."""
+    """The regularized lower incomplete gamma function G."""
     return torch.special.gammainc(shape, x)
 
 

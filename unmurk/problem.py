@@ -3,9 +3,9 @@ r"""Inverse problems: a forward model and its noise.
 .. math::
 
     y &= A(x) + \sigma n, \qquad n \sim N(0, I) \\
-    \log p(y \mid x) &= - \frac{\|y - A(x)\|^2}{2 \sigma^2} - \frac{m}{2} \log(2 \pi \sigma^2),
+    \log p(y \mid x) &= - \frac{\|y - A(x)\|^2}{2 \sigma^2} - \frac{d_y}{2} \log(2 \pi \sigma^2),
 
-where m is the number of values that y measures: hidden pixels do not count, and carry no noise.
+where d_y is the number of values that y measures: hidden pixels do not count, and carry no noise.
 The noise may depend on the brightness instead; see `unmurk.noise`. Every image has its own random
 stream, so no result depends on how images are batched.
 """

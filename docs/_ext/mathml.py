@@ -37,7 +37,7 @@ def translate(latex: str, node: nodes.Node, block: bool) -> str:
         latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"
     try:
         return latex2mathml.tex2mathml(latex, as_block=block)
-    except MathError as error:
+    except (MathError, IndexError) as error:  # the latter for an exponent without a base
         logger.warning("equation not understood: %s", error, location=node)
         return f"<code>{nodes.unescape(latex)}</code>"
 

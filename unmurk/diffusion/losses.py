@@ -68,6 +68,8 @@ def levels(
 
     .. math:: \sigma = \tfrac12 \exp(1.2\, \Phi^{-1}(u)), \qquad u \sim U(0, 1)
 
+    with the normal distribution function :math:`\Phi`; u is kept within 1e-4 and 1 - 1e-4.
+
     Args:
         n: Number of levels.
         generator: Source of the draws; None takes torch's global one.

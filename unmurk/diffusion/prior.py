@@ -7,32 +7,34 @@ formula (Efron, 2011, J. Am. Stat. Assoc. 106),
 .. math::
     \nabla \log p_\sigma(x_\sigma) = \frac{D(x_\sigma, \sigma) - x_\sigma}{\sigma^2}.
 
-**Preconditioning.** Inside the prior, the network sees :math:`u = 2x - 1` and
-:math:`s = 2\sigma`. It is preconditioned as in EDM (Karras et al., 2022, arXiv 2206.00364, Table
-1) with sigma_data = 1,
+**Preconditioning.** Inside the prior, the network sees images and levels of the range [-1, 1]:
+:math:`u_s = 2 x_\sigma - 1 = u + s n` with :math:`u = 2x - 1` and :math:`s = 2\sigma`. It is
+preconditioned as in EDM (Karras et al., 2022, arXiv 2206.00364, Table 1) with sigma_data = 1. The
+denoised image :math:`\hat u = 2 D(x_\sigma, \sigma) - 1` is
 
 .. math::
-    D(u_s, s) = c_{\mathrm{skip}}\,u_s - c_{\mathrm{out}}\, v(c_{\mathrm{in}} u_s, t(s)), \qquad
+    \hat u = c_{\mathrm{skip}}\,u_s - c_{\mathrm{out}}\, v(c_{\mathrm{in}} u_s, t(s)), \qquad
     c_{\mathrm{in}} = \frac1{\sqrt{1 + s^2}}, \quad
     c_{\mathrm{skip}} = \frac1{1 + s^2}, \quad
     c_{\mathrm{out}} = \frac{s}{\sqrt{1 + s^2}}.
 
 With :math:`a = c_{\mathrm{in}}` and :math:`b = s\,c_{\mathrm{in}}` the variance-preserving image
-is :math:`x_t = a u + b n`, and the formula above is :math:`u = a x_t - b v`. This is exactly
-v-prediction (Salimans and Ho, 2022, arXiv 2202.00512). So a saved prior is an ordinary
+is :math:`x_t = a u_s = a u + b n`, and the formula above is :math:`\hat u = a x_t - b v`. This is
+exactly v-prediction (Salimans and Ho, 2022, arXiv 2202.00512). So a saved prior is an ordinary
 `DDPMPipeline` folder. t(s) is the index of the level s in the scheduler of that pipeline,
 interpolated linearly in log s; below the first level t is 0. Networks that predict n or u are read
 in the same way (`pretrained.py`):
 
 .. math::
-    D = a x_t - b v \;\text{(v_prediction)}, \qquad
-    D = u_s - s n \;\text{(epsilon)}, \qquad
-    D = u \;\text{(sample)}.
+    \hat u = a x_t - b v \;\text{(v_prediction)}, \qquad
+    \hat u = u_s - s n \;\text{(epsilon)}, \qquad
+    \hat u = u \;\text{(sample)}.
 
 Above the last level, :math:`s_{\max}`, no network was trained. There the noisy image is scaled
-down to that level, :math:`D(u_s, s) := D(r u_s, s_{\max})` with :math:`r = s_{\max} / s`. For
-images of variance var in [-1, 1] the error is about :math:`\mathrm{var} / s_{\max}` at any s,
-while a predicted n would contribute s times its own error.
+down to that level: :math:`\hat u` is computed from :math:`(s_{\max}/s)\, u_s` at
+:math:`s_{\max}`. For images of variance var in [-1, 1] the error is about
+:math:`\mathrm{var} / s_{\max}` at any s, while a predicted n would contribute s times its own
+error.
 
 **A network of your own** is any `nn.Module` that is called as `network(x_t, t)`, with x_t of shape
 (B, C, H, W) and times t (B,) that need not be whole numbers. It returns a tensor like x_t, or an

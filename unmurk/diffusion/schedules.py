@@ -72,7 +72,7 @@ def log_linear(steps: int, sigma_max: float, sigma_min: float) -> Tensor:
     Raises:
         InputError: `steps` is below 1, or not sigma_max >= sigma_min > 0.
 
-    Source: Song and Ermon (2019), arXiv 1907.05600, section 4.3 (a geometric sequence).
+    Source: Song and Ermon (2019), arXiv 1907.05600, section 4.1 (a geometric sequence).
 
     >>> log_linear(4, sigma_max=10.0, sigma_min=0.01)
     tensor([10.0000,  1.0000,  0.1000,  0.0100], dtype=torch.float64)

@@ -40,9 +40,9 @@ knots are the root mean squares of prediction and error in a bin, made monotone 
 regression. Standard errors come from whole images, since the pixels of one image depend on each
 other.
 
-The same numbers give an unbiased PSNR (Gnansambandam and Chan, 2020; uPSNR, arXiv 2210.05553). All
-of it assumes that the noise model is right and that the noise is white; `whiteness` tests the
-residual.
+The same numbers give a PSNR whose mean squared error is estimated without bias, as Marcos Morales
+et al. (2023, arXiv 2210.05553) do from several noisy captures. All of it assumes that the noise
+model is right and that the noise is white; `whiteness` tests the residual.
 """
 
 import math

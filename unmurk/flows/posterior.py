@@ -20,11 +20,11 @@ replaces A_dagger(y) everywhere.
 A posterior of one noise level sees that level as it is. One of many levels (`Config.many_levels`)
 sees :math:`\log(\sigma_y / 0.05)`, and its correction is in units of the noise,
 
-.. math:: m(y) = A^+ y + \sigma_y\, f(A^+ y, \log \sigma_y),
+.. math:: m(y) = A^+ y + \bar\sigma_y\, f(A^+ y, \text{mask}, \log(\sigma_y / 0.05)),
 
-so that the network's output has the same size at all levels (Karras et al., 2022, arXiv
+so that the network's output f has the same size at all levels (Karras et al., 2022, arXiv
 2206.00364, section 5). Where the noise varies over the image, the network sees it pixel by pixel,
-and the factor is its root mean square over 7 x 7 pixels.
+and the factor :math:`\bar\sigma_y` is its root mean square over 7 x 7 pixels.
 
 A posterior is called with measurements: `posterior(y, problem)` is a
 `torch.distributions.Distribution`, `FlowDistribution`.

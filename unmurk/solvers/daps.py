@@ -65,7 +65,8 @@ class Daps(ProximalSolver, AnnealedSolver):
     spread: PositiveWeight = 1.0
     """r in units of the noise level: the standard deviation around the denoised image."""
     sigma_max: Level = 5.0
-    """First noise level, no higher than the prior's highest. (Paper: 200 levels from 100.)"""
+    """First noise level, no higher than the prior's highest. (Paper: 200 levels from 100 for
+    images in [-1, 1], which is 50 here.)"""
     sigma_min: Level = 0.01
     """Last noise level."""
     noise_floor: PositiveNoiseFloor = 1e-3
@@ -76,6 +77,7 @@ class Daps(ProximalSolver, AnnealedSolver):
         t, s = state.sigma, state.sigma_next
         r = self.spread * t
         state.denoised = flow(state.denoise, state.x_t, t, self.flow_steps)
+        # the draw of x_0: perturb the image and the data, and fit
         perturbed = state.denoised + r * state.randn(state.x_t)
         y = state.y + state.sigma_eff * state.randn(state.y)
         state.x = self.prox(state, perturbed, r, y)

@@ -21,10 +21,11 @@ Four optimizers minimize it together with a prior's term. With the gradient :mat
     \text{AdamW:}\quad & \text{Adam after } u \leftarrow (1 - \eta\,\text{decay})\,u
 
 where :math:`\hat m = m / (1 - 0.9^k)` and :math:`\hat v = v / (1 - 0.99^k)` at step :math:`k`.
-`lbfgs` takes several steps on one loss and learns its curvature on the way. With
-:math:`s = u_{j+1} - u_j`, :math:`w = g_{j+1} - g_j` and the newest pair's
-:math:`s^\top w / w^\top w` as the first Hessian, it uses the two-loop recursion of Liu and
-Nocedal (1989, "On the limited memory BFGS method for large scale optimization", Algorithm 2.1).
+`lbfgs` takes several steps on one loss and learns its curvature on the way (Liu and Nocedal 1989,
+Math. Program. 45, "On the limited memory BFGS method for large scale optimization"). With
+:math:`s = u_{j+1} - u_j` and :math:`w = g_{j+1} - g_j` of all steps so far, it multiplies the
+gradient by the inverse Hessian in the two-loop recursion of Nocedal (1980, Math. Comp. 35), from
+the newest pair's :math:`s^\top w / w^\top w` times the identity.
 
 These are the updates of `torch.optim`. They are written here because every image of a batch has
 to be optimized for itself: the inner products of torch's L-BFGS run over the whole batch.

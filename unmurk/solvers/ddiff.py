@@ -84,8 +84,8 @@ class Ddiff(ProximalSolver, AnnealedSolver):
     def step(self, state: State) -> None:
         """See the equations of this module."""
         t, s, u = state.sigma, state.sigma_next, state.memory.u
-        z = state.denoised = state.denoise(state.x_t, t).clamp(0, 1)
-        v = state.x = self.prox(state, z - u, t / math.sqrt(self.lam))
+        z = state.denoised = state.denoise(state.x_t, t).clamp(0, 1)  # ADMM's step in z
+        v = state.x = self.prox(state, z - u, t / math.sqrt(self.lam))  # its step in x
         e, n = (state.x_t - v) / t, state.randn(v)
         state.x_t = v + u + s * (math.sqrt(1 - self.zeta) * e + math.sqrt(self.zeta) * n)
         state.memory.u = (s / t) ** self.rescale * (u + v - z)

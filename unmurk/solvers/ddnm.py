@@ -98,6 +98,7 @@ class Ddnm(AnnealedSolver):
         t, s = state.sigma, state.sigma_next
         x0 = state.denoised = state.denoise(state.x_t, t)
         n, norm = state.randn(x0), state.memory.norm
+        # eq. 17, then eq. 18
         x_hat, fresh = ddnm_correction(state.problem, x0, state.y, n, self.eta * s, norm)
         e = s * math.sqrt(1 - self.eta**2) * (state.x_t - x0) / t
         state.x = state.x_t = x_hat + e + fresh

@@ -65,7 +65,7 @@ class DiffPir(ProximalSolver, AnnealedSolver):
         """See the equations of this module."""
         t, s = state.sigma, state.sigma_next
         state.denoised = state.denoise(state.x_t, t)
-        x_hat = self.prox(state, state.denoised, t / math.sqrt(self.lam))
+        x_hat = self.prox(state, state.denoised, t / math.sqrt(self.lam))  # fit to y
         e, z = (state.x_t - x_hat) / t, state.randn(x_hat)
         x_s = x_hat + s * (math.sqrt(1 - self.zeta) * e + math.sqrt(self.zeta) * z)
         state.x = state.x_t = x_s

@@ -94,12 +94,12 @@ class Dps(Solver):
         t, s, x = state.sigma, state.sigma_next, state.x_t
         gradient, x0 = norm_gradient(state.problem, state.denoise, x, state.y, t, self.clip)
         ratio = (s / t) ** 2
-        ahead = x0 + ratio * (x - x0)
+        ahead = x0 + ratio * (x - x0)  # the ancestral step
         if s > 0:
             ahead = ahead + s * math.sqrt(1 - ratio) * state.randn(x)
         scale = math.sqrt((1 + 4 * t**2) * (1 + 4 * s**2))  # 1 / (a_t a_s)
         state.denoised = x0
-        state.x = state.x_t = ahead - self.zeta / 2 * scale * gradient
+        state.x = state.x_t = ahead - self.zeta / 2 * scale * gradient  # the guidance
 
 
 def norm_gradient(

@@ -6,26 +6,33 @@ next level s,
 .. math::
     x_0 &= D(x_t, t) \\
     w   &= \arg\min_x \frac{\lVert x - x_0\rVert^2}{2t^2}
-           \quad\text{subject to}\quad \lVert y - A(x)\rVert \le \varepsilon,\; x \in [0, 1] \\
+           \quad\text{subject to}\quad \lVert y - A(x)\rVert \le \varepsilon \\
     x_s &= w + s\,n,\qquad n \sim \mathcal{N}(0, I).
 
 Some iterations of ADMM approximate the constrained fit. They hold :math:`v = A(w)` in the ball B
 of radius :math:`\varepsilon` around y, with the scaled multiplier u:
 
 .. math::
-    w &= \arg\min_x \frac{\lVert x - x_0\rVert^2}{2t^2} + \frac{\rho}{2}
-         \lVert A(x) - (v - u)\rVert^2, \text{ clipped to } [0, 1] \\
-    v &= \text{the projection of } A(w) + u \text{ on } B \\
-    u &= u + A(w) - v,
+    w &\leftarrow \arg\min_x \frac{\lVert x - x_0\rVert^2}{2t^2} + \frac{\rho}{2}
+         \lVert A(x) - (v - u)\rVert^2 \\
+    v &\leftarrow \text{the projection of } A(w) + u \text{ on } B \\
+    u &\leftarrow u + A(w) - v.
 
-from :math:`v` the projection of :math:`A(x_0)` on B and :math:`u = 0`. The fit of w is exact where
-A is linear. Elsewhere it is the paper's: descent with the Gauss-Newton length along the gradient,
-which is halved until the energy does not increase (`data_term.prox`).
+Differences from the released code:
 
-Here :math:`\varepsilon = \text{radius}\;\sigma_y \sqrt m` for m measured values, so radius = 1
-fits y as well as the truth does. The release has eps = 0.05 for any noise, which is next to
-nothing: radius 0. The result is the last w; the release returns the last :math:`x_0`, which lacks
-the last correction by y.
+- w is clipped to [0, 1] in every iteration.
+- The fit of w is exact where A is linear. Elsewhere it is a few conjugate gradients with the
+  Gauss-Newton length, which is halved until the energy does not increase (`data_term.prox`). The
+  release takes one to five such steps along the gradient for every A.
+- The first v is the projection of :math:`A(x_0)` on B, with :math:`u = 0`. The release starts at
+  :math:`v = A(x_0)`, which leaves :math:`w = x_0` in its first iteration.
+- :math:`\varepsilon = \text{radius}\;\sigma_y \sqrt{d_y}` for :math:`d_y` measured values, so
+  radius = 1 fits y as well as the truth does. The release has :math:`\varepsilon = 0.05` for any
+  noise and size, which is next to nothing: radius 0.
+- Units: images of the release lie in [-1, 1]. There the first term is the same, as the level
+  doubles too, and the second is four times as large: its :math:`\rho` of 200 is 800 here.
+- The result is the last w; the release returns the last :math:`x_0`, which lacks the last
+  correction by y.
 """
 
 from dataclasses import dataclass
@@ -68,13 +75,14 @@ class FastDips(AnnealedSolver):
     steps: Steps = 75
     """Noise levels. Released: 75, for blur 50, for nonlinear operators 150."""
     rho: PositiveWeight = 200.0
-    """Weight of A(x) = v. Released: 200, for clipped intensities 5."""
+    """Weight of A(x) = v, for images in [0, 1]. Released: 200 for images in [-1, 1], which is 800
+    here, and 5 (20 here) for clipped intensities."""
     radius: Weight = 0.0
     """eps in units of the misfit of the truth."""
     iterations: Count = 3
     """Iterations of ADMM at each level. Released: 2 or 3."""
     data_steps: Count = 5
-    """Steps of descent in each iteration where the operator is not linear. Released: 1 to 5."""
+    """Steps of the fit in each iteration where the operator is not linear. Released: 1 to 5."""
     sigma_min: Level = 0.05
     """Last noise level. Released: 0.05, and 50 as the first."""
 
@@ -88,7 +96,7 @@ class FastDips(AnnealedSolver):
         """Compute w, (B, C, H, W)."""
         eps = self.radius * problem.sigma * problem.measurements(y).sqrt()
         v, u = _project(problem, problem.A(x0), y, eps), torch.zeros_like(y)
-        for _ in range(self.iterations):
+        for _ in range(self.iterations):  # of ADMM: w, v, u
             w = prox(problem, x0, v - u, t, self.rho**-0.5, self.data_steps).clamp(0, 1)
             observed = problem.A(w)
             v = _project(problem, observed + u, y, eps)

@@ -14,14 +14,14 @@ with :math:`\hat\epsilon_{\text{before}}` that of the level before (z itself at 
 where :math:`\mu` does not change). One Adam step then descends the gradient of RED-diff's loss,
 
 .. math::
-    \mathcal{L}(u) = \frac v2 \operatorname{mean}\bigl((y_u - A(u))^2\bigr) + \lambda\,g(\sigma)
+    \mathcal{L}(u) = \frac v2 \operatorname{mean}\bigl((y_u - A(u))^2\bigr) + \lambda\,g(2\sigma)
         \operatorname{mean}\bigl(\operatorname{stop}[\hat\epsilon - e]\,u\bigr),
     \qquad u = 2\mu - 1,
 
-in units of [-1, 1] as in `RedDiffPaper`. beta = 1 is RED-diff ("denoising regularization", whose
-draws average :math:`\mu` over modes). beta = 0 follows one path of the deterministic reverse
-diffusion ("consistency regularization"). Values between them are the hybrid. As in RED-diff the
-weights do not depend on the noise of y.
+with images u and levels :math:`2\sigma` in the range [-1, 1] as in `RedDiffPaper`. beta = 1 is
+RED-diff ("denoising regularization", whose draws average :math:`\mu` over modes). beta = 0 follows
+one path of the deterministic reverse diffusion ("consistency regularization"). Values between them
+are the hybrid. As in RED-diff the weights do not depend on the noise of y.
 """
 
 import math
@@ -60,7 +60,8 @@ class Hrdis(Solver):
   title = {Hybrid Regularization Improves Diffusion-based Inverse Problem Solving},
   author = {Dou, Hongkun and Li, Zeyu and Du, Jinyang and Yang, Lijun and Yao, Wen and Deng, Yue},
   booktitle = {International Conference on Learning Representations},
-  year = {2025}
+  year = {2025},
+  url = {https://openreview.net/forum?id=d7pr2doXn3}
 }"""
 
     steps: Steps = 100
@@ -92,7 +93,7 @@ class Hrdis(Solver):
         """See the equations of this module."""
         memory, sigma = state.memory, state.sigma
         x, e = (memory.u + 1) / 2, memory.eps_hat
-        if state.step > 1:
+        if state.step > 1:  # the noise of the first level is fresh
             e = math.sqrt(1 - self.beta) * e + math.sqrt(self.beta) * state.randn(x)
         noisy = x + sigma * e
         denoised = state.denoise(noisy, sigma)

@@ -1,7 +1,7 @@
 r"""MMPS: moment matching posterior sampling, the reverse diffusion with a denoiser that knows y.
 
-Rozet, Andry, Lanusse and Louppe (2024), arXiv 2405.13712, Algorithms 1 and 2. Given :math:`x_t = x
-+ t n`, Tweedie's formulas give mean and covariance of the clean image,
+Rozet, Andry, Lanusse and Louppe (2024), arXiv 2405.13712, section 4.2. Given :math:`x_t = x + t
+n`, Tweedie's formulas give mean and covariance of the clean image,
 
 .. math::
     \mathbb{E}[x \mid x_t] = D(x_t, t),\qquad \mathbb{V}[x \mid x_t] = V = t^2 J,
@@ -91,6 +91,7 @@ class Mmps(AnnealedSolver):
         state.denoised = conditional_denoiser(
             state.problem, state.denoise, x, state.y, t, self.iterations, self.tolerance
         )
+        # the reverse diffusion, with D_y in place of D
         state.x = state.x_t = state.memory.reverse.step(x, state.denoised, t, s)
 
 
@@ -133,8 +134,8 @@ def correction(
 ) -> tuple[Tensor, Tensor]:
     r"""Compute the correction of the denoised image by y, and the surprise of y.
 
-    With :math:`m = y - A D` and :math:`S = \sigma_{\text{eff}}^2 I + A V A^\top` these are
-    :math:`V A^\top S^{-1} m` and :math:`m^\top S^{-1} m`.
+    With :math:`\delta = y - A D` and :math:`\Sigma = \sigma_{\text{eff}}^2 I + A V A^\top` these
+    are :math:`V A^\top \Sigma^{-1} \delta` and :math:`\delta^\top \Sigma^{-1} \delta`.
 
     Args:
         problem: A linear operator, bound to the images.

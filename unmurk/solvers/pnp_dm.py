@@ -15,9 +15,9 @@ The paper takes :math:`R = \sigma_y^2 I`: the posterior under too much noise, un
 ends far below :math:`\sigma_y`. But in a direction that y does not measure, of prior variance v,
 an iteration forgets only :math:`\rho^2/(v + \rho^2)`, so that a small :math:`\rho` hardly moves.
 Here :math:`\rho^2 A A^\top` is subtracted from R as far as possible, so that x has the exact
-posterior at every :math:`\rho` up to :math:`\sigma_y/\lVert A\rVert`, and the last iterations can
-keep :math:`\rho` that high. `coupling` has the step and its derivation: it is exact for every
-linear operator, and never amplifies an image.
+posterior at every :math:`\rho` up to :math:`0.95\,\sigma_y/\lVert A\rVert`, and the last
+iterations can keep :math:`\rho` that high. `coupling` has the step and its derivation: it is exact
+for every linear operator, and never amplifies an image.
 
 The samples follow the posterior as soon as the iterations have forgotten their state at a higher
 :math:`\rho`. That takes :math:`v/\rho^2` of them, where v is the largest variance that y leaves
@@ -78,6 +78,6 @@ class PnpDm(CoupledSolver):
     def step(self, state: State) -> None:
         """See the equations of this module."""
         rho, generator = state.sigma, state.generator
-        z = state.memory.coupling.draw(state.x_t, rho, generator)
+        z = state.memory.coupling.draw(state.x_t, rho, generator)  # likelihood step
         levels = karras(self.steps, rho, DEPTH * rho).tolist()
         state.x = state.x_t = state.denoised = diffuse(state.denoise, z, levels, generator)

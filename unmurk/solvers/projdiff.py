@@ -30,7 +30,8 @@ it is drawn anew.
 
 The rate: while t >= r, :math:`x_t` does not depend on :math:`x_0` in the range of A, and
 :math:`D(x_t)` replaces :math:`x_0`, as released (rate = 1). Below r, and at all levels where y has
-no noise, the option counts. With rate = 1 the whole is DDNM+ with eta = 1.
+no noise, the option counts. Here :math:`r = \sigma_y/\lVert A\rVert` for all directions; the
+release with an SVD decides for each singular value. With rate = 1 the whole is DDNM+ with eta = 1.
 """
 
 from dataclasses import dataclass

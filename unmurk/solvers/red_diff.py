@@ -7,13 +7,13 @@ Mardani, Song, Kautz and Vahdat (2023), arXiv 2305.04391. A point :math:`\mu` is
     & \nabla R = \mathbb{E}_{t, e}\bigl[w(t)\,(\hat\epsilon(x_t, t) - e)\bigr],
     \qquad x_t = \alpha_t \mu + \sigma_t e,
 
-where no gradient passes through the network. With :math:`\sigma = \sigma_t/\alpha_t` and the
-denoiser D,
+where no gradient passes through the network, :math:`\hat\epsilon` is the noise that it predicts,
+and e is standard normal. With :math:`\sigma = \sigma_t/\alpha_t` and the denoiser D,
 
 .. math:: \sigma\,(\hat\epsilon - e) = \mu - D(\mu + \sigma e, \sigma), \tag{*}
 
 so all that is needed of the prior is D. A Gaussian prior :math:`\mathcal{N}(m, S)` shows what the
-weight means: the mean of (*) over e is :math:`\sigma^2 (S + \sigma^2)^{-1} (\mu - m)`, so (*)
+weight means: the mean of (*) over e is :math:`\sigma^2 (S + \sigma^2 I)^{-1} (\mu - m)`, so (*)
 divided by :math:`\sigma^2` is minus the score of the prior blurred by :math:`\sigma`, whatever S
 is. Every other weight is right for one S at best.
 
@@ -23,13 +23,13 @@ first order),
 
 .. math::
     z   &= \mu + c\,(h - \mu) \qquad\text{a step against (*)}/\sigma^2 \\
-    \mu &= \arg\min_x \frac{\lVert y - A(x)\rVert^2}{2\sigma_y^2}
+    \mu &\leftarrow \arg\min_x \frac{\lVert y - A(x)\rVert^2}{2\sigma_y^2}
            + \frac{\lVert x - z\rVert^2}{2 c \sigma^2}.
 
 This is one proximal gradient step of length :math:`c\sigma^2` on :math:`-\log p_\sigma(\mu) - \log
 p(y \mid \mu)`. It uses the noise level of the data, and no parameter depends on the task. For
 Gaussians the fixed point at level :math:`\sigma` is the posterior mean under the prior
-:math:`\mathcal{N}(m, S + \sigma^2)`.
+:math:`\mathcal{N}(m, S + \sigma^2 I)`.
 
 The step starts not at :math:`\mu` but slightly ahead, by `momentum` times the last change, which
 halves the lag of :math:`\mu` behind the falling levels.
@@ -43,34 +43,39 @@ the measurement noise is re-injected into the final iterate :math:`\mu`:
 
 Where singular values of A are 1 and :math:`\sigma = \sigma_y`, v has just the noise that D
 expects. In the null space of A the pair puts noise on v as before; between the two it puts
-:math:`(I - (\sigma/\sigma_y)^2 A^\top A)\,e`. So levels end at :math:`\sigma_y/S` for the largest
-singular value S of A (at :math:`\sigma_y` for S < 1), and the result is the denoised v.
+:math:`(I - (\sigma/\sigma_y)^2 A^\top A)\,\sigma e`. So levels end at :math:`\sigma_y/\lVert
+A\rVert`, with the largest singular value of A (at :math:`\sigma_y` if that is below 1), and the
+result is the denoised v.
 
-Where :math:`A^\top A = S^2 I`, as in denoising, nothing of :math:`\mu` is left in v: with
-:math:`\sigma = \sigma_y/S`
+Where all singular values of A are one :math:`\kappa`, :math:`A^\top A = \kappa^2 I`, as in
+denoising, nothing of :math:`\mu` is left in v: with :math:`\sigma = \sigma_y/\kappa`
 
-.. math:: v = A^\top y/S^2 = x + \sigma n,\qquad \mathbb{E}[x \mid y] = D(v, \sigma)
+.. math:: v = A^\top y/\kappa^2 = x + \sigma n,\qquad \mathbb{E}[x \mid y] = D(v, \sigma)
 
 if D is exact. A learned D need not be: trained on noisy images alone it tends to remove too much
 where noise is low, and does better with a smaller noise level as its label. y itself can tell. For
-:math:`h_c = D(v, c\sigma)`, with d pixels,
+:math:`h_\ell = D(v, \ell\sigma)`, with d values of an image,
 
 .. math::
-    R_c = \lVert v - h_c\rVert^2/\sigma^2 - d + 2\operatorname{tr}(\partial h_c/\partial v)
+    R_\ell = \lVert v - h_\ell\rVert^2/\sigma^2 - d
+        + 2\operatorname{tr}(\partial h_\ell/\partial v)
 
-is Stein's (1981) unbiased estimate of :math:`\lVert x - h_c\rVert^2/\sigma^2`, and the result is
-the mean
+is Stein's (1981) unbiased estimate of :math:`\lVert x - h_\ell\rVert^2/\sigma^2`, and the result
+is the mean
 
-.. math:: \sum_c w_c h_c,\qquad w_c \propto q_c \exp(-R_c/8)
+.. math:: \sum_\ell w_\ell h_\ell,\qquad w_\ell \propto q_\ell \exp(-R_\ell/8)
 
-over a few labels c. For estimates :math:`h_c = S_c v` with symmetric :math:`S_c` that commute, the
-expectation of its :math:`\lVert x - h\rVert^2/\sigma^2` is at most that of any :math:`h_c` plus
-:math:`8\log(1/q_c)` (Dalalyan and Salmon, 2012, arXiv 1104.3969). So an exact denoiser
-(:math:`q_1` is near 1) loses next to nothing. Images lie in [0, 1], so :math:`h_c` is clipped to
-it for :math:`R_c`. The trace is estimated along one draw of noise (Ramani, Blu and Unser, 2008,
-"Monte-Carlo SURE"). The pair
+over a few labels :math:`\ell`, with :math:`\sum_\ell w_\ell = 1`. For linear estimates
+:math:`h_\ell = B_\ell v` with symmetric :math:`B_\ell` that commute, the expected squared error of
+this mean, over :math:`\sigma^2`, is at most that of any :math:`h_\ell` plus
+:math:`8\log(1/q_\ell)` (Dalalyan and Salmon, 2012, arXiv 1104.3969). So an exact denoiser
+(:math:`q_1` is near 1) loses next to nothing. Images lie in [0, 1], so :math:`h_\ell` is clipped
+to it for :math:`R_\ell`. The trace is estimated along one draw of noise (Ramani, Blu and Unser,
+2008, "Monte-Carlo SURE"). The pair
 
-.. math:: h_c = \tfrac12 \bigl(D(v + b, c\sigma) + D(v - b, c\sigma)\bigr),\qquad b = 0.1\,e,
+.. math::
+    h_\ell = \tfrac12 \bigl(D(v + b, \ell\sigma) + D(v - b, \ell\sigma)\bigr),
+        \qquad b = 0.1\,\sigma e,
 
 gives its central difference at no further cost.
 
@@ -83,23 +88,25 @@ minimizer is an exact draw. A denoiser gives neither H nor its root, but the pai
 :math:`\mathcal{N}(m, S)` their odd half is
 
 .. math::
-    d = \sigma e - \tfrac12 \bigl(D(\mu + \sigma e) - D(\mu - \sigma e)\bigr)
-      = \sigma^2 (S + \sigma^2)^{-1} \sigma e,
+    \delta = \sigma e - \tfrac12 \bigl(D(\mu + \sigma e, \sigma) - D(\mu - \sigma e, \sigma)\bigr)
+      = \sigma^2 (S + \sigma^2 I)^{-1} \sigma e,
 
-and since :math:`2\int_s^\infty t\,(S + t^2)^{-2}\,dt = (S + s^2)^{-1}`, the sum over the levels
-passed so far,
-
-.. math::
-    f = \sum_k \sqrt{2\log(s_{k-1}/s_k)}\; d_k/s_k^2,\qquad \operatorname{Cov} f = (S + s^2)^{-1},
-
-is at every level a force with just the precision of the prior blurred by that level. (Above the
-first level :math:`s_1` the prior has no effect, and :math:`n/s_1` replaces what is missing of the
-sum.) So each sample keeps its n' and its f, and takes the steps of RED-diff,
+and since :math:`2\int_\sigma^\infty t\,(S + t^2 I)^{-2}\,dt = (S + \sigma^2 I)^{-1}`, the sum over
+the levels passed so far,
 
 .. math::
-    z   &= h + s^2 f \\
-    \mu &= \arg\min_x \frac{\lVert y + \sigma_y n' - A x\rVert^2}{2\sigma_y^2}
-           + \frac{\lVert x - z\rVert^2}{2 s^2},
+    f = \sum_{k \le K} \sqrt{2\log(\sigma_{k-1}/\sigma_k)}\; \delta_k/\sigma_k^2,
+        \qquad \operatorname{Cov} f \approx (S + \sigma_K^2 I)^{-1},
+
+is at every level a force with the precision of the prior blurred by that level, up to the error of
+the sum that stands for the integral. (Above the first level :math:`\sigma_1` the prior has no
+effect, and :math:`n/\sigma_1` replaces what is missing of the sum.) So each sample keeps its n'
+and its f, and takes the steps of RED-diff,
+
+.. math::
+    z   &= h + \sigma^2 f \\
+    \mu &\leftarrow \arg\min_x \frac{\lVert y + \sigma_y n' - A x\rVert^2}{2\sigma_y^2}
+           + \frac{\lVert x - z\rVert^2}{2\sigma^2},
 
 where h, the even half of the pair, is evaluated at momentum times the last change beyond
 :math:`\mu`, which halves its lag behind the falling levels. With any other prior S is local: the
@@ -142,12 +149,12 @@ CITATION = """@inproceedings{mardani2024reddiff,
 }"""
 
 LABELS = (1.0, 0.85, 0.7, 0.5)
-"""c: noise levels that D is given, as fractions of the true one."""
+"""Labels: noise levels that D is given, as fractions of the true one."""
 BELIEF = (0.91, 0.03, 0.03, 0.03)
-"""q_c: prior weight of each label."""
+"""q: prior weight of each label."""
 TEMPERATURE = 8.0
 PROBE = 0.1  # length of b in units of sigma
-TOLERANCE = 1e-3  # relative, of A^T A = S^2 I
+TOLERANCE = 1e-3  # relative, of A^T A = kappa^2 I
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +228,8 @@ class RedDiff(ProximalSolver):
         h = state.denoise(ahead + e, sigma)
         if self.pairs:
             h = (h + state.denoise(ahead - e, sigma)) / 2
-        z = ahead + memory.c * (h - ahead)
-        memory.mu = self.prox(state, z, memory.c**0.5 * sigma)
+        z = ahead + memory.c * (h - ahead)  # against the prior
+        memory.mu = self.prox(state, z, memory.c**0.5 * sigma)  # against the misfit
         state.denoised = h
         state.x = state.x_t = h if self.final == "denoised" else memory.mu
 
@@ -287,7 +294,7 @@ def _until(levels: list[float], last: float) -> list[float]:
 
 
 def last_level(problem: Problem, y: Tensor) -> tuple[float, bool]:
-    r"""Return the level of y's own noise on an image, and whether :math:`A^\top A = S^2 I`.
+    r"""Return the level of y's own noise on an image, and whether :math:`A^\top A = \kappa^2 I`.
 
     The level is 0 where there is none: without noise, for a nonlinear A, and for weighted data,
     whose weights differ from image to image. It is that of image 0, as levels are shared and must
@@ -321,7 +328,7 @@ class PosteriorMean:
         problem: Operator and noise, bound to the images.
         sigma: The level that `last_level` found.
         e: Noise of that level, shaped like mu.
-        labels: The first of `LABELS`. Labels other than 1 are used where A^T A = S^2 I only.
+        labels: The first of `LABELS`. Labels other than 1 are used where A^T A = kappa^2 I only.
     """
 
     def __init__(

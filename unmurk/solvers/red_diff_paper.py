@@ -4,14 +4,16 @@ Mardani, Song, Kautz and Vahdat (2023), arXiv 2305.04391. At each level, from hi
 optimizer takes one step on
 
 .. math::
-    \mathcal{L}(u) = \frac v2 \operatorname{mean}\bigl((y_u - A(u))^2\bigr) + \lambda\,g(\sigma)
+    \mathcal{L}(u) &= \frac v2 \operatorname{mean}\bigl((y_u - A(u))^2\bigr) + \lambda\,g(2\sigma)
         \operatorname{mean}\bigl(\operatorname{stop}[\hat\epsilon - e]\,u\bigr),
-    \qquad u = 2\mu - 1,
+        \qquad u = 2\mu - 1, \\
+    \hat\epsilon - e &= \bigl(\mu - D(\mu + \sigma e, \sigma)\bigr)/\sigma,
 
-with means over one image, images and noise levels in [-1, 1], so that for a linear A :math:`y_u -
-A(u) = 2 (y - A(\mu))`. The results depend on :math:`\lambda`, which does not depend on the noise
-level. The second term is linear in u within a level: with `parallel` levels in one step, each with
-its own noise e, it is their mean, and the network runs once for each.
+with means over one image. Images u and levels :math:`2\sigma` are in the range [-1, 1], so that
+for a linear A :math:`y_u - A(u) = 2 (y - A(\mu))`. The results depend on :math:`\lambda`, which
+does not depend on the noise level of y. The second term is linear in u within a level: with
+`parallel` levels in one step, each with its own noise e, it is their mean, and the network runs
+once for each.
 
 The released loops are those of Adam, with one level a step or (in a file of its own) a chunk of
 neighboring levels. Plain gradient descent with momentum 0.9 and lr 1e6 is there as a comment. For
@@ -173,7 +175,10 @@ def data_grad(problem: Problem, x: Tensor, y: Tensor) -> Tensor:
 def prior_grad(
     x: Tensor, denoised: Tensor, sigma: float, lam: float, weight: PriorWeight
 ) -> Tensor:
-    r"""Compute the gradient of :math:`\lambda g \operatorname{mean}((\hat\epsilon - e) u)` in u.
+    r"""Compute the gradient of the prior's term in u, with :math:`\hat\epsilon - e` held fixed.
+
+    .. math:: \nabla_u\, \lambda g(2\sigma) \operatorname{mean}\bigl((\hat\epsilon - e)\, u\bigr)
+        = \frac{\lambda g(2\sigma)}{d}\, \frac{\mu - D(\mu + \sigma e, \sigma)}{\sigma}
 
     Args:
         x: The image (B, C, H, W); u = 2 x - 1.

@@ -23,11 +23,12 @@ A^\top A)`, so that no stiff direction is left and P times the score is :math:`F
 A^\top (y - A D) - x_t`. And :math:`x_t` has a velocity v (underdamped, or kinetic, Langevin
 dynamics),
 
-.. math:: dx = v\,dt,\qquad dv = F(x)\,dt - g v\,dt + (2 g P)^{1/2}\,dW,
+.. math:: dx = v\,d\tau,\qquad dv = F(x)\,d\tau - g v\,d\tau + (2 g P)^{1/2}\,dW_\tau,
 
-because in a direction that y does not measure, of prior variance u, the force is only
-:math:`t^2/(u + t^2)`: overdamped dynamics needs about :math:`u/t^2` steps to cross it, these the
-square root of that number. All of them forget at the rate g / 2, as long as it is not above
+with the stationary law :math:`v \sim \mathcal{N}(0, P)`, because in a direction that y does not
+measure, of prior variance u, the force is only :math:`t^2/(u + t^2)` times the distance:
+overdamped dynamics needs about :math:`u/t^2` steps to cross it, these the square root of that
+number. All of them forget at the rate g / 2, as long as it is not above
 :math:`t/u^{1/2}`, so the friction g depends on the number of steps. One step is the splitting
 BAOAB of Leimkuhler and Matthews (2013), "Rational construction of stochastic numerical methods for
 molecular sampling", with one evaluation of D and step length :math:`\ell`,
@@ -37,7 +38,8 @@ molecular sampling", with one evaluation of D and step length :math:`\ell`,
     v &\leftarrow k\,v + \sqrt{1-k^2}\;P^{1/2} n,\qquad x \leftarrow x + \tfrac\ell2 v,
       \qquad k = e^{-g\ell}.
 
-For Gaussian laws its :math:`x_t` has the exact variance at any stable length (below 2).
+When the level falls from t' to t, v is multiplied by t / t', which keeps its law where y measures
+nothing. For Gaussian laws :math:`x_t` has the exact variance at any stable length (below 2).
 """
 
 import math
@@ -111,11 +113,11 @@ class Snips(CoupledSolver):
         x0 = state.x = state.denoised = state.denoise(state.x_t, t)
         keep = math.exp(-self.friction / max(self.steps // 3, 1))
         v = t / memory.before * memory.velocity
-        v = v + self.length * (memory.coupling.mean(x0, t) - state.x_t)
-        x = state.x_t + self.length / 2 * v
-        noise = memory.coupling.noise(state.generator, x, t)
-        v = keep * v + math.sqrt(1 - keep**2) * noise
-        state.x_t = x + self.length / 2 * v
+        v = v + self.length * (memory.coupling.mean(x0, t) - state.x_t)  # B: the force F
+        x = state.x_t + self.length / 2 * v  # A: drift
+        noise = memory.coupling.noise(state.generator, x, t)  # P^(1/2) n
+        v = keep * v + math.sqrt(1 - keep**2) * noise  # O: friction and noise
+        state.x_t = x + self.length / 2 * v  # A
         memory.velocity, memory.before = v, t
 
     def _diffuse(self, state: State) -> None:

@@ -119,10 +119,10 @@ class State:
     def chi2(self) -> Tensor:
         r"""Reduced chi-square of `x`, shape (B,), on the device of x.
 
-        .. math:: \chi^2 = \frac{\lVert y - A(x)\rVert^2}{m\,\sigma_y^2}
+        .. math:: \chi^2 = \frac{\lVert y - A(x)\rVert^2}{d_y\,\sigma_y^2}
 
-        for :math:`m` measured values: near 1 for a good fit. Without noise it is the root mean
-        square misfit :math:`\lVert y - A(x)\rVert / \sqrt m` instead.
+        for :math:`d_y` measured values: near 1 for a good fit. Without noise it is the root mean
+        square misfit :math:`\lVert y - A(x)\rVert / \sqrt{d_y}` instead.
         """
         with torch.no_grad():
             square = self.problem.residual(self.x, self.y).square().flatten(1).sum(1)

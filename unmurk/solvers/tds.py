@@ -8,7 +8,7 @@ twisting function :math:`f_t(x_t)` that estimates :math:`p(y \mid x_t)`, and its
 .. math::
     \text{resample}\quad & \text{the particles by their weights } w \\
     \text{propose}\quad & x_s \sim \mathcal{N}(m', c^2 I),\qquad
-        m' = m \text{ moved by } t^2\,\nabla\log f_t(x_t) \\
+        m' = m \text{ with } D + t^2\,\nabla\log f_t(x_t) \text{ in place of } D \\
     \text{weight}\quad & w \leftarrow w\,
         \frac{p(x_s \mid x_t)\,f_s(x_s)}{\mathcal{N}(x_s; m', c^2 I)\,f_t(x_t)}.
 
@@ -23,26 +23,27 @@ D/\partial x_t`, the covariance of x given :math:`x_t` by Tweedie's formula, tak
 x_t) = \mathcal{N}(x_0, V)`, as in `mmps`. For a linear A
 
 .. math::
-    \log f &= -\tfrac12\,m^\top S^{-1} m,\qquad m = y - A x_0,\quad
-        S = \sigma_y^2 I + A V A^\top \\
-    \nabla\log f &= J^\top A^\top S^{-1} m \qquad\text{(V held constant)},
+    \log f &= -\tfrac12\,\delta^\top \Sigma^{-1} \delta,\qquad \delta = y - A x_0,\quad
+        \Sigma = \sigma_y^2 I + A V A^\top \\
+    \nabla\log f &= J^\top A^\top \Sigma^{-1} \delta \qquad\text{(V held constant)},
 
 so that :math:`t^2\,\nabla\log f` moves D to the :math:`D_y` of `mmps`, whose samples tds weights.
 For a Gaussian prior f is :math:`p(y \mid x_t)` up to a constant, and the weights only correct for
-the finite steps: few particles suffice. For other priors it is an approximation. So it is where S
-is solved roughly: after a few conjugate gradients it is still one function of :math:`x_t`, which
-is all that the weights need. :math:`\log\det S` is left out, and the derivative of V: both need
-more than products with J.
+the finite steps: few particles suffice. For other priors it is an approximation. So it is where
+the system of :math:`\Sigma` is solved roughly: after a few conjugate gradients it is still one
+function of :math:`x_t`, which is all that the weights need. :math:`\log\det \Sigma` is left out,
+and the derivative of V: both need more than products with J.
 
 For a nonlinear A, V is replaced by :math:`r^2 I`, with v the prior's variance of a pixel:
 
 .. math::
-    \log f &= -\min_x \frac{\lVert y - A(x)\rVert^2}{2\sigma_y^2}
-              + \frac{\lVert x - x_0\rVert^2}{2 r^2},\quad\text{attained at } x = p \\
-    \nabla\log f &= J^\top (p - x_0)/r^2,\qquad r^2 = v t^2/(v + t^2).
+    \log f &= -\min_x \biggl[\frac{\lVert y - A(x)\rVert^2}{2\sigma_y^2}
+              + \frac{\lVert x - x_0\rVert^2}{2 r^2}\biggr],\quad\text{attained at } \hat x \\
+    \nabla\log f &= J^\top (\hat x - x_0)/r^2,\qquad r^2 = v t^2/(v + t^2).
 
-If A were linear this f would be :math:`\mathcal{N}(y; A x_0, \sigma_y^2 I + r^2 A A^\top)`, the
-approximation of `pigdm`, with p the proximal map at :math:`x_0`. It ignores the correlation of the
+If A were linear this f would be :math:`\mathcal{N}(y; A x_0, \sigma_y^2 I + r^2 A A^\top)` up to a
+constant, the approximation of `pigdm`, with :math:`\hat x` the proximal map at :math:`x_0`. It
+ignores the correlation of the
 prior's pixels and needs more particles.
 
 Steps are of second order (`diffusion.samplers`): m and m' extrapolate from the step before, whose
@@ -153,6 +154,7 @@ class Tds(ProximalSolver, AnnealedSolver):
     def step(self, state: State) -> None:
         """See the equations of this module."""
         memory, t, s = state.memory, state.sigma, state.sigma_next
+        # resample
         chosen, weight = resample(memory.weight, self._uniform(state), self.threshold)
         x, x0, gradient, before = (
             values[chosen] for values in (memory.x, memory.x0, memory.gradient, memory.twist)
@@ -160,10 +162,12 @@ class Tds(ProximalSolver, AnnealedSolver):
         for path in (memory.plain, memory.guided):
             path.index_select(chosen)
         if s > 0:
+            # propose: m, c and m'
             mean, c = memory.plain.bridge(x, x0, t, s)
             moved, _ = memory.guided.bridge(x, x0 + t**2 * gradient, t, s)
             z, shift = randn(memory.generator, x), (moved - mean) / c
             x = moved + c * z
+            # weight: log f_s - log f_t + log N(x_s; m) - log N(x_s; m')
             memory.twist, memory.gradient, x0 = self._twists(state, x, s)
             gain = memory.twist - before - (shift * (z + shift / 2)).double().flatten(1).sum(1)
         else:

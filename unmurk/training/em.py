@@ -18,8 +18,8 @@ E-step             method
 moment matching    a solver that draws x given y: "mmps" makes it EM-MMPS (Rozet et al.)
 DPS                the solver "dps": EMDiffusion (Bai et al., who start from clean images)
 A = I              the reverse diffusion that starts at (y, sigma_y); it needs no solver
-conditional        a diffusion model of x given y, D(x_t, sigma, c(y)): DiffEM (2025, arXiv
-                   2510.12691)
+conditional        a diffusion model of x given y, D(x_t, sigma, c(y)): DiffEM (Hosseintabar et
+                   al., 2025, arXiv 2510.12691)
 =================  ===============================================================================
 
 The first round draws exactly from the posterior under a Gaussian prior that EM has fitted to the

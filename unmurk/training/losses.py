@@ -270,10 +270,10 @@ def recorrupted(
 
     .. math:: \delta = (A^\top A + \sigma_y^2 S^{-1})^{-1} A^\top A\, e .
 
-    Where A has gain :math:`s` and the prior has power :math:`P`, the fraction
-    :math:`\sigma_y^2 / (\sigma_y^2 + s^2 P)` of :math:`e` is left out: little where y says much
-    more than the prior, and half of it where noise and prior are equal. The second fit of m, by
-    `forward_kl`, has no such term.
+    Where A has the singular value :math:`\kappa` and the prior the power :math:`P`, the fraction
+    :math:`\sigma_y^2 / (\sigma_y^2 + \kappa^2 P)` of :math:`e` is left out: little where y says
+    much more than the prior, and half of it where noise and prior are equal. The second fit of m,
+    by `forward_kl`, has no such term.
 
     Args:
         posterior: The posterior that m belongs to.
