@@ -109,7 +109,6 @@ def test_help_fills_its_lines(command, width, capsys, monkeypatch):
         if not (line.startswith("│ ") and below.startswith("│    ")):
             continue
         line, below = line[2:-2].rstrip(), below[2:-2].rstrip()
-        indent = len(below) - len(below.lstrip())
         if not line or not below or re.match(r"-\S+ \S+( \S+)?$", line):
             continue  # the space between paragraphs; a flag that has a line of its own
         word = below.split()[0]
