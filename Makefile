@@ -35,7 +35,8 @@ lint: setup
 
 # bytecode is kept, whatever the environment says: the tests start some hundred processes
 test: lint
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --maxprocesses 8 \
+		--dist loadfile --no-loadscope-reorder
 
 docs: setup
 	@$(SPHINX) docs/_build/html

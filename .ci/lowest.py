@@ -61,6 +61,7 @@ def main() -> int:
     if pip("--no-deps", "-e", "."):
         return 1
     command = [PYTHON, "-m", "pytest", "-n", "auto", "--maxprocesses", "8", "--dist", "loadfile"]
+    command += ["--no-loadscope-reorder"]
     return subprocess.call([*command, *sys.argv[1:]], cwd=ROOT)
 
 

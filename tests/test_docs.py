@@ -35,9 +35,9 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 BUDGETS = [
-    (r"\bkimg=[\d.]+", "kimg=0.3"),
+    (r"\bkimg=[\d.]+", "kimg=0.1"),
     (r"\blimit=\d{3,}", "limit=64"),
-    (r":train\"\)\.images", ':train").images[:64]'),
+    (r":train\"\)\.images", ':train").images[:24]'),
     (r"\bsteps=\d+", "steps=4"),
     (r"\bsamples=\d+", "samples=2"),
     (r'method="snips",', 'method="snips", steps=6,'),
