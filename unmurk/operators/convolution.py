@@ -53,9 +53,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Operator
+from .compose import Local
 from .crops import Window
 from .linalg import Factors, Spectrum, conjugate_gradient, fourier
-from .local import Local
 
 __all__ = ["CUTOFF", "Blur", "fold", "mirrored"]
 

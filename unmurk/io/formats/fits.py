@@ -17,7 +17,6 @@ The chain of headers is walked before astropy sees it: every declared size is co
 limits and, without compression, with the length of the file.
 """
 
-import gzip
 import io
 import math
 import re
@@ -31,16 +30,17 @@ import numpy as np
 
 from ... import __version__
 from ...errors import InputError
-from ..atomic import Partial, unwritable
+from ..atomic import unwritable
 from ..limits import check_memory, check_numbers, check_pixels, reading
-from .registry import FITS, Pages, library, real_path, register
+from .optional import library
+from .registry import FITS, Pages, real_path, register, selection_of
+from .scaled import HeaderWriter, open_stream, physical, stored
 
 __all__ = ["Fits", "FitsWriter"]
 
 BLOCK, CARD = 2880, 80
 MOST_BLOCKS = 4096  # of a header: 147,456 cards
 MOST_HDUS = 10_000
-GZIP = b"\x1f\x8b"
 TYPES = {8: "uint8", 16: "int16", 32: "int32", 64: "int64", -32: "float32", -64: "float64"}
 SCI = "SCI"
 SELECTED = re.compile(r"(?:(?P<name>[^,=]+)(?:,(?P<version>\d+))?)?(?P<more>(?:,?\w+=[^,=]+)*)")
@@ -289,31 +289,25 @@ class _Image:
         """Close what decompresses tiles."""
         self._open.close()
 
-    def physical(self, stored: np.ndarray) -> np.ndarray:
+    def physical(self, values: np.ndarray) -> np.ndarray:
         """Return the physical numbers of stored ones."""
         if self.shift:  # adding half of the range is the same as flipping the highest bit
             kind = np.dtype(self.dtype)
             flip = kind.type(-(2**7)) if kind.kind == "i" else kind.type(self.shift)
-            return stored.view(kind) ^ flip
+            return values.view(kind) ^ flip
         if self.scaled:
-            return (stored * np.float64(self.scale) + self.zero).astype(self.dtype)
-        return stored
+            return physical(values, self.scale, self.zero, self.dtype)
+        return values
 
-    def back(self, physical: np.ndarray) -> np.ndarray:
+    def back(self, values: np.ndarray) -> np.ndarray:
         """Return the stored numbers of physical ones, rounded and clipped for integers."""
         if self.shift:
             kind = np.dtype(self.stored)
             flip = kind.type(-self.shift) if kind.kind == "i" else kind.type(2**7)
-            return physical.astype(self.dtype).view(kind) ^ flip
+            return values.astype(self.dtype).view(kind) ^ flip
         if self.scaled:
-            values = (physical.astype(np.float64) - self.zero) / self.scale
-            kind = np.dtype(self.stored)
-            if kind.kind == "f":
-                return values.astype(kind)
-            low, high = float(np.iinfo(kind).min), np.nextafter(float(np.iinfo(kind).max), 0)
-            high = high if kind.itemsize == 8 else float(np.iinfo(kind).max)
-            return np.rint(values).clip(low, high).astype(kind)
-        return physical.astype(self.stored)
+            return stored(values, self.scale, self.zero, np.dtype(self.stored))
+        return values.astype(self.stored)
 
 
 def _bytes(file: Path, stream: IO[bytes], start: int, size: int) -> bytes:
@@ -353,15 +347,10 @@ class Fits(Pages):
             raise
 
     def _start(self, file: Path, chosen: _Selection) -> None:
-        library("astropy.io.fits", "astro", file)
-        stream: Any = self._open.enter_context(file.open("rb"))
-        packed = stream.read(2) == GZIP
-        stream.seek(0)
-        if packed:
-            stream = self._open.enter_context(gzip.GzipFile(fileobj=stream))
-        self.units = _walk(file, stream, None if packed else file.stat().st_size)
+        library(file, "astropy.io.fits", "astro")
+        self._stream, length = open_stream(file, self._open)
+        self.units = _walk(file, self._stream, length)
         self.number = _find(file, self.units, chosen.name, chosen.version)
-        self._stream: IO[bytes] = stream
         self.image = self._image(self.number)
         height, width = self.image.shape[-2:]
         self.shape = (height, width, 1)
@@ -434,7 +423,7 @@ class Fits(Pages):
         self._open.close()
 
 
-class FitsWriter:
+class FitsWriter(HeaderWriter):
     """Write images into a FITS file with the header of the file that they came from.
 
     The file holds the image in its number type and, if it was in an extension, the primary header
@@ -451,19 +440,10 @@ class FitsWriter:
     """
 
     def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
-        from .registry import selection_of
-
-        self.out, self.history, self.floats = out, history, floats
         self._like = Fits(real_path(source), selection_of(source))
-        self._open = ExitStack()
         self._planes: list[np.ndarray] = []
         self._written = 0
-        self._file: IO[bytes] | None = None
-        try:
-            self._part = Partial(out)
-        except BaseException:
-            self._like.close()
-            raise
+        super().__init__(out, self._like, history, floats)
 
     def write(self, pixels: np.ndarray) -> None:
         """Write the next image, (H, W, C)."""
@@ -487,10 +467,7 @@ class FitsWriter:
 
     def _write_plane(self, plane: np.ndarray) -> None:
         if self._file is None:
-            self._file = self._part.file
-            if self.out.name.lower().endswith(".gz"):
-                packed: Any = gzip.GzipFile("", "wb", 6, self._part.file, mtime=0)
-                self._file = self._open.enter_context(packed)
+            self._file = self._begin()
             for header in self._headers(plane):
                 self._file.write(header.tostring().encode("ascii"))
         data = np.ascontiguousarray(plane, plane.dtype.newbyteorder(">")).tobytes()
@@ -535,18 +512,11 @@ class FitsWriter:
         header.add_history(self.history or f"written by unmurk {__version__}")
         return header
 
-    def close(self) -> None:
-        """Write what is left and give the file its name."""
-        try:
-            if self._planes:
-                self._close_packed()
-            elif self._file is not None:
-                self._file.write(bytes(-self._written % BLOCK))
-            self._open.close()
-        except OSError as error:
-            raise unwritable(self.out, error) from error
-        self._part.finish()
-        self._like.close()
+    def _finish(self) -> None:
+        if self._planes:
+            self._close_packed()
+        elif self._file is not None:
+            self._file.write(bytes(-self._written % BLOCK))
 
     def _close_packed(self) -> None:
         """Compress the image tile by tile: integers as the source is, floats without loss."""
@@ -570,16 +540,6 @@ class FitsWriter:
             unit.header["BSCALE"], unit.header["BZERO"] = like.image.scale, like.image.zero
         with reading(like.file):
             fits.HDUList([first, unit]).writeto(self._part.file, output_verify="silentfix+ignore")
-
-    def abandon(self) -> None:
-        """Remove the partial file; nothing happens after `close`."""
-        try:
-            self._open.close()
-        except (OSError, ValueError):  # of a full disk: the file goes anyway
-            pass
-        finally:
-            self._part.abandon()
-            self._like.close()
 
 
 def _rescale(header: Any, across: float, down: float) -> None:

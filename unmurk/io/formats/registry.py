@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata as packages
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...errors import InputError
@@ -52,7 +51,6 @@ __all__ = [
     "holds_images",
     "is_folder",
     "is_written",
-    "library",
     "reader_of",
     "real_path",
     "register",
@@ -336,26 +334,6 @@ def _is_dicom(file: Path) -> bool:
             return stream.read(start + len(magic))[start:] == magic
     except (OSError, ValueError):
         return False
-
-
-def library(name: str, extra: str, file: Path) -> ModuleType:
-    """Import the library of a format.
-
-    Args:
-        name: The module.
-        extra: The extra of this package that installs it.
-        file: The file that needs it.
-
-    Raises:
-        InputError: It is not installed, or does not load.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise InputError(
-            f"cannot read {file}: {package} is missing: pip install 'unmurk[{extra}]'"
-        ) from error
 
 
 def without_suffix(name: str) -> str:
