@@ -11,8 +11,9 @@ import torch
 
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Config, Posterior
-from unmurk.io.formats import tiff
-from unmurk.io.formats.tiff import Stack, StackWriter
+from unmurk.io.formats import tiff_copy
+from unmurk.io.formats.tiff import Stack
+from unmurk.io.formats.tiff_writer import StackWriter
 from unmurk.io.images import load_images
 from unmurk.io.jobs import jobs_of, process
 from unmurk.io.scale import Scale
@@ -210,7 +211,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
 
 def test_large_stacks_get_long_offsets(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "a.tif", numbers(2, 33, 40), photometric="minisblack")
-    monkeypatch.setattr(tiff, "LARGE", 100)
+    monkeypatch.setattr(tiff_copy, "LARGE", 100)
     through(tmp_path / "a.tif", tmp_path / "b.tif")
     with tifffile.TiffFile(tmp_path / "b.tif") as found:
         assert found.is_bigtiff and len(found.pages) == 2

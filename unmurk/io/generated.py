@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from .atomic import write
 from .formats.pictures import encode_picture
-from .formats.tiff import StackWriter
+from .formats.tiff_writer import StackWriter
 from .images import (
     PNG_TYPES,
     array_writer,

@@ -23,8 +23,9 @@ from .registry import (
     suffix_of,
     without_suffix,
 )
-from .tiff import ENDINGS, Stack, StackWriter
+from .tiff import ENDINGS, Stack
 from .tiff_tags import ome_description
+from .tiff_writer import StackWriter
 
 __all__ = [
     "PngWriter",
