@@ -63,11 +63,17 @@ class Hdu:
 
 
 def text_of(value: str) -> str:
+    """Return the text of a card's value, without its quotes.
+
+    >>> text_of("'O''Hara  '")
+    "O'Hara"
+    """
     found = re.match(r"\s*'((?:[^']|'')*)'", value)
     return found[1].replace("''", "'").rstrip() if found else value.strip()
 
 
 def integer_of(value: str, name: str) -> int:
+    """Convert the value of the card with this name. Raises ValueError."""
     try:
         return int(value)
     except ValueError as error:
@@ -211,6 +217,7 @@ def find(file: Path, units: list[Hdu], name: str, version: int | None) -> int:
 
 
 def read_bytes(file: Path, stream: IO[bytes], start: int, size: int) -> bytes:
+    """Read bytes of a stream. Raises InputError if it is cut short."""
     stream.seek(start)
     data = stream.read(size)
     if len(data) != size:
@@ -219,6 +226,7 @@ def read_bytes(file: Path, stream: IO[bytes], start: int, size: int) -> bytes:
 
 
 def astropy_header(file: Path, stream: IO[bytes], unit: Hdu) -> Any:
+    """Return the header of a unit as an object of astropy."""
     from astropy.io import fits
 
     data = read_bytes(file, stream, unit.start, unit.data - unit.start)
