@@ -178,6 +178,14 @@ class HduSelection:
 
     @classmethod
     def parse(cls, file: Path, text: str) -> "HduSelection":
+        """Read the text in brackets.
+
+        Raises:
+            InputError: It has another form.
+
+        >>> HduSelection.parse(Path("a.fits"), "SCI,2,dq=DQ").version
+        2
+        """
         found = SELECTED.fullmatch(text.replace(" ", ""))
         pairs = [] if found is None else [p.split("=") for p in found["more"].split(",") if p]
         options = dict(pairs)
