@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,11 @@ def facts(path: Path) -> dict:
             "imagej": repr(found.imagej_metadata),
             "tags": {
                 code: page.tags[code].value
-                for code in (282, 283, 296, 305, 306, 315, 285)
+                for code in (296, 305, 306, 315, 285)
                 if code in page.tags
             },
+            # rationals: older versions of tifffile reduce them
+            "sides": [Fraction(*page.tags[c].value) for c in (282, 283) if c in page.tags],
             "size": (page.resolution, int(page.planarconfig), int(page.photometric)),
         }
 
