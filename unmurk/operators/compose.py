@@ -299,6 +299,11 @@ def masked(
 
     Returns:
         M A, bound to images of this shape.
+
+    >>> from unmurk.operators import parse
+    >>> mask = torch.tensor([[[[1.0, 0.0]]]])
+    >>> masked(parse("identity"), mask, 1, (1, 2)).A(torch.full((1, 1, 1, 2), 0.5))
+    tensor([[[[0.5000, 0.0000]]]])
     """
     members = list(operator.members if isinstance(operator, Compose) else (operator,))
     masks = masks.to(operator.device)

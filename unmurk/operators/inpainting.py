@@ -69,6 +69,13 @@ class Inpaint(Operator):
 
     Attributes:
         masks: The masks (B or 1, 1, H, W), 1 where a pixel is measured; None before `bind`.
+
+    >>> class Stripes(Inpaint):  # hides every second column
+    ...     form = "stripes"
+    ...     def _draw(self, index, height, width):
+    ...         return (torch.arange(width) % 2 == 0).float().expand(1, 1, height, width)
+    >>> Stripes().A(torch.ones(1, 1, 1, 4))
+    tensor([[[[1., 0., 1., 0.]]]])
     """
 
     tensors = ("masks",)
