@@ -33,8 +33,10 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# bytecode is kept, whatever the environment says: the tests start some hundred processes
 test: lint
-	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --maxprocesses 8 \
+		--dist loadfile --no-loadscope-reorder
 
 docs: setup
 	@$(SPHINX) docs/_build/html

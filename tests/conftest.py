@@ -1,6 +1,13 @@
-"""What every test shares: one thread, so that results and times do not depend on the machine."""
+"""What every test shares: one thread, so that results and times do not depend on the machine.
+
+Files with many slow tests run first (with xdist: ``--dist loadfile --no-loadscope-reorder``), so
+that no process is left with a long one when the others have finished.
+"""
 
 import os
+from collections import Counter
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -9,3 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files by their number of slow tests; the tests of a file keep their order."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

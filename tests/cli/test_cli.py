@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 
 from unmurk.cli import commands, demo
+from unmurk.cli import help as help_pages
 from unmurk.cli import main as cli
 from unmurk.cli.commands import restoring
 from unmurk.diffusion.prior import Prior
@@ -92,6 +94,36 @@ def test_every_option_is_explained(command, capsys):
             assert f"--{field.name.replace('_', '-')} " in shown
         if field.name == "noise":
             assert "image range is 1" in shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fills_its_lines(command, width, capsys, monkeypatch):
+    """No line is too long, and none ends where the next word would have had a place."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert unmurk(*[command] if command else [], "--help") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= width and "None)" not in "".join(shown)
+    breaks = 0
+    for line, below in zip(shown, shown[1:], strict=False):
+        if not (line.startswith("│ ") and below.startswith("│    ")):
+            continue
+        line, below = line[2:-2].rstrip(), below[2:-2].rstrip()
+        if not line or not below or re.match(r"-\S+ \S+( \S+)?$", line):
+            continue  # the space between paragraphs; a flag that has a line of its own
+        word = below.split()[0]
+        word = word[: word.index(",") + 1] if "," in word else word
+        assert len(line) + 1 + len(word) > width - 4, (line, below)
+        breaks += 1
+    assert breaks or width == 120 or command == "report"
+
+
+def test_help_wraps_between_words_and_colors_take_no_place():
+    """The line holds 23 characters beside its codes: it fits into 23 and not into 22."""
+    colored = "\x1b[1musage:\x1b[0m unmurk a-b c [d]"
+    assert help_pages._wrapped(colored, 23) == colored
+    assert help_pages._wrapped(colored, 22) == colored[:-4] + "\n" + " " * 14 + "[d]"
+    assert help_pages._wrapped("│ " + "a " * 40, 20) == "│ " + "a " * 40
 
 
 def test_defaults_are_those_of_the_library():

@@ -10,6 +10,7 @@ import tifffile
 import torch
 from safetensors.torch import load_file
 
+from unmurk import gaussian
 from unmurk.cli.main import main
 from unmurk.errors import InputError
 from unmurk.problem import Problem
@@ -19,6 +20,12 @@ PROBLEM = Problem("identity", 0.2)
 SHORT = {"kimg": 0.06, "batch": 4, "crop": 16, "precision": "fp32", "quiet": True}
 RECIPE = Recipe(steps=1, r2r=0.3, e_step=0.5, flow=0.7)
 EM = {"method": "em", "rounds": Rounds(rounds=2, images=8, steps=1)}
+
+
+@pytest.fixture(autouse=True)
+def quick_fit(monkeypatch):
+    """The Gaussian prior that a run starts from is fitted to 64 crops a round, not to 2048."""
+    monkeypatch.setattr(gaussian, "MAX_IMAGES", 64)
 
 
 def captures(channels=1, sizes=((100, 41), (33, 120), (51, 51))):

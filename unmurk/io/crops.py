@@ -202,7 +202,12 @@ def cut_by_default(sizes: Sequence[tuple[int, int]]) -> bool:
 
 
 def croppable(operator: Operator) -> bool:
-    """Whether an operator is local, so that it has a model on crops."""
+    """Whether an operator is local, so that it has a model on crops.
+
+    >>> from unmurk.operators import parse
+    >>> croppable(parse("blur:gaussian,sigma=1")), croppable(parse("mri:cartesian,acceleration=2"))
+    (True, False)
+    """
     members = getattr(operator, "members", (operator,))
     return all(type(member)._crop is not Operator._crop for member in members)
 

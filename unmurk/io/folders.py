@@ -37,6 +37,12 @@ def pictures_in(folder: Path) -> list[Path]:
 
     Raises:
         InputError: There is none, or the folder cannot be read.
+
+    >>> Path("night").mkdir()
+    >>> for name in ("b.png", "a.tif", "notes.txt"):
+    ...     Path("night", name).touch()
+    >>> [file.name for file in pictures_in(Path("night"))]
+    ['a.tif', 'b.png']
     """
     selection, folder = selection_of(folder), real_path(folder)
     try:
@@ -78,7 +84,11 @@ class Page:
 
 
 def usual_kind(kinds: Sequence[str]) -> str:
-    """Return the most frequent kind; the first of several that are equally frequent."""
+    """Return the most frequent kind; the first of several that are equally frequent.
+
+    >>> usual_kind(["8x8 gray 8-bit", "9x9 gray 8-bit", "9x9 gray 8-bit"])
+    '9x9 gray 8-bit'
+    """
     return Counter(kinds).most_common(1)[0][0]
 
 

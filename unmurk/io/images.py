@@ -30,7 +30,7 @@ from .formats.pictures import (
     without_suffix,
 )
 from .formats.registry import is_folder, real_path
-from .formats.tiff import StackWriter
+from .formats.tiff_writer import StackWriter
 from .layouts import images_in, layout_of, to_images
 from .limits import check_memory
 from .packaged import packaged

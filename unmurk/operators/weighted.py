@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import InputError, size_text
 from .base import Operator, as_index
 from .compose import masked
-from .crops import Crop, Window, cut
+from .crops import Window, cut
 from .linalg import conjugate_gradient, per_image
 
 __all__ = ["Weighted"]
@@ -113,18 +113,9 @@ class Weighted(Operator):
     def _reduction(self) -> int:
         return self.operator._reduction
 
-    def on_crops(
-        self,
-        crops: Sequence[Crop],
-        side: int | tuple[int, int],
-        hidden: Tensor | None = None,
-        channels: int | None = None,
-    ) -> Operator:
-        """Return A on crops with the crops of the weights, which belong to the image numbers; see
-        `Operator.on_crops`."""
-        window = self._window(crops, side, channels)
+    def _hidden_crop(self, window: Window, hidden: Tensor | None) -> Operator:
         operator, after = self.operator._crop(window)
-        hiding = masked(operator, after.measured(hidden), channels, window.size)
+        hiding = masked(operator, after.measured(hidden), window.channels, window.size)
         return self._with(operator=hiding, weights=self._cut(after))
 
     def _crop(self, window: Window) -> tuple[Operator, Window]:

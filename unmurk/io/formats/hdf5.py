@@ -64,6 +64,13 @@ def open_dataset(path: str | Path, member: str = "", kind: str = "image") -> Ite
     Raises:
         InputError: h5py is missing, the file is damaged, it has no such data set or several to
             choose from, or the data set lies in another file or declares more than it holds.
+
+    >>> import h5py
+    >>> with h5py.File("scan.h5", "w") as file:
+    ...     file["images"] = np.zeros((3, 8, 8), "f4")
+    >>> with open_dataset("scan.h5:images") as data:
+    ...     data.shape
+    (3, 8, 8)
     """
     file, named = split_member(path)
     check_file(file)
@@ -200,7 +207,11 @@ def _fits(dataset: Any, kind: str) -> bool:
 
 
 def complex_of(dtype: np.dtype) -> tuple[str, str] | None:
-    """Return the fields of complex numbers, ("", "") for a complex type; None for other types."""
+    """Return the fields of complex numbers, ("", "") for a complex type; None for other types.
+
+    >>> complex_of(np.dtype([("real", "f4"), ("imag", "f4")]))
+    ('real', 'imag')
+    """
     if dtype.kind == "c":
         return "", ""
     names = dtype.names or ()
