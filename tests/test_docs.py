@@ -38,7 +38,7 @@ BLOCK = re.compile(
 BUDGETS = [
     (r"\bkimg=[\d.]+", "kimg=0.3"),
     (r"\blimit=\d{3,}", "limit=64"),
-    (r":train\"\)\.images", ':train").images[:64]'),
+    (r"\"nuclei\"\)\.images", '"nuclei").images[:64]'),
     (r"\bsteps=\d+", "steps=4"),
     (r"\bsamples=\d+", "samples=2"),
     (r'method="snips",', 'method="snips", steps=6,'),

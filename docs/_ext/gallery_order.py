@@ -1,4 +1,4 @@
-"""The order of the scripts in the gallery: learning first, then solvers as the guide names them."""
+"""The order of the scripts in the gallery: learning first, then solvers."""
 
 __all__ = ["Order"]
 

@@ -53,8 +53,8 @@ class Output:
             there = self.path.is_dir()
         if folder is None and not named and not there and suffix_of(path):
             raise InputError(
-                f"--out {path}: unmurk reads {suffix_of(path)} files but writes none: give a folder, "
-                f"or a name that ends in .tif, .npy or the suffix of the input"
+                f"--out {path}: unmurk reads {suffix_of(path)} files but writes none: give a "
+                "folder, or a name that ends in .tif, .npy or the suffix of the input"
             )
         self.folder = folder or there or (folder is None and not named)
         self.ledger: Ledger | None = None
