@@ -14,6 +14,7 @@ import os
 import pkgutil
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ BLOCK = re.compile(
 BUDGETS = [
     (r"\bkimg=[\d.]+", "kimg=0.1"),
     (r"\blimit=\d{3,}", "limit=64"),
-    (r":train\"\)\.images", ':train").images[:24]'),
+    (r"\"nuclei\"\)\.images", '"nuclei").images[:24]'),
     (r"\bsteps=\d+", "steps=4"),
     (r"\bsamples=\d+", "samples=2"),
     (r'method="snips",', 'method="snips", steps=6,'),
@@ -157,6 +158,48 @@ def test_figures_of_the_readme_are_those_of_the_results():
         assert re.search(
             rf"\|[^|\n]*{method}[^|\n]*\|\W*{found[0]}\W*\|\W*{found[1]}\W*\|", text
         ), method
+
+
+def test_figures_of_the_first_pages_are_those_of_the_results():
+    """The front page and the page for reviewers: decibels and certification, as measured."""
+    read = {
+        name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+        for name in ("captures", "learn-small", "certify")
+    }
+    fields: dict[str, list[float]] = {}
+    for key, result in read["captures"]["results"].items():
+        fields.setdefault(re.split(r"-\d", key)[0], []).extend(result["psnr"])
+    fmd = {key: f"{statistics.median(values):.2f}" for key, values in fields.items()}
+    front, method, readme = (
+        " ".join((ROOT / name).read_text().split())
+        for name in ("docs/index.md", "docs/start/method.md", "README.md")
+    )
+    assert f"from {fmd['fmd-capture']} to {fmd['fmd-flowdiff']} dB; BM3D" in front
+    assert f"BM3D reaches {fmd['fmd-bm3d_anscombe']} dB" in front
+    text = "{fmd-flowdiff} dB; BM3D with the Anscombe transform {fmd-bm3d_anscombe}, non-local "
+    text += "means {fmd-nlm_anscombe}, Noise2Void {fmd-noise2void}, the capture {fmd-capture}"
+    assert text.format_map(fmd) in method
+    text = "to {fmd-flowdiff} dB; BM3D reaches {fmd-bm3d_anscombe}, non-local means "
+    text += "{fmd-nlm_anscombe}, Noise2Void {fmd-noise2void}"
+    assert text.format_map(fmd) in readme
+
+    digits, nuclei = (read["learn-small"]["sets"][name]["rows"] for name in ("digits", "nuclei"))
+    psnr = {key: f"{row['posterior_psnr']:.2f}" for key, row in digits.items()}
+    both = [f"{nuclei[key]['posterior_psnr']:.2f}" for key in ("flowdiff", "clean")]
+    ours, clean, start = psnr["flowdiff"], psnr["clean"], psnr["mean"]
+    assert f"{ours} dB (learned from clean images: {clean})" in method
+    assert f"{both[0]} ({both[1]})" in method and f"{psnr['elbo']} dB on digits" in method
+    rows = (digits["mean"], digits["flowdiff"])
+    pairs = [[row[key] for row in rows] for key in ("ssim", "coverage")]
+    text = f"on digits ({start})** and better Fréchet distances, with SSIM {pairs[0][0]:.2f} "
+    text += f"against {pairs[0][1]:.2f} and coverage of 90 % intervals "
+    assert text + f"{pairs[1][0]:.2f} against {pairs[1][1]:.2f}" in method
+    assert f"alone | **{start}**" in readme
+
+    earned = [(row["solver"], row["earned"]) for row in read["certify"]["rows"]]
+    of = len([one for one, _ in earned if one == "snips"])
+    assert earned.count(("snips", "posterior")) == earned.count(("red-diff", "point")) == of
+    assert f"`snips` on all {of} exact problems" in method and f"on all {of}, most" in method
 
 
 def test_doctests(tmp_path, monkeypatch):

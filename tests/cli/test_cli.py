@@ -232,6 +232,38 @@ def test_evaluate_scores_samples(data, tmp_path, capsys):
     assert scores["spread"] == pytest.approx(0.05, rel=0.01)
 
 
+def test_evaluate_takes_folders_of_mixed_sizes_and_leaves_out_deviations(tmp_path, capsys):
+    """The set has one scale of 12 bits; the mean is over the images, as if each stood alone."""
+    import tifffile
+
+    rng, errors = np.random.default_rng(3), []
+    for folder in ("clean", "restored"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "restored" / "unmurk.jsonl").write_text("")
+    for i, (shape, white) in enumerate([((2, 16, 20), 4000), ((16, 16), 900), ((24, 12), 700)]):
+        truth = rng.integers(0, white, shape).astype("uint16")
+        noisy = truth + (i + 1) * 40
+        tifffile.imwrite(tmp_path / "clean" / f"{i}.tif", truth, photometric="minisblack")
+        tifffile.imwrite(tmp_path / "restored" / f"{i}.tif", noisy, photometric="minisblack")
+        tifffile.imwrite(tmp_path / "restored" / f"{i}-std.tif", noisy.astype("float32"))
+        errors += [(i + 1) * 40 / 4095] * (2 if i == 0 else 1)
+    folders = [str(tmp_path / name) for name in ("restored", "clean")]
+    assert unmurk("evaluate", *folders, "--json") == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["images"] == 4 and scores["exact"] == scores["beyond"] == 0
+    assert scores["psnr"] == pytest.approx(
+        np.mean([-20 * math.log10(e) for e in errors]), abs=0.05
+    )
+    assert 0.5 < scores["ssim"] < 1
+    assert unmurk("evaluate", folders[1], folders[1], "--json") == 0
+    same = json.loads(capsys.readouterr().out)
+    assert same["psnr"] is None and same["exact"] == 4 and same["ssim"] == pytest.approx(1)
+    (tmp_path / "restored" / "2.tif").unlink()
+    (tmp_path / "restored" / "2-std.tif").unlink()
+    assert unmurk("evaluate", *folders) == 2
+    assert "restored holds 2 pictures" in capsys.readouterr().err
+
+
 def test_human_output_names_the_numbers(data, capsys):
     assert unmurk("evaluate", data, data) == 0
     lines = dict(line.split() for line in capsys.readouterr().out.splitlines())

@@ -202,7 +202,8 @@ def _load_pictures(
         first, other = good[0], next(g for g in good if g.kind != good[0].kind)
         raise InputError(
             f"the pictures in {files[0].parent} differ: {first.name} is {first.kind} but "
-            f"{other.name} is {other.kind}: make them alike, or use skip_bad"
+            f"{other.name} is {other.kind}: make them alike, or leave the "
+            "others out with --skip-bad"
         )
     skipped += [(g.name, f"{g.kind}, others are {usual}") for g in good if g.kind != usual]
     kept = [page for page in good if page.kind == usual][:limit]

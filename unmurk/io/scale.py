@@ -303,9 +303,8 @@ def check_units(what: Any, images: Tensor, sigma: float) -> None:
         return
     black, white = _guess(float(finite.min()), float(finite.max()))
     raise InputError(
-        f"{what} holds floats with the median {median:.4g}, which are no images in [0, 1] with "
-        f"noise of {sigma:g}: give the numbers of black and white, such as "
-        f"--range {black:g} {white:g}"
+        f"{what} holds floats with the median {median:.4g}, where black should be 0 and white 1: "
+        f"give the numbers of black and white in the files, such as --range {black:g} {white:g}"
     )
 
 

@@ -295,7 +295,8 @@ class PictureFolder(Source):
             bad = bad_pixels(pages, page.place, where, self.nan)
         if found != self.kind:
             raise InputError(
-                f"{file} is {found}, others are {self.kind}: make them alike, or use skip_bad"
+                f"{file} is {found}, others are {self.kind}: make them alike, or leave the "
+                "others out with --skip-bad"
             )
         return check_finite(pixels, where, self.nan), bad
 

@@ -79,11 +79,22 @@ def open_dataset(path: str | Path, member: str = "", kind: str = "image") -> Ite
         raise InputError(
             f"cannot read {file}: it has the format of MATLAB 5: save it with save(..., '-v7.3')"
         )
-    with reading(file), h5py.File(file, "r", locking=False) as opened:
+    with reading(file), _opened(h5py, file) as opened:
         found = _Finder(h5py, file, opened)
         dataset = found.named(named or member) if named or member else found.only(kind)
         _check_storage(file, dataset)
         yield dataset
+
+
+def _opened(h5py: Any, file: Path) -> Any:
+    """Open a file without a lock, or as this process has it open already."""
+    for locking in (False, None):
+        try:
+            return h5py.File(file, "r", locking=locking)
+        except OSError as error:
+            if "locking" not in str(error):  # HDF5 asks for the lock of the other handle
+                raise
+    return h5py.File(file, "r", locking=True)
 
 
 def has_dataset(path: str | Path, name: str) -> bool:
@@ -95,7 +106,7 @@ def has_dataset(path: str | Path, name: str) -> bool:
     file, _ = split_member(path)
     check_file(file)
     h5py = library(file, "h5py", "hdf5")
-    with reading(file), h5py.File(file, "r", locking=False) as opened:
+    with reading(file), _opened(h5py, file) as opened:
         found = _Finder(h5py, file, opened)._walk(opened, name.split("/"), 0)
         return isinstance(found, h5py.Dataset)
 
