@@ -115,7 +115,11 @@ def test_a_comparison_shows_both_images_and_its_maps(page):
     (slider,) = [a for tag, a in shown.tags if tag == "input"]
     assert slider["type"] == "range" and "cells.tif" in slider["aria-label"]
     names = [a["alt"] for tag, a in shown.tags if tag == "img"]
-    assert names == ["cells.tif: restored", "cells.tif: measured", "cells.tif: deviation"]
+    seen = [name.split(", values")[0] for name in names]
+    what = ("restored", "measured", "deviation")
+    assert seen == [f"cells.tif: {w}: 2 by 2 pixels" for w in what]
+    spread = "mean 0.438, standard deviation 0.370"
+    assert names[1].endswith(f"values from 0 to 1.00, {spread}")
     assert {"measured", "restored", "deviation"} <= set(shown.words)
 
 

@@ -84,6 +84,11 @@ class Verdict:
     figures: tuple[Figure, ...]
     advice: str = ""
 
+    @property
+    def text(self) -> str:
+        """The sentence, and what to do, in one line."""
+        return f"{self.sentence} What to do: {self.advice}." if self.advice else self.sentence
+
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
         values = asdict(self)
