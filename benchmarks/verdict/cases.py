@@ -74,7 +74,7 @@ BLURS = {
     "blur too narrow": ("blur:gaussian,sigma=1.5", "blur:gaussian,sigma=1"),
 }
 BLUR_NOISE = 0.05
-STEPS = 12  # of a draw
+STEPS = 8  # of a draw
 SMOOTH = {"digits": 1.0, "nuclei": 4.0, "textures": 1.5}
 """Standard deviation in pixels of the blur of a restoration that is too smooth."""
 WIDE, NARROW = 1 / 16, 4.0  # factors of the intensities if the range is wrong
@@ -191,7 +191,7 @@ class Denoised:
     def _too_short(self, posterior: Posterior, y: Tensor, sigma: float, seed: int) -> Made:
         problem = Problem("identity", sigma).bind(range(len(y)), y.shape[-3:])
         draw = posterior.sample(y, problem, 1, seed)[0]
-        return Made(y, draw, problem, lambda z: posterior.mean_std(z, problem, STEPS, seed)[0])
+        return Made(y, draw, problem, lambda z: posterior.mean_std(z, problem, 16, seed)[0])
 
 
 # -- Gaussian priors ------------------------------------------------------------------------------

@@ -40,8 +40,8 @@ from unmurk.training import learn
 
 __all__: list[str] = []
 
-CHOSEN, TESTED = (0, 1, 2), (100, 101, 102, 103, 104, 105)
-COUNT = {"digits": 24, "nuclei": 6, "textures": 48}
+CHOSEN, TESTED = (0, 1), (100, 101, 102, 103)
+COUNT = {"digits": 16, "nuclei": 4, "textures": 48}
 FITTED = {"digits": 96, "nuclei": 24}
 KIMG = {"digits-short": 10.0, "nuclei-short": 5.0, "nuclei-clean": 20.0}
 SHORT = 4000  # noisy digits of the short run
@@ -54,7 +54,7 @@ class Options(CommonOptions):
 
     sets: tuple[str, ...] = tuple(COUNT)
     """Sets of images: digits, nuclei, textures."""
-    seeds: tuple[int, ...] = CHOSEN + TESTED
+    seeds: tuple[int, ...] = TESTED
     """Seeds of images and noise."""
 
 

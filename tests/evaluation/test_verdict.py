@@ -8,7 +8,7 @@ import torch
 
 from unmurk.errors import InputError
 from unmurk.evaluation.predictive import measure, unbiased_psnr_of
-from unmurk.evaluation.reference import cosine_filter
+from unmurk.evaluation.reference import cosine_filter, non_local_means
 from unmurk.evaluation.verdict import LIMITS, Verdict, assess, examine, judge
 from unmurk.noise_estimation import cosines
 from unmurk.problem import Problem
@@ -201,3 +201,18 @@ def test_the_reference_filter_is_the_mean_of_thresholded_windows():
             weights[top : top + 8, left : left + 8] += weight
     assert torch.allclose(cosine_filter(y, 0.01)[0, 0], total / weights, atol=1e-12)
     assert cosine_filter(torch.zeros(1, 1, 7, 20), 0.01) is None
+
+
+def test_non_local_means_of_one_pixel_is_the_weighted_mean():
+    """Against the formula, at a pixel whose windows lie inside."""
+    sigma, y = 0.2, torch.rand(1, 2, 24, 24, generator=generator(2), dtype=torch.float64)
+    total, weights = torch.zeros(2).double(), 0.0
+    own = y[0, :, 10:15, 9:14]
+    for row in range(6, 19):
+        for column in range(5, 18):
+            part = y[0, :, row - 2 : row + 3, column - 2 : column + 3]
+            distance = max(float((own - part).square().mean()) - 2 * sigma**2, 0.0)
+            weight = math.exp(-distance / (0.8 * sigma) ** 2)
+            total, weights = total + weight * y[0, :, row, column], weights + weight
+    found = non_local_means(y, sigma)[0, :, 12, 11]
+    assert torch.allclose(found, total / weights, atol=1e-12)

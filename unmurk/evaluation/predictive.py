@@ -25,8 +25,8 @@ is smaller, and it depends on the image.) The figures are
                (`reference.cosine_filter`), in dB. Below 0, the run is too short.
 `range`        brightness between the 0.1 and the 99.9 percentile of the restoration, where black
                is 0 and white 1.
-`black`        the 0.1 percentile itself. Far below 0, the restoration rings: an operator that blurs
-               more than the true one is compensated by contrast that the image does not have.
+`black`        the 0.1 percentile itself. Far below 0, the restoration rings: it makes up for a
+               stated blur that is wider than the true one.
 =============  ===================================================================================
 """
 
