@@ -40,7 +40,7 @@ from unmurk.training import learn
 
 __all__: list[str] = []
 
-CHOSEN, TESTED = (0, 1), (100, 101, 102, 103)
+CHOSEN, TESTED = (0, 1), tuple(range(100, 108))
 COUNT = {"digits": 16, "nuclei": 4, "textures": 48}
 FITTED = {"digits": 96, "nuclei": 24}
 KIMG = {"digits-short": 10.0, "nuclei-short": 5.0, "nuclei-clean": 20.0}
