@@ -62,6 +62,7 @@ NUCLEI = {"noise": 0.2, "crop": 32, "kimg": 6.0}  # of the second run
 SOLVED = 64  # held-out digits for each task: the solver runs the network 100 times
 SHOWN, NEW = 8, 32  # pictures in the report: of each task, and from the prior
 WIDE = {"digits": 12, "nuclei": 5}  # images in a line of the first picture
+SEEN = ("noisy", "non-local means", "restored", "truth")  # pictures on the scale of the images
 COLUMNS = ("images", "PSNR (dB)", "SSIM", "spread", "error")
 
 
@@ -137,10 +138,10 @@ def run(
         sections.append(Judgement("Can the digits be trusted?", verdict))
     sections += [
         Table("How close the restored images are", COLUMNS, [*_rows(result)], caption=CAPTION),
-        _grid("Restore noisy digits", pictures, REMOVED),
+        *_restored("digits", pictures),
     ]
     if nuclei > 0:
-        sections.append(_grid("Restore noisy nuclei", found, tile=96, count=5))
+        sections += _restored("nuclei", found, tile=96, count=5)
     sections += [
         *(picture for _, picture in tasks.values()),
         _drawn(prior, seed),
@@ -161,8 +162,9 @@ CAPTION = (
     "minus the true image)."
 )
 REMOVED = (
-    "What was removed should look like the noise that was there, without outlines of the digits. "
-    "Red is brighter, blue is darker."
+    "What was removed should look like the noise that was there, without outlines of the images. "
+    "Red is brighter, blue is darker. The standard deviation is large where several images would "
+    "explain the measured one."
 )
 
 
@@ -318,23 +320,33 @@ def _wide(label: str, kind: str, pictures: dict[str, Tensor]) -> Comparison:
     return Comparison(label, sheet(pictures["noisy"]), sheet(pictures["restored"]))
 
 
+def _restored(
+    what: str, pictures: dict[str, Tensor], tile: int = 84, count: int = SHOWN
+) -> list[Section]:
+    """Return a grid of restored images, and one of their deviations and what was removed."""
+    images = {k: x for k, x in pictures.items() if k in SEEN}
+    maps = {k: x for k, x in pictures.items() if k not in SEEN}
+    most = 3 * float(pictures["the noise that was there"].std())
+    around = {
+        name: Column(name, (-most, most), "RdBu_r")
+        for name in ("what was removed", "the noise that was there")
+    }
+    known = {"standard deviation": Column("standard deviation", "shared", "magma")} | around
+    return [
+        _grid(f"Restore noisy {what}", images, tile=tile, count=count),
+        _grid(f"What was removed from the {what}", maps, REMOVED, known, tile, count),
+    ]
+
+
 def _grid(
     title: str,
-    columns: dict[str, Tensor],
+    pictures: dict[str, Tensor],
     caption: str = "",
-    *,
+    columns: dict[str, Column] | None = None,
     tile: int = 84,
     count: int = SHOWN,
 ) -> Section:
     """Return a grid of the first images, with a row for each."""
-    sigma = float(columns["the noise that was there"].std()) if len(columns) > 5 else 1.0
-    known = {
-        "standard deviation": Column("standard deviation", "shared", "magma"),
-        "what was removed": Column("what was removed", (-3 * sigma, 3 * sigma), "RdBu_r"),
-        "the noise that was there": Column(
-            "the noise that was there", (-3 * sigma, 3 * sigma), "RdBu_r"
-        ),
-    }
-    labels = [known.get(name, Column(name)) for name in columns]
-    rows = list(zip(*(list(x[:count]) for x in columns.values()), strict=True))
+    labels = [(columns or {}).get(name, Column(name)) for name in pictures]
+    rows = list(zip(*(list(x[:count]) for x in pictures.values()), strict=True))
     return Images(title, rows, labels, caption=caption, tile=tile)

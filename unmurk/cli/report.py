@@ -102,7 +102,11 @@ class Judgement:
             for word, end in (("at least", low), ("at most", high))
             if math.isfinite(end) and not (figure.name in UNSIGNED and word == "at least")
         ]
-        return {"figure": figure, "value": figure_text(value), "limits": " and ".join(ends)}
+        mark = ("✓", "passed") if figure.passed else ("✗", "failed")
+        if value is False and figure.passed:  # only said
+            mark = ("–", "not known")
+        text = {"value": figure_text(value), "limits": " and ".join(ends)}
+        return {"figure": figure, "mark": mark, **text}
 
 
 @dataclass(frozen=True)
