@@ -16,7 +16,7 @@ from unmurk.training.preview import Preview, progress_of
 
 from .test_report import Page
 
-SHORT = {"method": "noisy", "kimg": 0.16, "quiet": True, "precision": "fp32"}
+SHORT = {"method": "noisy", "kimg": 0.096, "quiet": True, "precision": "fp32"}
 OFTEN = partial(Preview, every=0.0, cost=float("inf"))
 
 
@@ -69,21 +69,21 @@ def test_a_run_with_previews_ends_bit_for_bit_as_one_without(noisy, watched, tmp
 def test_the_page_of_an_unfinished_run_reloads_itself_and_shows_every_tenth(watched):
     run, pages = watched
     shares = sorted(pages)
-    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert shares == pytest.approx([1 / 3, 2 / 3])
     first, last = Page(pages[shares[0]]), Page(pages[shares[-1]])
     for page in (first, last):
         (refresh,) = [a for _, a in page.tags if a.get("http-equiv") == "refresh"]
         assert refresh["content"] == "60"
-    assert "unfinished: 80 % of its training" in last.words
+    assert "unfinished: 67 % of its training" in last.words
     columns = [w for w in last.words if w.endswith("0 %")]
-    assert columns == ["20 %", "40 %", "60 %", "80 %"]
-    assert [w for w in first.words if w.endswith("0 %")] == ["20 %"]
+    assert columns == ["30 %", "60 %"]
+    assert [w for w in first.words if w.endswith("0 %")] == ["30 %"]
     # four examples with three pictures each and two scales of maps, and one column per tenth
-    assert len(last.images) - len(first.images) == 4 * 3
+    assert len(last.images) - len(first.images) == 4
     assert progress_of(run) is None  # the run has ended
     held = unfinished.pictures_of(run)
-    assert sorted(held) == [2, 4, 6, 8] and held[2].shape == (4, 1, 8, 8)
-    assert not torch.equal(held[2], held[8])
+    assert sorted(held) == [3, 6] and held[3].shape == (4, 1, 8, 8)
+    assert not torch.equal(held[3], held[6])
 
 
 def test_restore_takes_an_interrupted_run_and_says_its_share(noisy, tmp_path, capsys):
@@ -98,13 +98,13 @@ def test_restore_takes_an_interrupted_run_and_says_its_share(noisy, tmp_path, ca
         patch.setattr(sys.modules["unmurk.training.learn"], "Preview", OFTEN)
         with pytest.raises(KeyboardInterrupt):
             learn(noisy, Problem("identity", 0.2), out=run, **SHORT, watch=stop)
-    assert progress_of(run) == pytest.approx(0.6)
+    assert progress_of(run) == pytest.approx(2 / 3)
     out = tmp_path / "restored.npy"
     assert main(["restore", str(data), "--prior", str(run), "--out", str(out)]) == 0
-    assert "60 % of its training" in capsys.readouterr().err
+    assert "67 % of its training" in capsys.readouterr().err
     assert np.load(out).shape == (4, 1, 8, 8)
     assert main(["report", str(run)]) == 0
-    assert "unfinished: 60 % of its training" in (run / "report.html").read_text()
+    assert "unfinished: 67 % of its training" in (run / "report.html").read_text()
     learn(noisy, Problem("identity", 0.2), out=run, **SHORT)
     assert progress_of(run) is None
     capsys.readouterr()

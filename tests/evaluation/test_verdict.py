@@ -203,6 +203,14 @@ def test_the_reference_filter_is_the_mean_of_thresholded_windows():
     assert cosine_filter(torch.zeros(1, 1, 7, 20), 0.01) is None
 
 
+def test_strips_of_rows_change_nothing_in_the_reference_filter(monkeypatch):
+    y = 0.5 + 0.2 * normal((2, 3, 40, 12), generator(1), dtype=torch.float64)
+    level = torch.linspace(0.01, 0.05, 40, dtype=torch.float64)[:, None]
+    whole = cosine_filter(y, level)
+    monkeypatch.setattr("unmurk.evaluation.reference.STRIP", 5)
+    assert torch.allclose(cosine_filter(y, level), whole, atol=1e-12)
+
+
 def test_non_local_means_of_one_pixel_is_the_weighted_mean():
     """Against the formula, at a pixel whose windows lie inside."""
     sigma, y = 0.2, torch.rand(1, 2, 24, 24, generator=generator(2), dtype=torch.float64)

@@ -25,6 +25,7 @@ from ..noise_estimation import SIDE, cosines
 __all__ = ["cosine_filter", "non_local_means"]
 
 THRESHOLD = 3.0  # standard deviations of the noise
+STRIP = 256  # rows of windows that are filtered together
 PATCH, REACH = 2, 6  # pixels from the center of a patch, and of the search window, to its edge
 STRENGTH = 0.8  # h in standard deviations of the noise
 
@@ -54,15 +55,20 @@ def cosine_filter(y: Tensor, variance: Tensor | float) -> Tensor | None:
 
 
 def _plane(image: Tensor, variance: Tensor, basis: Tensor) -> Tensor:
-    """Denoise one plane (1, H, W)."""
-    size = image.shape[-2:]
-    windows = F.unfold(image[None], SIDE)[0].T @ basis.T
-    limit = THRESHOLD * F.unfold(variance[None], SIDE)[0].mean(0).clamp_min(0).sqrt()
-    kept = windows.abs() > limit[:, None]
-    kept[:, 0] = True  # the mean of the window
-    weight = 1 / kept.sum(1, keepdim=True)
-    total = F.fold(((windows * kept) @ basis * weight).T[None], size, SIDE)
-    return (total / F.fold(weight.expand_as(windows).T[None], size, SIDE))[0]
+    """Denoise one plane (1, H, W), in strips of rows that bound the memory."""
+    total, weights = torch.zeros_like(image), torch.zeros_like(image)
+    for top in range(0, image.shape[-2] - SIDE + 1, STRIP):
+        rows = slice(top, min(top + STRIP + SIDE - 1, image.shape[-2]))
+        part, level = image[:, rows], variance[:, rows]
+        windows = F.unfold(part[None], SIDE)[0].T @ basis.T
+        limit = THRESHOLD * F.unfold(level[None], SIDE)[0].mean(0).clamp_min(0).sqrt()
+        kept = windows.abs() > limit[:, None]
+        kept[:, 0] = True  # the mean of the window
+        weight = 1 / kept.sum(1, keepdim=True).to(image)
+        size = part.shape[-2:]
+        total[:, rows] += F.fold(((windows * kept) @ basis * weight).T[None], size, SIDE)[0]
+        weights[:, rows] += F.fold(weight.expand_as(windows).T[None], size, SIDE)[0]
+    return total / weights
 
 
 def non_local_means(y: Tensor, sigma: float) -> Tensor:

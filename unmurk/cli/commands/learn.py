@@ -175,6 +175,8 @@ class Learn(Command):
 
             page, verdict = page_of(self.out, self.data), verdict_of(self.out)
         found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
+        if not self.json:  # `learn` has printed it
+            verdict.pop("verdict", None)
         found |= {"start": self.start, **verdict}
         return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
 
