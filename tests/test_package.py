@@ -152,6 +152,9 @@ LAYERS = [
             "exact",
             "unbiased",
             "calibration",
+            "reference",
+            "predictive",
+            "verdict",
         )
     ],
     [f"evaluation.{name}" for name in ("gibbs", "scale_mixture")],
