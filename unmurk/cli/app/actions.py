@@ -20,6 +20,7 @@ from ...errors import InputError
 from ...io.packaged import SETS, models
 from ..data import problem_of, run_config, run_span
 from .jobs import Job, shown
+from .judgment import sections_of, verdict_of
 from .pages import examples_of, write_page
 from .pictures import write_mask
 from .runs import Runs
@@ -183,6 +184,10 @@ class Desk:
         np.save(few, np.load(out, allow_pickle=False)[:64])
         out.unlink()
         return Images(few, few.name)
+
+    def forget(self, session: Session) -> None:
+        """Stop the commands of a session, and remove its files."""
+        session.close()
 
     # -- commands ---------------------------------------------------------------------------------
 
@@ -388,9 +393,12 @@ class Desk:
         problem = problem_of(operator, noise, *_sample(images, span))
         examples = examples_of(images.data, job.result(), out, span)
         commands = {"The files of this page": command}
-        page = write_page(
-            folder / PAGE, f"{images.label}, {done}", examples, problem, commands, remarks
-        )
+        more: list[Any] = []
+        if argv[0] == "restore":
+            yield "Judging the result"
+            more = sections_of(verdict_of(model, examples, problem))
+        title = f"{images.label}, {done}"
+        page = write_page(folder / PAGE, title, examples, problem, commands, remarks, more)
         files = {
             path.name: path
             for path in sorted(out.iterdir())

@@ -3,6 +3,8 @@
 Everything that depends on a file or a user goes through `markupsafe`: a file name is never HTML.
 """
 
+import sys
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,15 +43,14 @@ METHODS = [
 INTRO = """\
 # unmurk
 
-Restore images, and see how far the result can be trusted. Nothing leaves this computer: your files
-stay with the app, and are removed when you leave. Each step shows the command that does the same.
+Restore images, and see how far the result can be trusted. Nothing leaves this computer. Each step
+shows the command that does the same.
 """
 BEHIND = """\
 # unmurk
 
 Restore images, and see how far the result can be trusted. Your files are kept on the computer that
-runs this app, apart from those of others, and removed when you leave. Each step shows the command
-that does the same.
+runs this app, apart from those of others. Each step shows the command that does the same.
 """
 WHERE = "## 1. Your images"
 WHAT = "## 2. What to do with them"
@@ -144,6 +145,9 @@ def follow(steps: Generator[str, None, Any]) -> Iterator[tuple[Markup, Any]]:
         yield EMPTY, end.value
     except InputError as error:
         yield failed(str(error)), None
+    except Exception as error:  # a mistake of the app: its terminal has the details
+        traceback.print_exc(file=sys.stderr)
+        yield failed(f"the app failed ({type(error).__name__}): see its terminal"), None
 
 
 def build(desk: Desk, gr: Any) -> Any:
@@ -164,9 +168,9 @@ def build(desk: Desk, gr: Any) -> Any:
         with gr.Tabs():
             with gr.Tab("Restore"):
                 priors = [_restore(desk, gr, images, estimate)]
-            with gr.Tab("Learn from these images"):
+            with gr.Tab("Learn"):
                 _learn(desk, gr, images, estimate)
-            with gr.Tab("Undo another corruption") as tab:
+            with gr.Tab("Other corruptions") as tab:
                 priors.append(_solve(desk, gr, images, estimate, tab))
         _fill_priors(desk, gr, page, priors)
         page.unload(_leave(desk))
@@ -216,12 +220,15 @@ class _Images:
         with gr.Row():
             with gr.Column():
                 self.files = gr.File(
-                    label="Drop image files here: TIFF, PNG, JPEG, FITS, DICOM, .npy, ...",
+                    label="Image files",
                     file_count="multiple",
                     height=150,
                 )
                 gr.Markdown(
-                    f"At most {limits.files} files and {limits.size / 2**20:.0f} MiB at once.",
+                    "TIFF, PNG, JPEG, FITS, DICOM, NIfTI, .npy and more. "
+                    f"At most {limits.files} files and {limits.size / 2**20:.0f} MiB at once. "
+                    "They are removed when the app ends, or after "
+                    f"{limits.hours:g} hours without use.",
                     elem_classes="soft",
                 )
             with gr.Column(visible=desk.local):
@@ -233,6 +240,7 @@ class _Images:
                 self.use = gr.Button("Use this folder")
         with gr.Row():
             self.example = gr.Button("No images at hand? Take noisy digits", size="sm")
+            self.forget = gr.Button("Remove my files now", size="sm")
         with gr.Accordion("Black and white of the files", open=False):
             gr.Markdown(
                 "Usually the number type says it. A 12-bit camera in 16-bit files needs 0 and "
@@ -289,6 +297,10 @@ class _Images:
                 return
             yield from begin(request, once(lambda own: _spanned(known, black, white)))
 
+        def forget(request: gr.Request) -> Any:
+            desk.forget(session_of(desk, request))
+            return noted("All your files are removed."), None, "", None
+
         outputs = [self.status, self.images, self.estimate]
         span = [self.black, self.white]
         hidden = {"show_progress": "hidden"}
@@ -296,6 +308,9 @@ class _Images:
         self.use.click(name, [self.path, *span], outputs, api_name="name", **hidden)
         self.path.submit(name, [self.path, *span], outputs, api_visibility="private", **hidden)
         self.example.click(take, None, outputs, api_name="example", **hidden)
+        self.forget.click(
+            forget, None, [*outputs, self.files], api_name="forget", show_progress="hidden"
+        )
         self.apply.click(change, [self.images, *span], outputs, api_visibility="private", **hidden)
 
 
@@ -313,6 +328,7 @@ def _menu(gr: Any, label: str) -> Any:
         choices=[],
         value=None,
         label=label,
+        min_width=280,
         info="What is known about clean images; best is a run on images like yours.",
     )
 
@@ -336,6 +352,7 @@ def _restore(desk: Desk, gr: Any, images: Any, estimate: Any) -> Any:
         prior = _menu(gr, "Prior")
         noise = gr.Textbox(
             label="Noise",
+            min_width=280,
             placeholder="that of the run",
             info="Leave it empty, unless these images have other noise than those of the run.",
         )
@@ -382,13 +399,15 @@ def _learn(desk: Desk, gr: Any, images: Any, estimate: Any) -> None:
     """Build the tab that learns."""
     gr.Markdown(LEARN)
     with gr.Row():
-        name = gr.Textbox(label="Name of the run", value="run-1", max_lines=1)
-        kimg = gr.Radio(LENGTHS, value=20.0, label="Length")
+        name = gr.Textbox(label="Name of the run", value="run-1", min_width=280, max_lines=1)
+        kimg = gr.Radio(LENGTHS, value=20.0, label="Length", min_width=280)
     go = gr.Button("Start learning", variant="primary")
     status, shown = gr.HTML(""), gr.HTML("")
     gr.Markdown("### Runs")
     with gr.Row():
-        run = gr.Dropdown([], label="Run", info="Its progress appears below, also after a return.")
+        run = gr.Dropdown(
+            [], label="Run", min_width=280, info="Its progress appears below, also after a return."
+        )
         stop = gr.Button("Stop, and keep what is learned")
         more = gr.Button("Go on")
     progress, picture = gr.HTML(""), gr.HTML("")
@@ -496,10 +515,20 @@ def _solve(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
     with gr.Row():
         prior = _menu(gr, "Prior")
         method = gr.Dropdown(
-            METHODS, value="red-diff", label="Solver", info="How the image is searched for."
+            METHODS,
+            value="red-diff",
+            label="Solver",
+            min_width=280,
+            info="How the image is searched for.",
         )
         samples = gr.Slider(
-            1, 16, 1, step=1, label="Answers", info="With more than one: also how they differ."
+            1,
+            16,
+            1,
+            step=1,
+            label="Answers",
+            min_width=280,
+            info="With more than one: also how they differ.",
         )
     with gr.Row():
         go = gr.Button("Solve", variant="primary")

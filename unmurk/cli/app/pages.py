@@ -19,7 +19,7 @@ from ...io.formats.registry import holds_images, is_folder
 from ...io.images import read_images
 from ...io.jobs import STD, jobs_of
 from ...training.examples import distinct
-from ..report import Column, Commands, Comparison, Comparisons, Numbers, Section, write
+from ..report import Column, Commands, Comparison, Comparisons, Section, Table, write
 from ..report import Text as Paragraphs
 from .pictures import busiest
 
@@ -31,6 +31,7 @@ __all__ = ["Example", "examples_of", "figures_of", "write_page"]
 
 COUNT = 4  # images on the page
 CANDIDATES = 12  # files that they are chosen from
+IMAGES = 32  # images of an array that they are chosen from
 SIDE = 512  # pixels to a side of what is shown of an image
 CAPTION = (
     "Drag the line between what was measured and what was restored. Black and white are the 0.1 "
@@ -44,6 +45,13 @@ STANDARD = (
     "The standard deviation says how sure each pixel is: the true value lies within one of it in "
     "about two of three pixels."
 )
+
+
+FIGURES = {
+    "chi2": "Chi-square: the mean square of measured minus restored, in units of the noise. Near 1 "
+    "the result explains what was measured; above it does not; below it follows the noise.",
+    "std": "Standard deviation, the mean over all pixels, where white is 1.",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Example:
 
 
 def examples_of(data: Path, result: Mapping[str, Any], out: Path, span: "Spans") -> list[Example]:
-    """Read a few images of a result that differ from each other.
+    """Read some images of a result.
 
     Args:
         data: The measurements.
@@ -81,8 +89,13 @@ def examples_of(data: Path, result: Mapping[str, Any], out: Path, span: "Spans")
         found = _pictures(data, out, span)
     else:
         found = _arrays(data, result, span)
+    return found
+
+
+def differing(found: Sequence[Example]) -> list[Example]:
+    """Return a few examples that differ from each other."""
     if len(found) <= COUNT:
-        return found
+        return list(found)
     height = min(one.y.shape[-2] for one in found)
     width = min(one.y.shape[-1] for one in found)
     parts = torch.stack([_window(one.y, height, width) for one in found])
@@ -106,11 +119,11 @@ def _pictures(data: Path, out: Path, span: "Spans") -> list[Example]:
 
 
 def _arrays(data: Path, result: Mapping[str, Any], span: "Spans") -> list[Example]:
-    y = read_images(data, limit=CANDIDATES, span=span, nan="mask")
-    x = read_images(str(result["out"]), limit=CANDIDATES, span=span).images
+    y = read_images(data, limit=IMAGES, span=span, nan="mask")
+    x = read_images(str(result["out"]), limit=IMAGES, span=span).images
     stds: Sequence[Tensor | None] = [None] * len(x)
     if result.get(STD):
-        stds = list(read_images(str(result[STD]), limit=CANDIDATES).images / y.scale.gain)
+        stds = list(read_images(str(result[STD]), limit=IMAGES).images / y.scale.gain)
     return [
         Example(f"image {number}", number, one, restored, std)
         for number, one, restored, std in zip(y.numbers, y.images, x, stds, strict=False)
@@ -133,10 +146,10 @@ def figures_of(examples: Sequence[Example], problem: "Problem") -> dict[str, flo
         problem: How they were measured.
     """
     chi2 = [residual.square().mean() for residual in map(_residual_of(problem), examples)]
-    found = {"chi-square": float(torch.stack(chi2).mean())} if chi2 else {}
+    found = {"chi2": float(torch.stack(chi2).mean())} if chi2 else {}
     stds = [one.std.mean() for one in examples if one.std is not None]
     if stds:
-        found["mean standard deviation"] = float(torch.stack(stds).mean())
+        found["std"] = float(torch.stack(stds).mean())
     return found
 
 
@@ -173,11 +186,11 @@ def write_page(
     Args:
         path: The HTML file.
         title: Its heading.
-        examples: Images of the result.
+        examples: Images of the result, of which the page shows some.
         problem: How they were measured.
         commands: What each command does, and the command.
         remarks: What the command printed.
-        more: Further sections, after the images.
+        more: Further sections, after the images, in place of the figures.
 
     Raises:
         InputError: The file cannot be written.
@@ -185,7 +198,7 @@ def write_page(
     sections: list[Section] = []
     if examples:
         captions = [CAPTION]
-        items = [_comparison(one, problem) for one in examples]
+        items = [_comparison(one, problem) for one in differing(examples)]
         if any(one.std is not None for one in examples):
             captions.append(STANDARD)
         if any(one.y.shape[-2:] == one.x.shape[-2:] for one in examples):
@@ -197,8 +210,9 @@ def write_page(
             )
         sections.append(Comparisons("", items, ("measured", "restored"), " ".join(captions)))
     sections += more
-    if examples:
-        sections.append(Numbers("", figures_of(examples, problem)))
+    if examples and not more:
+        rows = [[FIGURES[k], f"{v:.3g}"] for k, v in figures_of(examples, problem).items()]
+        sections.append(Table("Figures", ["figure", "value"], rows))
     if remarks:
         sections.append(Paragraphs("What the command said", list(remarks)))
     sections.append(Commands("The same on the command line", commands))

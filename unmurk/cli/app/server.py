@@ -79,6 +79,7 @@ def _bound(place: Place) -> socket.socket:
             f"cannot answer at {escape(place.host)}, port {place.port}: {why}: give another --port"
             " or --host"
         ) from error
+    listener.listen(64)  # before the address is printed
     return listener
 
 
@@ -108,7 +109,18 @@ def _gradio(desk: Desk, limits: Limits) -> Any:
     style = Path(__file__).with_name("style.css").read_text()
     script = Path(__file__).with_name("frames.html").read_text()
     fonts = ["system-ui", "sans-serif"]
-    theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
+    theme = gradio.themes.Default(
+        primary_hue=gradio.themes.colors.blue,
+        font=fonts,
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_600",
+    )
     return gradio.mount_gradio_app(
         app,
         build(desk, gradio).queue(default_concurrency_limit=8, max_size=64),
