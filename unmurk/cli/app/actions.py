@@ -343,7 +343,8 @@ class Desk:
 
         runs = self.runs(session)
         runs.start(name.strip(), images.data, command, images.uploaded)
-        return shown(command(Path(images.label), runs.path(name.strip())))
+        place = str(runs.path(name.strip()))
+        return shown(command(Path(images.label), Path(place)), _relative(place))
 
     def _operator(self, text: str) -> str:
         """Return the text form of an operator that the user gave."""
@@ -399,9 +400,10 @@ class Desk:
             more = sections_of(verdict_of(model, examples, problem))
         title = f"{images.label}, {done}"
         page = write_page(folder / PAGE, title, examples, problem, commands, remarks, more)
+        made = [*sorted(out.iterdir()), folder / "mask.png"]
         files = {
             path.name: path
-            for path in sorted(out.iterdir())
+            for path in made
             if path.is_file() and path.name != LOG and not path.name.startswith(".")
         }
         if len(files) > 1:

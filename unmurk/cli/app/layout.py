@@ -491,14 +491,14 @@ def _solve(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
     kind = gr.Radio(kinds, value="hole", label="Corruption")
     with gr.Column(visible=True) as hole:
         editor = gr.ImageEditor(
-            label="Paint over what is missing",
+            label="Paint over what is missing; the hole is the same in all images",
             type="numpy",
             sources=(),
             transforms=(),
             layers=False,
             format="png",
-            brush=gr.Brush(default_size=12, colors=["#D55E00"], color_mode="fixed"),
-            eraser=gr.Eraser(default_size=12),
+            brush=gr.Brush(default_size="auto", colors=["#D55E00"], color_mode="fixed"),
+            eraser=gr.Eraser(default_size="auto"),
             buttons=[],
         )
         load = gr.Button("Show the first image to paint on", size="sm")

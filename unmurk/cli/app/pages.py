@@ -48,8 +48,8 @@ STANDARD = (
 
 
 FIGURES = {
-    "chi2": "Chi-square: the mean square of measured minus restored, in units of the noise. Near 1 "
-    "the result explains what was measured; above it does not; below it follows the noise.",
+    "chi2": "Chi-square: the mean square of measured minus restored, in units of the noise. Near "
+    "1 the result explains what was measured; above it does not; below it follows the noise.",
     "std": "Standard deviation, the mean over all pixels, where white is 1.",
 }
 

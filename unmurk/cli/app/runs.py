@@ -69,17 +69,17 @@ class Progress:
     def text(self) -> str:
         """Return the progress in words."""
         if self.finished:
-            return f"**{self.name}** is finished after {self.kimg:g} thousand images."
+            return f"{self.name} is finished after {self.kimg:g} thousand images."
         if not self.running:
             if not self.kimg:
-                return f"**{self.name}** has stopped before its first image. {self.said}"
-            return f"**{self.name}** has stopped at {self.share:.0%}. {self.said}"
+                return f"{self.name} has stopped before its first image. {self.said}"
+            return f"{self.name} has stopped at {self.share:.0%}. {self.said}"
         if not self.kimg:
-            return f"**{self.name}** is starting. {self.said}"
+            return f"{self.name} is starting. {self.said}"
         left = self.seconds * (self.total / self.kimg - 1)
         minutes = "less than a minute" if left < 60 else f"about {left / 60:.0f} minutes"
         return (
-            f"**{self.name}** is learning: {self.share:.0%} "
+            f"{self.name} is learning: {self.share:.0%} "
             f"({self.kimg:g} of {self.total:g} thousand images), {minutes} left."
         )
 
