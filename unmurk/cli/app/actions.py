@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.packaged import SETS, models
-from ..data import problem_of, run_config, run_span
+from ..commands.restoring import trained_problem
+from ..data import problem_of, run_span
 from .jobs import Job, shown
 from .judgment import sections_of, verdict_of
 from .pages import examples_of, write_page
@@ -34,6 +36,7 @@ LOG = "unmurk.jsonl"
 EXAMPLE = "digits:test"
 NOT_HERE = "generic (not in this version: its weights are not part of it yet)"
 NO_PATHS = "paths can be named only in an app that answers to this machine alone"
+ANSWERS, KIMG = Whole(1, 16), Real(0.001, 10_000)
 LONGEST = 300  # characters of a text that becomes an argument
 RESTORED = "restored"
 SAMPLE = 64  # images from which the noise on a page is estimated, where the user gave auto
@@ -148,9 +151,11 @@ class Desk:
         Raises:
             InputError: They are too many or too large.
         """
-        label = Path(files[0]).name if len(files) == 1 else "IMAGES"
+        uploads = self.sessions.uploads.resolve()
+        if not all(Path(file).resolve().is_relative_to(uploads) for file in files):
+            raise InputError("the files were not uploaded here")
         data = session.take(files)
-        return Images(data, data.name if len(files) == 1 else label)
+        return Images(data, data.name if len(files) == 1 else "IMAGES")
 
     def named(self, path: str) -> Images:
         """Return the images at a path of this machine.
@@ -261,10 +266,8 @@ class Desk:
         argv = ["restore", str(images.data), "--prior", model, "--out", str(folder / RESTORED)]
         argv += ["--std", "--samples", str(samples), *_span(images)]
         argv += ["--noise", noise] if noise else []
-        used = noise or str(run_config(model).get("problem", {}).get("noise", estimated))
-        operator = str(run_config(model).get("problem", {}).get("operator", "identity"))
         outcome = yield from self._result(
-            session, folder, argv, images, model, operator, used or "auto", "restored"
+            session, folder, argv, images, model, (None, noise or None), "restored"
         )
         return outcome
 
@@ -299,6 +302,7 @@ class Desk:
         model = self.prior(session, prior)
         if method != "auto" and method not in METHODS:
             raise InputError(f"unknown solver: choose one of {', '.join(METHODS)}")
+        samples = ANSWERS.check("answers", samples)
         folder = session.new_folder("result")
         if operator == "hole":
             size = first_of(images).shape[-2:]
@@ -311,7 +315,7 @@ class Desk:
         argv += ["--noise", noise, "--method", method]
         argv += ["--samples", str(samples), "--out", str(folder / RESTORED), *_span(images)]
         outcome = yield from self._result(
-            session, folder, argv, images, model, operator, noise, "solved"
+            session, folder, argv, images, model, (operator, noise), "solved"
         )
         return outcome
 
@@ -333,7 +337,8 @@ class Desk:
             InputError: The name is taken, or a text is not usable.
         """
         operator = self._operator(operator)
-        rest = ["--noise", _argument("noise", noise) or "auto", "--kimg", f"{float(kimg):g}"]
+        rest = ["--noise", _argument("noise", noise) or "auto"]
+        rest += ["--kimg", f"{KIMG.check('the length', kimg):g}"]
         if operator not in ("", "identity"):
             rest += ["--operator", operator]
         rest += _span(images)
@@ -342,6 +347,8 @@ class Desk:
             return ["learn", str(data), "--out", str(out), *rest]
 
         runs = self.runs(session)
+        if not self.local and any(runs.progress(one).running for one in runs.names()):
+            raise InputError("you are learning already: stop that run first, or wait for it")
         runs.start(name.strip(), images.data, command, images.uploaded)
         place = str(runs.path(name.strip()))
         return shown(command(Path(images.label), Path(place)), _relative(place))
@@ -378,11 +385,14 @@ class Desk:
         argv: list[str],
         images: Images,
         model: str,
-        operator: str,
-        noise: str,
+        known: tuple[str | None, str | None],
         done: str,
     ) -> Steps:
-        """Run a command that writes images, and offer its files and its page."""
+        """Run a command that writes images, and offer its files and its page.
+
+        Args:
+            known: Text forms of the operator and of the noise; None: those of the run.
+        """
         job = self._job(session, argv, folder)
         yield from self._run(session, job, f"Working on {images.label}")
         yield "Drawing the page"
@@ -391,7 +401,11 @@ class Desk:
         command = shown(argv, names | _relative(model))
         remarks = [session.said(line) for line in job.remarks() if line.strip()]
         span: Any = images.span or run_span(model)
-        problem = problem_of(operator, noise, *_sample(images, span))
+        sample = _sample(images, span)
+        if argv[0] == "restore":
+            problem = trained_problem(model, *known, *sample)
+        else:
+            problem = problem_of(str(known[0]), str(known[1]), *sample)
         examples = examples_of(images.data, job.result(), out, span)
         commands = {"The files of this page": command}
         more: list[Any] = []

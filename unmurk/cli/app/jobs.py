@@ -12,7 +12,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,6 @@ class Job:
         argv: Arguments after the name of the program.
         folder: Folder for what it prints; its results stay wherever the command writes them.
         pixels: Largest number of pixels of an image.
-        json_output: Whether the command prints its result as JSON.
 
     Attributes:
         argv: The arguments.
@@ -79,19 +77,13 @@ class Job:
             reach it.
     """
 
-    def __init__(
-        self,
-        argv: Sequence[str],
-        folder: Path,
-        pixels: int | None = None,
-        json_output: bool = True,
-    ) -> None:
+    def __init__(self, argv: Sequence[str], folder: Path, pixels: int | None = None) -> None:
         self.argv = list(argv)
         self._out, self._said = folder / "stdout.json", folder / "stderr.txt"
         words = [sys.executable, "-P", "-m", "unmurk", *self.argv]  # -P: not the working folder
         with open(self._out, "wb") as out, open(self._said, "wb") as said:
             self.process = subprocess.Popen(
-                words + (["--json"] if json_output else []),
+                [*words, "--json"],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=said,
@@ -130,18 +122,21 @@ class Job:
         last = lines[-1].removeprefix(PREFIX) if lines else f"the command ended with code {code}"
         raise InputError(last)
 
-    def stop(self) -> None:
-        """Ask the process to end as with Ctrl-C, and end it if it does not."""
-        if not self.running:
-            return
-        for number in (signal.SIGINT, signal.SIGKILL):
+    def ask(self) -> None:
+        """Ask the process to end, as with Ctrl-C."""
+        if self.running:
             with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(number)
-            end = time.monotonic() + PATIENCE
-            while self.running and time.monotonic() < end:
-                time.sleep(0.05)
-            if not self.running:
-                return
+                self.process.send_signal(signal.SIGINT)
+
+    def stop(self) -> None:
+        """Ask the process to end, and end it if it does not."""
+        self.ask()
+        with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+            self.process.wait(PATIENCE)
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
 
 
 def _read(path: Path) -> str:

@@ -3,9 +3,13 @@
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +20,10 @@ from .actions import Desk
 from .guard import SESSION, Guard, Rules, is_local
 from .sessions import Limits, Sessions
 
-__all__ = ["Place", "serve"]
+__all__ = ["Opened", "Place", "serve"]
 
 TYPES = {".html": "text/html; charset=utf-8"}
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 TIDY = 600.0  # seconds between two removals of idle sessions
 
 
@@ -37,8 +42,86 @@ class Place:
     token: bool = False
 
 
+class Opened:
+    """An app that is bound to its address.
+
+    Args:
+        place: Where it answers.
+        runs: Folder of the learned runs.
+        limits: What users may leave with the app.
+
+    Attributes:
+        sessions: The files of its users.
+        token: What every request needs; empty: nothing.
+        address: What to open in a browser.
+        ended: Set it to end the app.
+
+    Raises:
+        InputError: gradio is not installed, or the address is in use.
+    """
+
+    def __init__(self, place: Place, runs: Path, limits: Limits) -> None:
+        _need_gradio()
+        self.place, self.ended = place, threading.Event()
+        self._listener = _bound(place)
+        local = is_local(place.host)
+        self.token = "" if local and not place.token else secrets.token_urlsafe(24)
+        port = self._listener.getsockname()[1]
+        host = f"[{place.host}]" if ":" in place.host else place.host
+        self.address = f"http://{host}:{port}/"
+        self.sessions = Sessions(limits)
+        os.environ["GRADIO_TEMP_DIR"] = str(self.sessions.uploads)
+        rules = Rules(local, self.token, limits.size + 2**20, port, self.sessions.room)
+        self._app = Guard(_gradio(Desk(self.sessions, runs, local), limits), rules)
+
+    def announce(self) -> None:
+        """Print the address, and who can reach it."""
+        address = self.address + (f"?token={self.token}" if self.token else "")
+        lines = [f"open {address} in a browser; Ctrl-C ends the app"]
+        if not is_local(self.place.host):
+            lines.append(
+                "other computers can reach it, with the token in this address; the connection is "
+                "not encrypted"
+            )
+        for line in lines:
+            print(f"unmurk: {line}", file=sys.stderr, flush=True)
+
+    def answer(self) -> None:
+        """Answer requests until `ended` is set or a signal asks the process to end."""
+        import uvicorn
+
+        config = uvicorn.Config(
+            self._app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            ws="none",
+        )
+        server = uvicorn.Server(config)
+        server.capture_signals = lambda: _signals(self.ended)
+
+        def watch() -> None:
+            tidied = time.monotonic()
+            while not self.ended.wait(0.1):
+                if time.monotonic() > tidied + TIDY:
+                    self.sessions.tidy()
+                    tidied = time.monotonic()
+            server.should_exit = True
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            server.run(sockets=[self._listener])
+        finally:
+            self.ended.set()
+
+    def close(self) -> None:
+        """Remove the files of all users."""
+        self._listener.close()
+        self.sessions.close()
+
+
 def serve(place: Place, runs: Path, limits: Limits) -> None:
-    """Answer until the process is asked to end; then remove the files of all sessions.
+    """Answer until the process is asked to end; then remove the files of all users.
 
     Args:
         place: Where.
@@ -46,23 +129,29 @@ def serve(place: Place, runs: Path, limits: Limits) -> None:
         limits: What users may leave with the app.
 
     Raises:
-        InputError: gradio is not installed, or the address is in use.
+        InputError: See `Opened`.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    with _bound(place) as listener:
-        sessions = Sessions(limits)
-        try:
-            os.environ["GRADIO_TEMP_DIR"] = str(sessions.uploads)
-            local = is_local(place.host)
-            token = "" if local and not place.token else secrets.token_urlsafe(24)
-            port = listener.getsockname()[1]
-            rules = Rules(local, token, limits.size + 2**20, port, sessions.room)
-            app = Guard(_gradio(Desk(sessions, runs, local), limits), rules)
-            _announce(place.host, port, token)
-            _answer(app, listener, sessions)
-        finally:
-            sessions.close()
+    app = Opened(place, runs, limits)
+    try:
+        app.announce()
+        app.answer()
+    finally:
+        app.close()
+
+
+@contextmanager
+def _signals(ended: threading.Event) -> Iterator[None]:
+    """Let the signals that ask to end set an event, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bound(place: Place) -> socket.socket:
@@ -83,13 +172,22 @@ def _bound(place: Place) -> socket.socket:
     return listener
 
 
-def _gradio(desk: Desk, limits: Limits) -> Any:
-    """Return the app without its guard."""
+def _need_gradio() -> None:
+    """Import gradio without its statistics of use."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
-        import fastapi
-        import gradio
+        import gradio  # noqa: F401
     except ImportError as error:
         raise InputError("the app needs gradio: pip install 'unmurk[app]'") from error
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _gradio(desk: Desk, limits: Limits) -> Any:
+    """Return the app without its guard."""
+    import fastapi
+    import gradio
+
     from .layout import build
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -138,37 +236,3 @@ def _gradio(desk: Desk, limits: Limits) -> Any:
         css=style,
         head=script,
     )
-
-
-def _announce(host: str, port: int, token: str) -> None:
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
-    print(f"unmurk: open {address} in a browser; Ctrl-C ends the app", file=sys.stderr, flush=True)
-    if not is_local(host):
-        print(
-            "unmurk: other computers can reach it, with the token in this address; the connection"
-            " is not encrypted",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _answer(app: Any, listener: socket.socket, sessions: Sessions) -> None:
-    """Answer requests until the process is asked to end."""
-    import uvicorn
-
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    ended = threading.Event()
-
-    def tidy() -> None:
-        while not ended.wait(TIDY):
-            sessions.tidy()
-
-    threading.Thread(target=tidy, daemon=True).start()
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, ws="none"
-    )
-    try:
-        uvicorn.Server(config).run(sockets=[listener])
-    finally:
-        ended.set()

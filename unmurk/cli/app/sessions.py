@@ -8,6 +8,7 @@ name results by a random key and a name that `Session.results` holds.
 
 import contextlib
 import hashlib
+import os
 import re
 import secrets
 import shutil
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from ...bounds import size_of_memory
 from ...errors import InputError, escape
+from ...io.atomic import try_lock
 
 if TYPE_CHECKING:
     from .jobs import Job
@@ -30,6 +32,7 @@ __all__ = ["Limits", "Session", "Sessions", "harmless"]
 UNSAFE = re.compile(r"[^\w .()+=,-]")  # no slash, colon, bracket, quote or control character
 LONGEST = 100  # characters of a file name
 HOUR = 3600.0
+PREFIX = "unmurk-app-"
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,10 @@ class Session:
     def close(self) -> None:
         """Stop what is running, and remove all files."""
         for job in self.jobs:
+            job.ask()
+        for job in self.jobs:
             job.stop()
+        self.jobs.clear()
         self.results.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -163,7 +169,10 @@ class Sessions:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self.folder = Path(tempfile.mkdtemp(prefix="unmurk-app-"))  # made with mode 0700
+        _remove_abandoned()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # made with mode 0700
+        self._fd: int | None = os.open(self.folder, os.O_RDONLY)
+        try_lock(self._fd)  # says that the app is alive
         self.uploads = self.folder / "uploads"
         self.uploads.mkdir(mode=0o700)
         self._held: dict[str, Session] = {}
@@ -213,6 +222,23 @@ class Sessions:
                 session.close()
             self._held.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _remove_abandoned() -> None:
+    """Remove what apps have left that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # of another user, or no folder
+            continue
+        try:
+            if os.fstat(fd).st_uid == os.getuid() and try_lock(fd):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(fd)
 
 
 def _files(folder: Path) -> list[Path]:
