@@ -28,7 +28,7 @@ from .pictures import write_mask
 from .runs import Runs
 from .sessions import Session, Sessions
 
-__all__ = ["EXAMPLE", "Desk", "Estimate", "Images", "Outcome"]
+__all__ = ["Desk", "Estimate", "Images", "Outcome", "first_of", "packaged_priors"]
 
 PAGE = "page.html"
 ALL_FILES = "all-files.zip"
@@ -216,12 +216,7 @@ class Desk:
             for name in runs.names()
             if runs.progress(name).usable
         ]
-        known = models()
-        if "generic" in known:
-            found.append(("generic: images of any kind that are only noisy", "generic"))
-        else:
-            found.append((NOT_HERE, "generic"))
-        return found + [(f"{name}, in the package", name) for name in known if name != "generic"]
+        return found + packaged_priors()
 
     def prior(self, session: Session, value: str | None) -> str:
         """Return the prior of a choice: a name of the package, or the folder of a run.
@@ -428,6 +423,16 @@ class Desk:
             files = {ALL_FILES: archive, **files}
         key = session.offer({PAGE: page, **files})
         return Outcome(key, list(files), command, remarks)
+
+
+def packaged_priors() -> list[tuple[str, str]]:
+    """List the priors in the package, as label and value."""
+    known = models()
+    label = "generic: images of any kind that are only noisy" if "generic" in known else NOT_HERE
+    others = [
+        (f"{name}, in the package", name) for name in known if not name.startswith("generic")
+    ]
+    return [(label, "generic"), *others]
 
 
 def first_of(images: Images) -> Any:

@@ -70,9 +70,13 @@ class Opened:
         host = f"[{place.host}]" if ":" in place.host else place.host
         self.address = f"http://{host}:{port}/"
         self.sessions = Sessions(limits)
-        os.environ["GRADIO_TEMP_DIR"] = str(self.sessions.uploads)
-        rules = Rules(local, self.token, limits.size + 2**20, port, self.sessions.room)
-        self._app = Guard(_gradio(Desk(self.sessions, runs, local), limits), rules)
+        try:
+            os.environ["GRADIO_TEMP_DIR"] = str(self.sessions.uploads)
+            rules = Rules(local, self.token, limits.size + 2**20, port, self.sessions.room)
+            self._app = Guard(_gradio(Desk(self.sessions, runs, local), limits), rules)
+        except BaseException:
+            self.close()
+            raise
 
     def announce(self) -> None:
         """Print the address, and who can reach it."""
@@ -106,6 +110,8 @@ class Opened:
                 if time.monotonic() > tidied + TIDY:
                     self.sessions.tidy()
                     tidied = time.monotonic()
+            # browsers keep connections open, and ending them would be reported as errors
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server.should_exit = True
 
         threading.Thread(target=watch, daemon=True).start()

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ...errors import InputError
-from .actions import Desk, Images, first_of
+from .actions import Desk, Images, first_of, packaged_priors
 from .guard import SESSION
 from .pictures import preview
 from .runs import Progress
@@ -57,7 +57,7 @@ def session_of(desk: Desk, request: Any) -> Session:
 
 def _menu(gr: Any, label: str) -> Any:
     return gr.Dropdown(
-        choices=[],
+        choices=packaged_priors(),
         value=None,
         label=label,
         min_width=280,

@@ -6,15 +6,13 @@ Everything that depends on a file or a user goes through `markupsafe`: a file na
 import sys
 import traceback
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 
 from ...errors import InputError
-
-if TYPE_CHECKING:
-    from .actions import Estimate, Outcome
+from .actions import Estimate, Outcome
 
 __all__ = [
     "EMPTY",
