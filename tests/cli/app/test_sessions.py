@@ -61,9 +61,9 @@ def test_long_names_keep_their_suffix():
 
 def test_one_file_stays_one_and_several_share_a_folder(sessions):
     session = sessions.of("A" * 32)
-    one = session.take([arrive(sessions, "a.tif")])
+    one = session.keep([arrive(sessions, "a.tif")])
     assert one.name == "a.tif" and one.read_bytes() == b"x" * 10
-    folder = session.take([arrive(sessions, "b.tif"), arrive(sessions, "B.TIF")])
+    folder = session.keep([arrive(sessions, "b.tif"), arrive(sessions, "B.TIF")])
     assert sorted(path.name for path in folder.iterdir()) == ["B-2.TIF", "b.tif"]
     assert not left(sessions.uploads)
     for path in (sessions.folder, session.folder, folder, one.parent, sessions.uploads):
@@ -79,13 +79,13 @@ def test_uploads_are_bounded_and_gone_when_refused(sessions):
     ):
         files = [arrive(sessions, f"{i}.tif", size) for i in range(count)]
         with pytest.raises(InputError, match=part):
-            session.take(files)
+            session.keep(files)
         assert not left(sessions.folder)
 
 
 def test_two_users_are_apart(sessions):
     mine, other = sessions.of("A" * 32), sessions.of("B" * 32)
-    file = mine.take([arrive(sessions, "secret.tif")])
+    file = mine.keep([arrive(sessions, "secret.tif")])
     key = mine.offer({"secret.tif": file})
     assert mine.find(key, "secret.tif") == file
     assert other.find(key, "secret.tif") is None
@@ -94,7 +94,7 @@ def test_two_users_are_apart(sessions):
     assert mine.find("", "secret.tif") is None
     assert mine is sessions.of("A" * 32) and mine.folder != other.folder
     assert "A" * 32 not in str(mine.folder)
-    other.take([arrive(sessions, "own.tif")])
+    other.keep([arrive(sessions, "own.tif")])
     other.close()
     assert file.exists() and not other.folder.exists()
 
@@ -102,7 +102,7 @@ def test_two_users_are_apart(sessions):
 def test_idle_sessions_and_forgotten_uploads_are_removed(sessions):
     idle, busy = sessions.of("A" * 32), sessions.of("B" * 32)
     for session in (idle, busy):
-        session.take([arrive(sessions, "a.tif")])
+        session.keep([arrive(sessions, "a.tif")])
     old, new = arrive(sessions, "old.tif"), arrive(sessions, "new.tif")
     os.utime(old, (time.time() - 4000,) * 2)
     busy.used = time.monotonic() + 1800
@@ -112,7 +112,7 @@ def test_idle_sessions_and_forgotten_uploads_are_removed(sessions):
 
 
 def test_nothing_stays_at_the_end(sessions):
-    sessions.of("A" * 32).take([arrive(sessions, "a.tif")])
+    sessions.of("A" * 32).keep([arrive(sessions, "a.tif")])
     arrive(sessions, "b.tif")
     sessions.close()
     assert not sessions.folder.exists()
@@ -136,7 +136,7 @@ def test_the_disk_is_bounded(sessions):
 
 def test_messages_do_not_name_folders(sessions):
     session = sessions.of("A" * 32)
-    file = session.take([arrive(sessions, "a b.tif")])
+    file = session.keep([arrive(sessions, "a b.tif")])
     assert session.said(f"cannot read {file}: it is damaged") == (
         "cannot read a b.tif: it is damaged"
     )

@@ -6,3 +6,11 @@ process of its own (`jobs`), and the page shows that command. `guard` decides wh
 results, `layout` is the page itself, and `server` joins them. gradio, which draws the controls, is
 imported only when the app starts (extra ``app``).
 """
+
+import pkgutil
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, [module.name for module in pkgutil.iter_modules(__path__)]
+)

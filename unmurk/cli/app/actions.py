@@ -7,6 +7,7 @@ to this machine alone (`Desk.local`).
 """
 
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -154,8 +155,15 @@ class Desk:
         uploads = self.sessions.uploads.resolve()
         if not all(Path(file).resolve().is_relative_to(uploads) for file in files):
             raise InputError("the files were not uploaded here")
-        data = session.take(files)
+        data = session.keep(files)
         return Images(data, data.name if len(files) == 1 else "IMAGES")
+
+    def discard(self, session: Session, images: Images | None) -> None:
+        """Remove uploaded images that others take the place of."""
+        if images is not None and images.uploaded:
+            folder = images.data if images.data.is_dir() else images.data.parent
+            if folder.parent == session.folder:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def named(self, path: str) -> Images:
         """Return the images at a path of this machine.
@@ -417,9 +425,9 @@ class Desk:
         }
         if len(files) > 1:
             archive = folder / ALL_FILES
-            with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as whole:
+            with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
                 for name, path in files.items():
-                    whole.write(path, name)
+                    packed.write(path, name)
             files = {ALL_FILES: archive, **files}
         key = session.offer({PAGE: page, **files})
         return Outcome(key, list(files), command, remarks)

@@ -190,7 +190,7 @@ class Guard:
         self, scope: Scope, receive: Receive, send: Send, limit: int, new: list[Header]
     ) -> None:
         """Pass a request on, counting its bytes, and add the headers to its answer."""
-        taken, stopped, begun = 0, False, False
+        taken, stopped, started = 0, False, False
 
         async def counted() -> MutableMapping[str, Any]:
             nonlocal taken, stopped
@@ -202,11 +202,11 @@ class Guard:
             return message
 
         async def answered(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
-            if stopped and not begun:
+            nonlocal started
+            if stopped and not started:
                 return
             if message["type"] == "http.response.start":
-                begun = True
+                started = True
                 kept = [h for h in message.get("headers", []) if h[0].lower() not in REPLACED]
                 message = {**message, "headers": [*kept, *HEADERS, *new]}
             await send(message)
@@ -216,7 +216,7 @@ class Guard:
         except Exception:
             if not stopped:
                 raise
-        if stopped and not begun:
+        if stopped and not started:
             await _answer(send, 413, self._too_large(scope))
 
 

@@ -148,7 +148,14 @@ class _Images:
 
             return steps
 
-        def drop(files: list[str] | None, black: Any, white: Any, request: gr.Request) -> Any:
+        def drop(
+            files: list[str] | None,
+            black: Any,
+            white: Any,
+            before: Images | None,
+            request: gr.Request,
+        ) -> Any:
+            desk.discard(session_of(desk, request), before)
             if not files:
                 yield noted("No images yet."), None, ""
                 return
@@ -159,7 +166,7 @@ class _Images:
         def name(path: str, black: Any, white: Any, request: gr.Request) -> Any:
             yield from begin(request, once(lambda own: _spanned(desk.named(path), black, white)))
 
-        def take(request: gr.Request) -> Any:
+        def example(request: gr.Request) -> Any:
             yield from begin(request, desk.example)
 
         def change(known: Images | None, black: Any, white: Any, request: gr.Request) -> Any:
@@ -175,10 +182,12 @@ class _Images:
         outputs = [self.status, self.images, self.estimate]
         span = [self.black, self.white]
         hidden = {"show_progress": "hidden"}
-        self.files.upload(drop, [self.files, *span], outputs, api_name="drop", **hidden)
+        self.files.upload(
+            drop, [self.files, *span, self.images], outputs, api_name="drop", **hidden
+        )
         self.use.click(name, [self.path, *span], outputs, api_name="name", **hidden)
         self.path.submit(name, [self.path, *span], outputs, api_visibility="private", **hidden)
-        self.example.click(take, None, outputs, api_name="example", **hidden)
+        self.example.click(example, None, outputs, api_name="example", **hidden)
         self.forget.click(
             forget, None, [*outputs, self.files], api_name="forget", show_progress="hidden"
         )

@@ -234,8 +234,8 @@ def _comparison(one: Example, problem: "Problem") -> Comparison:
     if one.std is not None:
         maps[Column("standard deviation", "shared", "magma")] = cut(one.std)
     if one.y.shape[-2:] == one.x.shape[-2:]:
-        whole = _residual_of(problem)(one, shape=True)
-        maps[Column("residual in units of the noise", (-3.0, 3.0), "gray")] = cut(whole)
+        residual = _residual_of(problem)(one, shape=True)
+        maps[Column("residual in units of the noise", (-3.0, 3.0), "gray")] = cut(residual)
     x = cut(one.x)
     sample = x.flatten()[:: max(1, x.numel() // 2**20)]
     low, high = (float(sample.quantile(q)) for q in (0.001, 0.999))

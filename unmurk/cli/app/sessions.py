@@ -90,7 +90,7 @@ class Session:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=self.folder))
 
-    def take(self, files: Iterable[str | Path]) -> Path:
+    def keep(self, files: Iterable[str | Path]) -> Path:
         """Move uploaded files into the session.
 
         Args:
