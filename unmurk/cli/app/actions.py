@@ -372,8 +372,12 @@ class Desk:
     def _run(self, session: Session, job: Job, what: str = "") -> Generator[str, None, None]:
         """Wait for a job and yield how it goes; errors do not name folders of the session."""
         try:
+            last = ""
             for remarks in job.wait():
-                yield what + (f": {session.said(remarks[-1])}" if remarks else "")
+                line = what + (f": {session.said(remarks[-1])}" if remarks else "")
+                if line != last:  # each line is sent to the browser
+                    yield line
+                last = line
             job.result()
         except InputError as error:
             raise InputError(session.said(str(error))) from None

@@ -15,6 +15,7 @@ from .wording import EMPTY, command, failed, finished, follow, frame, noted
 
 __all__ = ["learn_tab", "restore_tab", "session_of", "solve_tab"]
 
+BRUSH = 20  # widths of the brush to the shorter side of an image
 LENGTHS = [
     ("2 thousand images: a first look, a minute or two on two cores", 2.0),
     ("20 thousand: rough results", 20.0),
@@ -216,6 +217,10 @@ def _run_page(session: Session, found: Progress) -> Markup:
     return frame(f"results/{key}/report.html?v={found.page.stat().st_mtime_ns}")
 
 
+def _brush(gr: Any, size: Any) -> Any:
+    return gr.Brush(default_size=size, colors=["#D55E00"], color_mode="fixed")
+
+
 def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
     """Build the tab for other corruptions; return its menu of priors."""
     gr.Markdown(SOLVE)
@@ -229,7 +234,7 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
             transforms=(),
             layers=False,
             format="png",
-            brush=gr.Brush(default_size="auto", colors=["#D55E00"], color_mode="fixed"),
+            brush=_brush(gr, "auto"),
             eraser=gr.Eraser(default_size="auto"),
             buttons=[],
         )
@@ -272,7 +277,10 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
 
     def paint(images: Images | None) -> Any:
         try:
-            return preview(first_of(_need(images))), EMPTY
+            shown = preview(first_of(_need(images)))
+            size = max(1, min(shown.shape[:2]) // BRUSH)
+            brush, eraser = _brush(gr, size), gr.Eraser(default_size=size)
+            return gr.update(value=shown, brush=brush, eraser=eraser), EMPTY
         except InputError as error:
             return None, failed(str(error))
 
