@@ -48,6 +48,7 @@ from ..diffusion.networks import preset
 from ..diffusion.prior import locate
 from ..errors import InputError
 from ..gaussian import Wiener
+from ..interrupts import heed_interrupt
 from ..io.packaged import of_any_size
 from ..io.weights import load_model, read_settings, weight_names
 from ..problem import Problem
@@ -328,6 +329,7 @@ class Posterior(Flow):
 
     def correction(self, inputs: Tensor) -> Tensor:
         """Compute the correction of m(y) to the start image from the inputs of `known`."""
+        heed_interrupt()
         correction = self.mean_net(self._visible(inputs))[0]
         if not self.config.many_levels:
             return correction

@@ -51,6 +51,7 @@ from torch import Tensor, nn
 
 from ..bounds import Real, Whole, check_fields
 from ..errors import InputError
+from ..interrupts import heed_interrupt
 from ..io.datasets import head
 from ..noise import Gaussian
 from ..problem import Problem
@@ -417,6 +418,7 @@ class FlowDiff(Learner):
         observed = trainer.settings.batch * (step - int(recipe.e_step * trainer.steps))
         chunk = min(256, first, chunk_size(self.teacher, self.solver))
         while first + int(recipe.refresh * observed) - self.replay.drawn >= chunk:
+            heed_interrupt()
             self.draw_posterior(chunk, trainer.device)
         if recipe.reset is not None and step == round(recipe.reset * trainer.steps):
             trainer.reset("prior", self._fresh_prior())

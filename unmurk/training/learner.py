@@ -34,6 +34,7 @@ from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.posterior import Posterior
 from ..gaussian import Wiener, fit
+from ..interrupts import heed_interrupt
 from ..io.datasets import Source
 from ..io.scenes import Scenes
 from ..problem import Problem
@@ -464,6 +465,7 @@ class PriorFirst(Learner):
         wanted = first + math.floor(REFRESH * observed)
         wanted = min(len(self.replay), wanted)
         while self.replay.drawn + chunk <= wanted:
+            heed_interrupt()
             self.draw_images(chunk, trainer.device)
 
 
