@@ -166,6 +166,7 @@ LAYERS = [
             "frames",
             "captures",
             "crops",
+            "noise_maps",
         )
     ],
     ["solvers"],

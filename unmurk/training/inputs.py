@@ -4,6 +4,7 @@
 hide pixels without a measurement, and refuse what no method can learn from.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from ..io.datasets import Source, as_source
 from ..io.formats.pictures import Nan
 from ..io.gaps import gaps
 from ..io.images import ImageSet
-from ..io.scale import Spans, check_units
+from ..io.noise_maps import Hidden, NoiseMaps, Weighed, maps_for
+from ..io.scale import Scale, Spans, check_units
 from ..missing import with_missing
 from ..noise import Gaussian
 from ..operators import Operator, as_operator
 from ..operators.crops import Crop
+from ..operators.weighted import NumberedWeights, Weighted
 from ..problem import Problem
+from ..whitening import whiten
 from .baselines import Clean, Noisy
 from .learner import Learner
 from .registry import METHODS, name_of
@@ -43,7 +47,9 @@ __all__ = [
     "measurements",
     "on_crops",
     "scale_record",
+    "weighed",
     "with_gaps",
+    "with_maps",
 ]
 
 REPEATS = Whole(1, 1000)
@@ -84,6 +90,104 @@ def measurements(
     captures = as_captures(data, span, nan, scratch, select)
     side = crop or crop_side(captures, operator)
     return Crops(captures, operator, side, settings.augment, settings.seed, repeats=repeats)
+
+
+def with_maps(
+    noise_maps: Any,
+    data: Any,
+    y: Tensor | Source,
+    problem: Problem,
+    learner: Learner,
+    repeats: int,
+) -> tuple[Tensor | Source, Problem, NoiseMaps | None]:
+    """Return measurements, problem and noise maps, where there are any.
+
+    Pixels without a measurement become hidden ones, and the noise is that of the maps.
+
+    Args:
+        noise_maps: As for `learn`.
+        data: As for `learn`; its scale is that of the maps.
+        y: The measurements.
+        problem: Operator and noise; a noise above 0 belongs to weights.
+        learner: The learner.
+        repeats: Number of captures of each scene.
+
+    Raises:
+        InputError: The maps do not fit the measurements, the noise or the method.
+    """
+    if noise_maps is None:
+        return y, problem, None
+    if is_clean(learner) or repeats > 1:
+        what = "clean images" if is_clean(learner) else "repeated captures (--repeats)"
+        raise InputError(f"{what} cannot have noise maps: leave out --noise-maps")
+    scale = _scale_of(data, y)
+    maps = maps_for(noise_maps, problem, 1.0 if scale is None else scale.gain)
+    if isinstance(y, Crops):
+        positions = y.captures.numbers
+        sizes = dict(zip(positions, y.captures.sizes, strict=True))
+        every = [sizes.get(n, y.captures.sizes[0]) for n in range(max(positions) + 1)]
+        if len(maps) == len(every) or not y.skipped:
+            maps.check(y.captures.sizes if not y.skipped else every, y.captures.channels)
+        if maps.hides:
+            y.lost = lambda position, place: maps.absent(positions[position], place)
+    else:
+        if getattr(y, "skipped", ()) or getattr(data, "skipped", ()):
+            raise InputError(
+                "images were left out, and noise maps go by the numbers of all images: remove"
+                " these images and their maps"
+            )
+        maps.check([(int(y.shape[-2]), int(y.shape[-1]))] * len(y), int(y.shape[1]))
+        y = Hidden(y, maps) if maps.hides else y
+    return y, Problem(problem.operator, maps.level), maps
+
+
+def weighed(
+    y: Tensor | Source,
+    problem: Problem,
+    maps: NoiseMaps | None,
+    shape: tuple[int, int, int],
+    repeats: int = 1,
+) -> tuple[Tensor | Source, Problem]:
+    """Return measurements with white noise of one level, and their problem.
+
+    Noise maps are known. The variance of other noise that depends on the brightness is estimated
+    from neighboring pixels (`whitening`), unless A = I and nothing is hidden: there the learners
+    take such noise as it is.
+
+    Args:
+        y: Measurements (N, ...), zero where they are hidden.
+        problem: Operator and noise.
+        maps: Noise maps, or None.
+        shape: Shape (C, H, W) of the images that are learned.
+        repeats: Number of captures of each scene.
+
+    Raises:
+        InputError: Repeated captures have noise that would be estimated.
+    """
+    if maps is not None:
+
+        def weights(numbers: Sequence[int]) -> Tensor:
+            if isinstance(y, Crops):
+                return maps.crops(y, numbers)
+            return maps.weights(numbers)[0]
+
+    elif isinstance(problem.noise, Gaussian) or problem.operator.spec == "identity":
+        return y, problem
+    elif repeats > 1:
+        raise InputError(
+            f"noise '{problem.noise.spec}' is not Gaussian: repeated captures have it only with"
+            " operator identity and without hidden pixels: give --noise gaussian,auto or a number"
+        )
+    else:
+
+        def weights(numbers: Sequence[int]) -> Tensor:
+            chosen = torch.tensor(list(numbers))
+            measured = y[chosen.to(y.device)].cpu()
+            bound = whiten(measured, problem.bind(numbers, shape))[1].operator
+            assert isinstance(bound, Weighted)
+            return bound.weights
+
+    return Weighed(y, weights), Problem(NumberedWeights(problem.operator, weights), problem.level)
 
 
 def check_helpers(learner: Learner, repeats: int, clean: Any) -> None:
@@ -183,11 +287,6 @@ def check_data(y: Tensor | Source, problem: Problem, clean: bool) -> None:
     """Raise InputError for measurements or noise that no method can learn from."""
     if y.ndim != 4 or not len(y):
         raise InputError(f"measurements must be (N, C, H, W) with N > 0, not {tuple(y.shape)}")
-    if not isinstance(problem.noise, Gaussian) and problem.operator.spec != "identity":
-        raise InputError(
-            f"noise '{problem.noise.spec}' is not Gaussian: learning takes it from images that are"
-            " only noisy (--operator identity)"
-        )
     if problem.level <= 0 and not clean:
         raise InputError("learning needs the noise level: give a noise above 0")
     if problem.operator.pictorial:
@@ -196,13 +295,21 @@ def check_data(y: Tensor | Source, problem: Problem, clean: bool) -> None:
         check_units("the set", part, 0.0 if clean else problem.level)
 
 
-def check_takes(learner: Learner, problem: Problem) -> None:
-    """Raise InputError for a problem that the learner cannot learn from."""
+def check_takes(learner: Learner, problem: Problem, given: Problem) -> None:
+    """Raise InputError for a problem that the learner cannot learn from.
+
+    Args:
+        learner: The learner.
+        problem: The problem that it would learn, with hidden pixels and white noise.
+        given: The problem as it was given, for the message.
+    """
     if learner.takes(problem):
         return
     others = [name for name in METHODS if name != "clean" and METHODS[name].takes(problem)]
     hint = f"take one of {', '.join(others)}" if others else "no method can"
-    what = f"{problem.operator.spec} with noise {problem.noise.spec}"
+    what = f"{given.operator.spec} with noise {given.noise.spec}"
+    if problem.operator.spec != given.operator.spec:
+        what += " that varies over the pixels, or with hidden pixels"
     raise InputError(f"{name_of(learner)} cannot learn from {what}: {hint}")
 
 
@@ -221,11 +328,6 @@ def with_gaps(
 
 def _with_solver(learner: Learner, problem: Problem) -> Learner:
     """Return a learner that has a solver where hidden pixels make a mask of the identity."""
-    if not isinstance(problem.noise, Gaussian):
-        raise InputError(
-            f"noise '{problem.noise.spec}' is not Gaussian: learning takes it only where no pixel"
-            " is hidden: give --noise gaussian,auto or a number, or images without missing pixels"
-        )
     if getattr(learner, "solver", ...) is None and problem.operator.spec == "identity":
         from ..solvers import Draws
 
@@ -233,10 +335,15 @@ def _with_solver(learner: Learner, problem: Problem) -> Learner:
     return learner
 
 
+def _scale_of(data: Any, y: Tensor | Source) -> Scale | None:
+    """Return the scale of the files behind measurements; None if there are none."""
+    held = y if isinstance(y, Source) else data if isinstance(data, ImageSet) else None
+    return None if held is None else held.scale
+
+
 def scale_record(data: Any, y: Tensor | Source) -> dict[str, Any]:
     """Return what config.json says of the files: type, format, and range if it needs one."""
-    held = y if isinstance(y, Source) else data if isinstance(data, ImageSet) else None
-    scale = None if held is None else held.scale
+    scale = _scale_of(data, y)
     if scale is None:
         return {}
     found: dict[str, Any] = {"file_type": scale.dtype, "file_format": scale.format}
@@ -247,5 +354,5 @@ def scale_record(data: Any, y: Tensor | Source) -> dict[str, Any]:
 
 def file_span(data: Any, y: Tensor | Source) -> Any:
     """Return file values of black and white and their type, if the type is not enough."""
-    held = y if isinstance(y, Source) else data if isinstance(data, ImageSet) else None
-    return None if held is None or held.scale is None else held.scale.span
+    scale = _scale_of(data, y)
+    return None if scale is None else scale.span

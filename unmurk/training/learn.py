@@ -57,7 +57,9 @@ from .inputs import (
     measurements,
     on_crops,
     scale_record,
+    weighed,
     with_gaps,
+    with_maps,
 )
 from .learner import Learner, as_dict
 from .registry import METHODS, name_of, register, resolve
@@ -106,6 +108,7 @@ def learn(
     clean: Any = None,
     axes: str = "",
     channel: int | str | Sequence[int | str] = (),
+    noise_maps: Any = None,
     calibration: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Prior, Posterior]:
@@ -141,6 +144,9 @@ def learn(
             there are none.
         axes, channel: The axes of arrays and files, and the channels to read; see `load_images`.
             The run folder keeps them too.
+        noise_maps: A standard deviation of the noise for every pixel of every image, in place of
+            the noise of `problem`: a tensor (N, 1 or C, H, W), `NoiseMaps`, or a path; see
+            `io.noise_maps`. Pixels without a usable number are hidden.
         calibration: What the run folder keeps of the calibration frames that the data were
             corrected with (`io.frames.Frames.record`); `restore` and `solve` then ask for them.
         options: Fields of the settings, and options of the method by name.
@@ -167,6 +173,8 @@ def learn(
     y: Any = measurements(data, operator, settings, span, nan, Path(out), repeats, select)
     files = next((d for d in (data, y) if isinstance(d, ImageSet | Source | Captures)), None)
     select = select if files is None else files.select
+    y, problem, maps = with_maps(noise_maps, data, y, problem, learner, repeats)
+    nan = "mask" if maps is not None and maps.hides else nan
     check_data(y, problem, only_clean)
     if isinstance(data, str | Path) and isinstance(y, Source) and y.note and not quiet:
         print(y.note, file=sys.stderr)
@@ -175,11 +183,13 @@ def learn(
         problem, learner = on_crops(y, problem, learner)
     else:
         y, problem, learner = with_gaps(y, problem, nan, learner)
-    check_takes(learner, problem)
     shape: Any = tuple(y.shape[1:] if only_clean else problem.operator.x_shape(y.shape))
+    whole = problem.operator
+    white, problem = weighed(y, problem, maps, shape, repeats)
+    check_takes(learner, problem, given)
     known = clean_images(clean, y, shape, span or file_span(data, y), Path(out))
     held = 0 if repeats > 1 else kept_out(Path(out), held_out(y, shape, settings.kimg))
-    observed: Any = leading(y, len(y) - held)
+    observed: Any = leading(white, len(y) - held)
     begin = Start.of(start, given, shape[0])
     own_network(begin, network)
     if begin is not None and not own:
@@ -210,8 +220,10 @@ def learn(
             config["held_out"] = held
         if calibration:
             config["calibration"] = calibration
+        if maps is not None:
+            config["noise maps"] = maps.record()
         open_run(folder, config | {"data": fingerprint(y)})
-        _keep_examples(folder, y, given, problem.operator, only_clean)
+        _keep_examples(folder, y, given, whole, only_clean)
     _check_length(built, settings, quiet)
     what = y.text if isinstance(y, Crops) else memory.described(shape, len(y))
     taken = memory.check(built, settings, shape, len(y), processes().device, quiet, what)
@@ -238,7 +250,7 @@ def learn(
         record = calibrate_run(
             folder,
             built.student.eval(),
-            y,
+            white,
             problem,
             held=held,
             kimg=settings.kimg,
