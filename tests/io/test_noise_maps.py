@@ -213,3 +213,23 @@ def test_solve_weighs_every_pixel(tmp_path, form):
     else:
         near, far = (np.abs(a - y)[:, start::2].mean() for start in (0, 1))
         assert near < 0.02 < 0.1 < far
+
+
+def test_noise_over_maps_is_one(tmp_path, capsys):
+    """Flat images with the noise of their maps: 1, and under twice these maps a half; with
+    exposure times the noise at their mean."""
+    sigma = np.full((4, 64, 64), 0.02)
+    sigma[:, :, 32:] = 0.08
+    y = 0.5 + sigma * np.random.default_rng(1).standard_normal(sigma.shape)
+    for name, values in (("y", y), ("one", sigma), ("two", 2 * sigma), ("time", sigma**-2)):
+        np.save(tmp_path / f"{name}.npy", values.astype(np.float32))
+    found = []
+    for text in ("one", "two", "time"):
+        maps = f"{'weights:' * (text == 'time')}{tmp_path / text}.npy"
+        command = ["noise", str(tmp_path / "y.npy"), "--noise-maps", maps, "--json"]
+        assert main(command) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["noise over noise maps"] == pytest.approx(1, abs=0.05)
+    assert found[1]["noise over noise maps"] == pytest.approx(0.5, abs=0.025)
+    at_mean = (sigma**-2).mean() ** -0.5
+    assert found[2]["noise at the mean weight"] == pytest.approx(at_mean, rel=0.05)

@@ -184,7 +184,7 @@ def learn(
     else:
         y, problem, learner = with_gaps(y, problem, nan, learner)
     shape: Any = tuple(y.shape[1:] if only_clean else problem.operator.x_shape(y.shape))
-    whole = problem.operator
+    unweighted = problem.operator
     white, problem = weighed(y, problem, maps, shape, repeats)
     check_takes(learner, problem, given)
     known = clean_images(clean, y, shape, span or file_span(data, y), Path(out))
@@ -223,7 +223,7 @@ def learn(
         if maps is not None:
             config["noise maps"] = maps.record()
         open_run(folder, config | {"data": fingerprint(y)})
-        _keep_examples(folder, y, given, whole, only_clean)
+        _keep_examples(folder, y, given, unweighted, only_clean)
     _check_length(built, settings, quiet)
     what = y.text if isinstance(y, Crops) else memory.described(shape, len(y))
     taken = memory.check(built, settings, shape, len(y), processes().device, quiet, what)
