@@ -248,6 +248,7 @@ class Posterior(Flow):
         shape: tuple[int, int, int],
         spread: float = 0.05,
         start: Wiener | None = None,
+        many_levels: bool = False,
     ) -> "Posterior":
         """Build an untrained posterior with the sizes of a preset.
 
@@ -256,6 +257,7 @@ class Posterior(Flow):
             shape: Shape (C, H, W) of the images.
             spread: As for `Posterior`.
             start: As for `Posterior`.
+            many_levels: Whether it meets many noise levels; see the head of this module.
 
         Returns:
             The posterior, whose weights come from torch's global random stream.
@@ -264,7 +266,8 @@ class Posterior(Flow):
             InputError: The preset is unknown, or H or W is not a multiple of 4.
         """
         size = preset(network)
-        config = Config(*shape, size.mean, size.context, size.couplings, size.hidden)
+        sizes = size.mean, size.context, size.couplings, size.hidden
+        config = Config(*shape, *sizes, int(many_levels))
         return cls(config, spread, start)
 
     def forward(self, y: Tensor, problem: Problem) -> FlowDistribution:
