@@ -39,8 +39,9 @@ is its level; there is no ambient target then either.
 **Repeated captures and clean images.** With N captures of each scene, the first stage has some of
 them as the input of m and the others as its target (Noise2Noise, arXiv 1803.04189). The ambient
 target and the E-step use all N, combined by `repeats.combined`; the flow and m are trained for
-every number of captures from 1 to N (`Learner.pick_captures`). Clean images, where there are some, are part of every batch:
-for m and the flow with simulated measurements, for the prior at all levels.
+every number of captures from 1 to N (`Learner.pick_captures`). Clean images, where there are some,
+are part of every batch: for m and the flow with simulated measurements, for the prior at all
+levels.
 """
 
 from dataclasses import dataclass, field
