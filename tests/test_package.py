@@ -130,7 +130,7 @@ def test_no_import_is_circular():
 
 
 LAYERS = [
-    ["errors", "bounds", "rng"],
+    ["errors", "bounds", "rng", "interrupts"],
     ["io.json_files", "io.atomic", "io.limits", "io.packaged", "io.locks", "io.ledger"],
     ["io.axes", "io.scale", "io.layouts", "io.formats", "io.folders", "io.survey", "io.streams"],
     ["io.images", "io.generated", "io.outputs", "io.weights", "devices"],
@@ -169,6 +169,7 @@ LAYERS = [
             "frames",
             "captures",
             "crops",
+            "noise_maps",
         )
     ],
     ["solvers"],

@@ -156,6 +156,35 @@ class Wiener(nn.Module):
         self.register_buffer("down", cosines(h).float(), persistent=False)
         self.register_buffer("across", cosines(w).float(), persistent=False)
 
+    def resized(self, shape: Sequence[int]) -> "Wiener":
+        """Return the same prior for images (C, H, W) of another size.
+
+        The mean image becomes its mean, and the powers are interpolated over the frequencies in
+        cycles for each pixel: the power of an orthonormal cosine does not depend on the size.
+
+        Args:
+            shape: Shape (C, H, W) of the images; C is that of the prior.
+
+        >>> Wiener((1, 8, 8)).resized((1, 16, 12)).power.shape
+        torch.Size([1, 16, 12])
+        """
+        if tuple(shape) == self.shape:
+            return self
+        found = Wiener((self.shape[0], int(shape[1]), int(shape[2]))).to(self.mean.device)
+        found.mean.copy_(self.mean.mean((1, 2), keepdim=True).expand(found.shape))
+        found.basis.copy_(self.basis)
+        power = self.power.log()
+        for axis, (old, new) in ((1, (self.shape[1], shape[1])), (2, (self.shape[2], shape[2]))):
+            place = (torch.arange(new, device=power.device) * (old / new)).clamp(max=old - 1)
+            low = place.long().clamp(max=max(old - 2, 0))
+            high = (low + 1).clamp(max=old - 1)
+            weight = (place - low).to(power).view([-1 if axis == k else 1 for k in range(3)])
+            power = torch.lerp(
+                power.index_select(axis, low), power.index_select(axis, high), weight
+            )
+        found.power.copy_(power.exp())
+        return found
+
     # -- coordinates -----------------------------------------------------------------------------
 
     def dct(self, x: Tensor) -> Tensor:

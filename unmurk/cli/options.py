@@ -33,6 +33,7 @@ __all__ = [
     "MaybeText",
     "MaybeTile",
     "NanOption",
+    "NoiseMaps",
     "Options",
     "Repeats",
     "Seed",
@@ -130,6 +131,16 @@ NanOption = Annotated[
     arg(
         help="What to do with pixels that are not finite (NaN, infinite). refuse: stop, or leave "
         "out the image with --skip-bad; mask: treat them as hidden."
+    ),
+]
+NoiseMaps = Annotated[
+    str | None,
+    arg(
+        metavar="PATH",
+        help="Noise maps: a standard deviation for every pixel, in the numbers of DATA, a map for"
+        " each image in the same order, or one for all; a folder or a file as for DATA, such as"
+        " night[ERR]. variance:, ivar: or weights: before the path name another kind (ivar:maps);"
+        " weights come with --noise at their mean (docs/guide/noise.md).",
     ),
 ]
 Dark = Annotated[

@@ -13,7 +13,7 @@ measurements is smaller by the same factor.
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ LEAST = 32  # least side of crops that are made smaller so that no image is padd
 LARGE = 96  # longest side of images that are learned from without crops
 MULTIPLE = 8  # of which sides are multiples, for the networks
 TILES = 2**22  # pixel values of the tiles that noise is estimated from
+
+
+Region = Callable[[int, tuple[int, int, int, int]], Tensor]
+"""Returns a part of the image of a capture, by its position and the rectangle: first row, first
+column, height and width."""
 
 
 class Crops(Source):
@@ -68,6 +73,8 @@ class Crops(Source):
     """
 
     endless = True
+    lost: Region | None
+    """Further pixels of a rectangle that hold no measurement, (height, width) bool."""
 
     def __init__(
         self,
@@ -84,7 +91,7 @@ class Crops(Source):
         self.captures, self.operator, self.side, self.seed = captures, operator, side, seed
         self.scale = captures.scale if captures.units is None else captures.units
         self.skipped, self.note, self.device = captures.skipped, captures.note, captures.device
-        self.places, self.repeats = places, repeats
+        self.places, self.repeats, self.lost = places, repeats, None
         if repeats > 1:
             _check_scenes(captures, repeats)
         self.sizes = _image_sizes(captures, operator)
@@ -111,7 +118,7 @@ class Crops(Source):
     @property
     def masked(self) -> bool:
         """Whether pixels of some crops are hidden: padding, or pixels that are not finite."""
-        return self.padded or self.captures.hides
+        return self.padded or self.captures.hides or self.lost is not None
 
     @property
     def text(self) -> str:
@@ -149,10 +156,25 @@ class Crops(Source):
 
     def read(self, indices: list[int]) -> Tensor:
         """See `Source`."""
-        found = torch.zeros(len(indices), *self.shape[1:])
-        for crop, number in zip(found, indices, strict=True):
+        return self.cut(indices, lambda position, place: self.captures.region(position, *place))
+
+    def cut(self, numbers: Sequence[int], region: Region, channels: int | None = None) -> Tensor:
+        """Cut numbered crops out of images that belong to the captures, and turn them.
+
+        Args:
+            numbers: Numbers of the crops.
+            region: Returns a rectangle (C, height, width) of the image of a capture, by its
+                position in the set.
+            channels: Number of channels of the images; None: that of the captures.
+
+        Returns:
+            (B, C, h, w), 0 beyond the captures.
+        """
+        shape = (channels or self.shape[1], *self.shape[2:])
+        found = torch.zeros(len(numbers), *shape)
+        for crop, number in zip(found, numbers, strict=True):
             position, orientation, place = self._measured(number)
-            crop[:, : place[2], : place[3]] = self.captures.region(position, *place)
+            crop[:, : place[2], : place[3]] = region(position, place)
             if orientation:
                 crop.copy_(turn(crop.clone(), orientation))
         return found
@@ -168,7 +190,9 @@ class Crops(Source):
         for crop, number in zip(found, numbers, strict=True):
             position, orientation, place = self._measured(number)
             absent = self.captures.absent(position, *place)
-            inside = 0.0 if absent is None else torch.from_numpy(absent).float()
+            inside = torch.zeros(place[2:]) if absent is None else torch.from_numpy(absent).float()
+            if self.lost is not None:
+                inside = torch.maximum(inside, self.lost(position, place).float())
             crop[:, : place[2], : place[3]] = inside
             crop.copy_(turn(crop.clone(), orientation))
         return found

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..devices import filled
+from ..interrupts import heed_interrupt
 
 __all__ = [
     "CG_ITERATIONS",
@@ -139,6 +140,7 @@ def conjugate_gradient(
     for number in range(iterations):
         if number % every == every - 1 and not bool(active.any()):
             break
+        heed_interrupt()
         q = apply(p)
         curvature = batch_dot(p, q)
         # a finished image takes no more steps: its result must not depend on its neighbors

@@ -34,6 +34,7 @@ from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.posterior import Posterior
 from ..gaussian import Wiener, fit
+from ..interrupts import heed_interrupt
 from ..io.datasets import Source
 from ..io.scenes import Scenes
 from ..problem import Problem
@@ -47,6 +48,7 @@ from .trainer import Trainer
 
 __all__ = ["Learner", "PriorFirst", "ProblemBinder", "as_dict"]
 
+ONE, ALL = 0.5, 0.25  # shares of the steps with one capture of a scene, and with all of them
 LEAST_DRAWS = 32  # images that are drawn at first, also in a short run
 
 
@@ -192,7 +194,10 @@ class Learner:
         """
         if self.start is not None and self.start.posterior is not None:
             return self.start.posterior_for(self.shape, start)
-        return Posterior.create(self.network, self.shape, self.initial_spread(), start)
+        # the noise of the mean of N captures is lower by sqrt(N), which the networks have to see
+        several = self.repeats > 1 and self.problem.operator.spec == "identity"
+        spread = self.initial_spread()
+        return Posterior.create(self.network, self.shape, spread, start, many_levels=several)
 
     def make_prior(self) -> Prior:
         """Create the prior of the start of the run, or an untrained one.
@@ -319,12 +324,17 @@ class Learner:
     def pick_captures(self, noise: torch.Generator) -> list[int]:
         """Pick a random number of the captures of each scene, the same for the whole batch.
 
+        Single captures and all N together are what is restored most often. So half of the steps
+        take one capture, a quarter all N, and a quarter any number from 1 to N.
+
         Args:
             noise: Generator of the step; its state does not change.
         """
         choose = generator(noise.initial_seed(), StreamId.REPEATS)
         order = torch.randperm(self.repeats, generator=choose).tolist()
-        return order[: 1 + int(torch.randint(self.repeats, (), generator=choose))]
+        several = 1 + int(torch.randint(self.repeats, (), generator=choose))
+        share = float(torch.rand((), generator=choose))
+        return order[: 1 if share < ONE else self.repeats if share < ONE + ALL else several]
 
     def pick_clean(self, count: int, noise: torch.Generator) -> Tensor:
         """Pick clean images at random, (count, C, H, W); none if there are none.
@@ -464,6 +474,7 @@ class PriorFirst(Learner):
         wanted = first + math.floor(REFRESH * observed)
         wanted = min(len(self.replay), wanted)
         while self.replay.drawn + chunk <= wanted:
+            heed_interrupt()
             self.draw_images(chunk, trainer.device)
 
 

@@ -38,10 +38,11 @@ from ..devices import (
 from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.posterior import Posterior
+from ..interrupts import interruptible
 from ..io.datasets import Batches, Source
 from ..rng import ShardedGenerator, StreamId, generator
 from .checkpoint import Checkpoint
-from .distributed import average_over, broadcast, check_batch_divisible, interruptible, processes
+from .distributed import average_over, broadcast, check_batch_divisible, processes
 from .metric_log import MetricLogger
 from .muon import Muon
 from .preview import Preview
@@ -144,6 +145,7 @@ class Trainer:
         steps: Steps of the whole run.
         skipped: Steps that were skipped because their gradient was not finite.
         factor: Factor of the learning rate, halved whenever training diverges.
+        checked: Whether the checks that are due after the last step have been made.
     """
 
     def __init__(
@@ -173,6 +175,7 @@ class Trainer:
         self.step, self.seconds, self.skipped, self.factor = 0, 0.0, 0, 1.0
         self.precision: str = settings.precision
         self.best: dict[str, Any] | None = None
+        self.checked = True
         for module in [*learner.modules.values(), *learner.ema.values()]:
             module.to(self.device)
         for average in learner.ema.values():
@@ -201,6 +204,7 @@ class Trainer:
             "buffers": self.learner.buffers,
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
+            "checked": self.checked,
         }
 
     def save(self) -> None:
@@ -244,7 +248,7 @@ class Trainer:
             raise self.checkpoint.damaged("its weights are others") from error
         for key, value in state["buffers"].items():
             self.learner.buffers[key].copy_(value)
-        for key in ("step", "seconds", "skipped", "factor", "precision", "best"):
+        for key in ("step", "seconds", "skipped", "factor", "precision", "best", "checked"):
             setattr(self, key, state[key])
         if state["steps"] != self.steps:
             self.best = None
@@ -393,7 +397,8 @@ class Trainer:
         Raises:
             InputError: Files cannot be read or written, training diverges, or another process of
                 the run has ended.
-            KeyboardInterrupt: After Ctrl-C or SIGTERM, once the step is done and the state saved.
+            KeyboardInterrupt: After Ctrl-C or SIGTERM, within seconds. The state is saved as it
+                was before the evaluation of a network, or the chunk of an E-step, that was left.
         """
         with interruptible() as check, ieee_float32(), physics_outside_autocast(self.device):
             try:
@@ -422,16 +427,20 @@ class Trainer:
 
     def _start(self) -> None:
         """Continue from the last checkpoint, or initialize the learner and write the first one."""
-        if self.load():
-            return
-        self.learner.initialize(self.device)
+        if not self.load():
+            self.learner.initialize(self.device)
+            self.save()
         if self.precision == "auto":
-            self.learner.before(self, 0, 0.0)  # some learners have no losses before
+            try:
+                self.learner.before(self, 0, 0.0)  # some learners have no losses before
+            except KeyboardInterrupt:
+                self.save()
+                raise
             self.precision = self.probe()
-        self.save()
+            self.save()
 
     def _train(self, check: Callable[[], None]) -> None:
-        """Take all steps; `check` is called between them."""
+        """Take all steps; `check` is called between them, and inside by `heed_interrupt`."""
         self._start()
         if self.announce is not None and self.step < self.steps:
             self.announce(self.expected() if self.steps - self.step >= WORTH else None)
@@ -446,6 +455,8 @@ class Trainer:
         )
         start, saved, skipped = time.perf_counter() - self.seconds, time.perf_counter(), 0
         try:
+            if not self.checked:
+                self._log(log, {})
             while self.step < self.steps:
                 with self.networks():
                     self.learner.before(self, self.step, self.step / self.steps)
@@ -456,7 +467,7 @@ class Trainer:
                     self._rewind(log)
                     start, skipped = time.perf_counter() - self.seconds, 0
                     continue
-                log.add(self.step, self.seconds, self.skipped, losses, self._validate())
+                self._log(log, losses)
                 if time.perf_counter() - saved > self.every and skipped == 0:
                     self.save()
                     saved = time.perf_counter()
@@ -468,6 +479,12 @@ class Trainer:
             self.batches.close()
             if skipped == 0:
                 self.save()
+
+    def _log(self, log: MetricLogger, losses: dict[str, float]) -> None:
+        """Log a step with the checks that are due after it, which an interrupt leaves undone."""
+        self.checked = False
+        log.add(self.step, self.seconds, self.skipped, losses, self._validate())
+        self.checked = True
 
     def _try_update(self, skipped: int) -> tuple[dict[str, float], int]:
         """Take one step, and count the steps in a row that were skipped."""

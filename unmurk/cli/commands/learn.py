@@ -9,6 +9,7 @@ from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.outputs import output
 from ..data import captures_of, measured, problem_of, run_frames, selection_of
+from ..maps import check_maps
 from ..options import (
     Axes,
     Channel,
@@ -22,6 +23,7 @@ from ..options import (
     MaybePath,
     MaybeRange,
     NanOption,
+    NoiseMaps,
     Options,
     Repeats,
     Seed,
@@ -85,6 +87,7 @@ class Learn(Command):
     """Flip the crops and turn them by quarter turns; auto: if the operator allows it."""
     seed: Seed = 0
     repeats: Repeats = 1
+    noise_maps: NoiseMaps = None
     clean: MaybePath = None
     """A few clean images of the same kind, which join the training (flowdiff and em): a folder or
     file as for DATA."""
@@ -108,6 +111,7 @@ class Learn(Command):
         """See `Command`."""
         if self.simulate and self.repeats > 1:
             raise InputError("--simulate makes one capture of each image: leave out --repeats")
+        check_maps(self)
         inputs = [path for path in (self.data, self.clean, self.dark, self.flat) if path]
         with output(self.out, inputs, owner=True, job=job_of(self)) as to:
             to.expect(["report.html"])
@@ -165,6 +169,7 @@ class Learn(Command):
                 nan=nan,
                 repeats=self.repeats,
                 clean=self.clean,
+                noise_maps=self.noise_maps,
                 calibration=frames.record(),
                 watch=self._show,
                 **options,

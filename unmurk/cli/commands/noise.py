@@ -32,6 +32,7 @@ from ..options import (
     MaybePath,
     MaybeRange,
     NanOption,
+    NoiseMaps,
     SkipBad,
 )
 
@@ -73,6 +74,7 @@ class Noise(Command):
     repeats: Annotated[MaybeInt, Whole(2, 10_000)] = None
     """Number of consecutive images that show one scene, a whole number from 2 to 10000: the noise
     is also measured from their differences, whatever the scene holds."""
+    noise_maps: NoiseMaps = None
     range: MaybeRange = None
     axes: Axes = None
     channel: Channel = ()
@@ -103,6 +105,7 @@ class Noise(Command):
         from ...noise_estimation import choose_noise
 
         y, scale, count = self._measurements()
+        over = {} if self.noise_maps is None else _over_maps(y, self.noise_maps, scale)
         check_floats(lambda: y, scale)
         filled, operator = hide_missing(y, "identity")
         choice = choose_noise(filled, operator)
@@ -120,6 +123,7 @@ class Noise(Command):
         names = {f"channel {i}": channel for i, channel in enumerate(channels)}
         result: dict[str, Any] = {"images": count, "noise": choice.noise.spec}
         result |= names if len(channels) > 1 else channels[0]
+        result |= over
         result["warnings"] = warnings
         result["paste"] = f"--noise {choice.noise.spec}"
         return result, panels
@@ -189,6 +193,22 @@ class Noise(Command):
         for text in UNKNOWN:
             print(f"  {text.partition(':')[0]}")
         print(f"paste: {result['paste']}")
+
+
+def _over_maps(y: "torch.Tensor", text: str, scale: "Scale") -> dict[str, Any]:
+    """Return the noise that images show in units of their noise maps, which is 1 if these hold it.
+
+    For weights it is the standard deviation at the mean weight.
+    """
+    from ...io.noise_maps import kind_of, read_noise_maps
+    from ...noise_estimation import estimate_noise
+
+    weights = kind_of(text)[0] == "weights"
+    maps = read_noise_maps(text, gain=scale.gain, sigma=1.0 if weights else 0.0)
+    found, hidden = maps.batch(range(len(y)), y.shape[1], (y.shape[-2], y.shape[-1]))
+    filled, operator = hide_missing((found * y).masked_fill(hidden, float("nan")), "identity")
+    ratio = estimate_noise(filled, operator).sigma / maps.level
+    return {"noise at the mean weight" if weights else "noise over noise maps": ratio}
 
 
 class Panel:

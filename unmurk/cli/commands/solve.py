@@ -10,6 +10,7 @@ from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
 from ..data import note_unfinished, place, problem_of
+from ..maps import check_maps, given_maps, kept, mapped_scene
 from ..options import (
     AnyPrior,
     Axes,
@@ -25,6 +26,7 @@ from ..options import (
     MaybeRange,
     MaybeTile,
     NanOption,
+    NoiseMaps,
     Options,
     Repeats,
     Seed,
@@ -41,7 +43,6 @@ from .restoring import (
     restore_data,
     sample_images,
     sample_scale,
-    scene_of,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Solve(Command):
     init: Literal["pinv", "posterior"] = "pinv"
     """Starting point. pinv: the solver's own (docs/guide/solvers.md); posterior: a sample of
     the run's posterior."""
+    noise_maps: NoiseMaps = None
     repeats: Repeats = 1
     tile: MaybeTile = None
     batch: Batch = None
@@ -103,6 +105,7 @@ class Solve(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
+        check_maps(self)
         frame_files = [str(path) for path in (self.dark, self.flat) if path is not None]
         inputs = [str(self.data), *files_of(self.prior), *frame_files]
         with output(self.out, inputs, folder=None, job=job_of(self)) as to:
@@ -111,6 +114,7 @@ class Solve(Command):
             problem = problem_of(
                 self.operator, self.noise, sample_images(self, read), sample_scale(self)
             )
+            maps, problem = given_maps(self, problem, sample_scale(self))
             frames = read()
             nan = self.nan if frames.hidden is None else "mask"
             to.reads(problem.operator.digests())
@@ -130,7 +134,7 @@ class Solve(Command):
                 single = y.flatten(0, 1) if y.ndim == 5 else y
                 prior = priors.of(single.shape[1] if single.ndim == 4 else 1)
                 shape = _shape(problem, single, prior.shape)
-                y, bound = scene_of(y, problem, numbers, shape, nan)
+                y, bound = mapped_scene(maps, y, problem, numbers, shape, nan)
                 flow = None
                 if posteriors is not None:
                     flow = posterior_for(posteriors.of(shape[0]), shape, self.tile)
@@ -154,7 +158,7 @@ class Solve(Command):
                 several = {"samples": result.samples, "std": result.std}
                 return {"images": result.mean, **(several if self.samples > 1 else {})}
 
-            weights = {"weights": priors.weights, **calibration(frames)}
+            weights = {"weights": priors.weights, **calibration(frames), **kept(maps)}
             if posteriors is not None:
                 weights["posterior"] = posteriors.weights
             settings = recorded(self, problem, {**weights, "options": options})
