@@ -6,6 +6,7 @@ that no process is left with a long one when the others have finished.
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,7 +16,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
+from unmurk.training.trainer import Trainer
+
 torch.set_num_threads(1)
+
+probe = Trainer.probe
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_probe() -> Iterator[None]:
+    """Runs whose precision is "auto" take fp32, without timing both for a second or more.
+
+    So results do not depend on the load of the machine. The test of `probe` calls it itself.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "probe", lambda trainer: "fp32")
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,8 +3,8 @@
 A page is a script: its ```python blocks and notebook cells run one after the other, in a folder of
 their own. Hidden preparation stands in comments that begin with ``<!-- test``. Of the ```console
 blocks every ``$ unmurk`` line goes through the real parser, and runs too if the block is preceded
-by ``<!-- run -->``. In notebook cells the budgets are cut (BUDGETS); ``make docs-full`` runs them
-whole.
+by ``<!-- run -->``. Learning is cut to 100 images (KIMG), and in notebook cells other budgets are
+cut too (BUDGETS); ``make docs-full`` runs them whole.
 """
 
 import doctest
@@ -35,8 +35,8 @@ BLOCK = re.compile(
     r"^(?P<fence>`{3,})(?P<kind>\{code-cell\}|python|console|shell)[^\n]*\n(?P<body>.*?)^(?P=fence)$",
     re.DOTALL | re.MULTILINE,
 )
+KIMG = re.compile(r"\bkimg=([\d.]+)")
 BUDGETS = [
-    (r"\bkimg=[\d.]+", "kimg=0.1"),
     (r"\blimit=\d{3,}", "limit=64"),
     (r"\"nuclei\"\)\.images", '"nuclei").images[:24]'),
     (r"\bsteps=\d+", "steps=4"),
@@ -58,9 +58,16 @@ def blocks(page):
             body = re.sub(r"\A(?::[^\n]*\n)+\n?", "", match["body"])
             for pattern, short in BUDGETS:
                 body = re.sub(pattern, short, body)
-            yield "cell", body
+            yield "cell", shortened(body)
+        elif match["kind"] == "python":
+            yield "python", shortened(match["body"])
         else:
             yield ("run" if match["mark"] else match["kind"]), match["body"]
+
+
+def shortened(code):
+    """Code that learns from at most 100 images."""
+    return KIMG.sub(lambda found: f"kimg={min(float(found[1]), 0.1)}", code)
 
 
 def commands(text):
