@@ -330,7 +330,7 @@ class TiledPosterior:
 
         The channels of color images become separate images if the flow is one of gray images.
         """
-        start, mask = problem.A_dagger(y), problem.operator.mask
+        start, mask = self._start(y, problem), problem.operator.mask
         spread = problem.deviation(y)
         channels, own = start.shape[1], self.posterior.config.channels
         numbers = list(index if index is not None else problem.index or range(len(y)))
@@ -354,6 +354,13 @@ class TiledPosterior:
         pairs = zip(numbers, alike, strict=True)
         fields = [(i, 0 if same else c) for i, same in pairs for c in range(split)]
         return start, mask, spread, tiling, fields
+
+    def _start(self, y: Tensor, problem: Problem) -> Tensor:
+        """Compute the start image of the whole image, of the kind that the flow was trained on."""
+        if self.posterior.start is None:
+            return problem.A_dagger(y)
+        shape = problem.operator.x_shape(y.shape[-3:])
+        return self.posterior.start.resized(shape).restore(y, problem)
 
     def _context(
         self,
