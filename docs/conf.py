@@ -32,8 +32,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-# notebook cells need no lexer before they are executed; two links of CONTRIBUTING leave the site
-suppress_warnings = ["myst-nb.lexer", "myst.xref_missing"]
+# two links of CONTRIBUTING leave the site
+suppress_warnings = ["myst.xref_missing"]
 exclude_patterns = [
     "_build",
     "_ext",

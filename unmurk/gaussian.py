@@ -156,35 +156,6 @@ class Wiener(nn.Module):
         self.register_buffer("down", cosines(h).float(), persistent=False)
         self.register_buffer("across", cosines(w).float(), persistent=False)
 
-    def resized(self, shape: Sequence[int]) -> "Wiener":
-        """Return the same prior for images (C, H, W) of another size.
-
-        The mean image becomes its mean, and the powers are interpolated over the frequencies in
-        cycles for each pixel: the power of an orthonormal cosine does not depend on the size.
-
-        Args:
-            shape: Shape (C, H, W) of the images; C is that of the prior.
-
-        >>> Wiener((1, 8, 8)).resized((1, 16, 12)).power.shape
-        torch.Size([1, 16, 12])
-        """
-        if tuple(shape) == self.shape:
-            return self
-        found = Wiener((self.shape[0], int(shape[1]), int(shape[2]))).to(self.mean.device)
-        found.mean.copy_(self.mean.mean((1, 2), keepdim=True).expand(found.shape))
-        found.basis.copy_(self.basis)
-        power = self.power.log()
-        for axis, (old, new) in ((1, (self.shape[1], shape[1])), (2, (self.shape[2], shape[2]))):
-            place = (torch.arange(new, device=power.device) * (old / new)).clamp(max=old - 1)
-            low = place.long().clamp(max=max(old - 2, 0))
-            high = (low + 1).clamp(max=old - 1)
-            weight = (place - low).to(power).view([-1 if axis == k else 1 for k in range(3)])
-            power = torch.lerp(
-                power.index_select(axis, low), power.index_select(axis, high), weight
-            )
-        found.power.copy_(power.exp())
-        return found
-
     # -- coordinates -----------------------------------------------------------------------------
 
     def dct(self, x: Tensor) -> Tensor:
@@ -227,6 +198,35 @@ class Wiener(nn.Module):
         """Return the covariances of the channels at each cosine, shape (H, W, C, C)."""
         power = torch.diag_embed(self.power.permute(1, 2, 0))
         return self.basis @ power @ self.basis.mT
+
+    def resized(self, shape: Sequence[int]) -> "Wiener":
+        r"""Return the Gaussian for images of another size: the same power at each frequency.
+
+        The cosine k of N has the frequency k / N. The logarithm of the power is interpolated
+        linearly between frequencies. The mean becomes its average over the pixels.
+
+        Args:
+            shape: Shape (C, H, W). A Gaussian of one channel serves several independent ones.
+
+        >>> Wiener((1, 4, 4)).resized((1, 8, 6)).power.shape
+        torch.Size([1, 8, 6])
+        """
+        if tuple(shape) == self.shape:
+            return self
+        other = Wiener((shape[0], shape[1], shape[2])).to(self.mean)
+        if tuple(shape[1:]) == self.shape[1:]:
+            mean, power = self.mean, self.power
+        else:
+            down, across = (
+                _interpolation(old, new).to(self.power)
+                for old, new in zip(self.shape[1:], shape[1:], strict=True)
+            )
+            mean, power = self.mean.mean((1, 2), True), (down @ self.power.log() @ across.mT).exp()
+        other.mean.copy_(mean.expand(tuple(shape)))
+        other.power.copy_(power.expand(tuple(shape)))
+        if shape[0] == self.shape[0]:
+            other.basis.copy_(self.basis)
+        return other
 
     # -- the prior -------------------------------------------------------------------------------
 
@@ -340,6 +340,12 @@ class Wiener(nn.Module):
         means = square @ (inside / inside.sum(0).clamp_min(1))
         means = torch.maximum(means, 1e-4 * means.amax(1, keepdim=True)).clamp_min(1e-8)
         return (means @ inside.T).view(batch, 1, h, w)
+
+
+def _interpolation(old: int, new: int) -> Tensor:
+    """Return the matrix (new, old) that interpolates values at k / old linearly at k / new."""
+    place = (torch.arange(new).double() * old / new).clamp_max(old - 1)
+    return (1 - (place[:, None] - torch.arange(old)).abs()).clamp_min(0)
 
 
 def _rotate(rotation: Tensor, c: Tensor) -> Tensor:

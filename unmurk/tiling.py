@@ -39,7 +39,6 @@ from .diffusion.prior import Prior
 from .errors import InputError
 from .flows.conditioner import known
 from .flows.posterior import Posterior
-from .operators import Weighted
 from .problem import Problem
 from .rng import generator
 from .solvers.inputs import equal_channels
@@ -332,7 +331,7 @@ class TiledPosterior:
         The channels of color images become separate images if the flow is one of gray images.
         """
         y, problem = self.posterior.white(y, problem)
-        start, mask = self._start(y, problem), problem.operator.mask
+        start, mask = self.posterior.first(y, problem), problem.operator.mask
         spread = problem.deviation(y)
         channels, own = start.shape[1], self.posterior.config.channels
         numbers = list(index if index is not None else problem.index or range(len(y)))
@@ -356,14 +355,6 @@ class TiledPosterior:
         pairs = zip(numbers, alike, strict=True)
         fields = [(i, 0 if same else c) for i, same in pairs for c in range(split)]
         return start, mask, spread, tiling, fields
-
-    def _start(self, y: Tensor, problem: Problem) -> Tensor:
-        """Return the start images (B, C, H, W); the Gaussian prior is resized to whole images."""
-        shape = problem.operator.x_shape(y.shape)
-        if self.posterior.start is None or shape[-3] == self.posterior.config.channels:
-            return self.posterior.first(y, problem)
-        parts = [(y[:, c : c + 1], _channel(problem, c)) for c in range(y.shape[1])]
-        return torch.cat([self.posterior.first(*part) for part in parts], 1)
 
     def _context(
         self,
@@ -401,15 +392,6 @@ def _equalised(x: Tensor, y: Tensor) -> Tensor:
     alike = equal_channels(y, x.shape[1])
     x[alike] = x[alike, :1]
     return x
-
-
-def _channel(problem: Problem, channel: int) -> Problem:
-    """Return the problem of one channel of color images, of an operator alike on all channels."""
-    operator = problem.operator
-    if not isinstance(operator, Weighted) or operator.weights.shape[1] == 1:
-        return problem
-    weights = operator.weights[:, channel : channel + 1]
-    return problem._with(Weighted(operator.operator, weights), problem.index)
 
 
 def _apart(problem: Problem, x: Tensor) -> None:

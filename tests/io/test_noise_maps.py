@@ -122,7 +122,8 @@ def test_learning_under_uneven_noise(tmp_path, monkeypatch, crop):
     found = fitted.restore((weights * filled).double(), bound, iterations=1000)
     torch.testing.assert_close(found, exact_mean(fitted, y[:2], sigma[:2]), rtol=0, atol=1e-6)
     adapted = posterior_for(posterior, (1, side, side))
-    start = (adapted.first if crop == 0 else adapted._start)(weights * filled, bound)
+    whole = adapted if crop == 0 else adapted.posterior
+    start = whole.first(weights * filled, bound)
     assert torch.equal(start, fitted.restore(weights * filled, bound))
     mean, std = adapted.mean_std(weights * filled, bound, 2)
     assert bool(mean.isfinite().all() and (std > 0).all())
