@@ -372,7 +372,7 @@ def test_demo_small(tmp_path):
         re.findall(r"<h2>(.*?)</h2>", page)
     )
     assert page.count('type="range"') == 2 and "the noise that was there" in page
-    assert 13.5 < result["nuclei"]["noisy"]["psnr"] < 15.5
+    assert 15 < result["nuclei"]["noisy"]["psnr"] < 17  # noise 0.2, clipped too
     for held in (result, result["nuclei"]):
         assert held["filtered"]["psnr"] > held["noisy"]["psnr"] + 3
     words = io.StringIO()

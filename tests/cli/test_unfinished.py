@@ -130,6 +130,36 @@ def test_previews_keep_to_their_share_of_the_time(tmp_path, monkeypatch):
     assert len(made) >= 20  # of 24 that the share allows
 
 
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (InputError("the disk is full"), "the disk is full"),
+        (MemoryError(), "too little memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "too little memory"),
+    ],
+)
+def test_a_preview_that_fails_does_not_end_the_run(error, text, tmp_path, capsys):
+    calls = []
+
+    def watch(share):
+        calls.append(share)
+        raise error
+
+    preview = Preview(tmp_path, watch)
+    for share in (0.1, 0.2):
+        preview.make({}, share)
+    assert calls == [0.1] and progress_of(tmp_path) == 0.2
+    assert capsys.readouterr().err == f"no more previews: {text}\n"
+
+
+def test_other_errors_of_a_preview_are_raised(tmp_path):
+    def watch(share):
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        Preview(tmp_path, watch).make({}, 0.1)
+
+
 @pytest.mark.parametrize("text", ["[]", '{"share": 2}', '{"share": "x"}', '{"share": true}'])
 def test_a_damaged_progress_is_one_line(text, tmp_path):
     (tmp_path / "progress.json").write_text(text)

@@ -9,6 +9,7 @@ All previews together take less than `COST` of the run's time.
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..devices import out_of_memory
 from ..errors import InputError
 from ..io.atomic import write
 from ..io.json_files import read_object
@@ -104,11 +106,27 @@ class Preview:
                 if name in models:
                     save_model(self.run / name, models[name])
             write(self.run / FILE, (json.dumps({"share": share}) + "\n").encode())
-            if self.watch is not None:
-                self.watch(share)
+            self._call(share)
         self.last, self.tenth = time.perf_counter(), int(TENTHS * share)
         self.spent += self.last - begin
         self.longest = max(self.longest, self.last - begin)
+
+    def _call(self, share: float) -> None:
+        """Call `watch`; if it fails, say so once and leave it: the run goes on."""
+        if self.watch is None:
+            return
+        why = ""
+        try:
+            self.watch(share)
+        except InputError as error:
+            why = str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            why = "too little memory"
+        if why:
+            self.watch = None
+            print(f"no more previews: {why}", file=sys.stderr)
 
     def end(self) -> None:
         """Remove what only an unfinished run has."""
