@@ -22,7 +22,7 @@ import unmurk
 
 SHOTS = Path(os.environ.get("UNMURK_SHOTS", "build/browser")).absolute()
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-WAIT = 240_000  # milliseconds for an action on a busy machine
+WAIT = 120_000  # milliseconds for an action on a busy machine
 
 
 @pytest.fixture(scope="module")
