@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -295,6 +296,7 @@ def test_demo_small(tmp_path):
     """The whole demonstration at a toy size: its keys, and what is known whatever the networks."""
     recipe = Recipe(buffer=32, steps=2)
     options = {"train": 64, "held_out": 8, "kimg": 0.3, "recipe": recipe, "steps": 4}
+    options["nuclei"] = 0.1
     result = demo.run(tmp_path / "demo", **options)
     assert 12.5 < result["noisy"]["psnr"] < 14.5  # noise 0.3, clipped on the dark background
     for task in ("inpaint", "deblur"):
@@ -302,7 +304,14 @@ def test_demo_small(tmp_path):
         assert math.isfinite(result["solved"][task]["pseudo_inverse"]["psnr"])
     mean = sum(result["solved"][t]["ssim"] for t in ("inpaint", "deblur")) / 2
     assert result["solved"]["ssim"] == pytest.approx(mean)
-    assert "<html" in Path(result["report"]).read_text()
+    page = Path(result["report"]).read_text()
+    assert {"Fill a hole", "Undo a blur", "Restore noisy nuclei"} <= set(
+        re.findall(r"<h2>(.*?)</h2>", page)
+    )
+    assert page.count('type="range"') == 2 and "the noise that was there" in page
+    assert 15 < result["nuclei"]["noisy"]["psnr"] < 17  # noise 0.2, clipped too
+    for held in (result, result["nuclei"]):
+        assert held["filtered"]["psnr"] > held["noisy"]["psnr"] + 3
     words = io.StringIO()
     Console(file=words, width=120).print(demo.table(result))
     assert f"{result['solved']['deblur']['psnr']:.2f}" in words.getvalue()

@@ -30,6 +30,7 @@ __all__ = [
     "images_of",
     "list_skipped",
     "measured",
+    "note_unfinished",
     "place",
     "problem_of",
     "run_config",
@@ -371,6 +372,21 @@ def _hidden(kept: Any, shape: tuple[int, ...]) -> "torch.Tensor | None":
             )
         found[pair[0], pair[1]] = True
     return found
+
+
+def note_unfinished(run: str | Path) -> None:
+    """Print of what share of its training the models of an unfinished run are."""
+    if not (Path(run) / "progress.json").is_file():
+        return
+    from ..training.preview import progress_of
+
+    share = progress_of(run)
+    if share is not None:
+        print(
+            f"{escape(run)} is unfinished: these are its models after {100 * share:.0f} % of its"
+            " training; the command that began it goes on",
+            file=sys.stderr,
+        )
 
 
 def run_span(run: str | Path) -> "Span | None":

@@ -30,11 +30,12 @@ __all__ = ["LIMITS", "Figure", "Verdict", "assess", "examine", "judge"]
 FILE = "verdict.json"
 LIMITS: dict[str, tuple[float, float]] = {
     "noise": (0.8, 1.25),
-    "chi2": (0.85, 1.2),
-    "whiteness": (0.0, 0.015),
-    "detail": (-1.0, 0.1),
+    "chi2": (0.9, 1.15),
+    "whiteness": (0.0, 0.012),
+    "detail": (-0.06, 0.08),
     "gain": (0.0, math.inf),
     "range": (0.125, math.inf),
+    "black": (-0.5, math.inf),
 }
 """Interval of each figure in a restoration that can be trusted."""
 ERRORS = 2.0  # standard errors beyond a limit
@@ -83,6 +84,11 @@ class Verdict:
     sentence: str
     figures: tuple[Figure, ...]
     advice: str = ""
+
+    @property
+    def text(self) -> str:
+        """The sentence, and what to do, in one line."""
+        return f"{self.sentence} What to do: {self.advice}." if self.advice else self.sentence
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -221,6 +227,7 @@ LABELS = {
     "detail": "correlation of residual and detail",
     "gain": "gain over a plain filter (dB)",
     "range": "brightness range of the restored images",
+    "black": "darkest restored values",
 }
 MEANINGS = {
     "noise": "Noise in the flat parts of the images over the noise that was stated; 1 is right.",
@@ -233,6 +240,8 @@ MEANINGS = {
     "gain": "Unbiased PSNR of the restored images minus that of a filter that has learned nothing;"
     " it should be above 0.",
     "range": "Difference of the brightest and the darkest parts, where black is 0 and white is 1.",
+    "black": "0.1 percentile of the restored images; black is 0, and values far below it are an"
+    " artifact.",
     "kind": "Whether the noise is of a kind that a noise model here describes.",
     "bars": "Whether the standard deviations were compared with unbiased errors and corrected.",
 }
@@ -325,6 +334,11 @@ def _wrong(name: str, value: float, measured: Mapping[str, Any]) -> tuple[str, s
         "range": (
             f"the restored images fill {value:.1%} of the range from black to white",
             "give the file values of black and white (--range BLACK WHITE)",
+        ),
+        "black": (
+            f"the restored images go far below black ({value:.2f})",
+            "check the operator, whose blur may be too wide, and the range of the files"
+            " (--range BLACK WHITE)",
         ),
     }
     if name != "chi2":

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..bounds import Whole, check_fields
 from ..diffusion.prior import Prior
 from ..errors import InputError
+from ..evaluation.verdict import Verdict
 from ..flows.error_bars import ErrorBars
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
@@ -51,6 +52,7 @@ from .error_bars import calibrate_run, held_out, kept_out, leading, say, write_r
 from .examples import FILE, choose_examples
 from .flowdiff import FlowDiff
 from .learner import Learner, as_dict
+from .preview import Preview
 from .registry import METHODS, name_of, register, resolve
 from .run_folder import fingerprint, open_run, raise_kimg, save_model
 from .start import RATE, Start, own_network
@@ -101,6 +103,7 @@ def learn(
     axes: str = "",
     channel: int | str | Sequence[int | str] = (),
     calibration: dict[str, Any] | None = None,
+    watch: Callable[[float], object] | None = None,
     **options: Any,
 ) -> tuple[Prior, Posterior]:
     r"""Learn a prior :math:`p(x)` and a posterior :math:`q(x \mid y)` from corrupted images.
@@ -137,6 +140,8 @@ def learn(
             The run folder keeps them too.
         calibration: What the run folder keeps of the calibration frames that the data were
             corrected with (`io.frames.Frames.record`); `restore` and `solve` then ask for them.
+        watch: Called about once a minute with the share of the run, after its folder has received
+            the models so far; None: nothing is called. See `training.preview`.
         options: Fields of the settings, and options of the method by name.
 
     Returns:
@@ -214,6 +219,7 @@ def learn(
     checks = None
     if not only_clean and isinstance(problem.noise, Gaussian):
         checks = Checks.within(observed, problem, shape, settings.kimg, settings.seed)
+    preview = Preview(folder, watch) if first_process() else None
     announce = None if quiet else partial(memory.announce, taken, what)
     trainer = Trainer(
         built,
@@ -224,6 +230,7 @@ def learn(
         checks=checks,
         announce=announce,
         about={"start": begin.name} if begin else None,
+        preview=preview,
     )
     if settings.compile:
         built.prior.network.compile()
@@ -242,10 +249,12 @@ def learn(
         for name, model in built.ema.items():
             if isinstance(model, Prior | Posterior | Glow):
                 save_model(folder / name, model)
+        if preview is not None:
+            preview.end()
         if record is not None:
             write_record(folder, record)
             if not quiet:
-                say(record)
+                say(record, Verdict.load(folder))
     trainer.accelerator.wait_for_everyone()
     if not trainer.accelerator.is_main_process:
         built.student.error_bars = ErrorBars.load(folder / "posterior")

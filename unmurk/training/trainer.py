@@ -44,6 +44,7 @@ from .checkpoint import Checkpoint
 from .distributed import average_over, broadcast, check_batch_divisible, interruptible, processes
 from .metric_log import MetricLogger
 from .muon import Muon
+from .preview import Preview
 from .schedule import LRPhase, ParamGroup
 from .validation import Checks, preferred
 
@@ -136,6 +137,7 @@ class Trainer:
         announce: Called once before the first step with the expected seconds (`expected`), or with
             None if fewer than `WORTH` steps are left.
         about: Texts by name, which the metrics of a new run begin with.
+        preview: Writes the models while the run trains; None: they come at the end.
 
     Attributes:
         step: Steps taken.
@@ -155,8 +157,9 @@ class Trainer:
         checks: Checks | None = None,
         announce: Callable[[float | None], None] | None = None,
         about: Mapping[str, str] | None = None,
+        preview: Preview | None = None,
     ) -> None:
-        self.announce = announce
+        self.announce, self.preview = announce, preview
         self.accelerator = processes()
         self.learner, self.y, self.settings = learner, y, settings
         self.out, self.every, self.quiet, self.checks = out, every, quiet, checks
@@ -395,6 +398,10 @@ class Trainer:
         with interruptible() as check, ieee_float32(), physics_outside_autocast(self.device):
             try:
                 self._train(check)
+            except KeyboardInterrupt:
+                if self.preview is not None:
+                    self.preview.leave(self.step, self.steps, self.learner.ema)
+                raise
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -453,6 +460,8 @@ class Trainer:
                 if time.perf_counter() - saved > self.every and skipped == 0:
                     self.save()
                     saved = time.perf_counter()
+                if self.preview is not None:
+                    self.preview.after(self.step, self.steps, self.learner.ema)
                 check()
         finally:
             log.close()

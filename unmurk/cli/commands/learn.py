@@ -166,16 +166,25 @@ class Learn(Command):
                 repeats=self.repeats,
                 clean=self.clean,
                 calibration=frames.record(),
+                watch=self._show,
                 **options,
             )
             if not first_process():
                 return {}
-            from .report import page_of
+            from .report import page_of, verdict_of
 
-            page = page_of(self.out, self.data)
+            page, verdict = page_of(self.out, self.data), verdict_of(self.out)
         found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
-        found["start"] = self.start
+        if not self.json:  # `learn` has printed it
+            verdict.pop("verdict", None)
+        found |= {"start": self.start, **verdict}
         return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
+
+    def _show(self, share: float) -> None:
+        """Write the page of the run while it trains."""
+        from ..run_page import unfinished
+
+        unfinished(self.out, share)
 
     def _network(self) -> str | None:
         """The size of the networks; None for the default where a start brings its own."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
-from ..data import place, problem_of
+from ..data import note_unfinished, place, problem_of
 from ..options import (
     AnyPrior,
     Axes,
@@ -122,6 +122,7 @@ class Solve(Command):
             starts = self.init == "posterior"
             posteriors = Models(Posterior.load, self.prior) if starts else None
             priors = Models(Prior.load, self.prior)
+            note_unfinished(self.prior)
             ends: list[End] = []
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
