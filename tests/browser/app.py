@@ -22,7 +22,8 @@ import unmurk
 
 SHOTS = Path(os.environ.get("UNMURK_SHOTS", "build/browser")).absolute()
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-WAIT = 240_000  # milliseconds for an action on a busy machine
+GUIDE = {"x": 0, "y": 0, "width": 1400, "height": 1750}  # picture of the guide
+WAIT = 120_000  # milliseconds for an action on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,8 @@ def test_upload_restore_drag_and_download(page, app, tmp_path):
     share = result.locator(".compare").first.evaluate("e => e.style.getPropertyValue('--share')")
     assert float(share.rstrip("%")) < 20
     looks(page, "restored")
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=SHOTS / "app.png", full_page=True, clip=GUIDE)
 
 
 def test_learn_stop_and_go_on(page, app):

@@ -89,7 +89,13 @@ def test_restored_files_are_those_of_the_command_line_bit_for_bit(desk, session,
         data = session.find(outcome.key, "digits.tif").read_bytes()
         assert whole.read("digits.tif") == data and len(whole.namelist()) == 2
     page = session.find(outcome.key, "page.html").read_text()
-    for part in ("digits.tif, restored", "Can this be trusted?", "standard deviation", "drag"):
+    for part in (
+        "digits.tif, page 1",
+        "digits.tif, restored",
+        "Can this be trusted?",
+        "standard deviation",
+        "drag",
+    ):
         assert part in page, part
     assert str(session.folder) not in page and "://" not in page
     # neither another user nor another name has them

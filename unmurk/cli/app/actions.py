@@ -219,11 +219,8 @@ class Desk:
     def priors(self, session: Session) -> list[tuple[str, str]]:
         """List the priors that a user can choose, as label and value."""
         runs = self.runs(session)
-        found = [
-            (f"{name}, learned here", f"run:{name}")
-            for name in runs.names()
-            if runs.progress(name).usable
-        ]
+        known = [runs.progress(name) for name in runs.names()]
+        found = [(f"{one.name}, {one.learned}", f"run:{one.name}") for one in known if one.usable]
         return found + packaged_priors()
 
     def prior(self, session: Session, value: str | None) -> str:

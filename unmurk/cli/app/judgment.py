@@ -4,19 +4,18 @@
 whole ones, or of images that are only noisy the part that varies most.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from ...evaluation.verdict import Figure, Verdict, examine
+from ...evaluation.verdict import Verdict, examine
 from ...flows.posterior import Posterior
 from ...tiling import posterior_for
 from ..commands.restoring import Models
 from ..data import place
-from ..report import Section, Table, Text
+from ..report import Judgement, Section, Text
 from .pictures import busiest
 
 if TYPE_CHECKING:
@@ -73,30 +72,7 @@ def _part(one: "Example", side: int) -> "Example":
 def sections_of(verdict: Verdict | None) -> list[Section]:
     """Return the sections of a page that show a verdict."""
     title = "Can this be trusted?"
-    if verdict is None:
-        why = (
-            "There is no verdict: the images are too large, or pixels of all of them are missing."
-        )
-        return [Text(title, why)]
-    rows = [
-        [f"{figure.label}. {figure.meaning}", _value(figure), _right(figure)]
-        for figure in verdict.figures
-    ]
-    columns = ["figure", "value", "right"]
-    table: list[Section] = [Table("", columns, rows)] if rows else []
-    advice = [f"What to do: {verdict.advice}."] if verdict.advice else []
-    return [Text(title, [verdict.sentence, *advice]), *table]
-
-
-def _value(figure: Figure) -> str:
-    if figure.limits is None:
-        return "yes" if figure.value else "no"
-    return "unknown" if figure.value is None else f"{figure.value:.3g}"
-
-
-def _right(figure: Figure) -> str:
-    """Return the values of a right restoration in words."""
-    if figure.limits is None:
-        return ""
-    low, high = figure.limits
-    return f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
+    if verdict is not None:
+        return [Judgement(title, verdict)]
+    why = "There is no verdict: the images are too large, or pixels of all of them are missing."
+    return [Text(title, why)]

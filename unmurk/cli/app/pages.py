@@ -31,6 +31,7 @@ __all__ = ["Example", "examples_of", "figures_of", "write_page"]
 
 COUNT = 4  # images on the page
 CANDIDATES = 12  # files that they are chosen from
+PAGES = 4  # pages of a file that they are chosen from
 IMAGES = 32  # images of an array that they are chosen from
 SIDE = 512  # pixels to a side of what is shown of an image
 CAPTION = (
@@ -109,12 +110,16 @@ def _pictures(data: Path, out: Path, span: "Spans") -> list[Example]:
     known = spans_of(data, [job.file for job in jobs], span, None, ALL) or span
     found = []
     for job in jobs[:: max(1, len(jobs) // CANDIDATES)][:CANDIDATES]:
-        y = read_images(job.source, limit=1, span=known, nan="mask", select=job.select)
-        x = read_images(job.out, limit=1, span=known)
-        beside, std = job.beside(STD), None
+        few = min(job.pages, PAGES)
+        y = read_images(job.source, limit=few, span=known, nan="mask", select=job.select)
+        x = read_images(job.out, limit=few, span=known).images
+        beside = job.beside(STD)
+        stds: Sequence[Tensor | None] = [None] * few
         if beside.is_file():
-            std = read_images(beside, limit=1).images[0] / y.scale.gain
-        found.append(Example(job.file.name, job.number, y.images[0], x.images[0], std))
+            stds = list(read_images(beside, limit=few).images / y.scale.gain)
+        for page, (one, restored, std) in enumerate(zip(y.images, x, stds, strict=True)):
+            label = job.file.name if job.pages == 1 else f"{job.file.name}, page {page}"
+            found.append(Example(label, job.number + page, one, restored, std))
     return found
 
 

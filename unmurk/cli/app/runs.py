@@ -22,6 +22,7 @@ from ...errors import InputError
 from ...io import atomic
 from ...io.json_files import json_lines, read_object
 from ...io.locks import holder
+from ...training.preview import FILE as PREVIEW
 from ...training.run_folder import read_config
 from .jobs import PREFIX, Job
 
@@ -44,6 +45,7 @@ class Progress:
         page: The page that it has written, or None.
         said: The last line that the process printed.
         again: Whether the app can go on with it.
+        complete: Whether its models are those of the end of the run.
     """
 
     name: str
@@ -55,6 +57,12 @@ class Progress:
     page: Path | None = None
     said: str = ""
     again: bool = False
+    complete: bool = True
+
+    @property
+    def learned(self) -> str:
+        """How far it is, in two or three words."""
+        return "learned here" if self.complete else f"learned to {self.share:.0%}"
 
     @property
     def share(self) -> float:
@@ -64,7 +72,7 @@ class Progress:
     @property
     def finished(self) -> bool:
         """Whether the run has reached its end."""
-        return self.usable and self.share > 0.9999 and not self.running
+        return self.usable and self.complete and self.share > 0.9999 and not self.running
 
     def text(self) -> str:
         """Return the progress in words."""
@@ -135,6 +143,7 @@ class Runs:
             page=page if page.is_file() else None,
             said=self._said(job),
             again=self._record(name).is_file(),
+            complete=not (path / PREVIEW).exists(),
         )
         if found.finished:
             shutil.rmtree(self._images(name), ignore_errors=True)

@@ -122,7 +122,7 @@ def _stops(desk: Desk, gr: Any, button: Any, status: Any) -> None:
             job.stop()
         return noted("Stopped.")
 
-    button.click(stop, None, status, api_visibility="private", queue=False)
+    button.click(stop, None, status, api_visibility="private", show_progress="hidden")
 
 
 # -- the other tabs -------------------------------------------------------------------------------
