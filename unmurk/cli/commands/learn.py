@@ -179,6 +179,8 @@ class Learn(Command):
 
             page = page_of(self.out, self.data)
         found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
+        if self.repeats > 1:
+            found["scenes"] = len(y) // self.repeats
         found["start"] = self.start
         return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
 

@@ -26,8 +26,8 @@ class Report(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
-        with output(self.run_folder / "report.html", folder=False) as to:
-            return {"report": page_of(to.path.parent)}
+        with output(self.run_folder / "report.html", folder=False):
+            return {"report": page_of(self.run_folder)}
 
 
 def page_of(run: Path, data: Path | None = None) -> Path:
