@@ -26,7 +26,7 @@ from ..operators.crops import Crop, turn
 from ..problem import Problem
 from ..repeats import scenes
 from ..rng import StreamId, generator
-from .captures import Captures
+from .capture_set import Captures
 from .source import Source
 
 __all__ = [

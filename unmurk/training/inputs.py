@@ -18,7 +18,8 @@ from torch import Tensor
 from ..bounds import Whole
 from ..errors import InputError
 from ..io.axes import ALL, Selection
-from ..io.captures import Captures, as_captures, sizes_in
+from ..io.capture_set import Captures
+from ..io.captures import as_captures, sizes_in
 from ..io.crops import Crops, crop_side, croppable, cut_by_default, side_within
 from ..io.datasets import Source, as_source
 from ..io.formats.pictures import Nan

@@ -26,7 +26,7 @@ from ..flows.error_bars import ErrorBars
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
 from ..io.axes import Selection
-from ..io.captures import Captures
+from ..io.capture_set import Captures
 from ..io.crops import Crops
 from ..io.datasets import Source
 from ..io.formats.pictures import Nan

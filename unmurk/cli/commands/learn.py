@@ -206,7 +206,7 @@ class Learn(Command):
 
 def _sample(data: Any) -> "ImageSet":
     """Return the first images of a set, with its scale."""
-    from ...io.captures import Captures
+    from ...io.capture_set import Captures
     from ...io.datasets import head
     from ...io.images import ImageSet
     from ...io.scale import Scale
