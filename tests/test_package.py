@@ -167,6 +167,8 @@ LAYERS = [
             "datasets",
             "gaps",
             "frames",
+            "parts",
+            "capture_set",
             "captures",
             "crops",
             "noise_maps",

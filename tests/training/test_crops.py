@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from unmurk import gaussian
 from unmurk.cli.main import main
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.problem import Problem
 from unmurk.training import Recipe, Rounds, Trainer, learn, memory, trainer
@@ -234,3 +235,19 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     assert done.returncode == 0, done.stderr
     _, parts, memory_held = map(int, done.stdout.split())
     assert 40 < memory_held - parts < 64 + 5 * 8
+
+
+def test_crops_beyond_every_image_are_made_smaller(tmp_path, capsys):
+    """512 asked for, images of up to 40: crops of 40; a posterior of crops serves any size."""
+    images = [torch.rand(1, 24, 40), torch.rand(1, 36, 36)]
+    given = {"kimg": 0.008, "batch": 4, "method": "noisy", "precision": "fp32", "quiet": True}
+    prior, posterior = learn(
+        images, Problem("identity", 0.2), out=tmp_path / "run", crop=512, **given
+    )
+    said = "no image is as large as crops of 512: learning from crops of 40"
+    assert said in capsys.readouterr().err
+    assert prior.shape == posterior.shape == (1, 40, 40)
+    for model in (prior, posterior, Prior.load(tmp_path / "run" / "prior")):
+        assert model.any_size
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["crop"] == 40 and config["settings"]["crop"] == 512

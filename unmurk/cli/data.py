@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..io.axes import Selection
-    from ..io.captures import Captures
+    from ..io.capture_set import Captures
     from ..io.frames import Frames
     from ..io.images import ImageSet
     from ..io.scale import Scale, Span, Spans

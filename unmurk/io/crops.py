@@ -26,10 +26,20 @@ from ..operators.crops import Crop, turn
 from ..problem import Problem
 from ..repeats import scenes
 from ..rng import StreamId, generator
-from .captures import Captures
+from .capture_set import Captures
 from .source import Source
 
-__all__ = ["COUNT", "CROP", "LARGE", "Crops", "crop_side", "croppable", "cut_by_default", "tiles"]
+__all__ = [
+    "COUNT",
+    "CROP",
+    "LARGE",
+    "Crops",
+    "crop_side",
+    "croppable",
+    "cut_by_default",
+    "side_within",
+    "tiles",
+]
 
 COUNT = 2**20  # crops that a set stands for
 CROP = 64  # pixels to a side, unless images are smaller
@@ -286,6 +296,22 @@ def crop_side(captures: Captures, operator: Operator) -> int:
     step = math.lcm(MULTIPLE, operator.crop_grid)
     most = CROP if shortest < LEAST else min(CROP, shortest)
     return max(step, most // step * step)
+
+
+def side_within(captures: Captures, operator: Operator, side: int) -> int:
+    """Return the side of crops that is asked for, or the largest that an image fills.
+
+    Crops that reach beyond every image, in height and in width, hold only more padding.
+
+    >>> from unmurk.io.captures import as_captures
+    >>> from unmurk.operators import parse
+    >>> captures = as_captures(torch.rand(2, 1, 40, 50))
+    >>> side_within(captures, parse("identity"), 512), side_within(captures, parse("identity"), 48)
+    (56, 48)
+    """
+    longest = max(max(size) for size in _image_sizes(captures, operator))
+    step = math.lcm(MULTIPLE, operator.crop_grid)
+    return min(side, -(-longest // step) * step)
 
 
 def tiles(captures: Captures, operator: Operator, repeats: int = 1) -> tuple[Tensor, Operator]:

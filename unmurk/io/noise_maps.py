@@ -39,7 +39,8 @@ from ..errors import InputError, size_text
 from ..noise import SIGMA
 from ..problem import Problem
 from .axes import ALL, Selection
-from .captures import Captures, as_captures, open_captures
+from .capture_set import Captures
+from .captures import as_captures, open_captures
 from .crops import Crops
 from .formats.registry import split_member
 from .source import Source

@@ -106,6 +106,18 @@ class Output:
         self.ledger = Ledger(log_of(self.path, self.folder), settings)
         return self.ledger
 
+    def typed(self, path: Path) -> Path:
+        """Return a path of a result in the form in which the user gave the output.
+
+        >>> Output(Path("out")).typed(Path("out/a.png").absolute())
+        PosixPath('out/a.png')
+        """
+        if self.path in (path, *path.parents):
+            return self.shown / path.relative_to(self.path)
+        if path.parent == self.path.parent:  # a file whose suffix was completed
+            return self.shown.with_name(path.name)
+        return path
+
     def expect(self, names: Iterable[str]) -> None:
         """Check files that will be written, before the work.
 

@@ -4,6 +4,8 @@
 hide pixels without a measurement, and refuse what no method can learn from.
 """
 
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +18,9 @@ from torch import Tensor
 from ..bounds import Whole
 from ..errors import InputError
 from ..io.axes import ALL, Selection
-from ..io.captures import Captures, as_captures, sizes_in
-from ..io.crops import Crops, crop_side, croppable, cut_by_default
+from ..io.capture_set import Captures
+from ..io.captures import as_captures, sizes_in
+from ..io.crops import Crops, crop_side, croppable, cut_by_default, side_within
 from ..io.datasets import Source, as_source
 from ..io.formats.pictures import Nan
 from ..io.gaps import gaps
@@ -88,7 +91,12 @@ def measurements(
     if not croppable(operator):
         operator.on_crops([Crop(0, 0, 0, 1, 1)], 1)  # says why there are none
     captures = as_captures(data, span, nan, scratch, select)
-    side = crop or crop_side(captures, operator)
+    side = side_within(captures, operator, crop) if crop else crop_side(captures, operator)
+    if crop and side < crop:
+        print(
+            f"no image is as large as crops of {crop}: learning from crops of {side}",
+            file=sys.stderr,
+        )
     return Crops(captures, operator, side, settings.augment, settings.seed, repeats=repeats)
 
 
@@ -322,6 +330,9 @@ def with_gaps(
         return y, problem, learner
     if is_clean(learner):
         raise InputError("clean images have no missing pixels: leave these images out")
+    empty = next((n for n, lost in pixels.items() if len(lost) == math.prod(y.shape[-2:])), None)
+    if empty is not None:
+        raise InputError(f"measurement {empty} has no pixel with a finite value: leave it out")
     learner = _with_solver(learner, problem)
     return y, Problem(with_missing(problem.operator, pixels), problem.noise), learner
 

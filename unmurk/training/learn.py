@@ -27,7 +27,7 @@ from ..flows.error_bars import ErrorBars
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
 from ..io.axes import Selection
-from ..io.captures import Captures
+from ..io.capture_set import Captures
 from ..io.crops import Crops
 from ..io.datasets import Source
 from ..io.formats.pictures import Nan
@@ -231,6 +231,8 @@ def learn(
         _keep_examples(folder, y, given, unweighted, only_clean)
     _check_length(built, settings, quiet)
     what = y.text if isinstance(y, Crops) else memory.described(shape, len(y))
+    if repeats > 1:
+        what += f" ({len(built.y)} scenes of {repeats} captures)"
     taken = memory.check(built, settings, shape, len(y), processes().device, quiet, what)
     if first_process():
         raise_kimg(folder, settings.kimg)
@@ -276,7 +278,9 @@ def learn(
     trainer.accelerator.wait_for_everyone()
     if not trainer.accelerator.is_main_process:
         built.student.error_bars = ErrorBars.load(folder / "posterior")
-    return built.teacher.to(y.device).eval(), built.student.to(y.device).eval()
+    prior, posterior = built.teacher.to(y.device).eval(), built.student.to(y.device).eval()
+    prior.any_size = posterior.any_size = isinstance(y, Crops)  # as `load` reads it of the run
+    return prior, posterior
 
 
 def _keep_examples(

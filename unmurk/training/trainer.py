@@ -20,14 +20,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..bounds import SEED, Real, Whole
 from ..devices import (
     ieee_float32,
     network_precision,
@@ -47,6 +45,7 @@ from .metric_log import MetricLogger
 from .muon import Muon
 from .preview import Preview
 from .schedule import LRPhase, ParamGroup
+from .settings import Settings
 from .validation import Checks, preferred
 
 __all__ = ["LRPhase", "NonFiniteGradient", "ParamGroup", "Settings", "Trainable", "Trainer"]
@@ -55,41 +54,6 @@ DIVERGED = "losses are not finite; check the range of the images and their noise
 PATIENCE = 10  # steps in a row that may be skipped
 WORTH = 50  # steps of a run whose time is told
 TIMED = 4  # steps that are timed to tell how long a run takes
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Training settings that every method shares.
-
-    Attributes:
-        network: Preset of the networks: tiny, small or base.
-        kimg: Budget in thousands of images seen, a number from 0.001 to 1e+07.
-        batch: Images in a step, a whole number from 2 to 65536.
-        rate: Peak learning rate, a number from 1e-12 to 10. The rate of every group rises to it
-            and falls again.
-        average: Half-life of the EMA weights in kimg, a number from 0 to 1e+07. It is at most 5 %
-            of the images that a group has been trained on.
-        seed: Seed of weights, batches and noise, a whole number from 0 to 9223372036854775807.
-        precision: Precision of the networks: fp32, bf16, or auto, which takes whichever a probe of
-            one second finds faster.
-        compile: Whether `torch.compile` is applied to the prior's network.
-        crop: Side in pixels of random crops of the images, a whole number from 0 to 65536; 0:
-            whole images. None takes crops where an image has a side above 96 pixels, of 64 pixels
-            or, if an image is smaller than that, of fewer.
-        augment: Whether the crops are flipped and turned by quarter turns. None: if the operator
-            allows it.
-    """
-
-    network: str = "tiny"
-    kimg: Annotated[float, Real(0.001, 1e7)] = 100.0
-    batch: Annotated[int, Whole(2, 65536)] = 32
-    rate: Annotated[float, Real(1e-12, 10)] = 5e-3
-    average: Annotated[float, Real(0, 1e7)] = 20.0
-    seed: Annotated[int, SEED] = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
-    crop: Annotated[int, Whole(0, 65536)] | None = None
-    augment: bool | None = None
 
 
 class Trainable(Protocol):

@@ -180,6 +180,8 @@ class Learn(Command):
 
             page, verdict = page_of(self.out, self.data), verdict_of(self.out)
         found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
+        if self.repeats > 1:
+            found["scenes"] = len(y) // self.repeats
         if not self.json:  # `learn` has printed it
             verdict.pop("verdict", None)
         found |= {"start": self.start, **verdict}
@@ -213,7 +215,7 @@ class Learn(Command):
 
 def _sample(data: Any) -> "ImageSet":
     """Return the first images of a set, with its scale."""
-    from ...io.captures import Captures
+    from ...io.capture_set import Captures
     from ...io.datasets import head
     from ...io.images import ImageSet
     from ...io.scale import Scale

@@ -126,6 +126,8 @@ class Noise(Command):
         result |= over
         result["warnings"] = warnings
         result["paste"] = f"--noise {choice.noise.spec}"
+        if not any(getattr(m, "gain", 0) or getattr(m, "sigma", 0) for m in models):
+            result["paste"] = None  # `learn` refuses images without noise
         return result, panels
 
     def _measurements(self) -> "tuple[torch.Tensor, Scale, int]":
@@ -192,7 +194,11 @@ class Noise(Command):
         print("what the images cannot show:")
         for text in UNKNOWN:
             print(f"  {text.partition(':')[0]}")
-        print(f"paste: {result['paste']}")
+        if result["paste"] is None:
+            print("nothing to paste: the images show no noise")
+        else:
+            doubt = " (the warning above says why it does not fit)" if result["warnings"] else ""
+            print(f"paste: {result['paste']}{doubt}")
 
 
 def _over_maps(y: "torch.Tensor", text: str, scale: "Scale") -> dict[str, Any]:
@@ -316,7 +322,7 @@ def _write(out: Path, title: str, result: dict[str, Any], panels: list[Panel]) -
         ]
         caption = "Variance of the noise over the mean intensity"
         sections: list[Any] = [
-            Text("To paste", result["paste"]),
+            Text("To paste", result["paste"] or "nothing: the images show no noise"),
             Pictures("Photon transfer", {caption: file}),
         ]
         if result["warnings"]:

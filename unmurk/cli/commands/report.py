@@ -26,9 +26,8 @@ class Report(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
-        with output(self.run_folder / "report.html", folder=False) as to:
-            run = to.path.parent
-            return {"report": page_of(run), **verdict_of(run)}
+        with output(self.run_folder / "report.html", folder=False):
+            return {"report": page_of(self.run_folder), **verdict_of(self.run_folder)}
 
 
 def verdict_of(run: Path) -> dict[str, Any]:

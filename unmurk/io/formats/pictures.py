@@ -248,11 +248,14 @@ def check_finite(pixels: np.ndarray, where: str, nan: Nan = "refuse") -> np.ndar
     """Return the numbers if all are finite (see `scale.finite`), or if `nan` is "mask".
 
     Raises:
-        InputError: Some are not finite or are beyond float32; `where` names the file and the page.
+        InputError: Some are not finite or are beyond float32, or with "mask" all of them; `where`
+            names the file and the page.
 
     >>> check_finite(np.array([0.0, np.nan]), "a.tif", "mask")
     array([ 0., nan])
     """
+    if nan == "mask" and pixels.dtype.kind == "f" and pixels.size and not finite(pixels).any():
+        raise InputError(f"{where} has no finite value: leave it out with --skip-bad")
     if nan == "refuse" and pixels.dtype.kind == "f" and not finite(pixels).all():
         what = "not finite" if not np.isfinite(pixels).all() else "beyond float32 (3.4e38)"
         raise InputError(
