@@ -53,6 +53,16 @@ def test_noise_of_images_of_several_sizes(repeats, tmp_path, capsys):
         assert "scenes of 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("scenes", [1, 2])
+def test_captures_of_different_scenes_are_noticed(scenes, tmp_path, capsys):
+    """Two captures that differ by a step of 0.2, four times the noise, are not of one scene."""
+    y = np.stack([capture((96, 96), 0.05, seed) for seed in range(4)])
+    y[1::2] += 0.2 * (scenes - 1)
+    np.save(tmp_path / "y.npy", y[:, None])
+    assert unmurk("noise", tmp_path / "y.npy", "--repeats", 2) == 0
+    assert ("are they of one scene" in capsys.readouterr().err) == (scenes == 2)
+
+
 def test_hidden_pixels_do_not_lower_the_noise_over_time(tmp_path, capsys):
     """A quarter of each image is not finite: counted as 0 it would give 0.043 in place of 0.05."""
     y = np.stack([capture((96, 96), 0.05, seed) for seed in range(6)])

@@ -10,6 +10,7 @@ import torch
 from unmurk.cli import run_page, unfinished
 from unmurk.cli.main import main
 from unmurk.errors import InputError
+from unmurk.evaluation.verdict import Verdict
 from unmurk.problem import Problem
 from unmurk.training import learn
 from unmurk.training.preview import Preview, progress_of
@@ -108,8 +109,12 @@ def test_restore_takes_an_interrupted_run_and_says_its_share(noisy, tmp_path, ca
     learn(noisy, Problem("identity", 0.2), out=run, **SHORT)
     assert progress_of(run) is None
     capsys.readouterr()
+    Verdict(True, "Trusted: here.", ()).save(run)
     assert main(["restore", str(data), "--prior", str(run), "--out", str(tmp_path / "b.npy")]) == 0
-    assert "unfinished" not in capsys.readouterr().err
+    assert "unfinished" not in (told := capsys.readouterr().err) and "verdict" not in told
+    Verdict(False, "Not trusted: here.", (), "learn longer").save(run)
+    assert main(["restore", str(data), "--prior", str(run), "--out", str(tmp_path / "c.npy")]) == 0
+    assert "Not trusted: here. What to do: learn longer." in capsys.readouterr().err
 
 
 def test_previews_keep_to_their_share_of_the_time(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ __all__ = [
     "images_of",
     "list_skipped",
     "measured",
-    "note_unfinished",
+    "note_run",
     "place",
     "problem_of",
     "run_config",
@@ -374,19 +374,27 @@ def _hidden(kept: Any, shape: tuple[int, ...]) -> "torch.Tensor | None":
     return found
 
 
-def note_unfinished(run: str | Path) -> None:
-    """Print of what share of its training the models of an unfinished run are."""
-    if not (Path(run) / "progress.json").is_file():
-        return
-    from ..training.preview import progress_of
+def note_run(run: str | Path) -> None:
+    """Print what speaks against the models of a run: it is unfinished, or its verdict is not good.
 
-    share = progress_of(run)
-    if share is not None:
-        print(
-            f"{escape(run)} is unfinished: these are its models after {100 * share:.0f} % of its"
-            " training; the command that began it goes on",
-            file=sys.stderr,
-        )
+    Raises:
+        InputError: The run's verdict cannot be read.
+    """
+    from ..evaluation.verdict import Verdict
+
+    if (Path(run) / "progress.json").is_file():
+        from ..training.preview import progress_of
+
+        share = progress_of(run)
+        if share is not None:
+            print(
+                f"{escape(run)} is unfinished: these are its models after {100 * share:.0f} % of"
+                " its training; the command that began it goes on",
+                file=sys.stderr,
+            )
+    verdict = Verdict.load(run)
+    if verdict is not None and not verdict.trusted:
+        print(f"the verdict on {escape(run)}: {verdict.text}", file=sys.stderr)
 
 
 def run_span(run: str | Path) -> "Span | None":

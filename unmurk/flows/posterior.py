@@ -298,7 +298,8 @@ class Posterior(Flow):
         if tuple(start.shape[1:]) != self.shape:
             raise InputError(
                 f"expected measurements of images of shape {self.shape}, got those of"
-                f" {tuple(start.shape[1:])}: crop or pad them, or use another posterior"
+                f" {tuple(start.shape[1:])}: use tiles (unmurk.tiling.posterior_for) or another"
+                " posterior"
             )
         return start, known(start, problem.operator.mask, problem.deviation(y))
 

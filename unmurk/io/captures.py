@@ -272,7 +272,8 @@ class _Opening:
             first, other = good[0], next(p for p in good if p.kind != good[0].kind)
             raise InputError(
                 f"the pictures in {self.path} differ: {first.name} is {first.kind} but "
-                f"{other.name} is {other.kind}: make them alike, or use skip_bad"
+                f"{other.name} is {other.kind}: make them alike, or leave"
+                " out those that differ with --skip-bad"
             )
         skipped = skipped + [(p.name, f"{p.kind}, others are {usual}") for p in others]
         kept = [page for page in good if page.kind == usual]

@@ -52,13 +52,13 @@ class Learn(Command):
     noise: Text = "0"
     """Standard deviation of the noise in the images, in units where the image range is 1; or
     12dn, in gray levels of the files; or poisson-gaussian,gain=0.01,sigma=0.02; or auto: model and
-    numbers from DATA (docs/guide/noise.md). It is required unless the images are clean."""
+    numbers from DATA (see the page Noise). It is required unless the images are clean."""
     method: Text = "flowdiff"
     """Method; an unknown name lists all. flowdiff: a prior and a flow, trained together; em: a
     prior refitted to its own posterior samples, round after round; ambient: Ambient Diffusion, for
     masks or for noise alone; sure: SURE-Score; ambientflow: a flow as the prior; noisy: a prior of
     the images as they are (lower bound); clean: a prior of clean images (upper bound). See
-    docs/guide/learners.md."""
+    the page Learning methods."""
     solver: Text = "diffpir"
     """Solver that draws the images of flowdiff and em during training, in 16 steps, if the
     operator is not identity."""

@@ -48,10 +48,11 @@ __all__ = ["Noise"]
 
 HELD = 2**28  # bytes of the images that are examined, as float32
 ENOUGH = 512
+OTHER_SCENES = 2.0  # noise over time in units of that of single images
 QUANTILES = {"dark": 0.02, "middle": 0.5, "bright": 0.98}
 UNKNOWN = (
-    "Texture: where no part of an image is flat, texture counts as noise and the estimate is too "
-    "high. The standard errors do not contain this.",
+    "Whether fine texture was counted as noise: where no part of an image is flat, the estimate "
+    "is too high. The standard errors do not contain this.",
     "Noise that was removed before: averaged, resized, sharpened, debayered or compressed images "
     "have less noise at fine detail than at coarse detail. A warning says so if it is strong.",
     "Fixed pattern, noise of the camera that is the same in every image: single images show it as "
@@ -280,6 +281,13 @@ def _describe(
             "ratio": spatial / temporal if temporal else None,
         }
     found["repeats"] = over_time
+    ratios = [1 / over_time[name]["ratio"] for name in QUANTILES if over_time[name]["ratio"]]
+    if len(ratios) == len(QUANTILES) and min(ratios) > OTHER_SCENES:
+        print(
+            f"consecutive captures differ by {min(ratios):.1f} times the noise of single images:"
+            " are they of one scene, and in focus alike?",
+            file=sys.stderr,
+        )
     return found
 
 

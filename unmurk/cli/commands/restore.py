@@ -10,7 +10,7 @@ from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
 from ...io.packaged import for_channels
-from ..data import note_unfinished, place
+from ..data import note_run, place
 from ..maps import check_maps, kept, mapped_scene, run_maps
 from ..options import (
     Axes,
@@ -114,7 +114,7 @@ class Restore(Command):
             from ...tiling import posterior_for
 
             posterior = Models(Posterior.load, self.prior)
-            note_unfinished(self.prior)
+            note_run(self.prior)
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = frames.correct(place(y)[0])

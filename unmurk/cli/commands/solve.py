@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
-from ..data import note_unfinished, place, problem_of
+from ..data import note_run, place, problem_of
 from ..maps import check_maps, given_maps, kept, mapped_scene
 from ..options import (
     AnyPrior,
@@ -68,7 +68,7 @@ class Solve(Command):
     noise: Text
     """Standard deviation of the noise in the measurements, in units where the image range is 1; or
     12dn, in gray levels of the files; or poisson-gaussian,gain=0.01,sigma=0.02; or auto: estimated
-    from DATA (docs/guide/noise.md)."""
+    from DATA (see the page Noise)."""
     out: Path
     """Folder for the restored images (the mean of several samples)."""
     method: Text = "red-diff"
@@ -86,7 +86,7 @@ class Solve(Command):
     option: Options = ()
     """Other options of the solver; an unknown key lists the options."""
     init: Literal["pinv", "posterior"] = "pinv"
-    """Starting point. pinv: the solver's own (docs/guide/solvers.md); posterior: a sample of
+    """Starting point. pinv: the solver's own (see the page Solvers); posterior: a sample of
     the run's posterior."""
     noise_maps: NoiseMaps = None
     repeats: Repeats = 1
@@ -126,7 +126,7 @@ class Solve(Command):
             starts = self.init == "posterior"
             posteriors = Models(Posterior.load, self.prior) if starts else None
             priors = Models(Prior.load, self.prior)
-            note_unfinished(self.prior)
+            note_run(self.prior)
             ends: list[End] = []
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:

@@ -451,7 +451,7 @@ def without_alpha(file: Path, pixels: np.ndarray) -> np.ndarray:
     if (pixels[..., -1] != full).any():
         raise InputError(
             f"{file} is partly transparent: save it without an alpha channel or, if its samples "
-            "are separate images, as pages (in tifffile with photometric='minisblack')"
+            "are separate images, give --axes NYX"
         )
     return pixels[..., :-1]
 
