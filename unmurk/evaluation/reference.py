@@ -57,8 +57,8 @@ def cosine_filter(y: Tensor, variance: Tensor | float) -> Tensor | None:
 def _plane(image: Tensor, variance: Tensor, basis: Tensor) -> Tensor:
     """Denoise one plane (1, H, W), in strips of rows that bound the memory."""
     total, weights = torch.zeros_like(image), torch.zeros_like(image)
-    for top in range(0, image.shape[-2] - SIDE + 1, STRIP):
-        rows = slice(top, min(top + STRIP + SIDE - 1, image.shape[-2]))
+    for first in range(0, image.shape[-2] - SIDE + 1, STRIP):
+        rows = slice(first, min(first + STRIP + SIDE - 1, image.shape[-2]))
         part, level = image[:, rows], variance[:, rows]
         windows = F.unfold(part[None], SIDE)[0].T @ basis.T
         limit = THRESHOLD * F.unfold(level[None], SIDE)[0].mean(0).clamp_min(0).sqrt()
