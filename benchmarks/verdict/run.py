@@ -7,6 +7,7 @@ The limits of `unmurk.evaluation.verdict` were chosen on the seeds `CHOSEN`; the
 seeds `TESTED`, which played no part in that.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,9 +129,8 @@ def measure(options: Options) -> Row:
                         rows.append(row)
     settings = {"images": COUNT, "fitted": FITTED, "noise": NOISE, "smooth": SMOOTH}
     settings |= {"steps": STEPS, "kimg": KIMG, "chosen": CHOSEN, "tested": TESTED}
-    return SUITE.store(
-        options, settings, limits={k: list(v) for k, v in LIMITS.items()}, rows=rows
-    )
+    limits = {k: [end if math.isfinite(end) else None for end in v] for k, v in LIMITS.items()}
+    return SUITE.store(options, settings, limits=limits, rows=rows)
 
 
 def _groups(rows: list[Row]) -> Iterator[tuple[str, str, list[Row]]]:
@@ -162,7 +162,13 @@ def view(result: Row) -> Row:
             wrong += [row for row in held if row["trusted"] != (kind in RIGHT)]
     right = [row for row in tested if row["kind"] in RIGHT]
     bad = [row for row in tested if row["kind"] not in RIGHT + UNDECIDABLE]
+    limits = [
+        f"{name} {'at least ' if high is None else ''}{low:g}"
+        + ("" if high is None else f" to {high:g}")
+        for name, (low, high) in result["limits"].items()
+    ]
     return {
+        "limits": ", ".join(limits),
         "table": tabulate(table),
         "right": f"{sum(row['trusted'] for row in right)} of {len(right)}",
         "wrong": f"{sum(row['trusted'] for row in bad)} of {len(bad)}",
