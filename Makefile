@@ -56,7 +56,7 @@ test-lowest:
 	@$(PYTHON) .ci/lowest.py
 
 browser-test: setup
-	@command -v chromium chromium-browser > /dev/null || \
+	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || \
 		{ echo "browser-test: there is no Chromium: apt install chromium"; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
 	@$(BIN)/python -m pytest -q tests/browser/app.py

@@ -1,5 +1,7 @@
 """The app as browsers and scripts meet it: over HTTP, with gradio's own client."""
 
+import asyncio
+import gc
 import os
 import re
 import signal
@@ -37,15 +39,24 @@ def app(tmp_path, monkeypatch):
     thread = threading.Thread(target=opened.answer)
     thread.start()
     yield opened
+    for client in clients:
+        client.close()
+    clients.clear()
     opened.ended.set()
     thread.join()
     opened.close()
+    asyncio.set_event_loop(None)  # gradio leaves one behind
+    gc.collect()  # while warnings of its sockets and loops are ignored
     assert not list(tmp_path.glob("unmurk-app-*"))
+
+
+clients = []
 
 
 def browser(app):
     """A browser that has opened the address that the app printed."""
     client = httpx.Client(base_url=app.address, follow_redirects=True, timeout=60)
+    clients.append(client)
     assert client.get("/", params={"token": app.token}).status_code == 200
     return client
 
@@ -53,9 +64,11 @@ def browser(app):
 def gradio(app, client):
     """gradio's client, with the cookies of a browser."""
     cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
-    return gradio_client.Client(
+    client = gradio_client.Client(
         app.address, headers={"cookie": cookie}, verbose=False, download_files=False
     )
+    clients.append(client)
+    return client
 
 
 def test_a_user_restores_and_another_sees_nothing(app, tmp_path, capsys):
