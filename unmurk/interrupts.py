@@ -17,20 +17,24 @@ __all__ = ["heed_interrupt", "interruptible"]
 
 
 class _Noted(threading.local):
-    """Whether a signal has come; only the main thread receives signals."""
+    """Whether a signal has come, and was heeded; only the main thread receives signals."""
 
     came = False
+    heeded = False
 
 
 _NOTED = _Noted()
 
 
 def heed_interrupt() -> None:
-    """Raise KeyboardInterrupt if `interruptible` has noted a signal in this thread.
+    """Raise KeyboardInterrupt, once, if `interruptible` has noted a signal in this thread.
+
+    What follows the exception, such as writing the models so far, is not interrupted again.
 
     >>> heed_interrupt()
     """
-    if _NOTED.came:
+    if _NOTED.came and not _NOTED.heeded:
+        _NOTED.heeded = True
         raise KeyboardInterrupt
 
 
@@ -42,8 +46,13 @@ def interruptible() -> Iterator[Callable[[], None]]:
     the end of the context.
 
     Yields:
-        `heed_interrupt`.
+        A function that raises KeyboardInterrupt if a signal has come, to be called between steps.
     """
+
+    def check() -> None:
+        if _NOTED.came:
+            _NOTED.heeded = True
+            raise KeyboardInterrupt
 
     def note(number: int, _frame: FrameType | None) -> None:
         if _NOTED.came and number == signal.SIGINT:
@@ -51,13 +60,13 @@ def interruptible() -> Iterator[Callable[[], None]]:
         _NOTED.came = True
 
     if threading.current_thread() is not threading.main_thread():
-        yield heed_interrupt
+        yield check
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield heed_interrupt
-        heed_interrupt()
+        yield check
+        check()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _NOTED.came = False
+        _NOTED.came = _NOTED.heeded = False

@@ -136,3 +136,22 @@ def test_a_signal_that_nothing_heeds_is_not_lost():
         other.join()
         reached.append("end")
     assert reached == ["thread", "end"]
+
+
+def test_what_follows_an_interrupt_is_not_interrupted_again():
+    """The models so far can be evaluated while the run ends; a second Ctrl-C still ends it."""
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interruptible() as check:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            heed_interrupt()
+        heed_interrupt()
+        reached.append("after")
+        with pytest.raises(KeyboardInterrupt):
+            check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("not here")
+    assert reached == ["after"]
+    with interruptible() as check:
+        check()
