@@ -115,7 +115,7 @@ def test_help_fills_its_lines(command, width, capsys, monkeypatch):
         word = word[: word.index(",") + 1] if "," in word else word
         assert len(line) + 1 + len(word) > width - 4, (line, below)
         breaks += 1
-    assert breaks or width == 120 or command == "report"
+    assert breaks or command not in ("noise", "learn", "restore", "solve")
 
 
 def test_help_wraps_between_words_and_colors_take_no_place():
