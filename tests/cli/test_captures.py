@@ -63,6 +63,14 @@ def test_captures_of_different_scenes_are_noticed(scenes, tmp_path, capsys):
     assert ("are they of one scene" in capsys.readouterr().err) == (scenes == 2)
 
 
+def test_noise_in_gray_levels_is_written_without_a_power_of_ten(tmp_path, capsys):
+    """A noise of 0.05 of the 40000 levels between black and white is 2000 of them, to 5 %."""
+    np.save(tmp_path / "y.npy", 40000 * capture((96, 96), 0.05, 0)[None, None])
+    assert unmurk("noise", tmp_path / "y.npy", "--range", 0, 40000, "--json") == 0
+    sigma, unit = numbers(capsys)["in gray levels"].removeprefix("sigma ").split()
+    assert unit == "dn" and sigma.isdigit() and int(sigma) == pytest.approx(2000, rel=0.05)
+
+
 def test_hidden_pixels_do_not_lower_the_noise_over_time(tmp_path, capsys):
     """A quarter of each image is not finite: counted as 0 it would give 0.043 in place of 0.05."""
     y = np.stack([capture((96, 96), 0.05, seed) for seed in range(6)])

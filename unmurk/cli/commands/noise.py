@@ -295,15 +295,20 @@ def _with_error(name: str, value: float, error: float) -> dict[str, Any]:
     return {name: value, f"{name} error": error}
 
 
+def _levels(value: float) -> str:
+    """Write gray levels without a power of ten, as they stand in the files."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def _in_levels(model: Any, scale: "Scale") -> str:
     """Return the numbers of a model in gray levels of the files."""
     parts = []
     if getattr(model, "gain", 0):
         parts.append(f"gain {1 / (model.gain * scale.gain):.3g} e/dn")
     if model.sigma:
-        parts.append(f"sigma {model.sigma * scale.gain:.3g} dn")
+        parts.append(f"sigma {_levels(model.sigma * scale.gain)} dn")
     if getattr(model, "offset", 0):
-        parts.append(f"offset {model.offset * scale.gain + scale.offset:.4g} dn")
+        parts.append(f"offset {_levels(model.offset * scale.gain + scale.offset)} dn")
     return ", ".join(parts)
 
 
