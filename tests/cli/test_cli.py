@@ -30,7 +30,7 @@ from unmurk.training import Recipe, Settings
 from unmurk.training.examples import Examples
 
 COMMANDS = ("demo", "noise", "learn", "restore", "solve", "sample", "corrupt", "evaluate")
-COMMANDS += ("certify", "report")
+COMMANDS += ("certify", "report", "app")
 
 
 def images(n: int, size: int = 16, seed: int = 0) -> np.ndarray:
