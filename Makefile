@@ -1,6 +1,7 @@
 # setup: a virtual environment with pinned packages     demo: learn from noisy digits and restore
 # lint:  ruff and mypy      test: lint and every test, one process for each core
 # docs:  the site, nothing executed; docs-full: tutorials and gallery executed
+# browser-test: the app in headless Chromium
 # fuzz:  12,000 cases of bad input, what is mishandled (some ten minutes on two cores)
 # wheel: build and check it; test-lowest: the tests with the lowest versions that are allowed
 PYTHON ?= python3
@@ -10,7 +11,7 @@ READY := $(VENV)/.ready
 
 SPHINX := $(BIN)/python -m sphinx -W --keep-going -q -b html docs
 
-.PHONY: setup demo lint test docs docs-full fuzz wheel test-lowest clean
+.PHONY: setup demo lint test docs docs-full browser-test fuzz wheel test-lowest clean
 
 setup: $(READY)
 
@@ -21,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "setup: Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
 	@echo "setup: making $(VENV) and installing the packages of constraints.txt (some minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch -e ".[dev,docs]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch -e ".[dev,docs,app]"
 	@touch $@
 	@echo "setup: done. Next: make demo, or $(BIN)/unmurk --help"
 
@@ -33,8 +34,10 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# bytecode is kept, whatever the environment says: the tests start some hundred processes
 test: lint
-	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --maxprocesses 8 \
+		--dist loadfile --no-loadscope-reorder
 
 docs: setup
 	@$(SPHINX) docs/_build/html
@@ -51,6 +54,12 @@ wheel: setup
 
 test-lowest:
 	@$(PYTHON) .ci/lowest.py
+
+browser-test: setup
+	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || \
+		{ echo "browser-test: there is no Chromium: apt install chromium"; exit 1; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	@$(BIN)/python -m pytest -q tests/browser/app.py
 
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz

@@ -19,7 +19,7 @@ copyright = "The unmurk developers"
 html_title = "unmurk"
 html_theme = "furo"
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_css_files = ["site.css"] if FULL else ["site.css", "not-executed.css"]
 html_show_sphinx = False
 html_copy_source = False
 
@@ -32,8 +32,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-# notebook cells need no lexer before they are executed; two links of CONTRIBUTING leave the site
-suppress_warnings = ["myst-nb.lexer", "myst.xref_missing"]
+# two links of CONTRIBUTING leave the site
+suppress_warnings = ["myst.xref_missing"]
 exclude_patterns = [
     "_build",
     "_ext",
@@ -67,6 +67,7 @@ sphinx_gallery_conf = {
     "examples_dirs": [str(HERE.parent / "examples" / "gallery")],
     "gallery_dirs": ["gallery"],
     "filename_pattern": r"/plot_",
+    "within_subsection_order": "gallery_order.Order",
     "ignore_pattern": r"^pictures\.py$",
     "plot_gallery": FULL,
     "download_all_examples": False,

@@ -13,7 +13,6 @@ E[clean image | x] for x = clean image + sigma n.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,8 +20,6 @@ from torch import Tensor
 import unmurk
 from unmurk.evaluation.exact import GaussianPrior
 from unmurk.evaluation.metrics import psnr
-
-DIGITS = Path(unmurk.__file__).parent / "assets" / "digits"
 
 __all__: list[str] = []
 
@@ -37,14 +34,14 @@ def camera(x: Tensor) -> Tensor:
 
 def gaussian_prior() -> GaussianPrior:
     """Return a Gaussian with the mean and covariance of 2,000 digits: crude, but quick."""
-    images = unmurk.load_images(DIGITS / "train.idx3-ubyte.gz", limit=2000).images
+    images = unmurk.load_images("digits", limit=2000).images
     return GaussianPrior(images.mean(0), images.flatten(1).T.cov() + 1e-4 * torch.eye(28 * 28))
 
 
 def main() -> None:
     """Measure some digits, restore them, and compare."""
     prior = unmurk.Prior.load(sys.argv[1]) if len(sys.argv) > 1 else gaussian_prior()
-    truth = unmurk.load_images(DIGITS / "test.idx3-ubyte.gz", limit=16).images
+    truth = unmurk.load_images("digits:test", limit=16).images
     problem = unmurk.Problem(camera, noise=0.05)
     y = problem.simulate(truth)
 

@@ -5,9 +5,10 @@
 
 The script writes the restored images and the standard deviation of every pixel. `--noise` is the
 standard deviation of the noise, where black is 0 and white is 1: 0.1 is 25.5 of the 255 levels of
-an 8-bit image. Both sides of the images must be multiples of 4. The default budget gives rough
-results within a minute or two; for good ones use `--kimg 100` or more. The same command resumes a
-stopped run.
+an 8-bit image; `unmurk noise scans/` estimates it. The images need one size, with sides that are
+multiples of 4. For captures of any and mixed sizes use the commands `unmurk learn` and `unmurk
+restore`. The default budget gives rough results within a minute or two; for good ones use
+`--kimg 100` or more. The same command resumes a stopped run.
 """
 
 import argparse
@@ -17,8 +18,6 @@ import numpy as np
 import torch
 
 import unmurk
-
-DIGITS = Path(unmurk.__file__).parent / "assets" / "digits" / "test.idx3-ubyte.gz"
 
 __all__: list[str] = []
 
@@ -33,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
 
     problem = unmurk.Problem("identity", noise=args.noise)  # y = x + noise n
-    data = unmurk.load_images(args.images or DIGITS)
+    data = unmurk.load_images(args.images or "digits:test")
     y = data.images
     if args.images is None:  # the digits are clean: add noise, and do not use the clean ones again
         y = problem.simulate(y)

@@ -1,6 +1,14 @@
-"""What every test shares: one thread, so that results and times do not depend on the machine."""
+"""What every test shares: one thread, so that results and times do not depend on the machine.
+
+Files with many slow tests run first (with xdist: ``--dist loadfile --no-loadscope-reorder``), so
+that no process is left with a long one when the others have finished.
+"""
 
 import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -8,4 +16,25 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
+from unmurk.training.trainer import Trainer
+
 torch.set_num_threads(1)
+
+probe = Trainer.probe
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_probe() -> Iterator[None]:
+    """Runs whose precision is "auto" take fp32, without timing both for a second or more.
+
+    So results do not depend on the load of the machine. The test of `probe` calls it itself.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "probe", lambda trainer: "fp32")
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files by their number of slow tests; the tests of a file keep their order."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

@@ -198,3 +198,29 @@ def test_a_posterior_keeps_its_start(tmp_path):
     posterior.save(tmp_path)
     for one in (posterior, Posterior.load(tmp_path)):
         torch.testing.assert_close(one.mean(y, problem), start.restore(y, problem))
+
+
+def test_the_gaussian_of_another_size_has_the_same_power_at_each_frequency():
+    """Power that is log-linear in the frequency is interpolated exactly, for any size."""
+
+    def of(h: int, w: int) -> Wiener:
+        prior = Wiener((1, h, w))
+        rows, columns = torch.arange(h) / h, torch.arange(w) / w
+        prior.power.copy_(torch.exp(-3 * rows[:, None] - 2 * columns))
+        return prior
+
+    small = of(16, 12)
+    small.mean.copy_(torch.rand(1, 16, 12))
+    for shape in ((1, 24, 18), (1, 64, 36), (2, 8, 6)):
+        large, expected = small.resized(shape), of(*shape[1:])
+        last = shape[1] * 15 // 16 + 1, shape[2] * 11 // 12 + 1  # beyond, the last power is kept
+        for power in large.power:
+            torch.testing.assert_close(
+                power[: last[0], : last[1]], expected.power[0, : last[0], : last[1]]
+            )
+        assert large.power[0, -1, -1] >= expected.power[0, -1, -1]
+        torch.testing.assert_close(large.mean, small.mean.mean().expand(shape))
+    assert small.resized((1, 16, 12)) is small
+    two = small.resized((2, 16, 12))
+    assert torch.equal(two.mean, small.mean.expand(2, -1, -1))
+    assert torch.equal(two.power, small.power.expand(2, -1, -1))

@@ -130,7 +130,7 @@ def test_no_import_is_circular():
 
 
 LAYERS = [
-    ["errors", "bounds", "rng"],
+    ["errors", "bounds", "rng", "interrupts"],
     ["io.json_files", "io.atomic", "io.limits", "io.packaged", "io.locks", "io.ledger"],
     ["io.axes", "io.scale", "io.layouts", "io.formats", "io.folders", "io.survey", "io.streams"],
     ["io.images", "io.generated", "io.outputs", "io.weights", "devices"],
@@ -152,6 +152,9 @@ LAYERS = [
             "exact",
             "unbiased",
             "calibration",
+            "reference",
+            "predictive",
+            "verdict",
         )
     ],
     [f"evaluation.{name}" for name in ("gibbs", "scale_mixture")],
@@ -164,8 +167,11 @@ LAYERS = [
             "datasets",
             "gaps",
             "frames",
+            "parts",
+            "capture_set",
             "captures",
             "crops",
+            "noise_maps",
         )
     ],
     ["solvers"],

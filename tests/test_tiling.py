@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Posterior
+from unmurk.gaussian import Wiener
 from unmurk.problem import Problem
 from unmurk.solvers import solve
 from unmurk.tiling import (
@@ -233,6 +234,25 @@ def test_no_seam_on_a_flat_noisy_image():
         signed, excess = jumps(change, edges)
         assert signed < 0.01 * sigma and excess < 0.01 * sigma
     assert jumps(beside - whole, [28, 56, 84])[1] > 0.01 * sigma
+
+
+@pytest.mark.parametrize("operator", ["blur:gaussian,sigma=1.5", "inpaint:random,keep=0.5"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_flow_in_tiles_starts_where_it_was_trained_to(operator, channels):
+    """At the start of training the mean is the Wiener solution, in tiles of a larger image too.
+
+    The flow of one size must not read A^+ y in its place, whose noise it has never met.
+    """
+    start = Wiener((1, 16, 16))
+    posterior = Posterior.create("tiny", (1, 16, 16), start=start).eval()
+    problem = Problem(operator, 0.1).bind(range(2), (channels, 40, 36))
+    y = problem.simulate(rand(2, channels, 40, 36))
+    expected = start.resized((channels, 40, 36)).restore(y, problem)
+    mean, _ = TiledPosterior(posterior, 16, 8).mean_std(y, problem, n=2)
+    torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-4)
+    assert (problem.A_dagger(y) - expected).square().mean().sqrt() > 0.1
+    draws = TiledPosterior(posterior, 16, 8).sample(y, problem, 2)
+    assert (draws.mean(0) - expected).square().mean().sqrt() < 0.06  # the spread at the start
 
 
 def test_tiles_of_a_network_of_ones_own_in_float64():

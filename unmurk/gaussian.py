@@ -199,6 +199,35 @@ class Wiener(nn.Module):
         power = torch.diag_embed(self.power.permute(1, 2, 0))
         return self.basis @ power @ self.basis.mT
 
+    def resized(self, shape: Sequence[int]) -> "Wiener":
+        r"""Return the Gaussian for images of another size: the same power at each frequency.
+
+        The cosine k of N has the frequency k / N. The logarithm of the power is interpolated
+        linearly between frequencies. The mean becomes its average over the pixels.
+
+        Args:
+            shape: Shape (C, H, W). A Gaussian of one channel serves several independent ones.
+
+        >>> Wiener((1, 4, 4)).resized((1, 8, 6)).power.shape
+        torch.Size([1, 8, 6])
+        """
+        if tuple(shape) == self.shape:
+            return self
+        other = Wiener((shape[0], shape[1], shape[2])).to(self.mean)
+        if tuple(shape[1:]) == self.shape[1:]:
+            mean, power = self.mean, self.power
+        else:
+            down, across = (
+                _interpolation(old, new).to(self.power)
+                for old, new in zip(self.shape[1:], shape[1:], strict=True)
+            )
+            mean, power = self.mean.mean((1, 2), True), (down @ self.power.log() @ across.mT).exp()
+        other.mean.copy_(mean.expand(tuple(shape)))
+        other.power.copy_(power.expand(tuple(shape)))
+        if shape[0] == self.shape[0]:
+            other.basis.copy_(self.basis)
+        return other
+
     # -- the prior -------------------------------------------------------------------------------
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -311,6 +340,12 @@ class Wiener(nn.Module):
         means = square @ (inside / inside.sum(0).clamp_min(1))
         means = torch.maximum(means, 1e-4 * means.amax(1, keepdim=True)).clamp_min(1e-8)
         return (means @ inside.T).view(batch, 1, h, w)
+
+
+def _interpolation(old: int, new: int) -> Tensor:
+    """Return the matrix (new, old) that interpolates values at k / old linearly at k / new."""
+    place = (torch.arange(new).double() * old / new).clamp_max(old - 1)
+    return (1 - (place[:, None] - torch.arange(old)).abs()).clamp_min(0)
 
 
 def _rotate(rotation: Tensor, c: Tensor) -> Tensor:

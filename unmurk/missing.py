@@ -132,6 +132,11 @@ def without_missing(
             " values or leave them out"
         )
     lost = absent(observed).flatten(1)
+    if bool(lost.all(1).any()):
+        empty = int(lost.all(1).nonzero()[0, 0])
+        raise InputError(
+            f"measurement {index[empty]} has no pixel with a finite value: leave it out"
+        )
     pixels = {i: mask.nonzero()[:, 0].cpu() for i, mask in zip(index, lost, strict=True)}
     operator = with_missing(problem.operator, pixels).to(y.device).bind(index, shape)
     hidden = problem._with(operator, index)

@@ -263,8 +263,8 @@ def _gain(patches: "Patches") -> tuple[float, float]:
     rise = gain * (float(patches.mean[bright & below].mean()) - low)
     if not _texture(patches, bright & below) < TEXTURE * rise:
         raise InputError(
-            "the gain cannot be estimated: no bright part of the images is flat, as the variation"
-            f" there may be texture as well as noise: {hint}"
+            "the gain cannot be estimated: no bright part of the images is flat, and the"
+            f" variation there may be texture: {hint}"
         )
     return gain, rest
 

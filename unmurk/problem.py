@@ -79,7 +79,7 @@ class Problem:
         if not isinstance(self.noise, Gaussian):
             raise InputError(
                 f"noise '{self.noise.spec}' is not Gaussian: give a number as noise here (corrupt,"
-                " solve, and learning from images that are only noisy take other noises)"
+                " learn and solve take other noises)"
             )
         return self.noise.sigma
 

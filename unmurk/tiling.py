@@ -330,7 +330,8 @@ class TiledPosterior:
 
         The channels of color images become separate images if the flow is one of gray images.
         """
-        start, mask = problem.A_dagger(y), problem.operator.mask
+        y, problem = self.posterior.white(y, problem)
+        start, mask = self.posterior.first(y, problem), problem.operator.mask
         spread = problem.deviation(y)
         channels, own = start.shape[1], self.posterior.config.channels
         numbers = list(index if index is not None else problem.index or range(len(y)))

@@ -1,4 +1,4 @@
-"""Write one page of the API reference for each module that declares public names.
+"""Write one page of the API reference for each module that declares public names, and their list.
 
 The names come from the modules' ``__all__``, so a public object can neither be forgotten nor be
 listed after it is gone. The pages lie in ``docs/api/generated`` and are not kept under version
@@ -47,11 +47,34 @@ def page(module: str, names: list[str]) -> str:
     return "\n".join(lines)
 
 
+def summary(path: Path) -> str:
+    """Return the first line of a module's docstring, as a cell of a Markdown table."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return text.split("\n\n")[0].replace("\n", " ").replace("|", "\\|").replace("``", "`")
+
+
+def contents(summaries: dict[str, str]) -> str:
+    """Return the list of the modules, as Markdown: a table for each package."""
+    packages: dict[str, list[str]] = {}
+    for module in summaries:
+        parts = module.split(".")
+        packages.setdefault(parts[1] if len(parts) > 2 else "", []).append(module)
+    lines = []
+    for package, modules in sorted(packages.items()):
+        title = f"`unmurk.{package}`" if package else "Modules of `unmurk`"
+        lines += [f"## {title}", "", "| module | what it is |", "|---|---|"]
+        for module in modules:
+            name = ".".join(module.split(".")[2 if package else 1 :])
+            lines += [f"| {{doc}}`{name} <generated/{module}>` | {summaries[module]} |"]
+        lines += [""]
+    return "\n".join(lines)
+
+
 def write(app: Sphinx) -> None:
     """Write the pages; leave alone those that have not changed, so that a rebuild is short."""
     place = Path(app.srcdir) / PLACE
     place.mkdir(parents=True, exist_ok=True)
-    pages = {}
+    pages, summaries = {}, {}
     for path in sorted((ROOT / "unmurk").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         if parts[1] == "cli" or parts[-1].startswith("_") and parts[-1] != "__init__":
@@ -59,7 +82,8 @@ def write(app: Sphinx) -> None:
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         names = defined(path, public(path))
         if names:
-            pages[f"{module}.rst"] = page(module, names)
+            pages[f"{module}.rst"], summaries[module] = page(module, names), summary(path)
+    pages["modules.txt"] = contents(summaries)
     for old in place.glob("*.rst"):
         if old.name not in pages:
             old.unlink()

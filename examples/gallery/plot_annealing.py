@@ -7,15 +7,12 @@ image nearest to the denoised one that fits y. HRDIS optimizes one image with no
 the prediction of the network.
 """
 
-from pathlib import Path
-
 from pictures import show
 
 import unmurk
 from unmurk.evaluation.metrics import psnr
 
-digits = Path(unmurk.__file__).parent / "assets" / "digits"
-truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
+truth = unmurk.load_images("digits:test", limit=6).images
 prior = unmurk.Prior.load("digits")
 
 problem = unmurk.Problem("hdr:clip,factor=2", noise=0.05)

@@ -8,15 +8,12 @@ Gaussian of fixed width (PiGDM), the row sums of the covariance of the denoiser 
 covariance itself (MMPS).
 """
 
-from pathlib import Path
-
 from pictures import show
 
 import unmurk
 from unmurk.evaluation.metrics import psnr
 
-digits = Path(unmurk.__file__).parent / "assets" / "digits"
-truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
+truth = unmurk.load_images("digits:test", limit=6).images
 prior = unmurk.Prior.load("digits")
 
 problem = unmurk.Problem("blur:gaussian,sigma=1.5", noise=0.05)

@@ -6,15 +6,12 @@ Some of the observed pixels are hidden as well, and the network has to fill all 
 al. 2023, arXiv 2305.19256).
 """
 
-from pathlib import Path
-
 from pictures import show
 
 import unmurk
 from unmurk.evaluation.metrics import psnr
 
-digits = Path(unmurk.__file__).parent / "assets" / "digits"
-clean = unmurk.load_images(digits / "train.idx3-ubyte.gz", limit=2000).images
+clean = unmurk.load_images("digits", limit=2000).images
 problem = unmurk.Problem("inpaint:random,keep=0.6", noise=0.05)
 y = problem.simulate(clean, seed=0)
 prior, posterior = unmurk.learn(
@@ -24,7 +21,7 @@ prior, posterior = unmurk.learn(
 # %%
 # Held-out digits, restored in one pass, and new ones drawn from the prior. The run is short; the
 # guide says which budgets give good results.
-truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
+truth = unmurk.load_images("digits:test", limit=6).images
 measured = problem.simulate(truth, seed=1)
 mean, std = posterior.mean_std(measured, problem)
 print(f"restored: PSNR {psnr(mean, truth).mean():.1f} dB")

@@ -6,15 +6,12 @@ RED-diff optimizes one image for each measurement, with the denoiser as regulari
 al. 2023, arXiv 2305.04391). It is the default: one best image, no error bars.
 """
 
-from pathlib import Path
-
 from pictures import show
 
 import unmurk
 from unmurk.evaluation.metrics import psnr
 
-digits = Path(unmurk.__file__).parent / "assets" / "digits"
-truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
+truth = unmurk.load_images("digits:test", limit=6).images
 prior = unmurk.Prior.load("digits")
 
 problem = unmurk.Problem("inpaint:box,size=10", noise=0.05)

@@ -7,14 +7,11 @@ the samples (Wu et al. 2023, arXiv 2306.17775). Every sample costs as many evalu
 particles and steps.
 """
 
-from pathlib import Path
-
 from pictures import show
 
 import unmurk
 
-digits = Path(unmurk.__file__).parent / "assets" / "digits"
-truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
+truth = unmurk.load_images("digits:test", limit=6).images
 prior = unmurk.Prior.load("digits")
 
 problem = unmurk.Problem("sr:average,factor=2", noise=0.1)

@@ -7,14 +7,11 @@ Restarts keep the run that fits best, and the prior chooses among the images tha
 it.
 """
 
-from pathlib import Path
-
 from pictures import show
 
 import unmurk
 
-digits = Path(unmurk.__file__).parent / "assets" / "digits"
-truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
+truth = unmurk.load_images("digits:test", limit=6).images
 prior = unmurk.Prior.load("digits")
 
 problem = unmurk.Problem("phase:fourier", noise=0.01)

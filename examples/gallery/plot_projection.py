@@ -7,15 +7,12 @@ measurement: in the basis of the singular vectors (DDRM), by projection (DDNM+, 
 proximal step (DiffPIR, DDiff). None needs a gradient through the network.
 """
 
-from pathlib import Path
-
 from pictures import show
 
 import unmurk
 from unmurk.evaluation.metrics import psnr
 
-digits = Path(unmurk.__file__).parent / "assets" / "digits"
-truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
+truth = unmurk.load_images("digits:test", limit=6).images
 prior = unmurk.Prior.load("digits")
 
 problem = unmurk.Problem("inpaint:random,keep=0.4", noise=0.05)

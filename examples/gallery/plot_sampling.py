@@ -7,14 +7,11 @@ step and a reverse diffusion. The standard deviation of their samples is an erro
 the measurement says nothing.
 """
 
-from pathlib import Path
-
 from pictures import show
 
 import unmurk
 
-digits = Path(unmurk.__file__).parent / "assets" / "digits"
-truth = unmurk.load_images(digits / "test.idx3-ubyte.gz", limit=6).images
+truth = unmurk.load_images("digits:test", limit=6).images
 prior = unmurk.Prior.load("digits")
 
 problem = unmurk.Problem("inpaint:box,size=12", noise=0.05)

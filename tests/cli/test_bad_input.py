@@ -139,7 +139,8 @@ def malformed_noise(here: Path) -> tuple:
 
 def learning_from_photons(here: Path) -> tuple:
     argv = ["learn", good(here), "--noise", "poisson,gain=0.1", "--out", here / "out"]
-    return [*argv, "--operator", "blur:gaussian,sigma=1"], "'poisson,gain=0.1' is not Gaussian"
+    argv += ["--operator", "blur:gaussian,sigma=1", "--method", "ambient"]
+    return argv, "ambient cannot learn from blur:gaussian,sigma=1,pad=reflect with noise poisson"
 
 
 def restoring_photons_in_one_pass(here: Path) -> tuple:
@@ -176,6 +177,14 @@ def output_below_a_file(here: Path) -> tuple:
 
 def output_that_nobody_can_write(here: Path) -> tuple:
     return ["corrupt", good(here), "--out", "/proc/unmurk"], "/proc"
+
+
+def output_in_a_format_that_is_only_read(here: Path) -> tuple:
+    return ["corrupt", good(here), "--out", here / "out.jpg"], "reads .jpg files but writes none"
+
+
+def output_of_another_such_format(here: Path) -> tuple:
+    return ["sample", "--prior", "digits", "--out", here / "out.h5"], "that ends in .tif"
 
 
 def run_folder_is_a_file(here: Path) -> tuple:
@@ -282,6 +291,8 @@ CASES: list[Callable[[Path], tuple]] = [
     mask_of_another_size,
     output_below_a_file,
     output_that_nobody_can_write,
+    output_in_a_format_that_is_only_read,
+    output_of_another_such_format,
     run_folder_is_a_file,
     learning_without_noise,
     sides_that_do_not_fit,

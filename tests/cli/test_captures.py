@@ -17,6 +17,7 @@ from unmurk.io.axes import Selection
 from unmurk.io.captures import open_captures
 from unmurk.io.folders import pictures_in
 from unmurk.io.packaged import is_generic, of_any_size
+from unmurk.problem import Problem
 from unmurk.tiling import posterior_for, prior_for
 
 SIZES = [(131, 96), (64, 150), (70, 71), (20, 120)]  # the last is smaller than a tile
@@ -50,6 +51,24 @@ def test_noise_of_images_of_several_sizes(repeats, tmp_path, capsys):
         (tmp_path / "3-2.tif").unlink()
         assert unmurk("noise", tmp_path, "--nan", "mask", *more) == 2
         assert "scenes of 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scenes", [1, 2])
+def test_captures_of_different_scenes_are_noticed(scenes, tmp_path, capsys):
+    """Two captures that differ by a step of 0.2, four times the noise, are not of one scene."""
+    y = np.stack([capture((96, 96), 0.05, seed) for seed in range(4)])
+    y[1::2] += 0.2 * (scenes - 1)
+    np.save(tmp_path / "y.npy", y[:, None])
+    assert unmurk("noise", tmp_path / "y.npy", "--repeats", 2) == 0
+    assert ("are they of one scene" in capsys.readouterr().err) == (scenes == 2)
+
+
+def test_noise_in_gray_levels_is_written_without_a_power_of_ten(tmp_path, capsys):
+    """A noise of 0.05 of the 40000 levels between black and white is 2000 of them, to 5 %."""
+    np.save(tmp_path / "y.npy", 40000 * capture((96, 96), 0.05, 0)[None, None])
+    assert unmurk("noise", tmp_path / "y.npy", "--range", 0, 40000, "--json") == 0
+    sigma, unit = numbers(capsys)["in gray levels"].removeprefix("sigma ").split()
+    assert unit == "dn" and sigma.isdigit() and int(sigma) == pytest.approx(2000, rel=0.05)
 
 
 def test_hidden_pixels_do_not_lower_the_noise_over_time(tmp_path, capsys):
@@ -228,4 +247,56 @@ def test_noise_of_images_without_a_measured_pixel_is_one_line(tmp_path, capsys):
     tifffile.imwrite(tmp_path / "y.tif", np.full((40, 50), np.nan, np.float32))
     assert unmurk("noise", tmp_path / "y.tif", "--nan", "mask") == 2
     said = capsys.readouterr().err.strip()
-    assert "no pixel is measured" in said and "\n" not in said
+    assert "has no finite value" in said and "\n" not in said
+
+
+def test_paths_are_printed_as_they_were_typed(trained, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """Relative ones stay relative: files, folders, arrays, and the page of a run."""
+    monkeypatch.chdir(tmp_path)
+    y = np.stack([capture((16, 16), 0.1, i) for i in range(2)])
+    np.save("y.npy", y)
+    Path("in").mkdir()
+    tifffile.imwrite("in/a.tif", y[0])
+    given = ["--prior", trained, "--operator", "identity", "--noise", 0.1, "--json", "--out"]
+    for data, out in (("y.npy", "x.npy"), ("in", "out"), ("in/a.tif", "b.tif")):
+        assert unmurk("restore", data, *given, out) == 0
+        expected = {"in": "out/a.tif"}.get(data, out)  # one file of a folder is named
+        assert json.loads(capsys.readouterr().out)["out"] == expected
+    assert unmurk("restore", tmp_path / "y.npy", *given, tmp_path / "z.npy") == 0
+    assert json.loads(capsys.readouterr().out)["out"] == str(tmp_path / "z.npy")
+
+
+def test_images_without_a_finite_value(trained, tmp_path, capsys):  # noqa: F811
+    """One line, or left out with --skip-bad; restored, they would be pictures of nothing."""
+    (tmp_path / "in").mkdir()
+    y = np.stack([capture((16, 16), 0.1, i) for i in range(3)])
+    y[1] = np.nan
+    np.save(tmp_path / "y.npy", y)
+    for i in range(3):
+        tifffile.imwrite(tmp_path / "in" / f"{i}.tif", y[i])
+    given = ["--prior", trained, "--operator", "identity", "--noise", 0.1, "--nan", "mask"]
+    given += ["--out", tmp_path / "out"]
+    assert unmurk("restore", tmp_path / "in", *given) == 2
+    assert "1.tif has no finite value: leave it out" in capsys.readouterr().err
+    assert unmurk("restore", tmp_path / "in", *given, "--skip-bad") == 0
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.tif")) == ["0.tif", "2.tif"]
+    capsys.readouterr()
+    assert unmurk("restore", tmp_path / "y.npy", *given[:-1], tmp_path / "z.npy") == 2
+    said = "measurement 1 has no pixel with a finite value: leave it out"
+    assert said in capsys.readouterr().err
+    learned = ["learn", tmp_path / "y.npy", "--noise", 0.1, "--nan", "mask", "--kimg", 0.01]
+    assert unmurk(*learned, "--out", tmp_path / "run") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_noise_prints_to_paste_says_that_no_model_fits(tmp_path, capsys):
+    """Noise that is cut at black: the text to paste refers to the warning."""
+    draw = np.random.default_rng(0)
+    y = (0.02 + 0.1 * draw.standard_normal((6, 64, 64))).clip(0, 1).astype(np.float32)
+    np.save(tmp_path / "y.npy", y)
+    assert unmurk("noise", tmp_path / "y.npy") == 0
+    shown = capsys.readouterr()
+    assert "warning: the noise is clipped" in shown.err
+    (paste,) = [line for line in shown.out.splitlines() if line.startswith("paste:")]
+    assert paste.endswith("(the warning above says why it does not fit)")
+    assert Problem("identity", paste.split()[2]).level > 0

@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 
 from unmurk.cli import commands, demo
+from unmurk.cli import help as help_pages
 from unmurk.cli import main as cli
 from unmurk.cli.commands import restoring
 from unmurk.diffusion.prior import Prior
@@ -28,7 +30,7 @@ from unmurk.training import Recipe, Settings
 from unmurk.training.examples import Examples
 
 COMMANDS = ("demo", "noise", "learn", "restore", "solve", "sample", "corrupt", "evaluate")
-COMMANDS += ("certify", "report")
+COMMANDS += ("certify", "report", "app")
 
 
 def images(n: int, size: int = 16, seed: int = 0) -> np.ndarray:
@@ -92,6 +94,36 @@ def test_every_option_is_explained(command, capsys):
             assert f"--{field.name.replace('_', '-')} " in shown
         if field.name == "noise":
             assert "image range is 1" in shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fills_its_lines(command, width, capsys, monkeypatch):
+    """No line is too long, and none ends where the next word would have had a place."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert unmurk(*[command] if command else [], "--help") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= width and "None)" not in "".join(shown)
+    breaks = 0
+    for line, below in zip(shown, shown[1:], strict=False):
+        if not (line.startswith("│ ") and below.startswith("│    ")):
+            continue
+        line, below = line[2:-2].rstrip(), below[2:-2].rstrip()
+        if not line or not below or re.match(r"-\S+ \S+( \S+)?$", line):
+            continue  # the space between paragraphs; a flag that has a line of its own
+        word = below.split()[0]
+        word = word[: word.index(",") + 1] if "," in word else word
+        assert len(line) + 1 + len(word) > width - 4, (line, below)
+        breaks += 1
+    assert breaks or command not in ("noise", "learn", "restore", "solve")
+
+
+def test_help_wraps_between_words_and_colors_take_no_place():
+    """The line holds 23 characters beside its codes: it fits into 23 and not into 22."""
+    colored = "\x1b[1musage:\x1b[0m unmurk a-b c [d]"
+    assert help_pages._wrapped(colored, 23) == colored
+    assert help_pages._wrapped(colored, 22) == colored[:-4] + "\n" + " " * 14 + "[d]"
+    assert help_pages._wrapped("│ " + "a " * 40, 20) == "│ " + "a " * 40
 
 
 def test_defaults_are_those_of_the_library():
@@ -200,6 +232,38 @@ def test_evaluate_scores_samples(data, tmp_path, capsys):
     assert scores["spread"] == pytest.approx(0.05, rel=0.01)
 
 
+def test_evaluate_takes_folders_of_mixed_sizes_and_leaves_out_deviations(tmp_path, capsys):
+    """The set has one scale of 12 bits; the mean is over the images, as if each stood alone."""
+    import tifffile
+
+    rng, errors = np.random.default_rng(3), []
+    for folder in ("clean", "restored"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "restored" / "unmurk.jsonl").write_text("")
+    for i, (shape, white) in enumerate([((2, 16, 20), 4000), ((16, 16), 900), ((24, 12), 700)]):
+        truth = rng.integers(0, white, shape).astype("uint16")
+        noisy = truth + (i + 1) * 40
+        tifffile.imwrite(tmp_path / "clean" / f"{i}.tif", truth, photometric="minisblack")
+        tifffile.imwrite(tmp_path / "restored" / f"{i}.tif", noisy, photometric="minisblack")
+        tifffile.imwrite(tmp_path / "restored" / f"{i}-std.tif", noisy.astype("float32"))
+        errors += [(i + 1) * 40 / 4095] * (2 if i == 0 else 1)
+    folders = [str(tmp_path / name) for name in ("restored", "clean")]
+    assert unmurk("evaluate", *folders, "--json") == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["images"] == 4 and scores["exact"] == scores["beyond"] == 0
+    assert scores["psnr"] == pytest.approx(
+        np.mean([-20 * math.log10(e) for e in errors]), abs=0.05
+    )
+    assert 0.5 < scores["ssim"] < 1
+    assert unmurk("evaluate", folders[1], folders[1], "--json") == 0
+    same = json.loads(capsys.readouterr().out)
+    assert same["psnr"] is None and same["exact"] == 4 and same["ssim"] == pytest.approx(1)
+    (tmp_path / "restored" / "2.tif").unlink()
+    (tmp_path / "restored" / "2-std.tif").unlink()
+    assert unmurk("evaluate", *folders) == 2
+    assert "restored holds 2 pictures" in capsys.readouterr().err
+
+
 def test_human_output_names_the_numbers(data, capsys):
     assert unmurk("evaluate", data, data) == 0
     lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
@@ -295,6 +359,7 @@ def test_demo_small(tmp_path):
     """The whole demonstration at a toy size: its keys, and what is known whatever the networks."""
     recipe = Recipe(buffer=32, steps=2)
     options = {"train": 64, "held_out": 8, "kimg": 0.3, "recipe": recipe, "steps": 4}
+    options["nuclei"] = 0.1
     result = demo.run(tmp_path / "demo", **options)
     assert 12.5 < result["noisy"]["psnr"] < 14.5  # noise 0.3, clipped on the dark background
     for task in ("inpaint", "deblur"):
@@ -302,7 +367,14 @@ def test_demo_small(tmp_path):
         assert math.isfinite(result["solved"][task]["pseudo_inverse"]["psnr"])
     mean = sum(result["solved"][t]["ssim"] for t in ("inpaint", "deblur")) / 2
     assert result["solved"]["ssim"] == pytest.approx(mean)
-    assert "<html" in Path(result["report"]).read_text()
+    page = Path(result["report"]).read_text()
+    assert {"Fill a hole", "Undo a blur", "Restore noisy nuclei"} <= set(
+        re.findall(r"<h2>(.*?)</h2>", page)
+    )
+    assert page.count('type="range"') == 2 and "the noise that was there" in page
+    assert 15 < result["nuclei"]["noisy"]["psnr"] < 17  # noise 0.2, clipped too
+    for held in (result, result["nuclei"]):
+        assert held["filtered"]["psnr"] > held["noisy"]["psnr"] + 3
     words = io.StringIO()
     Console(file=words, width=120).print(demo.table(result))
     assert f"{result['solved']['deblur']['psnr']:.2f}" in words.getvalue()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from unmurk.cli import charts, report, run_page
 from unmurk.errors import InputError
+from unmurk.evaluation.verdict import Figure, Verdict
 
 
 class Page(HTMLParser):
@@ -115,8 +116,30 @@ def test_a_comparison_shows_both_images_and_its_maps(page):
     (slider,) = [a for tag, a in shown.tags if tag == "input"]
     assert slider["type"] == "range" and "cells.tif" in slider["aria-label"]
     names = [a["alt"] for tag, a in shown.tags if tag == "img"]
-    assert names == ["cells.tif: restored", "cells.tif: measured", "cells.tif: deviation"]
+    seen = [name.split(", values")[0] for name in names]
+    what = ("restored", "measured", "deviation")
+    assert seen == [f"cells.tif: {w}: 2 by 2 pixels" for w in what]
+    spread = "mean 0.438, standard deviation 0.370"
+    assert names[1].endswith(f"values from 0 to 1.00, {spread}")
     assert {"measured", "restored", "deviation"} <= set(shown.words)
+
+
+def test_a_judgement_shows_sentence_advice_and_figures(page):
+    passed = Figure("chi2", "chi-square", 1.004, (0.9, 1.15), True, "1 is right.")
+    wrong = Figure("noise", "noise found", 2.1, (0.8, 1.25), False, "Also 1.", "too much", "check")
+    bars = Figure("bars", "error bars", 0.0, None, True, "Known or not.")
+    verdict = Verdict(False, "Not trusted: too much.", (passed, wrong, bars), "check <it>")
+    shown = page(report.Judgement("Trust?", verdict))
+    marks = [a["aria-label"] for tag, a in shown.tags if a.get("class") == "mark"]
+    assert marks == ["passed", "failed", "not known"]
+    assert {"Trust?", "Not trusted: too much.", "check <it>.", "1.00", "2.10", "no"} <= set(
+        shown.words
+    )
+    assert {"1 is right.", "Also 1.", "Trusted: at least 0.900 and at most 1.15."} <= set(
+        shown.words
+    )
+    kinds = [a["class"] for tag, a in shown.tags if a.get("class") in ("passed", "failed")]
+    assert kinds == ["passed", "failed", "passed"]
 
 
 def test_a_page_is_the_same_every_time(tmp_path):
@@ -313,6 +336,17 @@ def test_run_report(run, tmp_path):
     )
     assert {"settings.kimg", "4.0", "settings.compile", "false", "<b>"} <= set(page.words)
     assert "Constant throughout: skipped = 0." in page.words
+
+
+def test_the_verdict_comes_after_the_images_and_in_the_subtitle(run):
+    verdict = Verdict(False, "Not trusted: too short.", (), "learn longer")
+    verdict.save(run)
+    image = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = report.Comparisons("Images", [comparison(image)])
+    words = Page(run_page.run_report(run, sections=[images]).read_text()).words
+    places = [words.index(w) for w in ("Images", "Can the result be trusted?", "images seen")]
+    assert places == sorted(places)
+    assert "flowdiff · not trusted: see the verdict" in words and "learn longer." in words
 
 
 def test_a_curve_has_a_gap_where_a_part_is_not_trained(run):

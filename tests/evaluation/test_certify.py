@@ -15,7 +15,7 @@ import torch
 
 from unmurk.cli import certificate
 from unmurk.cli import main as cli
-from unmurk.cli.certificate import holds, lines, picture, summary, table
+from unmurk.cli.certificate import INKS, TITLE, holds, lines, picture, summary, table
 from unmurk.errors import InputError
 from unmurk.evaluation.certify import (
     PROBLEMS,
@@ -29,6 +29,7 @@ from unmurk.evaluation.certify import (
 from unmurk.evaluation.exact import operator_matrix
 from unmurk.evaluation.exam import PRIORS, Exam, coverage
 from unmurk.evaluation.exam import exam as exam_of
+from unmurk.evaluation.scale_mixture import ScaleMixture
 from unmurk.solvers import configure
 
 SOME = [("gaussian", "inpaint:box,size=4", 0.3), ("mixture", "sr:average,factor=2", 0.05)]
@@ -76,6 +77,21 @@ def bars(row, images=4):
     return spreads, standard_errors(exam.covariance, row.draws)[1]
 
 
+@pytest.fixture
+def sampled_once(monkeypatch):
+    """Posteriors by Gibbs sampling, kept: the exam and the oracle ask for the same ones."""
+    known, sample = {}, ScaleMixture.posterior
+
+    def posterior(prior, y, problem, seed=0):
+        key = (y.numpy().tobytes(), problem.operator.spec, problem.sigma, seed)
+        if key not in known:
+            known[key] = sample(prior, y, problem, seed)
+        return known[key]
+
+    monkeypatch.setattr(ScaleMixture, "posterior", posterior)
+
+
+@pytest.mark.usefixtures("sampled_once")
 def test_exact_samples_earn_posterior_everywhere_within_the_derived_errors():
     some = [case for case in PROBLEMS if "wavelet" not in case[0] or case in WAVELETS]
     assert len(some) == 36
@@ -239,9 +255,43 @@ def test_summary_is_the_weakest_and_the_worst(tmp_path):
     assert lines(rows_by_hand()).row_count == 3
     picture(rows_by_hand(), tmp_path / "dots.svg")
     drawn = (tmp_path / "dots.svg").read_text()
-    assert drawn.count("#1b7f4d") >= 4 and drawn.count("#d98a00") >= 1
+    assert drawn.count(INKS["posterior"]) >= 4 and drawn.count(INKS["point"]) >= 1
+    words = re.findall(r"<!-- (.*?) -->", drawn)
+    assert TITLE in words
+    assert all(f'id="{what}"' in drawn for what in ("region", "name a", "name b"))
+    assert not any("beyond" in word for word in words)
     with pytest.raises(InputError, match="cannot draw to"):
         picture(rows_by_hand(), tmp_path / "dots.doc")
+
+
+def test_points_beyond_the_axes_are_counted_in_the_picture(tmp_path):
+    rows = rows_by_hand()
+    far = [
+        dataclasses.replace(rows[0], mean_error=25.0),
+        dataclasses.replace(rows[1], spread_unobserved=3.5),
+    ]
+    picture([*rows, *far], tmp_path / "far.svg")
+    words = re.findall(r"<!-- (.*?) -->", (tmp_path / "far.svg").read_text())
+    assert "hollow, on the edge: 2 of 7 points lie beyond the axes" in words
+
+
+def test_the_names_in_the_picture_do_not_overlap():
+    """Twelve solvers whose worst points are close together."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [
+        dataclasses.replace(rows_by_hand()[4], solver=f"solver-{i}", mean_error=0.2 + 0.01 * i)
+        for i in range(12)
+    ]
+    figure = Figure(figsize=(7.6, 5.4), dpi=150)
+    axes = figure.add_axes((0.09, 0.17, 0.88, 0.74))
+    axes.set(xlim=(-0.02, 2), ylim=(0.01, 10), yscale="log")
+    names = certificate._name(figure, axes, [certificate._Point.of(row) for row in rows])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [certificate.extent_of(name, renderer) for name in names]
+    assert len(boxes) == 12
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 BAD_NUMBERS = [

@@ -13,7 +13,7 @@ from unmurk.io.datasets import Source
 from unmurk.problem import Problem
 from unmurk.training import Recipe, Rounds, Settings, learn, memory
 from unmurk.training.flowdiff import FlowDiff
-from unmurk.training.learner import BUFFER
+from unmurk.training.prior_first import BUFFER
 from unmurk.training.replay import LIMIT, Replay, capacity, chunk_size
 
 PROBLEM = Problem("identity", 0.2)

@@ -116,6 +116,8 @@ USERS = {
     UNET: ("sample",),
     FLOW: ("restore",),
     "config.json": ("report", "restore", "learn"),
+    "verdict.json": ("report",),
+    "progress.json": ("report",),
 }
 
 

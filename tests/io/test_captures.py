@@ -8,9 +8,11 @@ from PIL import Image
 
 from unmurk.errors import InputError
 from unmurk.io import captures as module
-from unmurk.io.captures import InFile, InMemory, as_captures, open_captures, sizes_in
+from unmurk.io import parts
+from unmurk.io.captures import as_captures, open_captures, sizes_in
 from unmurk.io.captures import simulated_captures as simulated
 from unmurk.io.images import load_images, save_images
+from unmurk.io.parts import InFile, InMemory
 from unmurk.io.source import Source
 from unmurk.problem import Problem
 
@@ -73,7 +75,7 @@ def test_files_in_memory_and_on_the_disk_are_the_same(
         found = open_captures(folder, scratch=tmp_path / "run")
         assert all(isinstance(part, InFile) for part in found.parts)
         direct = folder in (plain, other)
-        assert all(isinstance(part.file, module.Scratch) != direct for part in found.parts)
+        assert all(isinstance(part.file, parts.Scratch) != direct for part in found.parts)
         check(found, images, white)
     assert not (tmp_path / "run").exists() and len(list(tmp_path.iterdir())) == 4
 
@@ -170,8 +172,8 @@ def test_a_file_that_becomes_shorter_is_one_line(tmp_path, monkeypatch):
 
 def test_a_disk_without_room_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HELD_CAPTURES", 100)
-    usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    usage = parts.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(parts.shutil, "disk_usage", lambda path: usage)
     folder = tiffs(tmp_path / "set", pixels(), compression="zlib")
     with pytest.raises(InputError, match="of disk in .* are free"):
         open_captures(folder, scratch=tmp_path)

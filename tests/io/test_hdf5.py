@@ -50,6 +50,15 @@ def test_the_only_data_set_that_can_hold_images(suffix, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_that_this_process_has_open_is_read(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["stack"] = DATA
+    for locking in (None, True, False):
+        with h5py.File(tmp_path / "a.h5", "r", locking=locking) as file:
+            assert load_images(tmp_path / "a.h5").images.shape == (3, 1, *DATA.shape[1:])
+            assert (file["stack"][:] == DATA).all()
+
+
 def test_several_data_sets_are_listed_and_nexus_marks_one(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
@@ -117,7 +126,8 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path):
         wide = file.create_dataset("wide", (2, 2**14, 2**14), "u1", chunks=(1, 64, 2**14))
         wide[:, :64] = 1
     with h5py.File(tmp_path / "b.h5", "w") as file:
-        file.create_dataset("x", (2**6, 2**13, 2**13), "u1", chunks=(2**6, 2**13, 2**13))
+        chunk = (2**6 - 1, 2**13, 2**13)  # the format allows less than 4 GiB
+        file.create_dataset("x", (2**6, 2**13, 2**13), "u1", chunks=chunk)
     for name, part in [
         ("a.h5:late", "declares"),
         ("a.h5:wide", "MAX_PIXELS"),

@@ -6,6 +6,7 @@ import lzma
 import pickle
 import random
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -286,3 +287,74 @@ def test_damaged_ome_zarr(tmp_path):
     (whole / "0/.zarray").write_text(json.dumps(header))
     with pytest.raises(InputError, match="it declares"):
         load_images(whole)
+
+
+# -- LIF ------------------------------------------------------------------------------------------
+
+
+def lif_bytes(images: dict[str, np.ndarray]) -> bytes:
+    """A minimal LIF file of images (Z, C, Y, X), by the published structure of the format.
+
+    Leica's container (LAS AF "LIF File Format" and the readers after it): the integer 0x70, the
+    size of what follows, the byte 0x2A, a number of letters, and XML in UTF-16. Then for each
+    memory block 0x70, a size, 0x2A, its length as a 64-bit integer, 0x2A, a number of letters, its
+    name, and the pixels. The XML gives every image channels and dimensions with their bytes from
+    one step to the next.
+    """
+    elements, blocks = [], b""
+    for number, (name, image) in enumerate(images.items()):
+        z, c, y, x = image.shape
+        size = image.itemsize
+        steps = {1: (x, size), 2: (y, size * x), 3: (z, size * x * y * c)}
+        channels = "".join(
+            f'<ChannelDescription DataType="0" ChannelTag="0" Resolution="{8 * size}"'
+            f' NameOfMeasuredQuantity="" Min="0" Max="{256**size - 1}" Unit="" LUTName="Gray"'
+            f' IsLUTInverted="0" BytesInc="{i * size * x * y}" BitInc="0"/>'
+            for i in range(c)
+        )
+        dimensions = "".join(
+            f'<DimensionDescription DimID="{i}" NumberOfElements="{n}" Origin="0" Unit="m"'
+            f' Length="{(n - 1) * 2e-7}" BytesInc="{step}" BitInc="0"/>'
+            for i, (n, step) in steps.items()
+        )
+        block = f"MemBlock_{number}"
+        elements.append(
+            f'<Element Name="{name}" Visibility="1"><Data><Image><ImageDescription><Channels>'
+            f"{channels}</Channels><Dimensions>{dimensions}</Dimensions></ImageDescription>"
+            f'</Image></Data><Memory Size="{image.nbytes}" MemoryBlockID="{block}"/></Element>'
+        )
+        head = struct.pack("<IIBQ", 0x70, 14 + 2 * len(block), 0x2A, image.nbytes)
+        head += struct.pack("<BI", 0x2A, len(block))
+        blocks += head + block.encode("utf-16-le") + image.tobytes()
+    xml = (
+        '<LMSDataContainerHeader Version="2"><Element Name="all"><Data><Experiment/></Data>'
+        f"<Children>{''.join(elements)}</Children></Element></LMSDataContainerHeader>"
+    )
+    head = struct.pack("<IIBI", 0x70, 2 * len(xml) + 5, 0x2A, len(xml))
+    return head + xml.encode("utf-16-le") + blocks
+
+
+def test_a_lif_file_written_by_the_format(tmp_path):
+    """Series of several images, channels and focal planes; sizes of a pixel; one line if cut."""
+    with_library("liffile")
+    draw = np.random.default_rng(4)
+    one = draw.integers(0, 60000, (3, 2, 20, 30)).astype("<u2")
+    other = draw.integers(0, 200, (1, 1, 16, 24)).astype("u1")
+    file = tmp_path / "cells.lif"
+    file.write_bytes(lif_bytes({"Series001": one, "Series002": other}))
+    with pytest.raises(InputError, match=r"Series001"):
+        load_images(file)  # they differ, and none is chosen
+    found = load_images(f"{file}:Series001")
+    expected = torch.from_numpy(one.astype("f4") / 65535)
+    torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-7)
+    assert torch.equal(load_images(f"{file}:Series001", channel="1").images, found.images[:, 1:])
+    small = load_images(f"{file}:Series002").images
+    torch.testing.assert_close(small[0, 0], torch.from_numpy(other[0, 0] / 255).float())
+    with open_pages(file, Selection(member="Series001")) as pages:
+        assert pages.metadata["pixel_size"] == pytest.approx((0.2, 0.2))
+        assert pages.metadata["z_step"] == pytest.approx(0.2)
+    data = file.read_bytes()
+    file.write_bytes(data[:-400])
+    with pytest.raises(InputError) as caught:
+        load_images(f"{file}:Series002")
+    assert "\n" not in str(caught.value)

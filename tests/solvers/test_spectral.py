@@ -409,7 +409,7 @@ def test_accuracy_against_an_exact_posterior():
     0.21 0.21 1.00 in this order; none of them claims to sample the posterior."""
     case = ("gaussian", "inpaint:random,keep=0.5", 0.05)
     tmpd, ddrm, hrdis = certify(
-        {name: {} for name in ("tmpd", "ddrm", "hrdis")}, draws=32, images=2, problems=[case]
+        {name: {} for name in ("tmpd", "ddrm", "hrdis")}, draws=32, images=8, problems=[case]
     )
     assert tmpd.mean_error < 0.25 and ddrm.mean_error < 0.45 and hrdis.mean_error < 0.35
     for row, observed, unobserved in ((tmpd, 1.03, 1.04), (ddrm, 0.70, 0.93), (hrdis, 0.21, 1.00)):

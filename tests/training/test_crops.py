@@ -10,7 +10,9 @@ import tifffile
 import torch
 from safetensors.torch import load_file
 
+from unmurk import gaussian
 from unmurk.cli.main import main
+from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.problem import Problem
 from unmurk.training import Recipe, Rounds, Trainer, learn, memory, trainer
@@ -19,6 +21,12 @@ PROBLEM = Problem("identity", 0.2)
 SHORT = {"kimg": 0.06, "batch": 4, "crop": 16, "precision": "fp32", "quiet": True}
 RECIPE = Recipe(steps=1, r2r=0.3, e_step=0.5, flow=0.7)
 EM = {"method": "em", "rounds": Rounds(rounds=2, images=8, steps=1)}
+
+
+@pytest.fixture(autouse=True)
+def quick_fit(monkeypatch):
+    """The Gaussian prior that a run starts from is fitted to 64 crops a round, not to 2048."""
+    monkeypatch.setattr(gaussian, "MAX_IMAGES", 64)
 
 
 def captures(channels=1, sizes=((100, 41), (33, 120), (51, 51))):
@@ -227,3 +235,19 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     assert done.returncode == 0, done.stderr
     _, parts, memory_held = map(int, done.stdout.split())
     assert 40 < memory_held - parts < 64 + 5 * 8
+
+
+def test_crops_beyond_every_image_are_made_smaller(tmp_path, capsys):
+    """512 asked for, images of up to 40: crops of 40; a posterior of crops serves any size."""
+    images = [torch.rand(1, 24, 40), torch.rand(1, 36, 36)]
+    given = {"kimg": 0.008, "batch": 4, "method": "noisy", "precision": "fp32", "quiet": True}
+    prior, posterior = learn(
+        images, Problem("identity", 0.2), out=tmp_path / "run", crop=512, **given
+    )
+    said = "no image is as large as crops of 512: learning from crops of 40"
+    assert said in capsys.readouterr().err
+    assert prior.shape == posterior.shape == (1, 40, 40)
+    for model in (prior, posterior, Prior.load(tmp_path / "run" / "prior")):
+        assert model.any_size
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["crop"] == 40 and config["settings"]["crop"] == 512

@@ -19,10 +19,11 @@ from tests.training.test_learn import RECIPE, TINY, Fragile, blobs, weights
 from unmurk import rng as seeds
 from unmurk.diffusion.prior import nelbo
 from unmurk.errors import InputError
+from unmurk.interrupts import interruptible
 from unmurk.problem import Problem
 from unmurk.rng import ShardedGenerator, generator
 from unmurk.training import Rounds, Settings, learn
-from unmurk.training.distributed import check_batch_divisible, interruptible
+from unmurk.training.distributed import check_batch_divisible
 from unmurk.training.losses import levels
 from unmurk.training.trainer import Trainer
 

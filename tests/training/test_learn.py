@@ -7,6 +7,7 @@ import signal
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests import programs
+from tests.conftest import probe
 from unmurk.diffusion.prior import nelbo
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Context
@@ -299,7 +301,8 @@ def test_the_clean_images_are_out_of_reach(tmp_path, objective):
     """Handed an object whose every attribute but y raises, it learns what it learns from y."""
     problem = Problem("identity", 0.2)
     y = problem.simulate(blobs())
-    kw = {"objective": objective, "recipe": RECIPE, "settings": TINY, "quiet": True}
+    settings = replace(TINY, kimg=0.08)  # 10 steps, some in each part of the recipe
+    kw = {"objective": objective, "recipe": RECIPE, "settings": settings, "quiet": True}
     learn(Clinic(y), problem, out=tmp_path / "a", **kw)
     learn(y, problem, out=tmp_path / "b", **kw)
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -389,6 +392,25 @@ class Fragile:
         self.calls += 1
         loss = (self.weight.weight - y).square().mean()
         return {"w": loss * (math.nan if self.calls in self.fails else 1.0)}
+
+
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_the_probe_finds_the_faster_precision_and_trains_nothing(tmp_path, monkeypatch, faster):
+    """On a clock of our own: a step takes 0.1 s in one precision and 0.2 s in the other."""
+    method, now = Fragile(set()), [0.0]
+    settings = Settings(kimg=0.4, batch=4, precision="auto")
+    trainer = Trainer(method, torch.ones(8, 1), settings, tmp_path, quiet=True)
+    losses, weight = method.losses, method.weight.weight.item()
+
+    def timed(*given):
+        now[0] += 0.1 if trainer.precision == faster else 0.2
+        return losses(*given)
+
+    method.losses = timed
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    assert probe(trainer) == faster
+    assert method.calls == 5 + 3  # half a second and three steps each, at least
+    assert method.weight.weight.item() == weight and trainer.step == 0
 
 
 def test_the_average_of_a_part_that_starts_late_forgets_its_start(tmp_path):

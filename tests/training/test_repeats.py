@@ -87,15 +87,27 @@ def test_e_step_sees_all_captures_at_their_level(cls):
     assert problem.operator.spec == "identity"
 
 
-def test_steps_use_every_number_of_captures_equally_often():
+def test_steps_use_one_capture_or_all_of_them_most_often():
+    """Of 3: one with 1/2 + 1/4 / 3, two with 1/4 / 3, all with 1/4 + 1/4 / 3."""
     y = captures(PROBLEM, 3)
     built = FlowDiff().build(y, PROBLEM, tuple(y.shape[1:]), repeats=3)
     picked = [built.pick_captures(generator(0, step)) for step in range(900)]
-    for k in (1, 2, 3):
-        assert sum(len(p) == k for p in picked) == pytest.approx(300, abs=60)
-        assert sum(k - 1 in p for p in picked) == pytest.approx(600, abs=60)
+    for k, share in ((1, 7 / 12), (2, 1 / 12), (3, 4 / 12)):
+        assert sum(len(p) == k for p in picked) == pytest.approx(900 * share, abs=60)
+        assert sum(k - 1 in p for p in picked) == pytest.approx(900 * 21 / 36, abs=60)
     assert picked == [built.pick_captures(generator(0, step)) for step in range(900)]
     assert all(len(set(p)) == len(p) for p in picked)
+
+
+def test_the_networks_are_told_the_level_of_the_captures():
+    """By its logarithm, and the correction to y is in units of it; single captures have one."""
+    y = captures(PROBLEM, 3)
+    for repeats, many in ((3, 1), (1, 0)):
+        built = FlowDiff().build(y, PROBLEM, tuple(y.shape[1:]), repeats=repeats)
+        assert built.posterior.config.many_levels == many
+    masks = Problem("inpaint:random,keep=0.6", SIGMA)  # a hidden pixel's correction is no noise
+    built = FlowDiff().build(y, masks, tuple(y.shape[1:]), repeats=3)
+    assert built.posterior.config.many_levels == 0
 
 
 def test_losses_of_a_step(monkeypatch):

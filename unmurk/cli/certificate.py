@@ -1,7 +1,6 @@
 """The certification as a command: it runs in processes and makes a table, a picture and a file."""
 
 import io
-import itertools
 import json
 import math
 import os
@@ -254,15 +253,46 @@ def reference(rows: Sequence[Row]) -> str:
     )
 
 
-INKS = dict(posterior="#1b7f4d", point="#d98a00", heuristic="#b3261e")
-MARKS = (*"osD^vPX*<>hp8dH", "$S$", "$T$", "$Y$", "$Z$")
+INKS = dict(posterior="#0072b2", point="#e69f00", heuristic="#555555")
+MARKS = dict(posterior="o", point="s", heuristic="^")
+"""Colors and markers of the grades, which every reader can tell apart (Okabe and Ito, 2008)."""
 LEAST, MOST_ERROR, MOST_SPREAD = 0.01, 10.0, 2.0  # values beyond are drawn on the edge
+TITLE = "Samples of every solver on every problem, against the exact posterior"
+OFFSETS = [(x, y) for up in range(4, 150, 12) for y in (up, -up - 6) for x in (6, -6)]
+"""Places of a name around its point, in points of the page; negative x: on the left."""
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A row in the picture, and whether it lies beyond the axes."""
+
+    row: Row
+    x: float
+    y: float
+    beyond: bool
+
+    @classmethod
+    def of(cls, row: Row) -> "_Point | None":
+        """Return the point of a row; None if it has no figures."""
+        spreads = [s for s in (row.spread_observed, row.spread_unobserved) if s is not None]
+        if row.mean_error is None or row.earned is None or not spreads:
+            return None
+        worst = max(spreads, key=_off)
+        x, y = min(worst, MOST_SPREAD), min(max(row.mean_error, LEAST), MOST_ERROR)
+        return cls(row, x, y, (x, y) != (worst, row.mean_error))
+
+    @property
+    def away(self) -> float:
+        """The distance from an exact sampler, on the scales of the picture."""
+        return abs(self.x - 1) / SPREAD + math.log(self.y / LEAST)
 
 
 def picture(rows: Sequence[Row], path: str | Path) -> None:
     """Plot every row: its spread ratio (the worse of the two) against its mean error.
 
-    Colors show the grade and markers the solver; a posterior sampler belongs in the box.
+    Colors and markers show the grade; a posterior sampler belongs in the labeled box. The name of
+    a solver stands at its worst point. Points beyond the axes are drawn hollow on the edge, and a
+    line below the picture counts them.
 
     Args:
         rows: The rows.
@@ -272,32 +302,113 @@ def picture(rows: Sequence[Row], path: str | Path) -> None:
         InputError: The file cannot be written, or has another format.
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained", dpi=150)
-    axes: Any = figure.add_subplot()
-    style: Any = {"linestyle": "", "markersize": 6, "clip_on": False}
-    marks = dict(zip(summary(rows), itertools.cycle(MARKS), strict=False))
-    for row in rows:
-        spreads = [s for s in (row.spread_observed, row.spread_unobserved) if s is not None]
-        if row.mean_error is not None and row.earned is not None:
-            x = min(max(spreads, key=_off), MOST_SPREAD)
-            y = min(max(row.mean_error, LEAST), MOST_ERROR)
-            ink = INKS[row.earned]
-            axes.plot(x, y, marker=marks[row.solver], color=ink, alpha=0.7, **style)
-    corner, sides = (1 - SPREAD, LEAST), (2 * SPREAD, BIAS - LEAST)
-    axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=INKS["posterior"]))
+    figure = Figure(figsize=(7.6, 5.4), dpi=150)
+    axes: Any = figure.add_axes((0.09, 0.19, 0.88, 0.74))
+    points = [point for point in map(_Point.of, rows) if point is not None]
+    for point in points:
+        grade = point.row.earned
+        assert grade is not None
+        ink = INKS[grade]
+        fill = "none" if point.beyond else ink
+        style: Any = {"color": ink, "markerfacecolor": fill, "alpha": 0.75, "clip_on": False}
+        axes.plot(point.x, point.y, MARKS[grade], markersize=6, **style)
     axes.set(xlim=(-0.02, MOST_SPREAD), ylim=(LEAST, MOST_ERROR), yscale="log")
+    axes.set_title(TITLE, loc="left", fontsize=9.5)
     axes.set_xlabel("spread of the samples / exact spread, the worse of observed and unobserved")
     axes.set_ylabel("error of the mean / posterior standard deviation")
-    for name, ink in INKS.items():
-        axes.plot([], [], "o", color=ink, label=name, **style)
-    for name, mark in marks.items():
-        axes.plot([], [], marker=mark, color="#555", label=name, **style)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    _region(axes)
+    for name, mark in MARKS.items():
+        axes.plot([], [], mark, color=INKS[name], label=f'earns "{name}"', markersize=6)
+    figure.legend(loc="lower right", ncols=3, frameon=False, fontsize=8)
+    beyond = sum(point.beyond for point in points)
+    if beyond:
+        text = f"hollow, on the edge: {beyond} of {len(points)} points lie beyond the axes"
+        figure.text(0.09, 0.06, text, fontsize=8)
+    _name(figure, axes, points)
     drawn = io.BytesIO()
     try:
         figure.savefig(drawn, format=Path(path).suffix[1:] or None)
         write_atomically(Path(path), drawn.getvalue())
     except (OSError, ValueError) as error:
         raise InputError(f"cannot draw to {path}: {str(error).splitlines()[0]}") from error
+
+
+def _region(axes: Any) -> None:
+    """Draw the box of posterior samplers, with its name."""
+    from matplotlib.patches import Rectangle
+
+    corner, sides = (1 - SPREAD, LEAST), (2 * SPREAD, BIAS - LEAST)
+    box = Rectangle(corner, *sides, facecolor="#0072b21a", edgecolor=INKS["posterior"])
+    axes.add_patch(box)
+    place = {"xytext": (4, -3), "textcoords": "offset points", "va": "top"}
+    axes.annotate(
+        "box: posterior samplers",
+        (1 + SPREAD, LEAST * 1.5),
+        **place,
+        color=INKS["posterior"],
+        fontsize=8,
+        zorder=5,
+        path_effects=_halo(),
+        gid="region",
+    )
+
+
+def _halo() -> list[Any]:
+    """Return what makes text readable on points."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2.5, foreground="white")]
+
+
+def extent_of(text: Any, renderer: Any) -> Any:
+    """Return the box of the letters of a text, without the line to its point."""
+    from matplotlib.text import Text
+
+    text.update_positions(renderer)
+    return Text.get_window_extent(text, renderer)
+
+
+def _name(figure: Any, axes: Any, points: Sequence[_Point]) -> list[Any]:
+    """Write the name of each solver at its worst point, so that no two names overlap.
+
+    Returns:
+        The names; one that finds no free place is at the side of its point all the same.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    frame, taken = axes.get_window_extent(renderer), []
+    taken += [extent_of(text, renderer) for text in axes.texts]
+    worst: dict[str, _Point] = {}
+    for point in points:
+        if point.away > worst.get(point.row.solver, point).away or point.row.solver not in worst:
+            worst[point.row.solver] = point
+    names, line = [], {"arrowstyle": "-", "color": "#777777", "linewidth": 0.6}
+    for name, point in worst.items():
+        for x, y in OFFSETS:
+            side = "left" if x > 0 else "right"
+            text = axes.annotate(
+                name,
+                (point.x, point.y),
+                xytext=(x, y),
+                textcoords="offset points",
+                ha=side,
+                fontsize=8,
+                zorder=5,
+                path_effects=_halo(),
+                gid=f"name {name}",
+                arrowprops=line if abs(y) > 12 else None,
+            )
+            box = extent_of(text, renderer)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 + 2
+            inside &= frame.y0 <= box.y0 and box.y1 <= frame.y1 + 12
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        else:
+            text = axes.annotate(name, (point.x, point.y), fontsize=8)
+            box = extent_of(text, renderer)
+        taken.append(box)
+        names.append(text)
+    return names

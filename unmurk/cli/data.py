@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..io.axes import Selection
-    from ..io.captures import Captures
+    from ..io.capture_set import Captures
     from ..io.frames import Frames
     from ..io.images import ImageSet
     from ..io.scale import Scale, Span, Spans
@@ -30,6 +30,7 @@ __all__ = [
     "images_of",
     "list_skipped",
     "measured",
+    "note_run",
     "place",
     "problem_of",
     "run_config",
@@ -371,6 +372,29 @@ def _hidden(kept: Any, shape: tuple[int, ...]) -> "torch.Tensor | None":
             )
         found[pair[0], pair[1]] = True
     return found
+
+
+def note_run(run: str | Path) -> None:
+    """Print what speaks against the models of a run: it is unfinished, or its verdict is not good.
+
+    Raises:
+        InputError: The run's verdict cannot be read.
+    """
+    from ..evaluation.verdict import Verdict
+
+    if (Path(run) / "progress.json").is_file():
+        from ..training.preview import progress_of
+
+        share = progress_of(run)
+        if share is not None:
+            print(
+                f"{escape(run)} is unfinished: these are its models after {100 * share:.0f} % of"
+                " its training; the command that began it goes on",
+                file=sys.stderr,
+            )
+    verdict = Verdict.load(run)
+    if verdict is not None and not verdict.trusted:
+        print(f"the verdict on {escape(run)}: {verdict.text}", file=sys.stderr)
 
 
 def run_span(run: str | Path) -> "Span | None":

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
 from typing import Any
@@ -28,6 +28,7 @@ from ..io.locks import local_rank, ranks
 from .arguments import explain
 from .commands import COMMANDS
 from .console import escape, plain
+from .help import HelpPage, with_help
 
 __all__ = ["main"]
 
@@ -107,11 +108,14 @@ def _ends_empty(word: str) -> bool:
 
 def _parse(argv: list[str]) -> Any:
     """Return the command with its options, or the exit code of --help."""
-    said = io.StringIO()
+    said, page = io.StringIO(), HelpPage(sys.stdout)
+    commands: dict[str, Callable[..., Any]] = dict(COMMANDS)
+    if {"-h", "--help"} & set(argv):
+        commands = {name: with_help(kind) for name, kind in COMMANDS.items()}
     try:
-        with _stdout(), redirect_stderr(said):
+        with redirect_stdout(page), redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS,
+                commands,
                 prog="unmurk",
                 description="Learn what clean images look like from corrupted images only, "
                 "and restore any corruption of them.",
@@ -121,8 +125,7 @@ def _parse(argv: list[str]) -> Any:
     except SystemExit as end:
         if end.code:
             raise InputError(explain(COMMANDS, argv, said.getvalue())) from end
-        with _stdout():  # flush the text of --help
-            pass
+        _print(page.text())
         return 0
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "MaybeText",
     "MaybeTile",
     "NanOption",
+    "NoiseMaps",
     "Options",
     "Repeats",
     "Seed",
@@ -97,7 +98,7 @@ MaybeRange = Annotated[
     arg(
         metavar="BLACK WHITE",
         help="Numbers of black and white in the files, such as 0 4095 for a 12-bit camera; "
-        "unset: those of the run, or those of the number type (docs/guide/files.md).",
+        "unset: those of the run, or those of the number type (see the page My images).",
     ),
 ]
 Axes = Annotated[
@@ -106,7 +107,7 @@ Axes = Annotated[
         metavar="TEXT",
         help="Axes of the files in their own order, such as TZCYX: Y and X rows and columns, C "
         "channels (or S), all others number the images, a text of 1 to 16 characters; unset: "
-        "those of the run, or those that the files name (docs/guide/files.md).",
+        "those of the run, or those that the files name (see the page My images).",
     ),
     Named(16),
 ]
@@ -130,6 +131,16 @@ NanOption = Annotated[
     arg(
         help="What to do with pixels that are not finite (NaN, infinite). refuse: stop, or leave "
         "out the image with --skip-bad; mask: treat them as hidden."
+    ),
+]
+NoiseMaps = Annotated[
+    str | None,
+    arg(
+        metavar="PATH",
+        help="Noise maps: a standard deviation for every pixel, in the numbers of DATA, a map for"
+        " each image in the same order, or one for all; a folder or a file as for DATA, such as"
+        " night[ERR]. variance:, ivar: or weights: before the path name another kind (ivar:maps);"
+        " weights come with --noise at their mean (see the page Noise).",
     ),
 ]
 Dark = Annotated[

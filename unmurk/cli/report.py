@@ -4,9 +4,9 @@ Images are PNG data URIs, shown without interpolation. Curves are inline SVG who
 the light or dark theme of the page. The page's policy forbids requests, and every script but the
 page's own, whose hash it names; a page without `Comparisons` has none.
 
-A page is a list of sections, each a frozen dataclass: `Text`, `Commands`, `Numbers`, `Table`,
-`Images`, `Comparisons`, `Pictures`, and the `Curves` and `Panels` of `charts`. `write` writes a
-page of them.
+A page is a list of sections, each a frozen dataclass: `Text`, `Commands`, `Numbers`, `Judgement`,
+`Table`, `Images`, `Comparisons`, `Pictures`, and the `Curves` and `Panels` of `charts`. `write`
+writes a page of them.
 """
 
 import base64
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..evaluation.verdict import Figure, Verdict
 from ..io import atomic
 from .charts import Curves, Panels, figure_text, is_number
 
@@ -31,6 +32,7 @@ __all__ = [
     "Comparison",
     "Comparisons",
     "Images",
+    "Judgement",
     "Numbers",
     "Pictures",
     "Section",
@@ -52,6 +54,8 @@ for (const zoom of document.querySelectorAll(".zoom button"))
   });
 """
 """What the sliders and the magnification of `Comparisons` need; the only script of a page."""
+
+UNSIGNED = {"whiteness", "detail"}  # figures whose lower limit says nothing
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,32 @@ class Numbers:
 
     title: str
     values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict: its sentence, what to do, and its figures, each with its explanation."""
+
+    title: str
+    verdict: Verdict
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Return the figures for the template."""
+        return [self._one(figure) for figure in self.verdict.figures]
+
+    def _one(self, figure: Figure) -> dict[str, Any]:
+        value = figure.value if figure.limits else bool(figure.value)
+        low, high = figure.limits or (-math.inf, math.inf)
+        ends = [
+            f"{word} {figure_text(end)}"
+            for word, end in (("at least", low), ("at most", high))
+            if math.isfinite(end) and not (figure.name in UNSIGNED and word == "at least")
+        ]
+        mark = ("✓", "passed") if figure.passed else ("✗", "failed")
+        if value is False and figure.passed:  # only said
+            mark = ("–", "not known")
+        text = {"value": figure_text(value), "limits": " and ".join(ends)}
+        return {"figure": figure, "mark": mark, **text}
 
 
 @dataclass(frozen=True)
@@ -217,10 +247,27 @@ class Pictures:
         return [_picture(label, path) for label, path in self.files.items()]
 
 
-Section = Text | Commands | Numbers | Table | Images | Comparisons | Pictures | Curves | Panels
+Section = (
+    Text
+    | Commands
+    | Numbers
+    | Judgement
+    | Table
+    | Images
+    | Comparisons
+    | Pictures
+    | Curves
+    | Panels
+)
 
 
-def write(path: str | Path, title: str, sections: Iterable[Section], subtitle: str = "") -> Path:
+def write(
+    path: str | Path,
+    title: str,
+    sections: Iterable[Section],
+    subtitle: str = "",
+    reload: int | None = None,
+) -> Path:
     """Write a page atomically and return its path.
 
     Args:
@@ -228,6 +275,7 @@ def write(path: str | Path, title: str, sections: Iterable[Section], subtitle: s
         title: Heading of the page.
         sections: The sections, in order.
         subtitle: A line under the heading.
+        reload: Seconds after which the page reloads itself; None: it does not.
 
     Raises:
         InputError: The parts of a section do not fit together, or the file cannot be written.
@@ -248,6 +296,7 @@ def write(path: str | Path, title: str, sections: Iterable[Section], subtitle: s
     page = environment.get_template("report.jinja").render(
         title=title,
         subtitle=subtitle,
+        reload=reload,
         version=__version__,
         sections=sections,
         script=Markup(script),
@@ -272,13 +321,22 @@ def _show(
     def shown(v: Tensor) -> dict[str, Any]:
         low, high = limits or _extremes([v])
         source = _png((v - low) / ((high - low) or 1.0), column.color)
-        return {"source": source, "width": v.shape[2], "height": v.shape[1], "alt": column.label}
+        size = {"width": v.shape[2], "height": v.shape[1]}
+        return {"source": source, **size, "alt": f"{column.label}: {_seen(v)}".lstrip(": ")}
 
     cells = [None if v is None else shown(v) for v in values]
     if limits is None or (column.range == "unit" and not column.color):
         return cells, None
     ramp = _png(torch.linspace(0, 1, 128).view(1, 1, 128), column.color)
     return cells, {"source": ramp, "low": figure_text(limits[0]), "high": figure_text(limits[1])}
+
+
+def _seen(image: Tensor) -> str:
+    """Describe an image (C, H, W) for a reader who does not see it."""
+    low, high = (figure_text(end) for end in _extremes([image]))
+    mean, spread = (figure_text(float(v)) for v in (image.mean(), image.std(correction=0)))
+    size = f"{image.shape[2]} by {image.shape[1]} pixels"
+    return f"{size}, values from {low} to {high}, mean {mean}, standard deviation {spread}"
 
 
 def _extremes(images: Sequence[Tensor]) -> tuple[float, float]:

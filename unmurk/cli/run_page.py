@@ -11,6 +11,7 @@ import torch
 
 from ..diffusion.prior import Prior
 from ..errors import InputError
+from ..evaluation.verdict import Verdict
 from ..flows.posterior import Posterior
 from ..io.json_files import json_lines, read_object
 from ..problem import Problem
@@ -24,24 +25,35 @@ from .report import (
     Comparison,
     Comparisons,
     Images,
+    Judgement,
     Numbers,
     Pictures,
     Section,
     Table,
+    Text,
     write,
 )
+from .unfinished import RELOAD, course, keep
 
-__all__ = ["drawn", "restored", "run_report"]
+__all__ = ["drawn", "restored", "run_report", "unfinished"]
 
 DRAWS = 16  # of a posterior mean
+DIVERGING = "RdBu_r"  # red and blue differ for every kind of color blindness
 NEW = 8  # images in a line of new ones
 CAPTION = (
     "Images of the set that differ from each other. Drag the line between what was measured and "
     "what was restored. Black and white are the 0.1 and the 99.9 percentile of the restored "
     "image. The residual, measured minus restored, should look like noise alone: structure in it "
-    "was removed with the noise."
+    "was removed with the noise. It is red where the measured image is brighter, blue where it is "
+    "darker."
 )
 KEPT = "check/kept"  # 1 if the figures were the best so far; see training.validation
+WAITING_DRAWS = 4  # of a posterior mean while the run trains
+WAITING = (
+    "The page reloads itself until the run has ended. Then it also shows a verdict, error bars, "
+    "new images and curves. To stop early, press Ctrl-C in the terminal: the same command goes on "
+    "later, and `unmurk restore` takes the run as it is."
+)
 GAP = 5.0  # a figure is absent where its points are further apart than so many usual distances
 LARGE = 1e30  # largest figure on a chart
 MOST_KIMG, MOST_SECONDS = 1e9, 1e11
@@ -55,14 +67,17 @@ def run_report(
     sections: Sequence[Section] = (),
     path: str | Path | None = None,
 ) -> Path:
-    """Write the page of a learning run (curves, pictures, settings) and return its path.
+    """Write the page of a learning run and return its path.
+
+    The first of `sections` comes first, then the verdict, the summary, the rest, pictures, error
+    bars, curves and settings.
 
     Args:
         run_dir: Folder with `config.json` and `metrics.jsonl`. Every numeric key of the metrics is
             drawn over "kimg" (thousands of images seen). Lines that a continued run has written
             again replace the earlier ones, and an incomplete last line is left out.
         pictures: PNG files by caption, or without captions (then the file's name is used).
-        sections: Further sections, placed before the curves.
+        sections: Further sections; see above.
         path: The HTML file; None: `report.html` in the folder.
 
     Raises:
@@ -73,26 +88,40 @@ def run_report(
     lines = _read_metrics(run_dir / "metrics.jsonl")
     if not isinstance(pictures, Mapping):
         pictures = {Path(p).stem.replace("_", " "): p for p in pictures}
-    page: list[Section] = [Numbers("", _summary(lines)), *sections]
+    found = Verdict.load(run_dir)
+    verdict = [] if found is None else [Judgement("Can the result be trusted?", found)]
+    first = 1 if sections and isinstance(sections[0], Comparisons) else 0
+    page: list[Section] = [*sections[:first], *verdict, Numbers("", _summary(lines))]
+    page += sections[first:]
     if pictures:
         page.append(Pictures("Pictures", pictures))
     page += _calibration(run_dir)
     page += _course(lines)
     page.append(Table("Settings", ["setting", "value"], [*_flatten(config)], folded=True))
     named = config | (options if isinstance(options := config.get("options"), dict) else {})
-    subtitle = " · ".join(str(named[k]) for k in ("method", "objective") if named.get(k))
+    texts = [str(named[k]) for k in ("method", "objective") if named.get(k)]
+    if found is not None:
+        texts.append("trusted" if found.trusted else "not trusted: see the verdict")
+    subtitle = " · ".join(texts)
     return write(path or run_dir / "report.html", run_dir.resolve().name, page, subtitle)
 
 
-def restored(run: Path) -> list[Section]:
+def restored(run: Path, draws: int = DRAWS) -> Comparisons | None:
     """Return the examples of a run, restored by its posterior, beside what was measured.
+
+    Args:
+        run: The run folder.
+        draws: Draws of a mean and standard deviation, even.
+
+    Returns:
+        The section; None if the run keeps no examples.
 
     Raises:
         InputError: The posterior or the examples are damaged.
     """
     examples = Examples.load(run)
     if examples is None:
-        return []
+        return None
     problem = examples.problem(Problem.from_dict(read_config(run)["problem"]))
     posterior, y = place(Posterior.load(run), examples.y)
     problem = problem.to(y.device)
@@ -102,7 +131,7 @@ def restored(run: Path) -> list[Section]:
         torch.cat(parts).cpu()
         for parts in zip(
             *(
-                tiled.mean_std(y[i : i + 1], problem.index_select([i]), DRAWS, 0, [number])
+                tiled.mean_std(y[i : i + 1], problem.index_select([i]), draws, 0, [number])
                 for i, number in enumerate(examples.numbers)
             ),
             strict=True,
@@ -113,7 +142,7 @@ def restored(run: Path) -> list[Section]:
     maps = {Column("standard deviation", "shared", "magma"): std}
     if same:
         scaled = problem.residual(mean.to(y), y) / problem.deviation(y)
-        maps[Column("residual in units of the noise", (-3.0, 3.0), "gray")] = scaled.cpu()
+        maps[Column("residual in units of the noise", (-3.0, 3.0), DIVERGING)] = scaled.cpu()
     items = []
     for i, number in enumerate(examples.numbers):
         low, high = (float(mean[i].quantile(q)) for q in (0.001, 0.999))
@@ -121,7 +150,27 @@ def restored(run: Path) -> list[Section]:
         ends = (min(low, 0.0) if low < 0.05 else low, max(high, low + 1e-3))
         items.append(Comparison(f"image {number}", before[i], mean[i], values, ends))
     names = ("measured" if same else "pseudo-inverse", "restored")
-    return [Comparisons("Images of the set", items, names, CAPTION)]
+    return Comparisons("Images of the set", items, names, CAPTION)
+
+
+def unfinished(run: Path, share: float) -> Path:
+    """Write the page of a run that is still training; it reloads itself. Return its path.
+
+    Args:
+        run: The run folder, with the models of that share.
+        share: Share of the training, 0 to 1.
+
+    Raises:
+        InputError: A file of the run is damaged, or the page cannot be written.
+    """
+    images = restored(run, WAITING_DRAWS) if (run / "posterior" / "config.json").exists() else None
+    items = () if images is None else images.items
+    keep(run, share, items)
+    page: list[Section] = [] if images is None else [images]
+    page += [Text("Still learning", WAITING), *course(run, items)]
+    subtitle = f"unfinished: {100 * share:.0f} % of its training"
+    name = run.resolve().name
+    return write(run / "report.html", name, page, subtitle, reload=RELOAD)
 
 
 def drawn(run: Path) -> list[Section]:

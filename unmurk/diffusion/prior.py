@@ -54,6 +54,7 @@ from torch import Tensor, nn
 from ..bounds import File, check_memory
 from ..devices import filled, networks, on_device
 from ..errors import InputError
+from ..interrupts import heed_interrupt
 from ..io.packaged import GENERIC, model_folder, models, of_any_size
 from ..operators.base import per_image
 from ..rng import PerImageGenerator
@@ -179,6 +180,7 @@ class Prior(nn.Module):
         Raises:
             InputError: The network does not return a tensor like x_t.
         """
+        heed_interrupt()
         with networks(x_t.device):
             out = self.network(x_t.to(self._weight() or x_t.dtype), t)
         out = out if isinstance(out, Tensor) else getattr(out, "sample", None)

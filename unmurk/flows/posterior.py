@@ -48,10 +48,12 @@ from ..diffusion.networks import preset
 from ..diffusion.prior import locate
 from ..errors import InputError
 from ..gaussian import Wiener
+from ..interrupts import heed_interrupt
 from ..io.packaged import of_any_size
 from ..io.weights import load_model, read_settings, weight_names
 from ..problem import Problem
 from ..rng import PerImageGenerator
+from ..whitening import whiten
 from .conditioner import ConditioningUNet, known
 from .error_bars import LEVEL, NORMAL, ErrorBars, normal_ratio
 from .layers import Context, Flow, Rescale, bounded, unbounded
@@ -246,6 +248,7 @@ class Posterior(Flow):
         shape: tuple[int, int, int],
         spread: float = 0.05,
         start: Wiener | None = None,
+        many_levels: bool = False,
     ) -> "Posterior":
         """Build an untrained posterior with the sizes of a preset.
 
@@ -254,6 +257,7 @@ class Posterior(Flow):
             shape: Shape (C, H, W) of the images.
             spread: As for `Posterior`.
             start: As for `Posterior`.
+            many_levels: Whether it meets many noise levels; see the head of this module.
 
         Returns:
             The posterior, whose weights come from torch's global random stream.
@@ -262,7 +266,8 @@ class Posterior(Flow):
             InputError: The preset is unknown, or H or W is not a multiple of 4.
         """
         size = preset(network)
-        config = Config(*shape, size.mean, size.context, size.couplings, size.hidden)
+        sizes = size.mean, size.context, size.couplings, size.hidden
+        config = Config(*shape, *sizes, int(many_levels))
         return cls(config, spread, start)
 
     def forward(self, y: Tensor, problem: Problem) -> FlowDistribution:
@@ -288,17 +293,31 @@ class Posterior(Flow):
         Raises:
             InputError: The measurements belong to images of another shape.
         """
-        if self.start is None:
-            start = problem.A_dagger(y)
-        else:
-            with torch.no_grad():
-                start = self.start.restore(y, problem)
+        y, problem = self.white(y, problem)
+        start = self.first(y, problem)
         if tuple(start.shape[1:]) != self.shape:
             raise InputError(
                 f"expected measurements of images of shape {self.shape}, got those of"
-                f" {tuple(start.shape[1:])}: crop or pad them, or use another posterior"
+                f" {tuple(start.shape[1:])}: use tiles (unmurk.tiling.posterior_for) or another"
+                " posterior"
             )
         return start, known(start, problem.operator.mask, problem.deviation(y))
+
+    def white(self, y: Tensor, problem: Problem) -> tuple[Tensor, Problem]:
+        """Return measurements and problem as the networks were trained with them.
+
+        A posterior that starts from a Gaussian prior was trained with white noise of one level;
+        for others, noise that depends on the brightness stays as it is.
+        """
+        return (y, problem) if self.start is None else whiten(y, problem)
+
+    def first(self, y: Tensor, problem: Problem) -> Tensor:
+        """Compute the start image, (B, C, H, W), also of images of another size."""
+        if self.start is None:
+            return problem.A_dagger(y)
+        shape = problem.operator.x_shape(y.shape)[-3:]
+        with torch.no_grad():
+            return self.start.resized(shape).restore(y, problem)
 
     def mean(self, y: Tensor, problem: Problem) -> Tensor:
         """Compute m(y), the center of the flow, shape (B, C, H, W)."""
@@ -328,6 +347,7 @@ class Posterior(Flow):
 
     def correction(self, inputs: Tensor) -> Tensor:
         """Compute the correction of m(y) to the start image from the inputs of `known`."""
+        heed_interrupt()
         correction = self.mean_net(self._visible(inputs))[0]
         if not self.config.many_levels:
             return correction

@@ -72,7 +72,11 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: Exception) -> InputError:
-    """Return the error for a file that the system does not allow us to write."""
+    """Return the error for a file that the system does not allow us to write.
+
+    >>> print(unwritable(Path("a.npy"), OSError(28, "No space left on device")))
+    cannot write a.npy: No space left on device; correct that and run the same command ...
+    """
     why = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
     return InputError(
         f"cannot write {path}: {why}; correct that and run the same command to continue"
@@ -265,6 +269,10 @@ def write(out: Path, data: bytes) -> None:
 
     Raises:
         InputError: See `Partial`.
+
+    >>> write(Path("new/a.txt"), b"done")
+    >>> Path("new/a.txt").read_bytes()
+    b'done'
     """
     with Partial(out) as part:
         part.put(data)
@@ -280,6 +288,13 @@ def place_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         InputError: See `Partial`.
+
+    >>> with place_folder(Path("run")) as folder:
+    ...     _ = (folder / "a.txt").write_text("done")
+    ...     print(Path("run").exists())
+    False
+    >>> Path("run/a.txt").read_text()
+    'done'
     """
     part = partial_of(folder)
     shutil.rmtree(part, ignore_errors=True)

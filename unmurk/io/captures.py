@@ -17,24 +17,19 @@ differ.
 import hashlib
 import json
 import math
-import os
-import shutil
 import tempfile
-import threading
-import weakref
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..errors import InputError, size_text
+from ..errors import InputError
 from ..problem import Problem
 from .axes import ALL, Selection
+from .capture_set import Captures, Gaps
 from .datasets import as_source
 from .folders import pictures_in, usual_kind
 from .formats.arrays import map_array, read_array, split_key
@@ -42,7 +37,6 @@ from .formats.pictures import (
     Nan,
     Pages,
     bad_pixels,
-    check_finite,
     declared,
     describe,
     holds_images,
@@ -51,16 +45,15 @@ from .formats.pictures import (
     single,
 )
 from .formats.registry import is_folder
-from .frames import Frames
 from .images import ImageSet
 from .layouts import images_in
 from .limits import check_memory
-from .scale import Extent, Scale, Spans, finite, span_for
-from .source import Array, Source, of_array
+from .parts import Cache, InFile, InMemory, InSource, Part, Scratch
+from .scale import Extent, Scale, Spans, span_for
+from .source import Array, of_array
 
 __all__ = [
     "HELD_CAPTURES",
-    "Captures",
     "as_captures",
     "open_captures",
     "simulated_captures",
@@ -68,175 +61,6 @@ __all__ = [
 ]
 
 HELD_CAPTURES = 2**29  # bytes of a set that is held in memory
-CACHED = 2**28  # bytes of the captures of a `Source` that are kept
-
-
-class Part(Protocol):
-    """One capture, wherever its numbers are."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-
-    def region(self, row: int, column: int, height: int, width: int) -> np.ndarray:
-        """Return the numbers of a rectangle inside the capture, (height, width, C)."""
-
-
-@dataclass(frozen=True, eq=False)
-class InMemory:
-    """A capture in memory, (H, W, C)."""
-
-    pixels: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        height, width, channels = self.pixels.shape
-        return height, width, channels
-
-    def region(self, row: int, column: int, height: int, width: int) -> np.ndarray:
-        """See `Part`."""
-        return self.pixels[row : row + height, column : column + width]
-
-
-@dataclass(frozen=True, eq=False)
-class InFile:
-    """A capture in an uncompressed file, row after row.
-
-    Attributes:
-        file: The file.
-        offsets: Where its planes begin: one, or one for each channel.
-        plane: Height, width, and numbers of a pixel in a plane.
-        dtype: The number type, with its byte order.
-    """
-
-    file: "Path | Scratch"
-    offsets: tuple[int, ...]
-    plane: tuple[int, int, int]
-    dtype: np.dtype
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        height, width, samples = self.plane
-        return height, width, samples * len(self.offsets)
-
-    def region(self, row: int, column: int, height: int, width: int) -> np.ndarray:
-        """See `Part`.
-
-        Raises:
-            InputError: The file cannot be read, or has become shorter.
-        """
-        if isinstance(self.file, Scratch):
-            return self._read(self.file.descriptor, row, column, height, width)
-        try:
-            with open(self.file, "rb", buffering=0) as file:
-                return self._read(file.fileno(), row, column, height, width)
-        except OSError as error:
-            raise InputError(f"cannot read {self.file}: {error.strerror}") from error
-
-    def _read(self, descriptor: int, row: int, column: int, height: int, width: int) -> np.ndarray:
-        _, length, samples = self.plane
-        line = length * samples * self.dtype.itemsize
-        planes = []
-        for offset in self.offsets:
-            data = os.pread(descriptor, height * line, offset + row * line)
-            if len(data) != height * line:
-                raise InputError(
-                    f"{self.file} is cut short: copy it again, then run the same command"
-                )
-            lines = np.frombuffer(data, self.dtype).reshape(height, length, samples)
-            planes.append(lines[:, column : column + width])
-        found = planes[0] if len(planes) == 1 else np.concatenate(planes, -1)
-        return found.astype(found.dtype.newbyteorder("="))
-
-
-@dataclass(frozen=True, eq=False)
-class InSource:
-    """A capture of a `Source`, read when it is needed; a cache holds the last ones."""
-
-    cache: "Cache"
-    number: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        channels, height, width = self.cache.source.shape[1:]
-        return height, width, channels
-
-    def region(self, row: int, column: int, height: int, width: int) -> np.ndarray:
-        """See `Part`."""
-        image = self.cache.read(self.number)
-        return np.moveaxis(image[:, row : row + height, column : column + width], 0, -1)
-
-
-class Cache:
-    """The last images of a source that were read, up to `CACHED` bytes."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._images: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._most = max(1, CACHED // (4 * math.prod(source.shape[1:])))
-        self._lock = threading.Lock()
-
-    def read(self, number: int) -> np.ndarray:
-        """Return an image (C, H, W)."""
-        with self._lock:
-            if number in self._images:
-                self._images.move_to_end(number)
-                return self._images[number]
-        image = self.source.read([number])[0].numpy()
-        with self._lock:
-            self._images[number] = image
-            while len(self._images) > self._most:
-                self._images.popitem(last=False)
-        return image
-
-
-class Scratch:
-    """A file without a name for decoded captures; the system removes it when the process ends.
-
-    Args:
-        folder: Where it is made; the nearest folder above, if there is none.
-        size: Bytes that it will hold.
-
-    Raises:
-        InputError: The disk has no room, or the file cannot be made.
-    """
-
-    def __init__(self, folder: Path, size: int) -> None:
-        while not folder.is_dir() and folder != folder.parent:
-            folder = folder.parent
-        self.folder = folder
-        try:
-            free = shutil.disk_usage(folder).free
-            if size > free:
-                raise InputError(
-                    f"decoding the images takes {size / 2**30:.1f} GiB of disk in {folder} and "
-                    f"{free / 2**30:.1f} GiB are free: free some, or give uncompressed TIFF files"
-                )
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
-        except OSError as error:
-            raise InputError(f"cannot write into {folder}: {error.strerror}") from error
-        weakref.finalize(self, self._file.close)
-        self.descriptor, self.end = self._file.fileno(), 0
-
-    def __str__(self) -> str:
-        return f"the scratch file in {self.folder}"
-
-    def add(self, pixels: np.ndarray) -> InFile:
-        """Write a capture (H, W, C) and return its place."""
-        flat: Any = np.ascontiguousarray(pixels).reshape(-1)
-        data = memoryview(flat).cast("B")
-        start, written = self.end, 0
-        try:
-            while written < len(data):
-                written += os.pwrite(self.descriptor, data[written:], start + written)
-        except OSError as error:
-            raise InputError(f"cannot write {self}: {error.strerror}") from error
-        self.end += len(data)
-        height, width, channels = pixels.shape
-        return InFile(self, (start,), (height, width, channels), pixels.dtype)
 
 
 class Store:
@@ -261,155 +85,6 @@ class Store:
         if self._scratch is None:
             self._scratch = Scratch(self.folder, self.size)
         return self._scratch.add(pixels)
-
-
-@dataclass(eq=False)
-class Captures:
-    """Images of any sizes that share channels, number type and scale.
-
-    Attributes:
-        parts: The captures.
-        scale: How file values become images; None: they are images.
-        numbers: Position of each capture in the folder or file, counting those left out. Masks are
-            drawn by it.
-        identity: What tells this set from others, fit for JSON.
-        skipped: Name and reason of each capture that was left out.
-        note: A remark about the scale for the user, or an empty text.
-        missing: Pixels that are not finite, one bit each, of the captures that have any.
-        device: The device of the data.
-        units: The scale of the files, where the images have been converted already.
-        select: The axes and channels that were given for its files.
-        frames: Calibration frames that the images are corrected with when they are read.
-
-    >>> captures = as_captures([torch.zeros(1, 5, 7), torch.ones(1, 8, 4)])
-    >>> captures.sizes, captures.channels, captures.text
-    ([(5, 7), (8, 4)], 1, '2 images of 8x4 to 5x7')
-    >>> captures.region(1, 6, 1, 2, 3).shape
-    torch.Size([1, 2, 3])
-    """
-
-    parts: list[Part]
-    scale: Scale | None = None
-    numbers: list[int] = field(default_factory=list)
-    identity: dict[str, Any] = field(default_factory=dict)
-    skipped: Sequence[tuple[str, str]] = ()
-    note: str = ""
-    missing: dict[int, np.ndarray] = field(default_factory=dict)
-    device: torch.device = torch.device("cpu")
-    units: Scale | None = None
-    select: Selection = ALL
-    frames: Frames = field(default_factory=Frames)
-
-    def __post_init__(self) -> None:
-        self.numbers = self.numbers or list(range(len(self.parts)))
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each capture."""
-        return [part.shape[:2] for part in self.parts]
-
-    @property
-    def channels(self) -> int:
-        """The number of channels."""
-        return self.parts[0].shape[2]
-
-    @property
-    def text(self) -> str:
-        """Number and sizes in words."""
-        least, most = (f(self.sizes, key=math.prod) for f in (min, max))
-        size = size_text(least) if least == most else f"{size_text(least)} to {size_text(most)}"
-        count = "1 image" if len(self) == 1 else f"{len(self)} images"
-        return f"{count} of {size}"
-
-    def region(self, position: int, row: int, column: int, height: int, width: int) -> Tensor:
-        """Return a rectangle inside a capture, (C, height, width), float32.
-
-        Numbers that are not finite become zeros; see `absent`.
-        """
-        pixels = self.parts[position].region(row, column, height, width)
-        found = _images(pixels, self.scale)
-        if self.frames:
-            part = self.frames.part(row, column, height, width)
-            found = part.correct(found[None])[0]
-        if position in self.missing or self.frames.hidden is not None:
-            found = torch.where(found.isfinite(), found, 0.0)
-        return found
-
-    @property
-    def hides(self) -> bool:
-        """Whether some pixels hold no measurement."""
-        return bool(self.missing) or self.frames.hidden is not None
-
-    def corrected(self, frames: Frames) -> "Captures":
-        """Return the captures with calibration frames applied when they are read.
-
-        Raises:
-            InputError: A capture has another size than the frames.
-        """
-        if frames:
-            for height, width in set(self.sizes):
-                frames.correct(torch.zeros(1, self.channels, height, width))
-        return replace(self, frames=frames)
-
-    def first(self, count: int = 64) -> Tensor:
-        """Return the first captures (N, C, H, W), of those that have the size of the first."""
-        size = self.sizes[0]
-        same = [i for i, other in enumerate(self.sizes) if other == size][:count]
-        return torch.stack([self.region(i, 0, 0, *size) for i in same])
-
-    def absent(
-        self, position: int, row: int, column: int, height: int, width: int
-    ) -> np.ndarray | None:
-        """Return which pixels of a rectangle are not finite, (height, width); None if all are."""
-        found: np.ndarray | None = None
-        if self.frames.hidden is not None:
-            found = self.frames.hidden[row : row + height, column : column + width].numpy()
-        bits = self.missing.get(position)
-        if bits is None:
-            return found
-        length = self.parts[position].shape[1]
-        lines = np.unpackbits(bits[row : row + height], axis=1, count=length)
-        missing = lines[:, column : column + width] > 0
-        return missing if found is None else missing | found
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what identifies the set, fit for JSON."""
-        scale = (
-            {} if self.scale is None else {"offset": self.scale.offset, "gain": self.scale.gain}
-        )
-        sizes = hashlib.sha256(json.dumps([p.shape for p in self.parts]).encode()).hexdigest()
-        return {"images": self.text, "sizes": sizes, **scale, **self.identity}
-
-
-def _images(pixels: np.ndarray, scale: Scale | None) -> Tensor:
-    """Convert pixels (H, W, C) to an image (C, H, W)."""
-    found = np.moveaxis(pixels, -1, 0)
-    if scale is not None:
-        return scale.from_file(found)
-    return torch.from_numpy(np.ascontiguousarray(found, np.float32))
-
-
-class Gaps:
-    """The pixels of a set that are not finite, found capture by capture.
-
-    Args:
-        nan: "mask" notes them; "refuse" raises InputError.
-    """
-
-    def __init__(self, nan: Nan) -> None:
-        self.nan: Nan = nan
-        self.missing: dict[int, np.ndarray] = {}
-
-    def look(self, position: int, pixels: np.ndarray, where: str) -> None:
-        """Examine the pixels (H, W, C) of a capture."""
-        check_finite(pixels, where, self.nan)
-        if pixels.dtype.kind == "f":
-            bad = ~finite(pixels).all(-1)
-            if bad.any():
-                self.missing[position] = np.packbits(bad, axis=1)
 
 
 # -- files ----------------------------------------------------------------------------------------
@@ -597,7 +272,8 @@ class _Opening:
             first, other = good[0], next(p for p in good if p.kind != good[0].kind)
             raise InputError(
                 f"the pictures in {self.path} differ: {first.name} is {first.kind} but "
-                f"{other.name} is {other.kind}: make them alike, or use skip_bad"
+                f"{other.name} is {other.kind}: make them alike, or leave"
+                " out those that differ with --skip-bad"
             )
         skipped = skipped + [(p.name, f"{p.kind}, others are {usual}") for p in others]
         kept = [page for page in good if page.kind == usual]

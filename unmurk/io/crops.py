@@ -13,7 +13,7 @@ measurements is smaller by the same factor.
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,10 +26,20 @@ from ..operators.crops import Crop, turn
 from ..problem import Problem
 from ..repeats import scenes
 from ..rng import StreamId, generator
-from .captures import Captures
+from .capture_set import Captures
 from .source import Source
 
-__all__ = ["COUNT", "CROP", "LARGE", "Crops", "crop_side", "croppable", "cut_by_default", "tiles"]
+__all__ = [
+    "COUNT",
+    "CROP",
+    "LARGE",
+    "Crops",
+    "crop_side",
+    "croppable",
+    "cut_by_default",
+    "side_within",
+    "tiles",
+]
 
 COUNT = 2**20  # crops that a set stands for
 CROP = 64  # pixels to a side, unless images are smaller
@@ -37,6 +47,11 @@ LEAST = 32  # least side of crops that are made smaller so that no image is padd
 LARGE = 96  # longest side of images that are learned from without crops
 MULTIPLE = 8  # of which sides are multiples, for the networks
 TILES = 2**22  # pixel values of the tiles that noise is estimated from
+
+
+Region = Callable[[int, tuple[int, int, int, int]], Tensor]
+"""Returns a part of the image of a capture, by its position and the rectangle: first row, first
+column, height and width."""
 
 
 class Crops(Source):
@@ -68,6 +83,8 @@ class Crops(Source):
     """
 
     endless = True
+    lost: Region | None
+    """Further pixels of a rectangle that hold no measurement, (height, width) bool."""
 
     def __init__(
         self,
@@ -84,7 +101,7 @@ class Crops(Source):
         self.captures, self.operator, self.side, self.seed = captures, operator, side, seed
         self.scale = captures.scale if captures.units is None else captures.units
         self.skipped, self.note, self.device = captures.skipped, captures.note, captures.device
-        self.places, self.repeats = places, repeats
+        self.places, self.repeats, self.lost = places, repeats, None
         if repeats > 1:
             _check_scenes(captures, repeats)
         self.sizes = _image_sizes(captures, operator)
@@ -111,7 +128,7 @@ class Crops(Source):
     @property
     def masked(self) -> bool:
         """Whether pixels of some crops are hidden: padding, or pixels that are not finite."""
-        return self.padded or self.captures.hides
+        return self.padded or self.captures.hides or self.lost is not None
 
     @property
     def text(self) -> str:
@@ -149,10 +166,25 @@ class Crops(Source):
 
     def read(self, indices: list[int]) -> Tensor:
         """See `Source`."""
-        found = torch.zeros(len(indices), *self.shape[1:])
-        for crop, number in zip(found, indices, strict=True):
+        return self.cut(indices, lambda position, place: self.captures.region(position, *place))
+
+    def cut(self, numbers: Sequence[int], region: Region, channels: int | None = None) -> Tensor:
+        """Cut numbered crops out of images that belong to the captures, and turn them.
+
+        Args:
+            numbers: Numbers of the crops.
+            region: Returns a rectangle (C, height, width) of the image of a capture, by its
+                position in the set.
+            channels: Number of channels of the images; None: that of the captures.
+
+        Returns:
+            (B, C, h, w), 0 beyond the captures.
+        """
+        shape = (channels or self.shape[1], *self.shape[2:])
+        found = torch.zeros(len(numbers), *shape)
+        for crop, number in zip(found, numbers, strict=True):
             position, orientation, place = self._measured(number)
-            crop[:, : place[2], : place[3]] = self.captures.region(position, *place)
+            crop[:, : place[2], : place[3]] = region(position, place)
             if orientation:
                 crop.copy_(turn(crop.clone(), orientation))
         return found
@@ -168,7 +200,9 @@ class Crops(Source):
         for crop, number in zip(found, numbers, strict=True):
             position, orientation, place = self._measured(number)
             absent = self.captures.absent(position, *place)
-            inside = 0.0 if absent is None else torch.from_numpy(absent).float()
+            inside = torch.zeros(place[2:]) if absent is None else torch.from_numpy(absent).float()
+            if self.lost is not None:
+                inside = torch.maximum(inside, self.lost(position, place).float())
             crop[:, : place[2], : place[3]] = inside
             crop.copy_(turn(crop.clone(), orientation))
         return found
@@ -202,7 +236,12 @@ def cut_by_default(sizes: Sequence[tuple[int, int]]) -> bool:
 
 
 def croppable(operator: Operator) -> bool:
-    """Whether an operator is local, so that it has a model on crops."""
+    """Whether an operator is local, so that it has a model on crops.
+
+    >>> from unmurk.operators import parse
+    >>> croppable(parse("blur:gaussian,sigma=1")), croppable(parse("mri:cartesian,acceleration=2"))
+    (True, False)
+    """
     members = getattr(operator, "members", (operator,))
     return all(type(member)._crop is not Operator._crop for member in members)
 
@@ -257,6 +296,22 @@ def crop_side(captures: Captures, operator: Operator) -> int:
     step = math.lcm(MULTIPLE, operator.crop_grid)
     most = CROP if shortest < LEAST else min(CROP, shortest)
     return max(step, most // step * step)
+
+
+def side_within(captures: Captures, operator: Operator, side: int) -> int:
+    """Return the side of crops that is asked for, or the largest that an image fills.
+
+    Crops that reach beyond every image, in height and in width, hold only more padding.
+
+    >>> from unmurk.io.captures import as_captures
+    >>> from unmurk.operators import parse
+    >>> captures = as_captures(torch.rand(2, 1, 40, 50))
+    >>> side_within(captures, parse("identity"), 512), side_within(captures, parse("identity"), 48)
+    (56, 48)
+    """
+    longest = max(max(size) for size in _image_sizes(captures, operator))
+    step = math.lcm(MULTIPLE, operator.crop_grid)
+    return min(side, -(-longest // step) * step)
 
 
 def tiles(captures: Captures, operator: Operator, repeats: int = 1) -> tuple[Tensor, Operator]:

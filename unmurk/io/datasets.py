@@ -55,6 +55,10 @@ def head(y: Tensor | Source) -> Tensor:
     """Return measurements in memory: all, or the first of a source, up to `HELD` bytes.
 
     Of a source without end, they are the first `FEW`.
+
+    >>> import torch
+    >>> head(torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([3, 1, 8, 8])
     """
     if isinstance(y, Tensor):
         return y
@@ -62,7 +66,13 @@ def head(y: Tensor | Source) -> Tensor:
 
 
 def simulated(clean: Tensor | Source, problem: Problem, seed: int) -> Tensor | Source:
-    """Simulate measurements of clean images; those of a source when they are needed."""
+    """Simulate measurements of clean images; those of a source when they are needed.
+
+    >>> import torch
+    >>> from unmurk.problem import Problem
+    >>> simulated(torch.ones(2, 1, 4, 4), Problem("sr:average,factor=2", 0.1), seed=0).shape
+    torch.Size([2, 1, 2, 2])
+    """
     if isinstance(clean, Tensor):
         return problem.simulate(clean, seed)
     return Simulated(clean, problem, seed)

@@ -20,11 +20,13 @@ from .formats.pictures import (
     open_pages,
     page_names,
 )
-from .formats.registry import reader_of, real_path, selection_of
+from .formats.registry import reader_of, real_path, selection_of, suffix_of
+from .ledger import LOG
 from .limits import check_memory
 
 __all__ = ["Page", "pictures_in", "read_files", "usual_kind"]
 
+STD = "-std"  # ends the names of standard deviations
 LOOK = 2**26  # numbers read between two checks of the free memory
 
 
@@ -33,10 +35,17 @@ def pictures_in(folder: Path) -> list[Path]:
 
     A picture is a file with a suffix of a registered reader, or a DICOM file of any name (see
     `formats.registry`). A selection behind the name of the folder, as in ``night[SCI]``, goes to
-    the files whose readers take one.
+    the files whose readers take one. In a folder of results (with a log), the standard deviations
+    ``NAME-std`` beside an image ``NAME`` are left out.
 
     Raises:
         InputError: There is none, or the folder cannot be read.
+
+    >>> Path("night").mkdir()
+    >>> for name in ("b.png", "a.tif", "notes.txt"):
+    ...     Path("night", name).touch()
+    >>> [file.name for file in pictures_in(Path("night"))]
+    ['a.tif', 'b.png']
     """
     selection, folder = selection_of(folder), real_path(folder)
     try:
@@ -45,6 +54,11 @@ def pictures_in(folder: Path) -> list[Path]:
         )
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror}") from error
+    if (folder / LOG).exists():
+        names = {_stem(file) for file in files}
+        files = [
+            f for f in files if not (_stem(f).endswith(STD) and _stem(f)[: -len(STD)] in names)
+        ]
     if not files:
         raise InputError(f"there is no PNG, JPEG, TIFF or BMP picture in the folder {folder}")
     if not selection:
@@ -57,6 +71,11 @@ def pictures_in(folder: Path) -> list[Path]:
         file.with_name(f"{file.name}[{selection}]") if one else file
         for file, one in zip(files, named, strict=True)
     ]
+
+
+def _stem(file: Path) -> str:
+    """Return the name of a file without the suffixes that name its format."""
+    return file.name[: -len(suffix)] if (suffix := suffix_of(file)) else file.stem
 
 
 @dataclass
@@ -78,7 +97,11 @@ class Page:
 
 
 def usual_kind(kinds: Sequence[str]) -> str:
-    """Return the most frequent kind; the first of several that are equally frequent."""
+    """Return the most frequent kind; the first of several that are equally frequent.
+
+    >>> usual_kind(["8x8 gray 8-bit", "9x9 gray 8-bit", "9x9 gray 8-bit"])
+    '9x9 gray 8-bit'
+    """
     return Counter(kinds).most_common(1)[0][0]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from .atomic import write
 from .formats.pictures import encode_picture
-from .formats.tiff import StackWriter
+from .formats.tiff_writer import StackWriter
 from .images import (
     PNG_TYPES,
     array_writer,
@@ -39,7 +39,11 @@ def numbered(count: int, form: str = "png") -> Iterator[str]:
 
 
 def clipped_text(share: float, out: Path, dtype: str = "the number type") -> str:
-    """Say that a fraction of the numbers lay outside the range of the files, and was clipped."""
+    """Say that a fraction of the numbers lay outside the range of the files, and was clipped.
+
+    >>> clipped_text(0.25, Path("new"), "uint8").partition(", ")[0]
+    '25 % of the numbers are outside the range of uint8 in new and were clipped'
+    """
     return (
         f"{100 * share:.3g} % of the numbers are outside the range of {dtype} in {out} and were "
         "clipped, so their noise is not the one given: --out x.npy keeps every value"

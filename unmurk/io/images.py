@@ -30,7 +30,7 @@ from .formats.pictures import (
     without_suffix,
 )
 from .formats.registry import is_folder, real_path
-from .formats.tiff import StackWriter
+from .formats.tiff_writer import StackWriter
 from .layouts import images_in, layout_of, to_images
 from .limits import check_memory
 from .packaged import packaged
@@ -202,7 +202,8 @@ def _load_pictures(
         first, other = good[0], next(g for g in good if g.kind != good[0].kind)
         raise InputError(
             f"the pictures in {files[0].parent} differ: {first.name} is {first.kind} but "
-            f"{other.name} is {other.kind}: make them alike, or use skip_bad"
+            f"{other.name} is {other.kind}: make them alike, or leave the "
+            "others out with --skip-bad"
         )
     skipped += [(g.name, f"{g.kind}, others are {usual}") for g in good if g.kind != usual]
     kept = [page for page in good if page.kind == usual][:limit]

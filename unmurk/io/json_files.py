@@ -36,12 +36,21 @@ def read_json(path: str | Path, infinite: bool = False) -> Any:
     Raises:
         InputError: There is no such file; or it has more than `SIZE` bytes or `DEPTH` levels,
             whole numbers of more than `DIGITS` digits, or is not JSON.
+
+    >>> _ = Path("a.json").write_text("[1, 2.5]")
+    >>> read_json("a.json")
+    [1, 2.5]
     """
     return _parsed(_text(Path(path), SIZE), str(path), float if infinite else _no_constant)
 
 
 def read_object(path: str | Path, infinite: bool = False) -> dict[str, Any]:
-    """Read the object of a JSON file. Raises InputError as `read_json`, and for other values."""
+    """Read the object of a JSON file. Raises InputError as `read_json`, and for other values.
+
+    >>> _ = Path("a.json").write_text('{"kimg": 3}')
+    >>> read_object("a.json")
+    {'kimg': 3}
+    """
     value = read_json(path, infinite)
     if not isinstance(value, dict):
         raise InputError(f"{path} holds {type(value).__name__}, not an object {{...}}")
@@ -59,6 +68,10 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, bool, dict[str, Any] | N
 
     Raises:
         InputError: There is no such file, or it has more than `LINES` bytes.
+
+    >>> _ = Path("a.jsonl").write_text('{"kimg": 1}\\nno json\\n')
+    >>> list(json_lines("a.jsonl"))
+    [(1, False, {'kimg': 1}), (2, True, None)]
     """
     lines = _text(Path(path), LINES).splitlines()
     for number, line in enumerate(lines, 1):

@@ -61,6 +61,8 @@ def check_pixels(file: Path, height: int, width: int, channels: int = 1) -> None
 
     Raises:
         InputError: The image has no pixels, more than 256 channels, or more pixels than the limit.
+
+    >>> check_pixels(Path("a.tif"), 4096, 4096)
     """
     if min(height, width, channels) < 1 or channels > 256:
         raise InputError(
@@ -78,6 +80,8 @@ def check_numbers(file: Path, count: int, itemsize: int) -> None:
 
     Raises:
         InputError: The array has more bytes than the limit.
+
+    >>> check_numbers(Path("a.npz"), count=10**6, itemsize=4)
     """
     if count * itemsize > BYTES * max_pixels():
         raise InputError(
@@ -92,6 +96,8 @@ def check_memory(what: Path, size: int) -> None:
 
     Raises:
         InputError: They are not.
+
+    >>> check_memory(Path("a.npy"), 2**20)
     """
     free = _available()
     if free is not None and size > free:
@@ -179,6 +185,12 @@ def reading(file: Path, strict: bool = False) -> Iterator[None]:
 
     Raises:
         InputError: For every `Exception`, including those of memory and recursion.
+
+    >>> with reading(Path("a.tif")):
+    ...     raise ValueError("bad header")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: cannot read a.tif: bad header...
     """
     before = getattr(_EAR.heard, "said", None)
     said: list[logging.LogRecord] = []

@@ -23,7 +23,7 @@ from typing import Any
 from ..errors import InputError, escape
 from .atomic import same_file, short, try_lock, unwritable
 
-__all__ = ["local_rank", "locked", "ranks"]
+__all__ = ["holder", "local_rank", "locked", "ranks"]
 
 PATIENCE = 2.0  # seconds to wait for a process of the same job that is between two locks
 LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")  # they identify a launch
@@ -97,6 +97,27 @@ def locked(path: Path, job: Any = None) -> Iterator[None]:
         _held.pop(key, None)
         for fd, file in reversed(taken):
             _release(fd, file)
+
+
+def holder(path: Path) -> int | None:
+    """Return the process that holds the lock of an output; None if no process does.
+
+    Args:
+        path: The output.
+    """
+    try:
+        fd = os.open(
+            _lock_file(Path(os.path.realpath(path)), ""), os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+        )
+    except OSError:
+        return None
+    try:
+        if try_lock(fd, shared=True) is not False:
+            return None
+        pid = _read(fd).get("pid")
+        return pid if type(pid) is int and pid > 1 else None
+    finally:
+        os.close(fd)
 
 
 def _lock_file(real: Path, suffix: str) -> Path:

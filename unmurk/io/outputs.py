@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import InputError
 from .atomic import clean, forsake, watched
-from .formats.registry import has_reader, is_written, real_path, selection_of
+from .formats.registry import has_reader, is_written, real_path, selection_of, suffix_of
 from .ledger import LOG, Key, Ledger, log_of
 from .locks import locked
 
@@ -51,6 +51,11 @@ class Output:
         named = named or is_written(path)
         with _readable_names(path):
             there = self.path.is_dir()
+        if folder is None and not named and not there and suffix_of(path):
+            raise InputError(
+                f"--out {path}: unmurk reads {suffix_of(path)} files but writes none: give a "
+                "folder, or a name that ends in .tif, .npy or the suffix of the input"
+            )
         self.folder = folder or there or (folder is None and not named)
         self.ledger: Ledger | None = None
         self.inputs: list[Path] = []
@@ -100,6 +105,18 @@ class Output:
         """
         self.ledger = Ledger(log_of(self.path, self.folder), settings)
         return self.ledger
+
+    def typed(self, path: Path) -> Path:
+        """Return a path of a result in the form in which the user gave the output.
+
+        >>> Output(Path("out")).typed(Path("out/a.png").absolute())
+        PosixPath('out/a.png')
+        """
+        if self.path in (path, *path.parents):
+            return self.shown / path.relative_to(self.path)
+        if path.parent == self.path.parent:  # a file whose suffix was completed
+            return self.shown.with_name(path.name)
+        return path
 
     def expect(self, names: Iterable[str]) -> None:
         """Check files that will be written, before the work.

@@ -48,6 +48,9 @@ class Span(NamedTuple):
         black: The number that becomes 0.
         white: The number that becomes 1.
         dtype: The number type that the span applies to; None: every type.
+
+    >>> Span(0, 4095, "uint16")  # a camera of 12 bits
+    Span(black=0, white=4095, dtype='uint16')
     """
 
     black: float
@@ -268,7 +271,11 @@ class Extent:
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """Return which numbers are finite, also in float32 (up to 3.4e38), the type of images."""
+    """Return which numbers are finite, also in float32 (up to 3.4e38), the type of images.
+
+    >>> finite(np.array([1.0, np.inf, 1e39]))
+    array([ True, False, False])
+    """
     if values.dtype.kind != "f" or values.dtype.itemsize <= 4:
         return np.isfinite(values)
     return np.abs(values) <= np.finfo(np.float32).max
@@ -284,6 +291,8 @@ def check_units(what: Any, images: Tensor, sigma: float) -> None:
 
     Raises:
         InputError: The median lies outside [0, 1] by more than 8 sigma.
+
+    >>> check_units("a.npy", torch.rand(2, 1, 8, 8), 0.1)
     """
     finite = images[images.isfinite()].double()
     if not finite.numel():
@@ -294,9 +303,8 @@ def check_units(what: Any, images: Tensor, sigma: float) -> None:
         return
     black, white = _guess(float(finite.min()), float(finite.max()))
     raise InputError(
-        f"{what} holds floats with the median {median:.4g}, which are no images in [0, 1] with "
-        f"noise of {sigma:g}: give the numbers of black and white, such as "
-        f"--range {black:g} {white:g}"
+        f"{what} holds floats with the median {median:.4g}, where black should be 0 and white 1: "
+        f"give the numbers of black and white in the files, such as --range {black:g} {white:g}"
     )
 
 

@@ -295,7 +295,8 @@ class PictureFolder(Source):
             bad = bad_pixels(pages, page.place, where, self.nan)
         if found != self.kind:
             raise InputError(
-                f"{file} is {found}, others are {self.kind}: make them alike, or use skip_bad"
+                f"{file} is {found}, others are {self.kind}: make them alike, or leave the "
+                "others out with --skip-bad"
             )
         return check_finite(pixels, where, self.nan), bad
 
@@ -361,6 +362,12 @@ class Simulated(Source):
         clean: Clean images.
         problem: The forward model and noise; image i has the number i.
         seed: Seed of the noise.
+
+    >>> from unmurk.problem import Problem
+    >>> clean = of_array("cells", np.zeros((3, 8, 8), np.uint8), None)
+    >>> y = Simulated(clean, Problem("identity", 0.1), seed=0)
+    >>> bool((y[1:2] == y[1:2]).all()), len(y)
+    (True, 3)
     """
 
     def __init__(self, clean: Source, problem: Problem, seed: int) -> None:
@@ -387,6 +394,10 @@ def of_array(
     """Return an array as a source, with the scale of its numbers.
 
     Integers may be read once to find the bits that they fill.
+
+    >>> images = of_array("cells", np.full((3, 8, 8), 255, np.uint8), None)
+    >>> images.shape, float(images[1:2].max())
+    ((3, 1, 8, 8), 1.0)
     """
     if layout is None:
         array, layout = images_in(Path(str(what)), array, select)
@@ -413,7 +424,12 @@ def _chunks(array: np.ndarray) -> Iterator[list[int]]:
 
 
 def large(path: Path) -> bool:
-    """Whether a folder, a file of images or a .npy file takes over `HELD` bytes as float32."""
+    """Whether a folder, a file of images or a .npy file takes over `HELD` bytes as float32.
+
+    >>> np.save("set.npy", np.zeros((3, 8, 8), np.uint8))
+    >>> large(Path("set.npy"))
+    False
+    """
     if is_folder(path) or holds_images(path):
         files = pictures_in(path) if is_folder(path) else [path]
         return 4 * len(files) * next((n for n in map(_readable, files) if n), 0) > HELD

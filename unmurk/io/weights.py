@@ -69,7 +69,13 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
 
 
 def weight_names(path: Path) -> set[str]:
-    """Return the names of the tensors in a safetensors file. Raises InputError."""
+    """Return the names of the tensors in a safetensors file. Raises InputError.
+
+    >>> import safetensors.torch
+    >>> safetensors.torch.save_file({"w": torch.zeros(2, 3)}, "a.safetensors")
+    >>> weight_names(Path("a.safetensors")), count_weights(Path("a.safetensors"))
+    ({'w'}, 6)
+    """
     return set(_shapes(path))
 
 
@@ -95,6 +101,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: There is no such file; or it is larger than this machine's memory, damaged, or
             holds anything but named tensors.
+
+    >>> import safetensors.torch
+    >>> safetensors.torch.save_file({"w": torch.ones(2)}, "a.safetensors")
+    >>> read_weights(Path("a.safetensors"))
+    {'w': tensor([1., 1.])}
     """
     size = _regular(path)
     state = _loaded(path, size)
@@ -161,7 +172,13 @@ def digest(model: nn.Module) -> str:
 
 
 def finite(state: dict[str, Tensor], path: Path) -> None:
-    """Raise InputError for weights that are not finite."""
+    """Raise InputError for weights that are not finite.
+
+    >>> finite({"w": torch.tensor([float("nan")])}, Path("a.safetensors"))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: ...
+    """
     for name, value in state.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise InputError(

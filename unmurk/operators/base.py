@@ -380,6 +380,12 @@ class Operator:
                 [0, 1, 1, 1],
                 [0, 0, 0, 0]], dtype=torch.int32)
         """
+        if type(self)._crop is Operator._crop:
+            raise self._whole_only()
+        return self._hidden_crop(self._window(crops, side, channels), hidden)
+
+    def _hidden_crop(self, window: Window, hidden: Tensor | None) -> "Operator":
+        """The operator on crops of the image, whose y leaves out what is hidden or unknown."""
         raise self._whole_only()
 
     def _crop(self, window: Window) -> tuple["Operator", Window]:

@@ -92,6 +92,11 @@ def segment_distance(rows: Tensor, columns: Tensor, start: Tensor, end: Tensor) 
 
     Returns:
         Distances (S, H, W).
+
+    >>> start, end = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    >>> segment_distance(torch.arange(2.0), torch.arange(4.0), start, end)
+    tensor([[[0.0000, 0.0000, 0.0000, 1.0000],
+             [1.0000, 1.0000, 1.0000, 1.4142]]])
     """
     down = rows[:, None] - start[:, 0, None, None]
     across = columns - start[:, 1, None, None]
@@ -115,6 +120,8 @@ def check_kernel_size(where: str, kernel: Tensor, shape: Sequence[int]) -> None:
 
     Raises:
         InputError: A kernel is longer than this, or needs more than `MULTIPLICATIONS`.
+
+    >>> check_kernel_size("blur", torch.ones(15, 15), (1, 8, 8))
     """
     tall, wide = kernel.shape[-2:]
     far = any(k > max(2 * n - 1, SMALL) for k, n in zip((tall, wide), shape[-2:], strict=True))
@@ -203,6 +210,12 @@ class FileBlur(Blur):
 
     Raises:
         InputError: An option is out of its bounds; from `bind`, the file holds no kernels.
+
+    >>> import numpy as np
+    >>> np.save("kernel.npy", np.array([[1.0, 2.0, 1.0]]))
+    >>> A = FileBlur("kernel.npy").bind([0], (1, 1, 4))
+    >>> A.A(torch.tensor([[[[0.0, 0.0, 4.0, 0.0]]]]))
+    tensor([[[[0., 1., 2., 2.]]]])
     """
 
     form = "blur:file"

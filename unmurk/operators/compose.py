@@ -25,16 +25,29 @@ from torch import Tensor
 
 from ..errors import InputError
 from .base import Operator, as_index, not_linear
-from .crops import Crop, Window
+from .crops import Window
 from .inpainting import FixedMask, Inpaint
 from .linalg import Factors, chained, conjugate_gradient
 
-__all__ = ["Compose", "masked"]
+__all__ = ["Compose", "Local", "masked"]
 
 MAX_MEMBERS = 16  # operators of a composition
 
 
-class Compose(Operator):
+class Local(Operator):
+    """Base class of operators that work on crops. A subclass defines `_crop`; see
+    `Operator.on_crops`.
+
+    In a local operator, a measured pixel depends on pixels near it only. A composition is local if
+    its members are.
+    """
+
+    def _hidden_crop(self, window: Window, hidden: Tensor | None) -> Operator:
+        operator, after = self._crop(window)
+        return masked(operator, after.measured(hidden), window.channels, window.size)
+
+
+class Compose(Local):
     """Apply operators one after another. Text form: "blur:gaussian,sigma=1|sr:average,factor=2".
 
     A composition is linear if all its members are; otherwise only `A` works. Noise enters after
@@ -172,18 +185,6 @@ class Compose(Operator):
     def _reduction(self) -> int:
         return math.prod(member._reduction for member in self.members)
 
-    def on_crops(
-        self,
-        crops: Sequence[Crop],
-        side: int | tuple[int, int],
-        hidden: Tensor | None = None,
-        channels: int | None = None,
-    ) -> Operator:
-        """Return the operator of a batch of crops; see `Operator.on_crops`."""
-        window = self._window(crops, side, channels)
-        operator, after = self._crop(window)
-        return masked(operator, after.measured(hidden), channels, window.size)
-
     def _crop(self, window: Window) -> tuple[Operator, Window]:
         members = []
         for member in self.members:
@@ -298,6 +299,11 @@ def masked(
 
     Returns:
         M A, bound to images of this shape.
+
+    >>> from unmurk.operators import parse
+    >>> mask = torch.tensor([[[[1.0, 0.0]]]])
+    >>> masked(parse("identity"), mask, 1, (1, 2)).A(torch.full((1, 1, 1, 2), 0.5))
+    tensor([[[[0.5000, 0.0000]]]])
     """
     members = list(operator.members if isinstance(operator, Compose) else (operator,))
     masks = masks.to(operator.device)

@@ -53,9 +53,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Operator
+from .compose import Local
 from .crops import Window
 from .linalg import Factors, Spectrum, conjugate_gradient, fourier
-from .local import Local
 
 __all__ = ["CUTOFF", "Blur", "fold", "mirrored"]
 
@@ -324,6 +324,10 @@ def _column_and_row(kernel: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def mirrored(kernel: Tensor) -> bool:
-    """Return whether kernels (..., kh, kw) equal their mirror images in both axes."""
+    """Return whether kernels (..., kh, kw) equal their mirror images in both axes.
+
+    >>> mirrored(torch.tensor([[1.0, 2.0, 1.0]])), mirrored(torch.tensor([[1.0, 2.0, 3.0]]))
+    (True, False)
+    """
     odd = all(n % 2 for n in kernel.shape[-2:])
     return odd and all(torch.equal(kernel, kernel.flip(axis)) for axis in (-1, -2))

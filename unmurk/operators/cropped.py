@@ -115,6 +115,13 @@ def on_numbered_crops(operator: Operator, side: int, place: Place, hidden: Hidde
     Args:
         operator: The operator on images.
         side, place, hidden: See `CroppedOperator`.
+
+    >>> from unmurk.operators import parse
+    >>> from unmurk.operators.crops import Crop
+    >>> place = lambda number: Crop(0, 0, 8 * number, 8, 64)
+    >>> A = on_numbered_crops(parse("blur:uniform,size=3"), 8, place, lambda numbers: None)
+    >>> A.bind([0, 7], (1, 8, 8)).mask[:, 0, 4].int().tolist()
+    [[1, 1, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1, 1, 1]]
     """
     masked = isinstance(operator, Inpaint) or operator.spec == "identity"
     return (CroppedMask if masked else CroppedOperator)(operator, side, place, hidden)

@@ -39,6 +39,11 @@ def read_masks(form: str, path: str) -> Tensor:
     Raises:
         InputError: There is no such file; it has another shape; it holds values other than 0 and
             1 or white; a mask hides every pixel; or no mask hides any.
+
+    >>> import numpy as np
+    >>> np.save("mask.npy", np.array([[255, 0]], np.uint8))
+    >>> read_masks("inpaint:file", "mask.npy")
+    tensor([[1., 0.]])
     """
     array = _read(form, path)
     if array.dtype.kind == "c" or array.dtype.kind not in "buif":
@@ -81,6 +86,11 @@ def read_kernels(form: str, path: str) -> Tensor:
     Raises:
         InputError: There is no such file; it has another shape or an even side; or it holds
             numbers that are not finite, or whose sum is not positive.
+
+    >>> import numpy as np
+    >>> np.save("kernel.npy", np.array([[1.0, 2.0, 1.0]]))
+    >>> read_kernels("blur:file", "kernel.npy")
+    tensor([[0.2500, 0.5000, 0.2500]])
     """
     array = _read(form, path)
     if array.dtype.kind not in "buif":
@@ -126,6 +136,10 @@ def select_images(form: str, path: str, values: Tensor, index: list[int]) -> Ten
 
     Raises:
         InputError: The file holds no array for one of the numbers.
+
+    >>> masks = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    >>> select_images("inpaint:file", "mask.npy", masks, [1])
+    tensor([[[0., 1.]]])
     """
     if values.ndim == 2:
         return values[None]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError, size_text
 from .base import Operator
-from .crops import Crop, PackedMasks, Window, cut
+from .crops import PackedMasks, Window, cut
 from .linalg import Factors, Spectrum, diagonal
 
 __all__ = ["FixedMask", "Identity", "Inpaint"]
@@ -37,15 +37,8 @@ class Identity(Operator):
     gram = 1.0
     turnable = True
 
-    def on_crops(
-        self,
-        crops: Sequence[Crop],
-        side: int | tuple[int, int],
-        hidden: Tensor | None = None,
-        channels: int | None = None,
-    ) -> Operator:
-        """Return the identity, or a mask if pixels are hidden; see `Operator.on_crops`."""
-        masks = self._window(crops, side, channels).measured(hidden)
+    def _hidden_crop(self, window: Window, hidden: Tensor | None) -> Operator:
+        masks = window.measured(hidden)
         return self if bool(masks.all()) else FixedMask(masks.to(self.device))
 
     def _crop(self, window: Window) -> tuple[Operator, Window]:
@@ -76,6 +69,13 @@ class Inpaint(Operator):
 
     Attributes:
         masks: The masks (B or 1, 1, H, W), 1 where a pixel is measured; None before `bind`.
+
+    >>> class Stripes(Inpaint):  # hides every second column
+    ...     form = "stripes"
+    ...     def _draw(self, index, height, width):
+    ...         return (torch.arange(width) % 2 == 0).float().expand(1, 1, height, width)
+    >>> Stripes().A(torch.ones(1, 1, 1, 4))
+    tensor([[[[1., 0., 1., 0.]]]])
     """
 
     tensors = ("masks",)
@@ -117,15 +117,7 @@ class Inpaint(Operator):
         assert isinstance(other, Inpaint)
         return other
 
-    def on_crops(
-        self,
-        crops: Sequence[Crop],
-        side: int | tuple[int, int],
-        hidden: Tensor | None = None,
-        channels: int | None = None,
-    ) -> Operator:
-        """Return the crops of the masks; see `Operator.on_crops`."""
-        window = self._window(crops, side, channels)
+    def _hidden_crop(self, window: Window, hidden: Tensor | None) -> Operator:
         masks = self._cut(window) * window.measured(hidden)
         return FixedMask(masks.to(self.device))
 

@@ -41,8 +41,8 @@ from torch import Tensor
 from ..bounds import Choice, Option, Whole
 from ..errors import InputError
 from .base import NonlinearOperator, Operator
+from .compose import Local
 from .crops import Window
-from .local import Local
 from .pixelwise import nearest_level, straight_through
 
 __all__ = ["Jpeg", "table"]

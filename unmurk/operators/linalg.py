@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..devices import filled
+from ..interrupts import heed_interrupt
 
 __all__ = [
     "CG_ITERATIONS",
@@ -139,6 +140,7 @@ def conjugate_gradient(
     for number in range(iterations):
         if number % every == every - 1 and not bool(active.any()):
             break
+        heed_interrupt()
         q = apply(p)
         curvature = batch_dot(p, q)
         # a finished image takes no more steps: its result must not depend on its neighbors
@@ -162,6 +164,11 @@ class Spectrum:
     r"""A singular value decomposition :math:`A = U \operatorname{diag}(s) V^T`.
 
     Coordinates have a shape of their own, which s broadcasts to.
+
+    >>> from unmurk.operators import parse
+    >>> found = parse("sr:average,factor=2").svd(torch.zeros(1, 1, 2, 2))
+    >>> found.s.flatten()
+    tensor([0.5000, 0.0000, 0.0000, 0.0000])
     """
 
     s: Tensor
@@ -180,6 +187,10 @@ def diagonal(mask: Tensor, apply_mask: Callable[[Tensor], Tensor]) -> Spectrum:
     Args:
         mask: Zeros and ones, (B or 1, 1, H, W).
         apply_mask: Sets the hidden entries of measurements to zero.
+
+    >>> mask = torch.tensor([[[[1.0, 0.0]]]])
+    >>> diagonal(mask, lambda y: mask * y).into(torch.ones(1, 1, 1, 2)).shape
+    torch.Size([1, 1, 1, 2])
     """
     return Spectrum(mask, lambda x: x, lambda c: c, apply_mask)
 
@@ -190,6 +201,10 @@ def factored(factors: Factors, like: Tensor) -> Spectrum:
     Args:
         factors: The three matrices.
         like: Any tensor of the wanted type on the wanted device.
+
+    >>> half = torch.tensor([[0.5, 0.5]], dtype=torch.float64)  # A averages 2 x 2 pixels
+    >>> factored((torch.eye(1, dtype=torch.float64), half, half), torch.zeros(1)).s.flatten()
+    tensor([0.5000, 0.0000, 0.0000, 0.0000])
     """
     parts = [_svd(m, like) for m in factors]
     (sc, sh, sw), ut, vt = ([part[k] for part in parts] for k in range(3))
@@ -203,7 +218,12 @@ def factored(factors: Factors, like: Tensor) -> Spectrum:
 
 
 def chained(first: Factors, then: Factors) -> Factors:
-    """Return the factors of one Kronecker product followed by another."""
+    """Return the factors of one Kronecker product followed by another.
+
+    >>> eye, two = torch.eye(1), 2 * torch.eye(1)
+    >>> chained((eye, two, eye), (eye, two, two))
+    (tensor([[1.]]), tensor([[4.]]), tensor([[2.]]))
+    """
     (c, h, w), (c2, h2, w2) = first, then
     return c2 @ c, h2 @ h, w2 @ w
 
@@ -214,6 +234,10 @@ def fourier(transfer: Tensor, shape: Sequence[int]) -> Spectrum:
     Args:
         transfer: H at the frequencies of `torch.fft.rfft2`, (B or 1, 1, H, W // 2 + 1).
         shape: Shape of the images; the last two numbers are height and width.
+
+    >>> found = fourier(torch.ones(1, 1, 4, 3), (1, 1, 4, 4))  # H = 1: the identity
+    >>> bool((found.s - 1).abs().max() < 1e-6)
+    True
     """
     gain = transfer.abs()
     phase = torch.where(gain > 0, transfer.conj() / torch.where(gain > 0, gain, 1.0), 0.0)
@@ -233,6 +257,10 @@ def decompose(m: Tensor, shape: Sequence[int], like: Tensor) -> Spectrum:
         m: Matrices (B or 1, m, d), or one matrix (m, d), with d = C H W.
         shape: Shape (C, H, W) of an image.
         like: A tensor whose type and device the decomposition takes.
+
+    >>> found = decompose(torch.tensor([[0.0, 3.0], [0.0, 0.0]]), (1, 1, 2), torch.zeros(1))
+    >>> found.s.flatten().tolist()
+    [3.0, 0.0]
     """
     s, ut, vt = _svd(m, like)
     return Spectrum(

@@ -219,6 +219,11 @@ class FileInpaint(Inpaint):
 
     Raises:
         InputError: The path is out of its bounds; from `bind`, the file is not clearly a mask.
+
+    >>> import numpy as np
+    >>> np.save("mask.npy", np.array([[1, 0, 1]], np.uint8))
+    >>> FileInpaint("mask.npy").A(torch.ones(1, 1, 1, 3))
+    tensor([[[[1., 0., 1.]]]])
     """
 
     form = "inpaint:file"

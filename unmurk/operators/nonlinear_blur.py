@@ -34,9 +34,9 @@ from ..bounds import SEED, Option
 from ..rng import StreamId, generator
 from .base import NonlinearOperator, Operator
 from .blur import LENGTH, GaussianBlur, MotionBlur, check_kernel_size
+from .compose import Local
 from .convolution import Blur, fold
 from .crops import Window
-from .local import Local
 
 __all__ = ["NonlinearBlur"]
 

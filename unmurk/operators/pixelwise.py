@@ -45,8 +45,8 @@ from torch import Tensor
 
 from ..bounds import Option, Real, Whole
 from .base import NonlinearOperator, Operator
+from .compose import Local
 from .crops import Window
-from .local import Local
 
 __all__ = ["ClipRange", "Pixelwise", "Quantize", "nearest_level", "straight_through"]
 

@@ -50,9 +50,9 @@ from torch import Tensor
 from ..bounds import Option, Whole, check_tables
 from ..errors import InputError, size_text
 from .base import Operator
+from .compose import Local
 from .crops import Window
 from .linalg import Factors
-from .local import Local
 
 __all__ = ["AverageDown", "BicubicDown", "Grayscale"]
 

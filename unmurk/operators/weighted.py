@@ -14,7 +14,7 @@ map is the inverse itself, all eigenvalues lie between the smallest and the larg
 :math:`w^2 / m`, for any gamma.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,10 +23,11 @@ from torch import Tensor
 from ..errors import InputError, size_text
 from .base import Operator, as_index
 from .compose import masked
-from .crops import Crop, Window, cut
+from .cropped import CroppedOperator
+from .crops import Window, cut
 from .linalg import conjugate_gradient, per_image
 
-__all__ = ["Weighted"]
+__all__ = ["NumberedWeights", "Weighted"]
 
 
 class Weighted(Operator):
@@ -113,18 +114,9 @@ class Weighted(Operator):
     def _reduction(self) -> int:
         return self.operator._reduction
 
-    def on_crops(
-        self,
-        crops: Sequence[Crop],
-        side: int | tuple[int, int],
-        hidden: Tensor | None = None,
-        channels: int | None = None,
-    ) -> Operator:
-        """Return A on crops with the crops of the weights, which belong to the image numbers; see
-        `Operator.on_crops`."""
-        window = self._window(crops, side, channels)
+    def _hidden_crop(self, window: Window, hidden: Tensor | None) -> Operator:
         operator, after = self.operator._crop(window)
-        hiding = masked(operator, after.measured(hidden), channels, window.size)
+        hiding = masked(operator, after.measured(hidden), window.channels, window.size)
         return self._with(operator=hiding, weights=self._cut(after))
 
     def _crop(self, window: Window) -> tuple[Operator, Window]:
@@ -196,3 +188,30 @@ class Weighted(Operator):
             precondition=self.operator.preconditioner(z, gamma * mean),
         )
         return z + step
+
+
+class NumberedWeights(CroppedOperator):
+    """Weights on numbered measurements; `bind` looks them up and returns a `Weighted`.
+
+    Args:
+        base: A, not bound to images.
+        weights: Returns the weights of measurements with these numbers, (B, 1 or C, ...).
+    """
+
+    def __init__(self, base: Operator, weights: Callable[[Sequence[int]], Tensor]) -> None:
+        self.base, self.weights_of = base, weights
+        self.options = base.options  # type: ignore[misc]
+        self.device, self.pictorial = base.device, base.pictorial
+
+    @property
+    def spec(self) -> str:
+        """A label. Weights have no text form, so `parse` does not read it back."""
+        return f"python:weighted {self.base.spec}"
+
+    def bind(self, index: Iterable[int], shape: Sequence[int]) -> Operator:
+        """Return A with the weights of these measurements; see `Operator.bind`."""
+        numbers = [int(i) for i in index]
+        weights = self.weights_of(numbers)
+        full = (len(numbers), *self.base.y_shape(shape))
+        bound = self.base.bind(numbers, shape)
+        return Weighted(bound, weights.expand(full).to(self.device))

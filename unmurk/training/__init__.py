@@ -7,8 +7,9 @@ from .baselines import Clean, Noisy
 from .em import Em, Rounds
 from .flowdiff import FlowDiff, Recipe
 from .learn import learn
-from .learner import Learner, PriorFirst
+from .learner import Learner
 from .muon import Muon
+from .prior_first import PriorFirst
 from .registry import METHODS, configure, describe, learner_class, names, register
 from .run_folder import FORMAT, read_config
 from .schedule import LRPhase, ParamGroup

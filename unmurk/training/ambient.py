@@ -47,8 +47,8 @@ from ..operators.masks import RandomInpaint
 from ..problem import Problem
 from ..rng import host_integers, uniform
 from .conditional import ConditionalDenoiser, conditioning_stem
-from .learner import PRIOR_END, PriorFirst
 from .losses import ambient_matching, gaussian, levels, weighted
+from .prior_first import PRIOR_END, PriorFirst
 from .schedule import LRPhase
 
 __all__ = ["Ambient", "MaskedDenoiser", "masked_matching"]

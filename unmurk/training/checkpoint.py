@@ -102,7 +102,8 @@ class Checkpoint:
                 raise
             raise self.damaged() from error
         if isinstance(state, dict):
-            state.setdefault("steps", steps)  # states of earlier versions do not have it
+            state.setdefault("steps", steps)  # states of earlier versions do not have these
+            state.setdefault("checked", True)
         try:
             _check_state(state, own, steps)
         except StateMismatch as error:
@@ -130,6 +131,8 @@ def _check_state(state: Any, own: Mapping[str, Any], steps: int) -> None:
     _check_number(state, "factor", float, 1 / 64, 1)
     if state["precision"] not in ("auto", "fp32", "bf16"):
         raise StateMismatch("its precision is unknown")
+    if not isinstance(state["checked"], bool):
+        raise StateMismatch("it does not tell whether its last step was checked")
     _check_best(state["best"], own, steps)
 
 

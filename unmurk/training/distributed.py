@@ -13,11 +13,8 @@ processes take the steps that one would take, up to rounding. All of them hold t
 EMA weights and replay buffers; only the first reads and writes the run folder.
 """
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,7 +28,6 @@ __all__ = [
     "broadcast",
     "check_batch_divisible",
     "first_process",
-    "interruptible",
     "lost",
     "processes",
 ]
@@ -128,34 +124,3 @@ def broadcast(data: bytes | None, ranks: int, device: torch.device) -> bytes | N
         if data is not None:
             room.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         return send(room).cpu().numpy().tobytes()
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
-    """Let a step finish before Ctrl-C or SIGTERM, which schedulers send, ends the run.
-
-    Yields:
-        A function that raises KeyboardInterrupt if a signal has come. A second Ctrl-C raises it at
-        once.
-    """
-    came = False
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        if came and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        came = True
-
-    def check() -> None:
-        if came:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield check
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from ..bounds import Real, Whole, check_fields
 from ..diffusion.prior import Prior
 from ..errors import InputError
+from ..interrupts import heed_interrupt
 from ..noise import Gaussian
 from ..operators.base import per_image
 from ..problem import Problem
@@ -202,6 +203,7 @@ class Em(Learner):
         done = self.rounds_done(progress)
         chunk = min(CHUNK, chunk_size(self.prior, self.solver))
         while self.replay.drawn < (done + 1) * len(self.replay):
+            heed_interrupt()
             left = (done + 1) * len(self.replay) - self.replay.drawn
             self.draw_posterior(min(chunk, left), done, trainer.device)
 

@@ -1,4 +1,4 @@
-"""Calibration of a run's error bars at its end, from measurements that it did not train on.
+"""Calibration of a run's error bars and the verdict at its end, from held-out measurements.
 
 A set that is large enough gives up its last measurements: no step trains on them, and the
 calibration uses them alone. From smaller sets the calibration uses measurements that the run has
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.calibration import Calibration, calibrate
+from ..evaluation.verdict import Verdict, examine
 from ..flows.error_bars import ErrorBars
 from ..flows.posterior import Posterior
 from ..io.atomic import write
@@ -132,9 +133,9 @@ def calibrate_run(
     seed: int,
     clean: bool = False,
 ) -> dict[str, Any] | None:
-    """Calibrate the posterior of a finished run.
+    """Calibrate the posterior of a finished run, and write the verdict on it into its folder.
 
-    A run that has been calibrated before keeps its calibration.
+    A run that has been calibrated before keeps its calibration and its verdict.
 
     Args:
         folder: The run folder.
@@ -155,7 +156,22 @@ def calibrate_run(
         return None
     count = held or min(len(y), wanted(posterior.shape, kimg))
     index = torch.arange(len(y) - count, len(y))
-    made = _calibration(posterior, y[index.to(y.device)], problem, index.tolist(), seed, clean)
+    numbers = index.tolist()
+    held_y = y[index.to(y.device)]
+    if clean:
+        held_y = problem.simulate(held_y, seed, numbers)
+    made = _calibration(posterior, held_y, problem, numbers, seed, clean)
+    psnr = (made.record.get("unbiased_psnr") or {}).get("after")
+    trusted = bool(made.record["trusted"])
+    examine(
+        posterior,
+        held_y,
+        problem,
+        numbers,
+        seed=seed,
+        unbiased_psnr=psnr,
+        calibrated=trusted,
+    ).save(folder)
     posterior.error_bars = made.error_bars
     return {"kimg": kimg, "held_out": held > 0, **_finite(made.record)}
 
@@ -174,8 +190,6 @@ def _calibration(
     elif not operator.linear or not (pixels or operator.proximal):
         why = f"operator '{operator.spec}' has no regularized inverse"
     if not why:
-        if clean:
-            y = problem.simulate(y, seed, index)
         doubt = "" if clean else _doubt(y, problem, posterior.shape, index)
         return calibrate(posterior, y, problem, index, seed=seed, trusted=not doubt, why=doubt)
     return Calibration(None, {"images": 0, "trusted": False, "why": why})
@@ -208,8 +222,8 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     return read_object(path) if path.exists() else None
 
 
-def say(record: dict[str, Any]) -> None:
-    """Print one line on a calibration to stderr."""
+def say(record: dict[str, Any], verdict: Verdict | None = None) -> None:
+    """Print one line on a calibration to stderr, and one with the verdict."""
     ratios = record.get("spread_over_error", {}).get("measured", {})
     before, psnr = ratios.get("before"), (record.get("unbiased_psnr") or {}).get("after")
     text = "" if psnr is None else f"; unbiased PSNR {psnr:.2f} dB"
@@ -221,6 +235,8 @@ def say(record: dict[str, Any]) -> None:
             f" error before{text}",
             file=sys.stderr,
         )
+    if verdict is not None:
+        print(verdict.text, file=sys.stderr)
 
 
 def _finite(value: Any) -> Any:

@@ -39,8 +39,9 @@ is its level; there is no ambient target then either.
 **Repeated captures and clean images.** With N captures of each scene, the first stage has some of
 them as the input of m and the others as its target (Noise2Noise, arXiv 1803.04189). The ambient
 target and the E-step use all N, combined by `repeats.combined`; the flow and m are trained for
-every number of captures from 1 to N. Clean images, where there are some, are part of every batch:
-for m and the flow with simulated measurements, for the prior at all levels.
+every number of captures from 1 to N (`Learner.pick_captures`). Clean images, where there are some,
+are part of every batch: for m and the flow with simulated measurements, for the prior at all
+levels.
 """
 
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ from torch import Tensor, nn
 
 from ..bounds import Real, Whole, check_fields
 from ..errors import InputError
+from ..interrupts import heed_interrupt
 from ..io.datasets import head
 from ..noise import Gaussian
 from ..problem import Problem
@@ -417,6 +419,7 @@ class FlowDiff(Learner):
         observed = trainer.settings.batch * (step - int(recipe.e_step * trainer.steps))
         chunk = min(256, first, chunk_size(self.teacher, self.solver))
         while first + int(recipe.refresh * observed) - self.replay.drawn >= chunk:
+            heed_interrupt()
             self.draw_posterior(chunk, trainer.device)
         if recipe.reset is not None and step == round(recipe.reset * trainer.steps):
             trainer.reset("prior", self._fresh_prior())

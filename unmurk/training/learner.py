@@ -18,8 +18,6 @@ between steps (`before`).
 """
 
 import copy
-import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin, get_type_hints
@@ -38,15 +36,16 @@ from ..io.datasets import Source
 from ..io.scenes import Scenes
 from ..problem import Problem
 from ..repeats import combined
-from ..rng import PerImageGenerator, ShardedGenerator, StreamId, generator, integers
-from .losses import distilled, forward_kl
-from .replay import Replay, chunk_size, is_denoising
+from ..rng import ShardedGenerator, StreamId, generator, integers
+from .binder import ProblemBinder
+from .replay import is_denoising
 from .schedule import LRPhase, ParamGroup
 from .start import Start
 from .trainer import Trainer
 
-__all__ = ["Learner", "PriorFirst", "ProblemBinder", "as_dict"]
+__all__ = ["Learner", "as_dict"]
 
+ONE, ALL = 0.5, 0.25  # shares of the steps with one capture of a scene, and with all of them
 LEAST_DRAWS = 32  # images that are drawn at first, also in a short run
 
 
@@ -192,7 +191,10 @@ class Learner:
         """
         if self.start is not None and self.start.posterior is not None:
             return self.start.posterior_for(self.shape, start)
-        return Posterior.create(self.network, self.shape, self.initial_spread(), start)
+        # the noise of the mean of N captures is lower by sqrt(N), which the networks have to see
+        several = self.repeats > 1 and self.problem.operator.spec == "identity"
+        spread = self.initial_spread()
+        return Posterior.create(self.network, self.shape, spread, start, many_levels=several)
 
     def make_prior(self) -> Prior:
         """Create the prior of the start of the run, or an untrained one.
@@ -319,12 +321,17 @@ class Learner:
     def pick_captures(self, noise: torch.Generator) -> list[int]:
         """Pick a random number of the captures of each scene, the same for the whole batch.
 
+        Single captures and all N together are what is restored most often. So half of the steps
+        take one capture, a quarter all N, and a quarter any number from 1 to N.
+
         Args:
             noise: Generator of the step; its state does not change.
         """
         choose = generator(noise.initial_seed(), StreamId.REPEATS)
         order = torch.randperm(self.repeats, generator=choose).tolist()
-        return order[: 1 + int(torch.randint(self.repeats, (), generator=choose))]
+        several = 1 + int(torch.randint(self.repeats, (), generator=choose))
+        share = float(torch.rand((), generator=choose))
+        return order[: 1 if share < ONE else self.repeats if share < ONE + ALL else several]
 
     def pick_clean(self, count: int, noise: torch.Generator) -> Tensor:
         """Pick clean images at random, (count, C, H, W); none if there are none.
@@ -362,157 +369,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return value
-
-
-# -- a prior first, then its posterior -----------------------------------------------------------
-
-PRIOR_END = 0.7  # fraction of the run at which the prior is finished
-BUFFER, FIRST, REFRESH = 4096, 512, 0.05  # images kept, drawn first, drawn for each image seen
-POSTERIOR_STEPS, PRIOR_STEPS = 16, 31  # evaluations of a draw from p(x | y), and from p(x)
-
-
-@dataclass(eq=False, kw_only=True)
-class PriorFirst(Learner):
-    r"""A prior by `prior_losses` of the subclass, then a posterior fitted to its draws.
-
-    Ambient Diffusion and SURE-Score learn a denoiser D and no posterior. From 70 % of the run on,
-    the EMA weights of D are fixed and images x are drawn with them. The flow is fitted by maximum
-    likelihood to pairs of such an x and a fresh corruption of it, whose fixed point is Bayes' rule
-    under the learned prior:
-
-    =================  ================================  =====================================
-    operator           draws                             target of m(y)
-    =================  ================================  =====================================
-    :math:`A = I`      :math:`x \sim p(x \mid y)`, from  :math:`D(y, \sigma_y)`
-                       :math:`(y, \sigma_y)`
-    other              :math:`x \sim p(x)`, from noise   x of the pairs
-    =================  ================================  =====================================
-
-    So the posterior is as good as the prior, and adds nothing to it.
-    """
-
-    def make_buffers(self) -> dict[str, Tensor]:
-        """Create the replay buffer."""
-        self.replay = Replay(BUFFER, self.shape)
-        return self.replay.tensors
-
-    def phases(self) -> dict[str, tuple[LRPhase, ...]]:
-        """Train the prior first, then the posterior."""
-        late = (LRPhase(PRIOR_END),)
-        return {"mean": late, "flow": late, "prior": (LRPhase(0.0, PRIOR_END),)}
-
-    @property
-    def graphs(self) -> list[dict[str, float]]:
-        """Graphs of the networks alive in one step, phase by phase; see `memory`."""
-        return [{"prior": 1}, {"posterior": 1, "mean": 1}]
-
-    def prior_losses(
-        self, y: Tensor, index: Tensor, part: float, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Compute the losses while the prior is trained; part runs from 0 to 1 in that time."""
-        raise NotImplementedError
-
-    def losses(
-        self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Compute the losses of a step; see `Learner.losses`."""
-        if progress < PRIOR_END or not self.replay.filled:
-            return self.prior_losses(y, index, progress / PRIOR_END, generator)
-        problem = self.bind(index, y.device)
-        x = self.replay.pick(len(y), generator)
-        flow, mean = forward_kl(self.posterior, x, problem, generator)
-        if self.denoising:
-            mean = distilled(self.posterior, self.teacher, y, problem)
-        return {"flow": flow, "mean": mean}
-
-    @torch.no_grad()
-    def draw_images(self, count: int, device: torch.device) -> None:
-        """Draw further images and put them into the buffer.
-
-        Raises:
-            InputError: An image is not finite.
-        """
-        number = self.replay.numbers(count)
-        streams = PerImageGenerator(self.seed, number.tolist(), StreamId.E_STEP, device=device)
-        if self.denoising:
-            y = self.y[number % len(self.y)].to(device)
-            x = self.teacher.restore(y, self.problem.sigma, streams, POSTERIOR_STEPS)
-        else:
-            x = self.teacher.draw(streams, PRIOR_STEPS)
-        self.replay.put(x, self.teacher, None, self.problem)
-
-    def lengthen(self, progress: float) -> None:
-        """Forget the draws of a prior that goes on; see `Learner.lengthen`."""
-        if progress < PRIOR_END:
-            self.replay.restart()
-
-    def evaluations(self, progress: float, images: float) -> float:
-        """Return how many evaluations draws take; see `Learner.evaluations`."""
-        rest = (1 - max(progress, PRIOR_END)) * images
-        first = self.first_draws(FIRST, rest) if progress < PRIOR_END else 0
-        drawn = min(len(self.replay), first + REFRESH * rest)
-        return drawn * (POSTERIOR_STEPS if self.denoising else PRIOR_STEPS)
-
-    def before(self, trainer: Trainer, step: int, progress: float) -> None:
-        """Draw the first images when the prior is finished, then further ones."""
-        if progress < PRIOR_END:
-            return
-        observed = trainer.settings.batch * (step - int(PRIOR_END * trainer.steps))
-        images = (1 - PRIOR_END) * trainer.settings.batch * trainer.steps
-        first = self.first_draws(FIRST, images)
-        chunk = min(256, first, len(self.replay), chunk_size(self.teacher))
-        wanted = first + math.floor(REFRESH * observed)
-        wanted = min(len(self.replay), wanted)
-        while self.replay.drawn + chunk <= wanted:
-            self.draw_images(chunk, trainer.device)
-
-
-# -- problems bound ahead ------------------------------------------------------------------------
-
-HELD = 8  # problems bound ahead at most
-
-
-class ProblemBinder:
-    """A problem that is moved to a device once, and bound to images before a step needs it.
-
-    Binding a problem to images may draw a mask for each of them on the CPU, and moving a problem
-    drops the decompositions that its operator keeps. So a problem is moved once, and the thread
-    that reads the measurements of the next steps also binds the problem to them.
-
-    Args:
-        problem: How the measurements were made.
-        shape: Shape (C, H, W) of the images behind them.
-    """
-
-    def __init__(self, problem: Problem, shape: tuple[int, int, int]) -> None:
-        self.problem, self.shape = problem, shape
-        self.moved: dict[torch.device, Problem] = {}
-        self.ahead: dict[tuple[torch.device, tuple[int, ...]], Problem] = {}
-        self.lock = threading.Lock()
-
-    def prepare(self, index: Tensor, device: torch.device) -> None:
-        """Bind the problem to the measurements with these numbers, (B,), for a later `bind`."""
-        key = device, tuple(index.tolist())
-        bound = self._bind(key)
-        with self.lock:
-            self.ahead[key] = bound
-            while len(self.ahead) > HELD:
-                del self.ahead[next(iter(self.ahead))]
-
-    def bind(self, index: Tensor, device: torch.device) -> Problem:
-        """Return the problem of the measurements with these numbers, (B,), on a device."""
-        key = device, tuple(index.tolist())
-        with self.lock:
-            bound = self.ahead.pop(key, None)
-        return self._bind(key) if bound is None else bound
-
-    def _bind(self, key: tuple[torch.device, tuple[int, ...]]) -> Problem:
-        device, numbers = key
-        return self.on(device).bind(numbers, self.shape)
-
-    def on(self, device: torch.device) -> Problem:
-        """Return the problem on a device, not bound to images."""
-        with self.lock:
-            if device not in self.moved:
-                self.moved[device] = self.problem.to(device)
-            return self.moved[device]

@@ -47,8 +47,8 @@ from torch import Tensor
 from ..devices import network_precision
 from ..noise import Gaussian
 from ..problem import Problem
-from .learner import PRIOR_END, PriorFirst
 from .losses import denoising, gaussian, levels
+from .prior_first import PRIOR_END, PriorFirst
 from .schedule import LRPhase
 
 __all__ = ["Sure", "sure"]

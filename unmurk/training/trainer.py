@@ -20,14 +20,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..bounds import SEED, Real, Whole
 from ..devices import (
     ieee_float32,
     network_precision,
@@ -38,13 +36,16 @@ from ..devices import (
 from ..diffusion.prior import Prior
 from ..errors import InputError
 from ..flows.posterior import Posterior
+from ..interrupts import interruptible
 from ..io.datasets import Batches, Source
 from ..rng import ShardedGenerator, StreamId, generator
 from .checkpoint import Checkpoint
-from .distributed import average_over, broadcast, check_batch_divisible, interruptible, processes
+from .distributed import average_over, broadcast, check_batch_divisible, processes
 from .metric_log import MetricLogger
 from .muon import Muon
+from .preview import Preview
 from .schedule import LRPhase, ParamGroup
+from .settings import Settings
 from .validation import Checks, preferred
 
 __all__ = ["LRPhase", "NonFiniteGradient", "ParamGroup", "Settings", "Trainable", "Trainer"]
@@ -53,41 +54,6 @@ DIVERGED = "losses are not finite; check the range of the images and their noise
 PATIENCE = 10  # steps in a row that may be skipped
 WORTH = 50  # steps of a run whose time is told
 TIMED = 4  # steps that are timed to tell how long a run takes
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Training settings that every method shares.
-
-    Attributes:
-        network: Preset of the networks: tiny, small or base.
-        kimg: Budget in thousands of images seen, a number from 0.001 to 1e+07.
-        batch: Images in a step, a whole number from 2 to 65536.
-        rate: Peak learning rate, a number from 1e-12 to 10. The rate of every group rises to it
-            and falls again.
-        average: Half-life of the EMA weights in kimg, a number from 0 to 1e+07. It is at most 5 %
-            of the images that a group has been trained on.
-        seed: Seed of weights, batches and noise, a whole number from 0 to 9223372036854775807.
-        precision: Precision of the networks: fp32, bf16, or auto, which takes whichever a probe of
-            one second finds faster.
-        compile: Whether `torch.compile` is applied to the prior's network.
-        crop: Side in pixels of random crops of the images, a whole number from 0 to 65536; 0:
-            whole images. None takes crops where an image has a side above 96 pixels, of 64 pixels
-            or, if an image is smaller than that, of fewer.
-        augment: Whether the crops are flipped and turned by quarter turns. None: if the operator
-            allows it.
-    """
-
-    network: str = "tiny"
-    kimg: Annotated[float, Real(0.001, 1e7)] = 100.0
-    batch: Annotated[int, Whole(2, 65536)] = 32
-    rate: Annotated[float, Real(1e-12, 10)] = 5e-3
-    average: Annotated[float, Real(0, 1e7)] = 20.0
-    seed: Annotated[int, SEED] = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
-    crop: Annotated[int, Whole(0, 65536)] | None = None
-    augment: bool | None = None
 
 
 class Trainable(Protocol):
@@ -136,12 +102,14 @@ class Trainer:
         announce: Called once before the first step with the expected seconds (`expected`), or with
             None if fewer than `WORTH` steps are left.
         about: Texts by name, which the metrics of a new run begin with.
+        preview: Writes the models while the run trains; None: they come at the end.
 
     Attributes:
         step: Steps taken.
         steps: Steps of the whole run.
         skipped: Steps that were skipped because their gradient was not finite.
         factor: Factor of the learning rate, halved whenever training diverges.
+        checked: Whether the checks that are due after the last step have been made.
     """
 
     def __init__(
@@ -155,8 +123,9 @@ class Trainer:
         checks: Checks | None = None,
         announce: Callable[[float | None], None] | None = None,
         about: Mapping[str, str] | None = None,
+        preview: Preview | None = None,
     ) -> None:
-        self.announce = announce
+        self.announce, self.preview = announce, preview
         self.accelerator = processes()
         self.learner, self.y, self.settings = learner, y, settings
         self.out, self.every, self.quiet, self.checks = out, every, quiet, checks
@@ -170,6 +139,7 @@ class Trainer:
         self.step, self.seconds, self.skipped, self.factor = 0, 0.0, 0, 1.0
         self.precision: str = settings.precision
         self.best: dict[str, Any] | None = None
+        self.checked = True
         for module in [*learner.modules.values(), *learner.ema.values()]:
             module.to(self.device)
         for average in learner.ema.values():
@@ -198,6 +168,7 @@ class Trainer:
             "buffers": self.learner.buffers,
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
+            "checked": self.checked,
         }
 
     def save(self) -> None:
@@ -241,7 +212,7 @@ class Trainer:
             raise self.checkpoint.damaged("its weights are others") from error
         for key, value in state["buffers"].items():
             self.learner.buffers[key].copy_(value)
-        for key in ("step", "seconds", "skipped", "factor", "precision", "best"):
+        for key in ("step", "seconds", "skipped", "factor", "precision", "best", "checked"):
             setattr(self, key, state[key])
         if state["steps"] != self.steps:
             self.best = None
@@ -390,11 +361,16 @@ class Trainer:
         Raises:
             InputError: Files cannot be read or written, training diverges, or another process of
                 the run has ended.
-            KeyboardInterrupt: After Ctrl-C or SIGTERM, once the step is done and the state saved.
+            KeyboardInterrupt: After Ctrl-C or SIGTERM, within seconds. The state is saved as it
+                was before the evaluation of a network, or the chunk of an E-step, that was left.
         """
         with interruptible() as check, ieee_float32(), physics_outside_autocast(self.device):
             try:
                 self._train(check)
+            except KeyboardInterrupt:
+                if self.preview is not None:
+                    self.preview.leave(self.step, self.steps, self.learner.ema)
+                raise
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -415,16 +391,20 @@ class Trainer:
 
     def _start(self) -> None:
         """Continue from the last checkpoint, or initialize the learner and write the first one."""
-        if self.load():
-            return
-        self.learner.initialize(self.device)
+        if not self.load():
+            self.learner.initialize(self.device)
+            self.save()
         if self.precision == "auto":
-            self.learner.before(self, 0, 0.0)  # some learners have no losses before
+            try:
+                self.learner.before(self, 0, 0.0)  # some learners have no losses before
+            except KeyboardInterrupt:
+                self.save()
+                raise
             self.precision = self.probe()
-        self.save()
+            self.save()
 
     def _train(self, check: Callable[[], None]) -> None:
-        """Take all steps; `check` is called between them."""
+        """Take all steps; `check` is called between them, and inside by `heed_interrupt`."""
         self._start()
         if self.announce is not None and self.step < self.steps:
             self.announce(self.expected() if self.steps - self.step >= WORTH else None)
@@ -439,6 +419,8 @@ class Trainer:
         )
         start, saved, skipped = time.perf_counter() - self.seconds, time.perf_counter(), 0
         try:
+            if not self.checked:
+                self._log(log, {})
             while self.step < self.steps:
                 with self.networks():
                     self.learner.before(self, self.step, self.step / self.steps)
@@ -449,16 +431,24 @@ class Trainer:
                     self._rewind(log)
                     start, skipped = time.perf_counter() - self.seconds, 0
                     continue
-                log.add(self.step, self.seconds, self.skipped, losses, self._validate())
+                self._log(log, losses)
                 if time.perf_counter() - saved > self.every and skipped == 0:
                     self.save()
                     saved = time.perf_counter()
+                if self.preview is not None:
+                    self.preview.after(self.step, self.steps, self.learner.ema)
                 check()
         finally:
             log.close()
             self.batches.close()
             if skipped == 0:
                 self.save()
+
+    def _log(self, log: MetricLogger, losses: dict[str, float]) -> None:
+        """Log a step with the checks that are due after it, which an interrupt leaves undone."""
+        self.checked = False
+        log.add(self.step, self.seconds, self.skipped, losses, self._validate())
+        self.checked = True
 
     def _try_update(self, skipped: int) -> tuple[dict[str, float], int]:
         """Take one step, and count the steps in a row that were skipped."""

@@ -6,6 +6,7 @@ Nothing heavy is imported until a command runs. `run` returns the results, which
 from collections.abc import Callable
 
 from ..options import Command
+from .app import App
 from .certify import Certify
 from .corrupt import Corrupt
 from .demo import Demo
@@ -19,6 +20,7 @@ from .solve import Solve
 
 __all__ = [
     "COMMANDS",
+    "App",
     "Certify",
     "Command",
     "Corrupt",
@@ -32,8 +34,6 @@ __all__ = [
     "Solve",
 ]
 
-COMMANDS: dict[str, Callable[..., Command]] = {
-    kind.__name__.lower(): kind
-    for kind in (Demo, Noise, Learn, Restore, Solve, Sample, Corrupt, Evaluate, Certify, Report)
-}
+KINDS = (Demo, Noise, Learn, Restore, Solve, Sample, Corrupt, Evaluate, Certify, Report, App)
+COMMANDS: dict[str, Callable[..., Command]] = {kind.__name__.lower(): kind for kind in KINDS}
 """The commands by name, in the order of `unmurk --help`."""

@@ -45,7 +45,7 @@ class Corrupt(Command):
     """Forward model, such as inpaint:random,keep=0.4 or blur:gaussian,sigma=1.5."""
     noise: Text = "0"
     """Standard deviation of the noise to add, in units where the image range is 1; or
-    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02 (docs/guide/noise.md)."""
+    poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02 (see the page Noise)."""
     range: MaybeRange = None
     axes: Axes = None
     channel: Channel = ()

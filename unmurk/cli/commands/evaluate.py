@@ -1,5 +1,6 @@
 """`unmurk evaluate`: scores of restored images."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from ...bounds import Real
 from ...errors import InputError
+from ...io.formats.registry import is_folder
 from ..data import images_of, place, selection_of
 from ..options import FILES, Axes, Channel, Command, Json, MaybePath, MaybeRange
 
@@ -15,13 +17,18 @@ if TYPE_CHECKING:
     import torch
 
     from ...io.axes import Selection
+    from ...io.scale import Spans
 
 __all__ = ["Evaluate"]
 
 
 @dataclass
 class Evaluate(Command):
-    """Compare restored images with the clean ones."""
+    """Compare restored images with the clean ones.
+
+    Images of two folders may differ in size; the standard deviations in a folder of results are
+    left out.
+    """
 
     restored: Annotated[
         Positional[Path], arg(metavar="RESTORED", help=f"Restored images: {FILES}")
@@ -41,6 +48,10 @@ class Evaluate(Command):
     def run(self) -> dict[str, Any]:
         """See `Command`."""
         select = selection_of(self)
+        if is_folder(self.restored) and is_folder(self.reference):
+            files = _pairs(self.restored, self.reference, select)
+            if files:
+                return self._by_file(files, select)
         restored, truth = _in_one_scale(self.restored, self.reference, self.range, select)
         if restored.shape != truth.shape:
             raise InputError(
@@ -59,9 +70,64 @@ class Evaluate(Command):
             scores["spread"] = metrics.spread(samples)
         return scores
 
+    def _by_file(self, files: list[tuple[Path, Path]], select: "Selection") -> dict[str, Any]:
+        """Return the scores of images of several sizes, averaged over the images."""
+        from ...evaluation import metrics
+        from .restoring import spans_of
+
+        if self.samples is not None:
+            raise InputError(
+                f"--samples needs images of one size, and those in {self.reference} differ"
+            )
+        truths = [truth for _, truth in files]
+        spans = spans_of(self.reference, truths, self.range, math.inf, select)
+        parts = []
+        for pair in files:
+            restored, truth = _in_one_scale(*pair, spans, select)
+            if restored.shape != truth.shape:
+                raise InputError(
+                    f"{pair[0]} has images {_shape(restored)}, {pair[1]} {_shape(truth)} (number, "
+                    f"channels, height, width): they must agree"
+                )
+            restored, truth = place(restored, truth)
+            parts.append({"images": len(truth), **metrics.fidelity(restored, truth)})
+        return _average(parts)
+
+
+def _pairs(restored: Path, reference: Path, select: "Selection") -> list[tuple[Path, Path]]:
+    """Pair the files of two folders if the clean images differ in size; else return none."""
+    from ...io.formats.pictures import open_pages
+    from ...io.images import pictures_in
+
+    shapes, truths = set(), pictures_in(reference)
+    for file in truths:
+        with open_pages(file, select) as pages:
+            shapes.add(tuple(pages.shape))
+    if len(shapes) == 1:
+        return []
+    found = pictures_in(restored)
+    if len(found) != len(truths):
+        raise InputError(
+            f"{restored} holds {len(found)} pictures, {reference} {len(truths)}: they must agree"
+        )
+    return list(zip(found, truths, strict=True))
+
+
+def _average(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the scores of all images from the scores of each file (see `metrics.fidelity`)."""
+    total = {name: sum(part[name] for part in parts) for name in ("images", "exact", "beyond")}
+    finite = [part["images"] - part["exact"] - part["beyond"] for part in parts]
+    known = [(n, part["psnr"]) for n, part in zip(finite, parts, strict=True) if n]
+    psnr = sum(n * value for n, value in known) / sum(finite) if known else math.inf
+    ssim = None
+    if all(part["ssim"] is not None for part in parts):
+        ssim = sum(part["images"] * part["ssim"] for part in parts) / total["images"]
+    images = total.pop("images")
+    return {"images": images, "psnr": psnr, **total, "ssim": ssim}
+
 
 def _in_one_scale(
-    restored: Path, reference: Path, span: tuple[float, float] | None, select: "Selection"
+    restored: Path, reference: Path, span: "Spans", select: "Selection"
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Return restored and clean images in the scale of the latter.
 

@@ -9,6 +9,7 @@ from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.outputs import output
 from ..data import captures_of, measured, problem_of, run_frames, selection_of
+from ..maps import check_maps
 from ..options import (
     Axes,
     Channel,
@@ -22,6 +23,7 @@ from ..options import (
     MaybePath,
     MaybeRange,
     NanOption,
+    NoiseMaps,
     Options,
     Repeats,
     Seed,
@@ -50,13 +52,13 @@ class Learn(Command):
     noise: Text = "0"
     """Standard deviation of the noise in the images, in units where the image range is 1; or
     12dn, in gray levels of the files; or poisson-gaussian,gain=0.01,sigma=0.02; or auto: model and
-    numbers from DATA (docs/guide/noise.md). It is required unless the images are clean."""
+    numbers from DATA (see the page Noise). It is required unless the images are clean."""
     method: Text = "flowdiff"
     """Method; an unknown name lists all. flowdiff: a prior and a flow, trained together; em: a
     prior refitted to its own posterior samples, round after round; ambient: Ambient Diffusion, for
     masks or for noise alone; sure: SURE-Score; ambientflow: a flow as the prior; noisy: a prior of
     the images as they are (lower bound); clean: a prior of clean images (upper bound). See
-    docs/guide/learners.md."""
+    the page Learning methods."""
     solver: Text = "diffpir"
     """Solver that draws the images of flowdiff and em during training, in 16 steps, if the
     operator is not identity."""
@@ -85,6 +87,7 @@ class Learn(Command):
     """Flip the crops and turn them by quarter turns; auto: if the operator allows it."""
     seed: Seed = 0
     repeats: Repeats = 1
+    noise_maps: NoiseMaps = None
     clean: MaybePath = None
     """A few clean images of the same kind, which join the training (flowdiff and em): a folder or
     file as for DATA."""
@@ -108,6 +111,7 @@ class Learn(Command):
         """See `Command`."""
         if self.simulate and self.repeats > 1:
             raise InputError("--simulate makes one capture of each image: leave out --repeats")
+        check_maps(self)
         inputs = [path for path in (self.data, self.clean, self.dark, self.flat) if path]
         with output(self.out, inputs, owner=True, job=job_of(self)) as to:
             to.expect(["report.html"])
@@ -165,17 +169,29 @@ class Learn(Command):
                 nan=nan,
                 repeats=self.repeats,
                 clean=self.clean,
+                noise_maps=self.noise_maps,
                 calibration=frames.record(),
+                watch=self._show,
                 **options,
             )
             if not first_process():
                 return {}
-            from .report import page_of
+            from .report import page_of, verdict_of
 
-            page = page_of(self.out, self.data)
+            page, verdict = page_of(self.out, self.data), verdict_of(self.out)
         found = {"run": self.out, "report": page, "images": len(y), "skipped": skipped}
-        found["start"] = self.start
+        if self.repeats > 1:
+            found["scenes"] = len(y) // self.repeats
+        if not self.json:  # `learn` has printed it
+            verdict.pop("verdict", None)
+        found |= {"start": self.start, **verdict}
         return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
+
+    def _show(self, share: float) -> None:
+        """Write the page of the run while it trains."""
+        from ..run_page import unfinished
+
+        unfinished(self.out, share)
 
     def _network(self) -> str | None:
         """The size of the networks; None for the default where a start brings its own."""
@@ -199,7 +215,7 @@ class Learn(Command):
 
 def _sample(data: Any) -> "ImageSet":
     """Return the first images of a set, with its scale."""
-    from ...io.captures import Captures
+    from ...io.capture_set import Captures
     from ...io.datasets import head
     from ...io.images import ImageSet
     from ...io.scale import Scale

@@ -32,6 +32,7 @@ from ..options import (
     MaybePath,
     MaybeRange,
     NanOption,
+    NoiseMaps,
     SkipBad,
 )
 
@@ -47,10 +48,11 @@ __all__ = ["Noise"]
 
 HELD = 2**28  # bytes of the images that are examined, as float32
 ENOUGH = 512
+OTHER_SCENES = 2.0  # noise over time in units of that of single images
 QUANTILES = {"dark": 0.02, "middle": 0.5, "bright": 0.98}
 UNKNOWN = (
-    "Texture: where no part of an image is flat, texture counts as noise and the estimate is too "
-    "high. The standard errors do not contain this.",
+    "Whether fine texture was counted as noise: where no part of an image is flat, the estimate "
+    "is too high. The standard errors do not contain this.",
     "Noise that was removed before: averaged, resized, sharpened, debayered or compressed images "
     "have less noise at fine detail than at coarse detail. A warning says so if it is strong.",
     "Fixed pattern, noise of the camera that is the same in every image: single images show it as "
@@ -73,6 +75,7 @@ class Noise(Command):
     repeats: Annotated[MaybeInt, Whole(2, 10_000)] = None
     """Number of consecutive images that show one scene, a whole number from 2 to 10000: the noise
     is also measured from their differences, whatever the scene holds."""
+    noise_maps: NoiseMaps = None
     range: MaybeRange = None
     axes: Axes = None
     channel: Channel = ()
@@ -103,6 +106,7 @@ class Noise(Command):
         from ...noise_estimation import choose_noise
 
         y, scale, count = self._measurements()
+        over = {} if self.noise_maps is None else _over_maps(y, self.noise_maps, scale)
         check_floats(lambda: y, scale)
         filled, operator = hide_missing(y, "identity")
         choice = choose_noise(filled, operator)
@@ -120,8 +124,11 @@ class Noise(Command):
         names = {f"channel {i}": channel for i, channel in enumerate(channels)}
         result: dict[str, Any] = {"images": count, "noise": choice.noise.spec}
         result |= names if len(channels) > 1 else channels[0]
+        result |= over
         result["warnings"] = warnings
         result["paste"] = f"--noise {choice.noise.spec}"
+        if not any(getattr(m, "gain", 0) or getattr(m, "sigma", 0) for m in models):
+            result["paste"] = None  # `learn` refuses images without noise
         return result, panels
 
     def _measurements(self) -> "tuple[torch.Tensor, Scale, int]":
@@ -188,7 +195,27 @@ class Noise(Command):
         print("what the images cannot show:")
         for text in UNKNOWN:
             print(f"  {text.partition(':')[0]}")
-        print(f"paste: {result['paste']}")
+        if result["paste"] is None:
+            print("nothing to paste: the images show no noise")
+        else:
+            doubt = " (the warning above says why it does not fit)" if result["warnings"] else ""
+            print(f"paste: {result['paste']}{doubt}")
+
+
+def _over_maps(y: "torch.Tensor", text: str, scale: "Scale") -> dict[str, Any]:
+    """Return the noise that images show in units of their noise maps, which is 1 if these hold it.
+
+    For weights it is the standard deviation at the mean weight.
+    """
+    from ...io.noise_maps import kind_of, read_noise_maps
+    from ...noise_estimation import estimate_noise
+
+    weights = kind_of(text)[0] == "weights"
+    maps = read_noise_maps(text, gain=scale.gain, sigma=1.0 if weights else 0.0)
+    found, hidden = maps.batch(range(len(y)), y.shape[1], (y.shape[-2], y.shape[-1]))
+    filled, operator = hide_missing((found * y).masked_fill(hidden, float("nan")), "identity")
+    ratio = estimate_noise(filled, operator).sigma / maps.level
+    return {"noise at the mean weight" if weights else "noise over noise maps": ratio}
 
 
 class Panel:
@@ -254,11 +281,23 @@ def _describe(
             "ratio": spatial / temporal if temporal else None,
         }
     found["repeats"] = over_time
+    ratios = [1 / over_time[name]["ratio"] for name in QUANTILES if over_time[name]["ratio"]]
+    if len(ratios) == len(QUANTILES) and min(ratios) > OTHER_SCENES:
+        print(
+            f"consecutive captures differ by {min(ratios):.1f} times the noise of single images:"
+            " are they of one scene, and in focus alike?",
+            file=sys.stderr,
+        )
     return found
 
 
 def _with_error(name: str, value: float, error: float) -> dict[str, Any]:
     return {name: value, f"{name} error": error}
+
+
+def _levels(value: float) -> str:
+    """Write gray levels without a power of ten, as they stand in the files."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _in_levels(model: Any, scale: "Scale") -> str:
@@ -267,9 +306,9 @@ def _in_levels(model: Any, scale: "Scale") -> str:
     if getattr(model, "gain", 0):
         parts.append(f"gain {1 / (model.gain * scale.gain):.3g} e/dn")
     if model.sigma:
-        parts.append(f"sigma {model.sigma * scale.gain:.3g} dn")
+        parts.append(f"sigma {_levels(model.sigma * scale.gain)} dn")
     if getattr(model, "offset", 0):
-        parts.append(f"offset {model.offset * scale.gain + scale.offset:.4g} dn")
+        parts.append(f"offset {_levels(model.offset * scale.gain + scale.offset)} dn")
     return ", ".join(parts)
 
 
@@ -296,7 +335,7 @@ def _write(out: Path, title: str, result: dict[str, Any], panels: list[Panel]) -
         ]
         caption = "Variance of the noise over the mean intensity"
         sections: list[Any] = [
-            Text("To paste", result["paste"]),
+            Text("To paste", result["paste"] or "nothing: the images show no noise"),
             Pictures("Photon transfer", {caption: file}),
         ]
         if result["warnings"]:

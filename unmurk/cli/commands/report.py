@@ -13,7 +13,7 @@ from ..options import Command, Json
 if TYPE_CHECKING:
     from ..report import Section
 
-__all__ = ["Report", "page_of"]
+__all__ = ["Report", "page_of", "verdict_of"]
 
 
 @dataclass
@@ -26,8 +26,16 @@ class Report(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
-        with output(self.run_folder / "report.html", folder=False) as to:
-            return {"report": page_of(to.path.parent)}
+        with output(self.run_folder / "report.html", folder=False):
+            return {"report": page_of(self.run_folder), **verdict_of(self.run_folder)}
+
+
+def verdict_of(run: Path) -> dict[str, Any]:
+    """Return the verdict on a run for the result of a command; nothing if it has none."""
+    from ...evaluation.verdict import Verdict
+
+    found = Verdict.load(run)
+    return {} if found is None else {"trusted": found.trusted, "verdict": found.text}
 
 
 def page_of(run: Path, data: Path | None = None) -> Path:
@@ -40,13 +48,20 @@ def page_of(run: Path, data: Path | None = None) -> Path:
     Returns:
         The file.
     """
+    from ...training.preview import progress_of
     from ..report import Commands
-    from ..run_page import drawn, restored, run_report
+    from ..run_page import drawn, restored, run_report, unfinished
+    from ..unfinished import course
 
+    share = progress_of(run) if (run / "config.json").exists() else None
+    if share is not None:
+        return unfinished(run, share)
     sections: list[Section] = []
     if (run / "config.json").exists():
         if (run / "posterior" / "config.json").exists():
-            sections += restored(run)
+            first = restored(run)
+            if first is not None:
+                sections += [first, *course(run, first.items)]
         if (run / "prior" / "model_index.json").exists():
             sections += drawn(run)
         images = shlex.quote(str(data or "IMAGES"))

@@ -10,7 +10,8 @@ from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
 from ...io.packaged import for_channels
-from ..data import place
+from ..data import note_run, place
+from ..maps import check_maps, kept, mapped_scene, run_maps
 from ..options import (
     Axes,
     Batch,
@@ -25,6 +26,7 @@ from ..options import (
     MaybeText,
     MaybeTile,
     NanOption,
+    NoiseMaps,
     Repeats,
     Seed,
     SkipBad,
@@ -39,7 +41,6 @@ from .restoring import (
     restore_data,
     sample_images,
     sample_scale,
-    scene_of,
     trained_problem,
 )
 
@@ -75,6 +76,7 @@ class Restore(Command):
     if the run could calibrate it."""
     uncalibrated: bool = False
     """Write the standard deviation of the samples as it is, without calibration."""
+    noise_maps: NoiseMaps = None
     repeats: Repeats = 1
     tile: MaybeTile = None
     batch: Batch = None
@@ -91,6 +93,7 @@ class Restore(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
+        check_maps(self)
         frame_files = [str(path) for path in (self.dark, self.flat) if path is not None]
         inputs = [str(self.data), *files_of(self.prior), *frame_files]
         with output(self.out, inputs, folder=None, job=job_of(self)) as to:
@@ -98,10 +101,11 @@ class Restore(Command):
             problem = trained_problem(
                 self.prior,
                 self.operator,
-                self.noise,
+                None if self.noise_maps else self.noise,
                 sample_images(self, read),
                 sample_scale(self),
             )
+            maps, problem = run_maps(self, problem, sample_scale(self))
             frames = read()
             nan = self.nan if frames.hidden is None else "mask"
             to.reads(problem.operator.digests())
@@ -110,11 +114,12 @@ class Restore(Command):
             from ...tiling import posterior_for
 
             posterior = Models(Posterior.load, self.prior)
+            note_run(self.prior)
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = frames.correct(place(y)[0])
                 shape = problem.operator.x_shape(y.shape[-3:])
-                y, bound = scene_of(y, problem, numbers, shape, nan)
+                y, bound = mapped_scene(maps, y, problem, numbers, shape, nan)
                 flow = posterior_for(posterior.of(shape[0]), shape, self.tile)
                 mean, std = flow.mean_std(
                     y, bound, self.samples, self.seed, numbers, calibrated=not self.uncalibrated
@@ -127,7 +132,11 @@ class Restore(Command):
             for one in bars:
                 if not one.trusted:
                     print(f"the error bars are not calibrated: {one.why}", file=sys.stderr)
-            more: dict[str, Any] = {"weights": posterior.weights, **calibration(frames)}
+            more: dict[str, Any] = {
+                "weights": posterior.weights,
+                **calibration(frames),
+                **kept(maps),
+            }
             if bars:
                 more["error bars"] = [asdict(one) for one in bars]
             settings = recorded(self, problem, more)

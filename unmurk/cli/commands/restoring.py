@@ -129,7 +129,7 @@ def restore_data(
     copies = command.samples if "samples" in arrays else 1
     if not jobs:
         if ranks()[0] > 0:
-            return {"images": 0, "out": out}
+            return {"images": 0, "out": to.shown}
         pictorial, read = problem.operator.pictorial, partial(images_of, sigma=problem.level)
         measured = measurements_of(
             data, pictorial, command.skip_bad, known, command.nan, read, select
@@ -138,9 +138,10 @@ def restore_data(
             print(f"{escape(data)}: {measured.note}", file=sys.stderr)
         if command.repeats > 1:
             measured = by_scene(measured, command.repeats)
-        return restore_set(
+        found = restore_set(
             measured, data, engine, to, ledger, arrays=arrays, batch=command.batch, copies=copies
         )
+        return {k: to.typed(v) if isinstance(v, Path) else v for k, v in found.items()}
     to.keep()
     done = restore_pictures(
         jobs,
@@ -160,7 +161,7 @@ def restore_data(
         "images": done.images,
         "finished": done.before or None,
         "skipped": done.skipped,
-        "out": target,
+        "out": to.typed(target),
     }
 
 

@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from ...bounds import Whole
 from ...io.outputs import files_of, output
-from ..data import place, run_scale
+from ..data import note_run, place, run_scale
 from ..options import AnyPrior, Command, Json, Seed, job_of
 
 __all__ = ["Sample"]
@@ -40,6 +40,7 @@ class Sample(Command):
             from ...io.weights import digest
 
             prior = place(Prior.load(self.prior))[0]
+            note_run(self.prior)
             made = {"command": "sample", "steps": self.steps, "seed": self.seed}
             to.record(made | {"n": self.n, "weights": digest(prior)})
             writer = GeneratedWriter(to.path, self.n, run_scale(self.prior))

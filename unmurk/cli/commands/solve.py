@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
-from ..data import place, problem_of
+from ..data import note_run, place, problem_of
+from ..maps import check_maps, given_maps, kept, mapped_scene
 from ..options import (
     AnyPrior,
     Axes,
@@ -25,6 +26,7 @@ from ..options import (
     MaybeRange,
     MaybeTile,
     NanOption,
+    NoiseMaps,
     Options,
     Repeats,
     Seed,
@@ -41,7 +43,6 @@ from .restoring import (
     restore_data,
     sample_images,
     sample_scale,
-    scene_of,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Solve(Command):
     noise: Text
     """Standard deviation of the noise in the measurements, in units where the image range is 1; or
     12dn, in gray levels of the files; or poisson-gaussian,gain=0.01,sigma=0.02; or auto: estimated
-    from DATA (docs/guide/noise.md)."""
+    from DATA (see the page Noise)."""
     out: Path
     """Folder for the restored images (the mean of several samples)."""
     method: Text = "red-diff"
@@ -85,8 +86,9 @@ class Solve(Command):
     option: Options = ()
     """Other options of the solver; an unknown key lists the options."""
     init: Literal["pinv", "posterior"] = "pinv"
-    """Starting point. pinv: the solver's own (docs/guide/solvers.md); posterior: a sample of
+    """Starting point. pinv: the solver's own (see the page Solvers); posterior: a sample of
     the run's posterior."""
+    noise_maps: NoiseMaps = None
     repeats: Repeats = 1
     tile: MaybeTile = None
     batch: Batch = None
@@ -103,6 +105,7 @@ class Solve(Command):
 
     def run(self) -> dict[str, Any]:
         """See `Command`."""
+        check_maps(self)
         frame_files = [str(path) for path in (self.dark, self.flat) if path is not None]
         inputs = [str(self.data), *files_of(self.prior), *frame_files]
         with output(self.out, inputs, folder=None, job=job_of(self)) as to:
@@ -111,6 +114,7 @@ class Solve(Command):
             problem = problem_of(
                 self.operator, self.noise, sample_images(self, read), sample_scale(self)
             )
+            maps, problem = given_maps(self, problem, sample_scale(self))
             frames = read()
             nan = self.nan if frames.hidden is None else "mask"
             to.reads(problem.operator.digests())
@@ -122,6 +126,7 @@ class Solve(Command):
             starts = self.init == "posterior"
             posteriors = Models(Posterior.load, self.prior) if starts else None
             priors = Models(Prior.load, self.prior)
+            note_run(self.prior)
             ends: list[End] = []
 
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
@@ -129,7 +134,7 @@ class Solve(Command):
                 single = y.flatten(0, 1) if y.ndim == 5 else y
                 prior = priors.of(single.shape[1] if single.ndim == 4 else 1)
                 shape = _shape(problem, single, prior.shape)
-                y, bound = scene_of(y, problem, numbers, shape, nan)
+                y, bound = mapped_scene(maps, y, problem, numbers, shape, nan)
                 flow = None
                 if posteriors is not None:
                     flow = posterior_for(posteriors.of(shape[0]), shape, self.tile)
@@ -153,7 +158,7 @@ class Solve(Command):
                 several = {"samples": result.samples, "std": result.std}
                 return {"images": result.mean, **(several if self.samples > 1 else {})}
 
-            weights = {"weights": priors.weights, **calibration(frames)}
+            weights = {"weights": priors.weights, **calibration(frames), **kept(maps)}
             if posteriors is not None:
                 weights["posterior"] = posteriors.weights
             settings = recorded(self, problem, {**weights, "options": options})

@@ -37,7 +37,11 @@ def split_key(path: str) -> tuple[Path, str | None]:
 
 
 def is_idx(name: str) -> bool:
-    """Whether a file's name ends as those of idx files do: -idx3-ubyte, .idx, gzipped or not."""
+    """Whether a file's name ends as those of idx files do: -idx3-ubyte, .idx, gzipped or not.
+
+    >>> is_idx("train-images-idx3-ubyte.gz"), is_idx("train.npy")
+    (True, False)
+    """
     return IDX.search(name) is not None
 
 
@@ -54,6 +58,11 @@ def read_array(file: Path, key: str | None = None) -> tuple[np.ndarray, str, str
     Raises:
         InputError: The file is unreadable, too large or of another type, or has several arrays to
             choose from.
+
+    >>> np.savez("set.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.arange(3))
+    >>> array, form, name = read_array(Path("set.npz"))
+    >>> array.shape, form, name
+    ((3, 8, 8), 'npz', 'images')
     """
     check_file(file)
     with reading(file):
@@ -78,7 +87,12 @@ def _read(file: Path, key: str | None) -> tuple[np.ndarray, str, str | None]:
 
 
 def map_array(file: Path) -> np.ndarray:
-    """Map the array of a .npy file. Raises InputError if it is unreadable or cut short."""
+    """Map the array of a .npy file. Raises InputError if it is unreadable or cut short.
+
+    >>> np.save("set.npy", np.arange(6.0).reshape(2, 3))
+    >>> float(map_array(Path("set.npy"))[1, 2])
+    5.0
+    """
     check_file(file)
     with reading(file), file.open("rb") as stream:
         _declared(file, stream, file.stat().st_size)
@@ -131,6 +145,10 @@ def read_idx(path: str | Path) -> np.ndarray:
 
     Raises:
         InputError: The file has another format, is cut short, or is larger than the limit.
+
+    >>> _ = Path("a.idx").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]))
+    >>> read_idx("a.idx")
+    array([7, 9], dtype=uint8)
     """
     path = Path(path)
     check_file(path)

@@ -23,7 +23,9 @@ from ... import __version__
 from ...errors import InputError
 from ..atomic import Partial, unwritable
 from ..limits import check_memory, check_numbers, check_pixels, reading
-from .registry import DICOM, Pages, library, real_path, register
+from .optional import library
+from .registry import DICOM, Pages, real_path, register
+from .scaled import physical, stored
 
 __all__ = ["Dicom", "DicomWriter"]
 
@@ -54,7 +56,7 @@ class Dicom(Pages):
     def __init__(self, file: Path) -> None:
         self.file = file
         with reading(file):
-            pydicom = library("pydicom", "medical", file)
+            pydicom = library(file, "pydicom", "medical")
             meta = pydicom.filereader.read_file_meta_info(file)
             self.syntax = str(meta.get("TransferSyntaxUID", ""))
             if self.syntax == DEFLATED:
@@ -146,7 +148,7 @@ class Dicom(Pages):
         found = np.asarray(pixel_array(self.file, index=page))
         found = found.reshape(self.shape).astype(self.stored, copy=False)
         if self.scaled:
-            return (found * np.float64(self.slope) + self.inter).astype(self.dtype)
+            return physical(found, self.slope, self.inter, self.dtype)
         return self.flipped(found) if self.inverted else found
 
     def flipped(self, stored: np.ndarray) -> np.ndarray:
@@ -156,8 +158,8 @@ class Dicom(Pages):
     def back(self, numbers: np.ndarray) -> np.ndarray:
         """Return the stored numbers of those that `read` returns, rounded and clipped."""
         if self.scaled:
-            values = (numbers.astype(np.float64) - self.inter) / self.slope
-            return np.rint(values).clip(self.low, self.high).astype(self.stored)
+            ends = self.low, self.high
+            return stored(numbers, self.slope, self.inter, np.dtype(self.stored), ends)
         found = numbers.clip(self.low, self.high).astype(self.stored)
         return self.flipped(found) if self.inverted else found
 

@@ -17,12 +17,10 @@ The chain of headers is walked before astropy sees it: every declared size is co
 limits and, without compression, with the length of the file.
 """
 
-import gzip
 import io
 import math
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -31,195 +29,29 @@ import numpy as np
 
 from ... import __version__
 from ...errors import InputError
-from ..atomic import Partial, unwritable
+from ..atomic import unwritable
 from ..limits import check_memory, check_numbers, check_pixels, reading
-from .registry import FITS, Pages, library, real_path, register
+from .fits_header import (
+    BLOCK,
+    TYPES,
+    Hdu,
+    HduSelection,
+    astropy_header,
+    find,
+    read_bytes,
+    text_of,
+    tile_sides,
+    walk,
+)
+from .optional import library
+from .registry import FITS, Pages, real_path, register, selection_of
+from .scaled import HeaderWriter, open_stream, physical, stored
 
 __all__ = ["Fits", "FitsWriter"]
 
-BLOCK, CARD = 2880, 80
-MOST_BLOCKS = 4096  # of a header: 147,456 cards
-MOST_HDUS = 10_000
-GZIP = b"\x1f\x8b"
-TYPES = {8: "uint8", 16: "int16", 32: "int32", 64: "int64", -32: "float32", -64: "float64"}
-SCI = "SCI"
-SELECTED = re.compile(r"(?:(?P<name>[^,=]+)(?:,(?P<version>\d+))?)?(?P<more>(?:,?\w+=[^,=]+)*)")
 STALE = ("CHECKSUM", "DATASUM", "BLANK", "DATAMIN", "DATAMAX")  # of the source's own numbers
 LINEAR = re.compile(r"(CRPIX|CDELT|CD|PC)(\d+)(?:_(\d+))?([A-Z]?)")
 DISTORTION = re.compile(r"(?:A|B|AP|BP)_(\d+)_(\d+)")
-
-
-@dataclass
-class _Hdu:
-    """A header and data unit: its name, its cards, and the shape of its image (rows last).
-
-    The header begins at byte `start` of the file, the data at `data`, and they end at `end`.
-    """
-
-    cards: dict[str, str]
-    start: int
-    data: int
-    end: int
-    shape: tuple[int, ...] = ()
-    packed: bool = False
-    name: str = field(init=False)
-    version: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.name = _text(self.cards.get("EXTNAME", ""))
-        self.version = _whole(self.cards.get("EXTVER", "1"), "EXTVER")
-
-    @property
-    def label(self) -> str:
-        """Name, version and shape, for messages."""
-        name = self.name or "primary"
-        version = f",{self.version}" if self.version != 1 else ""
-        return f"{name}{version} {'x'.join(map(str, self.shape)) or '(no image)'}"
-
-
-def _text(value: str) -> str:
-    found = re.match(r"\s*'((?:[^']|'')*)'", value)
-    return found[1].replace("''", "'").rstrip() if found else value.strip()
-
-
-def _whole(value: str, name: str) -> int:
-    try:
-        return int(value)
-    except ValueError as error:
-        raise ValueError(f"its header has {name} = {value[:40]}") from error
-
-
-def _walk(file: Path, stream: IO[bytes], length: int | None) -> list[_Hdu]:
-    """Return the units of a FITS stream; `length`: of the file, None for a compressed one."""
-    found: list[_Hdu] = []
-    while len(found) < MOST_HDUS:
-        start = stream.tell()
-        cards = _header(file, stream, first=not found)
-        if cards is None:
-            return found
-        size = _data_size(cards)
-        data = stream.tell()
-        end = data + size
-        if length is None:
-            check_numbers(file, end, 1)
-        short = stream.seek(end) < end if length is None else end > length
-        if short:
-            raise InputError(
-                f"cannot read {file}: it declares {size} bytes of data and is cut short"
-            )
-        found.append(_unit(cards, start, data, end))
-        stream.seek(end + -end % BLOCK)
-    raise InputError(f"cannot read {file}: it has more than {MOST_HDUS} extensions")
-
-
-def _header(file: Path, stream: IO[bytes], first: bool) -> dict[str, str] | None:
-    """Read the cards of the next header, the first of each name; None at the end of the file."""
-    cards: dict[str, str] = {}
-    for number in range(MOST_BLOCKS):
-        block = stream.read(BLOCK)
-        if number == 0 and not block.startswith((b"SIMPLE  ", b"XTENSION")):
-            if first:
-                raise InputError(f"cannot read {file}: it is no FITS file, or damaged")
-            return None  # the standard allows further records, which are to be ignored
-        if len(block) < BLOCK:
-            break
-        for start in range(0, BLOCK, CARD):
-            card = block[start : start + CARD].decode("ascii", "replace")
-            if card.rstrip() == "END":
-                return cards
-            value = card[10:] if "'" in card else card[10:].partition("/")[0]
-            cards.setdefault(card[:8].rstrip(), value.strip())
-    raise InputError(f"cannot read {file}: a header has no end; it is damaged or cut short")
-
-
-def _sides(cards: dict[str, str], prefix: str = "") -> tuple[int, ...]:
-    count = _whole(cards.get(f"{prefix}NAXIS", "0"), f"{prefix}NAXIS")
-    if not 0 <= count <= 999:
-        raise ValueError(f"its header has {prefix}NAXIS = {count}")
-    names = [f"{prefix}NAXIS{axis}" for axis in range(count, 0, -1)]
-    sides = tuple(_whole(cards.get(name, ""), name) for name in names)
-    if any(side < 0 for side in sides):
-        raise ValueError(f"its header has axes of length {min(sides)}")
-    return sides
-
-
-def _tile(cards: dict[str, str], shape: tuple[int, ...]) -> list[int]:
-    """Return the sides of the tiles of a compressed image; one row without such cards."""
-    names = [f"ZTILE{axis}" for axis in range(len(shape), 0, -1)]
-    default = [*[1] * (len(shape) - 1), shape[-1]]
-    sides = [_whole(cards.get(n, str(d)), n) for n, d in zip(names, default, strict=True)]
-    if min(sides) < 1:
-        raise ValueError(f"its header has tiles of {sides} pixels")
-    return sides
-
-
-def _data_size(cards: dict[str, str]) -> int:
-    bits = _whole(cards.get("BITPIX", ""), "BITPIX")
-    more, groups = _whole(cards.get("PCOUNT", "0"), "PCOUNT"), _whole(cards.get("GCOUNT", "1"), "")
-    sides = _sides(cards)
-    if bits not in TYPES or more < 0 or groups < 0:
-        raise ValueError(f"its header has BITPIX = {bits}, PCOUNT = {more}")
-    return abs(bits) // 8 * groups * (more + math.prod(sides)) if sides else 0
-
-
-def _unit(cards: dict[str, str], start: int, data: int, end: int) -> _Hdu:
-    kind = _text(cards.get("XTENSION", "IMAGE"))
-    packed = kind == "BINTABLE" and cards.get("ZIMAGE", "")[:1] == "T"
-    if kind != "IMAGE" and not packed:
-        return _Hdu(cards, start, data, end)
-    shape = _sides(cards, "Z" if packed else "")
-    if math.prod(shape) == 0 or len(shape) < 2:
-        shape = ()
-    return _Hdu(cards, start, data, end, shape, packed)
-
-
-@dataclass(frozen=True)
-class _Selection:
-    """What a selection says: an extension by name and version or by number; bad pixels."""
-
-    name: str = ""
-    version: int | None = None
-    dq: str = ""
-    bits: int | None = None
-
-    @classmethod
-    def parse(cls, file: Path, text: str) -> "_Selection":
-        found = SELECTED.fullmatch(text.replace(" ", ""))
-        pairs = [] if found is None else [p.split("=") for p in found["more"].split(",") if p]
-        options = dict(pairs)
-        wrong = found is None or not set(options) <= {"dq", "bits"} or len(options) != len(pairs)
-        if (
-            wrong
-            or not options.get("bits", "1").isdecimal()
-            or ("bits" in options) > ("dq" in options)
-        ):
-            raise InputError(
-                f"{file}[{text}]: write an extension as [SCI], [SCI,2] or [1], and bad pixels as "
-                "[SCI,dq=DQ] or [SCI,dq=DQ,bits=3]"
-            )
-        assert found is not None
-        version = None if found["version"] is None else int(found["version"])
-        bits = int(options["bits"]) if "bits" in options else None
-        return cls((found["name"] or "").upper(), version, options.get("dq", ""), bits)
-
-
-def _find(file: Path, units: list[_Hdu], name: str, version: int | None) -> int:
-    """Return the number of the unit that a name, or a number, selects."""
-    if not name:
-        images = [n for n, unit in enumerate(units) if unit.shape]
-        named = [n for n in images if units[n].name.upper() == SCI]
-        if not images:
-            raise InputError(f"cannot read {file}: it holds no image")
-        return (named or images)[0]
-    for number, unit in enumerate(units):
-        known = unit.name.upper() or ("PRIMARY" if number == 0 else "")
-        by_number = name.isdecimal() and int(name) == number and version is None
-        if (known == name and version in (None, unit.version)) or by_number:
-            if unit.shape:
-                return number
-    wanted = name if version is None else f"{name},{version}"
-    known = "; ".join(f"{n}: {unit.label}" for n, unit in enumerate(units) if unit.shape)
-    raise InputError(f"{file} has no image [{wanted}]; it holds {known or 'none'}")
 
 
 class _Image:
@@ -229,11 +61,11 @@ class _Image:
     other part of a damaged file can lead it astray.
     """
 
-    def __init__(self, file: Path, stream: IO[bytes], unit: _Hdu) -> None:
+    def __init__(self, file: Path, stream: IO[bytes], unit: Hdu) -> None:
         self.file, self.stream, self.unit, self.shape = file, stream, unit, unit.shape
         check_pixels(file, *self.shape[-2:])
         if unit.packed:
-            check_numbers(file, math.prod(_tile(unit.cards, self.shape)), 8)
+            check_numbers(file, math.prod(tile_sides(unit.cards, self.shape)), 8)
         self._open = ExitStack()
         self._tiles: Any = None
         header = self.header = self._header()
@@ -268,7 +100,7 @@ class _Image:
             return found.astype(self.stored)
         kind = np.dtype(self.stored).newbyteorder(">")
         size = math.prod(self.shape[-2:]) * kind.itemsize
-        data = _bytes(self.file, self.stream, self.unit.data + page * size, size)
+        data = read_bytes(self.file, self.stream, self.unit.data + page * size, size)
         return np.frombuffer(data, kind).reshape(self.shape[-2:]).astype(self.stored)
 
     def _header(self) -> Any:
@@ -276,9 +108,9 @@ class _Image:
 
         unit = self.unit
         if not unit.packed:
-            return _astropy_header(self.file, self.stream, unit)
+            return astropy_header(self.file, self.stream, unit)
         check_memory(self.file, unit.end - unit.start)
-        data = _bytes(self.file, self.stream, unit.start, unit.end - unit.start)
+        data = read_bytes(self.file, self.stream, unit.start, unit.end - unit.start)
         first = fits.PrimaryHDU().header.tostring().encode("ascii")
         whole_file = io.BytesIO(first + data + bytes(-len(data) % BLOCK))
         opened = fits.open(whole_file, memmap=False, do_not_scale_image_data=True)
@@ -289,46 +121,25 @@ class _Image:
         """Close what decompresses tiles."""
         self._open.close()
 
-    def physical(self, stored: np.ndarray) -> np.ndarray:
+    def physical(self, values: np.ndarray) -> np.ndarray:
         """Return the physical numbers of stored ones."""
         if self.shift:  # adding half of the range is the same as flipping the highest bit
             kind = np.dtype(self.dtype)
             flip = kind.type(-(2**7)) if kind.kind == "i" else kind.type(self.shift)
-            return stored.view(kind) ^ flip
+            return values.view(kind) ^ flip
         if self.scaled:
-            return (stored * np.float64(self.scale) + self.zero).astype(self.dtype)
-        return stored
+            return physical(values, self.scale, self.zero, self.dtype)
+        return values
 
-    def back(self, physical: np.ndarray) -> np.ndarray:
+    def back(self, values: np.ndarray) -> np.ndarray:
         """Return the stored numbers of physical ones, rounded and clipped for integers."""
         if self.shift:
             kind = np.dtype(self.stored)
             flip = kind.type(-self.shift) if kind.kind == "i" else kind.type(2**7)
-            return physical.astype(self.dtype).view(kind) ^ flip
+            return values.astype(self.dtype).view(kind) ^ flip
         if self.scaled:
-            values = (physical.astype(np.float64) - self.zero) / self.scale
-            kind = np.dtype(self.stored)
-            if kind.kind == "f":
-                return values.astype(kind)
-            low, high = float(np.iinfo(kind).min), np.nextafter(float(np.iinfo(kind).max), 0)
-            high = high if kind.itemsize == 8 else float(np.iinfo(kind).max)
-            return np.rint(values).clip(low, high).astype(kind)
-        return physical.astype(self.stored)
-
-
-def _bytes(file: Path, stream: IO[bytes], start: int, size: int) -> bytes:
-    stream.seek(start)
-    data = stream.read(size)
-    if len(data) != size:
-        raise InputError(f"cannot read {file}: it is cut short")
-    return data
-
-
-def _astropy_header(file: Path, stream: IO[bytes], unit: _Hdu) -> Any:
-    from astropy.io import fits
-
-    data = _bytes(file, stream, unit.start, unit.data - unit.start)
-    return fits.Header.fromstring(data)
+            return stored(values, self.scale, self.zero, np.dtype(self.stored))
+        return values.astype(self.stored)
 
 
 class Fits(Pages):
@@ -343,7 +154,7 @@ class Fits(Pages):
     """
 
     def __init__(self, file: Path, selection: str = "") -> None:
-        self.file, chosen = file, _Selection.parse(file, selection)
+        self.file, chosen = file, HduSelection.parse(file, selection)
         self._open = ExitStack()
         try:
             with reading(file):
@@ -352,16 +163,11 @@ class Fits(Pages):
             self.close()
             raise
 
-    def _start(self, file: Path, chosen: _Selection) -> None:
-        library("astropy.io.fits", "astro", file)
-        stream: Any = self._open.enter_context(file.open("rb"))
-        packed = stream.read(2) == GZIP
-        stream.seek(0)
-        if packed:
-            stream = self._open.enter_context(gzip.GzipFile(fileobj=stream))
-        self.units = _walk(file, stream, None if packed else file.stat().st_size)
-        self.number = _find(file, self.units, chosen.name, chosen.version)
-        self._stream: IO[bytes] = stream
+    def _start(self, file: Path, chosen: HduSelection) -> None:
+        library(file, "astropy.io.fits", "astro")
+        self._stream, length = open_stream(file, self._open)
+        self.units = walk(file, self._stream, length)
+        self.number = find(file, self.units, chosen.name, chosen.version)
         self.image = self._image(self.number)
         height, width = self.image.shape[-2:]
         self.shape = (height, width, 1)
@@ -381,12 +187,12 @@ class Fits(Pages):
 
     def primary(self) -> Any:
         """Return the primary header."""
-        return _astropy_header(self.file, self._stream, self.units[0])
+        return astropy_header(self.file, self._stream, self.units[0])
 
-    def _flags(self, file: Path, chosen: _Selection) -> _Image:
+    def _flags(self, file: Path, chosen: HduSelection) -> _Image:
         """Return the plane of flags of the image: by name, of the same version, or by number."""
         version = self.units[self.number].version if not chosen.dq.isdecimal() else None
-        found = self._image(_find(file, self.units, chosen.dq.upper(), version))
+        found = self._image(find(file, self.units, chosen.dq.upper(), version))
         if np.dtype(found.dtype).kind not in "iu" or found.shape[-2:] != self.image.shape[-2:]:
             raise InputError(
                 f"{file}: [{chosen.dq}] holds {found.dtype} {found.shape}, which are no flags of "
@@ -434,7 +240,7 @@ class Fits(Pages):
         self._open.close()
 
 
-class FitsWriter:
+class FitsWriter(HeaderWriter):
     """Write images into a FITS file with the header of the file that they came from.
 
     The file holds the image in its number type and, if it was in an extension, the primary header
@@ -451,19 +257,10 @@ class FitsWriter:
     """
 
     def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
-        from .registry import selection_of
-
-        self.out, self.history, self.floats = out, history, floats
         self._like = Fits(real_path(source), selection_of(source))
-        self._open = ExitStack()
         self._planes: list[np.ndarray] = []
         self._written = 0
-        self._file: IO[bytes] | None = None
-        try:
-            self._part = Partial(out)
-        except BaseException:
-            self._like.close()
-            raise
+        super().__init__(out, self._like, history, floats)
 
     def write(self, pixels: np.ndarray) -> None:
         """Write the next image, (H, W, C)."""
@@ -487,10 +284,7 @@ class FitsWriter:
 
     def _write_plane(self, plane: np.ndarray) -> None:
         if self._file is None:
-            self._file = self._part.file
-            if self.out.name.lower().endswith(".gz"):
-                packed: Any = gzip.GzipFile("", "wb", 6, self._part.file, mtime=0)
-                self._file = self._open.enter_context(packed)
+            self._file = self._begin()
             for header in self._headers(plane):
                 self._file.write(header.tostring().encode("ascii"))
         data = np.ascontiguousarray(plane, plane.dtype.newbyteorder(">")).tobytes()
@@ -535,18 +329,11 @@ class FitsWriter:
         header.add_history(self.history or f"written by unmurk {__version__}")
         return header
 
-    def close(self) -> None:
-        """Write what is left and give the file its name."""
-        try:
-            if self._planes:
-                self._close_packed()
-            elif self._file is not None:
-                self._file.write(bytes(-self._written % BLOCK))
-            self._open.close()
-        except OSError as error:
-            raise unwritable(self.out, error) from error
-        self._part.finish()
-        self._like.close()
+    def _finish(self) -> None:
+        if self._planes:
+            self._close_packed()
+        elif self._file is not None:
+            self._file.write(bytes(-self._written % BLOCK))
 
     def _close_packed(self) -> None:
         """Compress the image tile by tile: integers as the source is, floats without loss."""
@@ -556,7 +343,7 @@ class FitsWriter:
         header = self._header(self._planes[0])
         shape = tuple(header[f"NAXIS{n}"] for n in range(header["NAXIS"], 0, -1))
         data = np.concatenate(self._planes).reshape(shape)
-        how = _text(like.units[like.number].cards.get("ZCMPTYPE", "'RICE_1'"))
+        how = text_of(like.units[like.number].cards.get("ZCMPTYPE", "'RICE_1'"))
         how = "GZIP_2" if data.dtype.kind == "f" or how == "HCOMPRESS_1" else how
         first = fits.PrimaryHDU(header=self._primary() if like.number else None)
         unit = fits.CompImageHDU(
@@ -570,16 +357,6 @@ class FitsWriter:
             unit.header["BSCALE"], unit.header["BZERO"] = like.image.scale, like.image.zero
         with reading(like.file):
             fits.HDUList([first, unit]).writeto(self._part.file, output_verify="silentfix+ignore")
-
-    def abandon(self) -> None:
-        """Remove the partial file; nothing happens after `close`."""
-        try:
-            self._open.close()
-        except (OSError, ValueError):  # of a full disk: the file goes anyway
-            pass
-        finally:
-            self._part.abandon()
-            self._like.close()
 
 
 def _rescale(header: Any, across: float, down: float) -> None:

@@ -64,6 +64,13 @@ def open_dataset(path: str | Path, member: str = "", kind: str = "image") -> Ite
     Raises:
         InputError: h5py is missing, the file is damaged, it has no such data set or several to
             choose from, or the data set lies in another file or declares more than it holds.
+
+    >>> import h5py
+    >>> with h5py.File("scan.h5", "w") as file:
+    ...     file["images"] = np.zeros((3, 8, 8), "f4")
+    >>> with open_dataset("scan.h5:images") as data:
+    ...     data.shape
+    (3, 8, 8)
     """
     file, named = split_member(path)
     check_file(file)
@@ -72,11 +79,22 @@ def open_dataset(path: str | Path, member: str = "", kind: str = "image") -> Ite
         raise InputError(
             f"cannot read {file}: it has the format of MATLAB 5: save it with save(..., '-v7.3')"
         )
-    with reading(file), h5py.File(file, "r", locking=False) as opened:
+    with reading(file), _opened(h5py, file) as opened:
         found = _Finder(h5py, file, opened)
         dataset = found.named(named or member) if named or member else found.only(kind)
         _check_storage(file, dataset)
         yield dataset
+
+
+def _opened(h5py: Any, file: Path) -> Any:
+    """Open a file without a lock, or as this process has it open already."""
+    for locking in (False, None):
+        try:
+            return h5py.File(file, "r", locking=locking)
+        except OSError as error:
+            if "locking" not in str(error):  # HDF5 asks for the lock of the other handle
+                raise
+    return h5py.File(file, "r", locking=True)
 
 
 def has_dataset(path: str | Path, name: str) -> bool:
@@ -88,7 +106,7 @@ def has_dataset(path: str | Path, name: str) -> bool:
     file, _ = split_member(path)
     check_file(file)
     h5py = library(file, "h5py", "hdf5")
-    with reading(file), h5py.File(file, "r", locking=False) as opened:
+    with reading(file), _opened(h5py, file) as opened:
         found = _Finder(h5py, file, opened)._walk(opened, name.split("/"), 0)
         return isinstance(found, h5py.Dataset)
 
@@ -200,7 +218,11 @@ def _fits(dataset: Any, kind: str) -> bool:
 
 
 def complex_of(dtype: np.dtype) -> tuple[str, str] | None:
-    """Return the fields of complex numbers, ("", "") for a complex type; None for other types."""
+    """Return the fields of complex numbers, ("", "") for a complex type; None for other types.
+
+    >>> complex_of(np.dtype([("real", "f4"), ("imag", "f4")]))
+    ('real', 'imag')
+    """
     if dtype.kind == "c":
         return "", ""
     names = dtype.names or ()

@@ -11,7 +11,6 @@ nibabel reads and writes the header with its extensions; the pixels are read sli
 all declared sizes have been compared with the limits.
 """
 
-import gzip
 import io
 import math
 from contextlib import ExitStack
@@ -23,13 +22,14 @@ import numpy as np
 
 from ... import __version__
 from ...errors import InputError
-from ..atomic import Partial, unwritable
+from ..atomic import unwritable
 from ..limits import check_numbers, check_pixels, reading
-from .registry import NIFTI, Pages, library, real_path, register
+from .optional import library
+from .registry import NIFTI, Pages, real_path, register
+from .scaled import HeaderWriter, open_stream, physical, stored
 
 __all__ = ["Nifti", "NiftiWriter"]
 
-GZIP = b"\x1f\x8b"
 LEAST = 352  # bytes before the pixels: a NIfTI-1 header and its flags
 HEAD = 2**26  # bytes of a header with its extensions, at most
 LENGTHS = {1: 348, 2: 540}  # bytes of a header by its version
@@ -59,15 +59,9 @@ class Nifti(Pages):
             raise
 
     def _start(self, file: Path) -> None:
-        nibabel = library("nibabel", "medical", file)
-        stream: Any = self._open.enter_context(file.open("rb"))
-        self.packed = stream.read(2) == GZIP
-        stream.seek(0)
-        if self.packed:
-            stream = self._open.enter_context(gzip.GzipFile(fileobj=stream))
-        self._stream: IO[bytes] = stream
-        length = None if self.packed else file.stat().st_size
-        self.header = _header(file, stream, length, nibabel)
+        nibabel = library(file, "nibabel", "medical")
+        self._stream, length = open_stream(file, self._open)
+        self.header = _header(file, self._stream, length, nibabel)
         self._look(length)
 
     def _look(self, length: int | None) -> None:
@@ -137,19 +131,14 @@ class Nifti(Pages):
         """Return the physical numbers of a slice, (H, W, C)."""
         found = self.stored_plane(page)
         if self.scaled:
-            return (found * np.float64(self.slope) + self.inter).astype(self.dtype)
+            return physical(found, self.slope, self.inter, self.dtype)
         return found.astype(self.dtype)
 
-    def back(self, physical: np.ndarray) -> np.ndarray:
+    def back(self, values: np.ndarray) -> np.ndarray:
         """Return the stored numbers of physical ones, rounded and clipped for integers."""
         if not self.scaled:
-            return physical.astype(self.stored)
-        values = (physical.astype(np.float64) - self.inter) / self.slope
-        if self.stored.kind == "f":
             return values.astype(self.stored)
-        ends = np.iinfo(self.stored)
-        high = float(ends.max) if self.stored.itemsize < 8 else np.nextafter(float(ends.max), 0)
-        return np.rint(values).clip(float(ends.min), high).astype(self.stored)
+        return stored(values, self.slope, self.inter, self.stored)
 
     def close(self) -> None:
         """Close the file."""
@@ -175,7 +164,7 @@ def _header(file: Path, stream: IO[bytes], length: int | None, nibabel: Any) -> 
     raise InputError(f"cannot read {file}: it is no NIfTI file, or damaged")
 
 
-class NiftiWriter:
+class NiftiWriter(HeaderWriter):
     """Write slices into a NIfTI file with the header of the file that they came from.
 
     Affine maps, units, intent and extensions are kept, and a comment that says how the images were
@@ -190,15 +179,8 @@ class NiftiWriter:
     """
 
     def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
-        self.out, self.history, self.floats = out, history, floats
         self._like = Nifti(real_path(source))
-        self._open = ExitStack()
-        self._file: IO[bytes] | None = None
-        try:
-            self._part = Partial(out)
-        except BaseException:
-            self._like.close()
-            raise
+        super().__init__(out, self._like, history, floats)
 
     def write(self, pixels: np.ndarray) -> None:
         """Write the next image, (H, W, C)."""
@@ -209,27 +191,19 @@ class NiftiWriter:
                 f"{self.out}: a NIfTI slice like those of {like.file} has {like.shape[-1]} "
                 f"channels, not {channels}: use .npy or .tif"
             )
-        stored = pixels.astype(self._kind()) if self.floats else like.back(pixels)
+        numbers = pixels.astype(self._kind()) if self.floats else like.back(pixels)
         try:
             if self._file is None:
-                self._begin(*pixels.shape[:2])
-            assert self._file is not None
-            self._file.write(np.ascontiguousarray(stored).tobytes())
+                self._file = self._begin()
+                with reading(like.file):
+                    header = self._header(*pixels.shape[:2])
+                self._file.write(header)
+            self._file.write(np.ascontiguousarray(numbers).tobytes())
         except OSError as error:
             raise unwritable(self.out, error) from error
 
     def _kind(self) -> np.dtype:
         return np.dtype(np.float32).newbyteorder(self._like.header.endianness)
-
-    def _begin(self, height: int, width: int) -> None:
-        """Write the header."""
-        self._file = self._part.file
-        if self.out.name.lower().endswith(".gz"):
-            packed: Any = gzip.GzipFile("", "wb", 6, self._part.file, mtime=0)
-            self._file = self._open.enter_context(packed)
-        with reading(self._like.file):
-            data = self._header(height, width)
-        self._file.write(data)
 
     def _header(self, height: int, width: int) -> bytes:
         import nibabel
@@ -254,25 +228,6 @@ class NiftiWriter:
         buffer = io.BytesIO()
         header.write_to(buffer)
         return buffer.getvalue().ljust(start, b"\0")
-
-    def close(self) -> None:
-        """Give the file its name."""
-        try:
-            self._open.close()
-        except OSError as error:
-            raise unwritable(self.out, error) from error
-        self._part.finish()
-        self._like.close()
-
-    def abandon(self) -> None:
-        """Remove the partial file; nothing happens after `close`."""
-        try:
-            self._open.close()
-        except (OSError, ValueError):  # of a full disk: the file goes anyway
-            pass
-        finally:
-            self._part.abandon()
-            self._like.close()
 
 
 def _rescale(header: Any, across: float, down: float) -> None:

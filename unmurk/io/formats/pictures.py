@@ -72,6 +72,12 @@ def open_pages(file: Path, select: Selection = ALL) -> Iterator[Pages]:
     Raises:
         InputError: The file is unreadable, too large, partly transparent, or of a kind that is not
             read. `Pages.read` raises it too.
+
+    >>> import tifffile
+    >>> tifffile.imwrite("a.tif", np.zeros((2, 6, 8), np.uint16), photometric="minisblack")
+    >>> with open_pages(Path("a.tif")) as pages:
+    ...     len(pages), pages.shape, pages.dtype, pages.read(1).shape
+    (2, (6, 8, 1), 'uint16', (6, 8, 1))
     """
     real, member = split_member(file)
     reader = reader_of(real)
@@ -153,6 +159,11 @@ def declared(file: Path, select: Selection = ALL) -> tuple[int, int, int, int, i
 
     Raises:
         InputError: It cannot be read.
+
+    >>> import tifffile
+    >>> tifffile.imwrite("a.tif", np.zeros((2, 6, 8), np.uint16), photometric="minisblack")
+    >>> declared(Path("a.tif"))
+    (6, 8, 1, 2, 2)
     """
     if reader_of(file).open is raster.Picture:
         check_file(file)
@@ -190,7 +201,11 @@ class _Chosen(Pages):
 
 
 def single(file: Path) -> bool:
-    """Whether files of this format hold exactly one image (and fit a PNG file)."""
+    """Whether files of this format hold exactly one image (and fit a PNG file).
+
+    >>> single(Path("a.png")), single(Path("a.tif"))
+    (True, False)
+    """
     return reader_of(split_member(file)[0]).single
 
 
@@ -233,8 +248,14 @@ def check_finite(pixels: np.ndarray, where: str, nan: Nan = "refuse") -> np.ndar
     """Return the numbers if all are finite (see `scale.finite`), or if `nan` is "mask".
 
     Raises:
-        InputError: Some are not finite or are beyond float32; `where` names the file and the page.
+        InputError: Some are not finite or are beyond float32, or with "mask" all of them; `where`
+            names the file and the page.
+
+    >>> check_finite(np.array([0.0, np.nan]), "a.tif", "mask")
+    array([ 0., nan])
     """
+    if nan == "mask" and pixels.dtype.kind == "f" and pixels.size and not finite(pixels).any():
+        raise InputError(f"{where} has no finite value: leave it out with --skip-bad")
     if nan == "refuse" and pixels.dtype.kind == "f" and not finite(pixels).all():
         what = "not finite" if not np.isfinite(pixels).all() else "beyond float32 (3.4e38)"
         raise InputError(
@@ -245,7 +266,11 @@ def check_finite(pixels: np.ndarray, where: str, nan: Nan = "refuse") -> np.ndar
 
 
 def describe(shape: tuple[int, ...], dtype: str) -> str:
-    """Describe a picture (H, W, C) in words: its size, color and type."""
+    """Describe a picture (H, W, C) in words: its size, color and type.
+
+    >>> describe((480, 640, 3), "uint8")
+    '480x640 RGB 8-bit'
+    """
     height, width, channels = shape
     color = {1: "gray", 3: "RGB"}.get(channels, f"{channels}-channel")
     kind = np.dtype(dtype)

@@ -61,14 +61,25 @@ def chunks_in(file: Path, names: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 def with_chunks(data: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Insert chunks into the bytes of a PNG file, after its header."""
+    """Insert chunks into the bytes of a PNG file, after its header.
+
+    >>> from unmurk.io.formats.raster import encode_picture
+    >>> import numpy as np
+    >>> plain = encode_picture(np.zeros((2, 2, 1), np.uint8))
+    >>> len(with_chunks(plain, [(b"tEXt", b"Author me")])) - len(plain)  # 12 bytes frame a chunk
+    21
+    """
     place = len(SIGNATURE) + 25  # length, name, 13 bytes of content and checksum of IHDR
     more = b"".join(chunk(name, content) for name, content in chunks)
     return data[:place] + more + data[place:]
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    """Return the bytes of a chunk: its length, name, content and checksum."""
+    """Return the bytes of a chunk: its length, name, content and checksum.
+
+    >>> chunk(b"tEXt", b"a").hex(" ", 4)  # its length, name, content and checksum
+    '00 00000174 45587461 75f38b29'
+    """
     check = struct.pack(">I", zlib.crc32(name + content))
     return struct.pack(">I", len(content)) + name + content + check
 

@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata as packages
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...errors import InputError
@@ -52,7 +51,6 @@ __all__ = [
     "holds_images",
     "is_folder",
     "is_written",
-    "library",
     "reader_of",
     "real_path",
     "register",
@@ -283,17 +281,28 @@ def has_reader(file: Path) -> bool:
     """Whether a file has a reader: by the suffix of its name, or as DICOM by its content.
 
     The name of an array in the file may follow it, as in scan.h5:images or scan.fits[SCI].
+
+    >>> has_reader(Path("a.fits[SCI]")), has_reader(Path("notes.txt"))
+    (True, False)
     """
     return bool(suffix_of(file)) or _is_dicom(real_path(file))
 
 
 def real_path(path: Path) -> Path:
-    """Return the path of the file or the folder itself, without the name of a part of it."""
+    """Return the path of the file or the folder itself, without the name of a part of it.
+
+    >>> real_path(Path("night/a.fits[SCI]")).name
+    'a.fits'
+    """
     return split_member(path)[0]
 
 
 def selection_of(path: Path) -> str:
-    """Return the name of an array or image in a file that follows its path; "" without one."""
+    """Return the name of an array or image in a file that follows its path; "" without one.
+
+    >>> selection_of(Path("a.fits[SCI]")), selection_of(Path("scan.h5:images"))
+    ('SCI', 'images')
+    """
     return split_member(path)[1]
 
 
@@ -307,13 +316,20 @@ def holds_images(path: Path) -> bool:
     """Whether a path names one file of images, or a folder that is one (OME-Zarr).
 
     Files that do not exist count by their name.
+
+    >>> holds_images(Path("a.png")), holds_images(Path("a.npy"))
+    (True, False)
     """
     file = real_path(path)
     return has_reader(file) and (not file.is_dir() or reader_of(file).folder)
 
 
 def is_written(path: Path) -> bool:
-    """Whether the suffix of a name is that of a format that unmurk writes."""
+    """Whether the suffix of a name is that of a format that unmurk writes.
+
+    >>> is_written(Path("a.tif")), is_written(Path("a.czi"))
+    (True, False)
+    """
     suffix = suffix_of(path)
     known = _readers.get(suffix)
     return suffix in WRITTEN or (known is not None and known.writer is not None)
@@ -338,26 +354,6 @@ def _is_dicom(file: Path) -> bool:
         return False
 
 
-def library(name: str, extra: str, file: Path) -> ModuleType:
-    """Import the library of a format.
-
-    Args:
-        name: The module.
-        extra: The extra of this package that installs it.
-        file: The file that needs it.
-
-    Raises:
-        InputError: It is not installed, or does not load.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise InputError(
-            f"cannot read {file}: {package} is missing: pip install 'unmurk[{extra}]'"
-        ) from error
-
-
 def without_suffix(name: str) -> str:
     """Remove the suffix of a picture format from a file's name.
 
@@ -368,7 +364,11 @@ def without_suffix(name: str) -> str:
 
 
 def suffix_of(file: Path) -> str:
-    """Return the suffix of a file's name that has a reader, in lower case; "" without one."""
+    """Return the suffix of a file's name that has a reader, in lower case; "" without one.
+
+    >>> suffix_of(Path("a.OME.TIF")), suffix_of(Path("notes.txt"))
+    ('.tif', '')
+    """
     return _suffix(real_path(file).name)
 
 
@@ -388,6 +388,9 @@ def reader_of(file: Path) -> Reader:
 
     Raises:
         InputError: No reader has such a suffix, or the package of the reader cannot be imported.
+
+    >>> reader_of(Path("a.nii.gz")).name
+    'NIfTI'
     """
     _own_readers()
     name = real_path(file).name.lower()

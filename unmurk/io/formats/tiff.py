@@ -1,6 +1,6 @@
 """TIFF stacks, read and written page by page, with the metadata beside the pixels.
 
-`tiff_tags` adapts copied tags to images of another size or number type.
+`tiff_copy` holds what a copy takes from a stack, and `tiff_writer` writes it.
 
 The axes that tifffile reads from the descriptions (OME-XML, ImageJ's lines, its own JSON) define
 an image: C and the samples S of a pixel are channels, all other axes before Y and X number the
@@ -15,11 +15,8 @@ alpha channel is dropped, and pixels are turned as the orientation tag says. Mem
 image.
 """
 
-import io
 import itertools
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,25 +25,17 @@ import numpy as np
 import tifffile
 
 from ...errors import InputError
-from ..atomic import Partial, unwritable
 from ..axes import ALL, CHANNELS, NUMBERED, AxisMap, Planes, Selection
 from ..limits import check_file, check_numbers, check_pixels, reading
 from .directories import check_chain
 from .metadata import collect, from_imagej, from_ome, micrometers
-from .registry import Pages, register
-from .tiff_tags import fitted
+from .registry import register
+from .tiff_copy import DATE, HEIGHTS, UNIT, WIDTHS, TaggedPages
 
-__all__ = ["ENDINGS", "Stack", "StackWriter", "without_alpha"]
+__all__ = ["ENDINGS", "Stack", "without_alpha"]
 
 ENDINGS = (".tif", ".tiff")
-DESCRIPTION, SOFTWARE, DATE, WIDTHS, HEIGHTS, UNIT = 270, 305, 306, 282, 283, 296
 ORIENTATION = 274
-COPIED = (
-    *(271, 272, 285, 286, 287, 315, 316, 33432),  # camera, place, authors
-    *(33550, 33922, 34264, 34735, 34736, 34737, 42113),  # GeoTIFF
-    *(34675, 50838, 50839, 51123),  # color profile, ImageJ, Micro-Manager
-)
-LARGE = 2**32 - 2**25  # bytes of pixels above which offsets of 32 bits may not do
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 RATIO = 2**14  # what compressed bytes may grow to
 ALPHA = (1, 2)  # kinds of extra samples
@@ -55,12 +44,10 @@ TURNS = {  # orientation -> flips of rows and columns, after a transposition fro
     **{5: (False, False), 6: (False, True), 7: (True, True), 8: (True, False)},
 }
 JPEGS = (6, 7, 34892)  # compressions that decode YCbCr to RGB
-LOSSLESS = {5, 8, 32946, 32773, 34925, 50000}  # LZW, Deflate, PackBits, LZMA, Zstandard
-ZLIB = 8
 
 
 @register("TIFF", ENDINGS, selects=True)
-class Stack(Pages):
+class Stack(TaggedPages):
     """The images of a TIFF file, all of one shape and type; a context manager.
 
     Args:
@@ -384,11 +371,6 @@ class Stack(Pages):
         found = found.astype(found.dtype.newbyteorder("="), copy=False)
         return self.inverted(found) if self.kind == WHITE_IS_ZERO else found
 
-    def inverted(self, pixels: np.ndarray) -> np.ndarray:
-        """Exchange black and white; the map is its own inverse."""
-        white = 2**self.bits - 1 if self.bits else np.iinfo(pixels.dtype).max
-        return np.asarray(pixels.dtype.type(white) - pixels)
-
     def _page(self, part: int, plane: int) -> Any:
         """Return a page of a series; None where one page describes all of them."""
         pages = self._series[part].pages
@@ -457,191 +439,6 @@ class Stack(Pages):
     def _size(self) -> int:
         return int(np.prod(self._first.shape))
 
-    # -- tags to copy --------------------------------------------------------------------------
-
-    def layout(self) -> dict[str, Any]:
-        """Return the byte order and the size of offsets, for `tifffile.TiffWriter`."""
-        size = len(self) * int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
-        return {
-            "byteorder": self._tiff.byteorder,
-            "bigtiff": self._tiff.is_bigtiff or size > LARGE,
-        }
-
-    def tags(self, page: int) -> dict[str, Any]:
-        """Return the tags of a page that do not describe how its pixels are stored."""
-        with reading(self.file):
-            return self._tags(page)
-
-    def _tags(self, page: int) -> dict[str, Any]:
-        known = page < len(self._tiff.pages)
-        tags = self._tagged(page if known else 0).tags
-        text = tags.get(DESCRIPTION)
-        unit = tags[UNIT].value if UNIT in tags else None
-        sides = [tags[code].value if code in tags else None for code in (WIDTHS, HEIGHTS)]
-        return {
-            "description": self._bytes(text).rstrip(b"\0") if text and known else None,
-            "resolution": tuple(sides[:: -1 if self.turn > 4 else 1]) if all(sides) else None,
-            "resolutionunit": unit if unit in (1, 2, 3) else None,
-            "datetime": tags[DATE].value if DATE in tags else None,
-            "software": self._bytes(tags[SOFTWARE]).rstrip(b"\0") if SOFTWARE in tags else False,
-            "extratags": [
-                (code, int(tags[code].dtype), tags[code].count, self._bytes(tags[code]), True)
-                for code in COPIED
-                if code in tags
-            ],
-        }
-
-    def check_copy(self, image: int) -> None:
-        """Check, on a page of one pixel, that the tags of an image can be written again.
-
-        Raises:
-            InputError: The tags are damaged.
-        """
-        for page in self.places(image):
-            with copying(self.file), tifffile.TiffWriter(io.BytesIO(), **self.layout()) as writer:
-                pixel = np.zeros((1, 1), self.dtype)
-                writer.write(pixel, photometric=GRAY, metadata=None, **self.tags(page))
-
-    def compression(self) -> int | None:
-        """Return the code of the first page's compression; Deflate for one that loses numbers."""
-        found = int(self._tiff.pages[0].compression)
-        return None if found == 1 else found if found in LOSSLESS else ZLIB
-
-    def predicted(self) -> bool:
-        """Whether the first page stores differences of neighboring pixels."""
-        return int(self._tiff.pages[0].predictor or 1) in (2, 3)
-
-    def contiguous(self) -> bool:
-        """Whether readers expect the pages to be contiguous, as in tifffile's own files."""
-        return self._series[0].kind == "shaped" and self.compression() is None
-
-    def _tagged(self, page: int) -> Any:
-        """Return a page with its own tags (`pages` keeps only the tags of the first)."""
-        found = self._tiff.pages[page]
-        return found.aspage() if hasattr(found, "aspage") else found
-
-    def _bytes(self, tag: Any) -> bytes:
-        """Return the bytes of a tag's value in the file."""
-        handle = self._tiff.filehandle
-        handle.seek(tag.valueoffset)
-        return handle.read(tag.valuebytecount)
-
-
-class StackWriter:
-    """Write a TIFF file image by image; the file appears under its name on `close`.
-
-    Pages are written in the order of the stack they come from. If the channels of that stack are
-    not its innermost axis, the later channels of an image wait in memory.
-
-    Args:
-        out: The file.
-        like: The stack whose tags are copied; None: no tags.
-        floats: Whether the pixels are float32 whatever the stack holds: standard deviations.
-        description: The description of the first page, if it is not copied.
-    """
-
-    def __init__(
-        self,
-        out: Path,
-        like: Stack | None = None,
-        floats: bool = False,
-        description: str | None = None,
-    ) -> None:
-        self.out, self.like, self.images, self.pages = out, like, 0, 0
-        self.floats, self.description = floats, description
-        self._waiting: dict[int, np.ndarray] = {}
-        layout = {} if like is None else like.layout()
-        self._part = Partial(out)
-        self._writer = tifffile.TiffWriter(self._part.file, **layout)
-
-    def write(self, pixels: np.ndarray) -> None:
-        """Write the next image, (H, W, C)."""
-        like = self.like
-        if self.floats:
-            pixels = pixels.astype(np.float32)
-        elif like is not None and like.kind == WHITE_IS_ZERO:
-            pixels = like.inverted(pixels)
-        if like is not None and pixels.shape[-1] == like.shape[-1]:
-            places = like.places(self.images)
-        elif self.description is not None:  # every channel is a page of its own
-            places = [self.images * pixels.shape[-1] + c for c in range(pixels.shape[-1])]
-        else:
-            places = [self.images]
-        if len(places) == 1:
-            self._waiting[places[0]] = pixels
-        else:
-            self._waiting |= {p: pixels[..., c : c + 1] for c, p in enumerate(places)}
-        self.images += 1
-        while self.pages in self._waiting:
-            self._write_page(self._waiting.pop(self.pages))
-            self.pages += 1
-
-    def _write_page(self, pixels: np.ndarray) -> None:
-        like, channels = self.like, pixels.shape[-1]
-        white = like is not None and like.kind == WHITE_IS_ZERO and not self.floats
-        planes = channels > 1 and (like.planes if like is not None else channels != 3)
-        color = channels == 3 and (like is None or like.kind in (RGB, PALETTE, YCBCR))
-        gray = "miniswhite" if white else "minisblack"
-        self._write(
-            pixels[..., 0] if channels == 1 else np.moveaxis(pixels, -1, 0) if planes else pixels,
-            photometric="rgb" if color else gray,
-            planarconfig=None if channels == 1 else "separate" if planes else "contig",
-            compression=None if like is None else like.compression(),
-            predictor=like is not None and like.compression() is not None and like.predicted(),
-            metadata=None,
-            contiguous=like is not None and like.contiguous(),
-            **self._tags(pixels),
-        )
-
-    def _tags(self, pixels: np.ndarray) -> dict[str, Any]:
-        """Return the tags of the next page, for pixels of this size and type."""
-        like = self.like
-        if like is None:
-            text = self.description if self.pages == 0 else None
-            return {} if text is None else {"description": text.encode(), "software": False}
-        tags = like.tags(self.pages)
-        if pixels.shape[-1] not in (1, like.shape[-1]):  # its axes are not those of the stack
-            tags["description"] = None
-        old = None if self.floats else like.dtype
-        return fitted(tags, like.shape[:2], pixels.shape[:2], old)
-
-    def _write(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            with copying(self.out if self.like is None else self.like.file):
-                self._writer.write(*args, **kwargs)
-        except OSError as error:
-            raise unwritable(self.out, error) from error
-
-    def close(self) -> None:
-        """Write the remaining pages and give the file its name."""
-        for page in sorted(self._waiting):
-            self._write_page(self._waiting.pop(page))
-        try:
-            self._writer.close()
-        except OSError as error:
-            raise unwritable(self.out, error) from error
-        self._part.finish()
-
-    def abandon(self) -> None:
-        """Remove the partial file; nothing happens after `close`."""
-        with suppress(OSError, ValueError):  # of a full disk: the file goes anyway
-            self._writer.close()
-        self._part.abandon()
-
-
-@contextmanager
-def copying(file: Path) -> Iterator[None]:
-    """Turn every error about the tags of a file into one line that names the file."""
-    try:
-        yield
-    except (InputError, OSError):
-        raise
-    except Exception as error:
-        raise InputError(
-            f"cannot copy the tags of {file}: {' '.join(str(error).split())[:200]}: give an "
-            "--out that ends in .npy"
-        ) from error
-
 
 def without_alpha(file: Path, pixels: np.ndarray) -> np.ndarray:
     """Return pixels (H, W, C) without their last channel, the alpha channel.
@@ -654,7 +451,7 @@ def without_alpha(file: Path, pixels: np.ndarray) -> np.ndarray:
     if (pixels[..., -1] != full).any():
         raise InputError(
             f"{file} is partly transparent: save it without an alpha channel or, if its samples "
-            "are separate images, as pages (in tifffile with photometric='minisblack')"
+            "are separate images, give --axes NYX"
         )
     return pixels[..., :-1]
 

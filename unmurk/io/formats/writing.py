@@ -23,8 +23,9 @@ from .registry import (
     suffix_of,
     without_suffix,
 )
-from .tiff import ENDINGS, Stack, StackWriter
+from .tiff import ENDINGS, Stack
 from .tiff_tags import ome_description
+from .tiff_writer import StackWriter
 
 __all__ = [
     "PngWriter",
@@ -40,12 +41,20 @@ PNG = ".png"
 
 
 def is_tiff(file: Path) -> bool:
-    """Whether a name is that of a TIFF file."""
+    """Whether a name is that of a TIFF file.
+
+    >>> is_tiff(Path("a.ome.tif")), is_tiff(Path("a.png"))
+    (True, False)
+    """
     return suffix_of(file) in ENDINGS
 
 
 def is_png(file: Path) -> bool:
-    """Whether a name is that of a PNG file."""
+    """Whether a name is that of a PNG file.
+
+    >>> is_png(Path("a.png")), is_png(Path("a.tif"))
+    (True, False)
+    """
     return suffix_of(file) == PNG
 
 
@@ -62,7 +71,11 @@ def result_name(file: Path) -> str:
 
 
 def std_suffix(file: Path, out: Path) -> str:
-    """Return the suffix of the standard deviations beside a result: its own if it holds floats."""
+    """Return the suffix of the standard deviations beside a result: its own if it holds floats.
+
+    >>> std_suffix(Path("a.fits"), Path("b.fits")), std_suffix(Path("a.png"), Path("b.png"))
+    ('.fits', '.tif')
+    """
     reader = reader_of(file)
     own = reader.floats and reader_of(out if suffix_of(out) else file).name == reader.name
     return out.name[len(without_suffix(out.name)) :] if own or is_tiff(out) else ".tif"

@@ -1,0 +1,184 @@
+r"""Posterior predictive checks: what a draw says about the noise, the operator and the learning.
+
+Let x be one draw from the learned posterior :math:`q(x \mid y)`. If q is the posterior of the true
+prior, operator and noise, then (x, y) has the law of a clean image and its measurement. So the
+residual of a *draw*,
+
+.. math:: r = \frac{y - A(x)}{\sqrt{\operatorname{var}(y \mid x)}},
+
+is distributed exactly as the noise: it has variance 1, it is white, and it is independent of x.
+This is the posterior predictive check of Gelman, Meng and Stern (1996, Statistica Sinica 6), and
+it holds for every operator. (The residual of a posterior *mean* has neither property: its variance
+is smaller, and it depends on the image.) The figures are
+
+=============  ===================================================================================
+`noise`        noise found in the flat parts of y over the noise that was stated (see
+               `noise_estimation`). A learner that is told too little noise learns images with the
+               rest of it, and fits y perfectly; only this figure tells.
+`chi2`         mean of :math:`r^2`. Above 1, the restoration does not explain y. Below 1, it
+               follows the noise, or the noise is weaker than stated.
+`whiteness`    largest autocorrelation of r at the lags of `unbiased.LAGS`. Structure that was
+               removed with the noise, a wrong operator and correlated noise show here.
+`detail`       correlation of r with the detail of the restoration, A(x) minus its mean over 3 x 3
+               pixels. Above 0, detail is too weak: the restoration is too smooth.
+`gain`         unbiased PSNR of the restoration minus that of a filter without learning
+               (`reference.cosine_filter`), in dB. Below 0, the run is too short.
+`range`        brightness between the 0.1 and the 99.9 percentile of the restoration, where black
+               is 0 and white 1.
+`black`        the 0.1 percentile itself. Far below 0, the restoration rings: it makes up for a
+               stated blur that is wider than the true one.
+=============  ===================================================================================
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..noise import Gaussian, PoissonGaussian
+from ..noise_checks import check_noise
+from ..noise_estimation import IMAGES, LEAST, SIDE, envelope, powers
+from ..problem import Problem
+from ..rng import StreamId, generator
+from .reference import cosine_filter
+from .unbiased import Map, noise_variance, stein_error, whiteness
+
+__all__ = ["NAMES", "measure", "unbiased_psnr_of"]
+
+NAMES = ("noise", "chi2", "whiteness", "detail", "gain", "range", "black")
+PERCENT = 0.001  # quantile of the darkest and the brightest values
+SAMPLE = 2**20  # most values of a quantile
+
+
+@torch.no_grad()
+def measure(
+    y: Tensor, x: Tensor, problem: Problem, *, unbiased_psnr: float | None = None
+) -> dict[str, Any]:
+    """Measure what the verdict is made from.
+
+    Args:
+        y: Measurements (B, ...).
+        x: One draw from the posterior for each of them (B, C, H, W). Not the mean.
+        problem: How the measurements were made; bound to these images if its operator has masks.
+        unbiased_psnr: Unbiased PSNR of the posterior mean, in dB.
+
+    Returns:
+        For each figure of the table above a pair of value and standard error, or None where it
+        does not apply. Further "values", the number of measured values; "kind", the first finding
+        of `check_noise`, or ""; "psnr", the unbiased PSNR of y, of the restoration and of the
+        reference, each a number or None.
+    """
+    operator, noise = problem.operator, problem.noise
+    observed = operator.apply_mask(torch.ones_like(y)) > 0
+    mean = operator.A(x)
+    variance = noise.variance(mean).clamp_min(1e-12)
+    r = torch.where(observed, (y - mean) / variance.sqrt(), 0.0).double().cpu()
+    count = int(observed.sum())
+    found: dict[str, Any] = dict.fromkeys(NAMES)
+    found |= {"values": count, "kind": "", "level": problem.level, "stated": noise.spec}
+    found["psnr"] = {"before": None, "after": unbiased_psnr, "reference": None}
+    if not count or problem.level <= 0:
+        return found
+    power = float(r.square().sum() / count)
+    spread = max(float(r.pow(4).sum() / count) - power**2, 0.0)
+    found["chi2"] = power, math.sqrt(spread / count)
+    low, high = _ends(x)
+    found["range"], found["black"] = (high - low, 0.0), (low, 0.0)
+    if y.ndim != 4:
+        return found
+    observed = observed.cpu()
+    white = whiteness(r, observed)
+    if white is not None:
+        found["whiteness"] = white["largest"], max(white["standard_error"])
+    found["detail"] = _detail(r, mean.cpu(), variance.cpu(), observed)
+    if operator.pictorial:
+        found["noise"] = _level(y, observed, problem)
+        findings = check_noise(y, observed)
+        found["kind"] = findings[0].text if findings else ""
+    if operator.spec == "identity" and unbiased_psnr is not None:
+        reference = _reference(y, problem)
+        found["psnr"]["before"] = _psnr(float(noise_variance(y, problem).double().mean()))
+        found["psnr"]["reference"] = reference
+        if reference is not None:
+            found["gain"] = unbiased_psnr - reference, 0.0
+    return found
+
+
+def _psnr(square: float) -> float | None:
+    return -10 * math.log10(square) if square > 0 else None
+
+
+def _ends(x: Tensor) -> tuple[float, float]:
+    """Return the brightness of the darkest and the brightest thousandth of images."""
+    flat = x.flatten()
+    flat = flat[:: max(1, len(flat) // SAMPLE)].double().sort().values
+    last = len(flat) - 1
+    return float(flat[round(PERCENT * last)]), float(flat[round((1 - PERCENT) * last)])
+
+
+def _detail(
+    r: Tensor, mean: Tensor, variance: Tensor, observed: Tensor
+) -> tuple[float, float] | None:
+    """Return the correlation of the residual with the detail of the restoration, and its error."""
+    if min(mean.shape[-2:]) < 3:
+        return None
+    smooth = F.avg_pool2d(mean, 3, 1, 1, count_include_pad=False)
+    detail = torch.where(observed, (mean - smooth) / variance.sqrt(), 0.0).double()
+    scale = float((r.square().sum() * detail.square().sum()).sqrt())
+    if scale == 0:
+        return None
+    error = float((r * detail).square().sum().sqrt()) / scale
+    return float((r * detail).sum()) / scale, error
+
+
+def _level(y: Tensor, observed: Tensor, problem: Problem) -> tuple[float, float] | None:
+    """Return the noise found in flat parts over the noise stated, and its standard error."""
+    forms = {link.partition(":")[0].partition(",")[0] for link in problem.operator.spec.split("|")}
+    if not forms <= set(IMAGES) or min(y.shape[-2:]) < SIDE:
+        return None
+    held = torch.where(observed, y.double().cpu(), 0.0)
+    patches = powers(held, observed, counts=isinstance(problem.noise, PoissonGaussian))
+    if len(patches.power) < LEAST:
+        return None
+    stated = problem.noise.variance(patches.mean).clamp_min(1e-12)[:, None]
+    (ratio,) = envelope(patches.power, patches.freedom, stated).tolist()
+    if ratio <= 0:
+        return None
+    ratio = math.sqrt(ratio)
+    return ratio, 1.5 * ratio / math.sqrt(float(patches.freedom.sum()))
+
+
+def unbiased_psnr_of(restore: Map, y: Tensor, problem: Problem, seed: int = 0) -> float | None:
+    """Estimate the PSNR of a restoration without truth, for measurements that are only noisy.
+
+    Args:
+        restore: The restoration of measurements (B, C, H, W).
+        y: Measurements (B, C, H, W).
+        problem: Operator and noise.
+        seed: Seed of the probe of `unbiased.stein_error`.
+
+    Returns:
+        The PSNR in dB for a peak of 1. None if the operator is not the identity, if the noise is
+        neither Gaussian nor Poisson-Gaussian, or if the estimated error is not positive.
+    """
+    plain = isinstance(problem.noise, Gaussian | PoissonGaussian) and problem.level > 0
+    if problem.operator.spec != "identity" or not plain:
+        return None
+    noise = generator(seed, StreamId.CALIBRATION, len(y))
+    return _psnr(float(stein_error(restore, y, problem, noise)[1].double().mean()))
+
+
+def _reference(y: Tensor, problem: Problem) -> float | None:
+    """Return the unbiased PSNR of the reference filter, in dB."""
+    if min(y.shape[-2:]) < SIDE:
+        return None
+
+    def restore(z: Tensor) -> Tensor:
+        level = F.avg_pool2d(z, 3, 1, 1, count_include_pad=False)
+        filtered = cosine_filter(z, problem.noise.variance(level))
+        assert filtered is not None
+        return filtered
+
+    return unbiased_psnr_of(restore, y, problem)

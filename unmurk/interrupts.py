@@ -1,0 +1,72 @@
+"""Interrupts of long work: noted when they come, heeded where nothing is half done.
+
+A training run must not end between two changes of its state. So while it runs, Ctrl-C and SIGTERM,
+which schedulers send, are only noted (`interruptible`). Everything long that changes no state
+calls `heed_interrupt` again and again: the evaluations of a prior's network, the iterations of
+conjugate gradients, the chunks of an E-step. There the noted signal becomes a `KeyboardInterrupt`,
+seconds after it came. Outside `interruptible` the function does nothing.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["heed_interrupt", "interruptible"]
+
+
+class _Noted(threading.local):
+    """Whether a signal has come, and was heeded; only the main thread receives signals."""
+
+    came = False
+    heeded = False
+
+
+_NOTED = _Noted()
+
+
+def heed_interrupt() -> None:
+    """Raise KeyboardInterrupt, once, if `interruptible` has noted a signal in this thread.
+
+    What follows the exception, such as writing the models so far, is not interrupted again.
+
+    >>> heed_interrupt()
+    """
+    if _NOTED.came and not _NOTED.heeded:
+        _NOTED.heeded = True
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Note Ctrl-C and SIGTERM, and let `heed_interrupt` raise them where work may end.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. A signal that nothing has heeded raises it at
+    the end of the context.
+
+    Yields:
+        A function that raises KeyboardInterrupt if a signal has come, to be called between steps.
+    """
+
+    def check() -> None:
+        if _NOTED.came:
+            _NOTED.heeded = True
+            raise KeyboardInterrupt
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if _NOTED.came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        _NOTED.came = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield check
+        check()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _NOTED.came = _NOTED.heeded = False

@@ -1,0 +1,137 @@
+"""Files whose numbers are scaled, and which come back with the header that they had.
+
+FITS, NIfTI and DICOM store numbers n and declare a slope a and an intercept b; the physical
+numbers are a n + b. What their readers and writers have in common stands here: both directions of
+the scaling, streams that may be gzipped, and the life of a writer that copies a header.
+"""
+
+import gzip
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..atomic import Partial, unwritable
+from .registry import Pages
+
+__all__ = ["HeaderWriter", "open_stream", "physical", "stored"]
+
+GZIP = b"\x1f\x8b"
+
+
+def physical(numbers: np.ndarray, slope: float, intercept: float, dtype: str) -> np.ndarray:
+    """Compute the physical numbers of stored ones, in float64, and round them to a type.
+
+    Args:
+        numbers: The stored numbers.
+        slope: The slope a.
+        intercept: The intercept b.
+        dtype: The type of the result.
+
+    >>> physical(np.array([0, 4095], np.uint16), 2.0, -1000.0, "float32")
+    array([-1000.,  7190.], dtype=float32)
+    """
+    return (numbers * np.float64(slope) + intercept).astype(dtype)
+
+
+def stored(
+    numbers: np.ndarray,
+    slope: float,
+    intercept: float,
+    kind: np.dtype,
+    ends: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Compute the stored numbers of physical ones; integers are rounded and clipped.
+
+    Args:
+        numbers: The physical numbers.
+        slope: The slope a.
+        intercept: The intercept b.
+        kind: The type of the stored numbers.
+        ends: The least and the largest integer; None: those of the type.
+
+    >>> stored(np.array([-1000.0, 7190.4, 1e9]), 2.0, -1000.0, np.dtype("uint16"))
+    array([    0,  4095, 65535], dtype=uint16)
+    """
+    values = (numbers.astype(np.float64) - intercept) / slope
+    if kind.kind == "f":
+        return values.astype(kind)
+    low, high = (np.iinfo(kind).min, np.iinfo(kind).max) if ends is None else ends
+    # the largest integer of 64 bits is no float64: the next one below is
+    most = float(high) if kind.itemsize < 8 else np.nextafter(float(high), 0)
+    return np.rint(values).clip(float(low), most).astype(kind)
+
+
+def open_stream(file: Path, resources: ExitStack) -> tuple[IO[bytes], int | None]:
+    """Open a file that may be gzipped.
+
+    Args:
+        file: The file.
+        resources: What closes the stream later.
+
+    Returns:
+        The stream of its bytes, unpacked, and their number; None where the file is gzipped.
+    """
+    stream = resources.enter_context(file.open("rb"))
+    packed = stream.read(2) == GZIP
+    stream.seek(0)
+    if not packed:
+        return stream, file.stat().st_size
+    unpacked: Any = resources.enter_context(gzip.GzipFile(fileobj=stream))
+    return unpacked, None
+
+
+class HeaderWriter:
+    """Base class of writers that copy the header of the file that the images came from.
+
+    A subclass defines `write`, and `_finish` if something is left to write at the end.
+
+    Args:
+        out: The file. The suffix .gz compresses it.
+        like: The images of the source. The writer closes them.
+        history: A line that says how the images were made.
+        floats: Whether the numbers are written as float32.
+    """
+
+    def __init__(self, out: Path, like: Pages, history: str = "", floats: bool = False) -> None:
+        self.out, self.history, self.floats = out, history, floats
+        self._source = like
+        self._open = ExitStack()
+        self._file: IO[bytes] | None = None
+        try:
+            self._part = Partial(out)
+        except BaseException:
+            like.close()
+            raise
+
+    def _begin(self) -> IO[bytes]:
+        """Return the stream to write to, compressed if the suffix says so."""
+        self._file = self._part.file
+        if self.out.name.lower().endswith(".gz"):
+            packed: Any = gzip.GzipFile("", "wb", 6, self._part.file, mtime=0)
+            self._file = self._open.enter_context(packed)
+        return self._file
+
+    def _finish(self) -> None:
+        """Write what is left."""
+
+    def close(self) -> None:
+        """Write what is left and give the file its name."""
+        try:
+            self._finish()
+            self._open.close()
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+        self._part.finish()
+        self._source.close()
+
+    def abandon(self) -> None:
+        """Remove the partial file; nothing happens after `close`."""
+        try:
+            self._open.close()
+        except (OSError, ValueError):  # of a full disk: the file goes anyway
+            pass
+        finally:
+            self._part.abandon()
+            self._source.close()

@@ -1,0 +1,118 @@
+"""TIFF files written image by image, with the tags of the stack that the images came from."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from ..atomic import Partial, unwritable
+from .tiff_copy import TaggedPages, copying
+from .tiff_tags import fitted
+
+__all__ = ["StackWriter"]
+
+WHITE_IS_ZERO, RGB, PALETTE, YCBCR = 0, 2, 3, 6
+
+
+class StackWriter:
+    """Write a TIFF file image by image; the file appears under its name on `close`.
+
+    Pages are written in the order of the stack they come from. If the channels of that stack are
+    not its innermost axis, the later channels of an image wait in memory.
+
+    Args:
+        out: The file.
+        like: The stack whose tags are copied; None: no tags.
+        floats: Whether the pixels are float32 whatever the stack holds: standard deviations.
+        description: The description of the first page, if it is not copied.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        like: TaggedPages | None = None,
+        floats: bool = False,
+        description: str | None = None,
+    ) -> None:
+        self.out, self.like, self.images, self.pages = out, like, 0, 0
+        self.floats, self.description = floats, description
+        self._waiting: dict[int, np.ndarray] = {}
+        layout = {} if like is None else like.layout()
+        self._part = Partial(out)
+        self._writer = tifffile.TiffWriter(self._part.file, **layout)
+
+    def write(self, pixels: np.ndarray) -> None:
+        """Write the next image, (H, W, C)."""
+        like = self.like
+        if self.floats:
+            pixels = pixels.astype(np.float32)
+        elif like is not None and like.kind == WHITE_IS_ZERO:
+            pixels = like.inverted(pixels)
+        if like is not None and pixels.shape[-1] == like.shape[-1]:
+            places = like.places(self.images)
+        elif self.description is not None:  # every channel is a page of its own
+            places = [self.images * pixels.shape[-1] + c for c in range(pixels.shape[-1])]
+        else:
+            places = [self.images]
+        if len(places) == 1:
+            self._waiting[places[0]] = pixels
+        else:
+            self._waiting |= {p: pixels[..., c : c + 1] for c, p in enumerate(places)}
+        self.images += 1
+        while self.pages in self._waiting:
+            self._write_page(self._waiting.pop(self.pages))
+            self.pages += 1
+
+    def _write_page(self, pixels: np.ndarray) -> None:
+        like, channels = self.like, pixels.shape[-1]
+        white = like is not None and like.kind == WHITE_IS_ZERO and not self.floats
+        planes = channels > 1 and (like.planes if like is not None else channels != 3)
+        color = channels == 3 and (like is None or like.kind in (RGB, PALETTE, YCBCR))
+        gray = "miniswhite" if white else "minisblack"
+        self._write(
+            pixels[..., 0] if channels == 1 else np.moveaxis(pixels, -1, 0) if planes else pixels,
+            photometric="rgb" if color else gray,
+            planarconfig=None if channels == 1 else "separate" if planes else "contig",
+            compression=None if like is None else like.compression(),
+            predictor=like is not None and like.compression() is not None and like.predicted(),
+            metadata=None,
+            contiguous=like is not None and like.contiguous(),
+            **self._tags(pixels),
+        )
+
+    def _tags(self, pixels: np.ndarray) -> dict[str, Any]:
+        """Return the tags of the next page, for pixels of this size and type."""
+        like = self.like
+        if like is None:
+            text = self.description if self.pages == 0 else None
+            return {} if text is None else {"description": text.encode(), "software": False}
+        tags = like.tags(self.pages)
+        if pixels.shape[-1] not in (1, like.shape[-1]):  # its axes are not those of the stack
+            tags["description"] = None
+        old = None if self.floats else like.dtype
+        return fitted(tags, like.shape[:2], pixels.shape[:2], old)
+
+    def _write(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            with copying(self.out if self.like is None else self.like.file):
+                self._writer.write(*args, **kwargs)
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+
+    def close(self) -> None:
+        """Write the remaining pages and give the file its name."""
+        for page in sorted(self._waiting):
+            self._write_page(self._waiting.pop(page))
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+        self._part.finish()
+
+    def abandon(self) -> None:
+        """Remove the partial file; nothing happens after `close`."""
+        with suppress(OSError, ValueError):  # of a full disk: the file goes anyway
+            self._writer.close()
+        self._part.abandon()

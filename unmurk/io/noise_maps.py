@@ -1,0 +1,408 @@
+r"""Noise maps: a standard deviation of the noise for every pixel of every image.
+
+Telescopes and pipelines deliver them beside the images, in one of four kinds:
+
+=============  =============================================================  ================
+kind           map m                                                          extensions
+=============  =============================================================  ================
+``std``        :math:`\sigma_i = m_i`                                         ERR, all others
+``variance``   :math:`\sigma_i = \sqrt{m_i}`                                  VAR, VARIANCE
+``ivar``       :math:`\sigma_i = 1 / \sqrt{m_i}`                              IVAR, INVVAR
+``weights``    :math:`\sigma_i = \sigma \sqrt{\bar m / m_i}`: weights of any  WHT, WEIGHT
+               unit, such as exposure times, beside a known noise
+               :math:`\sigma` at the mean weight
+=============  =============================================================  ================
+
+The maps are in the numbers of the image files, as is the range of the images. A pixel whose number
+is not finite, or not above 0, holds no measurement and counts as hidden.
+
+With one level s for the whole set, the median of all :math:`\sigma_i`,
+
+.. math:: w = s / \sigma_i, \qquad w \odot y = w \odot A x + s\, n,
+
+is white noise of that level under the operator :math:`\operatorname{diag}(w) A`. So learning,
+restoring and solving keep their likelihood, exactly (`operators.Weighted`).
+"""
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, size_text
+from ..noise import SIGMA
+from ..problem import Problem
+from .axes import ALL, Selection
+from .capture_set import Captures
+from .captures import as_captures, open_captures
+from .crops import Crops
+from .formats.registry import split_member
+from .source import Source
+
+__all__ = [
+    "Hidden",
+    "MapKind",
+    "NoiseMaps",
+    "Weighed",
+    "as_noise_maps",
+    "maps_for",
+    "read_noise_maps",
+]
+
+MapKind = Literal["std", "variance", "ivar", "weights"]
+KINDS = get_args(MapKind)
+BY_NAME: dict[str, MapKind] = {
+    "VAR": "variance",
+    "VARIANCE": "variance",
+    "IVAR": "ivar",
+    "INVVAR": "ivar",
+    "WHT": "weights",
+    "WEIGHT": "weights",
+    "WEIGHTS": "weights",
+}
+"""Kind of a map by the name of its FITS extension; all others hold standard deviations."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseMaps:
+    """Noise maps of a set of images.
+
+    Attributes:
+        maps: The maps, one for each image, or one for all of them.
+        kind: What the maps hold; see the module.
+        gain: Numbers of the files for each unit of intensity.
+        sigma: Standard deviation at the mean weight, for weights.
+        level: The level s of the whole set.
+        mean: Mean of the weights; 1 for other kinds.
+        hides: Whether some pixels hold no measurement.
+
+    >>> maps = as_noise_maps(torch.tensor([[[[0.1, 0.2, 0.4]]]]))
+    >>> round(maps.level, 4)
+    0.2
+    >>> maps.weights([0])[0].flatten()
+    tensor([2.0000, 1.0000, 0.5000])
+    """
+
+    maps: Captures
+    kind: MapKind = "std"
+    gain: float = 1.0
+    sigma: float = 0.0
+    level: float = 1.0
+    mean: float = 1.0
+    hides: bool = False
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def deviation(self, number: int, place: tuple[int, int, int, int] | None = None) -> Tensor:
+        """Return the standard deviations of an image, infinite where nothing is measured.
+
+        Args:
+            number: Number of the image.
+            place: First row, first column, height and width; None: the whole image.
+
+        Returns:
+            (1 or C, height, width), in units of intensity.
+        """
+        position = number if len(self) > 1 else 0
+        if place is None:
+            place = (0, 0, *self.maps.sizes[position])
+        values = self.maps.region(position, *place).double()
+        known = values.isfinite() & (values > 0)
+        values = torch.where(known, values, 1.0)
+        if self.kind == "std":
+            found = values / self.gain
+        elif self.kind == "variance":
+            found = values.sqrt() / self.gain
+        elif self.kind == "ivar":
+            found = values.rsqrt() / self.gain
+        else:
+            found = self.sigma * (self.mean / values).sqrt()
+        return torch.where(known, found, math.inf).float()
+
+    def weights(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the weights of whole images, and which of their pixels are hidden.
+
+        Args:
+            numbers: Numbers of images of one size.
+
+        Returns:
+            s / sigma, 1 where hidden, (B, 1 or C, H, W); and (B, 1, H, W) bool.
+        """
+        return _weights(torch.stack([self.deviation(n) for n in numbers]), self.level)
+
+    def batch(
+        self, numbers: Sequence[int], channels: int, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `weights` returns, of images with these channels and this size.
+
+        Raises:
+            InputError: There is no map of an image, or it does not fit.
+        """
+        if len(self) > 1 and max(numbers) >= len(self):
+            raise InputError(
+                f"image number {max(numbers)} has no noise map, as there are {len(self)}: give one"
+                " map for each image, in the same order, or one for all"
+            )
+        for number in numbers:
+            self._check_size(number, size)
+        self._check_channels(channels)
+        return self.weights(numbers)
+
+    def crops(self, crops: Crops, numbers: Sequence[int]) -> Tensor:
+        """Return the weights of numbered crops, as these are turned, 1 where hidden."""
+        found = crops.cut(
+            numbers,
+            lambda position, place: self.deviation(crops.captures.numbers[position], place),
+            self.maps.channels,
+        )
+        return _weights(found, self.level)[0]
+
+    def absent(self, number: int, place: tuple[int, int, int, int]) -> Tensor:
+        """Return which pixels of a rectangle hold no measurement, (height, width) bool."""
+        return ~self.deviation(number, place).isfinite().all(0)
+
+    def check(self, sizes: Sequence[tuple[int, int]], channels: int) -> None:
+        """Raise InputError unless there is one map for each image, or one for all, that fits.
+
+        Args:
+            sizes: Height and width of each image.
+            channels: Their number of channels.
+        """
+        if len(self) not in (1, len(sizes)):
+            raise InputError(
+                f"there are {len(self)} noise maps for {len(sizes)} images: give one map for each"
+                " image, in the same order, or one for all"
+            )
+        for number, size in enumerate(sizes):
+            self._check_size(number, size)
+        self._check_channels(channels)
+
+    def _check_size(self, number: int, size: tuple[int, int]) -> None:
+        own = self.maps.sizes[number if len(self) > 1 else 0]
+        if own != tuple(size):
+            raise InputError(
+                f"the noise map of image number {number} has {size_text(own)} pixels, the image"
+                f" {size_text(size)}: give maps of the size of the images"
+            )
+
+    def _check_channels(self, channels: int) -> None:
+        if self.maps.channels not in (1, channels):
+            raise InputError(
+                f"the noise maps have {self.maps.channels} channels, the images {channels}: give"
+                " maps of one channel, or of as many as the images"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Return what identifies the maps, for the run folder and the log of results."""
+        return {"kind": self.kind, "level": self.level, **self.maps.fingerprint()}
+
+
+def _weights(deviation: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """Return weights (B, C, H, W), 1 where a channel holds no measurement, and these pixels."""
+    known = deviation.isfinite()
+    hidden = ~known.all(1, keepdim=True)
+    return torch.where(known & ~hidden, level / deviation, 1.0), hidden
+
+
+def as_noise_maps(
+    data: Any, kind: MapKind = "std", *, gain: float = 1.0, sigma: float = 0.0
+) -> NoiseMaps:
+    """Return noise maps from tensors, arrays, captures or noise maps.
+
+    Args:
+        data: Maps (N, 1 or C, H, W), a list of maps (C, H, W) of any sizes, `Captures` or
+            `NoiseMaps`.
+        kind: What they hold: std, variance, ivar or weights.
+        gain: Numbers of the maps for each unit of intensity.
+        sigma: Standard deviation of the noise at the mean weight, for weights.
+
+    Raises:
+        InputError: The kind is unknown, a map has no usable number, or the noise is out of bounds.
+    """
+    if isinstance(data, NoiseMaps):
+        return data
+    if kind not in KINDS:
+        raise InputError(f"unknown kind of noise maps '{kind}': choose one of {', '.join(KINDS)}")
+    if kind == "weights" and sigma <= 0:
+        raise InputError(
+            "noise maps of weights need the noise at the mean weight: give --noise a number, or"
+            " auto; for inverse variances give --noise-maps ivar:PATH"
+        )
+    maps = as_captures(data, nan="mask")
+    found = NoiseMaps(maps, kind, gain, sigma)
+    if kind == "weights":
+        sums = [_sums(maps, position) for position in range(len(maps))]
+        mean = sum(s for s, _ in sums) / max(1, sum(n for _, n in sums))
+        found = NoiseMaps(maps, kind, gain, sigma, mean=mean)
+    levels, hides = [], False
+    for number in range(len(maps)):
+        values = found.deviation(number)
+        known = values[values.isfinite()]
+        if not len(known):
+            raise InputError(f"noise map {number} has no number above 0: remove it and its image")
+        hides = hides or len(known) < values.numel()
+        levels.append(float(known.median()))
+    level = float(torch.tensor(levels, dtype=torch.float64).median())
+    if not SIGMA.least <= level <= SIGMA.most:
+        raise InputError(
+            f"the noise maps have the median {level:.3g} in units of the image range, which is no"
+            f" noise from {SIGMA.least:g} to {SIGMA.most:g}: give maps in the numbers of the"
+            " images, and --range BLACK WHITE"
+        )
+    return NoiseMaps(maps, kind, gain, sigma, level, found.mean, hides)
+
+
+def _sums(maps: Captures, position: int) -> tuple[float, int]:
+    """Return sum and number of the usable numbers of a map."""
+    values = maps.region(position, 0, 0, *maps.sizes[position]).double()
+    values = values[values.isfinite() & (values > 0)]
+    return float(values.sum()), len(values)
+
+
+def read_noise_maps(
+    text: str,
+    *,
+    gain: float = 1.0,
+    sigma: float = 0.0,
+    scratch: Path | None = None,
+    select: Selection = ALL,
+) -> NoiseMaps:
+    """Read noise maps from files.
+
+    Args:
+        text: A folder or a file, as for images, such as ``night[ERR]`` or ``weights.npy``; with
+            std:, variance:, ivar: or weights: before it, or else of the kind that the name of its
+            FITS extension gives.
+        gain: See `as_noise_maps`: that of the scale of the images.
+        sigma: See `as_noise_maps`.
+        scratch: Folder for decoded maps that memory is too small for.
+        select: Axes of the files.
+
+    Raises:
+        InputError: The maps cannot be read, or are not usable.
+    """
+    kind, path = kind_of(text)
+    maps = open_captures(Path(path), False, (0.0, 1.0), "mask", scratch or _scratch(), select)
+    return as_noise_maps(maps, kind, gain=gain, sigma=sigma)
+
+
+def maps_for(given: Any, problem: Problem, gain: float = 1.0) -> NoiseMaps:
+    """Return the noise maps of a problem.
+
+    Args:
+        given: The text of `read_noise_maps`, a path, or what `as_noise_maps` takes.
+        problem: Its noise is that at the mean weight, for weights; for other kinds it must be 0.
+        gain: See `as_noise_maps`.
+
+    Raises:
+        InputError: The maps are not usable, or the noise does not belong to their kind.
+    """
+    sigma = problem.sigma
+    if isinstance(given, str | Path):
+        maps = read_noise_maps(str(given), gain=gain, sigma=sigma)
+    else:
+        maps = as_noise_maps(given, gain=gain)
+    if maps.kind != "weights" and sigma > 0:
+        raise InputError(
+            f"the noise maps hold the noise already, and a noise of {sigma:g} is given: leave out"
+            " --noise; for weights of another unit give --noise-maps weights:PATH"
+        )
+    return maps
+
+
+def kind_of(text: str) -> tuple[MapKind, str]:
+    """Return the kind of noise maps, and their path.
+
+    >>> kind_of("ivar:maps"), kind_of("night[WHT]"), kind_of("err.npy")
+    (('ivar', 'maps'), ('weights', 'night[WHT]'), ('std', 'err.npy'))
+    """
+    word, colon, rest = text.partition(":")
+    if colon and word in KINDS:
+        return word, rest  # type: ignore[return-value]
+    name = split_member(text)[1].partition(",")[0].strip().upper()
+    return BY_NAME.get(name, "std"), text
+
+
+def _scratch() -> Path:
+    return Path(tempfile.gettempdir())
+
+
+class Hidden(Source):
+    """Measurements that are NaN where noise maps say that nothing was measured.
+
+    Args:
+        given: Measurements (N, C, H, W).
+        maps: The noise maps.
+    """
+
+    floats = True
+
+    def __init__(self, given: Tensor | Source, maps: NoiseMaps) -> None:
+        self.given, self.maps = given, maps
+        _like(self, given)
+
+    def __getitem__(self, indices: Tensor | slice) -> Tensor:
+        """Return measurements (B, C, H, W) by their indices, NaN where they are hidden."""
+        every = range(len(self))
+        numbers = list(every[indices] if isinstance(indices, slice) else indices.tolist())
+        return self.read(numbers).to(self.device)
+
+    def read(self, indices: list[int]) -> Tensor:
+        """See `Source`."""
+        hidden = self.maps.weights(indices)[1]
+        return _read(self.given, indices).masked_fill(hidden, math.nan)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return that of the measurements; the run folder keeps that of the maps."""
+        return fingerprint_of(self.given)
+
+
+class Weighed(Source):
+    """Measurements multiplied by weights that belong to their numbers.
+
+    Args:
+        given: Measurements (N, C, H, W).
+        weights: Returns the weights of numbered measurements, (B, 1 or C, H, W).
+    """
+
+    def __init__(self, given: Tensor | Source, weights: Callable[[Sequence[int]], Tensor]) -> None:
+        self.given, self.weights = given, weights
+        _like(self, given)
+
+    def read(self, indices: list[int]) -> Tensor:
+        """See `Source`."""
+        return self.weights(indices) * _read(self.given, indices)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return that of the measurements; the run folder keeps that of the maps."""
+        return fingerprint_of(self.given)
+
+
+def fingerprint_of(given: Tensor | Source) -> dict[str, Any]:
+    """Return what identifies measurements, fit for JSON."""
+    if isinstance(given, Source):
+        return given.fingerprint()
+    digest = hashlib.sha256(given.contiguous().cpu().numpy().data).hexdigest()
+    return {"shape": list(given.shape), "sha256": digest}
+
+
+def _like(source: Source, given: Tensor | Source) -> None:
+    """Give a source the shape, the device and the scale of measurements."""
+    source.shape, source.device = tuple(given.shape), given.device
+    if isinstance(given, Source):
+        source.skipped, source.scale, source.note = given.skipped, given.scale, given.note
+        source.endless, source.select = given.endless, given.select
+
+
+def _read(given: Tensor | Source, indices: list[int]) -> Tensor:
+    """Return measurements (B, C, H, W) on the CPU."""
+    if isinstance(given, Source):
+        return given.read(indices)
+    return given[torch.tensor(indices, device=given.device)].cpu()

@@ -1,0 +1,369 @@
+"""What a run learns from: measurements and clean images, checked, in crops or whole.
+
+`learn` takes data of many kinds. The functions of this module bring them to tensors or sources,
+hide pixels without a measurement, and refuse what no method can learn from.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..bounds import Whole
+from ..errors import InputError
+from ..io.axes import ALL, Selection
+from ..io.capture_set import Captures
+from ..io.captures import as_captures, sizes_in
+from ..io.crops import Crops, crop_side, croppable, cut_by_default, side_within
+from ..io.datasets import Source, as_source
+from ..io.formats.pictures import Nan
+from ..io.gaps import gaps
+from ..io.images import ImageSet
+from ..io.noise_maps import Hidden, NoiseMaps, Weighed, maps_for
+from ..io.scale import Scale, Spans, check_units
+from ..missing import with_missing
+from ..noise import Gaussian
+from ..operators import Operator, as_operator
+from ..operators.crops import Crop
+from ..operators.weighted import NumberedWeights, Weighted
+from ..problem import Problem
+from ..whitening import whiten
+from .baselines import Clean, Noisy
+from .learner import Learner
+from .registry import METHODS, name_of
+from .trainer import Settings
+
+__all__ = [
+    "captures_in_line",
+    "check_data",
+    "check_helpers",
+    "check_takes",
+    "clean_images",
+    "file_span",
+    "is_clean",
+    "measurements",
+    "on_crops",
+    "scale_record",
+    "weighed",
+    "with_gaps",
+    "with_maps",
+]
+
+REPEATS = Whole(1, 1000)
+CHECKED = 128  # images whose values must be in units of [0, 1]
+
+
+def measurements(
+    data: Any,
+    operator: Operator,
+    settings: Settings,
+    span: Spans,
+    nan: Nan,
+    scratch: Path,
+    repeats: int = 1,
+    select: Selection = ALL,
+) -> Tensor | Source:
+    """Return measurements as a tensor or a source: crops of large images, else whole images.
+
+    Raises:
+        InputError: The data cannot be read, or crops are asked for and do not fit the operator.
+    """
+    crop = settings.crop
+    if isinstance(data, list | tuple) and len({tuple(image.shape) for image in data}) == 1:
+        data = torch.stack([torch.as_tensor(image) for image in data])
+    if not crop and not (
+        crop is None and croppable(operator) and _cut_by_default(data, span, nan, select)
+    ):
+        if settings.augment:
+            raise InputError("augmentation needs crops: give their side too (--crop 64)")
+        if isinstance(data, Captures | list | tuple):
+            raise InputError(
+                f"whole images of '{operator.spec}' have one size: give them as one array, or "
+                "learn from crops"
+            )
+        return as_source(data, span, nan, select)
+    if not croppable(operator):
+        operator.on_crops([Crop(0, 0, 0, 1, 1)], 1)  # says why there are none
+    captures = as_captures(data, span, nan, scratch, select)
+    side = side_within(captures, operator, crop) if crop else crop_side(captures, operator)
+    if crop and side < crop:
+        print(
+            f"no image is as large as crops of {crop}: learning from crops of {side}",
+            file=sys.stderr,
+        )
+    return Crops(captures, operator, side, settings.augment, settings.seed, repeats=repeats)
+
+
+def with_maps(
+    noise_maps: Any,
+    data: Any,
+    y: Tensor | Source,
+    problem: Problem,
+    learner: Learner,
+    repeats: int,
+) -> tuple[Tensor | Source, Problem, NoiseMaps | None]:
+    """Return measurements, problem and noise maps, where there are any.
+
+    Pixels without a measurement become hidden ones, and the noise is that of the maps.
+
+    Args:
+        noise_maps: As for `learn`.
+        data: As for `learn`; its scale is that of the maps.
+        y: The measurements.
+        problem: Operator and noise; a noise above 0 belongs to weights.
+        learner: The learner.
+        repeats: Number of captures of each scene.
+
+    Raises:
+        InputError: The maps do not fit the measurements, the noise or the method.
+    """
+    if noise_maps is None:
+        return y, problem, None
+    if is_clean(learner) or repeats > 1:
+        what = "clean images" if is_clean(learner) else "repeated captures (--repeats)"
+        raise InputError(f"{what} cannot have noise maps: leave out --noise-maps")
+    scale = _scale_of(data, y)
+    maps = maps_for(noise_maps, problem, 1.0 if scale is None else scale.gain)
+    if isinstance(y, Crops):
+        positions = y.captures.numbers
+        sizes = dict(zip(positions, y.captures.sizes, strict=True))
+        every = [sizes.get(n, y.captures.sizes[0]) for n in range(max(positions) + 1)]
+        if len(maps) == len(every) or not y.skipped:
+            maps.check(y.captures.sizes if not y.skipped else every, y.captures.channels)
+        if maps.hides:
+            y.lost = lambda position, place: maps.absent(positions[position], place)
+    else:
+        if getattr(y, "skipped", ()) or getattr(data, "skipped", ()):
+            raise InputError(
+                "images were left out, and noise maps go by the numbers of all images: remove"
+                " these images and their maps"
+            )
+        maps.check([(int(y.shape[-2]), int(y.shape[-1]))] * len(y), int(y.shape[1]))
+        y = Hidden(y, maps) if maps.hides else y
+    return y, Problem(problem.operator, maps.level), maps
+
+
+def weighed(
+    y: Tensor | Source,
+    problem: Problem,
+    maps: NoiseMaps | None,
+    shape: tuple[int, int, int],
+    repeats: int = 1,
+) -> tuple[Tensor | Source, Problem]:
+    """Return measurements with white noise of one level, and their problem.
+
+    Noise maps are known. The variance of other noise that depends on the brightness is estimated
+    from neighboring pixels (`whitening`), unless A = I and nothing is hidden: there the learners
+    take such noise as it is.
+
+    Args:
+        y: Measurements (N, ...), zero where they are hidden.
+        problem: Operator and noise.
+        maps: Noise maps, or None.
+        shape: Shape (C, H, W) of the images that are learned.
+        repeats: Number of captures of each scene.
+
+    Raises:
+        InputError: Repeated captures have noise that would be estimated.
+    """
+    if maps is not None:
+
+        def weights(numbers: Sequence[int]) -> Tensor:
+            if isinstance(y, Crops):
+                return maps.crops(y, numbers)
+            return maps.weights(numbers)[0]
+
+    elif isinstance(problem.noise, Gaussian) or problem.operator.spec == "identity":
+        return y, problem
+    elif repeats > 1:
+        raise InputError(
+            f"noise '{problem.noise.spec}' is not Gaussian: repeated captures have it only with"
+            " operator identity and without hidden pixels: give --noise gaussian,auto or a number"
+        )
+    else:
+
+        def weights(numbers: Sequence[int]) -> Tensor:
+            chosen = torch.tensor(list(numbers))
+            measured = y[chosen.to(y.device)].cpu()
+            bound = whiten(measured, problem.bind(numbers, shape))[1].operator
+            assert isinstance(bound, Weighted)
+            return bound.weights
+
+    return Weighed(y, weights), Problem(NumberedWeights(problem.operator, weights), problem.level)
+
+
+def check_helpers(learner: Learner, repeats: int, clean: Any) -> None:
+    """Raise InputError for repeated captures, or clean images, that a method cannot use."""
+    REPEATS.check("repeats (--repeats)", repeats)
+    for given, word, what in (
+        (repeats > 1, "takes_repeats", "repeated captures (--repeats)"),
+        (clean is not None, "takes_clean", "clean images beside the measurements (--clean)"),
+    ):
+        if given and not getattr(learner, word):
+            others = ", ".join(name for name, cls in METHODS.items() if getattr(cls, word))
+            raise InputError(
+                f"{name_of(learner)} does not learn from {what}: take one of {others}"
+            )
+
+
+def captures_in_line(data: Any, repeats: int) -> Any:
+    """Return captures (S, N, C, H, W) as (S N, C, H, W); other data as they are."""
+    if not isinstance(data, Tensor | np.ndarray) or data.ndim != 5 or repeats == 1:
+        return data
+    if data.shape[1] != repeats:
+        raise InputError(
+            f"captures of shape {tuple(data.shape)} are {data.shape[1]} of each scene, not"
+            f" {repeats}: give repeats={data.shape[1]}"
+        )
+    return data.reshape(-1, *data.shape[2:])
+
+
+def clean_images(
+    clean: Any, y: Tensor | Source, shape: tuple[int, ...], span: Spans, scratch: Path
+) -> Tensor | Source | None:
+    """Return clean images of the shape that is learned: crops of them, or whole images.
+
+    Args:
+        clean: The images, as for `data` of `learn`, or None.
+        y: The measurements.
+        shape: Shape (C, H, W) of the images that are learned.
+        span: File values of black and white.
+        scratch: See `measurements`.
+
+    Raises:
+        InputError: The images cannot be read, or have another shape.
+    """
+    if clean is None:
+        return None
+    if isinstance(y, Crops):
+        captures = as_captures(clean, span, "refuse", scratch)
+        if any(min(size) < y.side for size in captures.sizes):
+            raise InputError(
+                f"the clean images are smaller than the crops of {y.side}: give larger ones, or"
+                " smaller crops (--crop)"
+            )
+        found: Tensor | Source = Crops(
+            captures, as_operator("identity"), y.side, y.augment, y.seed
+        )
+    else:
+        found = as_source(clean, span)
+    if tuple(found.shape[1:]) != shape or not len(found):
+        raise InputError(
+            f"the clean images have the shape {tuple(found.shape[1:])}, those that are learned"
+            f" {shape}: give clean images of that shape"
+        )
+    index = torch.linspace(0, len(found) - 1, min(len(found), CHECKED)).long()
+    check_units("the clean set", found[index], 0.0)
+    return found
+
+
+def _cut_by_default(data: Any, span: Spans, nan: Nan, select: Selection) -> bool:
+    """Whether data are learned from in crops if nothing else is asked for."""
+    if isinstance(data, str | Path):
+        return cut_by_default(sizes_in(Path(data), select))
+    if isinstance(data, Captures):
+        return cut_by_default(data.sizes)
+    if isinstance(data, list | tuple):
+        return cut_by_default([tuple(image.shape[-2:]) for image in data])
+    y = as_source(data, span, nan, select)
+    return y.ndim == 4 and cut_by_default([(int(y.shape[-2]), int(y.shape[-1]))])
+
+
+def on_crops(crops: Crops, problem: Problem, learner: Learner) -> tuple[Problem, Learner]:
+    """Return the problem of the crops, and the learner with a solver if crops hide pixels."""
+    if crops.masked and is_clean(learner):
+        raise InputError(
+            "clean images have no missing pixels: leave out those that have, or that are smaller "
+            f"than the crops of {crops.side}"
+        )
+    found = crops.problem(problem)
+    return found, learner if found is problem else _with_solver(learner, problem)
+
+
+def is_clean(learner: Learner) -> bool:
+    """Whether a learner is given clean images in place of measurements."""
+    return isinstance(learner, Clean) and not isinstance(learner, Noisy)
+
+
+def check_data(y: Tensor | Source, problem: Problem, clean: bool) -> None:
+    """Raise InputError for measurements or noise that no method can learn from."""
+    if y.ndim != 4 or not len(y):
+        raise InputError(f"measurements must be (N, C, H, W) with N > 0, not {tuple(y.shape)}")
+    if problem.level <= 0 and not clean:
+        raise InputError("learning needs the noise level: give a noise above 0")
+    if problem.operator.pictorial:
+        index = torch.linspace(0, len(y) - 1, min(len(y), CHECKED)).long()
+        part = y.read(index.tolist()) if isinstance(y, Source) else y[index]
+        check_units("the set", part, 0.0 if clean else problem.level)
+
+
+def check_takes(learner: Learner, problem: Problem, given: Problem) -> None:
+    """Raise InputError for a problem that the learner cannot learn from.
+
+    Args:
+        learner: The learner.
+        problem: The problem that it would learn, with hidden pixels and white noise.
+        given: The problem as it was given, for the message.
+    """
+    if learner.takes(problem):
+        return
+    others = [name for name in METHODS if name != "clean" and METHODS[name].takes(problem)]
+    hint = f"take one of {', '.join(others)}" if others else "no method can"
+    what = f"{given.operator.spec} with noise {given.noise.spec}"
+    if problem.operator.spec != given.operator.spec:
+        what += " that varies over the pixels, or with hidden pixels"
+    raise InputError(f"{name_of(learner)} cannot learn from {what}: {hint}")
+
+
+def with_gaps(
+    y: Tensor | Source, problem: Problem, nan: Nan, learner: Learner
+) -> tuple[Tensor | Source, Problem, Learner]:
+    """Hide pixels that are not finite: return such measurements, problem and learner."""
+    y, pixels = gaps(y, nan)
+    if not pixels:
+        return y, problem, learner
+    if is_clean(learner):
+        raise InputError("clean images have no missing pixels: leave these images out")
+    empty = next((n for n, lost in pixels.items() if len(lost) == math.prod(y.shape[-2:])), None)
+    if empty is not None:
+        raise InputError(f"measurement {empty} has no pixel with a finite value: leave it out")
+    learner = _with_solver(learner, problem)
+    return y, Problem(with_missing(problem.operator, pixels), problem.noise), learner
+
+
+def _with_solver(learner: Learner, problem: Problem) -> Learner:
+    """Return a learner that has a solver where hidden pixels make a mask of the identity."""
+    if getattr(learner, "solver", ...) is None and problem.operator.spec == "identity":
+        from ..solvers import Draws
+
+        return replace(learner, solver=Draws("diffpir", steps=16))  # type: ignore[call-arg]
+    return learner
+
+
+def _scale_of(data: Any, y: Tensor | Source) -> Scale | None:
+    """Return the scale of the files behind measurements; None if there are none."""
+    held = y if isinstance(y, Source) else data if isinstance(data, ImageSet) else None
+    return None if held is None else held.scale
+
+
+def scale_record(data: Any, y: Tensor | Source) -> dict[str, Any]:
+    """Return what config.json says of the files: type, format, and range if it needs one."""
+    scale = _scale_of(data, y)
+    if scale is None:
+        return {}
+    found: dict[str, Any] = {"file_type": scale.dtype, "file_format": scale.format}
+    if scale.span is None:
+        return found
+    return found | {"range": [scale.span.black, scale.span.white]}
+
+
+def file_span(data: Any, y: Tensor | Source) -> Any:
+    """Return file values of black and white and their type, if the type is not enough."""
+    scale = _scale_of(data, y)
+    return None if scale is None else scale.span
