@@ -130,9 +130,13 @@ class Summary:
         skipped: Files that were left out, and why.
         clipped: Fraction of the numbers that lay outside the range of their files.
 
-    >>> summary = Summary(images=3, skipped={"c.png": "it is damaged"})
-    >>> summary.images, list(summary.skipped)
-    (3, ['c.png'])
+    >>> from unmurk.io.images import save_images
+    >>> good, bad = save_images(torch.full((2, 1, 4, 6), 0.6), "one-bad", format="png")
+    >>> _ = bad.write_bytes(b"cut short")
+    >>> jobs = jobs_of(Path("one-bad"), Path("doubled"))
+    >>> summary = process(jobs, lambda y, numbers: {"images": 2 * y}, skip_bad=True)
+    >>> summary.images, summary.clipped, list(summary.skipped)
+    (1, 1.0, ['00001.png'])
     """
 
     images: int = 0

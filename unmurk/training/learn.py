@@ -167,7 +167,8 @@ def learn(
             run folder belongs to another run, has another format, or is in use by another process.
 
     >>> import torch
-    >>> y, problem = torch.rand(8, 1, 8, 8), Problem("identity", noise=0.2)
+    >>> problem = Problem("identity", noise=0.2)
+    >>> y = problem.simulate(torch.full((8, 1, 8, 8), 0.5), seed=0)
     >>> short = {"kimg": 0.004, "batch": 2, "precision": "fp32", "quiet": True}
     >>> prior, posterior = learn(y, problem, out="runs/a", **short)
     >>> mean, std = posterior.mean_std(y, problem)

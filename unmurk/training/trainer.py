@@ -131,7 +131,7 @@ class Trainer:
 
     >>> from unmurk.problem import Problem
     >>> from unmurk.training import Clean
-    >>> y, settings = torch.rand(4, 1, 8, 8), Settings(kimg=0.002, batch=2, precision="fp32")
+    >>> y, settings = torch.zeros(4, 1, 8, 8), Settings(kimg=0.002, batch=2, precision="fp32")
     >>> learner = Clean().build(y, Problem("identity", 0.1), (1, 8, 8))
     >>> trainer = Trainer(learner, y, settings, Path("trained"), quiet=True)
     >>> trainer.run()

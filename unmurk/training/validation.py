@@ -155,7 +155,8 @@ def measurement_swd(x: Tensor, y: Tensor, problem: Problem, noise: torch.Generat
         The distance, in the unit of images.
 
     >>> problem = Problem("identity", 0.1).bind(range(64), (1, 4, 4))
-    >>> x, noise = torch.rand(64, 1, 4, 4), torch.Generator().manual_seed(0)
+    >>> noise = torch.Generator().manual_seed(0)
+    >>> x = torch.rand(64, 1, 4, 4, generator=noise)
     >>> y = problem.simulate(x, 0)
     >>> measurement_swd(x, y, problem, noise) < 0.1 < measurement_swd(x + 0.5, y, problem, noise)
     True

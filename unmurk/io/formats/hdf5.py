@@ -310,13 +310,11 @@ class Dataset(Pages):
             them holds the channels, or an image is too large.
 
     >>> import h5py
-    >>> from unmurk.io.axes import ALL
     >>> with h5py.File("set.h5", "w") as file:
     ...     file["images"] = np.arange(40, dtype=np.uint16).reshape(2, 4, 5)
-    >>> pages = Dataset(Path("set.h5"), ALL)
-    >>> len(pages), pages.shape, int(pages.read(1).max())
+    >>> with Dataset(Path("set.h5"), Selection()) as pages:
+    ...     len(pages), pages.shape, int(pages.read(1).max())
     (2, (4, 5, 1), 39)
-    >>> pages.close()
     """
 
     def __init__(self, file: Path, select: Selection) -> None:
