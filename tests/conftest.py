@@ -16,6 +16,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
+from unmurk.io.formats import registry as formats
+from unmurk.operators import registry as operators
+from unmurk.solvers import base
+from unmurk.training import registry as learners
 from unmurk.training.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -32,6 +36,23 @@ def no_probe() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "probe", lambda trainer: "fp32")
         yield
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """The tables of operators, solvers, learners and readers forget what a test registers."""
+    formats._own_readers()
+    tables = (
+        operators._families,
+        *(base.REGISTERED, base.REGISTERED_PRESETS),
+        learners._learners,
+        formats._readers,
+    )
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,6 +23,8 @@ import pytest
 
 import unmurk
 
+pytestmark = pytest.mark.usefixtures("registries")
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 GENERATED = {"_build", "gallery", "generated", "jupyter_execute"}

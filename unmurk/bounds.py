@@ -87,6 +87,11 @@ class Option:
 
     Attributes:
         optional: Whether None stands for "not given".
+
+    >>> from unmurk.bounds import Option, Whole
+    >>> option: Option = Whole(1, 9)
+    >>> option.bounds, option.parse("n", "3"), option.check("n", 3)
+    ('a whole number from 1 to 9', 3, 3)
     """
 
     @property
@@ -274,7 +279,13 @@ class Choice(Option):
 
 @dataclass(frozen=True)
 class File(Option):
-    """The path of a file, which may not exist yet: it is opened later."""
+    """The path of a file, which may not exist yet: it is opened later.
+
+    >>> from pathlib import Path
+    >>> from unmurk.bounds import File
+    >>> File().check("mask", Path("mask.npy"))
+    'mask.npy'
+    """
 
     optional: bool = False
 
@@ -300,6 +311,10 @@ class Text(Option):
 
     Attributes:
         most: The largest number of characters.
+
+    >>> from unmurk.bounds import Text
+    >>> Text(8).check("name", "cells"), Text(4).bounds
+    ('cells', 'a text of 1 to 4 characters')
     """
 
     most: int
@@ -333,6 +348,14 @@ def check_fields(values: object, names: Mapping[str, str] | None = None) -> None
 
     Raises:
         InputError: A value is out of its bounds; the message names the first one.
+
+    >>> from unmurk.bounds import check_fields
+    >>> from unmurk.training import Settings
+    >>> check_fields(Settings(batch=8))
+    >>> check_fields(Settings(batch=1))
+    Traceback (most recent call last):
+    ...
+    unmurk.errors.InputError: batch must be a whole number from 2 to 65536, got 1
     """
     for name, hint in get_type_hints(type(values), include_extras=True).items():
         for option in (extra for extra in _extras(hint) if isinstance(extra, Option)):
@@ -358,6 +381,13 @@ def check_tables(where: str, what: str, size: float, advice: str) -> None:
 
     Raises:
         InputError: The size is above `TABLES`.
+
+    >>> from unmurk.bounds import check_tables
+    >>> check_tables("ct", "the matrix", 2**20, "take fewer angles")
+    >>> check_tables("ct", "the matrix", 2**32, "take fewer angles")
+    Traceback (most recent call last):
+    ...
+    unmurk.errors.InputError: ct: the matrix takes 4 GiB, above the limit of 2 GiB: take fewer ...
     """
     if size > TABLES:
         raise InputError(
@@ -376,6 +406,13 @@ def check_memory(what: str, size: float, advice: str) -> None:
 
     Raises:
         InputError: The size is above the machine's memory.
+
+    >>> from unmurk.bounds import check_memory
+    >>> check_memory("a mask", 2**20, "take a smaller one")
+    >>> check_memory("a mask", 2**60, "take a smaller one")
+    Traceback (most recent call last):
+    ...
+    unmurk.errors.InputError: a mask would take 1.05e+06 TiB, but this machine has ...
     """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

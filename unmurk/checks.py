@@ -75,6 +75,14 @@ def require_plausible(
 
     Raises:
         InputError: An image is not finite or far outside; the message names the likely cause.
+
+    >>> problem = Problem("identity", 0.1).bind([0], (1, 4, 4))
+    >>> y = torch.full((1, 1, 4, 4), 0.5)
+    >>> require_plausible(y, y, problem, lambda x, sigma: 0 * x + 0.5, "pnp")
+    >>> require_plausible(y + 100, y, problem, lambda x, sigma: 0 * x + 0.5, "pnp")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: pnp diverged on 1 of 1 images (numbers up to 100): ...
     """
     finite = x.isfinite().flatten(1).all(1)
     bad = ~finite
@@ -117,6 +125,14 @@ def require_plausible_flow(
 
     Raises:
         InputError: An image is not finite or far outside; the message names the likely cause.
+
+    >>> problem = Problem("identity", 0.1).bind([0], (1, 4, 4))
+    >>> y, std = torch.full((1, 1, 4, 4), 0.5), torch.full((1, 1, 4, 4), 0.1)
+    >>> require_plausible_flow(y, std, y, problem, lambda: (None, 0.5), "cells")
+    >>> require_plausible_flow(y + 100, std, y, problem, lambda: (None, 0.5), "cells")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: the flow of 'cells' fails on 1 of 1 images (numbers up to 100): ...
     """
     bad = ~(mean.isfinite() & std.isfinite()).flatten(1).all(1)
     if not bool((bad | (_deviation(mean) > BEYOND)).any()):
@@ -152,6 +168,13 @@ def require_finite_draws(
 
     Raises:
         InputError: An image is not finite; the message names the likely cause.
+
+    >>> draws = torch.tensor([0.5, torch.inf]).half().view(2, 1, 1, 1)
+    >>> require_finite_draws(draws[:1], None, "mmps", None)
+    >>> require_finite_draws(draws, None, "mmps", None)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: 1 of 2 images drawn to learn from have values that are not finite...
     """
     lost = int((~held.isfinite()).flatten(1).any(1).sum())
     if not lost:
@@ -185,6 +208,13 @@ def far_outside(
 
     Returns:
         (B,) bool.
+
+    >>> problem = Problem("identity", 0.1).bind(range(2), (1, 4, 4))
+    >>> x = torch.tensor([0.5, 9.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    >>> far_outside(x, torch.full((2, 1, 4, 4), 0.5), problem, None).tolist()
+    [False, True]
+    >>> far_outside(x, x, problem, None).tolist()  # y supports the bright image
+    [False, False]
     """
     deviation = _deviation(x)
     outside = deviation > BEYOND

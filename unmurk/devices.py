@@ -60,6 +60,9 @@ def default_device() -> torch.device:
 
     Raises:
         InputError: LOCAL_RANK or ACCELERATE_TORCH_DEVICE has no valid value.
+
+    >>> default_device().type in ("cpu", "cuda")
+    True
     """
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
         return torch.device("cpu")
@@ -86,7 +89,11 @@ def device_kind(device: torch.device) -> str:
 
 
 def host_to(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor to a device; from the host to a GPU by pinned memory, without waiting."""
+    """Move a tensor to a device; from the host to a GPU by pinned memory, without waiting.
+
+    >>> host_to(torch.ones(2), torch.device("cpu"))
+    tensor([1., 1.])
+    """
     if tensor.device == device:
         return tensor
     if device.type == "cuda" and tensor.device.type == "cpu":
@@ -113,7 +120,13 @@ def filled(value: float | Tensor, like: Tensor) -> Tensor:
 
 @contextmanager
 def network_precision(dtype: torch.dtype | None) -> Iterator[None]:
-    """Run networks in this type (bfloat16) within the context; None takes that of the weights."""
+    """Run networks in this type (bfloat16) within the context; None takes that of the weights.
+
+    >>> weight = torch.ones(2, 2)
+    >>> with network_precision(torch.bfloat16), networks(torch.device("cpu")):
+    ...     (weight @ weight).dtype
+    torch.bfloat16
+    """
     token = _network.set(dtype)
     try:
         yield
@@ -122,7 +135,12 @@ def network_precision(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def networks(device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context for the call of a network on this device, and for nothing else."""
+    """Return the context for the call of a network on this device, and for nothing else.
+
+    >>> with networks(torch.device("cpu")):  # without network_precision: as the weights are
+    ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    torch.float32
+    """
     dtype = _network.get()
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
@@ -134,7 +152,15 @@ def _autocast_on(kind: str) -> bool:
 
 @contextmanager
 def physics_outside_autocast(device: torch.device) -> Iterator[None]:
-    """Restrict an autocast that the caller has entered to the networks."""
+    """Restrict an autocast that the caller has entered to the networks.
+
+    >>> cpu, ones = torch.device("cpu"), torch.ones(2, 2)
+    >>> with torch.autocast("cpu", torch.bfloat16), physics_outside_autocast(cpu):
+    ...     physical = (ones @ ones).dtype
+    ...     with networks(cpu):
+    ...         physical, (ones @ ones).dtype
+    (torch.float32, torch.bfloat16)
+    """
     kind = device.type
     if not _autocast_on(kind):
         yield
@@ -148,7 +174,16 @@ Map = TypeVar("Map", bound=Callable[..., Any])
 
 
 def physics(method: Map) -> Map:
-    """Decorate a method of operators: it runs in float32 or float64 under any autocast."""
+    """Decorate a method of operators: it runs in float32 or float64 under any autocast.
+
+    >>> class Double:
+    ...     @physics
+    ...     def A(self, x):
+    ...         return x @ (2 * torch.eye(2))
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     Double().A(torch.ones(1, 2, dtype=torch.bfloat16))
+    tensor([[2., 2.]])
+    """
 
     @wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -181,7 +216,15 @@ def _lifted(value: Any) -> Any:
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Compute float32 convolutions and matrix products on CUDA in IEEE float32, not TF32."""
+    """Compute float32 convolutions and matrix products on CUDA in IEEE float32, not TF32.
+
+    >>> before = torch.backends.cudnn.allow_tf32
+    >>> with ieee_float32():
+    ...     torch.backends.cudnn.allow_tf32
+    False
+    >>> torch.backends.cudnn.allow_tf32 == before
+    True
+    """
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     try:
         before: list[tuple[Any, str, Any]] = [(cudnn, "allow_tf32", cudnn.allow_tf32)]
@@ -221,6 +264,9 @@ def no_memory(error: BaseException, what: str, advice: str) -> InputError:
         error: An error that `out_of_memory` recognizes.
         what: What was computed: the batch, the size of the images, the network.
         advice: How to need less.
+
+    >>> no_memory(MemoryError(), "8 images of 4096x4096", "take fewer").args[0]
+    'out of memory with 8 images of 4096x4096: take fewer'
     """
     where = "memory of the GPU" if isinstance(error, torch.OutOfMemoryError) else "memory"
     return InputError(f"out of {where} with {what}: {advice}")
@@ -235,6 +281,14 @@ def on_device(what: Callable[..., str], advice: str) -> Callable[[Map], Map]:
     Args:
         what: Describes the computation, from the same arguments.
         advice: How to need less memory.
+
+    >>> @on_device(lambda x: f"{len(x)} images", "take fewer")
+    ... def restore(x):
+    ...     raise MemoryError
+    >>> restore(torch.ones(8, 1, 4, 4))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: out of memory with 8 images: take fewer
     """
 
     def decorate(function: Map) -> Map:
@@ -264,6 +318,11 @@ def reader() -> ThreadPoolExecutor:
     more threads than cores, GNU's OpenMP permanently disables the short wait in which a team stays
     ready, for both teams. Every later operation must wake its threads, and learning took a fifth
     longer.
+
+    >>> pool = reader()
+    >>> pool.submit(torch.get_num_threads).result()
+    1
+    >>> pool.shutdown()
     """
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))

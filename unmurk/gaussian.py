@@ -383,6 +383,12 @@ def fit(
 
     Raises:
         InputError: The operator is not linear.
+
+    >>> problem = Problem("inpaint:random,keep=0.5", noise=0.05)
+    >>> y = problem.simulate(torch.full((64, 1, 8, 8), 0.3))
+    >>> prior = fit(y, problem, (1, 8, 8), rounds=4)
+    >>> round(float(prior.mean.mean()), 2)  # although half of the pixels are hidden
+    0.3
     """
     count = images_per_round(len(y), shape, values)
     device = y.device if device is None else device

@@ -28,6 +28,11 @@ class Missing(Inpaint):
     Args:
         pixels: For each image number the positions (row * W + column) of its missing pixels.
         base: The other mask, or None.
+
+    >>> operator = Missing({3: torch.tensor([1])})  # image 3 lacks its second pixel
+    >>> operator.bind([3, 4], (1, 1, 2)).mask.flatten(1)
+    tensor([[1., 0.],
+            [1., 1.]])
     """
 
     form = "inpaint:missing"
@@ -81,6 +86,11 @@ def with_missing(operator: Operator, pixels: Mapping[int, Tensor]) -> Operator:
 
     Raises:
         InputError: The measurements of A are such that no single values can be hidden.
+
+    >>> from unmurk.operators import parse
+    >>> operator = with_missing(parse("sr:average,factor=2"), {0: torch.tensor([0])})
+    >>> operator.A(torch.ones(1, 1, 2, 4))
+    tensor([[[[0., 1.]]]])
     """
     *first, last = operator.members if isinstance(operator, Compose) else (operator,)
     if isinstance(last, Inpaint):
@@ -112,6 +122,11 @@ def without_missing(
 
     Raises:
         InputError: Values are not finite, and `nan` is "refuse" or they cannot be hidden.
+
+    >>> y, problem = torch.tensor([[[[0.5, torch.nan]]]]), Problem("identity", 0.1)
+    >>> y, problem = without_missing(y, problem, "mask", (1, 1, 2))
+    >>> y, problem.operator.mask
+    (tensor([[[[0.5000, 0.0000]]]]), tensor([[[[1., 0.]]]]))
     """
     if bool(y.isfinite().all()):
         return y, problem

@@ -79,7 +79,14 @@ PER_CHANNEL = "per-channel:"
 
 @runtime_checkable
 class Noise(Protocol):
-    """Interface of noise models: the distribution of y (B, ...) given c, same shape."""
+    """Interface of noise models: the distribution of y (B, ...) given c, same shape.
+
+    >>> model = as_noise("poisson,gain=0.01")
+    >>> isinstance(model, Noise), as_noise(model.spec) == model
+    (True, True)
+    >>> model.variance(torch.tensor([0.5]))  # gain c
+    tensor([0.0050])
+    """
 
     @property
     def spec(self) -> str:

@@ -71,6 +71,12 @@ class Finding(NamedTuple):
         value: The statistic; see the table of this module.
         limit: The limit that the statistic has passed.
         text: One sentence for the user: what was found, and what to do.
+
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> y = 0.5 + 0.1 * torch.randn(4, 1, 64, 64, generator=draw)
+    >>> (finding,) = check_noise(torch.nn.functional.avg_pool2d(y, 2, stride=1))
+    >>> finding.kind, finding.value < finding.limit == WHITE
+    ('correlated', True)
     """
 
     kind: Kind

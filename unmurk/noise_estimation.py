@@ -165,6 +165,11 @@ class Choice(NamedTuple):
     Attributes:
         noise: The model; `PerChannel` if the channels differ.
         reasons: One sentence for each model.
+
+    >>> y = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0)).mul(0.1)
+    >>> choice = choose_noise(y, as_operator("identity"))
+    >>> choice.noise, choice.reasons[0].partition(",")[0]
+    (Gaussian(sigma=0.09969), 'Gaussian')
     """
 
     noise: Noise
@@ -326,6 +331,12 @@ class Line(NamedTuple):
         means: Mean of each class of brightness, ascending.
         variances: Variance of the noise in each class.
         errors: Standard error of each.
+
+    >>> scene = torch.linspace(0.2, 0.8, 64).expand(1, 16, 64, 64)
+    >>> counts = torch.poisson(scene / 0.01, generator=torch.Generator().manual_seed(0))
+    >>> line = temporal_line(0.01 * counts)
+    >>> round(line.gain, 3), abs(line.gain - 0.01) < 4 * float(line.covariance[0, 0]) ** 0.5
+    (0.01, True)
     """
 
     gain: float
@@ -357,6 +368,11 @@ def bootstrap(
 
     Raises:
         InputError: See `estimate_noise`.
+
+    >>> y = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0)).mul(0.1)
+    >>> line, patches = bootstrap(y, as_operator("identity"), "gaussian", draws=20)
+    >>> abs(line.rest - 0.01) < 4 * float(line.covariance[1, 1]) ** 0.5 < 0.002
+    True
     """
     patches = _patches_of(y, operator, counts=kind != "gaussian")
     number = len(patches.power)
@@ -417,6 +433,12 @@ def temporal_line(captures: Tensor) -> Line:
 
     Raises:
         InputError: There is one capture only, or there are too few blocks of 8 x 8 pixels.
+
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> scene = torch.rand(64, 64, generator=draw)  # texture does no harm
+    >>> line = temporal_line(scene + 0.1 * torch.randn(1, 16, 64, 64, generator=draw))
+    >>> round(line.rest + 0.5 * line.gain, 3)  # the variance at the mean 0.5
+    0.01
     """
     if captures.ndim != 4 or captures.shape[1] < 2:
         raise InputError("the noise over time needs 2 or more captures of one scene")

@@ -136,6 +136,12 @@ def combined_captures(
 
     Returns:
         See `combined`.
+
+    >>> problem = Problem("identity", noise=0.2).bind([0, 1], (1, 1, 1))
+    >>> y = torch.tensor([0.1, 0.3]).view(1, 2, 1, 1, 1)
+    >>> y, found = combined_captures(y, problem, [0], (1, 1, 1))
+    >>> round(y.item(), 4), round(found.sigma, 4)  # the mean, and 0.2 / sqrt(2)
+    (0.2, 0.1414)
     """
     places = range(y.shape[0] * y.shape[1])
     bound = [problem.operator.index_select(places[j :: y.shape[1]]) for j in range(y.shape[1])]

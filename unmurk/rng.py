@@ -47,6 +47,11 @@ class StreamId(enum.IntEnum):
     purposes may share a number where their paths differ in length, or where they never meet in
     one computation; the second name is then an alias of the first. The numbers are part of the
     results: a changed number changes every draw of its purpose.
+
+    >>> purposes = StreamId.MASK, StreamId.NOISE
+    >>> draws = [torch.rand(2, generator=generator(0, 5, purpose)) for purpose in purposes]
+    >>> torch.equal(*draws)  # image 5 has a stream of its own for each purpose
+    False
     """
 
     PATCHES = 1
@@ -295,7 +300,14 @@ def host_integers(high: int, shape: Sequence[int], generator: torch.Generator) -
 
 
 def lent(generator: torch.Generator) -> torch.Generator:
-    """Return a CPU generator that depends on another's seed, but not on its state."""
+    """Return a CPU generator that depends on another's seed, but not on its state.
+
+    >>> device = generator(0)
+    >>> before = torch.rand(2, generator=lent(device))
+    >>> _ = torch.rand(9, generator=device)  # changes the state, not the seed
+    >>> torch.equal(before, torch.rand(2, generator=lent(device)))
+    True
+    """
     host = torch.Generator().manual_seed((generator.initial_seed() ^ HOST) % 2**63)
     if isinstance(generator, ShardedGenerator):
         return ShardedGenerator.of(host, generator.rank, generator.ranks)
@@ -314,6 +326,9 @@ def permutation(
 
     Returns:
         The part of the order that belongs to the images of this process, of this shape.
+
+    >>> permutation((2, 3), generator(0), "cpu").flatten().sort().values
+    tensor([0, 1, 2, 3, 4, 5])
     """
     size = (global_batch(shape[0], generator), *shape[1:])
     order = torch.randperm(math.prod(size), generator=generator, device=device)

@@ -262,6 +262,14 @@ class TiledPosterior:
         posterior: The flow.
         tile: Side of a tile.
         overlap: Least overlap of neighbors.
+
+    >>> posterior = TiledPosterior(Posterior.create("tiny", (1, 8, 8)), tile=16, overlap=8)
+    >>> y, problem = torch.rand(1, 1, 24, 40), Problem("identity", 0.1)
+    >>> posterior.sample(y, problem, n=2).shape
+    torch.Size([2, 1, 1, 24, 40])
+    >>> mean, std = posterior.mean_std(y, problem, n=2)
+    >>> torch.allclose(mean, y, atol=1e-4)  # untrained: the mean is A_dagger(y)
+    True
     """
 
     def __init__(self, posterior: Posterior, tile: int, overlap: int) -> None:
@@ -445,6 +453,13 @@ def posterior_for(
     Raises:
         InputError: The images are smaller than those of a posterior that is not of any size, or
             have other channels.
+
+    >>> posterior = Posterior.create("tiny", (1, 8, 8))
+    >>> posterior_for(posterior, (1, 8, 8)) is posterior
+    True
+    >>> tiled = posterior_for(posterior, (3, 24, 16))  # in tiles, channel by channel
+    >>> tiled.sample(torch.rand(1, 3, 24, 16), Problem("identity", 0.1)).shape
+    torch.Size([1, 1, 3, 24, 16])
     """
     if tile is None and tuple(shape) == posterior.shape:
         return posterior

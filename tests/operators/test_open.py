@@ -11,7 +11,7 @@ import unmurk
 from unmurk import operators
 from unmurk.bounds import Option, Real
 from unmurk.errors import InputError
-from unmurk.operators import FAMILIES, LinearMap, Matrix, Operator, as_operator, parse, registry
+from unmurk.operators import FAMILIES, LinearMap, Matrix, Operator, as_operator, parse
 from unmurk.problem import Problem
 
 SHAPES = [(1, 4, 6), (3, 2, 4), (2, 12, 1)]
@@ -172,16 +172,7 @@ class Gain(Operator):
         return self.factor * y
 
 
-@pytest.fixture
-def clean():
-    """Undo registrations after a test."""
-    before = dict(registry._families)
-    yield
-    for form in set(registry._families) - set(before):
-        del registry._families[form]
-
-
-def test_a_registered_class_has_a_text_form(clean):
+def test_a_registered_class_has_a_text_form(registries):
     assert operators.register("my-gain")(Gain) is Gain and FAMILIES["my-gain"] is Gain
     problem = Problem("my-gain,factor=2|sr:average,factor=2", 0.1)
     assert Problem.from_dict(problem.to_dict()) == problem
@@ -201,7 +192,7 @@ def test_a_registered_class_has_a_text_form(clean):
     assert type(parse("my-gain,factor=2")) is again
 
 
-def test_what_cannot_be_registered(clean):
+def test_what_cannot_be_registered(registries):
     operators.register("my:gain")(Gain)
     for form in ("", "My-gain", "a b", "a|b", "a,b", "a:b:c", "python:", 3):
         with pytest.raises(InputError, match="the form of an operator"):
@@ -235,7 +226,7 @@ def entry_points(monkeypatch, **values):
     monkeypatch.setattr(importlib.metadata, "entry_points", found)
 
 
-def test_entry_points_are_loaded_when_their_name_is_asked_for(clean, monkeypatch):
+def test_entry_points_are_loaded_when_their_name_is_asked_for(registries, monkeypatch):
     entry_points(
         monkeypatch,
         a_gain=f"{__name__}:Gain",
@@ -254,7 +245,7 @@ def test_entry_points_are_loaded_when_their_name_is_asked_for(clean, monkeypatch
         parse("unknown")
 
 
-def test_a_constructor_that_fails_is_one_line(clean):
+def test_a_constructor_that_fails_is_one_line(registries):
     class Bad(Operator):
         def __init__(self):
             raise TypeError("1 + 'a'")

@@ -32,16 +32,6 @@ FEW = {
 SOLVERS = {**METHODS, **{f"{name}:{preset}": solver for (name, preset), solver in PRESETS.items()}}
 
 
-@pytest.fixture
-def registry():
-    """The tables of solvers, which forget after a test what it registers."""
-    before = dict(base.REGISTERED), dict(base.REGISTERED_PRESETS)
-    yield
-    for table, entries in zip((base.REGISTERED, base.REGISTERED_PRESETS), before, strict=True):
-        table.clear()
-        table.update(entries)
-
-
 def made(name, **options):
     return SOLVERS[name](**{"steps": 6} | FEW.get(name, {}) | options)
 
@@ -330,7 +320,7 @@ def test_the_tables_are_read_only():
         del PRESETS["ddrm", "paper"]
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("registries")
 def test_a_registered_solver_has_a_name():
     @register("clipped")
     class Mine(Clipped):
@@ -356,7 +346,7 @@ def test_a_registered_solver_has_a_name():
         solve(y, Problem(lambda x: x**2, 0.1), PRIOR, "clipped")
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("registries")
 def test_names_are_taken_once():
     for name, preset in (("ddrm", None), ("auto", None), ("ddrm", "paper"), ("ddrm", "default")):
         with pytest.raises(InputError, match="is taken: choose another"):
@@ -385,7 +375,7 @@ class EntryPoint:
         return self.found
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("registries")
 def test_entry_points_are_loaded_when_their_name_is_asked_for(monkeypatch):
     points = [
         EntryPoint("outside", Clipped),

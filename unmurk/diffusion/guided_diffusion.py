@@ -172,6 +172,11 @@ def adm(path: Path, layout: str | Adm) -> tuple[Any, Any]:
     Raises:
         InputError: The layout is unknown, the file cannot be read, or its weights have other
             settings.
+
+    >>> adm(Path("model.pt"), "adm-cifar10")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: layout 'adm-cifar10' is unknown: choose from adm-ffhq256, ...
     """
     if isinstance(layout, str):
         if layout not in LAYOUTS:

@@ -26,6 +26,9 @@ class Preset:
         context: Width of the network that conditions the flow.
         couplings: Coupling steps at each of the flow's two scales.
         hidden: Width inside a coupling.
+
+    >>> {name: size.channels for name, size in PRESETS.items()}
+    {'tiny': (16, 32, 64), 'small': (64, 96, 128), 'base': (128, 256, 256)}
     """
 
     channels: tuple[int, ...]
@@ -88,6 +91,11 @@ def backbone(name: str, shape: tuple[int, int, int]) -> Any:
 
     Raises:
         InputError: The preset is unknown, or it cannot halve the sides often enough.
+
+    >>> import torch
+    >>> unet = backbone("tiny", (1, 8, 12))
+    >>> unet(torch.zeros(2, 1, 8, 12), torch.tensor([0, 999])).sample.shape
+    torch.Size([2, 1, 8, 12])
     """
     from diffusers import UNet2DModel
 

@@ -76,6 +76,14 @@ def pipeline(folder: Path) -> tuple[Any, Any]:
 
     Raises:
         InputError: It is another kind of model, or a file cannot be read.
+
+    >>> from diffusers import DDPMPipeline
+    >>> from unmurk.diffusion.networks import backbone
+    >>> unet, betas = backbone("tiny", (1, 8, 8)), {"beta_schedule": "linear"}
+    >>> DDPMPipeline(unet, ddpm_scheduler(betas, "my model")).save_pretrained("saved")
+    >>> found, _ = pipeline(Path("saved"))
+    >>> torch.equal(found.conv_in.weight, unet.conv_in.weight)
+    True
     """
     from diffusers import UNet2DModel
 
@@ -111,6 +119,15 @@ def own(folder: Path, network: nn.Module | None) -> tuple[nn.Module, tuple[int, 
 
     Raises:
         InputError: No module is given, the weights do not fit it, or a file cannot be read.
+
+    >>> from unmurk import Prior
+    >>> class Shift(nn.Conv2d):
+    ...     def forward(self, x, t):
+    ...         return super().forward(x)
+    >>> Prior(Shift(1, 1, 1), (1, 8, 8)).save("own")
+    >>> network, shape, scheduler = own(Path("own"), Shift(1, 1, 1))
+    >>> shape, len(scheduler.betas)
+    ((1, 8, 8), 1000)
     """
     about = read_object(folder / OWN)
     shape = about.get("shape")
@@ -145,6 +162,12 @@ def own_memory(unet: Any) -> Any:
 
     Tensors from safetensors lie in the mapped file. They change if the file is overwritten, and
     start at odd addresses, for which torch takes kernels that round differently.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> before = layer.weight.data
+    >>> after = own_memory(layer).weight.data
+    >>> torch.equal(after, before), after.data_ptr() == before.data_ptr()
+    (True, False)
     """
     for tensor in (*unet.parameters(), *unet.buffers()):
         tensor.data = tensor.data.clone()
@@ -172,7 +195,11 @@ def _quietly(what: str) -> Iterator[None]:
 
 
 def image_size(config: Any) -> tuple[int, int]:
-    """Return height and width of a network's images, from its config. Raises InputError."""
+    """Return height and width of a network's images, from its config. Raises InputError.
+
+    >>> image_size({"sample_size": 32}), image_size({"sample_size": [8, 12]})
+    ((32, 32), (8, 12))
+    """
     size = config["sample_size"]
     return SIDES.check("sample_size in the config of the network", size)
 
@@ -234,6 +261,10 @@ def ddpm_scheduler(config: dict[str, Any], where: object) -> Any:
 
     Raises:
         InputError: The config has no betas, or an unknown prediction.
+
+    >>> scheduler = ddpm_scheduler({"beta_schedule": "linear", "beta_end": 0.02}, "my model")
+    >>> round(float(scheduler.alphas_cumprod[0]), 4), len(scheduler.betas)  # 1 - beta_start
+    (0.9999, 1000)
     """
     from diffusers import DDPMScheduler
 

@@ -133,6 +133,10 @@ def scheduler_levels(scheduler: Any) -> Tensor:
 
     Raises:
         InputError: Fewer than two levels, or levels that do not rise.
+
+    >>> from types import SimpleNamespace
+    >>> scheduler_levels(SimpleNamespace(alphas_cumprod=torch.tensor([0.8, 0.5, 0.2, 0.0])))
+    tensor([0.2500, 0.5000, 1.0000], dtype=torch.float64)
     """
     abar = scheduler.alphas_cumprod.double()
     levels = ((1 - abar) / abar).sqrt() / 2

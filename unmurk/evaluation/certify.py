@@ -81,6 +81,10 @@ class Row:
     The problem is the name of a prior in `PRIORS`, the text form of an operator and the noise
     level of y. Figures are None if the solver returned no samples; spreads also if A has no such
     directions.
+
+    >>> row = Row("mine", "gaussian", "identity", 0.3, "point", "point", swd=0.3, swd_exact=0.2)
+    >>> row.problem, round(row.excess, 4)
+    ('gaussian, identity, noise 0.3', 1.5)
     """
 
     solver: str
@@ -132,7 +136,13 @@ class Row:
 
 
 class ExactDenoiser(CountingDenoiser):
-    """The counting denoiser that solvers receive; `prior` is the exact prior behind it."""
+    """The counting denoiser that solvers receive; `prior` is the exact prior behind it.
+
+    >>> denoise = ExactDenoiser(PRIORS["gaussian"]())
+    >>> x = denoise.prior.sample(2)
+    >>> torch.equal(denoise(x, 0.1), denoise.prior.denoise(x, 0.1)), denoise.nfe
+    (True, 1)
+    """
 
     def __init__(self, prior: Prior) -> None:
         super().__init__(prior)
@@ -155,7 +165,11 @@ def default_solvers() -> dict[str, dict[str, Any]]:
 
 
 def claiming_solvers() -> dict[str, dict[str, Any]]:
-    """Return those of `default_solvers` that claim more than "heuristic"."""
+    """Return those of `default_solvers` that claim more than "heuristic".
+
+    >>> list(claiming_solvers())
+    ['red-diff', 'snips']
+    """
     known = default_solvers().items()
     return {name: options for name, options in known if _runner(name, options)[1] != "heuristic"}
 

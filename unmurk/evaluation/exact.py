@@ -231,6 +231,15 @@ class MixturePosterior:
         components: K Gaussian posteriors.
         mean: The MMSE estimate, shape (B, C, H, W).
         exact_mean: The mean in float64, shape (B, d).
+
+    >>> low, high = (GaussianPrior(torch.full((1, 1, 1), m), torch.full((1, 1, 1), 0.01))
+    ...              for m in (0.2, 0.8))
+    >>> y, problem = torch.full((1, 1, 1, 1), 0.5), Problem("identity", 0.1)
+    >>> posterior = GaussianMixture([1, 1], [low, high]).posterior(y, problem)
+    >>> posterior.weights, posterior.mean.item()
+    (tensor([[0.5000, 0.5000]], dtype=torch.float64), 0.5)
+    >>> round(posterior.std.item(), 4)  # (0.005 + 0.15^2)^0.5: within and between the components
+    0.1658
     """
 
     def __init__(self, weights: Tensor, components: Sequence[GaussianPosterior]) -> None:

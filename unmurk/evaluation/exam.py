@@ -155,6 +155,11 @@ class Exam:
         case: Prior, operator and noise.
         images: Number B of measurements.
         seed: Seed of the truths, the noise and the exact samples.
+
+    >>> found = Exam(("gaussian", "identity", 0.3), images=2, seed=0)
+    >>> exact = found.posterior.sample(64, seed=1)
+    >>> found.missed(exact), found.missed(0.5 * exact)
+    (False, True)
     """
 
     def __init__(self, case: Case, images: int, seed: int) -> None:
@@ -334,7 +339,12 @@ def standard_errors(
 
 @lru_cache(maxsize=1)
 def exam(case: Case, images: int, seed: int) -> Exam:
-    """Return the exam of a problem; the last one is cached."""
+    """Return the exam of a problem; the last one is cached.
+
+    >>> found = exam(("gaussian", "sr:average,factor=2", 0.3), images=2, seed=0)
+    >>> found.y.shape, found.posterior.covariance.shape
+    (torch.Size([2, 1, 4, 4]), torch.Size([1, 64, 64]))
+    """
     return Exam(case, images, seed)
 
 

@@ -132,7 +132,11 @@ def three_channels(x: Tensor, name: str) -> Tensor:
 
 
 def absent(what: str, error: Exception) -> InputError:
-    """Build the error for weights that cannot be fetched, or a package that is missing."""
+    """Build the error for weights that cannot be fetched, or a package that is missing.
+
+    >>> absent("lpips", ImportError("no lpips"))
+    InputError("lpips: a package is missing (no lpips): pip install 'unmurk[inception]'")
+    """
     reason = " ".join(str(error).split())
     if isinstance(error, OSError):
         return InputError(f"{what}: no weights ({reason}): connect once to fetch them")

@@ -60,6 +60,11 @@ class CoefficientPrior(Protocol):
         basis: Orthonormal basis W, shape (d, d), float64.
         scales: Scales s_i, shape (d,), float64.
         nu: Degrees of freedom.
+
+    >>> from unmurk.evaluation.scale_mixture import ScaleMixture
+    >>> prior: CoefficientPrior = ScaleMixture.example((1, 4, 4))
+    >>> prior.basis.shape, prior.scales.shape, prior.nu
+    (torch.Size([16, 16]), torch.Size([16]), 5)
     """
 
     shape: tuple[int, ...]
@@ -78,6 +83,13 @@ class GibbsSampler:
         sigma: Standard deviation of the noise, above 0.
         chains: Number K of chains for each measurement.
         random: Source of all draws.
+
+    >>> from unmurk.evaluation.scale_mixture import ScaleMixture
+    >>> prior, one = ScaleMixture.example((1, 2, 2)), torch.ones(1, 1, 4, dtype=torch.float64)
+    >>> sampler = GibbsSampler(prior, torch.eye(4).double()[None], 0.1, 1, generator(0))
+    >>> _, mean = sampler.coefficients(0.01 * one, sampler.data(one))  # v = sigma^2
+    >>> mean[0, 0] @ prior.basis.T  # half of y - m
+    tensor([0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
     """
 
     def __init__(
@@ -132,6 +144,11 @@ class GibbsPosterior:
         exact_mean: The mean in float64.
         rhat: Largest split R-hat of all coefficients and log variances.
         ess: Smallest effective sample size of all coefficients and log variances.
+
+    >>> chains = torch.randn(1000, 1, 4, 2, generator=torch.Generator().manual_seed(0))
+    >>> posterior = GibbsPosterior(chains, chains, torch.zeros(1), (1, 1, 2))
+    >>> bool((posterior.std - 1).abs().max() < 0.05), posterior.sample(3).shape
+    (True, torch.Size([3, 1, 1, 1, 2]))
     """
 
     def __init__(
@@ -168,7 +185,15 @@ class GibbsPosterior:
 def sample_posterior(
     prior: CoefficientPrior, y: Tensor, problem: Problem, seed: int = 0
 ) -> GibbsPosterior:
-    """Sample p(x | y) of every measurement y (B, ...); see `ScaleMixture.posterior`."""
+    """Sample p(x | y) of every measurement y (B, ...); see `ScaleMixture.posterior`.
+
+    >>> from unmurk.evaluation.scale_mixture import ScaleMixture
+    >>> prior, problem = ScaleMixture.example((1, 1, 2)), Problem("identity", 0.2)
+    >>> y = torch.tensor([[[[0.3, 0.9]]]])
+    >>> posterior = sample_posterior(prior, y, problem)
+    >>> bool((posterior.mean - prior.denoise(y, 0.2)).abs().max() < 0.005)  # both are E[x | y]
+    True
+    """
     if problem.sigma <= 0:
         raise InputError("the Gibbs sampler needs noise > 0: give the problem a noise level")
     matrix = operator_matrix(problem, prior.shape, y)

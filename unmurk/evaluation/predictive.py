@@ -69,6 +69,13 @@ def measure(
         does not apply. Further "values", the number of measured values; "kind", the first finding
         of `check_noise`, or ""; "psnr", the unbiased PSNR of y, of the restoration and of the
         reference, each a number or None.
+
+    >>> x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> x = F.interpolate(x, scale_factor=8, mode="bilinear")
+    >>> problem = Problem("identity", 0.1)
+    >>> value, error = measure(problem.simulate(x), x, problem)["chi2"]
+    >>> abs(value - 1) < 4 * error < 0.05
+    True
     """
     operator, noise = problem.operator, problem.noise
     observed = operator.apply_mask(torch.ones_like(y)) > 0
@@ -162,6 +169,10 @@ def unbiased_psnr_of(restore: Map, y: Tensor, problem: Problem, seed: int = 0) -
     Returns:
         The PSNR in dB for a peak of 1. None if the operator is not the identity, if the noise is
         neither Gaussian nor Poisson-Gaussian, or if the estimated error is not positive.
+
+    >>> y = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> round(unbiased_psnr_of(lambda y: y, y, Problem("identity", 0.1)), 2)  # an error of 0.1^2
+    20.0
     """
     plain = isinstance(problem.noise, Gaussian | PoissonGaussian) and problem.level > 0
     if problem.operator.spec != "identity" or not plain:

@@ -108,6 +108,11 @@ def shrinkage(z: Tensor, sigma: float, scale: float, nu: int) -> tuple[Tensor, T
 
     Returns:
         E[q | z], its derivative and its second derivative in z, shape (N,) each.
+
+    >>> z = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    >>> q, _, _ = shrinkage(z, sigma=0.01, scale=1.0, nu=5)
+    >>> 1e4 * q  # near (nu + 1) / (nu s^2 + z^2)
+    tensor([1.1998, 0.9999], dtype=torch.float64)
     """
     a, b = nu / 2, nu * scale**2 / 2
     high = max(math.log(b), 2 * math.log(float(z.abs().max()) + scale), 2 * math.log(sigma))

@@ -146,6 +146,13 @@ def withhold(problem: Problem, generator: torch.Generator) -> tuple[Problem, Ten
     Returns:
         The problem with further pixels hidden, and 1 where they are, (B, 1, H, W); None if there
         is no mask, or the same one for all images, whose hidden pixels no image measures.
+
+    >>> problem = Problem("inpaint:random,keep=0.5", 0.1).bind(range(4), (1, 8, 8))
+    >>> hidden, withheld = withhold(problem, torch.Generator().manual_seed(0))
+    >>> torch.equal(hidden.operator.mask, problem.operator.mask - withheld)
+    True
+    >>> int(withheld.sum()) > 0
+    True
     """
     operator = problem.operator
     mask = operator.mask if isinstance(operator, Inpaint) else None

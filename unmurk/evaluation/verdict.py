@@ -57,6 +57,10 @@ class Figure:
         meaning: One line that explains it.
         found: What is wrong, as part of a sentence; "" if nothing is.
         advice: What to do about it; "" if nothing is wrong.
+
+    >>> (figure,) = judge({"values": 10_000, "chi2": (1.6, 0.01)}).figures
+    >>> figure.name, figure.value, figure.limits, figure.passed
+    ('chi2', 1.6, (0.9, 1.15), False)
     """
 
     name: str
@@ -78,6 +82,10 @@ class Verdict:
         sentence: The verdict in one sentence, with the figures behind it.
         figures: The figures.
         advice: What to do if it is not trusted; "" otherwise.
+
+    >>> verdict = judge({"values": 10_000, "chi2": (1.6, 0.01)})
+    >>> verdict.trusted, verdict.advice.partition(",")[0]
+    (False, 'check the noise and the operator')
     """
 
     trusted: bool
@@ -174,6 +182,14 @@ def examine(
 
     Raises:
         InputError: The measurements are those of images of another shape.
+
+    >>> from unmurk.flows.posterior import Posterior
+    >>> posterior = Posterior.create("tiny", (1, 32, 32))  # untrained: y plus noise of 0.05
+    >>> problem = Problem("identity", 0.1)
+    >>> verdict = examine(posterior, torch.rand(2, 1, 32, 32), problem, range(2))
+    >>> figures = {figure.name: figure.value for figure in verdict.figures}
+    >>> verdict.trusted, abs(figures["chi2"] - (0.05 / 0.1) ** 2) < 0.05
+    (False, True)
     """
     numbers = [int(n) for n in numbers]
     shape = problem.operator.x_shape(tuple(y.shape))

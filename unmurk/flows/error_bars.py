@@ -119,6 +119,13 @@ class ErrorBars:
         hidden: Map for pixels that a mask hides; None leaves their predictions as they are.
         trusted: Whether the assumptions of the calibration hold. Without trust it is not applied.
         why: Reason for missing trust, for messages.
+
+    >>> measured, hidden = (Curve((0.1,), (c,), (1.6,)) for c in (0.2, 0.3))
+    >>> predicted, mask = torch.full((1, 1, 1, 2), 0.1), torch.tensor([[[[1.0, 0.0]]]])
+    >>> ErrorBars(measured, hidden).std(predicted, mask)
+    tensor([[[[0.2000, 0.3000]]]])
+    >>> ErrorBars(measured, hidden, trusted=False).std(predicted, mask)
+    tensor([[[[0.1000, 0.1000]]]])
     """
 
     measured: Curve

@@ -137,6 +137,14 @@ class Coupling(nn.Module):
         channels: Channels of the input; the first half is a, the rest is b.
         features: Channels of the features.
         hidden: Width of the network.
+
+    >>> layer, features = Coupling(4, features=3, hidden=8), torch.rand(2, 3, 4, 4)
+    >>> layer.last = nn.Conv2d(8, 4, 3, padding=1)  # instead of zeros, with which it does nothing
+    >>> x = torch.rand(2, 4, 4, 4)
+    >>> y, log_det = layer(x, features)
+    >>> back, opposite = layer.inverse(y, features)
+    >>> torch.allclose(back, x, atol=1e-5), torch.allclose(log_det, -opposite, atol=1e-5)
+    (True, True)
     """
 
     bound = 1.5
@@ -176,6 +184,14 @@ class Rescale(nn.Module):
         features: Channels of the features that the couplings see.
         hidden: Width of the couplings.
         steps: Number K of steps.
+
+    >>> layer, features = Rescale(4, features=3, hidden=8, steps=2), torch.rand(2, 3, 4, 4)
+    >>> x = torch.rand(2, 4, 4, 4)
+    >>> y, log_det = layer(x, features)
+    >>> torch.allclose(layer.inverse(y, features)[0], x, atol=1e-5)
+    True
+    >>> torch.allclose(y.square().sum(1), x.square().sum(1), atol=1e-4)  # at first a rotation
+    True
     """
 
     def __init__(self, channels: int, features: int, hidden: int, steps: int) -> None:
@@ -218,6 +234,11 @@ class Context:
         log_spread: Log of the scale image, log s(y), shape (B, C, H, W).
         half: Features at half size, shape (B, F, H/2, W/2).
         quarter: Features at quarter size, shape (B, 2 F, H/4, W/4).
+
+    >>> image, half = torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 4, 4)
+    >>> context = Context(image, image, half, quarter=torch.zeros(2, 6, 2, 2)).repeat(3)
+    >>> context.mean.shape, context.quarter.shape
+    (torch.Size([6, 1, 8, 8]), torch.Size([6, 6, 2, 2]))
     """
 
     mean: Tensor
@@ -238,6 +259,15 @@ class Flow(nn.Module):
         shape: Shape (C, H, W) of the images.
         fine: The steps at half size.
         coarse: The steps at quarter size.
+
+    >>> from unmurk import Problem
+    >>> from unmurk.flows.posterior import Posterior
+    >>> flow, z = Posterior.create("tiny", (1, 8, 8)), torch.randn(2, 1, 8, 8)
+    >>> context = flow(torch.rand(2, 1, 8, 8), Problem("identity", 0.1)).context
+    >>> x, log_det = flow.transform(z, context)
+    >>> back, opposite = flow.invert(x, context)
+    >>> torch.allclose(back, z, atol=1e-4), torch.allclose(log_det, -opposite, atol=1e-2)
+    (True, True)
     """
 
     shape: tuple[int, int, int]

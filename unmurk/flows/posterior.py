@@ -175,7 +175,14 @@ class FlowDistribution(Distribution):
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of a posterior, which are stored beside its weights."""
+    """The settings of a posterior, which are stored beside its weights.
+
+    >>> config = Posterior.create("tiny", (1, 8, 12)).config
+    >>> config.channels, config.height, config.width, config.couplings
+    (1, 8, 12, 4)
+    >>> Posterior(config).shape
+    (1, 8, 12)
+    """
 
     channels: Annotated[int, Whole(1, 256)]
     height: Annotated[int, Whole(4, 8192)]

@@ -44,7 +44,19 @@ UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
 
 
 class Watcher(Protocol):
-    """Callbacks of a command for the files that it writes."""
+    """Callbacks of a command for the files that it writes.
+
+    >>> class Listing:
+    ...     def before(self, target: Path, placing: bool) -> None:
+    ...         print("places" if placing else "begins", target.name)
+    ...     def after(self, target: Path, new: bool) -> None:
+    ...         print("new" if new else "replaced", target.name)
+    >>> with watched(Listing()):
+    ...     write(Path("note.txt"), b"whole")
+    begins note.txt
+    places note.txt
+    new note.txt
+    """
 
     def before(self, target: Path, placing: bool) -> None:
         """Raise InputError if a file may not be overwritten.
@@ -63,7 +75,17 @@ _watchers: list[Watcher] = []
 
 @contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
-    """Call a watcher for every file that is written inside the context."""
+    """Call a watcher for every file that is written inside the context.
+
+    >>> class Guard:
+    ...     def before(self, target: Path, placing: bool) -> None:
+    ...         raise InputError(f"{target} is not to be written")
+    >>> with watched(Guard()):
+    ...     write(Path("guarded.txt"), b"")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: guarded.txt is not to be written
+    """
     _watchers.append(watcher)
     try:
         yield
@@ -89,12 +111,21 @@ def short(name: str) -> str:
 
 
 def partial_of(out: Path) -> Path:
-    """Return the partial file of `out`: beside it, so that one rename finishes it."""
+    """Return the partial file of `out`: beside it, so that one rename finishes it.
+
+    >>> partial_of(Path("out/a.npy")).parent == Path("out"), len(partial_of(Path("a.npy")).name)
+    (True, 29)
+    """
     return out.with_name(f".unmurk-{short(out.name)}.part")
 
 
 def try_lock(fd: int, shared: bool = False) -> bool | None:
-    """Lock an open file or folder without waiting; None if the file system has no locks."""
+    """Lock an open file or folder without waiting; None if the file system has no locks.
+
+    >>> with open("mine.lock", "w") as first, open("mine.lock") as second:
+    ...     try_lock(first.fileno()), try_lock(second.fileno())
+    (True, False)
+    """
     if fcntl is None:
         return None
     try:
@@ -128,6 +159,12 @@ def forsake(out: Path) -> None:
 
     Args:
         out: The output of the command that ends.
+
+    >>> part = Partial(Path("unfinished/a.npy"))
+    >>> forsake(Path("unfinished"))
+    >>> part.path.exists()
+    False
+    >>> part.file.close()
     """
     out = Path(os.path.abspath(out))
     for path in list(_begun):
@@ -333,7 +370,15 @@ def _settle(part: Path, folder: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Remove the partial files that killed processes left directly in a folder."""
+    """Remove the partial files that killed processes left directly in a folder.
+
+    >>> left = partial_of(Path("cleaned/a.npy"))
+    >>> left.parent.mkdir()
+    >>> left.touch()  # as a killed process leaves it
+    >>> clean(Path("cleaned"))
+    >>> left.exists()
+    False
+    """
     if fcntl is None or not folder.is_dir():
         return
     for path in folder.glob(".unmurk-*.part"):

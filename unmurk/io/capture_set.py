@@ -156,6 +156,11 @@ class Gaps:
 
     Args:
         nan: "mask" notes them; "refuse" raises InputError.
+
+    >>> gaps = Gaps("mask")
+    >>> gaps.look(0, np.array([[[1.0], [np.nan], [0.5]]]), "image 0")
+    >>> np.unpackbits(gaps.missing[0], axis=1)[:, :3].tolist()
+    [[0, 1, 0]]
     """
 
     def __init__(self, nan: Nan) -> None:

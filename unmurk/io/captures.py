@@ -99,6 +99,10 @@ def sizes_in(path: Path, select: Selection = ALL) -> list[tuple[int, int]]:
     Args:
         path: A folder or a file, as for `load_images`.
         select: Its axes and channels.
+
+    >>> np.save("set.npy", np.zeros((7, 30, 40), np.uint8))
+    >>> sizes_in(Path("set.npy"))
+    [(30, 40)]
     """
     file, key = split_key(str(path))
     if is_folder(file) or (file.exists() and holds_images(file)):
@@ -147,6 +151,11 @@ def open_captures(
     Raises:
         InputError: There is nothing at the path, or the images cannot be read or differ in number
             type or channels.
+
+    >>> np.save("set.npy", np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
+    >>> captures = open_captures(Path("set.npy"), span=(0, 1))
+    >>> captures.sizes, captures.region(1, 2, 1, 1, 3).tolist()  # rows, columns of image 1
+    ([(3, 4), (3, 4)], [[[21.0, 22.0, 23.0]]])
     """
     scratch = Path(tempfile.gettempdir()) if scratch is None else scratch
     file, key = split_key(str(path))
@@ -360,6 +369,10 @@ def as_captures(
 
     Raises:
         InputError: The data are none of these, or cannot be read.
+
+    >>> captures = as_captures([np.zeros((1, 30, 40)), np.zeros((1, 50, 20))])
+    >>> captures.sizes, captures.channels
+    ([(30, 40), (50, 20)], 1)
     """
     if isinstance(data, Captures):
         return data
@@ -437,6 +450,11 @@ def simulated_captures(
         problem: The forward model and noise; a capture is corrupted by its number.
         seed: Seed of the noise.
         scratch: See `open_captures`.
+
+    >>> clean = as_captures([np.zeros((1, 30, 40)), np.zeros((1, 50, 20))])
+    >>> y = simulated_captures(clean, Problem("identity", 0.1), seed=0)
+    >>> round(float(y.region(1, 0, 0, 50, 20).std()), 2)
+    0.1
     """
     scratch = Path(tempfile.gettempdir()) if scratch is None else scratch
     if clean.missing:

@@ -291,6 +291,12 @@ def crop_side(captures: Captures, operator: Operator) -> int:
 
     It is smaller where an image is smaller, down to `LEAST`, so that nothing is padded. It is a
     multiple of the operator's grid and of 8.
+
+    >>> from unmurk.io.captures import as_captures
+    >>> from unmurk.operators import parse
+    >>> captures = as_captures([torch.rand(1, 200, 300), torch.rand(1, 50, 120)])
+    >>> crop_side(captures, parse("identity"))  # a multiple of 8 that fits into 50 pixels
+    48
     """
     shortest = min(min(size) for size in _image_sizes(captures, operator))
     step = math.lcm(MULTIPLE, operator.crop_grid)
@@ -329,6 +335,11 @@ def tiles(captures: Captures, operator: Operator, repeats: int = 1) -> tuple[Ten
 
     Raises:
         InputError: The captures are no whole number of scenes, or one scene has several sizes.
+
+    >>> from unmurk.io.captures import as_captures
+    >>> from unmurk.operators import parse
+    >>> tiles(as_captures(torch.rand(2, 1, 128, 192)), parse("identity"))[0].shape
+    torch.Size([12, 1, 64, 64])
     """
     if repeats > 1:
         _check_scenes(captures, repeats)

@@ -134,6 +134,13 @@ class Batches:
         device: The device for the measurements.
         prepare: Called by the thread with the indices and the device of every batch that it reads;
             it prepares what else a step needs (masks to be drawn).
+
+    >>> y = torch.arange(4.0).view(4, 1, 1, 1)
+    >>> batches = Batches(y, lambda step: torch.tensor([step % 4, 0]), torch.device("cpu"))
+    >>> index, measured = batches.batch_at(2)
+    >>> index.tolist(), measured.flatten().tolist()
+    ([2, 0], [2.0, 0.0])
+    >>> batches.close()
     """
 
     def __init__(

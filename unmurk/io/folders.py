@@ -81,7 +81,11 @@ def _stem(file: Path) -> str:
 @dataclass
 class Page:
     """An image that was read: its number and its name, its pixels and which of them are bad, its
-    significant bits and its numbers of black and white by the metadata."""
+    significant bits and its numbers of black and white by the metadata.
+
+    >>> Page(0, "a.png", np.zeros((4, 6, 3), np.uint8)).kind
+    '4x6 RGB 8-bit'
+    """
 
     number: int
     name: str
@@ -122,6 +126,15 @@ def read_files(
 
     Raises:
         InputError: A file cannot be read (without `skip_bad`), or none can.
+
+    >>> import torch
+    >>> from unmurk.io.images import save_images
+    >>> good, bad = save_images(torch.ones(2, 1, 4, 6), "damaged", format="png")
+    >>> bad.write_bytes(b"cut short")
+    9
+    >>> pages, skipped = read_files([good, bad], skip_bad=True, limit=None, nan="refuse")
+    >>> [page.name for page in pages], skipped[0][0]
+    (['00000.png'], '00001.png')
     """
     good: list[Page] = []
     skipped: list[tuple[str, str]] = []

@@ -115,6 +115,13 @@ class Corrected(Source):
     Args:
         given: The measurements as recorded.
         frames: The frames.
+
+    >>> import numpy as np
+    >>> from unmurk.io.source import of_array
+    >>> given = of_array("raw", np.full((1, 1, 2), 0.5, np.float32), None)
+    >>> y = Corrected(given, Frames(torch.tensor([[[0.1, 0.3]]])))
+    >>> y[:].flatten()
+    tensor([0.4000, 0.2000])
     """
 
     def __init__(self, given: Source, frames: Frames) -> None:
@@ -156,6 +163,12 @@ def read_frames(
     Raises:
         InputError: A file cannot be read, its size differs, or the flat field is not brighter than
             the dark frame.
+
+    >>> import numpy as np
+    >>> np.save("dark.npy", np.full((4, 1, 2), 0.1, np.float32))  # 4 captures
+    >>> np.save("flat.npy", np.tile(np.float32([0.3, 0.7]), (4, 1, 1)))
+    >>> read_frames(Path("dark.npy"), Path("flat.npy"), Scale(), (1, 1, 2)).sensitivity
+    tensor([[[0.5000, 1.5000]]])
     """
     digests: dict[str, str] = {}
     found: dict[str, Tensor] = {}
@@ -194,7 +207,12 @@ def read_frames(
 
 
 def corrected_set(data: ImageSet | Source, frames: Frames) -> ImageSet | Source:
-    """Apply frames to a set of images in memory, or to a source when it is read."""
+    """Apply frames to a set of images in memory, or to a source when it is read.
+
+    >>> data = ImageSet(torch.full((1, 1, 1, 1), 0.5), ["a.png"], Scale())
+    >>> corrected_set(data, Frames(torch.full((1, 1, 1), 0.25))).images.item()
+    0.25
+    """
     if not frames:
         return data
     if isinstance(data, Source):

@@ -18,6 +18,12 @@ class Filled(Source):
 
     Args:
         given: The measurements.
+
+    >>> import numpy as np
+    >>> from unmurk.io.source import of_array
+    >>> given = of_array("raw", np.array([[[1.0, np.nan]]], np.float32), None)
+    >>> Filled(given)[:].flatten().tolist()
+    [1.0, 0.0]
     """
 
     def __init__(self, given: Source) -> None:

@@ -66,6 +66,13 @@ class GeneratedWriter:
 
     Raises:
         InputError: The format cannot hold the images, or the place cannot be written.
+
+    >>> import torch
+    >>> with GeneratedWriter(Path("generated"), 2) as writer:
+    ...     writer.write(torch.tensor([0.5, 1.5]).view(2, 1, 1, 1).expand(2, 1, 4, 4))
+    ...     text = writer.close()
+    >>> sorted(path.name for path in Path("generated").iterdir()), writer.clipped
+    (['00000.png', '00001.png'], 0.5)
     """
 
     def __init__(

@@ -76,6 +76,10 @@ class ImageSet:
             random draws of an image (its mask) depend on it.
         note: A remark about the scale for the user, or an empty text.
         select: The axes and channels that were given.
+
+    >>> data = ImageSet(torch.ones(2, 1, 4, 4), ["a.png", "b.png"], Scale.of("uint8"))
+    >>> len(data), int(data.scale.to_file(data.images).max())
+    (2, 255)
     """
 
     images: Tensor
@@ -158,7 +162,16 @@ def read_images(
     nan: Nan = "refuse",
     select: Selection = ALL,
 ) -> ImageSet:
-    """Read images as `load_images` does, with axes and channels in one object."""
+    """Read images as `load_images` does, with axes and channels in one object.
+
+    >>> np.save("set.npy", np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
+    >>> read_images("set.npy", limit=1).images.shape
+    torch.Size([1, 1, 3, 4])
+    >>> read_images("set.npy", channels=3)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: expected images of 3 channels in set.npy, got 1
+    """
     if limit is not None and limit < 1:
         raise InputError(f"limit must be 1 or more, got {limit}")
     file, key = split_key(str(packaged(path) or path))
@@ -218,7 +231,12 @@ def _load_pictures(
 
 
 def hidden(images: Tensor, bad: Sequence[np.ndarray | None]) -> Tensor:
-    """Set the pixels of images (N, C, H, W) that masks (H, W) mark as bad to NaN, in place."""
+    """Set the pixels of images (N, C, H, W) that masks (H, W) mark as bad to NaN, in place.
+
+    >>> bad = np.array([[False, True]])
+    >>> hidden(torch.ones(1, 1, 1, 2), [bad]).flatten().tolist()
+    [1.0, nan]
+    """
     for image, mask in zip(images, bad, strict=True):
         if mask is not None:
             image[:, torch.from_numpy(mask)] = torch.nan
@@ -296,6 +314,12 @@ def load_measurements(
         InputError: There is nothing at the path; or it holds pictures, complex numbers that are
             not in an HDF5 file, another number of axes, or values that are not finite; or black
             is not 0.
+
+    >>> np.save("kspace.npy", np.array([[[[3.0, -4.0]]]]))
+    >>> load_measurements("kspace.npy").images.flatten().tolist()  # the numbers of the file
+    [3.0, -4.0]
+    >>> load_measurements("kspace.npy", span=(0, 4)).images.flatten().tolist()
+    [0.75, -1.0]
     """
     file, key = split_key(str(path))
     _require(file)
@@ -413,7 +437,11 @@ def save_images(
 
 
 def format_of(out: Path) -> str | None:
-    """Return the format that a file's name asks for; None for a folder."""
+    """Return the format that a file's name asks for; None for a folder.
+
+    >>> format_of(Path("a.TIFF")), format_of(Path("x-idx3-ubyte.gz")), format_of(Path("a"))
+    ('tif', 'idx', None)
+    """
     if out.is_dir():
         return None
     ending = out.suffix.lower().lstrip(".")
@@ -426,7 +454,12 @@ def format_of(out: Path) -> str | None:
 
 
 def written_scale(form: str, scale: Scale) -> Scale:
-    """Return the scale if a format can hold its numbers, else that of 8 bits."""
+    """Return the scale if a format can hold its numbers, else that of 8 bits.
+
+    >>> scale = Scale.of("float32")
+    >>> written_scale("tif", scale).dtype, written_scale("png", scale).dtype
+    ('float32', 'uint8')
+    """
     if form == "png" and scale.dtype not in PNG_TYPES:
         return Scale(gain=255.0, dtype="uint8")
     if form == "idx":
@@ -472,12 +505,22 @@ def _save_pictures(
 
 
 def pixels_of(image: Tensor, scale: Scale) -> np.ndarray:
-    """Convert an image (C, H, W) to pixels (H, W, C) in the numbers of its file."""
+    """Convert an image (C, H, W) to pixels (H, W, C) in the numbers of its file.
+
+    >>> pixels_of(torch.ones(3, 4, 5), Scale.of("uint16"))[0, 0].tolist()
+    [65535, 65535, 65535]
+    """
     return np.moveaxis(scale.to_file(image), 0, -1)
 
 
 def write_tiff(out: Path, images: Tensor, scale: Scale) -> None:
-    """Write images (N, C, H, W) to one TIFF file. Raises InputError as `StackWriter` does."""
+    """Write images (N, C, H, W) to one TIFF file. Raises InputError as `StackWriter` does.
+
+    >>> x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> write_tiff(Path("stack.tif"), x, Scale())
+    >>> torch.equal(load_images("stack.tif").images, x)
+    True
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     writer = StackWriter(out)
     try:
@@ -539,6 +582,13 @@ def array_writer(
         shape: (C, H, W) of each.
         scale: From `load_images`.
         form: The format; None: by the suffix of `out`, then by the scale.
+
+    >>> writer = array_writer(Path("x.npy"), 2, (1, 1, 3), Scale())
+    >>> for value in (0.0, 1.0):
+    ...     writer.write(torch.full((1, 1, 1, 3), value))
+    >>> writer.close()
+    >>> np.load("x.npy").tolist()
+    [[[[0.0, 0.0, 0.0]]], [[[1.0, 1.0, 1.0]]]]
     """
     form = form or format_of(out) or scale.format
     scale = written_scale(form, scale) if form == "idx" else scale
@@ -546,7 +596,11 @@ def array_writer(
 
 
 def array_file(out: Path, form: str) -> Path:
-    """Return `out` if its suffix is that of the format, else the array file in this folder."""
+    """Return `out` if its suffix is that of the format, else the array file in this folder.
+
+    >>> str(array_file(Path("out"), "npz")), str(array_file(Path("x.npz"), "npz"))
+    ('out/images.npz', 'x.npz')
+    """
     if format_of(out) == form:
         return out
     return out / ("images-idx3-ubyte" if form == "idx" else f"images.{form}")

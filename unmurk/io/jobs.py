@@ -74,6 +74,10 @@ class Job:
         select: Its axes, the channels to read, and the name of an array or image in it.
         captures: The jobs of single captures whose images are combined to scenes, or none.
         repeats: Number of captures of each scene.
+
+    >>> job = Job(Path("a.tif"), number=0, pages=1, out=Path("out/a.tif"))
+    >>> str(job.beside("std")), str(job.beside("samples"))
+    ('out/a-std.tif', 'out/a-samples.npy')
     """
 
     file: Path
@@ -125,6 +129,14 @@ class Summary:
         before: Number of images of its share that were finished before.
         skipped: Files that were left out, and why.
         clipped: Fraction of the numbers that lay outside the range of their files.
+
+    >>> from unmurk.io.images import save_images
+    >>> good, bad = save_images(torch.full((2, 1, 4, 6), 0.6), "one-bad", format="png")
+    >>> _ = bad.write_bytes(b"cut short")
+    >>> jobs = jobs_of(Path("one-bad"), Path("doubled"))
+    >>> summary = process(jobs, lambda y, numbers: {"images": 2 * y}, skip_bad=True)
+    >>> summary.images, summary.clipped, list(summary.skipped)
+    (1, 1.0, ['00001.png'])
     """
 
     images: int = 0
@@ -144,6 +156,11 @@ def jobs_of(path: Path, out: Path, skip_bad: bool = False, select: Selection = A
 
     Raises:
         InputError: There is nothing at the path, or a file cannot be read (without `skip_bad`).
+
+    >>> from unmurk.io.images import save_images
+    >>> files = save_images(torch.ones(2, 1, 4, 6), "evening", format="png")
+    >>> [(job.number, str(job.out)) for job in jobs_of(Path("evening"), Path("out"))]
+    [(0, 'out/00000.png'), (1, 'out/00001.png')]
     """
     path, member = split_member(path)
     if not path.exists() and not path.is_symlink():
@@ -184,7 +201,11 @@ def _result_names(files: Sequence[Path]) -> list[str]:
 
 
 def changed_formats(jobs: Sequence[Job]) -> list[str]:
-    """Say, once for each format, which results are written in another format than they came in."""
+    """Say, once for each format, which results are written in another format than they came in.
+
+    >>> changed_formats([Job(Path("a.jpg"), 0, 1, Path("out/a.png"))])
+    ['results of .jpg files are written as PNG files, which hold every number']
+    """
     found: dict[str, str] = {}
     for job in jobs:
         reader, out = reader_of(job.file), job.out
@@ -216,6 +237,10 @@ def scene_jobs(jobs: Sequence[Job], repeats: int) -> list[Job]:
 
     Raises:
         InputError: The captures are no whole number of scenes.
+
+    >>> captures = [Job(Path(f"{n}.png"), n, 1, Path(f"out/{n}.png")) for n in range(6)]
+    >>> [(job.number, job.out.name) for job in scene_jobs(captures, repeats=3)]
+    [(0, '0.png'), (1, '3.png')]
     """
     if repeats == 1:
         return list(jobs)
@@ -288,6 +313,13 @@ def process(
     Raises:
         InputError: A file is unreadable, a file of someone else or a result of other settings is
             in the place of a result, or the disk is full.
+
+    >>> from unmurk.io.images import load_images, save_images
+    >>> files = save_images(torch.full((2, 1, 4, 6), 0.2), "dim", format="png")
+    >>> jobs = jobs_of(Path("dim"), Path("inverted"))
+    >>> done = process(jobs, lambda y, numbers: {"images": 1 - y})
+    >>> done.images, round(load_images("inverted").images.mean().item(), 4)
+    (2, 0.8)
     """
     rank, size = ranks()
     mine = list(jobs)[rank::size]

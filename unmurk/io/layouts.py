@@ -105,7 +105,11 @@ def _square(file: Path, shape: tuple[int, ...]) -> str:
 
 
 def to_images(array: np.ndarray, scale: Scale, layout: str) -> Tensor:
-    """Convert numbers with an N axis to images (N, C, H, W), float32 in units of [0, 1]."""
+    """Convert numbers with an N axis to images (N, C, H, W), float32 in units of [0, 1].
+
+    >>> to_images(np.full((2, 4, 6, 3), 255, np.uint8), Scale.of("uint8"), "NHWC").shape
+    torch.Size([2, 3, 4, 6])
+    """
     if layout in ("NHW", "HW"):
         array = array[:, None]
     elif layout != "NCHW":

@@ -58,6 +58,16 @@ class Ledger:
 
     Attributes:
         found: Whether there was a log before.
+
+    >>> ledger = Ledger(Path("x-unmurk.jsonl"), {"sigma": 0.1})
+    >>> ledger.begin(["x.bin"])
+    >>> Path("x.bin").write_bytes(b"result")
+    6
+    >>> ledger.end(("a.npy", 0, 812, 17), ["x.bin"])
+    >>> Ledger(ledger.path, {"sigma": 0.1}).finished(("a.npy", 0, 812, 17), ["x.bin"])
+    True
+    >>> Ledger(ledger.path, {"sigma": 0.2}).finished(("a.npy", 0, 812, 17), ["x.bin"])
+    False
     """
 
     def __init__(self, path: Path, settings: dict[str, Any] | None = None) -> None:

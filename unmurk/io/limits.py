@@ -31,6 +31,13 @@ def check_file(file: Path) -> None:
     Raises:
         InputError: There is nothing at the path; or it is a dangling link, a folder, a FIFO, a
             socket or a device.
+
+    >>> Path("here.npy").touch()
+    >>> check_file(Path("here.npy"))
+    >>> check_file(Path("nowhere.npy"))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: cannot read nowhere.npy: No such file or directory
     """
     try:
         mode = file.stat().st_mode

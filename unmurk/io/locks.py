@@ -36,6 +36,9 @@ def ranks() -> tuple[int, int]:
 
     Raises:
         InputError: RANK and WORLD_SIZE do not fit each other.
+
+    >>> ranks()  # without RANK and WORLD_SIZE
+    (0, 1)
     """
     texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     rank, size = (int(text) if _is_number(text) else -1 for text in texts)
@@ -49,6 +52,9 @@ def local_rank() -> int:
 
     Raises:
         InputError: LOCAL_RANK is not a number.
+
+    >>> local_rank()  # without LOCAL_RANK
+    0
     """
     text = os.environ.get("LOCAL_RANK", "0")
     if not _is_number(text):
@@ -70,6 +76,10 @@ def locked(path: Path, job: Any = None) -> Iterator[None]:
 
     Raises:
         InputError: Another job holds it.
+
+    >>> with locked(Path("result.npy")):
+    ...     holder(Path("result.npy")) == os.getpid()
+    True
     """
     real = Path(os.path.realpath(path))
     key = str(real)
@@ -104,6 +114,9 @@ def holder(path: Path) -> int | None:
 
     Args:
         path: The output.
+
+    >>> holder(Path("unused.npy")) is None
+    True
     """
     try:
         fd = os.open(

@@ -225,6 +225,11 @@ def as_noise_maps(
 
     Raises:
         InputError: The kind is unknown, a map has no usable number, or the noise is out of bounds.
+
+    >>> variance = as_noise_maps(torch.full((1, 1, 2, 2), 0.04), "variance")
+    >>> weights = as_noise_maps(torch.tensor([[[[1.0, 3.0]]]]), "weights", sigma=0.1)
+    >>> round(variance.level, 4), weights.deviation(0).flatten()  # 0.1 sqrt(2 / weight)
+    (0.2, tensor([0.1414, 0.0816]))
     """
     if isinstance(data, NoiseMaps):
         return data
@@ -287,6 +292,11 @@ def read_noise_maps(
 
     Raises:
         InputError: The maps cannot be read, or are not usable.
+
+    >>> import numpy as np
+    >>> np.save("ivar.npy", np.full((1, 4, 4), 25.0, np.float32))
+    >>> round(read_noise_maps("ivar:ivar.npy").level, 4)  # 1 / sqrt(25)
+    0.2
     """
     kind, path = kind_of(text)
     maps = open_captures(Path(path), False, (0.0, 1.0), "mask", scratch or _scratch(), select)
@@ -303,6 +313,14 @@ def maps_for(given: Any, problem: Problem, gain: float = 1.0) -> NoiseMaps:
 
     Raises:
         InputError: The maps are not usable, or the noise does not belong to their kind.
+
+    >>> maps = torch.full((1, 1, 4, 4), 0.3)
+    >>> round(maps_for(maps, Problem("identity", 0.0)).level, 4)
+    0.3
+    >>> maps_for(maps, Problem("identity", 0.1))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: the noise maps hold the noise already, and a noise of 0.1 is ...
     """
     sigma = problem.sigma
     if isinstance(given, str | Path):
@@ -340,6 +358,10 @@ class Hidden(Source):
     Args:
         given: Measurements (N, C, H, W).
         maps: The noise maps.
+
+    >>> maps = as_noise_maps(torch.tensor([[[[0.1, 0.0]]]]))  # a noise of 0: nothing measured
+    >>> Hidden(torch.ones(1, 1, 1, 2), maps)[:].flatten().tolist()
+    [1.0, nan]
     """
 
     floats = True
@@ -370,6 +392,11 @@ class Weighed(Source):
     Args:
         given: Measurements (N, C, H, W).
         weights: Returns the weights of numbered measurements, (B, 1 or C, H, W).
+
+    >>> maps = as_noise_maps(torch.tensor([[[[0.1, 0.2, 0.4]]]]))
+    >>> y = Weighed(torch.ones(1, 1, 1, 3), lambda numbers: maps.weights(numbers)[0])
+    >>> y[:].flatten()
+    tensor([2.0000, 1.0000, 0.5000])
     """
 
     def __init__(self, given: Tensor | Source, weights: Callable[[Sequence[int]], Tensor]) -> None:

@@ -207,6 +207,16 @@ def output(
 
     Raises:
         InputError: Nothing can be written there, it is an input, or another job writes there.
+
+    >>> import torch
+    >>> from unmurk.io.images import save_images
+    >>> with output(Path("kept")) as place:
+    ...     files = save_images(torch.ones(1, 1, 4, 4), place.path / "a.npy")
+    >>> with output(Path("kept")) as place:  # the file is not from this command
+    ...     files = save_images(torch.ones(1, 1, 4, 4), place.path / "a.npy")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: .../kept/a.npy exists: give another --out, or remove it
     """
     place = Output(path, folder, owner)
     path = place.path
@@ -279,14 +289,24 @@ def _is_page(path: Path) -> bool:
 
 
 def files_of(prior: str) -> list[str]:
-    """Return the file or folder of a prior's text form, and the folders of its models."""
+    """Return the file or folder of a prior's text form, and the folders of its models.
+
+    >>> files_of("runs/digits")[:2], files_of("adm:256:model.pt")
+    (['runs/digits', 'runs/digits/prior'], ['model.pt'])
+    """
     if prior.startswith("adm:") and prior.count(":") > 1:
         return [prior.split(":", 2)[2]]
     return [prior, *(os.path.join(prior, folder) for folder in MODELS)]
 
 
 def key_of(data: Path) -> Key:
-    """Return what identifies the input of a job in the log; for a folder, all of its files."""
+    """Return what identifies the input of a job in the log; for a folder, all of its files.
+
+    >>> Path("one.npy").write_bytes(b"12345")
+    5
+    >>> key_of(Path("one.npy"))[:3]  # the name, no number, the size; then the time of change
+    ('one.npy', 0, 5)
+    """
     from .formats.arrays import split_key
 
     selection, data = selection_of(data), real_path(data)

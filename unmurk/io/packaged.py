@@ -60,7 +60,11 @@ def models() -> list[str]:
 
 
 def model_folder(name: str | Path) -> Path:
-    """Return the folder of a model in the package, whether or not it exists."""
+    """Return the folder of a model in the package, whether or not it exists.
+
+    >>> model_folder("digits").name, model_folder("digits").is_dir()
+    ('digits-model', True)
+    """
     return ASSETS / f"{name}-model"
 
 
@@ -95,6 +99,12 @@ def of_any_size(folder: Path) -> bool:
 
     Args:
         folder: Its folder, `prior/` or `posterior/` of a run folder.
+
+    >>> Path("crops").mkdir()
+    >>> Path("crops/config.json").write_text('{"crop": 64}')
+    12
+    >>> of_any_size(Path("crops/prior")), of_any_size(model_folder("digits") / "prior")
+    (True, False)
     """
     crop = _config(folder).get("crop")
     return is_generic(folder) or (isinstance(crop, int) and crop > 0)
@@ -105,6 +115,12 @@ def is_generic(folder: Path) -> bool:
 
     Args:
         folder: Its folder, `prior/` or `posterior/` of a run folder.
+
+    >>> Path("any").mkdir()
+    >>> Path("any/config.json").write_text('{"method": "generic"}')
+    21
+    >>> is_generic(Path("any/prior")), is_generic(model_folder("digits") / "prior")
+    (True, False)
     """
     return _config(folder).get("method") == "generic"
 

@@ -22,7 +22,12 @@ CACHED = 2**28  # bytes of the captures of a `Source` that are kept
 
 
 class Part(Protocol):
-    """One capture, wherever its numbers are."""
+    """One capture, wherever its numbers are.
+
+    >>> part: Part = InMemory(np.zeros((4, 6, 3)))
+    >>> part.shape, part.region(1, 2, 3, 4).shape
+    ((4, 6, 3), (3, 4, 3))
+    """
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -34,7 +39,11 @@ class Part(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """A capture in memory, (H, W, C)."""
+    """A capture in memory, (H, W, C).
+
+    >>> InMemory(np.arange(12).reshape(3, 4, 1)).region(1, 2, 2, 2)[..., 0].tolist()
+    [[6, 7], [10, 11]]
+    """
 
     pixels: np.ndarray
 
@@ -58,6 +67,13 @@ class InFile:
         offsets: Where its planes begin: one, or one for each channel.
         plane: Height, width, and numbers of a pixel in a plane.
         dtype: The number type, with its byte order.
+
+    >>> pixels = np.arange(12, dtype="<u2").reshape(3, 4)
+    >>> Path("raw.bin").write_bytes(pixels.tobytes())
+    24
+    >>> part = InFile(Path("raw.bin"), (0,), (3, 4, 1), pixels.dtype)
+    >>> part.region(1, 2, 2, 2)[..., 0].tolist()
+    [[6, 7], [10, 11]]
     """
 
     file: "Path | Scratch"
@@ -103,7 +119,14 @@ class InFile:
 
 @dataclass(frozen=True, eq=False)
 class InSource:
-    """A capture of a `Source`, read when it is needed; a cache holds the last ones."""
+    """A capture of a `Source`, read when it is needed; a cache holds the last ones.
+
+    >>> from unmurk.io.source import of_array
+    >>> source = of_array("set", np.full((5, 8, 9), 255, np.uint8), None)
+    >>> part = InSource(Cache(source), number=3)
+    >>> part.shape, part.region(2, 3, 1, 2)[..., 0].tolist()
+    ((8, 9, 1), [[1.0, 1.0]])
+    """
 
     cache: "Cache"
     number: int
@@ -121,7 +144,13 @@ class InSource:
 
 
 class Cache:
-    """The last images of a source that were read, up to `CACHED` bytes."""
+    """The last images of a source that were read, up to `CACHED` bytes.
+
+    >>> from unmurk.io.source import of_array
+    >>> cache = Cache(of_array("set", np.full((5, 8, 9), 255, np.uint8), None))
+    >>> cache.read(3) is cache.read(3)  # the second time from memory
+    True
+    """
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -152,6 +181,11 @@ class Scratch:
 
     Raises:
         InputError: The disk has no room, or the file cannot be made.
+
+    >>> scratch = Scratch(Path("."), size=24)
+    >>> first, second = (scratch.add(np.full((1, 3, 1), n, np.float32)) for n in (1, 2))
+    >>> second.offsets, second.region(0, 0, 1, 3).flatten().tolist()
+    ((12,), [2.0, 2.0, 2.0])
     """
 
     def __init__(self, folder: Path, size: int) -> None:

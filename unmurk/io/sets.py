@@ -48,6 +48,12 @@ class Measurements:
         skipped: Name and reason of each measurement that was left out.
         names: The name of each image.
         note: A remark about the scale for the user, or an empty text; images print theirs.
+
+    >>> import torch
+    >>> y, names = torch.zeros(2, 1, 4, 4), ["a.png", "c.png"]
+    >>> data = Measurements(y, [0, 2], Scale(), {"b.png": "not finite"}, names)
+    >>> len(data), dict(zip(data.numbers, data.names))
+    (2, {0: 'a.png', 2: 'c.png'})
     """
 
     y: Tensor | Source
@@ -82,6 +88,12 @@ def measurements_of(
 
     Raises:
         InputError: See there.
+
+    >>> import numpy as np
+    >>> np.save("set.npy", np.full((2, 4, 4), 255, np.uint8))
+    >>> y = measurements_of(Path("set.npy"), pictorial=True)
+    >>> y.y.shape, float(y.y.max()), y.names
+    (torch.Size([2, 1, 4, 4]), 1.0, ['00000', '00001'])
     """
     pictures = is_folder(path) or holds_images(path)
     if pictorial and not (skip_bad and pictures) and large(path):
@@ -118,6 +130,13 @@ def by_scene(data: Measurements, repeats: int) -> Measurements:
 
     Raises:
         InputError: They are no whole number of scenes, or some were left out.
+
+    >>> import torch
+    >>> names = ["a1", "a2", "b1", "b2"]
+    >>> data = Measurements(torch.zeros(4, 1, 8, 8), range(4), Scale(), {}, names)
+    >>> grouped = by_scene(data, repeats=2)
+    >>> grouped.y.shape, grouped.names
+    ((2, 2, 1, 8, 8), ['a1', 'b1'])
     """
     if data.skipped:
         raise InputError(
@@ -158,6 +177,14 @@ def restore_set(
     Raises:
         InputError: A file of someone else or a result of other settings exists there, or the disk
             is full.
+
+    >>> import numpy as np
+    >>> np.save("set.npy", np.full((2, 4, 4), 51, np.uint8))
+    >>> data, to = measurements_of(Path("set.npy"), True), Output(Path("negatives.npy"))
+    >>> ledger = to.record()
+    >>> done = restore_set(data, Path("set.npy"), lambda y, n: {"images": 1 - y}, to, ledger)
+    >>> done["images"], int(np.load("negatives.npy").max())  # 255 - 51
+    (2, 204)
     """
     file = _file(to, data)
     beside = {

@@ -142,6 +142,10 @@ class Array(Source):
         array: (N, H, W), (N, H, W, C) or (N, C, H, W).
         scale: What its numbers mean; its layout names the axes.
         kept: Numbers of the images that are used; None: all.
+
+    >>> source = Array(np.full((3, 1, 8, 8), 51, np.uint8), Scale.of("uint8"))
+    >>> source.shape, round(float(source[2:].mean()), 4)
+    ((3, 1, 8, 8), 0.2)
     """
 
     def __init__(self, array: np.ndarray, scale: Scale, kept: np.ndarray | None = None) -> None:
@@ -209,6 +213,12 @@ class PictureFolder(Source):
         span: Numbers of black and white in the files; None: see `scale`.
         nan: See `load_images`.
         select: Their axes, and the channels to read.
+
+    >>> from unmurk.io.images import save_images
+    >>> files = save_images(torch.ones(3, 1, 4, 6), "white", format="png")
+    >>> source = PictureFolder(Path("white"))
+    >>> source.shape, source.kind, float(source[1:2].mean())
+    ((3, 1, 4, 6), '4x6 gray 8-bit', 1.0)
     """
 
     def __init__(
@@ -334,6 +344,12 @@ class Measured(Source):
     Args:
         path: See `formats.hdf5.Kspace`.
         span: See `images.load_measurements`.
+
+    >>> import h5py
+    >>> with h5py.File("scan.h5", "w") as file:
+    ...     file["kspace"] = np.array([[[3 + 4j, 0]]], np.complex64)
+    >>> Measured("scan.h5:kspace")[:].flatten().tolist()  # real parts, then imaginary parts
+    [3.0, 0.0, 4.0, 0.0]
     """
 
     floats = True
@@ -466,6 +482,11 @@ def open_source(
     Raises:
         InputError: There is nothing at the path, it is another type of file, or its images are not
             finite.
+
+    >>> np.save("set.npy", np.full((3, 8, 8), 51, np.uint8))
+    >>> source = open_source(Path("set.npy"))
+    >>> source.shape, round(float(source[2:].mean()), 4)
+    ((3, 1, 8, 8), 0.2)
     """
     if is_folder(path) or holds_images(path):
         return PictureFolder(path, skip_bad, span, nan, select)

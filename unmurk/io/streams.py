@@ -94,6 +94,14 @@ class ImagesWriter:
 
     Raises:
         InputError: An idx file has several channels, or the place cannot be written.
+
+    >>> import torch
+    >>> writer = ImagesWriter(Path("y.npy"), 2, (1, 1, 2), Scale.of("uint8"), "npy")
+    >>> for value in (0.2, 1.0):
+    ...     writer.write(torch.full((1, 1, 1, 2), value))
+    >>> writer.close()
+    >>> np.load("y.npy").tolist()
+    [[[[51, 51]]], [[[255, 255]]]]
     """
 
     def __init__(

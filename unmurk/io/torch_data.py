@@ -57,6 +57,10 @@ class Items(Source):
 
     Args:
         data: Items y (C, H, W) or (y, ...), of one shape.
+
+    >>> data = torch.utils.data.TensorDataset(torch.arange(3.0).view(3, 1, 1, 1))
+    >>> Items(data)[1:].flatten().tolist()
+    [1.0, 2.0]
     """
 
     def __init__(self, data: "Dataset[Any]") -> None:

@@ -53,6 +53,16 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
     Raises:
         InputError: There is no such file; or it is not a JSON object, or has entries that are
             missing (those without a default), unknown, of another type or out of bounds.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Sizes:
+    ...     width: int
+    ...     depth: int = 2
+    >>> Path("sizes.json").write_text('{"width": 16}')
+    13
+    >>> read_settings(Sizes, Path("sizes.json"))
+    Sizes(width=16, depth=2)
     """
     values = read_object(path)
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
@@ -80,7 +90,14 @@ def weight_names(path: Path) -> set[str]:
 
 
 def count_weights(path: Path) -> int:
-    """Count the numbers in a safetensors file without reading them. Raises InputError."""
+    """Count the numbers in a safetensors file without reading them. Raises InputError.
+
+    >>> import safetensors.torch
+    >>> weights = {"w": torch.zeros(2, 3), "b": torch.zeros(2)}
+    >>> safetensors.torch.save_file(weights, "b.safetensors")
+    >>> count_weights(Path("b.safetensors"))
+    8
+    """
     return sum(shape.numel() for shape in _shapes(path).values())
 
 
@@ -196,6 +213,12 @@ def load_model(path: Path, build: Callable[[], Model], what: str) -> Model:
 
     Raises:
         InputError: The file cannot be read, or its weights have other shapes or are not finite.
+
+    >>> import safetensors.torch
+    >>> safetensors.torch.save_file({"weight": torch.tensor([[2.0]])}, "c.safetensors")
+    >>> net = load_model(Path("c.safetensors"), lambda: nn.Linear(1, 1, bias=False), "the net")
+    >>> net(torch.tensor([3.0])).item(), net.training
+    (6.0, False)
     """
     there = _shapes(path)
     try:

@@ -615,6 +615,13 @@ class NonlinearOperator(Operator):
 
     A subclass defines `_A`. Where the prox is known in closed form, it defines `_prox` and a
     `proximal` that is True.
+
+    >>> from unmurk.operators import parse
+    >>> A = parse("hdr:clip,factor=2")
+    >>> A.A_vjp(torch.tensor([[[[0.5, 0.9]]]]), torch.ones(1, 1, 1, 2))  # saturated: no gradient
+    tensor([[[[2., 0.]]]])
+    >>> A.linear, A.proximal
+    (False, True)
     """
 
     @property
@@ -633,12 +640,22 @@ class NonlinearOperator(Operator):
 
 
 def as_index(positions: Iterable[int] | Tensor) -> Tensor:
-    """Convert positions in a batch to a tensor of integers."""
+    """Convert positions in a batch to a tensor of integers.
+
+    >>> as_index(range(3))
+    tensor([0, 1, 2])
+    """
     return torch.as_tensor(positions if isinstance(positions, Tensor) else list(positions)).long()
 
 
 def not_linear(spec: str, what: str) -> InputError:
-    """Return the error of a map that needs a linear A, for an operator of this text form."""
+    """Return the error of a map that needs a linear A, for an operator of this text form.
+
+    >>> raise not_linear("hdr:clip,factor=2", "A_adjoint")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: hdr:clip,factor=2 is not linear, so it has no A_adjoint: ...
+    """
     return InputError(
         f"{spec} is not linear, so it has no {what}: use a solver that needs only gradients"
         f" through A"

@@ -40,6 +40,15 @@ class Local(Operator):
 
     In a local operator, a measured pixel depends on pixels near it only. A composition is local if
     its members are.
+
+    >>> from unmurk.operators import parse
+    >>> from unmurk.operators.crops import Crop
+    >>> A = parse("blur:uniform,size=3|sr:average,factor=2").on_crops([Crop(0, 8, 8, 32, 32)], 8)
+    >>> A.apply_mask(torch.ones(1, 1, 4, 4))[0, 0].int()  # what the crop determines
+    tensor([[0, 0, 0, 0],
+            [0, 1, 1, 0],
+            [0, 1, 1, 0],
+            [0, 0, 0, 0]], dtype=torch.int32)
     """
 
     def _hidden_crop(self, window: Window, hidden: Tensor | None) -> Operator:

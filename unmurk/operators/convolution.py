@@ -71,6 +71,16 @@ class Blur(Local):
         kernel: One kernel, or one for each image, (1 or B, 1, kh, kw); each sums to 1.
         pad: How the image continues outside, "reflect" or "circular".
         symmetric: Whether every kernel equals its mirror images in both axes.
+
+    >>> from unmurk.operators import parse
+    >>> A = parse("blur:uniform,size=3,pad=circular")
+    >>> x = torch.zeros(1, 1, 4, 4)
+    >>> x[0, 0, 1, 1] = 9
+    >>> A.A(x)[0, 0].round().int()
+    tensor([[1, 1, 1, 0],
+            [1, 1, 1, 0],
+            [1, 1, 1, 0],
+            [0, 0, 0, 0]], dtype=torch.int32)
     """
 
     tensors = ("kernel",)

@@ -30,6 +30,12 @@ class CroppedOperator(Operator):
         place: The crop of a number.
         hidden: Returns not 0 where the pixels of numbered crops of y are hidden too, (B, 1, h, w),
             or None.
+
+    >>> from unmurk.operators import parse
+    >>> place = lambda number: Crop(0, 0, 8 * number, 8, 64)
+    >>> A = CroppedOperator(parse("blur:uniform,size=3"), 8, place, lambda numbers: None)
+    >>> A.bind([0], (1, 8, 8)).mask[0, 0, 4].int().tolist()  # the last one depends on its neighbor
+    [1, 1, 1, 1, 1, 1, 1, 0]
     """
 
     def __init__(self, base: Operator, side: int, place: Place, hidden: Hidden) -> None:
@@ -89,6 +95,13 @@ class CroppedMask(Inpaint):
     Args:
         base: The mask on images, or the identity.
         side, place, hidden: See `CroppedOperator`.
+
+    >>> from unmurk.operators import parse
+    >>> place = lambda number: Crop(0, 0, 4 * number, 8, 8)
+    >>> A = CroppedMask(parse("inpaint:random,keep=0.5"), 4, place, lambda numbers: None)
+    >>> parts, full = A.bind([0, 1], (1, 4, 4)).mask, A.base.bind([0], (1, 8, 8)).mask
+    >>> torch.equal(torch.cat([*parts], -1), full[0, :, :4])
+    True
     """
 
     def __init__(self, base: Operator, side: int, place: Place, hidden: Hidden) -> None:

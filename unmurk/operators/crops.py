@@ -127,6 +127,13 @@ class Window:
         channels: Number of channels at this point, or None if it is not known.
         known: 1 where the pixels of the crop and the border model determine the value, else 0;
             (B, 1, h, w).
+
+    >>> window = Window.of([Crop(0, 2, 2, 8, 8)], 4)
+    >>> window.eroded([(1, 1), (1, 1)], None).known[0, 0].int()  # after a filter of 3 x 3 pixels
+    tensor([[0, 0, 0, 0],
+            [0, 1, 1, 0],
+            [0, 1, 1, 0],
+            [0, 0, 0, 0]], dtype=torch.int32)
     """
 
     crops: tuple[Crop, ...]

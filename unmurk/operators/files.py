@@ -217,6 +217,13 @@ class KspaceFile:
 
     Raises:
         InputError: The file is not readable, or its data sets do not fit together.
+
+    >>> import h5py
+    >>> with h5py.File("scan.h5", "w") as file:
+    ...     file["kspace"] = np.array([[[1 + 1j, 0j]]])  # one slice of 1 x 2 samples
+    >>> scan = KspaceFile("mri:file", "scan.h5", "kspace", None, None)
+    >>> scan.shape, scan.masks([0]).tolist()
+    ((1, 1, 1, 2), [[[[1.0, 0.0]]]])
     """
 
     def __init__(

@@ -78,6 +78,12 @@ class Mri(Operator):
         channels: Channels of the image: 2 for complex images, 1 for real ones.
         columns: m, (B, 1, 1, W) for whole columns, or (B, 1, H, W); None before `bind`.
         maps: The sensitivities s_c, complex, (1 or B, coils, H, W); None before `bind`.
+
+    >>> from unmurk.operators import parse
+    >>> A = parse("mri:cartesian,acceleration=1,coils=3")  # all of k-space
+    >>> x = torch.ones(1, 2, 8, 8)
+    >>> bool((A.A_adjoint(A.A(x)) - x).abs().max() < 1e-5)
+    True
     """
 
     pictorial = False
@@ -305,6 +311,14 @@ class FileMri(Mri):
     Raises:
         InputError: An option is out of its bounds; from `bind` and the shapes, the file is not
             readable or its data sets do not fit together.
+
+    >>> import h5py
+    >>> with h5py.File("scan.h5", "w") as file:
+    ...     file["kspace"] = torch.ones(1, 4, 4, dtype=torch.complex64).numpy()
+    >>> A = FileMri("scan.h5")
+    >>> x = A.A_dagger(torch.tensor([1.0, 0.0]).view(2, 1, 1).expand(1, 2, 4, 4))
+    >>> x[0, 0, 2]  # a flat spectrum is a point, of height sqrt(16)
+    tensor([0., 0., 4., 0.])
     """
 
     form = "mri:file"

@@ -54,7 +54,14 @@ INSIDE = 1e-3  # of a step
 
 
 class Pixelwise(Local, NonlinearOperator):
-    """Base class of operators that act on each value by itself."""
+    """Base class of operators that act on each value by itself.
+
+    >>> from unmurk.operators import parse
+    >>> from unmurk.operators.crops import Crop
+    >>> A = parse("quantise,bits=1")
+    >>> A.on_crops([Crop(0, 2, 2, 8, 8)], 4) == A  # a crop determines all of its measurements
+    True
+    """
 
     turnable = True
 

@@ -196,6 +196,12 @@ class NumberedWeights(CroppedOperator):
     Args:
         base: A, not bound to images.
         weights: Returns the weights of measurements with these numbers, (B, 1 or C, ...).
+
+    >>> from unmurk.operators import parse
+    >>> weights = lambda numbers: torch.tensor(numbers).float().view(-1, 1, 1, 1)
+    >>> A = NumberedWeights(parse("identity"), weights).bind([1, 2], (1, 1, 1))
+    >>> A.A(torch.ones(2, 1, 1, 1)).flatten()
+    tensor([1., 2.])
     """
 
     def __init__(self, base: Operator, weights: Callable[[Sequence[int]], Tensor]) -> None:

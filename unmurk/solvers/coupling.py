@@ -80,6 +80,11 @@ class Coupling:
         y: Measurements (B, ...).
         sigma: Standard deviation that the noise of y is taken to have, > 0.
         probe: Noise (B, C, H, W), from which ||A|| is estimated where it is not known.
+
+    >>> problem, y = Problem("identity", 0.1).bind([0], (1, 1, 2)), torch.ones(1, 1, 1, 2)
+    >>> coupling = Coupling(problem, y, sigma=0.1, probe=y)
+    >>> coupling.mean(torch.zeros_like(y), rho=0.05)  # rho^2 / sigma^2 of the way to y
+    tensor([[[[0.2500, 0.2500]]]])
     """
 
     def __init__(self, problem: Problem, y: Tensor, sigma: float, probe: Tensor) -> None:
@@ -239,6 +244,12 @@ class CoupledSolver(Solver):
     The levels fall during two thirds of the steps to :math:`\text{coupling}\;\sigma_y / \lVert
     A\rVert`, where the noise of the image is just part of the noise of y. They stay there during
     the last third. The option `levels` replaces the falling part.
+
+    >>> from unmurk.solvers import PnpDm
+    >>> y, problem = torch.full((1, 1, 2, 2), 0.5), Problem("identity", 0.1)
+    >>> states = PnpDm(iterations=6).iterate(y, problem, lambda x, sigma: x / (1 + sigma**2))
+    >>> [round(state.sigma, 3) for state in states][-3:]  # held at 0.95 sigma_y
+    [0.095, 0.095, 0.095]
     """
 
     coupling: PositiveWeight = EDGE

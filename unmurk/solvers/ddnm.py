@@ -119,6 +119,11 @@ def ddnm_correction(
 
     Returns:
         Corrected images and noise, both (B, C, H, W).
+
+    >>> zero, one = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+    >>> problem = Problem("identity", 0.1).bind([0], (1, 1, 2))
+    >>> ddnm_correction(problem, zero, one, one, 0.05, torch.ones(1))  # Sigma = r = 1/2, Phi = 0
+    (tensor([[[[0.5000, 0.5000]]]]), tensor([[[[0., 0.]]]]))
     """
     if problem.sigma == 0:
         return x0 + problem.A_dagger(problem.residual(x0, y)), c * n

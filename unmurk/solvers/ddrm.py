@@ -118,7 +118,14 @@ class Ddrm(AnnealedSolver):
 
 @dataclass(frozen=True, kw_only=True)
 class DdrmPaper(Ddrm):
-    """DDRM on the released levels."""
+    """DDRM on the released levels.
+
+    >>> from unmurk import Problem, solve
+    >>> y, problem = torch.full((1, 1, 2, 2), 0.5), Problem("identity", 0.1)
+    >>> result = solve(y, problem, lambda x, sigma: x / (1 + sigma**2), DdrmPaper(steps=4))
+    >>> [round(step["sigma"], 3) for step in result.trace]  # those of `linear_beta`
+    [8.689, 1.721, 0.479, 0.005]
+    """
 
     name: ClassVar[str] = "ddrm"
 
@@ -154,6 +161,14 @@ def ddrm_step(
 
     Returns:
         Images (B, C, H, W) at level s.
+
+    >>> from unmurk.operators import parse
+    >>> zero, one = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+    >>> spectrum = parse("identity").svd(zero)
+    >>> y_bar = spectrum.measured(one)
+    >>> # 1 + (0.5^2 - 0.3^2)^0.5
+    >>> ddrm_step(spectrum, y_bar, 0.3, zero, zero, 1.0, 0.5, one, eta=0.85, eta_b=1.0)
+    tensor([[[[1.4000, 1.4000]]]])
     """
     gain = spectrum.s
     weakest = 0.0 if sigma_y > 0 else CUTOFF * gain.flatten(1).amax(1)

@@ -125,6 +125,11 @@ def norm_gradient(
 
     Raises:
         InputError: No gradient passes through the prior.
+
+    >>> denoise = CountingDenoiser(lambda x, sigma: x / (1 + sigma**2))  # halves x at sigma = 1
+    >>> x, y = torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.3, 0.4]]]])
+    >>> norm_gradient(Problem("identity", 0.1), denoise, x, y, sigma=1.0, clip=False)[0]
+    tensor([[[[-0.3000, -0.4000]]]])
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

@@ -55,6 +55,11 @@ class SharedChannelGenerator:
         given: One random stream for each image.
         shared: The chosen images, (B,) bool.
         channels: Channels of an image; draws with another number of channels stay as they are.
+
+    >>> given, shared = PerImageGenerator(0, [0, 1]), torch.tensor([True, False])
+    >>> draws = SharedChannelGenerator(given, shared, channels=3).randn(3, 4, 4)
+    >>> equal_channels(draws, 3)
+    tensor([ True, False])
     """
 
     def __init__(self, given: PerImageGenerator, shared: Tensor, channels: int) -> None:
@@ -92,6 +97,11 @@ class Inputs:
         shared: Images whose channels stay equal, (B,) bool.
         samples: Samples for each measurement.
         seed: Seed of all random streams.
+
+    >>> y, problem = torch.tensor([0.2, 0.7]).view(2, 1, 1, 1), Problem("identity", 0.1)
+    >>> inputs = prepare(y, problem, None, lambda problem: None, samples=3)
+    >>> len(inputs), inputs.select([0, 3, 5])[0].flatten()  # samples 0, 1, 2 of images 0, 1, 1
+    (6, tensor([0.2000, 0.7000, 0.7000]))
     """
 
     y: Tensor
@@ -165,6 +175,11 @@ def prepare(
 
     Raises:
         InputError: Shapes do not fit, y is not finite, or an argument is out of its range.
+
+    >>> y, problem = torch.zeros(2, 1, 4, 4), Problem("sr:average,factor=2", 0.1)
+    >>> inputs = prepare(y, problem, None, lambda problem: None, samples=3)
+    >>> len(inputs), inputs.shape
+    (6, (1, 8, 8))
     """
     if y.ndim < 2 or not len(y) or not y.is_floating_point():
         raise InputError(

@@ -117,6 +117,12 @@ def conditional_denoiser(
 
     Raises:
         InputError: No gradient passes through the prior.
+
+    >>> x = y = torch.ones(1, 1, 1, 2)
+    >>> problem = Problem("identity", noise=0.5**0.5)
+    >>> # prior N(0, 1): E[x | x_t, y] = (x_t / 1 + y / 0.5) / (1 + 1 / 1 + 1 / 0.5)
+    >>> conditional_denoiser(problem, lambda x, sigma: x / (1 + sigma**2), x, y, 1.0, 5)
+    tensor([[[[0.7500, 0.7500]]]])
     """
     x0, covariance = tweedie_moments(denoise, x, sigma, Mmps.name)
     return x0 + correction(problem, x0, covariance, y, problem.sigma, iterations, tolerance)[0]
@@ -148,6 +154,11 @@ def correction(
 
     Returns:
         Images (B, C, H, W), and numbers (B,) in float64.
+
+    >>> x0, y = torch.full((1, 1, 1, 2), 0.5), torch.ones(1, 1, 1, 2)
+    >>> # V = 0.5 and sigma_eff^2 = 0.5, so Sigma = 1
+    >>> correction(Problem("identity", 0.1), x0, lambda v: v / 2, y, 0.5**0.5, 5, 1e-3)
+    (tensor([[[[0.2500, 0.2500]]]]), tensor([0.5000], dtype=torch.float64))
     """
 
     def back(v: Tensor) -> Tensor:
@@ -177,6 +188,11 @@ def tweedie_moments(
 
     Raises:
         InputError: No gradient passes through the prior.
+
+    >>> x = torch.ones(1, 1, 1, 2)
+    >>> mean, covariance = tweedie_moments(lambda x, sigma: x / (1 + sigma**2), x, 1.0, "mmps")
+    >>> mean, covariance(x)  # prior N(0, 1): mean x / 2, variance 1 / 2
+    (tensor([[[[0.5000, 0.5000]]]]), tensor([[[[0.5000, 0.5000]]]]))
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

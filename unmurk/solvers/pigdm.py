@@ -105,6 +105,12 @@ def pseudoinverse_guidance(
 
     Raises:
         InputError: No gradient passes through the prior.
+
+    >>> denoise = CountingDenoiser(lambda x, sigma: x / (1 + sigma**2))  # J = 1/2 at sigma = 1
+    >>> x, y = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+    >>> problem = Problem("identity", 0.2**0.5)  # r^2 = 0.2, so the prox goes half of the way
+    >>> pseudoinverse_guidance(problem, denoise, x, y, sigma=1.0)[0]
+    tensor([[[[0.2500, 0.2500]]]])
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

@@ -329,6 +329,11 @@ class PosteriorMean:
         sigma: The level that `last_level` found.
         e: Noise of that level, shaped like mu.
         labels: The first of `LABELS`. Labels other than 1 are used where A^T A = kappa^2 I only.
+
+    >>> mu, y, e = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+    >>> estimate = PosteriorMean(mu, y, Problem("identity", 0.5), 0.5, e, labels=(1.0,))
+    >>> estimate.add(CountingDenoiser(lambda x, sigma: x / (1 + sigma**2)), 0, (1, -1))[0]
+    tensor([[[[0.8000, 0.8000]]]])
     """
 
     def __init__(

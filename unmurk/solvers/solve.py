@@ -105,6 +105,12 @@ class Result:
         method: Name of the solver.
         claims: "posterior", "point" or "heuristic"; see `Solver`.
         solver: The solver that ran, with its options.
+
+    >>> y, problem = torch.full((2, 1, 4, 4), 0.5), Problem("identity", 0.1)
+    >>> prior = lambda x, sigma: x / (1 + sigma**2)
+    >>> result = solve(y, problem, prior, "ddrm", samples=5, steps=3)
+    >>> result.samples.shape, result.mean.shape, [step["nfe"] for step in result.trace]
+    (torch.Size([5, 2, 1, 4, 4]), torch.Size([2, 1, 4, 4]), [1, 2, 3])
     """
 
     samples: Tensor
@@ -318,6 +324,14 @@ def most_likely(
 
     Returns:
         Images (B, C, H, W).
+
+    >>> truth = torch.linspace(0, 1, 64).view(1, 1, 8, 8)
+    >>> problem = Problem("phase:fourier", 0.01).bind([0], (1, 8, 8))
+    >>> denoise = CountingDenoiser(lambda x, sigma: truth.expand_as(x))  # it knows the image
+    >>> turned = truth.flip(-2, -1)  # with the same magnitudes
+    >>> found = most_likely(turned, problem.A(truth), problem, denoise, PerImageGenerator(0, [0]))
+    >>> bool((found - truth).abs().max() < 0.01)
+    True
     """
     mean = denoise(gray(y, problem), min(HIGHEST, denoise.sigma_max))
     transform = problem.operator.symmetries(x, mean)

@@ -258,6 +258,12 @@ def moment_twist(
 
     Raises:
         InputError: No gradient passes through the prior.
+
+    >>> denoise = CountingDenoiser(lambda x, sigma: x / (1 + sigma**2))  # D = V = 0.5 at x = t = 1
+    >>> x = y = torch.ones(1, 1, 1, 1)
+    >>> log_f, gradient, x0 = moment_twist(Problem("identity", 0.1), denoise, x, y, 1.0, 0.5**0.5)
+    >>> round(log_f.item(), 4), round(gradient.item(), 4)  # delta = 0.5, Sigma = 1
+    (-0.125, 0.25)
     """
     x0, covariance = tweedie_moments(denoise, x, t, Tds.name)
     shift, square = correction(problem, x0, covariance, y, sigma_eff, iterations, tolerance)
@@ -291,6 +297,12 @@ def twist(
 
     Raises:
         InputError: No gradient passes through the prior.
+
+    >>> denoise = CountingDenoiser(lambda x, sigma: x / (1 + sigma**2))
+    >>> x, y, s = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), 0.5**0.5
+    >>> log_f, gradient, x0 = twist(Problem("identity", 0.1), denoise, x, y, 1.0, r=s, sigma_eff=s)
+    >>> round(log_f.item(), 4), round(gradient.item(), 4)  # as `moment_twist` where V = r^2
+    (-0.125, 0.25)
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

@@ -106,6 +106,13 @@ def projected_denoiser(
 
     Raises:
         InputError: No gradient passes through the prior.
+
+    >>> x = y = torch.ones(1, 1, 1, 2)
+    >>> # prior N(0, 1) and noise of variance 0.5: exact, as V is diagonal
+    >>> projected_denoiser(
+    ...     Problem("identity", 0.1), lambda x, sigma: x / (1 + sigma**2), x, y, 1.0, 0.5**0.5
+    ... )
+    tensor([[[[0.7500, 0.7500]]]])
     """
     x0, covariance = tweedie_moments(denoise, x, sigma, Tmpd.name)
     with torch.no_grad():

@@ -63,6 +63,15 @@ class MaskedDenoiser:
         prior: The prior. Used by itself, it takes every pixel as shown.
         stem: A convolution without bias from the channel of hidden pixels to the network's first
             features.
+
+    >>> prior = Prior.create("tiny", (1, 8, 8)).eval()
+    >>> stem = conditioning_stem(prior, 1)
+    >>> _ = nn.init.zeros_(stem.weight)  # the network then does not see the mask
+    >>> x, sigma, shown = torch.rand(2, 1, 8, 8), torch.full((2,), 0.5), torch.ones(2, 1, 8, 8)
+    >>> with torch.no_grad():
+    ...     masked = MaskedDenoiser(prior, stem).denoise(x, sigma, shown)
+    ...     torch.allclose(masked, prior.denoise(x, sigma))
+    True
     """
 
     def __init__(self, prior: Prior, stem: nn.Module) -> None:
@@ -114,6 +123,16 @@ def masked_matching(
 
     Returns:
         The loss, a scalar.
+
+    >>> from types import SimpleNamespace
+    >>> noise, whole = torch.Generator().manual_seed(0), torch.zeros(8, dtype=torch.bool)
+    >>> black = SimpleNamespace(denoise=lambda x, sigma, shown: 0 * x)
+    >>> seen = (torch.arange(4) > 1).float().expand(8, 1, 4, 4)  # the right half
+    >>> y, sigma = 0.5 * (1 - seen), torch.full((8,), 0.5)  # bright on the left alone
+    >>> float(masked_matching(black, y, y, 0.0, sigma, seen, seen, whole, noise))
+    0.0
+    >>> float(masked_matching(black, y, y, 0.0, sigma, 1 + 0 * y, seen, whole, noise)) > 0
+    True
     """
     full = per_image(full | (sigma <= sigma_y), y) > 0
     level = per_image(sigma, y)
@@ -137,6 +156,11 @@ class Ambient(PriorFirst):
 
     Raises:
         InputError: delta is out of range; `build` also refuses one mask for all images.
+
+    >>> Ambient(delta=0.2).delta, Ambient.takes(Problem("inpaint:random,keep=0.5", 0.1))
+    (0.2, True)
+    >>> Ambient.takes(Problem("blur:gaussian,sigma=1", 0.1))
+    False
     """
 
     citation: ClassVar[str] = """@inproceedings{daras2023ambient,

@@ -76,6 +76,15 @@ def log_weights(
 
     Returns:
         Log weights in nats, shape (K, B).
+
+    >>> from types import SimpleNamespace
+    >>> posterior = Posterior.create("tiny", (1, 8, 8), 0.1)  # N(y, 0.1^2) at the start
+    >>> flat = SimpleNamespace(log_prob=lambda x: torch.zeros(len(x)))  # so q is exact
+    >>> problem = Problem("identity", 0.1).bind(range(3), (1, 8, 8))
+    >>> noise = torch.Generator().manual_seed(0)
+    >>> weights = log_weights(posterior, flat, torch.zeros(3, 1, 8, 8), problem, 2, noise)
+    >>> weights.shape, bool((weights.abs() < 1e-3).all())  # every weight is p(y) = 1
+    (torch.Size([2, 3]), True)
     """
     context = posterior.context(y, problem)
     weights = []
@@ -94,6 +103,13 @@ class AmbientFlow(Learner):
     Attributes:
         bound: "elbo", or "importance" for the tighter bound.
         draws: Draws K from the posterior flow for each measurement, a whole number from 1 to 1000.
+
+    >>> AmbientFlow(bound="importance").draws, AmbientFlow.takes(Problem("identity", 0.1))
+    (2, True)
+    >>> AmbientFlow(draws=0)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: draws must be a whole number from 1 to 1000, got 0
     """
 
     citation: ClassVar[str] = """@misc{kelkar2023ambientflow,

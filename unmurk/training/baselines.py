@@ -24,7 +24,15 @@ __all__ = ["Clean", "Noisy"]
 
 @dataclass(eq=False, kw_only=True)
 class Clean(Learner):
-    """Learn from clean images (N, C, H, W), given in place of measurements."""
+    """Learn from clean images (N, C, H, W), given in place of measurements.
+
+    >>> from unmurk.problem import Problem
+    >>> shape, x = (1, 8, 8), torch.zeros(4, 1, 8, 8)
+    >>> learner = Clean().build(x, Problem("identity", 0.1), shape)
+    >>> losses = learner.losses(x, torch.arange(4), 0.0, torch.Generator().manual_seed(0))
+    >>> sorted(losses)
+    ['flow', 'mean', 'prior']
+    """
 
     def losses(
         self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator
@@ -38,7 +46,17 @@ class Clean(Learner):
 
 @dataclass(eq=False, kw_only=True)
 class Noisy(Clean):
-    """Learn from the pseudo-inverse of corrupted images, as if they were clean."""
+    """Learn from the pseudo-inverse of corrupted images, as if they were clean.
+
+    >>> from unmurk.problem import Problem
+    >>> y, problem = torch.ones(4, 1, 4, 4), Problem("sr:average,factor=2", 0.1)
+    >>> clean, noisy = (cls().build(y, problem, (1, 8, 8)) for cls in (Clean, Noisy))
+    >>> index, x = torch.arange(4), torch.ones(4, 1, 8, 8)  # x is the pseudo-inverse of y
+    >>> one = clean.losses(x, index, 0.0, torch.Generator().manual_seed(0))
+    >>> other = noisy.losses(y, index, 0.0, torch.Generator().manual_seed(0))
+    >>> one["prior"].item() == other["prior"].item()
+    True
+    """
 
     def losses(
         self, y: Tensor, index: Tensor, progress: float, generator: torch.Generator

@@ -22,6 +22,11 @@ class ProblemBinder:
     Args:
         problem: How the measurements were made.
         shape: Shape (C, H, W) of the images behind them.
+
+    >>> binder = ProblemBinder(Problem("inpaint:random,keep=0.5", 0.1), (1, 8, 8))
+    >>> bound = binder.bind(torch.tensor([3, 5]), torch.device("cpu"))
+    >>> bound.index, bound.mask.shape
+    ([3, 5], torch.Size([2, 1, 8, 8]))
     """
 
     def __init__(self, problem: Problem, shape: tuple[int, int, int]) -> None:

@@ -26,7 +26,13 @@ SCORES = {"measurement_swd", "chi2", "elbo"}
 
 
 class StateMismatch(ValueError):
-    """A state does not belong to this run."""
+    """A state does not belong to this run.
+
+    >>> check_like({"w": torch.zeros(2)}, {"w": torch.zeros(3)}, "modules")
+    Traceback (most recent call last):
+        ...
+    unmurk.training.checkpoint.StateMismatch: modules.w has another shape
+    """
 
 
 class Checkpoint:
@@ -37,6 +43,13 @@ class Checkpoint:
 
     Attributes:
         path: The state file.
+
+    >>> checkpoint = Checkpoint(Path("continued"))
+    >>> checkpoint.exists()
+    False
+    >>> checkpoint.save({"step": 3})
+    >>> checkpoint.exists(), len(checkpoint.read({})) == checkpoint.path.stat().st_size
+    (True, True)
     """
 
     def __init__(self, folder: Path) -> None:
@@ -169,6 +182,12 @@ def check_like(found: Any, own: Any, where: str) -> None:
 
     Raises:
         StateMismatch: Names, shapes or types differ.
+
+    >>> check_like({"w": torch.zeros(3)}, {"w": torch.ones(3)}, "modules")
+    >>> check_like({"v": torch.zeros(3)}, {"w": torch.ones(3)}, "modules")
+    Traceback (most recent call last):
+        ...
+    unmurk.training.checkpoint.StateMismatch: modules has other entries
     """
     if isinstance(own, Tensor):
         if not isinstance(found, Tensor) or found.shape != own.shape:

@@ -31,6 +31,10 @@ def conditioning_stem(prior: Prior, channels: int) -> nn.Conv2d:
 
     Raises:
         InputError: The prior has a network of the caller's own, whose first layer is unknown.
+
+    >>> prior = Prior.create("tiny", (1, 8, 8))
+    >>> conditioning_stem(prior, 2).weight.shape[1:]
+    torch.Size([2, 3, 3])
     """
     first = getattr(prior.network, "conv_in", None)
     if not isinstance(first, nn.Conv2d):
@@ -82,6 +86,15 @@ class ConditionalDenoiser:
     Args:
         prior: The prior. Used by itself, it works as before.
         stem: V, a convolution without bias from the channels to the network's first features.
+
+    >>> prior = Prior.create("tiny", (1, 8, 8)).eval()
+    >>> stem = conditioning_stem(prior, 2)
+    >>> _ = nn.init.zeros_(stem.weight)  # c then has no effect
+    >>> x, c = torch.rand(3, 1, 8, 8), torch.rand(3, 2, 8, 8)
+    >>> with torch.no_grad():
+    ...     found = ConditionalDenoiser(prior, stem).denoise(x, 0.5, c)
+    ...     torch.allclose(found, prior.denoise(x, 0.5))
+    True
     """
 
     def __init__(self, prior: Prior, stem: nn.Module) -> None:

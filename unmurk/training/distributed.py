@@ -38,6 +38,12 @@ def check_batch_divisible(batch: int, ranks: int) -> None:
 
     Raises:
         InputError: The batch is not divisible by the number of processes.
+
+    >>> check_batch_divisible(32, ranks=4)
+    >>> check_batch_divisible(32, ranks=3)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: a batch of 32 does not divide among 3 processes: give a multiple of 3
     """
     if batch % ranks:
         raise InputError(
@@ -47,7 +53,11 @@ def check_batch_divisible(batch: int, ranks: int) -> None:
 
 
 def processes() -> Any:
-    """Return the `accelerate.Accelerator` of this process: its rank and its device."""
+    """Return the `accelerate.Accelerator` of this process: its rank and its device.
+
+    >>> processes().num_processes, processes().process_index
+    (1, 0)
+    """
     from accelerate import Accelerator
 
     # By itself accelerate would take Apple's MPS, and would take each of several processes without
@@ -56,7 +66,11 @@ def processes() -> Any:
 
 
 def first_process() -> bool:
-    """Whether this is the process that writes: the first, or the only one."""
+    """Whether this is the process that writes: the first, or the only one.
+
+    >>> first_process()
+    True
+    """
     return bool(processes().is_main_process)
 
 
@@ -66,6 +80,12 @@ def lost() -> Iterator[None]:
 
     Raises:
         InputError: A message could not be sent or received.
+
+    >>> with lost():
+    ...     raise RuntimeError("Connection closed by peer")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: another process of this run has ended: run the same command ...
     """
     try:
         yield
@@ -87,6 +107,11 @@ def average_over(tensors: Sequence[Tensor], ranks: int) -> None:
 
     Raises:
         InputError: Another process has ended.
+
+    >>> gradient = torch.tensor([1.0, 2.0])
+    >>> average_over([gradient], ranks=1)  # the mean over one process
+    >>> gradient
+    tensor([1., 2.])
     """
     if ranks == 1:
         return
@@ -111,6 +136,9 @@ def broadcast(data: bytes | None, ranks: int, device: torch.device) -> bytes | N
 
     Raises:
         InputError: Another process has ended.
+
+    >>> broadcast(b"state", 1, torch.device("cpu"))
+    b'state'
     """
     if ranks == 1:
         return data

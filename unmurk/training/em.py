@@ -110,6 +110,13 @@ class Em(Learner):
     Raises:
         InputError: The schedule has too few rounds. `build` also refuses a problem that needs a
             solver if there is none.
+
+    >>> Em(rounds=Rounds(rounds=3)).rounds.rounds, Em.takes(Problem("identity", 0.1))
+    (3, True)
+    >>> Em(e_step="conditional", rounds=Rounds(rounds=1))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: rounds.rounds is 1: with a conditional e_step it must be at least ...
     """
 
     citation: ClassVar[str] = """@inproceedings{rozet2024learning,

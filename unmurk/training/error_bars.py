@@ -51,6 +51,12 @@ class Leading(Source):
     Args:
         y: The source.
         count: Number of measurements.
+
+    >>> import numpy as np
+    >>> from unmurk.io.source import of_array
+    >>> first = Leading(of_array("set", np.zeros((5, 8, 8), np.uint8), None), 3)
+    >>> first.shape, first[1:].shape
+    ((3, 1, 8, 8), torch.Size([2, 1, 8, 8]))
     """
 
     def __init__(self, y: Source, count: int) -> None:
@@ -114,6 +120,12 @@ def kept_out(folder: Path, count: int) -> int:
     """Return how many measurements a run that has begun gave up; `count` for a new run.
 
     A run whose budget is raised keeps the measurements that it has not seen.
+
+    >>> Path("begun").mkdir()
+    >>> Path("begun/config.json").write_text('{"held_out": 16}')
+    16
+    >>> kept_out(Path("begun"), 668), kept_out(Path("not-begun"), 668)
+    (16, 668)
     """
     config = folder / "config.json"
     if not config.exists():
@@ -149,6 +161,14 @@ def calibrate_run(
 
     Returns:
         The record to be written, or None if the run already has one.
+
+    >>> problem = Problem("identity", 0.1)
+    >>> x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> posterior = Posterior.create("tiny", (1, 8, 8), 0.1).eval()  # untrained: N(y, 0.1^2)
+    >>> y = problem.simulate(x, 0)
+    >>> record = calibrate_run(Path("bars"), posterior, y, problem, held=8, kimg=1.0, seed=0)
+    >>> record["images"], sorted(path.name for path in Path("bars").iterdir())
+    (8, ['verdict.json'])
     """
     old = read_record(folder)
     if old is not None and old.get("kimg") == kimg:
@@ -205,7 +225,12 @@ def _doubt(y: Tensor, problem: Problem, shape: tuple[int, int, int], index: list
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write calibration.json into a run folder. Raises InputError if it cannot be written."""
+    """Write calibration.json into a run folder. Raises InputError if it cannot be written.
+
+    >>> write_record(Path("bars"), {"images": 16, "trusted": True})
+    >>> read_record("bars")["images"]
+    16
+    """
     write(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -217,13 +242,22 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
 
     Raises:
         InputError: The file cannot be read.
+
+    >>> read_record("no-run") is None
+    True
     """
     path = Path(folder) / RECORD
     return read_object(path) if path.exists() else None
 
 
 def say(record: dict[str, Any], verdict: Verdict | None = None) -> None:
-    """Print one line on a calibration to stderr, and one with the verdict."""
+    """Print one line on a calibration to stderr, and one with the verdict.
+
+    >>> from contextlib import redirect_stderr
+    >>> with redirect_stderr(sys.stdout):
+    ...     say({"trusted": False, "why": "there is no noise"})
+    error bars are not calibrated: there is no noise
+    """
     ratios = record.get("spread_over_error", {}).get("measured", {})
     before, psnr = ratios.get("before"), (record.get("unbiased_psnr") or {}).get("after")
     text = "" if psnr is None else f"; unbiased PSNR {psnr:.2f} dB"

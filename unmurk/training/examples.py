@@ -43,6 +43,13 @@ class Examples:
         numbers: Their numbers in the set.
         crops: Where they lie in their images, for parts of captures; empty for whole images.
         hidden: 1 where a measurement is missing, (N, 1, h, w), or None.
+
+    >>> examples = Examples(torch.rand(2, 1, 8, 8), [3, 7])
+    >>> Path("shown").mkdir()
+    >>> examples.save(Path("shown"))
+    >>> found = Examples.load(Path("shown"))
+    >>> torch.equal(found.y, examples.y), found.problem(Problem("identity", 0.1)).index
+    (True, [3, 7])
     """
 
     y: Tensor
@@ -118,6 +125,10 @@ def choose_examples(
 
     Returns:
         At most `COUNT` examples, or None if the measurements are too large to be kept.
+
+    >>> y = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.1, 0.8]).view(6, 1, 1, 1).expand(6, 1, 8, 8)
+    >>> choose_examples(y, Problem("identity", 0.1)).numbers  # the most usual, then the others
+    [0, 4, 5, 1]
     """
     if isinstance(y, Crops):
         return _parts(y, problem)

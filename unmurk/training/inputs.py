@@ -73,6 +73,10 @@ def measurements(
 
     Raises:
         InputError: The data cannot be read, or crops are asked for and do not fit the operator.
+
+    >>> identity, images = as_operator("identity"), [torch.rand(2, 1, n, n) for n in (28, 128)]
+    >>> [measurements(y, identity, Settings(), None, "refuse", Path(".")).shape for y in images]
+    [torch.Size([2, 1, 28, 28]), (1048576, 1, 64, 64)]
     """
     crop = settings.crop
     if isinstance(data, list | tuple) and len({tuple(image.shape) for image in data}) == 1:
@@ -122,6 +126,12 @@ def with_maps(
 
     Raises:
         InputError: The maps do not fit the measurements, the noise or the method.
+
+    >>> maps = torch.tensor([[[[0.1, 0.2, 0.4]]]])
+    >>> y, learner = torch.ones(1, 1, 1, 3), METHODS["flowdiff"]()
+    >>> problem = with_maps(maps, y, y, Problem("identity", 0.0), learner, 1)[1]
+    >>> round(problem.sigma, 4)  # the median
+    0.2
     """
     if noise_maps is None:
         return y, problem, None
@@ -171,6 +181,11 @@ def weighed(
 
     Raises:
         InputError: Repeated captures have noise that would be estimated.
+
+    >>> maps = maps_for(torch.tensor([[[[0.1, 0.2, 0.4]]]]), Problem("identity", 0.0))
+    >>> y, problem = weighed(torch.ones(1, 1, 1, 3), Problem("identity", 0.2), maps, (1, 1, 3))
+    >>> y[:].flatten(), problem.bind([0], (1, 1, 3)).A(torch.ones(1, 1, 1, 3)).flatten()
+    (tensor([2.0000, 1.0000, 0.5000]), tensor([2.0000, 1.0000, 0.5000]))
     """
     if maps is not None:
 
@@ -199,7 +214,14 @@ def weighed(
 
 
 def check_helpers(learner: Learner, repeats: int, clean: Any) -> None:
-    """Raise InputError for repeated captures, or clean images, that a method cannot use."""
+    """Raise InputError for repeated captures, or clean images, that a method cannot use.
+
+    >>> check_helpers(METHODS["em"](), repeats=2, clean=None)
+    >>> check_helpers(METHODS["ambient"](), repeats=2, clean=None)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: ambient does not learn from repeated captures (--repeats): take ...
+    """
     REPEATS.check("repeats (--repeats)", repeats)
     for given, word, what in (
         (repeats > 1, "takes_repeats", "repeated captures (--repeats)"),
@@ -213,7 +235,11 @@ def check_helpers(learner: Learner, repeats: int, clean: Any) -> None:
 
 
 def captures_in_line(data: Any, repeats: int) -> Any:
-    """Return captures (S, N, C, H, W) as (S N, C, H, W); other data as they are."""
+    """Return captures (S, N, C, H, W) as (S N, C, H, W); other data as they are.
+
+    >>> captures_in_line(torch.zeros(5, 2, 1, 8, 8), repeats=2).shape
+    torch.Size([10, 1, 8, 8])
+    """
     if not isinstance(data, Tensor | np.ndarray) or data.ndim != 5 or repeats == 1:
         return data
     if data.shape[1] != repeats:
@@ -238,6 +264,10 @@ def clean_images(
 
     Raises:
         InputError: The images cannot be read, or have another shape.
+
+    >>> y, clean = torch.zeros(5, 1, 8, 8), torch.rand(3, 1, 8, 8)
+    >>> clean_images(clean, y, (1, 8, 8), None, Path(".")).shape
+    torch.Size([3, 1, 8, 8])
     """
     if clean is None:
         return None
@@ -276,7 +306,14 @@ def _cut_by_default(data: Any, span: Spans, nan: Nan, select: Selection) -> bool
 
 
 def on_crops(crops: Crops, problem: Problem, learner: Learner) -> tuple[Problem, Learner]:
-    """Return the problem of the crops, and the learner with a solver if crops hide pixels."""
+    """Return the problem of the crops, and the learner with a solver if crops hide pixels.
+
+    >>> operator = as_operator("blur:gaussian,sigma=1")
+    >>> crops = Crops(as_captures(torch.rand(2, 1, 100, 120)), operator, 64)
+    >>> problem, _ = on_crops(crops, Problem(operator, 0.1), METHODS["flowdiff"]())
+    >>> problem.bind([3, 5], (1, 64, 64)).A(torch.ones(2, 1, 64, 64)).shape
+    torch.Size([2, 1, 64, 64])
+    """
     if crops.masked and is_clean(learner):
         raise InputError(
             "clean images have no missing pixels: leave out those that have, or that are smaller "
@@ -287,12 +324,23 @@ def on_crops(crops: Crops, problem: Problem, learner: Learner) -> tuple[Problem,
 
 
 def is_clean(learner: Learner) -> bool:
-    """Whether a learner is given clean images in place of measurements."""
+    """Whether a learner is given clean images in place of measurements.
+
+    >>> is_clean(Clean()), is_clean(Noisy())
+    (True, False)
+    """
     return isinstance(learner, Clean) and not isinstance(learner, Noisy)
 
 
 def check_data(y: Tensor | Source, problem: Problem, clean: bool) -> None:
-    """Raise InputError for measurements or noise that no method can learn from."""
+    """Raise InputError for measurements or noise that no method can learn from.
+
+    >>> check_data(torch.rand(2, 1, 8, 8), Problem("identity", 0.1), clean=False)
+    >>> check_data(torch.rand(2, 8, 8), Problem("identity", 0.1), clean=False)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: measurements must be (N, C, H, W) with N > 0, not (2, 8, 8)
+    """
     if y.ndim != 4 or not len(y):
         raise InputError(f"measurements must be (N, C, H, W) with N > 0, not {tuple(y.shape)}")
     if problem.level <= 0 and not clean:
@@ -310,6 +358,13 @@ def check_takes(learner: Learner, problem: Problem, given: Problem) -> None:
         learner: The learner.
         problem: The problem that it would learn, with hidden pixels and white noise.
         given: The problem as it was given, for the message.
+
+    >>> denoising, blur = Problem("identity", 0.1), Problem("blur:gaussian,sigma=1", 0.1)
+    >>> check_takes(METHODS["ambient"](), denoising, denoising)
+    >>> check_takes(METHODS["ambient"](), blur, blur)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: ambient cannot learn from blur:... with noise ...: take one of ...
     """
     if learner.takes(problem):
         return
@@ -324,7 +379,14 @@ def check_takes(learner: Learner, problem: Problem, given: Problem) -> None:
 def with_gaps(
     y: Tensor | Source, problem: Problem, nan: Nan, learner: Learner
 ) -> tuple[Tensor | Source, Problem, Learner]:
-    """Hide pixels that are not finite: return such measurements, problem and learner."""
+    """Hide pixels that are not finite: return such measurements, problem and learner.
+
+    >>> y, problem = torch.tensor([[[[1.0, torch.nan]]]]), Problem("identity", 0.1)
+    >>> y, problem, _ = with_gaps(y, problem, "mask", METHODS["flowdiff"]())
+    >>> seen = problem.bind([0], (1, 1, 2)).A(torch.ones(1, 1, 1, 2))
+    >>> y.flatten().tolist(), seen.flatten().tolist()
+    ([1.0, 0.0], [1.0, 0.0])
+    """
     y, pixels = gaps(y, nan)
     if not pixels:
         return y, problem, learner
@@ -353,7 +415,12 @@ def _scale_of(data: Any, y: Tensor | Source) -> Scale | None:
 
 
 def scale_record(data: Any, y: Tensor | Source) -> dict[str, Any]:
-    """Return what config.json says of the files: type, format, and range if it needs one."""
+    """Return what config.json says of the files: type, format, and range if it needs one.
+
+    >>> data = ImageSet(torch.rand(2, 1, 8, 8), ["a", "b"], Scale.of("uint16", (0, 4095)))
+    >>> scale_record(data, data.images)
+    {'file_type': 'uint16', 'file_format': 'npy', 'range': [0.0, 4095.0]}
+    """
     scale = _scale_of(data, y)
     if scale is None:
         return {}
@@ -364,6 +431,11 @@ def scale_record(data: Any, y: Tensor | Source) -> dict[str, Any]:
 
 
 def file_span(data: Any, y: Tensor | Source) -> Any:
-    """Return file values of black and white and their type, if the type is not enough."""
+    """Return file values of black and white and their type, if the type is not enough.
+
+    >>> data = ImageSet(torch.rand(2, 1, 8, 8), ["a", "b"], Scale.of("uint16", (0, 4095)))
+    >>> file_span(data, data.images)
+    Span(black=0.0, white=4095.0, dtype='uint16')
+    """
     scale = _scale_of(data, y)
     return None if scale is None else scale.span

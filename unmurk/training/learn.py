@@ -165,6 +165,15 @@ def learn(
             settings are out of their bounds, the budget is too small to train the prior, or
             smaller than that of the run folder, the run needs more memory than there is, or the
             run folder belongs to another run, has another format, or is in use by another process.
+
+    >>> import torch
+    >>> problem = Problem("identity", noise=0.2)
+    >>> y = problem.simulate(torch.full((8, 1, 8, 8), 0.5), seed=0)
+    >>> short = {"kimg": 0.004, "batch": 2, "precision": "fp32", "quiet": True}
+    >>> prior, posterior = learn(y, problem, out="runs/a", **short)
+    >>> mean, std = posterior.mean_std(y, problem)
+    >>> prior.shape, mean.shape, bool((std > 0).all())
+    ((1, 8, 8), torch.Size([8, 1, 8, 8]), True)
     """
     own = settings is not None or "rate" in options
     settings, module, options = _settings(settings, network, options)

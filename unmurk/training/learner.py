@@ -58,6 +58,14 @@ class Learner:
         citation: BibTeX of the paper.
         takes_repeats: Whether it learns from repeated captures of each scene.
         takes_clean: Whether it learns from clean images beside the measurements.
+
+    >>> from unmurk.training import Ambient
+    >>> Ambient(delta=0.2).delta, Ambient.takes(Problem("blur:gaussian,sigma=1", 0.1))
+    (0.2, False)
+    >>> Ambient(delta=2)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: delta must be a number from 0.001 to 0.999, got 2
     """
 
     name: ClassVar[str] = ""
@@ -358,6 +366,10 @@ def as_dict(learner: Learner) -> dict[str, Any]:
     """Return the options of a learner as config.json keeps them.
 
     A nested dataclass becomes a dict; a function becomes its `spec`, or "own" if it has none.
+
+    >>> from unmurk.training import Ambient, Em
+    >>> as_dict(Ambient(delta=0.2)), as_dict(Em())["rounds"]["rounds"]
+    ({'delta': 0.2}, 6)
     """
     return {field.name: _plain(getattr(learner, field.name)) for field in fields(learner)}
 

@@ -59,6 +59,12 @@ def corrupted(clean: Tensor, problem: Problem, generator: torch.Generator) -> Te
 
     Returns:
         Measurements of the same shape.
+
+    >>> noise = torch.Generator().manual_seed(0)
+    >>> clean = torch.full((100, 1, 8, 8), 0.5)
+    >>> y = corrupted(clean, Problem("identity", 0.1), noise)
+    >>> round(float((y - clean).std()), 2)
+    0.1
     """
     noise = problem.noise
     if isinstance(noise, PerChannel):
@@ -88,6 +94,13 @@ def denoising(prior: Prior, x: Tensor, sigma: Tensor, generator: torch.Generator
 
     Returns:
         The loss, a scalar.
+
+    >>> from types import SimpleNamespace
+    >>> noise, sigma = torch.Generator().manual_seed(0), torch.full((100,), 0.5)
+    >>> identity = SimpleNamespace(denoise=lambda x, sigma: x)  # leaves all noise
+    >>> loss = denoising(identity, torch.rand(100, 1, 8, 8, generator=noise), sigma, noise)
+    >>> round(float(loss), 1)  # 1 + 4 sigma^2
+    2.0
     """
     return score_matching(prior.denoise, x, sigma, generator)
 
@@ -134,6 +147,14 @@ def ambient_matching(
 
     Returns:
         The loss, a scalar.
+
+    >>> from types import SimpleNamespace
+    >>> noise, sigma = torch.Generator().manual_seed(0), torch.full((400,), 0.5)
+    >>> y = 0.1 * torch.randn(400, 1, 8, 8, generator=noise)  # all images are black
+    >>> black = SimpleNamespace(denoise=lambda x, sigma: 0 * x)  # the exact denoiser
+    >>> loss = ambient_matching(black, y, y, 0.1, sigma, noise)
+    >>> round(float(loss), 3), round(8 * 0.1**2 * (1 - 0.1**2 / 0.5**2), 3)  # lambda d = 8
+    (0.077, 0.077)
     """
     above = per_image(sigma > sigma_y, x) > 0
     extra = per_image((sigma**2 - sigma_y**2).clamp_min(0).sqrt(), x)
@@ -187,6 +208,17 @@ def masked_ambient_matching(
 
     Returns:
         The loss, a scalar.
+
+    >>> from types import SimpleNamespace
+    >>> noise, shape = torch.Generator().manual_seed(0), (1, 8, 8)
+    >>> problem = Problem("inpaint:random,keep=0.5", 0.1).bind(range(8), shape)
+    >>> y = problem.A(torch.zeros(8, *shape))  # black images without noise
+    >>> black = SimpleNamespace(
+    ...     denoise=lambda x, sigma: 0 * x, mean=lambda y, problem: torch.zeros(8, *shape)
+    ... )
+    >>> sigma = torch.full((8,), 0.05)  # below `above`, where D is matched to m(y)
+    >>> float(masked_ambient_matching(black, black, y, problem, sigma, noise, 0.1, 0.2))
+    0.0
     """
     with torch.no_grad():
         given = with_hidden(problem, hide, generator)
@@ -217,6 +249,11 @@ def with_hidden(problem: Problem, fraction: float, generator: torch.Generator) -
 
     Raises:
         InputError: The problem is not bound to images.
+
+    >>> problem = Problem("inpaint:random,keep=0.5", 0.1).bind(range(100), (1, 8, 8))
+    >>> less = with_hidden(problem, 0.2, torch.Generator().manual_seed(0))
+    >>> round(float(less.mask.mean() / problem.mask.mean()), 1)
+    0.8
     """
     operator = problem.operator
     inner = operator.operator if isinstance(operator, Weighted) else operator
@@ -285,6 +322,14 @@ def recorrupted(
 
     Returns:
         The loss, a scalar.
+
+    >>> noise, shape = torch.Generator().manual_seed(0), (1, 8, 8)
+    >>> posterior = Posterior.create("tiny", shape, 0.1)  # m(y) = y at the start
+    >>> problem = Problem("identity", 0.1).bind(range(100), shape)
+    >>> y = torch.rand(100, *shape, generator=noise)
+    >>> loss = recorrupted(posterior, y, problem, 1.0, noise)
+    >>> round(loss.item(), 2)  # sigma^2 (alpha + 1 / alpha)^2
+    0.04
     """
     if isinstance(problem.noise, PoissonGaussian | PerChannel):
         noisier, target = problem.noise.split(y, 1 / (1 + alpha**2), generator)
@@ -325,6 +370,12 @@ def noise2noise(
 
     Returns:
         The loss, a scalar.
+
+    >>> posterior = Posterior.create("tiny", (1, 8, 8), 0.1)  # m(y) = y at the start
+    >>> problem = Problem("identity", 0.1).bind(range(2), (1, 8, 8))
+    >>> y = torch.zeros(2, 1, 8, 8)
+    >>> round(noise2noise(posterior, y, problem, y + 0.2, problem).item(), 4)  # 0.2^2
+    0.04
     """
     start, correction = posterior.parts(problem.operator.apply_mask(y), problem)
     mean = start + correction
@@ -349,6 +400,12 @@ def supervised(
 
     Returns:
         The loss, a scalar.
+
+    >>> posterior = Posterior.create("tiny", (1, 8, 8), 0.1)  # m(y) = y at the start
+    >>> problem = Problem("identity", 0.1).bind(range(100), (1, 8, 8))
+    >>> x, noise = torch.zeros(100, 1, 8, 8), torch.Generator().manual_seed(0)
+    >>> round(supervised(posterior, x, problem, noise).item(), 3)  # sigma^2
+    0.01
     """
     y = corrupted(problem.A(x), problem, generator)
     return (posterior.mean(y, problem) - x).square().mean()
@@ -379,6 +436,16 @@ def forward_kl(
     Returns:
         The losses of the flow and of the mean network, two scalars. The second divides by
         max(sigma_y, 0.01)^2.
+
+    >>> import math
+    >>> posterior = Posterior.create("tiny", (1, 8, 8), 0.1)  # N(y, 0.1^2) at the start
+    >>> problem = Problem("identity", 0.1).bind(range(400), (1, 8, 8))
+    >>> x, noise = torch.zeros(400, 1, 8, 8), torch.Generator().manual_seed(0)
+    >>> flow, mean = forward_kl(posterior, x, problem, noise)
+    >>> round(flow.item(), 2), round(math.log(2 * math.pi * math.e * 0.1**2) / 2, 2)
+    (-0.88, -0.88)
+    >>> round(mean.item(), 2)
+    1.0
     """
     clean = problem.A(x)
     y = corrupted(clean, problem, generator)
@@ -405,6 +472,14 @@ def distilled(posterior: Posterior, teacher: Prior, y: Tensor, problem: Problem)
 
     Returns:
         The loss, a scalar.
+
+    >>> from types import SimpleNamespace
+    >>> posterior = Posterior.create("tiny", (1, 8, 8), 0.1)  # m(y) = y at the start
+    >>> problem = Problem("identity", 0.1).bind(range(2), (1, 8, 8))
+    >>> half = SimpleNamespace(denoise=lambda x, sigma: x / 2)
+    >>> y = torch.full((2, 1, 8, 8), 0.2)
+    >>> round(distilled(posterior, half, y, problem).item(), 4)  # (0.2 - 0.1)^2 / 0.1^2
+    1.0
     """
     with torch.no_grad():
         target = teacher.denoise(y, torch.full((len(y),), problem.sigma, device=y.device))
@@ -441,6 +516,16 @@ def elbo_loss(
 
     Returns:
         The loss, a scalar, and the images drawn (B, C, H, W) without gradients.
+
+    >>> import math
+    >>> from types import SimpleNamespace
+    >>> posterior = Posterior.create("tiny", (1, 8, 8), 0.1)  # N(y, 0.1^2) at the start
+    >>> problem = Problem("identity", 0.1).bind(range(400), (1, 8, 8))
+    >>> flat = SimpleNamespace(nelbo=lambda x, noise, constants: 0.0)
+    >>> y, noise = torch.zeros(400, 1, 8, 8), torch.Generator().manual_seed(0)
+    >>> loss, x = elbo_loss(posterior, flat, y, problem, noise)
+    >>> round(loss.item(), 2), round(0.5 - math.log(0.1), 2)
+    (2.8, 2.8)
     """
     context = posterior.context(y, problem)
     x, log_det = posterior.transform(gaussian(context.mean, generator), context)

@@ -51,6 +51,10 @@ class Need:
 
     Attributes:
         held: What the process holds already: the libraries, and the images if they are in memory.
+
+    >>> need = Need(held=1, step=10, weights=2, buffer=3, draws=4, moments=5, state=6)
+    >>> need.more, need.total  # 2 + 3 + max(5, 6, 10 + 4)
+    (19, 20)
     """
 
     held: int
@@ -80,6 +84,14 @@ def need(learner: Learner, settings: Settings, shape: Sequence[int], count: int)
         settings: Batch and precision.
         shape: Shape (C, H, W) of the images.
         count: Number of measurements.
+
+    >>> from unmurk.problem import Problem
+    >>> from unmurk.training import Clean
+    >>> shape = (1, 8, 8)
+    >>> learner = Clean().build(torch.zeros(4, *shape), Problem("identity", 0.1), shape)
+    >>> small, large = (need(learner, Settings(batch=b), shape, 4) for b in (8, 16))
+    >>> round(large.step / small.step, 2), large.weights == small.weights
+    (2.0, True)
     """
     each, ranks = _bytes_kept(learner, settings.precision), _ranks()
     most = max(sum(n * each[name] for name, n in phase.items()) for phase in learner.graphs)
@@ -124,6 +136,15 @@ def check(
     Raises:
         InputError: There is too little memory. The message names what the run needs, what there
             is, and the largest batch that would fit.
+
+    >>> from unmurk.problem import Problem
+    >>> from unmurk.training import Clean
+    >>> learner = Clean().build(torch.zeros(4, 1, 8, 8), Problem("identity", 0.1), (1, 8, 8))
+    >>> shape, cpu = (1, 2**20, 2**20), torch.device("cpu")
+    >>> check(learner, Settings(), shape, 4, cpu, quiet=True)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: learning would take ... GiB more memory and ... GiB are free ...
     """
     found = need(learner, settings, shape, count)
     size = f"{shape[1]}x{shape[2]}"
@@ -157,7 +178,13 @@ def described(shape: Sequence[int], count: int) -> str:
 
 
 def announce(found: Need, what: str, seconds: float | None = None) -> None:
-    """Print the images of a run, its memory, and how long it takes where that is known."""
+    """Print the images of a run, its memory, and how long it takes where that is known.
+
+    >>> from contextlib import redirect_stderr
+    >>> with redirect_stderr(sys.stdout):
+    ...     announce(Need(GIB, GIB, 0, 0, 0, 0, 0), "12 images of 8x8", seconds=200.0)
+    learning from 12 images of 8x8: about 3 min and 2.0 GiB here
+    """
     duration = "" if seconds is None else f"{_duration(seconds)} and "
     text = f"learning from {what}: about {duration}{found.total / GIB:.1f} GiB"
     print(text if seconds is None else f"{text} here", file=sys.stderr)
@@ -187,6 +214,9 @@ def available() -> float:
 
     The machine, its container and the limits of the process bound them. The result is infinite
     where the system states no bound.
+
+    >>> available() > 0
+    True
     """
     return max(0.0, min([_machine(), *_groups(), _limit()]))
 

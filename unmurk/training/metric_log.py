@@ -35,6 +35,15 @@ class MetricLogger:
 
     Raises:
         InputError: The file cannot be written.
+
+    >>> log = MetricLogger(Path("metrics.jsonl"), steps=2, batch=500, quiet=True)
+    >>> for step in (1, 2):
+    ...     log.add(step, float(step), 0, {"prior": 1 / step})
+    >>> log.close()
+    >>> for line in Path("metrics.jsonl").read_text().splitlines():
+    ...     print(line)
+    {"kimg": 0.5, "seconds": 1.0, "skipped": 0, "loss/prior": 1.0}
+    {"kimg": 1.0, "seconds": 2.0, "skipped": 0, "loss/prior": 0.5}
     """
 
     def __init__(

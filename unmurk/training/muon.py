@@ -199,6 +199,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
     Returns:
         Matrices of the same shape.
+
+    >>> matrices = torch.diag(torch.tensor([4.0, 1.0, 0.25]))[None]
+    >>> values = torch.linalg.svdvals(orthogonal(matrices))
+    >>> bool((values > 0.65).all() and (values < 1.25).all())
+    True
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -43,6 +43,12 @@ def progress_of(run: str | Path) -> float | None:
 
     Raises:
         InputError: The file is damaged.
+
+    >>> Path("half").mkdir()
+    >>> Path("half/progress.json").write_text('{"share": 0.5}')
+    14
+    >>> progress_of("half"), progress_of("finished") is None
+    (0.5, True)
     """
     path = Path(run) / FILE
     if not path.exists():
@@ -61,6 +67,13 @@ class Preview:
         watch: Called with the share of the run after each preview; None: nothing is called.
         every: Seconds between two previews.
         cost: Largest share of the run's time that previews take.
+
+    >>> from unmurk.flows.posterior import Posterior
+    >>> preview = Preview(Path("previewed"), watch=lambda share: print(f"{share:.0%}"))
+    >>> preview.make({"posterior": Posterior.create("tiny", (1, 8, 8), 0.1)}, 0.25)
+    25%
+    >>> progress_of("previewed")
+    0.25
     """
 
     def __init__(

@@ -39,6 +39,9 @@ class PriorFirst(Learner):
     =================  ================================  =====================================
 
     So the posterior is as good as the prior, and adds nothing to it.
+
+    >>> PriorFirst().phases()["flow"], PriorFirst().phases()["prior"][0].end
+    ((LRPhase(start=0.7, end=1.0, peak=1.0),), 0.7)
     """
 
     def make_buffers(self) -> dict[str, Tensor]:

@@ -45,6 +45,13 @@ def register(name: str) -> Callable[[LearnerType], LearnerType]:
 
     Raises:
         InputError: The name is taken, or the class does not derive from `Learner`.
+
+    >>> @register("halved")
+    ... class Halved(Learner):
+    ...     pass
+    >>> METHODS["halved"] is Halved
+    True
+    >>> del _learners["halved"]  # this example leaves nothing behind
     """
 
     def decorate(cls: LearnerType) -> LearnerType:
@@ -109,6 +116,13 @@ def resolve(method: str | type[Learner] | Learner, options: Mapping[str, Any]) -
     Raises:
         InputError: The method or an option is unknown, a value is out of its bounds, or options
             are given beside an instance.
+
+    >>> resolve("ambient", {"delta": 0.2}).delta
+    0.2
+    >>> resolve("ambient", {"eps": 0.2})
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: unknown setting or option 'eps' of ambient: its options are delta
     """
     if isinstance(method, Learner):
         if options:

@@ -56,6 +56,10 @@ def chunk_size(prior: Prior, solver: PosteriorSampler | None = None) -> int:
     """Return how many images are drawn at once.
 
     A solver may differentiate through the network, which takes four times the memory.
+
+    >>> prior = Prior.create(nn.Identity(), (1, 64, 64))
+    >>> chunk_size(prior), chunk_size(prior, lambda y, problem, prior, streams: y)
+    (2048, 512)
     """
     _, height, width = prior.shape
     return max(1, prior.together(height * width) // (1 if solver is None else 4))
@@ -96,6 +100,14 @@ def draw_posterior(
 
     Raises:
         InputError: A is not the identity and there is no solver.
+
+    >>> shape, y = (1, 8, 8), torch.full((2, 1, 4, 4), 0.5)
+    >>> problem = Problem("sr:average,factor=2", 0.1).bind(range(2), shape)
+    >>> prior, streams = Prior.create(nn.Identity(), shape), PerImageGenerator(0, range(2))
+    >>> def solver(y, problem, prior, streams):
+    ...     return problem.A_dagger(y)
+    >>> draw_posterior(y, problem, prior, streams, solver, 16).shape
+    torch.Size([2, 1, 8, 8])
     """
     if is_denoising(problem):
         return prior.restore(y, problem.sigma, streams, steps)

@@ -48,6 +48,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         InputError: There is none, it cannot be read, or the folder has another format.
+
+    >>> open_run(Path("opened"), {"method": "em"})
+    >>> read_config("opened")["method"], read_config("opened")["format"] == FORMAT
+    ('em', True)
     """
     config = read_object(Path(folder) / "config.json")
     found = config.get("format")
@@ -73,6 +77,13 @@ def open_run(folder: Path, config: dict[str, Any]) -> None:
     Raises:
         InputError: The folder holds another run or other files, has another format, or cannot be
             written.
+
+    >>> open_run(Path("other"), {"method": "em"})
+    >>> open_run(Path("other"), {"method": "em"})  # the same run, which continues
+    >>> open_run(Path("other"), {"method": "sure"})
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: other holds a run with another method: give another folder, or ...
     """
     path = folder / "config.json"
     try:
@@ -162,7 +173,12 @@ def _difference(key: str, old: Any, new: Any) -> str:
 
 
 def fingerprint(y: Tensor | Source) -> dict[str, Any]:
-    """Return shape and hash of measurements, which tell one data set from another."""
+    """Return shape and hash of measurements, which tell one data set from another.
+
+    >>> y = torch.zeros(2, 1, 4, 4)
+    >>> fingerprint(y) == fingerprint(y.clone()), fingerprint(y) == fingerprint(y + 1)
+    (True, False)
+    """
     if isinstance(y, Source):
         return y.fingerprint()
     digest = hashlib.sha256(y.contiguous().cpu().numpy().data).hexdigest()  # no copy
@@ -178,6 +194,11 @@ def save_model(folder: Path, model: Any) -> None:
 
     Raises:
         InputError: The files cannot be written.
+
+    >>> from unmurk.flows.posterior import Posterior
+    >>> save_model(Path("saved/posterior"), Posterior.create("tiny", (1, 8, 8), 0.1))
+    >>> Posterior.load(Path("saved/posterior")).shape
+    (1, 8, 8)
     """
     try:
         with place_folder(folder) as part:

@@ -25,6 +25,10 @@ class LRPhase:
         start: Fraction of the run at which the rate begins to rise.
         end: Fraction of the run at which the rate has fallen to its minimum.
         peak: Highest rate, relative to that of the settings.
+
+    >>> late = ParamGroup([], (LRPhase(0.4, 0.8, peak=0.5),))
+    >>> [round(late.rate(progress), 2) for progress in (0.41, 0.6, 0.8, 1.0)]
+    [0.5, 0.26, 0.01, 0.01]
     """
 
     start: float = 0.0

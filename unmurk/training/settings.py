@@ -29,6 +29,14 @@ class Settings:
             or, if an image is smaller than that, of fewer.
         augment: Whether the crops are flipped and turned by quarter turns. None: if the operator
             allows it.
+
+    >>> from unmurk.bounds import check_fields
+    >>> settings = Settings(kimg=10, batch=8)
+    >>> check_fields(settings)
+    >>> check_fields(Settings(rate=0))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: rate must be a number from 1e-12 to 10, got 0
     """
 
     network: str = "tiny"

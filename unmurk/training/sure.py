@@ -69,6 +69,13 @@ def sure(
 
     Returns:
         The estimates, shape (B,), and the images h(y).
+
+    >>> problem = Problem("identity", 0.1).bind(range(400), (1, 8, 8))
+    >>> x, noise = torch.full((400, 1, 8, 8), 0.5), torch.Generator().manual_seed(0)
+    >>> y = problem.simulate(x, 0)
+    >>> risk, half = sure(lambda y: y / 2, y, problem, noise)  # without x
+    >>> round(float(risk.mean()), 3), round(float((half - x).square().mean()), 3)
+    (0.065, 0.065)
     """
     probe = problem.operator.apply_mask(gaussian(y, generator))
     x = h(y)
@@ -81,7 +88,13 @@ def sure(
 
 @dataclass(eq=False, kw_only=True)
 class Sure(PriorFirst):
-    """SURE-Score, for linear operators and Gaussian noise."""
+    """SURE-Score, for linear operators and Gaussian noise.
+
+    >>> Sure.takes(Problem("blur:gaussian,sigma=1", 0.1))
+    True
+    >>> Sure.takes(Problem("identity", "poisson,gain=0.01"))
+    False
+    """
 
     citation: ClassVar[str] = """@misc{aali2023solving,
   title = {Solving Inverse Problems with Score-Based Generative Priors Learned from Noisy Data},

@@ -64,6 +64,14 @@ class Trainable(Protocol):
         ema: Their EMA copies.
         buffers: Further tensors that a continued run needs.
         groups: Parameters and their learning rate schedules.
+
+    >>> from unmurk.problem import Problem
+    >>> from unmurk.training import Clean
+    >>> learner: Trainable = Clean().build(
+    ...     torch.zeros(4, 1, 8, 8), Problem("identity", 0.1), (1, 8, 8)
+    ... )
+    >>> sorted(learner.modules), len(learner.groups)
+    (['posterior', 'prior'], 3)
     """
 
     modules: dict[str, nn.Module]
@@ -84,7 +92,17 @@ class Trainable(Protocol):
 
 
 class NonFiniteGradient(ArithmeticError):
-    """The gradient of a step is not finite, and the step was skipped."""
+    """The gradient of a step is not finite, and the step was skipped.
+
+    >>> from unmurk.problem import Problem
+    >>> from unmurk.training import Clean
+    >>> y = torch.full((4, 1, 8, 8), torch.nan)
+    >>> learner = Clean().build(y, Problem("identity", 0.1), (1, 8, 8))
+    >>> Trainer(learner, y, Settings(batch=2), Path("lost")).update()
+    Traceback (most recent call last):
+        ...
+    unmurk.training.trainer.NonFiniteGradient
+    """
 
 
 class Trainer:
@@ -110,6 +128,15 @@ class Trainer:
         skipped: Steps that were skipped because their gradient was not finite.
         factor: Factor of the learning rate, halved whenever training diverges.
         checked: Whether the checks that are due after the last step have been made.
+
+    >>> from unmurk.problem import Problem
+    >>> from unmurk.training import Clean
+    >>> y, settings = torch.zeros(4, 1, 8, 8), Settings(kimg=0.002, batch=2, precision="fp32")
+    >>> learner = Clean().build(y, Problem("identity", 0.1), (1, 8, 8))
+    >>> trainer = Trainer(learner, y, settings, Path("trained"), quiet=True)
+    >>> trainer.run()
+    >>> trainer.step, trainer.skipped, trainer.checkpoint.exists()
+    (1, 0, True)
     """
 
     def __init__(

@@ -62,6 +62,11 @@ class Checks:
         count: Images of a check; with 0 no check is made.
         seed: Seed of the choice of measurements and of all draws, which are the same at every
             check.
+
+    >>> y = torch.zeros(1, 1, 1, 1).expand(12_000, 1, 28, 28)
+    >>> checks = Checks.within(y, Problem("identity", 0.1), (1, 28, 28), kimg=100, seed=0)
+    >>> checks.count, [step for step in range(1, 101) if checks.due(step, 100)]
+    (187, [40, 60, 80, 100])
     """
 
     y: Tensor
@@ -129,7 +134,11 @@ class Checks:
 
 
 def preferred(figures: dict[str, float], to: dict[str, float]) -> bool:
-    """Whether weights with these results of the checks are better than those with others."""
+    """Whether weights with these results of the checks are better than those with others.
+
+    >>> preferred({"elbo": 1.5}, to={"elbo": 1.2})
+    True
+    """
     return figures["elbo"] > to["elbo"]
 
 
@@ -144,6 +153,13 @@ def measurement_swd(x: Tensor, y: Tensor, problem: Problem, noise: torch.Generat
 
     Returns:
         The distance, in the unit of images.
+
+    >>> problem = Problem("identity", 0.1).bind(range(64), (1, 4, 4))
+    >>> noise = torch.Generator().manual_seed(0)
+    >>> x = torch.rand(64, 1, 4, 4, generator=noise)
+    >>> y = problem.simulate(x, 0)
+    >>> measurement_swd(x, y, problem, noise) < 0.1 < measurement_swd(x + 0.5, y, problem, noise)
+    True
     """
     clean = problem.A(x)
     extra = torch.randn(clean.shape, generator=noise, device=noise.device)
@@ -185,6 +201,15 @@ def evidence_bound(
         y: Measurements (B, ...).
         problem: The problem, bound to these images.
         noise: Source of all draws.
+
+    >>> from types import SimpleNamespace
+    >>> posterior = Posterior.create("tiny", (1, 8, 8), 0.1)  # N(y, 0.1^2) at the start
+    >>> flat = SimpleNamespace(nelbo=lambda x, noise, draws: 0.0)  # so q is exact
+    >>> problem = Problem("identity", 0.1).bind(range(3), (1, 8, 8))
+    >>> noise = torch.Generator().manual_seed(0)
+    >>> bound = evidence_bound(flat, posterior, torch.zeros(3, 1, 8, 8), problem, noise)
+    >>> abs(bound) < 1e-4  # log p(y) = 0
+    True
     """
     context = posterior.context(y, problem)
     z = torch.randn(context.mean.shape, generator=noise, device=noise.device)

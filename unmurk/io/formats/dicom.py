@@ -51,6 +51,19 @@ class Dicom(Pages):
     Raises:
         InputError: The file is damaged or too large, holds no image or one with a palette, or
             pydicom is missing.
+
+    >>> import pydicom
+    >>> from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+    >>> data = pydicom.Dataset()
+    >>> data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
+    >>> data.file_meta = pydicom.dataset.FileMetaDataset()
+    >>> data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    >>> data.set_pixel_data(np.full((4, 6), 7, np.uint16), "MONOCHROME2", 12)
+    >>> data.RescaleSlope, data.RescaleIntercept = 2, -1000
+    >>> data.save_as("ct.dcm", enforce_file_format=True)
+    >>> scan = Dicom(Path("ct.dcm"))
+    >>> scan.shape, scan.span, float(scan.read(0).max())  # 2 * 7 - 1000
+    ((4, 6, 1), (-1000.0, 7190.0), -986.0)
     """
 
     def __init__(self, file: Path) -> None:
@@ -184,6 +197,21 @@ class DicomWriter:
         source: The file that the images came from.
         history: A line that says how they were made.
         floats: False: DICOM images of this kind hold integers.
+
+    >>> import pydicom
+    >>> from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+    >>> data = pydicom.Dataset()
+    >>> data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
+    >>> data.file_meta = pydicom.dataset.FileMetaDataset()
+    >>> data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    >>> data.set_pixel_data(np.zeros((4, 6), np.uint16), "MONOCHROME2", 12)
+    >>> data.save_as("source.dcm", enforce_file_format=True)
+    >>> writer = DicomWriter(Path("result.dcm"), Path("source.dcm"), history="denoised")
+    >>> writer.write(np.full((4, 6, 1), 7, np.uint16))
+    >>> writer.close()
+    >>> result = pydicom.dcmread("result.dcm")
+    >>> result.DerivationDescription, int(result.pixel_array.min()), result.ImageType[0]
+    ('denoised', 7, 'DERIVED')
     """
 
     def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:

@@ -29,6 +29,14 @@ def check_chain(file: Path, tiff: Any) -> None:
 
     Raises:
         InputError: The chain leads back to a directory, or has more than the file has room for.
+
+    >>> import numpy as np
+    >>> import tifffile
+    >>> tifffile.imwrite("pages.tif", np.zeros((2, 8, 8), np.uint8), photometric="minisblack")
+    >>> with tifffile.TiffFile("pages.tif") as tiff:
+    ...     check_chain(Path("pages.tif"), tiff)
+    ...     len(tiff.pages)
+    2
     """
     if not tiff.pages:
         return

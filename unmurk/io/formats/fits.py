@@ -151,6 +151,13 @@ class Fits(Pages):
 
     Raises:
         InputError: The file is damaged or too large, has no such extension, or astropy is missing.
+
+    >>> from astropy.io import fits
+    >>> fits.PrimaryHDU(np.arange(24, dtype=np.uint16).reshape(2, 3, 4)).writeto("cube.fits")
+    >>> scan = Fits(Path("cube.fits"))
+    >>> len(scan), scan.shape, scan.dtype, int(scan.read(1).max())
+    (2, (3, 4, 1), 'uint16', 23)
+    >>> scan.close()
     """
 
     def __init__(self, file: Path, selection: str = "") -> None:
@@ -254,6 +261,16 @@ class FitsWriter(HeaderWriter):
         source: The file that the images came from.
         history: A line that says how they were made.
         floats: Whether the numbers are written as float32.
+
+    >>> from astropy.io import fits
+    >>> header = fits.Header({"TELESCOP": "Hale"})
+    >>> fits.PrimaryHDU(np.zeros((3, 4), np.float32), header).writeto("raw.fits")
+    >>> writer = FitsWriter(Path("result.fits"), Path("raw.fits"), history="restored")
+    >>> writer.write(np.ones((3, 4, 1), np.float32))
+    >>> writer.close()
+    >>> header = fits.getheader("result.fits")
+    >>> header["TELESCOP"], str(header["HISTORY"]), float(fits.getdata("result.fits").mean())
+    ('Hale', 'restored', 1.0)
     """
 
     def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:

@@ -39,6 +39,10 @@ class Hdu:
     """A header and data unit: its name, its cards, and the shape of its image (rows last).
 
     The header begins at byte `start` of the file, the data at `data`, and they end at `end`.
+
+    >>> unit = Hdu({"EXTNAME": "'SCI'", "EXTVER": "2"}, 0, 2880, 5760, (64, 64))
+    >>> unit.name, unit.version, unit.label
+    ('SCI', 2, 'SCI,2 64x64')
     """
 
     cards: dict[str, str]
@@ -81,7 +85,20 @@ def integer_of(value: str, name: str) -> int:
 
 
 def walk(file: Path, stream: IO[bytes], length: int | None) -> list[Hdu]:
-    """Return the units of a FITS stream; `length`: of the file, None for a compressed one."""
+    """Return the units of a FITS stream; `length`: of the file, None for a compressed one.
+
+    >>> import io
+    >>> import numpy as np
+    >>> from astropy.io import fits
+    >>> stream = io.BytesIO()
+    >>> image = fits.ImageHDU(np.zeros((3, 4), np.float32), name="SCI")
+    >>> fits.HDUList([fits.PrimaryHDU(), image]).writeto(stream)
+    >>> stream.seek(0)
+    0
+    >>> units = walk(Path("a.fits"), stream, len(stream.getvalue()))
+    >>> [(unit.name, unit.shape) for unit in units]
+    [('', ()), ('SCI', (3, 4))]
+    """
     found: list[Hdu] = []
     while len(found) < MOST_HDUS:
         start = stream.tell()
@@ -135,7 +152,11 @@ def _sides(cards: dict[str, str], prefix: str = "") -> tuple[int, ...]:
 
 
 def tile_sides(cards: dict[str, str], shape: tuple[int, ...]) -> list[int]:
-    """Return the sides of the tiles of a compressed image; one row without such cards."""
+    """Return the sides of the tiles of a compressed image; one row without such cards.
+
+    >>> tile_sides({"ZTILE1": "16", "ZTILE2": "8"}, (64, 64)), tile_sides({}, (64, 64))
+    ([8, 16], [1, 64])
+    """
     names = [f"ZTILE{axis}" for axis in range(len(shape), 0, -1)]
     default = [*[1] * (len(shape) - 1), shape[-1]]
     sides = [integer_of(cards.get(n, str(d)), n) for n, d in zip(names, default, strict=True)]
@@ -206,7 +227,16 @@ class HduSelection:
 
 
 def find(file: Path, units: list[Hdu], name: str, version: int | None) -> int:
-    """Return the number of the unit that a name, or a number, selects."""
+    """Return the number of the unit that a name, or a number, selects.
+
+    >>> units = [Hdu({}, 0, 2880, 2880), Hdu({"EXTNAME": "'ERR'"}, 2880, 5760, 8640, (64, 64))]
+    >>> find(Path("a.fits"), units, "ERR", None)
+    1
+    >>> find(Path("a.fits"), units, "VAR", None)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: a.fits has no image [VAR]; it holds 1: ERR 64x64
+    """
     if not name:
         images = [n for n, unit in enumerate(units) if unit.shape]
         named = [n for n in images if units[n].name.upper() == SCI]
@@ -225,7 +255,16 @@ def find(file: Path, units: list[Hdu], name: str, version: int | None) -> int:
 
 
 def read_bytes(file: Path, stream: IO[bytes], start: int, size: int) -> bytes:
-    """Read bytes of a stream. Raises InputError if it is cut short."""
+    """Read bytes of a stream. Raises InputError if it is cut short.
+
+    >>> import io
+    >>> read_bytes(Path("a.fits"), io.BytesIO(b"SIMPLE  ="), 0, 6)
+    b'SIMPLE'
+    >>> read_bytes(Path("a.fits"), io.BytesIO(b"SIMPLE  ="), 0, 80)
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: cannot read a.fits: it is cut short
+    """
     stream.seek(start)
     data = stream.read(size)
     if len(data) != size:
@@ -234,7 +273,18 @@ def read_bytes(file: Path, stream: IO[bytes], start: int, size: int) -> bytes:
 
 
 def astropy_header(file: Path, stream: IO[bytes], unit: Hdu) -> Any:
-    """Return the header of a unit as an object of astropy."""
+    """Return the header of a unit as an object of astropy.
+
+    >>> import io
+    >>> from astropy.io import fits
+    >>> stream = io.BytesIO()
+    >>> fits.PrimaryHDU(header=fits.Header({"TELESCOP": "Hale"})).writeto(stream)
+    >>> stream.seek(0)
+    0
+    >>> unit = walk(Path("a.fits"), stream, None)[0]
+    >>> astropy_header(Path("a.fits"), stream, unit)["TELESCOP"]
+    'Hale'
+    """
     from astropy.io import fits
 
     data = read_bytes(file, stream, unit.start, unit.data - unit.start)

@@ -102,6 +102,12 @@ def has_dataset(path: str | Path, name: str) -> bool:
 
     Raises:
         InputError: See `open_dataset`.
+
+    >>> import h5py
+    >>> with h5py.File("named.h5", "w") as file:
+    ...     file["entry/images"] = np.zeros((3, 8, 8), "f4")
+    >>> has_dataset("named.h5", "entry/images"), has_dataset("named.h5", "kspace")
+    (True, False)
     """
     file, _ = split_member(path)
     check_file(file)
@@ -302,6 +308,13 @@ class Dataset(Pages):
     Raises:
         InputError: See `open_dataset`; or the numbers are complex, the axes leave open which of
             them holds the channels, or an image is too large.
+
+    >>> import h5py
+    >>> with h5py.File("set.h5", "w") as file:
+    ...     file["images"] = np.arange(40, dtype=np.uint16).reshape(2, 4, 5)
+    >>> with Dataset(Path("set.h5"), Selection()) as pages:
+    ...     len(pages), pages.shape, int(pages.read(1).max())
+    (2, (4, 5, 1), 39)
     """
 
     def __init__(self, file: Path, select: Selection) -> None:
@@ -420,6 +433,13 @@ class Kspace:
 
     Raises:
         InputError: See `open_dataset`; or the data set has another number of axes.
+
+    >>> import h5py
+    >>> with h5py.File("coils.h5", "w") as file:
+    ...     file["kspace"] = np.full((5, 2, 8, 8), 3 + 4j, np.complex64)
+    >>> kspace = Kspace("coils.h5")
+    >>> kspace.shape, kspace.read([0])[0, :, 0, 0].tolist()  # 2 coils: 4 channels
+    ((5, 4, 8, 8), [3.0, 4.0, 3.0, 4.0])
     """
 
     def __init__(self, path: str | Path) -> None:

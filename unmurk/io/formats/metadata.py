@@ -134,6 +134,9 @@ def from_imagej(given: Mapping[str, Any], resolution: tuple[float, float]) -> di
     Args:
         given: The description, as tifffile parses it.
         resolution: Pixels for each unit along x and y.
+
+    >>> from_imagej({"unit": "micron", "spacing": 2.0}, (4.0, 4.0))
+    {'pixel_size': (0.25, 0.25), 'z_step': 2.0}
     """
     unit = str(given.get("unit", ""))
     sides = [micrometers(1 / r, unit) if r > 0 else None for r in resolution]

@@ -46,6 +46,14 @@ class Nifti(Pages):
 
     Raises:
         InputError: The file is damaged or too large, or nibabel is missing.
+
+    >>> import nibabel
+    >>> volume = np.arange(24, dtype=np.int16).reshape(4, 3, 2)
+    >>> nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), "brain.nii")
+    >>> scan = Nifti(Path("brain.nii"))
+    >>> len(scan), scan.shape, np.array_equal(scan.read(1)[..., 0], volume[..., 1].T)
+    (2, (3, 4, 1), True)
+    >>> scan.close()
     """
 
     def __init__(self, file: Path) -> None:
@@ -176,6 +184,16 @@ class NiftiWriter(HeaderWriter):
         source: The file that the images came from.
         history: A line that says how they were made.
         floats: Whether the numbers are written as float32.
+
+    >>> import nibabel
+    >>> affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    >>> nibabel.save(nibabel.Nifti1Image(np.zeros((4, 3, 1), np.int16), affine), "raw.nii")
+    >>> writer = NiftiWriter(Path("result.nii"), Path("raw.nii"))
+    >>> writer.write(np.full((3, 4, 1), 7, np.int16))
+    >>> writer.close()
+    >>> result = nibabel.load("result.nii")
+    >>> np.array_equal(result.affine, affine), int(np.asarray(result.dataobj).min())
+    (True, 7)
     """
 
     def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:

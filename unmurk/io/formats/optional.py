@@ -19,6 +19,13 @@ def library(file: Path, name: str, extra: str) -> Any:
 
     Raises:
         InputError: It is not installed, or does not load.
+
+    >>> library(Path("a.json"), "json", "web").__name__
+    'json'
+    >>> library(Path("a.xyz"), "no_such_library", "xyz")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: cannot read a.xyz: pip install 'unmurk[xyz]'
     """
     try:
         return importlib.import_module(name)

@@ -210,7 +210,13 @@ def single(file: Path) -> bool:
 
 
 def number_type(file: Path) -> str | None:
-    """Name of the number type of a picture, from its header; None: the file has to be opened."""
+    """Name of the number type of a picture, from its header; None: the file has to be opened.
+
+    >>> Path("gray.png").write_bytes(encode_picture(np.zeros((4, 6, 1), np.uint16))) > 0
+    True
+    >>> number_type(Path("gray.png"))
+    'uint16'
+    """
     file, _ = split_member(file)
     reader = reader_of(file)
     if reader.number_type is None:
@@ -220,7 +226,11 @@ def number_type(file: Path) -> str | None:
 
 
 def page_names(file: Path, pages: int) -> list[str]:
-    """Names of the images of a file: the file's own for one image, else stem-00000.tif etc."""
+    """Names of the images of a file: the file's own for one image, else stem-00000.tif etc.
+
+    >>> page_names(Path("a.ome.tif"), 2), page_names(Path("a.png"), 1)
+    (['a.ome-00000.tif', 'a.ome-00001.tif'], ['a.png'])
+    """
     if pages == 1:
         return [file.name]
     stem = without_suffix(file.name)
@@ -232,6 +242,13 @@ def bad_pixels(pages: Pages, page: int, where: str, nan: Nan) -> np.ndarray | No
 
     Raises:
         InputError: There are bad pixels, and `nan` is "refuse".
+
+    >>> class Marked(Pages):
+    ...     masked = True
+    ...     def bad(self, page):
+    ...         return np.array([[False, True]])
+    >>> bad_pixels(Marked(), 0, "a.fits", "mask").tolist()
+    [[False, True]]
     """
     found = pages.bad(page) if pages.masked else None
     if found is None or not found.any():

@@ -31,6 +31,17 @@ def check_png(file: Path) -> tuple[bytes, int]:
     Raises:
         InputError: The file is too large, damaged or cut short, or its data are not as long as
             declared.
+
+    >>> import numpy as np
+    >>> from unmurk.io.formats.raster import encode_picture
+    >>> data = encode_picture(np.zeros((4, 6, 1), np.uint8))
+    >>> _ = Path("whole.png").write_bytes(data), Path("cut.png").write_bytes(data[:-20])
+    >>> check_png(Path("whole.png"))[1]
+    8
+    >>> check_png(Path("cut.png"))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: cannot read cut.png: it is damaged or cut short
     """
     check_numbers(file, file.stat().st_size, 1)
     chunks = _chunks(file, file.read_bytes())
@@ -55,6 +66,13 @@ def chunks_in(file: Path, names: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
 
     Raises:
         InputError: The file is too large or damaged.
+
+    >>> import numpy as np
+    >>> from unmurk.io.formats.raster import encode_picture
+    >>> plain = encode_picture(np.zeros((4, 6, 1), np.uint8))
+    >>> _ = Path("text.png").write_bytes(with_chunks(plain, [(b"tEXt", b"Author me")]))
+    >>> chunks_in(Path("text.png"), [b"tEXt"])
+    [(b'tEXt', b'Author me')]
     """
     check_numbers(file, file.stat().st_size, 1)
     return [found for found in _chunks(file, file.read_bytes()) if found[0] in names]

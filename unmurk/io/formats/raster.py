@@ -49,6 +49,11 @@ class Picture(Pages):
     Raises:
         InputError: The file is unreadable, too large or partly transparent, or holds several
             pictures.
+
+    >>> _ = Path("p.png").write_bytes(encode_picture(np.full((4, 6, 3), 200, np.uint8)))
+    >>> picture = Picture(Path("p.png"))
+    >>> picture.shape, picture.dtype, int(picture.read(0).min())
+    ((4, 6, 3), 'uint8', 200)
     """
 
     def __init__(self, file: Path) -> None:
@@ -77,6 +82,10 @@ def declared(file: Path) -> tuple[int, int, int, int, int]:
 
     Raises:
         InputError: It cannot be read.
+
+    >>> _ = Path("p.png").write_bytes(encode_picture(np.zeros((4, 6, 3), np.uint8)))
+    >>> declared(Path("p.png"))
+    (4, 6, 3, 1, 1)
     """
     wide = 2 if _number_type(file) == "uint16" else 1
     with reading(file), _opened(file) as opened:
@@ -139,6 +148,11 @@ def chunks_of(file: Path, shape: tuple[int, ...]) -> list[tuple[bytes, bytes]]:
     Args:
         file: The picture.
         shape: Height, width and channels of the pixels that are written.
+
+    >>> Image.new("L", (6, 4)).save("c.jpg", comment=b"by me")
+    >>> chunks = dict(chunks_of(Path("c.jpg"), (4, 6, 1)))
+    >>> chunks[b"tEXt"].startswith(b"Comment"), chunks[b"tEXt"].endswith(b"by me")
+    (True, True)
     """
     with reading(file), _opened(file) as opened:
         info, chunks = opened.info, []

@@ -98,6 +98,17 @@ class Pages:
             the stored ones (DICOM's rescaled units); else None.
         masked: Whether `bad` may return a mask.
         metadata: What else the file says, with the names of `metadata.NAMES`.
+
+    >>> import numpy as np
+    >>> class Ramps(Pages):
+    ...     shape, dtype = (1, 3, 1), "uint8"
+    ...     def __len__(self):
+    ...         return 2
+    ...     def read(self, page):
+    ...         return np.arange(3, dtype=np.uint8).reshape(self.shape) * (page + 1)
+    >>> with Ramps() as pages:
+    ...     pages.read(1).flatten().tolist()
+    [0, 2, 4]
     """
 
     file: Path
@@ -157,6 +168,23 @@ class Writer(Protocol):
     The writer copies the metadata of the source that still hold. Height and width may differ from
     those of the source (super-resolution): the writer then scales what depends on the size of a
     pixel. All bytes go through `io.atomic`, so nothing half-written gets a name.
+
+    >>> import numpy as np
+    >>> from unmurk.io import atomic
+    >>> class Sums:
+    ...     def __init__(self, out, source, history, floats):
+    ...         self.out, self.sums = out, []
+    ...     def write(self, pixels):
+    ...         self.sums.append(int(pixels.sum()))
+    ...     def close(self):
+    ...         atomic.write(self.out, str(self.sums).encode())
+    ...     def abandon(self): ...
+    >>> writer: Writer = Sums(Path("a.sums"), Path("a.cube"), "restored", False)
+    >>> for value in (1, 2):
+    ...     writer.write(np.full((4, 6, 1), value))
+    >>> writer.close()
+    >>> Path("a.sums").read_text()
+    '[24, 48]'
     """
 
     def write(self, pixels: "np.ndarray") -> None:
@@ -188,6 +216,10 @@ class Reader:
         writer: Returns a `Writer`: (out, source, history, floats); None: the format is not
             written.
         floats: Whether the writer takes float32 pixels for any source.
+
+    >>> reader = reader_of(Path("a.fits"))
+    >>> reader.name, reader.single, reader.floats
+    ('FITS', False, True)
     """
 
     name: str
@@ -307,7 +339,12 @@ def selection_of(path: Path) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder of files, and not one that is an image itself (OME-Zarr)."""
+    """Whether a path is a folder of files, and not one that is an image itself (OME-Zarr).
+
+    >>> Path("pictures").mkdir()
+    >>> is_folder(Path("pictures")), is_folder(Path("a.png"))
+    (True, False)
+    """
     real = real_path(path)
     return real.is_dir() and not (suffix_of(real) and reader_of(real).folder)
 

@@ -72,6 +72,12 @@ def open_stream(file: Path, resources: ExitStack) -> tuple[IO[bytes], int | None
 
     Returns:
         The stream of its bytes, unpacked, and their number; None where the file is gzipped.
+
+    >>> _ = Path("a.bin").write_bytes(b"bytes"), Path("a.gz").write_bytes(gzip.compress(b"bytes"))
+    >>> with ExitStack() as resources:
+    ...     streams = [open_stream(Path(name), resources) for name in ("a.bin", "a.gz")]
+    ...     [(stream.read(), length) for stream, length in streams]
+    [(b'bytes', 5), (b'bytes', None)]
     """
     stream = resources.enter_context(file.open("rb"))
     packed = stream.read(2) == GZIP
@@ -92,6 +98,15 @@ class HeaderWriter:
         like: The images of the source. The writer closes them.
         history: A line that says how the images were made.
         floats: Whether the numbers are written as float32.
+
+    >>> class Copy(HeaderWriter):
+    ...     def write(self, pixels: np.ndarray) -> None:
+    ...         (self._file or self._begin()).write(pixels.tobytes())
+    >>> writer = Copy(Path("copied.raw.gz"), Pages())
+    >>> writer.write(np.frombuffer(b"pixels", np.uint8))
+    >>> writer.close()
+    >>> gzip.decompress(Path("copied.raw.gz").read_bytes())
+    b'pixels'
     """
 
     def __init__(self, out: Path, like: Pages, history: str = "", floats: bool = False) -> None:

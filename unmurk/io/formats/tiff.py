@@ -60,6 +60,12 @@ class Stack(TaggedPages):
 
     Raises:
         InputError: The file is damaged or too large, or has axes or pixels that are not read.
+
+    >>> numbers = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
+    >>> tifffile.imwrite("t.tif", numbers, photometric="minisblack")
+    >>> with Stack(Path("t.tif")) as stack:
+    ...     len(stack), stack.shape, stack.dtype, int(stack.read(1).max())
+    (2, (3, 4, 1), 'uint16', 23)
     """
 
     def __init__(self, file: Path, select: Selection = ALL) -> None:
@@ -445,6 +451,9 @@ def without_alpha(file: Path, pixels: np.ndarray) -> np.ndarray:
 
     Raises:
         InputError: Some pixels are not opaque.
+
+    >>> without_alpha(Path("a.tif"), np.full((4, 6, 4), 255, np.uint8)).shape
+    (4, 6, 3)
     """
     kind = pixels.dtype
     full = 1 if kind.kind == "f" else np.iinfo(kind).max

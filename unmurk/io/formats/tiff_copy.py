@@ -37,6 +37,12 @@ class TaggedPages(Pages):
         kind: The photometric interpretation of the pixels.
         planes: Whether channels are planes of a page.
         turn: The orientation of the pages, from 1 to 8.
+
+    >>> from unmurk.io.formats.tiff import Stack
+    >>> tifffile.imwrite("tagged.tif", np.zeros((3, 4), np.uint8), description="cells")
+    >>> with Stack(Path("tagged.tif")) as stack:
+    ...     stack.tags(0)["description"], stack.layout()["bigtiff"]
+    (b'cells', False)
     """
 
     kind: int
@@ -124,7 +130,14 @@ class TaggedPages(Pages):
 
 @contextmanager
 def copying(file: Path) -> Iterator[None]:
-    """Turn every error about the tags of a file into one line that names the file."""
+    """Turn every error about the tags of a file into one line that names the file.
+
+    >>> with copying(Path("a.tif")):
+    ...     raise ValueError("bad tag")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: cannot copy the tags of a.tif: bad tag: ...
+    """
     try:
         yield
     except (InputError, OSError):

@@ -33,6 +33,10 @@ def fitted(
         old, new: Height and width before and now.
         dtype: Name of the number type that the description may state; None: the numbers are
             float32 now.
+
+    >>> tags = {"description": b"", "resolution": ((100, 1), (100, 1))}
+    >>> fitted(tags, (64, 64), (128, 128), "uint8")["resolution"]  # twice as many pixels
+    ((200, 1), (200, 1))
     """
     text, down, across = tags["description"], Fraction(new[0], old[0]), Fraction(new[1], old[1])
     if text and dtype is None:
@@ -86,6 +90,12 @@ def ome_description(pages: Pages, shape: Sequence[int], dtype: str) -> str | Non
     Returns:
         The description, or None where the file has no metadata that OME-XML holds, its images
         are RGB, or OME-XML has no such type.
+
+    >>> pages = Pages()
+    >>> pages.shape, pages.axes, pages.metadata = (64, 64, 1), "YX", {"pixel_size": (0.2, 0.2)}
+    >>> xml = ome_description(pages, (128, 128, 1), "uint8")  # twice as many pixels
+    >>> re.findall('PhysicalSizeX="[^"]*"', xml)
+    ['PhysicalSizeX="0.1"']
     """
     about = dict(pages.metadata)
     height, width, channels = shape

@@ -27,6 +27,13 @@ class StackWriter:
         like: The stack whose tags are copied; None: no tags.
         floats: Whether the pixels are float32 whatever the stack holds: standard deviations.
         description: The description of the first page, if it is not copied.
+
+    >>> writer = StackWriter(Path("written.tif"))
+    >>> for value in (1, 2):
+    ...     writer.write(np.full((3, 4, 1), value, np.uint16))
+    >>> writer.close()
+    >>> tifffile.imread("written.tif")[:, 0, 0].tolist()
+    [1, 2]
     """
 
     def __init__(

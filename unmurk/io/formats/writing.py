@@ -102,6 +102,15 @@ def writer_for(
     Raises:
         InputError: The file cannot be read again, the place cannot be written, or `out` has the
             suffix of a format that needs the metadata of a file of its own.
+
+    >>> writer = writer_for(Path("a.jpg"), Path("new.png"))
+    >>> type(writer).__name__
+    'PngWriter'
+    >>> writer.abandon()
+    >>> writer_for(Path("a.jpg"), Path("new.fits"))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: new.fits: results of picture files are written as TIFF or PNG: ...
     """
     reader = reader_of(file)
     if is_png(out):
@@ -124,6 +133,15 @@ class TiffWriter:
         out, source, history, floats: See `registry.Writer`.
         select: The axes and channels that were read.
         copied: Whether the result has the pages of the source.
+
+    >>> file = Path("source.png")
+    >>> _ = file.write_bytes(encode_picture(np.zeros((4, 6, 1), np.uint8)))
+    >>> writer = TiffWriter(Path("result.tif"), file)
+    >>> writer.write(np.full((4, 6, 1), 9, np.uint8))
+    >>> writer.close()
+    >>> with open_pages(Path("result.tif")) as pages:
+    ...     int(pages.read(0).min())
+    9
     """
 
     def __init__(
@@ -181,6 +199,15 @@ class PngWriter:
 
     Args:
         out, source, history, floats: See `registry.Writer`; `floats` is false.
+
+    >>> file = Path("source.png")
+    >>> _ = file.write_bytes(encode_picture(np.zeros((4, 6, 1), np.uint8)))
+    >>> writer = PngWriter(Path("result.png"), file)
+    >>> writer.write(np.full((4, 6, 1), 9, np.uint8))
+    >>> writer.close()
+    >>> with open_pages(Path("result.png")) as pages:
+    ...     int(pages.read(0).min())
+    9
     """
 
     def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
