@@ -16,7 +16,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ except ImportError:  # a system without POSIX locks
 
 __all__ = [
     "Partial",
+    "PartialWriter",
     "Watcher",
     "clean",
     "forsake",
@@ -269,6 +270,48 @@ class Partial:
 
     def __exit__(self, *_: object) -> None:
         self.abandon()
+
+
+class PartialWriter:
+    """Base of the writers of one file, whose streams are closed before the file gets its name.
+
+    Attributes:
+        out: The file.
+
+    >>> class Upper(PartialWriter):
+    ...     def __init__(self, out: Path) -> None:
+    ...         self.out, self._part, self._open = out, Partial(out), ExitStack()
+    ...     def _finish(self) -> None:
+    ...         self._part.put(b"LAST")
+    >>> Upper(Path("last.txt")).close()
+    >>> Path("last.txt").read_bytes()
+    b'LAST'
+    """
+
+    out: Path
+    _part: Partial
+    _open: ExitStack
+
+    def _finish(self) -> None:
+        """Write what is left."""
+
+    def close(self) -> None:
+        """Write what is left and give the file its name."""
+        try:
+            self._finish()
+            self._open.close()
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+        self._part.finish()
+
+    def abandon(self) -> None:
+        """Remove the partial file; nothing happens after `close`."""
+        try:
+            self._open.close()
+        except (OSError, ValueError):  # of a full disk: the file goes anyway
+            pass
+        finally:
+            self._part.abandon()
 
 
 def _open(path: Path, out: Path) -> io.BufferedRandom:

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import InputError
-from .atomic import Partial, unwritable
+from .atomic import Partial, PartialWriter, unwritable
 from .scale import Scale
 
 __all__ = ["ImagesWriter", "NpyWriter", "arranged"]
@@ -82,7 +82,7 @@ class NpyWriter:
         self._part.abandon()
 
 
-class ImagesWriter:
+class ImagesWriter(PartialWriter):
     """An array file of images, written image after image.
 
     Args:
@@ -151,23 +151,6 @@ class ImagesWriter:
             self._file.write(np.ascontiguousarray(values).tobytes())
         except OSError as error:
             raise unwritable(self.out, error) from error
-
-    def close(self) -> None:
-        """Give the file its name."""
-        try:
-            self._open.close()
-        except OSError as error:
-            raise unwritable(self.out, error) from error
-        self._part.finish()
-
-    def abandon(self) -> None:
-        """Remove the partial file; nothing happens after `close`."""
-        try:
-            self._open.close()
-        except (OSError, ValueError):  # of a full disk: the file goes anyway
-            pass
-        finally:
-            self._part.abandon()
 
 
 def arranged(array: np.ndarray, layout: str, count: int) -> np.ndarray:

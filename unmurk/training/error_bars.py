@@ -265,8 +265,8 @@ def say(record: dict[str, Any], verdict: Verdict | None = None) -> None:
         print(f"error bars are not calibrated: {record['why']}{text}", file=sys.stderr)
     elif before is not None:
         print(
-            f"error bars calibrated on {record['images']} images: predicted {before:.2f} of the"
-            f" error before{text}",
+            f"error bars calibrated on {record['images']} measurements: before, the predicted"
+            f" standard deviation was {before:.2f} times the error{text}",
             file=sys.stderr,
         )
     if verdict is not None:

@@ -15,6 +15,8 @@ from .wording import EMPTY, command, failed, finished, follow, frame, noted
 
 __all__ = ["learn_tab", "restore_tab", "session_of", "solve_tab"]
 
+WORK = {"show_progress": "hidden", "concurrency_limit": 2, "concurrency_id": "work"}
+"""Options of the buttons that restore: two of them work at a time."""
 BRUSH = 20  # widths of the brush to the shorter side of an image
 LENGTHS = [
     ("2 thousand images: a first look, a minute or two on two cores", 2.0),
@@ -108,9 +110,7 @@ def restore_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> Any:
         [images, prior, noise, estimate],
         [status, result],
         api_name="restore",
-        show_progress="hidden",
-        concurrency_limit=2,
-        concurrency_id="work",
+        **WORK,
     )
     _stops(desk, gr, stop, status)
     return prior
@@ -323,9 +323,7 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
         [images, kind, editor, blur, factor, text, prior, method, samples, estimate],
         [status, result],
         api_name="solve",
-        show_progress="hidden",
-        concurrency_limit=2,
-        concurrency_id="work",
+        **WORK,
     )
     _stops(desk, gr, stop, status)
     return prior

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..atomic import Partial, unwritable
+from ..atomic import Partial, PartialWriter
 from .registry import Pages
 
 __all__ = ["HeaderWriter", "open_stream", "physical", "stored"]
@@ -88,7 +88,7 @@ def open_stream(file: Path, resources: ExitStack) -> tuple[IO[bytes], int | None
     return unpacked, None
 
 
-class HeaderWriter:
+class HeaderWriter(PartialWriter):
     """Base class of writers that copy the header of the file that the images came from.
 
     A subclass defines `write`, and `_finish` if something is left to write at the end.
@@ -128,25 +128,14 @@ class HeaderWriter:
             self._file = self._open.enter_context(packed)
         return self._file
 
-    def _finish(self) -> None:
-        """Write what is left."""
-
     def close(self) -> None:
         """Write what is left and give the file its name."""
-        try:
-            self._finish()
-            self._open.close()
-        except OSError as error:
-            raise unwritable(self.out, error) from error
-        self._part.finish()
+        super().close()
         self._source.close()
 
     def abandon(self) -> None:
         """Remove the partial file; nothing happens after `close`."""
         try:
-            self._open.close()
-        except (OSError, ValueError):  # of a full disk: the file goes anyway
-            pass
+            super().abandon()
         finally:
-            self._part.abandon()
             self._source.close()
