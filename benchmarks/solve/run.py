@@ -150,7 +150,7 @@ def too_slow(task: Task, options: Options) -> bool:
     The paper preset runs at all levels because red-diff is compared with it.
     """
     profile = PROFILES[options.profile]
-    first = Task(task.set, task.prior, task.operator, profile.noises[0], task.method)
+    first = Task(task.set, task.prior, task.operator, profile.noises[task.set][0], task.method)
     file = options.folder / "rows" / f"{first.file}.json"
     if task.noise == first.noise or task.method == PAPER or not file.exists():
         return False
