@@ -178,6 +178,7 @@ LAYERS = [
     ["training"],
     ["evaluation.exam", "evaluation.certify"],
     ["tiling"],
+    ["io.job_list"],
     ["io.jobs", "io.sets"],
     ["citations"],
     ["cli"],

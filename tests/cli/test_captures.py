@@ -211,21 +211,37 @@ def test_parts_of_fits_files_in_a_folder(trained, tmp_path, capsys):  # noqa: F8
 
 
 def test_scenes_of_one_fits_file_are_not_hidden_under_another_name(trained, tmp_path, capsys):  # noqa: F811
-    """A result that cannot have the name that was asked for is refused before the work."""
+    """A result that cannot have the name that was asked for is refused before the work: scenes of
+    2 captures along an axis of 3."""
     fits = pytest.importorskip("astropy.io.fits")
-    cube = np.stack([capture((16, 16), 0.1, i) for i in range(4)])
-    fits.PrimaryHDU(cube).writeto(tmp_path / "cube.fits")
+    cube = np.stack([capture((16, 16), 0.1, i) for i in range(6)])
+    fits.PrimaryHDU(cube.reshape(2, 3, 16, 16)).writeto(tmp_path / "cube.fits")
     argv = ["restore", tmp_path / "cube.fits", "--prior", trained, "--repeats", 2]
     argv += ["--operator", "identity", "--noise", 0.1, "--out"]
     assert unmurk(*argv, tmp_path / "x.fits") == 2
     assert "give a .tif name" in capsys.readouterr().err
     assert not list(tmp_path.glob("x*"))
     assert unmurk(*argv, tmp_path / "x.tif") == 0
-    assert tifffile.imread(tmp_path / "x.tif").shape == (2, 16, 16)
+    assert tifffile.imread(tmp_path / "x.tif").shape == (3, 16, 16)
     capsys.readouterr()
     assert unmurk(*argv, tmp_path / "x") == 0
     assert "scenes of FITS files" in capsys.readouterr().err
-    assert tifffile.imread(tmp_path / "x" / "cube.tif").shape == (2, 16, 16)
+    assert tifffile.imread(tmp_path / "x" / "cube.tif").shape == (3, 16, 16)
+
+
+def test_a_command_writes_scenes_into_one_file(trained, tmp_path, capsys):  # noqa: F811
+    """`--out` may have the suffix of the input, and std lies beside it in the same format."""
+    fits = pytest.importorskip("astropy.io.fits")
+    cube = np.random.default_rng(0).normal(0.5, 0.1, (4, 16, 16)).astype("float32")
+    fits.PrimaryHDU(cube).writeto(tmp_path / "cube.fits")
+    argv = ["restore", tmp_path / "cube.fits", "--prior", trained, "--repeats", 2, "--std"]
+    argv += ["--operator", "identity", "--noise", 0.1, "--out"]
+    assert unmurk(*argv, tmp_path / "x.fits") == 0
+    assert unmurk(*argv, tmp_path / "x") == 0
+    assert "TIFF" not in capsys.readouterr().err
+    for name in ("x.fits", "x-std.fits", "x/cube.fits", "x/cube-std.fits"):
+        assert fits.getdata(tmp_path / name).shape == (2, 16, 16)
+    assert sorted(p.suffix for p in (tmp_path / "x").glob("c*")) == [".fits", ".fits"]
 
 
 @pytest.mark.parametrize(("suffix", "form"), [("tif", "tif"), ("png", "png")])

@@ -26,7 +26,8 @@ from .images import (
     read_images,
     save_images,
 )
-from .jobs import STD, Engine, together
+from .job_list import STD
+from .jobs import Engine, together
 from .ledger import Ledger
 from .outputs import Output, key_of
 from .scale import Scale, Spans

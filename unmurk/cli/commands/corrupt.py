@@ -103,7 +103,7 @@ class Corrupt(Command):
     ) -> dict[str, Any]:
         """Corrupt picture files one by one; each keeps its format, type, range and metadata."""
         from ...io.generated import clipped_text
-        from ...io.jobs import jobs_of
+        from ...io.job_list import jobs_of
         from .restoring import history_of, restore_pictures, spans_of
 
         select = selection_of(self)

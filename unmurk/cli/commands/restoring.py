@@ -118,7 +118,10 @@ def restore_data(
     jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad, select)
     jobs = scene_jobs(jobs, command.repeats) if jobs else []
     if jobs and not to.folder and jobs[0].out != out:
-        raise InputError(f"{out}: scenes of one file are written as TIFF: give a .tif name")
+        raise InputError(
+            f"{out}: the scenes are no whole part of an axis of {jobs[0].file.name}, and are "
+            "written as TIFF: give a .tif name"
+        )
     known = _known_span(command)
     files = [one.file for job in jobs for one in job.captures or (job,)]
     spans = _spans(command, files, problem.level, jobs[0].select) if jobs else known

@@ -190,13 +190,15 @@ class DicomWriter:
     The result is a derived image (PS3.3, C.7.6.1): it has its own SOP instance and series UID,
     both functions of the source and of `history`; DERIVED as the image type; a description of the
     derivation; and a reference to the source. Its pixels are not compressed. If the frames have
-    another size, the spacing of the pixels is scaled.
+    another size, the spacing of the pixels is scaled. A scene of several frames has the functional
+    groups of the first of them, and their time together.
 
     Args:
         out: The file.
         source: The file that the images came from.
         history: A line that says how they were made.
         floats: False: DICOM images of this kind hold integers.
+        repeats: Number of captures of each scene; see `registry.Writer`.
 
     >>> import pydicom
     >>> from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
@@ -214,10 +216,18 @@ class DicomWriter:
     ('denoised', 7, 'DERIVED')
     """
 
-    def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        source: Path,
+        history: str = "",
+        floats: bool = False,
+        repeats: int = 1,
+    ) -> None:
         if floats:
             raise InputError(f"{out}: these DICOM images hold integers: use .tif")
         self.out, self.history = out, history or f"written by unmurk {__version__}"
+        self.repeats = repeats
         self._like = Dicom(real_path(source))
         check_memory(out, 3 * len(self._like) * math.prod(self._like.shape) * 2)
         self._frames: list[np.ndarray] = []
@@ -261,6 +271,7 @@ class DicomWriter:
             reference.ReferencedSOPInstanceUID = old
             data.SourceImageSequence = [reference]
         _rescale(data, frames.shape[2] / like.shape[1], frames.shape[1] / like.shape[0])
+        _combine(data, self.repeats)
         data.Rows, data.Columns = frames.shape[1:3]
         if len(frames) > 1:
             data.NumberOfFrames = len(frames)
@@ -321,4 +332,19 @@ def _rescale(data: Any, across: float, down: float) -> None:
             setattr(data, name, [f"{side:.10g}" for side in value])
 
 
-register("DICOM", DICOM, writer=DicomWriter)(Dicom)
+def _combine(data: Any, repeats: int) -> None:
+    """Adapt what a data set says of its frames to scenes of several frames in a row."""
+    if repeats == 1:
+        return
+    groups = data.get("PerFrameFunctionalGroupsSequence")
+    if groups is not None:
+        data.PerFrameFunctionalGroupsSequence = list(groups)[::repeats]
+    if data.get("FrameTime") is not None:
+        data.FrameTime = f"{float(data.FrameTime) * repeats:.10g}"
+    steps = data.get("FrameTimeVector")  # from each frame to the next, the first of them 0
+    if steps is not None:
+        starts = np.cumsum([float(step) for step in steps])[::repeats]
+        data.FrameTimeVector = [f"{step:.10g}" for step in np.diff(starts, prepend=starts[:1])]
+
+
+register("DICOM", DICOM, writer=DicomWriter, scenes=True)(Dicom)

@@ -108,6 +108,7 @@ class _Checked(Pages):
             height, width, channels = (int(side) for side in pages.shape)
             self.shape, self.bits = (height, width, channels), int(pages.bits)
             self.dtype, self.axes = np.dtype(pages.dtype).name, str(pages.axes)
+            self.lead = tuple(int(length) for length in pages.lead)
             self.masked = bool(pages.masked)
             if pages.span is not None:
                 black, white = map(float, pages.span)
@@ -184,7 +185,7 @@ class _Chosen(Pages):
         self.file, self.dtype, self.bits = pages.file, pages.dtype, pages.bits
         self.shape = (*pages.shape[:2], len(self.chosen))
         self.axes, self.metadata, self._pages = pages.axes, dict(pages.metadata), pages
-        self.span, self.masked = pages.span, pages.masked
+        self.span, self.masked, self.lead = pages.span, pages.masked, pages.lead
         if names:
             self.metadata["channels"] = [names[c] for c in self.chosen]
 
