@@ -136,7 +136,9 @@ LAYERS = [
     ["io.images", "io.generated", "io.outputs", "io.weights", "devices"],
     ["operators"],
     ["noise"],
+    ["patches"],
     ["noise_estimation"],
+    ["noise_scale"],
     ["noise_checks"],
     ["problem"],
     ["whitening", "missing", "repeats", "checks", "gaussian"],
@@ -172,6 +174,8 @@ LAYERS = [
             "captures",
             "crops",
             "noise_maps",
+            "map_scale",
+            "weighed",
         )
     ],
     ["solvers"],

@@ -5,9 +5,9 @@ Nothing heavy is imported before a function is called.
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import InputError
 from .console import escape
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from ..problem import Problem
 
 __all__ = [
+    "EVEN",
+    "Sample",
     "captures_of",
     "check_floats",
     "hide_missing",
     "images_of",
+    "is_even",
     "list_skipped",
     "measured",
+    "note_even",
     "note_run",
     "place",
     "problem_of",
@@ -41,6 +45,18 @@ __all__ = [
     "selection_of",
     "warn_of_noise",
 ]
+
+
+class Sample(NamedTuple):
+    """Images that the scale of noise maps is measured on.
+
+    Attributes:
+        y: Images (N, C, H, W), or captures.
+        numbers: Their numbers; None: 0, 1, ..., or those of the captures.
+    """
+
+    y: "torch.Tensor | Captures"
+    numbers: "Sequence[int] | None" = None
 
 
 def problem_of(
@@ -344,15 +360,30 @@ def run_frames(
                 f"'{run}' was learned with {what} {name} frame: give the file that it was learned "
                 "with, or learn again"
             )
-    if frames.sensitivity is not None:
-        spread = float(frames.sensitivity.std())
-        if spread > 0.1:
-            print(
-                f"the flat field varies by {spread:.0%}, and so does the noise after the division:"
-                " one noise model for all pixels is an average (solve weighs each pixel)",
-                file=sys.stderr,
-            )
     return frames
+
+
+EVEN = {"flat noise": "even"}
+"""What a run keeps of calibration frames whose noise it took as even."""
+
+
+def is_even(run: str | Path) -> bool:
+    """Whether a run took the noise of images that a flat field divided as the same everywhere."""
+    kept = run_config(run).get("calibration")
+    return isinstance(kept, dict) and kept.get("flat noise") == "even"
+
+
+def note_even(frames: "Frames", why: str) -> None:
+    """Say that the noise of divided images is taken as even, if the flat field varies much."""
+    from ..io.frames import VARIES
+
+    spread = 0.0 if frames.sensitivity is None else float(frames.sensitivity.std())
+    if spread > VARIES:
+        print(
+            f"the flat field varies by {spread:.0%}, and so does the noise after the division: one"
+            f" noise model for all pixels is an average ({why})",
+            file=sys.stderr,
+        )
 
 
 def _hidden(kept: Any, shape: tuple[int, ...]) -> "torch.Tensor | None":

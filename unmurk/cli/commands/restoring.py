@@ -18,6 +18,7 @@ from ...io.outputs import Output
 from ...io.packaged import for_channels, variants
 from ..console import escape
 from ..data import (
+    Sample,
     images_of,
     list_skipped,
     place,
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from ...io.axes import Selection
     from ...io.frames import Frames
     from ...io.images import ImageSet
-    from ...io.jobs import Engine, Job, Summary
+    from ...io.job_list import Job
+    from ...io.jobs import Engine, Summary
     from ...io.scale import Scale, Spans
     from ...problem import Problem
 
@@ -102,7 +104,8 @@ def restore_data(
     Returns:
         The result of the command.
     """
-    from ...io.jobs import jobs_of, ranks, scene_jobs
+    from ...io.job_list import jobs_of, scene_jobs
+    from ...io.jobs import ranks
     from ...io.sets import by_scene, measurements_of, restore_set
 
     data, out = command.data, to.path
@@ -180,7 +183,8 @@ def restore_pictures(
     Raises:
         InputError: No file is left, or see there.
     """
-    from ...io.jobs import changed_formats, process, ranks
+    from ...io.job_list import changed_formats
+    from ...io.jobs import process, ranks
 
     if ranks()[0] == 0:
         for line in changed_formats(jobs):
@@ -334,6 +338,21 @@ def sample_images(
     def images() -> "torch.Tensor":
         y = _sample(command, ENOUGH).images
         return y if frames is None else frames().correct(y, divide=False)
+
+    return images
+
+
+def sample_maps(command: Restoring, frames: "Callable[[], Frames]") -> "Callable[[], Sample]":
+    """Return a function that reads the first images, from which noise maps are scaled.
+
+    Args:
+        command: The command.
+        frames: Returns calibration frames, which correct the images.
+    """
+
+    def images() -> "Sample":
+        data = _sample(command, ENOUGH)
+        return Sample(frames().correct(data.images), data.numbers)
 
     return images
 
