@@ -34,6 +34,7 @@ __all__ = [
     "list_skipped",
     "measured",
     "note_even",
+    "note_pages",
     "note_run",
     "place",
     "problem_of",
@@ -164,6 +165,7 @@ def images_of(
     from ..io.images import read_images
     from ..io.scale import check_units, span_for
 
+    note_pages(path, select)
     data = read_images(path, skip_bad=skip_bad, span=span, nan=nan, select=select or ALL)
     list_skipped(dict(data.skipped))
     if data.note:
@@ -172,6 +174,25 @@ def images_of(
     if floats and sigma is not None:
         check_units(path, data.images[:: max(1, len(data) // 128)], sigma)
     return data
+
+
+def note_pages(path: Path, select: "Selection | None" = None) -> None:
+    """Print how the first picture of a path is read, if its format leaves a doubt."""
+    from ..io.axes import ALL
+    from ..io.folders import pictures_in
+    from ..io.formats.pictures import holds_images, open_pages
+    from ..io.formats.registry import is_folder
+
+    if not is_folder(path) and not holds_images(path):
+        return
+    try:
+        first = pictures_in(path)[0] if is_folder(path) else path
+        with open_pages(first, select or ALL) as pages:
+            note = pages.note
+    except InputError:  # reported, or left out, when it is read
+        return
+    if note:
+        print(escape(note), file=sys.stderr)
 
 
 def measured(
@@ -187,6 +208,7 @@ def measured(
 
     if not large(path):
         return images_of(path, skip_bad, span, nan, select=select)
+    note_pages(path, select)
     source = open_source(path, skip_bad, span, nan, select or ALL)
     list_skipped(dict(source.skipped))
     if source.note:
@@ -224,6 +246,7 @@ def captures_of(
         local = croppable(as_operator(operator))
         if not (local and cut_by_default(sizes_in(path, select))):
             return None
+    note_pages(path, select)
     found = open_captures(path, skip_bad, span, nan, scratch, select)
     list_skipped(dict(found.skipped))
     if found.note:

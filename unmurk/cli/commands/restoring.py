@@ -21,6 +21,7 @@ from ..data import (
     Sample,
     images_of,
     list_skipped,
+    note_pages,
     place,
     problem_of,
     run_frames,
@@ -119,7 +120,9 @@ def restore_data(
         )
     one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
     jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad, select)
-    jobs = scene_jobs(jobs, command.repeats) if jobs else []
+    if jobs:
+        note_pages(data, select)
+        jobs = scene_jobs(jobs, command.repeats)
     if jobs and not to.folder and jobs[0].out != out:
         raise InputError(
             f"{out}: the scenes are no whole part of an axis of {jobs[0].file.name}, and are "

@@ -52,18 +52,10 @@ class Dicom(Pages):
         InputError: The file is damaged or too large, holds no image or one with a palette, or
             pydicom is missing.
 
-    >>> import pydicom
-    >>> from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
-    >>> data = pydicom.Dataset()
-    >>> data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
-    >>> data.file_meta = pydicom.dataset.FileMetaDataset()
-    >>> data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    >>> data.set_pixel_data(np.full((4, 6), 7, np.uint16), "MONOCHROME2", 12)
-    >>> data.RescaleSlope, data.RescaleIntercept = 2, -1000
-    >>> data.save_as("ct.dcm", enforce_file_format=True)
-    >>> scan = Dicom(Path("ct.dcm"))
-    >>> scan.shape, scan.span, float(scan.read(0).max())  # 2 * 7 - 1000
-    ((4, 6, 1), (-1000.0, 7190.0), -986.0)
+    >>> from pydicom.data import get_testdata_file
+    >>> scan = Dicom(Path(get_testdata_file("CT_small.dcm")))  # stored numbers minus 1024
+    >>> scan.shape, scan.dtype, scan.span, float(scan.read(0).min())
+    ((128, 128, 1), 'float32', (-1024.0, 31743.0), -896.0)
     """
 
     def __init__(self, file: Path) -> None:
@@ -201,19 +193,13 @@ class DicomWriter:
         repeats: Number of captures of each scene; see `registry.Writer`.
 
     >>> import pydicom
-    >>> from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
-    >>> data = pydicom.Dataset()
-    >>> data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
-    >>> data.file_meta = pydicom.dataset.FileMetaDataset()
-    >>> data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    >>> data.set_pixel_data(np.zeros((4, 6), np.uint16), "MONOCHROME2", 12)
-    >>> data.save_as("source.dcm", enforce_file_format=True)
-    >>> writer = DicomWriter(Path("result.dcm"), Path("source.dcm"), history="denoised")
-    >>> writer.write(np.full((4, 6, 1), 7, np.uint16))
+    >>> source = Path(pydicom.data.get_testdata_file("CT_small.dcm"))
+    >>> writer = DicomWriter(Path("result.dcm"), source, history="denoised")
+    >>> writer.write(np.full((128, 128, 1), 7, np.float32))  # Hounsfield units
     >>> writer.close()
     >>> result = pydicom.dcmread("result.dcm")
     >>> result.DerivationDescription, int(result.pixel_array.min()), result.ImageType[0]
-    ('denoised', 7, 'DERIVED')
+    ('denoised', 1031, 'DERIVED')
     """
 
     def __init__(

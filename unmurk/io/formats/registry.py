@@ -99,6 +99,7 @@ class Pages:
         masked: Whether `bad` may return a mask.
         lead: Lengths of the axes that number the images, the slowest first; empty where one axis
             does, or the format has no names for them.
+        note: A remark for the user about how the file is read, or an empty text.
         metadata: What else the file says, with the names of `metadata.NAMES`.
 
     >>> import numpy as np
@@ -121,6 +122,7 @@ class Pages:
     span: tuple[float, float] | None = None
     masked: bool = False
     lead: tuple[int, ...] = ()
+    note: str = ""
     metadata: Mapping[str, Any] = {}
 
     def __len__(self) -> int:
