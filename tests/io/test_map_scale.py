@@ -23,7 +23,8 @@ from unmurk.noise import PoissonGaussian
 from unmurk.operators import as_operator
 from unmurk.problem import Problem
 from unmurk.training.examples import Examples
-from unmurk.training.inputs import weighed
+from unmurk.training.inputs import weighed, with_maps
+from unmurk.training.registry import METHODS
 from unmurk.whitening import whiten
 
 SIDE, FACTOR = 64, 1.6
@@ -140,6 +141,15 @@ def test_noise_over_maps_of_uneven_exposure(night, capsys):
     found, _ = run(capsys, "noise", folder / "y.npy", "--noise-maps", folder / "sigma.npy")
     ratio, error = found["noise over noise maps"], found["noise over noise maps error"]
     assert abs(ratio - FACTOR) < 3 * error < 0.09
+    assert found["paste"] == f"--noise-maps {folder / 'sigma.npy'} --noise auto"
+    for name in ("y", "sigma"):
+        np.save(folder / f"{name}-adu.npy", 500 * np.load(folder / f"{name}.npy"))
+    adu = [folder / "y-adu.npy", "--noise-maps", folder / "sigma-adu.npy"]
+    for command in (["noise"], ["learn", "--out", folder / "no"]):
+        assert main([str(a) for a in (command[0], *adu, *command[1:])]) == 2
+        assert "such as --range" in capsys.readouterr().err
+    again, _ = run(capsys, "noise", *adu, "--range", 0, 500)
+    assert again["noise over noise maps"] == pytest.approx(ratio, rel=1e-3)
 
 
 # -- flat fields ----------------------------------------------------------------------------------
@@ -181,8 +191,10 @@ def test_photons_behind_a_flat_field():
     g, noise = sensitivity(32), PoissonGaussian(0.004, 0.03)
     raw_problem = Problem("identity", noise)
     raw = raw_problem.simulate((0.5 * g).expand(400, 1, 32, 32))
-    problem = raw_problem
-    white, found = weighed(raw / g, problem, flat_maps(g), (1, 32, 32))
+    learner = METHODS["flowdiff"]()
+    y, problem, maps = with_maps(flat_maps(g), raw / g, raw / g, raw_problem, learner, 1)
+    assert problem.noise == noise
+    white, found = weighed(y, problem, maps, (1, 32, 32))
     numbers = list(range(400))
     inner = (..., slice(3, -3), slice(3, -3))
     spread = white.read(numbers).std(0)[inner]

@@ -66,6 +66,7 @@ def problem_of(
     images: "Callable[[], torch.Tensor] | None" = None,
     scale: "Callable[[], Scale | None] | None" = None,
     captures: "Captures | None" = None,
+    check: bool = False,
 ) -> "Problem":
     """Return the problem of two text forms.
 
@@ -75,12 +76,13 @@ def problem_of(
             model fits is printed.
         scale: Returns the scale of the files, for a noise in gray levels ("12dn").
         captures: Captures that it is estimated from, in place of images.
+        check: Whether floats far from [0, 1] are refused whatever the noise.
     """
     from ..noise import has_units, in_units
     from ..problem import Problem
 
     first = images if captures is None else captures.first
-    if scale is not None and ("auto" in str(noise) or has_units(str(noise))):
+    if scale is not None and (check or "auto" in str(noise) or has_units(str(noise))):
         check_floats(first, scale())
     if captures is not None and "auto" in str(noise):
         from ..io.crops import tiles

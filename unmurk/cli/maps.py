@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..problem import Problem
 
 __all__ = [
+    "NEAR",
     "check_maps",
     "given_maps",
     "is_scaled",
@@ -27,7 +28,9 @@ __all__ = [
     "run_maps",
 ]
 
-NEAR = 1.25  # noise over that of the maps, from which on it is worth a remark
+NEAR = 1.25
+"""Noise over that of the maps, or its inverse, from which on a remark says so."""
+
 AUTO = ("auto", "gaussian,auto")
 
 

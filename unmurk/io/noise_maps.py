@@ -397,12 +397,14 @@ def maps_for(given: Any, problem: Problem, gain: float = 1.0) -> NoiseMaps:
         ...
     unmurk.errors.InputError: the noise maps hold the noise already, and a noise of 0.1 is ...
     """
+    if isinstance(given, NoiseMaps) and given.relative:
+        return given
     sigma = problem.sigma
     if isinstance(given, str | Path):
         maps = read_noise_maps(str(given), gain=gain, sigma=sigma)
     else:
         maps = as_noise_maps(given, gain=gain)
-    if maps.kind != "weights" and not maps.relative and sigma > 0:
+    if maps.kind != "weights" and sigma > 0:
         raise InputError(
             f"the noise maps hold the noise already, and a noise of {sigma:g} is given: leave out"
             " --noise; for weights of another unit give --noise-maps weights:PATH"

@@ -160,6 +160,7 @@ class Learn(Command):
                 None if self.simulate else lambda: head(getattr(raw, "images", raw)),
                 lambda: data.scale,
                 None if self.simulate or captures is None else raw,
+                check=self.noise_maps is not None,
             )
             maps, _ = given_maps(
                 self,

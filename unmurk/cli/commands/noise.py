@@ -1,5 +1,6 @@
 """`unmurk noise`: the noise of images, its uncertainty, and what no model fits."""
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from ..data import (
     selection_of,
     warn_of_noise,
 )
-from ..maps import check_maps
+from ..maps import NEAR, check_maps
 from ..options import (
     Axes,
     Channel,
@@ -113,8 +114,8 @@ class Noise(Command):
 
         check_maps(self)
         y, scale, count, sample = self._measurements()
-        over = {} if self.noise_maps is None else _over_maps(sample, self.noise_maps, scale)
         check_floats(lambda: y, scale)
+        over = {} if self.noise_maps is None else _over_maps(sample, self.noise_maps, scale)
         filled, operator = hide_missing(y, "identity")
         choice = choose_noise(filled, operator)
         models = getattr(choice.noise, "models", (choice.noise,) * y.shape[1])
@@ -134,7 +135,11 @@ class Noise(Command):
         result |= over
         result["warnings"] = warnings
         result["paste"] = f"--noise {choice.noise.spec}"
-        if not any(getattr(m, "gain", 0) or getattr(m, "sigma", 0) for m in models):
+        if self.noise_maps is not None:
+            scaled = not 1 / NEAR < over.get("noise over noise maps", 0.0) < NEAR
+            auto = " --noise auto" if scaled else ""
+            result["paste"] = f"--noise-maps {shlex.quote(self.noise_maps)}{auto}"
+        elif not any(getattr(m, "gain", 0) or getattr(m, "sigma", 0) for m in models):
             result["paste"] = None  # `learn` refuses images without noise
         return result, panels
 

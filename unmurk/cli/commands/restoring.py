@@ -205,7 +205,9 @@ def history_of(settings: dict[str, Any]) -> str:
 
     method = settings.get("method")
     parts = [settings["command"], *([str(method)] if method else [])]
-    parts += [f"operator {settings['operator']}", f"noise {settings['noise']}"]
+    maps = settings.get("noise maps")
+    noise = f"{settings['noise']}" if maps is None else f"maps of level {maps['level']:.4g}"
+    parts += [f"operator {settings['operator']}", f"noise {noise}"]
     return escape(f"unmurk {__version__}: {', '.join(parts)}")
 
 

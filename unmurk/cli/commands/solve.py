@@ -114,7 +114,8 @@ class Solve(Command):
             read = frames_of(self)
             noise = noise_of(self) if self.noise_maps else self.noise
             scale = sample_scale(self)
-            problem = problem_of(self.operator, noise, sample_images(self, read), scale)
+            images, check = sample_images(self, read), self.noise_maps is not None
+            problem = problem_of(self.operator, noise, images, scale, check=check)
             frames = read()
             raw = replace(frames, sensitivity=None)  # the solver fits g A(x) to these images
             maps, problem = given_maps(self, problem, scale, sample_maps(self, lambda: raw))
