@@ -136,7 +136,9 @@ LAYERS = [
     ["io.images", "io.generated", "io.outputs", "io.weights", "devices"],
     ["operators"],
     ["noise"],
+    ["patches"],
     ["noise_estimation"],
+    ["noise_scale"],
     ["noise_checks"],
     ["problem"],
     ["whitening", "missing", "repeats", "checks", "gaussian"],
@@ -172,12 +174,15 @@ LAYERS = [
             "captures",
             "crops",
             "noise_maps",
+            "map_scale",
+            "weighed",
         )
     ],
     ["solvers"],
     ["training"],
     ["evaluation.exam", "evaluation.certify"],
     ["tiling"],
+    ["io.job_list"],
     ["io.jobs", "io.sets"],
     ["citations"],
     ["cli"],
@@ -371,6 +376,20 @@ def test_citation_of_results_runs_solvers_and_names(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"method": "mine"}')
     assert unmurk.citation(tmp_path) == unmurk.citation(str(tmp_path)) == both
     assert unmurk.citation("mine") == both
+
+
+@pytest.mark.parametrize("e_step", ["prior", "conditional"])
+def test_citation_of_an_option(e_step, tmp_path):
+    """The conditional E-step of em has a paper of its own: of the learner and of a run."""
+    from unmurk.training.em import Em
+    from unmurk.training.learner import as_dict
+
+    config = {"method": "em", "options": as_dict(Em(e_step=e_step))}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for given in (Em(e_step=e_step), tmp_path, str(tmp_path)):
+        found = unmurk.citation(given)
+        assert "2405.13712" in found and ("2510.12691" in found) == (e_step == "conditional")
+    assert "2510.12691" not in unmurk.citation("em") + unmurk.citation(Em)
 
 
 def test_citation_refuses_other_things(tmp_path):

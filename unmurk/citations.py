@@ -5,7 +5,7 @@ Every solver and every learner carries the BibTeX entry of its paper in the clas
 the entry of unmurk itself first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def citation(of: Any = None) -> str:
 
     Returns:
         The entries, with an empty line between two: unmurk, then the paper of the solver or of the
-        learning method.
+        learning method, then those of its options.
 
     Raises:
         InputError: The argument is none of these, or the folder holds no run.
@@ -50,9 +50,22 @@ def citation(of: Any = None) -> str:
 
 def _entries(of: Any) -> Iterator[str]:
     kind = _class_of(of)
-    text = getattr(kind, "citation", None)
-    if isinstance(text, str) and text.strip():
-        yield text.strip()
+    options = _options_of(of)
+    more = getattr(kind, "option_citations", {})
+    chosen = (text for (name, value), text in more.items() if options(name) == value)
+    for text in (getattr(kind, "citation", None), *chosen):
+        if isinstance(text, str) and text.strip():
+            yield text.strip()
+
+
+def _options_of(of: Any) -> Callable[[str], Any]:
+    """Return what gives the options of a learner, or of the learner of a run, by name."""
+    if isinstance(of, Path) or (isinstance(of, str) and (Path(of) / "config.json").is_file()):
+        from .io.json_files import read_object
+
+        kept = read_object(Path(of) / "config.json").get("options")
+        return kept.get if isinstance(kept, dict) else lambda name: None
+    return lambda name: getattr(of, name, None)
 
 
 def _class_of(of: Any) -> Any:

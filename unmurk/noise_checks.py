@@ -43,7 +43,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .noise_estimation import LEAST, SIDE, cosines, cut_patches, envelope, raised, reach_of
+from .noise_estimation import LEAST, envelope, raised, reach_of
+from .patches import SIDE, cosines, cut_patches
 
 __all__ = ["Finding", "Kind", "check_noise", "check_residual"]
 

@@ -62,12 +62,12 @@ import sys
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError
 from .noise import AUTO, Gaussian, Noise, PerChannel, PoissonGaussian
 from .operators import Operator, as_operator
+from .patches import SIDE, cut_patches, fast_part
 from .rng import generator
 
 __all__ = [
@@ -83,7 +83,7 @@ __all__ = [
 
 Kind = Literal["gaussian", "poisson-gaussian"]
 
-SIDE, SLOW, FINE = 8, 6, 8
+SLOW, FINE = 6, 8
 FREEDOM = 8  # least degrees of freedom n of a patch
 LEAST, MOST = 30, 100_000  # bounds of the number of patches
 STEPS = 200  # most iterations of the fit
@@ -502,6 +502,31 @@ def textures(y: Tensor, observed: Tensor, counts: bool = False) -> tuple[Tensor,
 
 def powers(y: Tensor, observed: Tensor, counts: bool = False) -> Patches:
     """Compute the statistics of the usable patches; the arguments are those of `textures`."""
+    values, inside = usable(y, observed, counts)[:2]
+    mean = (values * inside[:, None]).sum((1, 2)) / (values.shape[1] * inside.sum(1))
+    power, freedom = _power(values, inside, SLOW)
+    fine, finest = _power(values, inside, FINE) if counts else (power, freedom)
+    good = freedom >= FREEDOM * max(1, values.shape[1] - 1)
+    return Patches(*(part[good] for part in (mean, power, freedom, fine, finest)))
+
+
+def usable(
+    y: Tensor, observed: Tensor, counts: bool = False, beside: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut the patches of which enough pixels are measured and none is clipped.
+
+    Args:
+        y, observed, counts: See `textures`.
+        beside: Further numbers of the pixels, of the shape of y; None: y.
+
+    Returns:
+        Patches (P, C, SIDE^2), 1 where a pixel is measured (P, SIDE^2), and the patches of
+        `beside`. Two channels count as separate images.
+
+    >>> y = torch.rand(1, 1, 64, 64)
+    >>> [part.shape for part in usable(y, torch.ones_like(y) > 0)[:2]]
+    [torch.Size([64, 1, 64]), torch.Size([64, 64])]
+    """
     if not bool(observed.any()):
         raise InputError(
             "noise cannot be estimated, as no pixel is measured: give images of which some pixels "
@@ -512,24 +537,21 @@ def powers(y: Tensor, observed: Tensor, counts: bool = False) -> Patches:
     for end in ends:
         if (y[observed] == end).double().mean() > CLIPPED:
             clipped[observed & (y == end)] = 1
+    parts = [y, observed, clipped, y if beside is None else beside]
     if y.shape[1] < 3:  # two channels are unrelated: separate images
-        y, observed, clipped = (part.flatten(0, 1)[:, None] for part in (y, observed, clipped))
-    values, inside = cut_patches(y), cut_patches(observed.to(y)) > 0
+        parts = [part.flatten(0, 1)[:, None] for part in parts]
+    y, observed, clipped, beside = parts
+    inside = (cut_patches(observed.to(y)) > 0).all(1)
     free = (cut_patches(clipped) == 0).flatten(1).all(1)
-    inside = inside.all(1)
     free &= inside.sum(1) >= FREEDOM
     stride = max(1, math.ceil(int(free.sum()) / MOST))
-    values, inside = values[free][::stride], inside[free][::stride].to(y)
-    mean = (values * inside[:, None]).sum((1, 2)) / (values.shape[1] * inside.sum(1))
-    power, freedom = _power(values, inside, SLOW)
-    fine, finest = _power(values, inside, FINE) if counts else (power, freedom)
-    good = freedom >= FREEDOM * max(1, values.shape[1] - 1)
-    return Patches(*(part[good] for part in (mean, power, freedom, fine, finest)))
+    values, more = (cut_patches(part)[free][::stride] for part in (y, beside))
+    return values, inside[free][::stride].to(y), more
 
 
 def _power(values: Tensor, inside: Tensor, slow: int) -> tuple[Tensor, Tensor]:
     """Compute power and degrees of freedom (P,) of patches (P, C, SIDE^2) without slow part."""
-    fast, freedom = _fast(values * inside[:, None], inside, slow)
+    fast, freedom = fast_part(values * inside[:, None], inside, slow)
     channels = values.shape[1]
     if channels > 1:
         fast, freedom = fast - fast.mean(1, keepdim=True), (channels - 1) * freedom
@@ -616,53 +638,6 @@ def _fit(values: Tensor, weights: Tensor, terms: Tensor) -> Tensor:
     weighted = weights[:, None] * terms
     inverse = torch.linalg.pinv(weighted.T @ weighted, rtol=1e-12, hermitian=True)
     return inverse @ weighted.T @ (weights * values)
-
-
-def cut_patches(y: Tensor, stride: int = SIDE) -> Tensor:
-    """Cut images (N, C, H, W) into patches (P, C, SIDE^2), every `stride` pixels."""
-    n, c, h, w = y.shape
-    if h < SIDE or w < SIDE:
-        return y.new_zeros(0, c, SIDE**2)
-    blocks = F.unfold(y, SIDE, stride=stride).reshape(n, c, SIDE**2, -1)
-    return blocks.permute(0, 3, 1, 2).flatten(0, 1)
-
-
-def cosines(side: int) -> Tensor:
-    """Return the orthonormal cosine functions on a patch, (side^2, side^2), by frequency (u, v).
-
-    >>> basis = cosines(4)
-    >>> torch.allclose(basis @ basis.T, torch.eye(16, dtype=torch.float64))
-    True
-    """
-    number = torch.arange(side, dtype=torch.float64)
-    cosine = (math.pi * (number + 0.5) * number[:, None] / side).cos() * math.sqrt(2 / side)
-    cosine[0] /= math.sqrt(2)
-    return torch.einsum("ui,vj->uvij", cosine, cosine).reshape(side**2, side**2)
-
-
-def _slow(slow: int) -> Tensor:
-    """Return the orthonormal cosine functions with u + v < slow on a patch, (K, SIDE^2)."""
-    number = torch.arange(SIDE)
-    return cosines(SIDE)[(number[:, None] + number < slow).flatten()]
-
-
-def _fast(values: Tensor, inside: Tensor, below: int) -> tuple[Tensor, Tensor]:
-    """Remove the slow part of patches (P, C, SIDE^2); also returns degrees of freedom (P,)."""
-    slow = _slow(below)
-    full = inside.sum(1) == SIDE**2
-    fast = values - values @ slow.T @ slow
-    freedom = torch.full((len(values),), float(SIDE**2 - len(slow)), dtype=values.dtype)
-    if full.all():
-        return fast, freedom
-    part, observed = values[~full], inside[~full]
-    size, axes = torch.linalg.eigh(torch.einsum("kp,np,lp->nkl", slow, observed, slow))
-    nonzero = size > 1e-9
-    scale = torch.where(nonzero, size, 1).rsqrt() * nonzero
-    # rows of an orthonormal basis of the slow part on the measured pixels
-    span = torch.einsum("nkr,kp,np->nrp", axes * scale[:, None], slow, observed)
-    fast[~full] = part - torch.einsum("ncp,nrp,nrq->ncq", part, span, span)
-    freedom[~full] = observed.sum(1) - nonzero.sum(1)
-    return fast, freedom
 
 
 def _digits(value: float) -> float:

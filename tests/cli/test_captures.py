@@ -16,6 +16,7 @@ from unmurk.flows.posterior import Posterior
 from unmurk.io.axes import Selection
 from unmurk.io.captures import open_captures
 from unmurk.io.folders import pictures_in
+from unmurk.io.images import load_images
 from unmurk.io.packaged import is_generic, of_any_size
 from unmurk.problem import Problem
 from unmurk.tiling import posterior_for, prior_for
@@ -211,21 +212,37 @@ def test_parts_of_fits_files_in_a_folder(trained, tmp_path, capsys):  # noqa: F8
 
 
 def test_scenes_of_one_fits_file_are_not_hidden_under_another_name(trained, tmp_path, capsys):  # noqa: F811
-    """A result that cannot have the name that was asked for is refused before the work."""
+    """A result that cannot have the name that was asked for is refused before the work: scenes of
+    2 captures along an axis of 3."""
     fits = pytest.importorskip("astropy.io.fits")
-    cube = np.stack([capture((16, 16), 0.1, i) for i in range(4)])
-    fits.PrimaryHDU(cube).writeto(tmp_path / "cube.fits")
+    cube = np.stack([capture((16, 16), 0.1, i) for i in range(6)])
+    fits.PrimaryHDU(cube.reshape(2, 3, 16, 16)).writeto(tmp_path / "cube.fits")
     argv = ["restore", tmp_path / "cube.fits", "--prior", trained, "--repeats", 2]
     argv += ["--operator", "identity", "--noise", 0.1, "--out"]
     assert unmurk(*argv, tmp_path / "x.fits") == 2
     assert "give a .tif name" in capsys.readouterr().err
     assert not list(tmp_path.glob("x*"))
     assert unmurk(*argv, tmp_path / "x.tif") == 0
-    assert tifffile.imread(tmp_path / "x.tif").shape == (2, 16, 16)
+    assert tifffile.imread(tmp_path / "x.tif").shape == (3, 16, 16)
     capsys.readouterr()
     assert unmurk(*argv, tmp_path / "x") == 0
     assert "scenes of FITS files" in capsys.readouterr().err
-    assert tifffile.imread(tmp_path / "x" / "cube.tif").shape == (2, 16, 16)
+    assert tifffile.imread(tmp_path / "x" / "cube.tif").shape == (3, 16, 16)
+
+
+def test_a_command_writes_scenes_into_one_file(trained, tmp_path, capsys):  # noqa: F811
+    """`--out` may have the suffix of the input, and std lies beside it in the same format."""
+    fits = pytest.importorskip("astropy.io.fits")
+    cube = np.random.default_rng(0).normal(0.5, 0.1, (4, 16, 16)).astype("float32")
+    fits.PrimaryHDU(cube).writeto(tmp_path / "cube.fits")
+    argv = ["restore", tmp_path / "cube.fits", "--prior", trained, "--repeats", 2, "--std"]
+    argv += ["--operator", "identity", "--noise", 0.1, "--out"]
+    assert unmurk(*argv, tmp_path / "x.fits") == 0
+    assert unmurk(*argv, tmp_path / "x") == 0
+    assert "TIFF" not in capsys.readouterr().err
+    for name in ("x.fits", "x-std.fits", "x/cube.fits", "x/cube-std.fits"):
+        assert fits.getdata(tmp_path / name).shape == (2, 16, 16)
+    assert sorted(p.suffix for p in (tmp_path / "x").glob("c*")) == [".fits", ".fits"]
 
 
 @pytest.mark.parametrize(("suffix", "form"), [("tif", "tif"), ("png", "png")])
@@ -282,11 +299,40 @@ def test_images_without_a_finite_value(trained, tmp_path, capsys):  # noqa: F811
     assert sorted(p.name for p in (tmp_path / "out").glob("*.tif")) == ["0.tif", "2.tif"]
     capsys.readouterr()
     assert unmurk("restore", tmp_path / "y.npy", *given[:-1], tmp_path / "z.npy") == 2
-    said = "measurement 1 has no pixel with a finite value: leave it out"
+    said = "y.npy has no finite value: leave it out with --skip-bad"
     assert said in capsys.readouterr().err
     learned = ["learn", tmp_path / "y.npy", "--noise", 0.1, "--nan", "mask", "--kimg", 0.01]
     assert unmurk(*learned, "--out", tmp_path / "run") == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_image_of_an_array_is_left_out(large, trained, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """One without a finite value, with --skip-bad; in memory and from the file."""
+    if large:
+        monkeypatch.setattr("unmurk.io.source.HELD", 1)
+    y = np.stack([capture((16, 16), 0.1, i) for i in range(5)])
+    y[1], y[3, 2, 5] = np.nan, np.nan
+    np.save(tmp_path / "y.npy", y)
+    argv = ["restore", tmp_path / "y.npy", "--prior", trained, "--nan", "mask", "--skip-bad"]
+    argv += ["--operator", "identity", "--noise", 0.1, "--out", tmp_path / "z.npy", "--json"]
+    assert unmurk(*argv) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["skipped"] == {"00001": "not finite"}
+    assert "left out 00001" in said.err or large
+    assert np.isfinite(np.load(tmp_path / "z.npy")).all() and len(np.load(tmp_path / "z.npy")) == 4
+    found = open_captures(tmp_path / "y.npy", True, None, "mask")
+    assert found.numbers == [0, 2, 3, 4] and list(found.missing) == [2]
+    fits = pytest.importorskip("astropy.io.fits")
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        units = [fits.PrimaryHDU(), fits.ImageHDU(y[i * 2], name="SCI")]
+        units.append(fits.ImageHDU(np.full((16, 16), i, np.uint8), name="DQ"))
+        fits.HDUList(units).writeto(tmp_path / "in" / f"{i}.fits")
+    with pytest.raises(InputError, match="marks all pixels as bad"):
+        load_images(f"{tmp_path / 'in'}[SCI,dq=DQ]", nan="mask")
+    found = load_images(f"{tmp_path / 'in'}[SCI,dq=DQ]", nan="mask", skip_bad=True)
+    assert len(found) == 1 and [name for name, _ in found.skipped] == ["1.fits"]
 
 
 def test_what_noise_prints_to_paste_says_that_no_model_fits(tmp_path, capsys):

@@ -10,7 +10,7 @@ from unmurk.errors import InputError
 from unmurk.evaluation.predictive import measure, unbiased_psnr_of
 from unmurk.evaluation.reference import cosine_filter, non_local_means
 from unmurk.evaluation.verdict import LIMITS, Verdict, assess, examine, judge
-from unmurk.noise_estimation import cosines
+from unmurk.patches import cosines
 from unmurk.problem import Problem
 from unmurk.rng import generator, normal
 

@@ -272,3 +272,24 @@ def test_every_compression(compression, tiled, tmp_path):
     found = load_images(tmp_path / "a.tif", span=(0, 1)).images.permute(0, 2, 3, 1).numpy()
     truth = data if compression not in ("jpeg", "jpegxr") else tifffile.imread(tmp_path / "a.tif")
     np.testing.assert_array_equal(found, truth.reshape(found.shape))
+
+
+@pytest.mark.parametrize("axes", ["", "ZYX"])
+def test_three_planes_of_tifffile(axes, tmp_path, capsys):
+    """tifffile writes (3, H, W) as one color image. Where it names the axes they count; else a
+    line says what is read, and --axes reads the planes as images, also with a run."""
+    data = np.random.default_rng(0).integers(0, 255, (3, 24, 16), np.uint8)
+    metadata = {"axes": axes} if axes else None
+    tifffile.imwrite(tmp_path / "a.tif", data, photometric="rgb", metadata=metadata or {})
+    with open_pages(tmp_path / "a.tif") as pages:
+        assert (len(pages), pages.shape) == ((3, (24, 16, 1)) if axes else (1, (24, 16, 3)))
+        assert ("--axes NYX" in pages.note) == (not axes)
+    with open_pages(tmp_path / "a.tif", Selection("NYX")) as pages:
+        assert len(pages) == 3 and not pages.note
+        np.testing.assert_array_equal(pages.read(2)[..., 0], data[2])
+    argv = ["corrupt", str(tmp_path / "a.tif"), "--out", str(tmp_path / "out")]
+    assert cli.main([*argv, "--axes", "NYX"]) == 0
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "a.tif"), data)
+    capsys.readouterr()
+    assert cli.main(["noise", str(tmp_path / "a.tif")]) == 2  # too few patches
+    assert ("--axes NYX reads each as an image" in capsys.readouterr().err) == (not axes)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from unmurk.cli.main import main
+from unmurk.cli.run_page import restored
 from unmurk.errors import InputError
 from unmurk.gaussian import Wiener, fit
 from unmurk.io.captures import as_captures
@@ -18,6 +19,7 @@ from unmurk.operators import Weighted, as_operator
 from unmurk.problem import Problem
 from unmurk.tiling import posterior_for
 from unmurk.training import Recipe, learn, learner
+from unmurk.training.examples import Examples
 
 SHORT = {"kimg": 0.008, "batch": 4, "precision": "fp32", "quiet": True}
 RECIPE = Recipe(steps=1, r2r=0.3, e_step=0.5, flow=0.7, buffer=8)
@@ -127,6 +129,19 @@ def test_learning_under_uneven_noise(tmp_path, monkeypatch, crop):
     assert torch.equal(start, fitted.restore(weights * filled, bound))
     mean, std = adapted.mean_std(weights * filled, bound, 2)
     assert bool(mean.isfinite().all() and (std > 0).all())
+    shown, kept = restored(tmp_path / "run", 2), Examples.load(tmp_path / "run")
+    for item, number in zip(shown.items, kept.numbers, strict=True):
+        weights, hidden = maps.weights([number])
+        masked = y[number : number + 1].masked_fill(hidden, float("nan"))
+        filled, bound = without_missing(
+            masked, bare.bind([number], (1, side, side)), "mask", (1, side, side)
+        )
+        bound = bound._with(Weighted(bound.operator, weights), bound.index)
+        mean, std = adapted.mean_std(weights * filled, bound, 2, 0, [number])
+        torch.testing.assert_close(item.after, mean[0], rtol=0, atol=1e-5)
+        noise = next(v for c, v in item.maps.items() if "residual" in c.label)
+        wanted = ((mean - filled) / sigma[number]).masked_fill(hidden, 0.0)
+        torch.testing.assert_close(noise.abs(), wanted[0].abs(), rtol=1e-4, atol=1e-4)
 
 
 def exact_mean(prior, y, sigma):
@@ -186,7 +201,7 @@ def test_the_commands_take_maps(tmp_path, capsys):
     a, b = (fits.getdata(tmp_path / name / "1.fits") for name in "ab")
     assert np.abs(a - b).max() > 0.01 and np.isfinite(b).all()
     for flags, word in (
-        (["--noise", "auto"], "--noise auto"),
+        (["--noise", "poisson-gaussian,auto"], "--noise poisson-gaussian,auto"),
         (["--repeats", "3"], "--repeats"),
     ):
         assert main(["learn", data, "--out", str(tmp_path / "no"), *given, *flags]) == 2

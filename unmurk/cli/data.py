@@ -5,9 +5,9 @@ Nothing heavy is imported before a function is called.
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import InputError
 from .console import escape
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from ..problem import Problem
 
 __all__ = [
+    "EVEN",
+    "Sample",
     "captures_of",
     "check_floats",
     "hide_missing",
     "images_of",
+    "is_even",
     "list_skipped",
     "measured",
+    "note_even",
+    "note_pages",
     "note_run",
     "place",
     "problem_of",
@@ -43,12 +48,25 @@ __all__ = [
 ]
 
 
+class Sample(NamedTuple):
+    """Images that the scale of noise maps is measured on.
+
+    Attributes:
+        y: Images (N, C, H, W), or captures.
+        numbers: Their numbers; None: 0, 1, ..., or those of the captures.
+    """
+
+    y: "torch.Tensor | Captures"
+    numbers: "Sequence[int] | None" = None
+
+
 def problem_of(
     operator: str,
     noise: str,
     images: "Callable[[], torch.Tensor] | None" = None,
     scale: "Callable[[], Scale | None] | None" = None,
     captures: "Captures | None" = None,
+    check: bool = False,
 ) -> "Problem":
     """Return the problem of two text forms.
 
@@ -58,12 +76,13 @@ def problem_of(
             model fits is printed.
         scale: Returns the scale of the files, for a noise in gray levels ("12dn").
         captures: Captures that it is estimated from, in place of images.
+        check: Whether floats far from [0, 1] are refused whatever the noise.
     """
     from ..noise import has_units, in_units
     from ..problem import Problem
 
     first = images if captures is None else captures.first
-    if scale is not None and ("auto" in str(noise) or has_units(str(noise))):
+    if scale is not None and (check or "auto" in str(noise) or has_units(str(noise))):
         check_floats(first, scale())
     if captures is not None and "auto" in str(noise):
         from ..io.crops import tiles
@@ -148,6 +167,7 @@ def images_of(
     from ..io.images import read_images
     from ..io.scale import check_units, span_for
 
+    note_pages(path, select)
     data = read_images(path, skip_bad=skip_bad, span=span, nan=nan, select=select or ALL)
     list_skipped(dict(data.skipped))
     if data.note:
@@ -156,6 +176,25 @@ def images_of(
     if floats and sigma is not None:
         check_units(path, data.images[:: max(1, len(data) // 128)], sigma)
     return data
+
+
+def note_pages(path: Path, select: "Selection | None" = None) -> None:
+    """Print how the first picture of a path is read, if its format leaves a doubt."""
+    from ..io.axes import ALL
+    from ..io.folders import pictures_in
+    from ..io.formats.pictures import holds_images, open_pages
+    from ..io.formats.registry import is_folder
+
+    if not is_folder(path) and not holds_images(path):
+        return
+    try:
+        first = pictures_in(path)[0] if is_folder(path) else path
+        with open_pages(first, select or ALL) as pages:
+            note = pages.note
+    except InputError:  # reported, or left out, when it is read
+        return
+    if note:
+        print(escape(note), file=sys.stderr)
 
 
 def measured(
@@ -171,6 +210,7 @@ def measured(
 
     if not large(path):
         return images_of(path, skip_bad, span, nan, select=select)
+    note_pages(path, select)
     source = open_source(path, skip_bad, span, nan, select or ALL)
     list_skipped(dict(source.skipped))
     if source.note:
@@ -208,6 +248,7 @@ def captures_of(
         local = croppable(as_operator(operator))
         if not (local and cut_by_default(sizes_in(path, select))):
             return None
+    note_pages(path, select)
     found = open_captures(path, skip_bad, span, nan, scratch, select)
     list_skipped(dict(found.skipped))
     if found.note:
@@ -344,15 +385,30 @@ def run_frames(
                 f"'{run}' was learned with {what} {name} frame: give the file that it was learned "
                 "with, or learn again"
             )
-    if frames.sensitivity is not None:
-        spread = float(frames.sensitivity.std())
-        if spread > 0.1:
-            print(
-                f"the flat field varies by {spread:.0%}, and so does the noise after the division:"
-                " one noise model for all pixels is an average (solve weighs each pixel)",
-                file=sys.stderr,
-            )
     return frames
+
+
+EVEN = {"flat noise": "even"}
+"""What a run keeps of calibration frames whose noise it took as even."""
+
+
+def is_even(run: str | Path) -> bool:
+    """Whether a run took the noise of images that a flat field divided as the same everywhere."""
+    kept = run_config(run).get("calibration")
+    return isinstance(kept, dict) and kept.get("flat noise") == "even"
+
+
+def note_even(frames: "Frames", why: str) -> None:
+    """Say that the noise of divided images is taken as even, if the flat field varies much."""
+    from ..io.frames import VARIES
+
+    spread = 0.0 if frames.sensitivity is None else float(frames.sensitivity.std())
+    if spread > VARIES:
+        print(
+            f"the flat field varies by {spread:.0%}, and so does the noise after the division: one"
+            f" noise model for all pixels is an average ({why})",
+            file=sys.stderr,
+        )
 
 
 def _hidden(kept: Any, shape: tuple[int, ...]) -> "torch.Tensor | None":

@@ -1,39 +1,72 @@
-"""Noise maps of the commands: read, checked, and applied to batches of images."""
+"""Noise maps of the commands: read, checked, scaled, and applied to batches of images."""
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .data import run_config
+from .data import Sample, run_config
 
 if TYPE_CHECKING:
     import torch
 
+    from ..io.capture_set import Captures
     from ..io.noise_maps import NoiseMaps
     from ..io.scale import Scale
+    from ..noise_scale import NoiseScale
     from ..problem import Problem
 
-__all__ = ["check_maps", "given_maps", "kept", "mapped_scene", "run_maps"]
+__all__ = [
+    "NEAR",
+    "check_maps",
+    "given_maps",
+    "is_scaled",
+    "kept",
+    "mapped_scene",
+    "noise_of",
+    "run_maps",
+]
+
+NEAR = 1.25
+"""Noise over that of the maps, or its inverse, from which on a remark says so."""
+
+AUTO = ("auto", "gaussian,auto")
 
 
 def check_maps(command: Any) -> None:
     """Raise InputError for options of a command that cannot go with its noise maps."""
     if command.noise_maps is None:
         return
+    noise = str(getattr(command, "noise", None) or "").replace(" ", "")
     for given, name, why in (
-        (command.repeats > 1, "--repeats", "the maps are of single captures"),
-        (command.flat is not None, "--flat", "it divides the images, and not the maps"),
-        ("auto" in str(command.noise), "--noise auto", "the maps hold the noise, and weights need"
-         " a number"),
+        ((command.repeats or 1) > 1, "--repeats", "the maps are of single captures"),
+        ("auto" in noise and noise not in AUTO, f"--noise {noise}", "the maps hold the noise, of"
+         " which --noise auto estimates one factor"),
         (getattr(command, "simulate", False), "--simulate", "the maps belong to measured images"),
     ):  # fmt: skip
         if given:
             raise InputError(f"{name} cannot go with --noise-maps: {why}")
 
 
+def is_scaled(command: Any) -> bool:
+    """Whether a command multiplies its noise maps by a factor that the images give."""
+    return command.noise_maps is not None and "auto" in str(command.noise)
+
+
+def noise_of(command: Any) -> str:
+    """Return the text of the noise that a command was given beside its noise maps."""
+    return "0" if is_scaled(command) else str(command.noise or 0)
+
+
 def given_maps(
-    command: Any, problem: "Problem", scale: "Callable[[], Scale]"
+    command: Any,
+    problem: "Problem",
+    scale: "Callable[[], Scale]",
+    sample: Callable[[], Sample],
+    flat: "torch.Tensor | None" = None,
+    known: "dict[str, Any] | None" = None,
+    compare: bool = False,
 ) -> "tuple[NoiseMaps | None, Problem]":
     """Return the noise maps of a command, and the problem with their level.
 
@@ -41,44 +74,107 @@ def given_maps(
         command: The command.
         problem: Operator and noise as they are given.
         scale: Returns the scale of the images.
+        sample: Returns images from which the factor of the maps is estimated.
+        flat: Sensitivity (C, H, W) of a flat field that the images were divided by, or None.
+        known: What a run keeps of the maps that it was learned with; their factor applies to maps
+            of the same kind. None: the maps are as they are.
+        compare: Whether to say how far off maps are that are not scaled.
     """
-    if command.noise_maps is None:
-        return None, problem
-    from ..io.noise_maps import maps_for
+    from ..io.map_scale import measured_scale
+    from ..io.noise_maps import flat_maps, kind_of, maps_for
     from ..problem import Problem
 
-    maps = maps_for(command.noise_maps, problem, scale().gain)
+    if command.noise_maps is None:
+        return (None, problem) if flat is None else (flat_maps(flat), problem)
+    weights = kind_of(command.noise_maps)[0] == "weights"
+    automatic = is_scaled(command)
+    unit = automatic or known is not None
+    given = Problem(problem.operator, float(weights)) if unit else problem
+    maps = maps_for(command.noise_maps, given, scale().gain).under(flat)
+    if automatic:
+        found = measured_scale(maps, *_first(sample, problem))
+        maps = maps.scaled(found.factor)
+        print(_said(found, weights), file=sys.stderr)
+    elif known is not None:
+        maps = maps.scaled(_factor(known, maps))
+    elif compare:
+        try:
+            found = measured_scale(maps, *_first(sample, problem))
+        except InputError:  # too few flat patches: nothing is known
+            return maps, Problem(problem.operator, maps.level)
+        if not 1 / NEAR < found.factor < NEAR:
+            print(f"{_said(found, False)}: --noise auto scales the maps", file=sys.stderr)
     return maps, Problem(problem.operator, maps.level)
 
 
+def _first(
+    sample: Callable[[], Sample], problem: "Problem"
+) -> "tuple[torch.Tensor | Captures, Any, Sequence[int] | None]":
+    found = sample()
+    return found.y, problem.operator, found.numbers
+
+
+def _said(found: "NoiseScale", weights: bool) -> str:
+    if weights:
+        return f"noise at the mean weight, estimated from the images: {found}"
+    return f"the noise of the images is {found} times that of their noise maps"
+
+
+def _factor(known: dict[str, Any], maps: "NoiseMaps") -> float:
+    """Return the factor that a run keeps, for its kind of maps; for weights, for their unit."""
+    if known.get("kind") != maps.kind:
+        if maps.kind == "weights":
+            raise InputError(
+                "the run was learned with other noise maps than weights: give --noise at their"
+                " mean, or auto"
+            )
+        return 1.0
+    numbers = [known.get(name, 1.0) for name in ("factor", "sigma", "mean")]
+    if not all(type(n) in (int, float) and 0 < n < math.inf for n in numbers):
+        raise InputError("the run has no readable scale of its noise maps: give --noise auto")
+    factor, sigma, mean = map(float, numbers)
+    if maps.kind != "weights":
+        return factor
+    return factor * sigma * math.sqrt(mean / maps.mean)
+
+
 def run_maps(
-    command: Any, problem: "Problem", scale: "Callable[[], Scale]"
+    command: Any,
+    problem: "Problem",
+    scale: "Callable[[], Scale]",
+    sample: Callable[[], Sample],
+    flat: "torch.Tensor | None" = None,
 ) -> "tuple[NoiseMaps | None, Problem]":
     """Return the noise maps of a command that restores by a run, and the problem.
 
     Args:
         command: The command.
         problem: The problem of the run.
-        scale: Returns the scale of the images.
+        scale, sample, flat: See `given_maps`.
     """
     from ..noise import in_units
     from ..problem import Problem
 
+    known = run_config(command.prior).get("noise maps")
+    known = known if isinstance(known, dict) else None
     if command.noise_maps is None:
-        if command.noise is None and "noise maps" in run_config(command.prior):
+        learned = known is not None and known.get("kind") != "flat"
+        if command.noise is None and learned:
             print(
                 f"'{command.prior}' was learned with noise maps, and these images have none: their"
                 f" noise is taken as {problem.level:g} everywhere (--noise-maps gives their own)",
                 file=sys.stderr,
             )
-        return None, problem
-    noise = in_units(str(command.noise or 0), scale())
-    return given_maps(command, Problem(problem.operator, noise), scale)
+        return given_maps(command, problem, scale, sample, flat)
+    noise = in_units(noise_of(command), scale())
+    given = Problem(problem.operator, noise)
+    known = known if command.noise is None else None
+    return given_maps(command, given, scale, sample, flat, known)
 
 
 def kept(maps: "NoiseMaps | None") -> dict[str, Any]:
     """Return what a result depends on of its noise maps."""
-    return {} if maps is None else {"noise maps": maps.record()}
+    return {} if maps is None or maps.relative else {"noise maps": maps.record()}
 
 
 def mapped_scene(
@@ -96,14 +192,15 @@ def mapped_scene(
         y, problem, numbers, shape, nan: See `restoring.scene_of`.
     """
     from ..operators import Weighted
+    from ..whitening import whiten
     from .commands.restoring import scene_of
 
     if maps is None:
         return scene_of(y, problem, numbers, shape, nan)
-    found = maps.batch(numbers, y.shape[1], (y.shape[-2], y.shape[-1]))
+    found = maps.batch(numbers, y.shape[-3], (y.shape[-2], y.shape[-1]))
     weights, hidden = (value.to(y.device) for value in found)
     if bool(hidden.any()):
         y, nan = y.masked_fill(hidden, float("nan")), "mask"
     y, bound = scene_of(y, problem, numbers, shape, nan)
     weights = weights.expand_as(y)
-    return weights * y, bound._with(Weighted(bound.operator, weights), bound.index)
+    return whiten(weights * y, bound._with(Weighted(bound.operator, weights), bound.index))

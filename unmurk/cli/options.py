@@ -25,6 +25,7 @@ __all__ = [
     "Corrupted",
     "Dark",
     "Flat",
+    "FlatNoise",
     "HotPixels",
     "Json",
     "MaybeInt",
@@ -140,7 +141,8 @@ NoiseMaps = Annotated[
         help="Noise maps: a standard deviation for every pixel, in the numbers of DATA, a map for"
         " each image in the same order, or one for all; a folder or a file as for DATA, such as"
         " night[ERR]. variance:, ivar: or weights: before the path name another kind (ivar:maps);"
-        " weights come with --noise at their mean (see the page Noise).",
+        " weights come with --noise at their mean. --noise auto scales the maps by one factor (see"
+        " the page Noise).",
     ),
 ]
 Dark = Annotated[
@@ -156,7 +158,15 @@ Flat = Annotated[
     arg(
         metavar="FILE",
         help="Flat field: captures of even light. Images are divided by their mean over them, less"
-        " the dark frame, with the mean 1.",
+        " the dark frame, with the mean 1. The noise that is given or estimated is that of the"
+        " images as recorded.",
+    ),
+]
+FlatNoise = Annotated[
+    Literal["map", "even"],
+    arg(
+        help="Noise of images that --flat divides. map: that of the images as recorded, over the"
+        " sensitivity of each pixel; even: one noise for all pixels of the divided images."
     ),
 ]
 HotPixels = Annotated[

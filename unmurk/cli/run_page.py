@@ -122,8 +122,8 @@ def restored(run: Path, draws: int = DRAWS) -> Comparisons | None:
     examples = Examples.load(run)
     if examples is None:
         return None
-    problem = examples.problem(Problem.from_dict(read_config(run)["problem"]))
-    posterior, y = place(Posterior.load(run), examples.y)
+    white, problem = examples.white(Problem.from_dict(read_config(run)["problem"]))
+    posterior, y, white = place(Posterior.load(run), examples.y, white)
     problem = problem.to(y.device)
     shape = problem.operator.x_shape(y.shape)
     tiled = posterior_for(posterior, shape)
@@ -131,17 +131,19 @@ def restored(run: Path, draws: int = DRAWS) -> Comparisons | None:
         torch.cat(parts).cpu()
         for parts in zip(
             *(
-                tiled.mean_std(y[i : i + 1], problem.index_select([i]), draws, 0, [number])
+                tiled.mean_std(white[i : i + 1], problem.index_select([i]), draws, 0, [number])
                 for i, number in enumerate(examples.numbers)
             ),
             strict=True,
         )
     )
     same = tuple(y.shape[1:]) == tuple(mean.shape[1:])
-    before = (y if same else problem.A_dagger(y)).cpu()
+    before = (y if same else problem.A_dagger(white)).cpu()
     maps = {Column("standard deviation", "shared", "magma"): std}
     if same:
-        scaled = problem.residual(mean.to(y), y) / problem.deviation(y)
+        one = examples.weights is not None  # then the noise has one level
+        level = problem.sigma if one else problem.deviation(white)
+        scaled = problem.residual(mean.to(y), white) / level
         maps[Column("residual in units of the noise", (-3.0, 3.0), DIVERGING)] = scaled.cpu()
     items = []
     for i, number in enumerate(examples.numbers):

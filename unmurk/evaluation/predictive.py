@@ -39,7 +39,8 @@ from torch import Tensor
 
 from ..noise import Gaussian, PoissonGaussian
 from ..noise_checks import check_noise
-from ..noise_estimation import IMAGES, LEAST, SIDE, envelope, powers
+from ..noise_estimation import IMAGES, LEAST, envelope, powers
+from ..patches import SIDE
 from ..problem import Problem
 from ..rng import StreamId, generator
 from .reference import cosine_filter

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..noise_estimation import SIDE, cosines
+from ..patches import SIDE, cosines
 
 __all__ = ["cosine_filter", "non_local_means"]
 

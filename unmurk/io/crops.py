@@ -38,6 +38,7 @@ __all__ = [
     "croppable",
     "cut_by_default",
     "side_within",
+    "tile_crops",
     "tiles",
 ]
 
@@ -341,6 +342,18 @@ def tiles(captures: Captures, operator: Operator, repeats: int = 1) -> tuple[Ten
     >>> tiles(as_captures(torch.rand(2, 1, 128, 192)), parse("identity"))[0].shape
     torch.Size([12, 1, 64, 64])
     """
+    crops = tile_crops(captures, operator, repeats)
+    return crops[:], crops.problem(Problem(operator, 0.0)).operator
+
+
+def tile_crops(captures: Captures, operator: Operator, repeats: int = 1) -> Crops:
+    """Return the crops that `tiles` reads.
+
+    >>> from unmurk.io.captures import as_captures
+    >>> from unmurk.operators import parse
+    >>> tile_crops(as_captures(torch.rand(2, 1, 128, 192)), parse("identity")).shape
+    (12, 1, 64, 64)
+    """
     if repeats > 1:
         _check_scenes(captures, repeats)
     grid = operator.crop_grid
@@ -355,9 +368,7 @@ def tiles(captures: Captures, operator: Operator, repeats: int = 1) -> tuple[Ten
     most = max(1, TILES // (captures.channels * side**2 * repeats))
     picked = torch.linspace(0, len(places) - 1, min(most, len(places))).long().unique().tolist()
     chosen = [(places[i][0] + j, *places[i][1:]) for i in picked for j in range(repeats)]
-    crops = Crops(captures, operator, side, False, 0, chosen)
-    bound = crops.problem(Problem(operator, 0.0)).operator
-    return crops[:], bound
+    return Crops(captures, operator, side, False, 0, chosen)
 
 
 def _starts(length: int, side: int, grid: int) -> list[int]:

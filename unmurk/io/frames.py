@@ -10,9 +10,9 @@ The dark frame gives d. The flat field f, a picture of even light, gives
 all images in their files, and their own noise is neglected: average as many captures as you
 restore images, at least.
 
-The division changes the noise: its standard deviation is :math:`\sigma/g_i`. `solve` accounts for
-this exactly, as it fits g A(x) to r - d (`operators.weighted`). `learn`, `restore` and `noise` use
-y and assume one noise model for all pixels.
+The division changes the noise: its standard deviation is :math:`\sigma/g_i`. All commands account
+for this exactly. They take the noise of r, fit g A(x) to r - d (`operators.weighted`,
+`noise_maps.flat_maps`), and estimate noise from r - d.
 
 A hot or dead pixel differs from the median of its eight neighbors in the same direction in at
 least 90 % of the images, and in the median over the images by more than 8 robust standard

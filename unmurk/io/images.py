@@ -23,6 +23,7 @@ from .formats.arrays import is_idx, read_array, read_idx, split_key
 from .formats.hdf5 import Kspace, is_hdf5
 from .formats.pictures import (
     Nan,
+    are_finite,
     check_finite,
     encode_picture,
     has_reader,
@@ -34,7 +35,7 @@ from .formats.tiff_writer import StackWriter
 from .layouts import images_in, layout_of, to_images
 from .limits import check_memory
 from .packaged import packaged
-from .scale import Extent, Scale, Spans, finite, joined, span_for
+from .scale import Extent, Scale, Spans, joined, span_for
 from .streams import ImagesWriter
 
 __all__ = [
@@ -278,14 +279,12 @@ def _finite(
     file: Path, array: np.ndarray, skip_bad: bool, nan: Nan
 ) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
     """Return the images (N, ..) that are finite, their numbers, and the names of the others."""
-    if array.dtype.kind != "f" or nan == "mask":
-        return array, list(range(len(array))), []
-    fine = np.array([bool(finite(image).all()) for image in array])
+    fine = are_finite(array, nan)
     bad = [(_name(int(i)), "not finite") for i in np.flatnonzero(~fine)]
     if not bad:
         return array, list(range(len(array))), []
     if not skip_bad or not fine.any():
-        check_finite(array[~fine][:1], f"image {bad[0][0]} in {file}")
+        check_finite(array[~fine][:1], f"image {bad[0][0]} in {file}", nan)
     return array[fine], np.flatnonzero(fine).tolist(), bad
 
 

@@ -10,31 +10,21 @@ batches. A result does not depend on its batch, because every random draw depend
 the image.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..repeats import scenes
-from .axes import ALL, Selection
 from .formats import tiff
-from .formats.pictures import Nan, bad_pixels, check_finite, open_pages, single, split_member
-from .formats.registry import (
-    Writer,
-    is_folder,
-    is_written,
-    reader_of,
-    real_path,
-    without_suffix,
-)
-from .formats.writing import is_png, is_tiff, result_name, std_suffix, writer_for
-from .images import hidden, pictures_in, written_scale
-from .ledger import Key, Ledger
+from .formats.pictures import Nan, bad_pixels, check_finite, open_pages
+from .formats.registry import Writer
+from .formats.writing import is_png, is_tiff, writer_for
+from .images import hidden, written_scale
+from .job_list import STD, Job, changed_formats, jobs_of, scene_jobs
+from .ledger import Ledger
 from .locks import ranks
 from .scale import Scale, Spans, span_for
 from .streams import NpyWriter
@@ -54,70 +44,11 @@ __all__ = [
 TOGETHER = 256  # files, and images, of a batch
 PIXELS = 2**20  # pixels of a batch
 STRIP = 2**22  # numbers that are converted for a file at once
-STD = "std"  # the name of standard deviations among the arrays
 
 Engine = Callable[[Tensor, list[int]], dict[str, Tensor]]
 """Maps measurements (B, C, H, W), or all captures of scenes (B, N, C, H, W), and their numbers to
 "images" (B, C, H, W) and further arrays (.., B, C, H, W) by name; "std" is the standard deviation
 of each pixel."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file to restore.
-
-    Attributes:
-        file: The file.
-        number: Number of its first image among those of all files.
-        pages: Number of images in the file.
-        out: The file of the restored images.
-        select: Its axes, the channels to read, and the name of an array or image in it.
-        captures: The jobs of single captures whose images are combined to scenes, or none.
-        repeats: Number of captures of each scene.
-
-    >>> job = Job(Path("a.tif"), number=0, pages=1, out=Path("out/a.tif"))
-    >>> str(job.beside("std")), str(job.beside("samples"))
-    ('out/a-std.tif', 'out/a-samples.npy')
-    """
-
-    file: Path
-    number: int
-    pages: int
-    out: Path
-    select: Selection = ALL
-    captures: tuple["Job", ...] = ()
-    repeats: int = 1
-
-    @property
-    def regrouped(self) -> bool:
-        """Whether the file has more images than the result."""
-        return any(capture.pages > self.pages for capture in self.captures)
-
-    def key(self) -> Key:
-        """Return what identifies the file, or the files of a scene, in the log."""
-        if self.captures:
-            keys = [capture.key() for capture in self.captures]
-            return keys[0][0], self.number, sum(k[2] for k in keys), max(k[3] for k in keys)
-        file = real_path(self.file)
-        found = file.stat() if file.exists() else None  # a link may lead nowhere
-        size, changed = (found.st_size, found.st_mtime_ns) if found else (0, 0)
-        member = f":{self.select.member}" if self.select.member else ""
-        return self.file.name + member, self.number, size, changed
-
-    @property
-    def source(self) -> Path:
-        """The file with the name of the part that is read, if it names one."""
-        member = self.select.member
-        return Path(f"{self.file}[{member}]") if member else self.file
-
-    def beside(self, name: str) -> Path:
-        """Return the file of an array that comes with the restored images.
-
-        Standard deviations are images: a file in the format of the result if it holds floats,
-        else a TIFF file. Other arrays are .npy files.
-        """
-        suffix = std_suffix(self.file, self.out) if name == STD else ".npy"
-        return self.out.with_name(f"{without_suffix(self.out.name)}-{name}{suffix}")
 
 
 @dataclass
@@ -130,6 +61,7 @@ class Summary:
         skipped: Files that were left out, and why.
         clipped: Fraction of the numbers that lay outside the range of their files.
 
+    >>> from pathlib import Path
     >>> from unmurk.io.images import save_images
     >>> good, bad = save_images(torch.full((2, 1, 4, 6), 0.6), "one-bad", format="png")
     >>> _ = bad.write_bytes(b"cut short")
@@ -143,130 +75,6 @@ class Summary:
     before: int = 0
     clipped: float = 0.0
     skipped: dict[str, str] = field(default_factory=dict)
-
-
-def jobs_of(path: Path, out: Path, skip_bad: bool = False, select: Selection = ALL) -> list[Job]:
-    """List the jobs for the files of a folder, or for one file.
-
-    Args:
-        path: The folder or the file.
-        out: The output folder, or the output file of a single input.
-        skip_bad: Whether files that cannot be read are left out.
-        select: The axes of the files, and the channels to read.
-
-    Raises:
-        InputError: There is nothing at the path, or a file cannot be read (without `skip_bad`).
-
-    >>> from unmurk.io.images import save_images
-    >>> files = save_images(torch.ones(2, 1, 4, 6), "evening", format="png")
-    >>> [(job.number, str(job.out)) for job in jobs_of(Path("evening"), Path("out"))]
-    [(0, 'out/00000.png'), (1, 'out/00001.png')]
-    """
-    path, member = split_member(path)
-    if not path.exists() and not path.is_symlink():
-        raise InputError(f"there is nothing at {path}")
-    files = pictures_in(path) if is_folder(path) else [path]
-    select = select.of(member)
-    names = _result_names(files)
-    one = is_written(out) and not out.is_dir()
-    if one and len(files) > 1:
-        raise InputError(f"{out} can hold one image, not {len(files)}: give a folder")
-    jobs, number = [], 0
-    for file, name in zip(files, names, strict=True):
-        pages = _pages(file, skip_bad, select)
-        if one and pages > 1 and is_png(out):
-            raise InputError(f"{out} can hold one image, not {pages}: give a .tif file")
-        jobs.append(Job(file, number, pages, out if one else out / name, select))
-        number += pages
-    return jobs
-
-
-def _result_names(files: Sequence[Path]) -> list[str]:
-    """Names of the results of files; where two would be the same, they keep the old suffix too.
-
-    >>> _result_names([Path("a.png"), Path("b.jpg"), Path("c.jpg"), Path("c.png")])
-    ['a.png', 'b.png', 'c.jpg.png', 'c.png.png']
-    """
-    names = [result_name(file) for file in files]
-    short = [without_suffix(real_path(file).name) for file in files]
-    often = Counter(short)
-    found = [
-        name if often[stem] == 1 else real_path(file).name + name[len(stem) :]
-        for name, stem, file in zip(names, short, files, strict=True)
-    ]
-    twice = [name for name, times in Counter(found).items() if times > 1]
-    if twice:
-        raise InputError(f"two results would be called {twice[0]}: give each file its own name")
-    return found
-
-
-def changed_formats(jobs: Sequence[Job]) -> list[str]:
-    """Say, once for each format, which results are written in another format than they came in.
-
-    >>> changed_formats([Job(Path("a.jpg"), 0, 1, Path("out/a.png"))])
-    ['results of .jpg files are written as PNG files, which hold every number']
-    """
-    found: dict[str, str] = {}
-    for job in jobs:
-        reader, out = reader_of(job.file), job.out
-        if job.regrouped and is_tiff(out) and not is_tiff(job.file) and reader.writer is not None:
-            found.setdefault(
-                f"{reader.name} scenes",
-                f"scenes of {reader.name} files with several captures are written as TIFF files",
-            )
-            continue
-        if without_suffix(out.name) == out.name or reader.writer is not None or is_tiff(job.file):
-            continue
-        if not is_png(job.file):
-            kind = "PNG" if is_png(out) else "TIFF"
-            suffix = real_path(job.file).suffix
-            found.setdefault(
-                f"{suffix} {kind}",
-                f"results of {suffix} files are written as {kind} files, which hold every number",
-            )
-    return list(found.values())
-
-
-def scene_jobs(jobs: Sequence[Job], repeats: int) -> list[Job]:
-    """Combine the jobs of captures to jobs whose images are scenes of repeated captures.
-
-    Args:
-        jobs: The jobs of single captures, from `jobs_of`.
-        repeats: Number N of captures of each scene: pages of one file, or files one after another
-            with a page each. The result has the name of the first file.
-
-    Raises:
-        InputError: The captures are no whole number of scenes.
-
-    >>> captures = [Job(Path(f"{n}.png"), n, 1, Path(f"out/{n}.png")) for n in range(6)]
-    >>> [(job.number, job.out.name) for job in scene_jobs(captures, repeats=3)]
-    [(0, '0.png'), (1, '3.png')]
-    """
-    if repeats == 1:
-        return list(jobs)
-    pages = [job.pages for job in jobs]
-    if all(count % repeats == 0 for count in pages):
-        groups: list[tuple[Job, ...]] = [(job,) for job in jobs]
-    elif all(count == 1 for count in pages):
-        count = scenes(len(jobs), repeats, "files")
-        groups = [tuple(jobs[i * repeats : (i + 1) * repeats]) for i in range(count)]
-    else:
-        odd = next(job for job in jobs if job.pages % repeats)
-        raise InputError(
-            f"{odd.file} has {odd.pages} images, no whole number of scenes of {repeats}: give"
-            " another number of repeats, or files with one image each"
-        )
-    found, number = [], 0
-    for group in groups:
-        count = sum(job.pages for job in group) // repeats
-        first, out = group[0], group[0].out
-        if first.pages > count and not (is_tiff(out) or is_png(out)):
-            out = out.with_name(f"{without_suffix(out.name)}.tif")  # other writers keep the pages
-        found.append(
-            replace(first, number=number, pages=count, out=out, captures=group, repeats=repeats)
-        )
-        number += count
-    return found
 
 
 def together(pixels: int, batch: int | None = None, copies: int = 1) -> int:
@@ -314,6 +122,7 @@ def process(
         InputError: A file is unreadable, a file of someone else or a result of other settings is
             in the place of a result, or the disk is full.
 
+    >>> from pathlib import Path
     >>> from unmurk.io.images import load_images, save_images
     >>> files = save_images(torch.full((2, 1, 4, 6), 0.2), "dim", format="png")
     >>> jobs = jobs_of(Path("dim"), Path("inverted"))
@@ -391,18 +200,6 @@ class Page:
     place: int
     image: Tensor
     scale: Scale
-
-
-def _pages(file: Path, skip_bad: bool, select: Selection) -> int:
-    if single(file):
-        return 1
-    try:
-        with open_pages(file, select) as pages:
-            return len(pages)
-    except InputError:
-        if skip_bad:
-            return 1
-        raise
 
 
 def _pages_of(
@@ -486,7 +283,7 @@ class Sink:
         self._arrays: dict[str, NpyWriter] = {}
         self._std: Writer | None = None
         self._out: Writer = writer_for(
-            job.source, job.out, history, select=job.select, copied=not job.regrouped
+            job.source, job.out, history, select=job.select, repeats=job.merged
         )
 
     @property
@@ -514,8 +311,7 @@ class Sink:
             beside = self.job.beside(STD)
             text = f"standard deviation; {self.history}" if self.history else ""
             job = self.job
-            copied = not job.regrouped
-            self._std = writer_for(job.source, beside, text, True, job.select, copied)
+            self._std = writer_for(job.source, beside, text, True, job.select, job.merged)
         pixels = value.double().numpy() * self.scale.gain
         self._std.write(np.moveaxis(pixels.astype(np.float32), 0, -1))
 

@@ -22,13 +22,18 @@ With one level s for the whole set, the median of all :math:`\sigma_i`,
 
 is white noise of that level under the operator :math:`\operatorname{diag}(w) A`. So learning,
 restoring and solving keep their likelihood, exactly (`operators.Weighted`).
+
+A flat field g divides the images, and with them their noise: :math:`\sigma_i/g_i`. Without maps,
+the noise of the problem takes the place of :math:`\sigma_i` (`flat_maps`): then w = g, and
+:math:`g \odot y` is the image before the division, with its own noise, be it Gaussian or not.
+
+Maps that are known up to a factor get it from the images (`io.map_scale`).
 """
 
-import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,14 +48,12 @@ from .capture_set import Captures
 from .captures import as_captures, open_captures
 from .crops import Crops
 from .formats.registry import split_member
-from .source import Source
 
 __all__ = [
-    "Hidden",
     "MapKind",
     "NoiseMaps",
-    "Weighed",
     "as_noise_maps",
+    "flat_maps",
     "maps_for",
     "read_noise_maps",
 ]
@@ -81,6 +84,9 @@ class NoiseMaps:
         level: The level s of the whole set.
         mean: Mean of the weights; 1 for other kinds.
         hides: Whether some pixels hold no measurement.
+        factor: What the deviations of the maps are multiplied with.
+        flat: Sensitivity g of a flat field that the images were divided by, (C, H, W), or None.
+        relative: Whether the deviations are in units of the noise of the problem.
 
     >>> maps = as_noise_maps(torch.tensor([[[[0.1, 0.2, 0.4]]]]))
     >>> round(maps.level, 4)
@@ -96,6 +102,9 @@ class NoiseMaps:
     level: float = 1.0
     mean: float = 1.0
     hides: bool = False
+    factor: float = 1.0
+    flat: Tensor | None = None
+    relative: bool = False
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -124,7 +133,44 @@ class NoiseMaps:
             found = values.rsqrt() / self.gain
         else:
             found = self.sigma * (self.mean / values).sqrt()
+        found = self.factor * found
+        if self.flat is not None:
+            row, column, height, width = place
+            flat = self.flat[..., row : row + height, column : column + width]
+            found, known = found / flat.double(), known.expand(max(len(known), len(flat)), -1, -1)
         return torch.where(known, found, math.inf).float()
+
+    def scaled(self, factor: float) -> "NoiseMaps":
+        """Return the maps with all standard deviations multiplied by a factor.
+
+        Raises:
+            InputError: The noise is then out of its bounds.
+
+        >>> round(as_noise_maps(torch.full((1, 1, 2, 2), 0.2)).scaled(1.5).level, 4)
+        0.3
+        """
+        level = factor * self.level
+        _check_level(level)
+        return replace(self, factor=factor * self.factor, level=level)
+
+    def under(self, flat: Tensor | None) -> "NoiseMaps":
+        """Return the maps of the images after their division by a flat field.
+
+        Args:
+            flat: Sensitivity (C, H, W), or None.
+
+        Raises:
+            InputError: It has another size than the maps.
+
+        >>> maps = as_noise_maps(torch.full((1, 1, 1, 2), 0.2))
+        >>> maps.under(torch.tensor([[[0.5, 2.0]]])).deviation(0).flatten()
+        tensor([0.4000, 0.1000])
+        """
+        if flat is None:
+            return self
+        for number in range(len(self)):
+            self._check_size(number, (int(flat.shape[-2]), int(flat.shape[-1])))
+        return _leveled(replace(self, flat=flat.cpu()))
 
     def weights(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the weights of whole images, and which of their pixels are hidden.
@@ -201,7 +247,13 @@ class NoiseMaps:
 
     def record(self) -> dict[str, Any]:
         """Return what identifies the maps, for the run folder and the log of results."""
-        return {"kind": self.kind, "level": self.level, **self.maps.fingerprint()}
+        kind = "flat" if self.relative else self.kind
+        found: dict[str, Any] = {"kind": kind, "level": self.level}
+        if self.factor != 1:
+            found["factor"] = self.factor
+        if self.kind == "weights":
+            found |= {"sigma": self.sigma, "mean": self.mean}
+        return {**found, **self.maps.fingerprint()}
 
 
 def _weights(deviation: Tensor, level: float) -> tuple[Tensor, Tensor]:
@@ -246,8 +298,27 @@ def as_noise_maps(
         sums = [_sums(maps, position) for position in range(len(maps))]
         mean = sum(s for s, _ in sums) / max(1, sum(n for _, n in sums))
         found = NoiseMaps(maps, kind, gain, sigma, mean=mean)
+    return _leveled(found)
+
+
+def flat_maps(flat: Tensor) -> NoiseMaps:
+    """Return the noise that a flat field leaves, in units of the noise of the problem: 1 / g.
+
+    Args:
+        flat: Sensitivity g, (C, H, W), above 0.
+
+    >>> maps = flat_maps(torch.tensor([[[0.5, 2.0]]]))
+    >>> maps.weights([0])[0].flatten()  # g
+    tensor([0.5000, 2.0000])
+    """
+    maps = as_captures((1 / flat.double()).float()[None].cpu())
+    return NoiseMaps(maps, relative=True)
+
+
+def _leveled(found: NoiseMaps) -> NoiseMaps:
+    """Return the maps with the median of their deviations as their level."""
     levels, hides = [], False
-    for number in range(len(maps)):
+    for number in range(len(found)):
         values = found.deviation(number)
         known = values[values.isfinite()]
         if not len(known):
@@ -255,13 +326,17 @@ def as_noise_maps(
         hides = hides or len(known) < values.numel()
         levels.append(float(known.median()))
     level = float(torch.tensor(levels, dtype=torch.float64).median())
+    _check_level(level)
+    return replace(found, level=level, hides=hides)
+
+
+def _check_level(level: float) -> None:
     if not SIGMA.least <= level <= SIGMA.most:
         raise InputError(
             f"the noise maps have the median {level:.3g} in units of the image range, which is no"
             f" noise from {SIGMA.least:g} to {SIGMA.most:g}: give maps in the numbers of the"
             " images, and --range BLACK WHITE"
         )
-    return NoiseMaps(maps, kind, gain, sigma, level, found.mean, hides)
 
 
 def _sums(maps: Captures, position: int) -> tuple[float, int]:
@@ -322,6 +397,8 @@ def maps_for(given: Any, problem: Problem, gain: float = 1.0) -> NoiseMaps:
         ...
     unmurk.errors.InputError: the noise maps hold the noise already, and a noise of 0.1 is ...
     """
+    if isinstance(given, NoiseMaps) and given.relative:
+        return given
     sigma = problem.sigma
     if isinstance(given, str | Path):
         maps = read_noise_maps(str(given), gain=gain, sigma=sigma)
@@ -350,86 +427,3 @@ def kind_of(text: str) -> tuple[MapKind, str]:
 
 def _scratch() -> Path:
     return Path(tempfile.gettempdir())
-
-
-class Hidden(Source):
-    """Measurements that are NaN where noise maps say that nothing was measured.
-
-    Args:
-        given: Measurements (N, C, H, W).
-        maps: The noise maps.
-
-    >>> maps = as_noise_maps(torch.tensor([[[[0.1, 0.0]]]]))  # a noise of 0: nothing measured
-    >>> Hidden(torch.ones(1, 1, 1, 2), maps)[:].flatten().tolist()
-    [1.0, nan]
-    """
-
-    floats = True
-
-    def __init__(self, given: Tensor | Source, maps: NoiseMaps) -> None:
-        self.given, self.maps = given, maps
-        _like(self, given)
-
-    def __getitem__(self, indices: Tensor | slice) -> Tensor:
-        """Return measurements (B, C, H, W) by their indices, NaN where they are hidden."""
-        every = range(len(self))
-        numbers = list(every[indices] if isinstance(indices, slice) else indices.tolist())
-        return self.read(numbers).to(self.device)
-
-    def read(self, indices: list[int]) -> Tensor:
-        """See `Source`."""
-        hidden = self.maps.weights(indices)[1]
-        return _read(self.given, indices).masked_fill(hidden, math.nan)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return that of the measurements; the run folder keeps that of the maps."""
-        return fingerprint_of(self.given)
-
-
-class Weighed(Source):
-    """Measurements multiplied by weights that belong to their numbers.
-
-    Args:
-        given: Measurements (N, C, H, W).
-        weights: Returns the weights of numbered measurements, (B, 1 or C, H, W).
-
-    >>> maps = as_noise_maps(torch.tensor([[[[0.1, 0.2, 0.4]]]]))
-    >>> y = Weighed(torch.ones(1, 1, 1, 3), lambda numbers: maps.weights(numbers)[0])
-    >>> y[:].flatten()
-    tensor([2.0000, 1.0000, 0.5000])
-    """
-
-    def __init__(self, given: Tensor | Source, weights: Callable[[Sequence[int]], Tensor]) -> None:
-        self.given, self.weights = given, weights
-        _like(self, given)
-
-    def read(self, indices: list[int]) -> Tensor:
-        """See `Source`."""
-        return self.weights(indices) * _read(self.given, indices)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return that of the measurements; the run folder keeps that of the maps."""
-        return fingerprint_of(self.given)
-
-
-def fingerprint_of(given: Tensor | Source) -> dict[str, Any]:
-    """Return what identifies measurements, fit for JSON."""
-    if isinstance(given, Source):
-        return given.fingerprint()
-    digest = hashlib.sha256(given.contiguous().cpu().numpy().data).hexdigest()
-    return {"shape": list(given.shape), "sha256": digest}
-
-
-def _like(source: Source, given: Tensor | Source) -> None:
-    """Give a source the shape, the device and the scale of measurements."""
-    source.shape, source.device = tuple(given.shape), given.device
-    if isinstance(given, Source):
-        source.skipped, source.scale, source.note = given.skipped, given.scale, given.note
-        source.endless, source.select = given.endless, given.select
-
-
-def _read(given: Tensor | Source, indices: list[int]) -> Tensor:
-    """Return measurements (B, C, H, W) on the CPU."""
-    if isinstance(given, Source):
-        return given.read(indices)
-    return given[torch.tensor(indices, device=given.device)].cpu()

@@ -26,7 +26,8 @@ from .images import (
     read_images,
     save_images,
 )
-from .jobs import STD, Engine, together
+from .job_list import STD
+from .jobs import Engine, together
 from .ledger import Ledger
 from .outputs import Output, key_of
 from .scale import Scale, Spans
@@ -201,7 +202,7 @@ def restore_set(
     sink = _Sink(file, beside, data)
     try:
         for first in range(0, len(data), step):
-            found = engine(data.y[first : first + step], list(data.numbers[first : first + step]))
+            found = engine(_batch(data.y, first, step), list(data.numbers[first : first + step]))
             sink.write(first, {name: value.cpu() for name, value in found.items()})
         ledger.begin(names)
         sink.close()
@@ -209,6 +210,13 @@ def restore_set(
         sink.abandon()
     ledger.end(key, names)
     return {"images": len(data), **result}
+
+
+def _batch(y: Tensor | Source, first: int, count: int) -> Tensor:
+    """Return measurements. Whether those of a source are finite was checked when it was opened."""
+    if isinstance(y, Source):
+        return y.read(list(range(first, min(first + count, len(y)))))
+    return y[first : first + count]
 
 
 def _file(to: Output, data: Measurements) -> Path:

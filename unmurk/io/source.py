@@ -28,6 +28,7 @@ from .formats.arrays import map_array
 from .formats.hdf5 import Kspace
 from .formats.pictures import (
     Nan,
+    are_finite,
     bad_pixels,
     check_finite,
     describe,
@@ -40,7 +41,7 @@ from .formats.pictures import (
 from .formats.registry import is_folder
 from .images import hidden, measured_white
 from .layouts import images_in, to_images
-from .scale import Extent, Scale, Spans, finite, span_for
+from .scale import Extent, Scale, Spans, span_for
 from .survey import survey
 
 __all__ = [
@@ -494,21 +495,21 @@ def open_source(
         raise InputError(f"{path}: give a folder of pictures or a .npy file")
     found = of_array(path, map_array(path), span, select=select)
     found.select = select
-    return _finite(path, found, skip_bad) if found.floats and nan == "refuse" else found
+    return _finite(path, found, skip_bad, nan) if found.floats else found
 
 
-def _finite(path: Path, source: Array, skip_bad: bool) -> Array:
+def _finite(path: Path, source: Array, skip_bad: bool, nan: Nan) -> Array:
     """Return an array without the images that are not finite."""
     kept = []
     for numbers in _chunks(source.array):
         part = source.raw(numbers)
-        kept.append(numbers[0] + np.flatnonzero(finite(part.reshape(len(part), -1)).all(1)))
+        kept.append(numbers[0] + np.flatnonzero(are_finite(part, nan)))
     good = np.concatenate(kept)
     bad = np.setdiff1d(np.arange(len(source.array)), good)
     if not len(bad):
         return source
     if not skip_bad or not len(good):
-        check_finite(source.raw([int(bad[0])]), f"image {bad[0]:05d} in {path}")
+        check_finite(source.raw([int(bad[0])]), f"image {bad[0]:05d} in {path}", nan)
     found = Array(source.array, source.scale, good)
     found.skipped = [(f"{number:05d}", "not finite") for number in bad]
     found.select = source.select

@@ -40,7 +40,7 @@ and needs no solver.)
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,18 @@ class Em(Learner):
   eprint = {2405.13712},
   archivePrefix = {arXiv}
 }"""
+
+    option_citations: ClassVar[dict[tuple[str, Any], str]] = {
+        ("e_step", "conditional"): """@misc{hosseintabar2025diffem,
+  title = {{DiffEM}: Learning from Corrupted Data with Diffusion Models via Expectation
+           Maximization},
+  author = {Hosseintabar, Danial and Chen, Fan and Daras, Giannis and Torralba, Antonio and
+            Daskalakis, Constantinos},
+  year = {2025},
+  eprint = {2510.12691},
+  archivePrefix = {arXiv}
+}"""
+    }
 
     takes_repeats: ClassVar[bool] = True
     takes_clean: ClassVar[bool] = True

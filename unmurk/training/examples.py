@@ -20,10 +20,13 @@ from ..errors import InputError
 from ..io.atomic import write
 from ..io.crops import Crops
 from ..io.datasets import Source
+from ..io.noise_maps import NoiseMaps
 from ..missing import with_missing
 from ..operators.cropped import on_numbered_crops
 from ..operators.crops import Crop
+from ..operators.weighted import Weighted
 from ..problem import Problem
+from ..whitening import whiten
 
 __all__ = ["Examples", "choose_examples", "distinct"]
 
@@ -43,6 +46,8 @@ class Examples:
         numbers: Their numbers in the set.
         crops: Where they lie in their images, for parts of captures; empty for whole images.
         hidden: 1 where a measurement is missing, (N, 1, h, w), or None.
+        weights: What the measurements are multiplied with so that their noise is that of the
+            problem everywhere, (N, 1 or C, h, w), for noise maps; or None.
 
     >>> examples = Examples(torch.rand(2, 1, 8, 8), [3, 7])
     >>> Path("shown").mkdir()
@@ -56,6 +61,26 @@ class Examples:
     numbers: Sequence[int]
     crops: Sequence[Crop] = ()
     hidden: Tensor | None = None
+    weights: Tensor | None = None
+
+    def white(self, problem: Problem) -> tuple[Tensor, Problem]:
+        """Return measurements with the noise of a problem of whole images, and theirs.
+
+        Under noise maps they are weighted, and noise that depends on the brightness is whitened.
+
+        >>> weights = torch.full((1, 1, 4, 4), 2.0)
+        >>> y, bound = Examples(torch.ones(1, 1, 4, 4), [3], weights=weights).white(
+        ...     Problem("identity", 0.1)
+        ... )
+        >>> float(y.mean()), float(bound.A(torch.ones(1, 1, 4, 4)).mean()), bound.sigma
+        (2.0, 2.0, 0.1)
+        """
+        bound = self.problem(problem)
+        if self.weights is None:
+            return self.y, bound
+        weights = self.weights.expand_as(self.y)
+        operator = Weighted(bound.operator, weights)
+        return whiten(weights * self.y, bound._with(operator, bound.index))
 
     def problem(self, problem: Problem) -> Problem:
         """Return a problem of whole images, bound to the examples."""
@@ -82,6 +107,8 @@ class Examples:
         tensors = {"y": self.y.contiguous()}
         if self.hidden is not None:
             tensors["hidden"] = self.hidden.contiguous()
+        if self.weights is not None:
+            tensors["weights"] = self.weights.contiguous()
         about = {"numbers": list(self.numbers), "crops": [asdict(crop) for crop in self.crops]}
         write(run / FILE, save(tensors, {"examples": json.dumps(about)}))
 
@@ -99,11 +126,21 @@ class Examples:
             with safetensors.safe_open(str(file), "pt") as opened:
                 about = json.loads((opened.metadata() or {})["examples"])
                 y = opened.get_tensor("y")
-                hidden = opened.get_tensor("hidden") if "hidden" in opened.keys() else None
+                held = set(opened.keys())
+                hidden, weights = (
+                    opened.get_tensor(name) if name in held else None
+                    for name in ("hidden", "weights")
+                )
             crops = [Crop(**values) for values in about["crops"]]
-            found = cls(y.float(), [int(n) for n in about["numbers"]], crops, hidden)
+            found = cls(y.float(), [int(n) for n in about["numbers"]], crops, hidden, weights)
             if y.ndim != 4 or len(found.numbers) != len(y) or len(crops) not in (0, len(y)):
                 raise ValueError("the numbers do not fit the images")
+            if weights is not None and not (
+                (weights.shape[0], *weights.shape[2:]) == (y.shape[0], *y.shape[2:])
+                and weights.shape[1] in (1, y.shape[1])
+                and bool((weights.isfinite() & (weights > 0)).all())
+            ):
+                raise ValueError("the weights do not fit the images")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{file} is damaged ({' '.join(str(error).split())}): delete it; the page then "
@@ -113,7 +150,10 @@ class Examples:
 
 
 def choose_examples(
-    y: Tensor | Source, problem: Problem, missing: Mapping[int, Tensor] | None = None
+    y: Tensor | Source,
+    problem: Problem,
+    missing: Mapping[int, Tensor] | None = None,
+    maps: NoiseMaps | None = None,
 ) -> Examples | None:
     """Choose a few measurements that differ from each other.
 
@@ -122,6 +162,7 @@ def choose_examples(
         problem: The problem of whole images, without missing pixels.
         missing: For each number of whole images the positions (row * W + column) of missing
             pixels; crops know theirs.
+        maps: The noise maps of the measurements, or None.
 
     Returns:
         At most `COUNT` examples, or None if the measurements are too large to be kept.
@@ -131,7 +172,7 @@ def choose_examples(
     [0, 4, 5, 1]
     """
     if isinstance(y, Crops):
-        return _parts(y, problem)
+        return _parts(y, problem, maps)
     candidates = torch.linspace(0, len(y) - 1, min(len(y), CANDIDATES)).long().unique()
     if COUNT * y[:1].numel() > MOST:
         return None
@@ -139,15 +180,16 @@ def choose_examples(
     numbers = [int(candidates[i]) for i in distinct(images, COUNT)]
     chosen = y[torch.tensor(numbers, device=y.device)].cpu().float()
     lost = {place: missing[n] for place, n in enumerate(numbers) if missing and n in missing}
+    weights = None if maps is None else maps.weights(numbers)[0].clone()
     if not lost:
-        return Examples(chosen, numbers)
+        return Examples(chosen, numbers, weights=weights)
     hidden = torch.zeros(len(chosen), 1, *chosen.shape[-2:])
     for place, pixels in lost.items():
         hidden[place].view(-1)[pixels.cpu()] = 1
-    return Examples(chosen, numbers, (), hidden)
+    return Examples(chosen, numbers, (), hidden, weights)
 
 
-def _parts(crops: Crops, problem: Problem) -> Examples | None:
+def _parts(crops: Crops, problem: Problem, maps: NoiseMaps | None) -> Examples | None:
     """Choose parts of captures that differ, each where its capture varies most."""
     captures, operator = crops.captures, problem.operator
     side = crops.side
@@ -159,6 +201,7 @@ def _parts(crops: Crops, problem: Problem) -> Examples | None:
     candidates = every[::step][:CANDIDATES]
     places = [(position, *_busiest(crops, position, side, grid)) for position in candidates]
     found = Crops(captures, operator, side, False, crops.seed, places)
+    found.lost = crops.lost
     images = found[torch.arange(len(places))].cpu()
     chosen = distinct(images, COUNT)
     hidden = found.hidden(chosen)
@@ -166,7 +209,8 @@ def _parts(crops: Crops, problem: Problem) -> Examples | None:
         return None
     places_of = [found.place(number) for number in chosen]
     numbers = [place.number for place in places_of]
-    return Examples(images[chosen].clone(), numbers, places_of, hidden)
+    weights = None if maps is None else maps.crops(found, chosen).clone()
+    return Examples(images[chosen].clone(), numbers, places_of, hidden, weights)
 
 
 def _busiest(crops: Crops, position: int, side: int, grid: int) -> tuple[int, int]:

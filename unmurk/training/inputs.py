@@ -25,8 +25,9 @@ from ..io.datasets import Source, as_source
 from ..io.formats.pictures import Nan
 from ..io.gaps import gaps
 from ..io.images import ImageSet
-from ..io.noise_maps import Hidden, NoiseMaps, Weighed, maps_for
+from ..io.noise_maps import NoiseMaps, maps_for
 from ..io.scale import Scale, Spans, check_units
+from ..io.weighed import Hidden, Weighed
 from ..missing import with_missing
 from ..noise import Gaussian
 from ..operators import Operator, as_operator
@@ -156,7 +157,7 @@ def with_maps(
             )
         maps.check([(int(y.shape[-2]), int(y.shape[-1]))] * len(y), int(y.shape[1]))
         y = Hidden(y, maps) if maps.hides else y
-    return y, Problem(problem.operator, maps.level), maps
+    return y, problem if maps.relative else Problem(problem.operator, maps.level), maps
 
 
 def weighed(
@@ -187,30 +188,34 @@ def weighed(
     >>> y[:].flatten(), problem.bind([0], (1, 1, 3)).A(torch.ones(1, 1, 1, 3)).flatten()
     (tensor([2.0000, 1.0000, 0.5000]), tensor([2.0000, 1.0000, 0.5000]))
     """
-    if maps is not None:
-
-        def weights(numbers: Sequence[int]) -> Tensor:
-            if isinstance(y, Crops):
-                return maps.crops(y, numbers)
-            return maps.weights(numbers)[0]
-
-    elif isinstance(problem.noise, Gaussian) or problem.operator.spec == "identity":
+    gaussian = isinstance(problem.noise, Gaussian)
+    if maps is None and (gaussian or problem.operator.spec == "identity"):
         return y, problem
-    elif repeats > 1:
+    if repeats > 1 and not gaussian:
         raise InputError(
             f"noise '{problem.noise.spec}' is not Gaussian: repeated captures have it only with"
             " operator identity and without hidden pixels: give --noise gaussian,auto or a number"
         )
-    else:
 
-        def weights(numbers: Sequence[int]) -> Tensor:
-            chosen = torch.tensor(list(numbers))
-            measured = y[chosen.to(y.device)].cpu()
-            bound = whiten(measured, problem.bind(numbers, shape))[1].operator
-            assert isinstance(bound, Weighted)
-            return bound.weights
+    def weights(numbers: Sequence[int]) -> Tensor | None:
+        if maps is None:
+            return None
+        return maps.crops(y, numbers) if isinstance(y, Crops) else maps.weights(numbers)[0]
 
-    return Weighed(y, weights), Problem(NumberedWeights(problem.operator, weights), problem.level)
+    def white(numbers: Sequence[int]) -> Tensor:
+        known = weights(numbers)
+        if gaussian and known is not None:
+            return known
+        chosen = torch.tensor(list(numbers))
+        measured, bound = y[chosen.to(y.device)].cpu(), problem.bind(numbers, shape)
+        if known is not None:
+            measured = known * measured
+            bound = bound._with(Weighted(bound.operator, known.expand_as(measured)), bound.index)
+        found = whiten(measured, bound)[1].operator
+        assert isinstance(found, Weighted)
+        return found.weights
+
+    return Weighed(y, white), Problem(NumberedWeights(problem.operator, white), problem.level)
 
 
 def check_helpers(learner: Learner, repeats: int, clean: Any) -> None:
@@ -372,7 +377,8 @@ def check_takes(learner: Learner, problem: Problem, given: Problem) -> None:
     hint = f"take one of {', '.join(others)}" if others else "no method can"
     what = f"{given.operator.spec} with noise {given.noise.spec}"
     if problem.operator.spec != given.operator.spec:
-        what += " that varies over the pixels, or with hidden pixels"
+        what += " that varies over the pixels (--flat makes it so, --flat-noise even does not)"
+        what += ", or with hidden pixels"
     raise InputError(f"{name_of(learner)} cannot learn from {what}: {hint}")
 
 

@@ -32,6 +32,7 @@ from ..io.crops import Crops
 from ..io.datasets import Source
 from ..io.formats.pictures import Nan
 from ..io.images import ImageSet
+from ..io.noise_maps import NoiseMaps
 from ..io.outputs import output
 from ..io.scale import Spans
 from ..missing import Missing
@@ -237,7 +238,7 @@ def learn(
         if maps is not None:
             config["noise maps"] = maps.record()
         open_run(folder, config | {"data": fingerprint(y)})
-        _keep_examples(folder, y, given, unweighted, only_clean)
+        _keep_examples(folder, y, given, unweighted, only_clean, maps)
     _check_length(built, settings, quiet)
     what = y.text if isinstance(y, Crops) else memory.described(shape, len(y))
     if repeats > 1:
@@ -293,14 +294,19 @@ def learn(
 
 
 def _keep_examples(
-    folder: Path, y: Tensor | Source, problem: Problem, operator: Operator, clean: bool
+    folder: Path,
+    y: Tensor | Source,
+    problem: Problem,
+    operator: Operator,
+    clean: bool,
+    maps: NoiseMaps | None,
 ) -> None:
     """Keep a few measurements for the page of the run, once."""
     if clean or (folder / FILE).exists():
         return
     last = operator.members[-1] if isinstance(operator, Compose) else operator
     missing = last.pixels if isinstance(last, Missing) else {}
-    examples = choose_examples(y, problem, missing)
+    examples = choose_examples(y, problem, missing, maps)
     if examples is not None:
         examples.save(folder)
 

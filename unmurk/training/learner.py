@@ -56,6 +56,7 @@ class Learner:
     Attributes:
         name: The name under which the class is registered.
         citation: BibTeX of the paper.
+        option_citations: BibTeX of further papers, by an option and its value.
         takes_repeats: Whether it learns from repeated captures of each scene.
         takes_clean: Whether it learns from clean images beside the measurements.
 
@@ -70,6 +71,7 @@ class Learner:
 
     name: ClassVar[str] = ""
     citation: ClassVar[str] = ""
+    option_citations: ClassVar[dict[tuple[str, Any], str]] = {}
     takes_repeats: ClassVar[bool] = False
     takes_clean: ClassVar[bool] = False
 

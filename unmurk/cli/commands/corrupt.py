@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...io.formats.registry import holds_images, is_folder, is_written
 from ...io.outputs import Output, key_of, output
-from ..data import check_floats, images_of, problem_of, selection_of
+from ..data import check_floats, images_of, note_pages, problem_of, selection_of
 from ..options import (
     Axes,
     Channel,
@@ -103,10 +103,11 @@ class Corrupt(Command):
     ) -> dict[str, Any]:
         """Corrupt picture files one by one; each keeps its format, type, range and metadata."""
         from ...io.generated import clipped_text
-        from ...io.jobs import jobs_of
+        from ...io.job_list import jobs_of
         from .restoring import history_of, restore_pictures, spans_of
 
         select = selection_of(self)
+        note_pages(self.data, select)
         jobs = jobs_of(self.data, to.path, self.skip_bad, select)
         spans = spans_of(self.data, [job.file for job in jobs], self.range, 0.0, jobs[0].select)
         ledger = to.record(settings | {"range": spans or None})

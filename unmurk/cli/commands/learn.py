@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.outputs import output
-from ..data import captures_of, measured, problem_of, run_frames, selection_of
-from ..maps import check_maps
+from ..data import (
+    EVEN,
+    Sample,
+    captures_of,
+    measured,
+    note_even,
+    problem_of,
+    run_frames,
+    selection_of,
+)
+from ..maps import check_maps, given_maps, is_scaled, noise_of
 from ..options import (
     Axes,
     Channel,
@@ -17,6 +26,7 @@ from ..options import (
     Corrupted,
     Dark,
     Flat,
+    FlatNoise,
     HotPixels,
     Json,
     MaybeInt,
@@ -34,6 +44,7 @@ from ..options import (
 )
 
 if TYPE_CHECKING:
+    from ...io.frames import Frames
     from ...io.images import ImageSet
     from ...problem import Problem
 
@@ -98,6 +109,7 @@ class Learn(Command):
     channel: Channel = ()
     dark: Dark = None
     flat: Flat = None
+    flat_noise: FlatNoise = "map"
     hot_pixels: HotPixels = "off"
     nan: NanOption = "refuse"
     skip_bad: SkipBad = False
@@ -119,6 +131,7 @@ class Learn(Command):
             from ...io.datasets import head, simulated
             from ...io.frames import corrected_set
             from ...io.images import ImageSet
+            from ...io.scale import Scale
             from ...training import learn
             from ...training.distributed import first_process
 
@@ -130,19 +143,32 @@ class Learn(Command):
             data: Any = captures or measured(self.data, *given, select)
             frames = run_frames(self.dark, self.flat, self.hot_pixels, partial(_sample, data))
             nan = self.nan if frames.hidden is None else "mask"
+            even = frames.sensitivity is None or self._is_even(frames)
+            # the noise is that of the images as recorded, or of the divided ones
+            noisy = frames if even else replace(frames, sensitivity=None)
+            raw: Any = captures.corrected(noisy) if captures else corrected_set(data, noisy)
             if captures is not None:
                 data = captures = captures.corrected(frames)
             else:
                 data = corrected_set(data, frames)
             y: Any = getattr(data, "images", data)
             skipped = dict(data.skipped)
-            noise = self.noise if self.simulate else _run_noise(self.out, self.noise)
+            noise = noise_of(self) if self.noise_maps else self.noise
             problem = problem_of(
                 self.operator,
-                noise,
-                None if self.simulate else lambda: head(y),
+                noise if self.simulate else _run_noise(self.out, noise),
+                None if self.simulate else lambda: head(getattr(raw, "images", raw)),
                 lambda: data.scale,
-                None if self.simulate else captures,
+                None if self.simulate or captures is None else raw,
+                check=self.noise_maps is not None,
+            )
+            maps, _ = given_maps(
+                self,
+                problem,
+                lambda: data.scale or Scale(),
+                lambda: Sample(captures or head(y), getattr(data, "numbers", None)),
+                None if even else frames.sensitivity,
+                compare=True,
             )
             to.reads(problem.operator.digests())
             if captures is None:
@@ -169,8 +195,8 @@ class Learn(Command):
                 nan=nan,
                 repeats=self.repeats,
                 clean=self.clean,
-                noise_maps=self.noise_maps,
-                calibration=frames.record(),
+                noise_maps=maps,
+                calibration=frames.record() | (EVEN if even and self.flat else {}),
                 watch=self._show,
                 **options,
             )
@@ -185,7 +211,20 @@ class Learn(Command):
         if not self.json:  # `learn` has printed it
             verdict.pop("verdict", None)
         found |= {"start": self.start, **verdict}
+        if maps is not None and is_scaled(self):
+            return {**found, "noise": f"gaussian,sigma={maps.level:.4g}", "factor": maps.factor}
         return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
+
+    def _is_even(self, frames: "Frames") -> bool:
+        """Whether the noise of images that a flat field divided is taken as even."""
+        if self.method == "clean" or self.simulate:
+            return True
+        if self.repeats > 1:
+            note_even(frames, "repeated captures have no noise maps")
+            return True
+        if self.flat_noise == "even":
+            note_even(frames, "--flat-noise map weighs each pixel")
+        return self.flat_noise == "even"
 
     def _show(self, share: float) -> None:
         """Write the page of the run while it trains."""

@@ -1,8 +1,10 @@
 """`unmurk noise`: the noise of images, its uncertainty, and what no model fits."""
 
+import shlex
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,7 @@ from ...errors import InputError
 from ...io.outputs import output
 from ..console import escape
 from ..data import (
+    Sample,
     check_floats,
     hide_missing,
     list_skipped,
@@ -19,6 +22,7 @@ from ..data import (
     selection_of,
     warn_of_noise,
 )
+from ..maps import NEAR, check_maps
 from ..options import (
     Axes,
     Channel,
@@ -26,6 +30,7 @@ from ..options import (
     Corrupted,
     Dark,
     Flat,
+    FlatNoise,
     HotPixels,
     Json,
     MaybeInt,
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...io.axes import Selection
+    from ...io.frames import Frames
     from ...io.images import ImageSet
     from ...io.scale import Scale
     from ...noise_estimation import Line, Patches
@@ -81,6 +87,7 @@ class Noise(Command):
     channel: Channel = ()
     dark: Dark = None
     flat: Flat = None
+    flat_noise: FlatNoise = "map"
     hot_pixels: HotPixels = "off"
     nan: NanOption = "refuse"
     skip_bad: SkipBad = False
@@ -105,9 +112,10 @@ class Noise(Command):
 
         from ...noise_estimation import choose_noise
 
-        y, scale, count = self._measurements()
-        over = {} if self.noise_maps is None else _over_maps(y, self.noise_maps, scale)
+        check_maps(self)
+        y, scale, count, sample = self._measurements()
         check_floats(lambda: y, scale)
+        over = {} if self.noise_maps is None else _over_maps(sample, self.noise_maps, scale)
         filled, operator = hide_missing(y, "identity")
         choice = choose_noise(filled, operator)
         models = getattr(choice.noise, "models", (choice.noise,) * y.shape[1])
@@ -127,12 +135,16 @@ class Noise(Command):
         result |= over
         result["warnings"] = warnings
         result["paste"] = f"--noise {choice.noise.spec}"
-        if not any(getattr(m, "gain", 0) or getattr(m, "sigma", 0) for m in models):
+        if self.noise_maps is not None:
+            scaled = not 1 / NEAR < over.get("noise over noise maps", 0.0) < NEAR
+            auto = " --noise auto" if scaled else ""
+            result["paste"] = f"--noise-maps {shlex.quote(self.noise_maps)}{auto}"
+        elif not any(getattr(m, "gain", 0) or getattr(m, "sigma", 0) for m in models):
             result["paste"] = None  # `learn` refuses images without noise
         return result, panels
 
-    def _measurements(self) -> "tuple[torch.Tensor, Scale, int]":
-        """Return measurements (N, C, H, W), their scale, and the number of images.
+    def _measurements(self) -> "tuple[torch.Tensor, Scale, int, Sample]":
+        """Return measurements (N, C, H, W), their scale, the number of images, and the images.
 
         Images of one size are the measurements, or the first ones of a large set. Those of
         several sizes are cut into tiles. Hidden pixels are not finite.
@@ -143,10 +155,16 @@ class Noise(Command):
         if len(set(sizes_in(self.data, select))) > 1:
             return self._tiles(select)
         data = self._images(select)
-        frames = run_frames(self.dark, self.flat, self.hot_pixels, lambda: data)
-        return frames.correct(data.images), data.scale, len(data)
+        frames = self._frames(lambda: data)
+        y = frames.correct(data.images)
+        return y, data.scale, len(data), Sample(y, data.numbers or None)
 
-    def _tiles(self, select: "Selection") -> "tuple[torch.Tensor, Scale, int]":
+    def _frames(self, sample: "Callable[[], ImageSet]") -> "Frames":
+        """Read the calibration frames. The noise of images as recorded needs no division."""
+        frames = run_frames(self.dark, self.flat, self.hot_pixels, sample)
+        return frames if self.flat_noise == "even" else replace(frames, sensitivity=None)
+
+    def _tiles(self, select: "Selection") -> "tuple[torch.Tensor, Scale, int, Sample]":
         """Return tiles of images of several sizes; see `_measurements`."""
         import torch
 
@@ -163,13 +181,12 @@ class Noise(Command):
         if captures.note:
             print(f"{escape(self.data)}: {captures.note}", file=sys.stderr)
         scale = captures.scale or Scale()
-        frames = run_frames(
-            self.dark, self.flat, self.hot_pixels, lambda: ImageSet(captures.first(), [], scale)
-        )
+        frames = self._frames(lambda: ImageSet(captures.first(), [], scale))
         cut = captures.corrected(frames)
         y, operator = tiles(cut, as_operator("identity"), self.repeats or 1)
         observed = operator.bind(range(len(y)), tuple(y.shape[1:])).apply_mask(torch.ones_like(y))
-        return y.masked_fill(observed == 0, float("nan")), scale, len(captures)
+        y = y.masked_fill(observed == 0, float("nan"))
+        return y, scale, len(captures), Sample(cut)
 
     def _images(self, select: "Selection") -> "ImageSet":
         """Read the images, or the first ones of a large set."""
@@ -187,7 +204,8 @@ class Noise(Command):
                     "--repeats, or remove images of incomplete scenes"
                 )
             most = max(self.repeats, most // self.repeats * self.repeats)
-        return ImageSet(found[:most], [], data.scale or Scale())
+        numbers = list(getattr(data, "numbers", []))[:most]
+        return ImageSet(found[:most], [], data.scale or Scale(), numbers=numbers)
 
     def show(self, result: dict[str, Any]) -> None:
         """Print the results, what they cannot show, and the text to paste."""
@@ -202,20 +220,20 @@ class Noise(Command):
             print(f"paste: {result['paste']}{doubt}")
 
 
-def _over_maps(y: "torch.Tensor", text: str, scale: "Scale") -> dict[str, Any]:
+def _over_maps(sample: Sample, text: str, scale: "Scale") -> dict[str, Any]:
     """Return the noise that images show in units of their noise maps, which is 1 if these hold it.
 
     For weights it is the standard deviation at the mean weight.
     """
+    from ...io.map_scale import measured_scale
     from ...io.noise_maps import kind_of, read_noise_maps
-    from ...noise_estimation import estimate_noise
+    from ...operators import as_operator
 
     weights = kind_of(text)[0] == "weights"
     maps = read_noise_maps(text, gain=scale.gain, sigma=1.0 if weights else 0.0)
-    found, hidden = maps.batch(range(len(y)), y.shape[1], (y.shape[-2], y.shape[-1]))
-    filled, operator = hide_missing((found * y).masked_fill(hidden, float("nan")), "identity")
-    ratio = estimate_noise(filled, operator).sigma / maps.level
-    return {"noise at the mean weight" if weights else "noise over noise maps": ratio}
+    found = measured_scale(maps, sample.y, as_operator("identity"), sample.numbers)
+    name = "noise at the mean weight" if weights else "noise over noise maps"
+    return _with_error(name, found.factor, found.error)
 
 
 class Panel:

@@ -10,7 +10,7 @@ from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
 from ...io.packaged import for_channels
-from ..data import note_run, place
+from ..data import is_even, note_run, place
 from ..maps import check_maps, kept, mapped_scene, run_maps
 from ..options import (
     Axes,
@@ -40,6 +40,7 @@ from .restoring import (
     recorded,
     restore_data,
     sample_images,
+    sample_maps,
     sample_scale,
     trained_problem,
 )
@@ -105,8 +106,10 @@ class Restore(Command):
                 sample_images(self, read),
                 sample_scale(self),
             )
-            maps, problem = run_maps(self, problem, sample_scale(self))
             frames = read()
+            flat = None if is_even(self.prior) else frames.sensitivity
+            scale, sample = sample_scale(self), sample_maps(self, read)
+            maps, problem = run_maps(self, problem, scale, sample, flat)
             nan = self.nan if frames.hidden is None else "mask"
             to.reads(problem.operator.digests())
             from ...checks import require_plausible_flow

@@ -18,8 +18,10 @@ from ...io.outputs import Output
 from ...io.packaged import for_channels, variants
 from ..console import escape
 from ..data import (
+    Sample,
     images_of,
     list_skipped,
+    note_pages,
     place,
     problem_of,
     run_frames,
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
     from ...io.axes import Selection
     from ...io.frames import Frames
     from ...io.images import ImageSet
-    from ...io.jobs import Engine, Job, Summary
+    from ...io.job_list import Job
+    from ...io.jobs import Engine, Summary
     from ...io.scale import Scale, Spans
     from ...problem import Problem
 
@@ -102,7 +105,8 @@ def restore_data(
     Returns:
         The result of the command.
     """
-    from ...io.jobs import jobs_of, ranks, scene_jobs
+    from ...io.job_list import jobs_of, scene_jobs
+    from ...io.jobs import ranks
     from ...io.sets import by_scene, measurements_of, restore_set
 
     data, out = command.data, to.path
@@ -116,9 +120,14 @@ def restore_data(
         )
     one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
     jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad, select)
-    jobs = scene_jobs(jobs, command.repeats) if jobs else []
+    if jobs:
+        note_pages(data, select)
+        jobs = scene_jobs(jobs, command.repeats)
     if jobs and not to.folder and jobs[0].out != out:
-        raise InputError(f"{out}: scenes of one file are written as TIFF: give a .tif name")
+        raise InputError(
+            f"{out}: the scenes are no whole part of an axis of {jobs[0].file.name}, and are "
+            "written as TIFF: give a .tif name"
+        )
     known = _known_span(command)
     files = [one.file for job in jobs for one in job.captures or (job,)]
     spans = _spans(command, files, problem.level, jobs[0].select) if jobs else known
@@ -177,7 +186,8 @@ def restore_pictures(
     Raises:
         InputError: No file is left, or see there.
     """
-    from ...io.jobs import changed_formats, process, ranks
+    from ...io.job_list import changed_formats
+    from ...io.jobs import process, ranks
 
     if ranks()[0] == 0:
         for line in changed_formats(jobs):
@@ -195,7 +205,9 @@ def history_of(settings: dict[str, Any]) -> str:
 
     method = settings.get("method")
     parts = [settings["command"], *([str(method)] if method else [])]
-    parts += [f"operator {settings['operator']}", f"noise {settings['noise']}"]
+    maps = settings.get("noise maps")
+    noise = f"{settings['noise']}" if maps is None else f"maps of level {maps['level']:.4g}"
+    parts += [f"operator {settings['operator']}", f"noise {noise}"]
     return escape(f"unmurk {__version__}: {', '.join(parts)}")
 
 
@@ -331,6 +343,21 @@ def sample_images(
     def images() -> "torch.Tensor":
         y = _sample(command, ENOUGH).images
         return y if frames is None else frames().correct(y, divide=False)
+
+    return images
+
+
+def sample_maps(command: Restoring, frames: "Callable[[], Frames]") -> "Callable[[], Sample]":
+    """Return a function that reads the first images, from which noise maps are scaled.
+
+    Args:
+        command: The command.
+        frames: Returns calibration frames, which correct the images.
+    """
+
+    def images() -> "Sample":
+        data = _sample(command, ENOUGH)
+        return Sample(frames().correct(data.images), data.numbers)
 
     return images
 

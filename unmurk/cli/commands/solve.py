@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
 from ..data import note_run, place, problem_of
-from ..maps import check_maps, given_maps, kept, mapped_scene
+from ..maps import check_maps, given_maps, kept, mapped_scene, noise_of
 from ..options import (
     AnyPrior,
     Axes,
@@ -42,6 +42,7 @@ from .restoring import (
     recorded,
     restore_data,
     sample_images,
+    sample_maps,
     sample_scale,
 )
 
@@ -111,11 +112,13 @@ class Solve(Command):
         with output(self.out, inputs, folder=None, job=job_of(self)) as to:
             options = solver_options(self.method, self.option, self.steps)
             read = frames_of(self)
-            problem = problem_of(
-                self.operator, self.noise, sample_images(self, read), sample_scale(self)
-            )
-            maps, problem = given_maps(self, problem, sample_scale(self))
+            noise = noise_of(self) if self.noise_maps else self.noise
+            scale = sample_scale(self)
+            images, check = sample_images(self, read), self.noise_maps is not None
+            problem = problem_of(self.operator, noise, images, scale, check=check)
             frames = read()
+            raw = replace(frames, sensitivity=None)  # the solver fits g A(x) to these images
+            maps, problem = given_maps(self, problem, scale, sample_maps(self, lambda: raw))
             nan = self.nan if frames.hidden is None else "mask"
             to.reads(problem.operator.digests())
             from ...diffusion.prior import Prior

@@ -52,18 +52,10 @@ class Dicom(Pages):
         InputError: The file is damaged or too large, holds no image or one with a palette, or
             pydicom is missing.
 
-    >>> import pydicom
-    >>> from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
-    >>> data = pydicom.Dataset()
-    >>> data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
-    >>> data.file_meta = pydicom.dataset.FileMetaDataset()
-    >>> data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    >>> data.set_pixel_data(np.full((4, 6), 7, np.uint16), "MONOCHROME2", 12)
-    >>> data.RescaleSlope, data.RescaleIntercept = 2, -1000
-    >>> data.save_as("ct.dcm", enforce_file_format=True)
-    >>> scan = Dicom(Path("ct.dcm"))
-    >>> scan.shape, scan.span, float(scan.read(0).max())  # 2 * 7 - 1000
-    ((4, 6, 1), (-1000.0, 7190.0), -986.0)
+    >>> from pydicom.data import get_testdata_file
+    >>> scan = Dicom(Path(get_testdata_file("CT_small.dcm")))  # stored numbers minus 1024
+    >>> scan.shape, scan.dtype, scan.span, float(scan.read(0).min())
+    ((128, 128, 1), 'float32', (-1024.0, 31743.0), -896.0)
     """
 
     def __init__(self, file: Path) -> None:
@@ -190,34 +182,38 @@ class DicomWriter:
     The result is a derived image (PS3.3, C.7.6.1): it has its own SOP instance and series UID,
     both functions of the source and of `history`; DERIVED as the image type; a description of the
     derivation; and a reference to the source. Its pixels are not compressed. If the frames have
-    another size, the spacing of the pixels is scaled.
+    another size, the spacing of the pixels is scaled. A scene of several frames has the functional
+    groups of the first of them, and their time together.
 
     Args:
         out: The file.
         source: The file that the images came from.
         history: A line that says how they were made.
         floats: False: DICOM images of this kind hold integers.
+        repeats: Number of captures of each scene; see `registry.Writer`.
 
     >>> import pydicom
-    >>> from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
-    >>> data = pydicom.Dataset()
-    >>> data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
-    >>> data.file_meta = pydicom.dataset.FileMetaDataset()
-    >>> data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    >>> data.set_pixel_data(np.zeros((4, 6), np.uint16), "MONOCHROME2", 12)
-    >>> data.save_as("source.dcm", enforce_file_format=True)
-    >>> writer = DicomWriter(Path("result.dcm"), Path("source.dcm"), history="denoised")
-    >>> writer.write(np.full((4, 6, 1), 7, np.uint16))
+    >>> source = Path(pydicom.data.get_testdata_file("CT_small.dcm"))
+    >>> writer = DicomWriter(Path("result.dcm"), source, history="denoised")
+    >>> writer.write(np.full((128, 128, 1), 7, np.float32))  # Hounsfield units
     >>> writer.close()
     >>> result = pydicom.dcmread("result.dcm")
     >>> result.DerivationDescription, int(result.pixel_array.min()), result.ImageType[0]
-    ('denoised', 7, 'DERIVED')
+    ('denoised', 1031, 'DERIVED')
     """
 
-    def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        source: Path,
+        history: str = "",
+        floats: bool = False,
+        repeats: int = 1,
+    ) -> None:
         if floats:
             raise InputError(f"{out}: these DICOM images hold integers: use .tif")
         self.out, self.history = out, history or f"written by unmurk {__version__}"
+        self.repeats = repeats
         self._like = Dicom(real_path(source))
         check_memory(out, 3 * len(self._like) * math.prod(self._like.shape) * 2)
         self._frames: list[np.ndarray] = []
@@ -261,6 +257,7 @@ class DicomWriter:
             reference.ReferencedSOPInstanceUID = old
             data.SourceImageSequence = [reference]
         _rescale(data, frames.shape[2] / like.shape[1], frames.shape[1] / like.shape[0])
+        _combine(data, self.repeats)
         data.Rows, data.Columns = frames.shape[1:3]
         if len(frames) > 1:
             data.NumberOfFrames = len(frames)
@@ -321,4 +318,19 @@ def _rescale(data: Any, across: float, down: float) -> None:
             setattr(data, name, [f"{side:.10g}" for side in value])
 
 
-register("DICOM", DICOM, writer=DicomWriter)(Dicom)
+def _combine(data: Any, repeats: int) -> None:
+    """Adapt what a data set says of its frames to scenes of several frames in a row."""
+    if repeats == 1:
+        return
+    groups = data.get("PerFrameFunctionalGroupsSequence")
+    if groups is not None:
+        data.PerFrameFunctionalGroupsSequence = list(groups)[::repeats]
+    if data.get("FrameTime") is not None:
+        data.FrameTime = f"{float(data.FrameTime) * repeats:.10g}"
+    steps = data.get("FrameTimeVector")  # from each frame to the next, the first of them 0
+    if steps is not None:
+        starts = np.cumsum([float(step) for step in steps])[::repeats]
+        data.FrameTimeVector = [f"{step:.10g}" for step in np.diff(starts, prepend=starts[:1])]
+
+
+register("DICOM", DICOM, writer=DicomWriter, scenes=True)(Dicom)

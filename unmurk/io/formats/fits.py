@@ -181,6 +181,7 @@ class Fits(Pages):
         self.dtype = self.image.dtype
         self.axes = "".join("ZTQR"[min(n, 3)] for n in range(len(self.image.shape) - 3, -1, -1))
         self.axes += "YX"
+        self.lead = self.image.shape[:-2]
         self._mask: _Image | None = None
         self._bits = chosen.bits
         if chosen.dq:
@@ -253,14 +254,16 @@ class FitsWriter(HeaderWriter):
     The file holds the image in its number type and, if it was in an extension, the primary header
     before it. Other extensions are left out, because errors and flags of the source do not hold
     for the result. A line HISTORY is added. Checksums and the extreme values of the source are
-    removed. If the images have another size, the world coordinates are scaled: WCS in the linear
-    forms CDELT, CD and PC, and distortions of the SIP convention.
+    removed. If the images have another size, or stand for several images of the source, the world
+    coordinates are scaled: WCS in the linear forms CDELT, CD and PC, and distortions of the SIP
+    convention. The place of a scene is the center of those of its captures.
 
     Args:
         out: The file. The suffix .gz compresses all of it, .fz the image (without loss).
         source: The file that the images came from.
         history: A line that says how they were made.
         floats: Whether the numbers are written as float32.
+        repeats: Number of captures of each scene; see `registry.Writer`.
 
     >>> from astropy.io import fits
     >>> header = fits.Header({"TELESCOP": "Hale"})
@@ -273,11 +276,19 @@ class FitsWriter(HeaderWriter):
     ('Hale', 'restored', 1.0)
     """
 
-    def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        source: Path,
+        history: str = "",
+        floats: bool = False,
+        repeats: int = 1,
+    ) -> None:
         self._like = Fits(real_path(source), selection_of(source))
         self._planes: list[np.ndarray] = []
         self._written = 0
         super().__init__(out, self._like, history, floats)
+        self._lead = self._scenes(repeats)
 
     def write(self, pixels: np.ndarray) -> None:
         """Write the next image, (H, W, C)."""
@@ -336,13 +347,15 @@ class FitsWriter(HeaderWriter):
         kind = "float32" if self.floats else image.stored
         header["BITPIX"] = next(bits for bits, name in TYPES.items() if name == kind)
         channels, height, width = plane.shape
-        shape = (*image.shape[:-2], *([channels] if channels > 1 else []), height, width)
+        shape = (*self._lead, *([channels] if channels > 1 else []), height, width)
         if channels > 1:
             header["NAXIS"] = len(shape)
             header.set(f"NAXIS{len(shape)}", 1, after=f"NAXIS{len(shape) - 1}")
         for axis, side in enumerate(reversed(shape), 1):
             header[f"NAXIS{axis}"] = side
-        _rescale(header, width / image.shape[-1], height / image.shape[-2])
+        sides = zip((*self._lead, height, width), image.shape, strict=True)
+        factors = [new / old for new, old in sides][::-1]
+        _rescale(header, dict(enumerate(factors, 1)))
         header.add_history(self.history or f"written by unmurk {__version__}")
         return header
 
@@ -376,12 +389,24 @@ class FitsWriter(HeaderWriter):
             fits.HDUList([first, unit]).writeto(self._part.file, output_verify="silentfix+ignore")
 
 
-def _rescale(header: Any, across: float, down: float) -> None:
-    """Scale the world coordinates of a header to pixels that are smaller by these factors."""
-    factors = {1: across, 2: down}
-    if across == down == 1:
+def _rescale(header: Any, factors: dict[int, float]) -> None:
+    """Scale the world coordinates of a header to pixels that are smaller by these factors.
+
+    Args:
+        header: The header.
+        factors: The factor of each axis, counted from 1: the new number of pixels over the old.
+    """
+    changed = {axis: factor for axis, factor in factors.items() if factor != 1}
+    if not changed:
         return
-    matrix = any(re.fullmatch(r"(CD|PC)\d+_\d+[A-Z]?", name) for name in header)
+    across, down = (factors.get(axis, 1.0) for axis in (1, 2))
+    entries = (re.fullmatch(r"(?:CD|PC)\d+_(\d+)[A-Z]?", name) for name in header)
+    matrix = {int(entry[1]) for entry in entries if entry is not None}
+    for axis in changed:  # what a header leaves out has a default, which is scaled as well
+        if any(f"{name}{axis}" in header for name in ("CTYPE", "CRVAL", "CRPIX", "CDELT")):
+            header.setdefault(f"CRPIX{axis}", 0.0)
+            if axis not in matrix:
+                header.setdefault(f"CDELT{axis}", 1.0)
     for name in list(header):
         linear, distortion = LINEAR.fullmatch(name), DISTORTION.fullmatch(name)
         if linear is not None:
@@ -389,9 +414,9 @@ def _rescale(header: Any, across: float, down: float) -> None:
             factor = factors.get(second or first, 1.0)
             if kind == "CRPIX" and not second:
                 header[name] = (header[name] - 0.5) * factor + 0.5
-            elif second and kind in ("CD", "PC") or (kind == "CDELT" and not matrix):
+            elif second and kind in ("CD", "PC") or (kind == "CDELT" and first not in matrix):
                 header[name] = header[name] / factor
-        elif distortion is not None:
+        elif distortion is not None and (across, down) != (1, 1):
             if across != down:
                 raise InputError(
                     "distorted world coordinates (SIP) cannot be scaled by two factors: give an "
@@ -400,4 +425,4 @@ def _rescale(header: Any, across: float, down: float) -> None:
             header[name] *= across ** (1 - int(distortion[1]) - int(distortion[2]))
 
 
-register("FITS", FITS, member=True, writer=FitsWriter, floats=True)(Fits)
+register("FITS", FITS, member=True, writer=FitsWriter, floats=True, scenes=True)(Fits)

@@ -13,6 +13,7 @@ all declared sizes have been compared with the limits.
 
 import io
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +109,7 @@ class Nifti(Pages):
             wide = self.stored.itemsize > 2 and self.stored.name != "float32"
             self.dtype = "float64" if wide else "float32"
         self.axes = "".join("ZTQR"[min(n, 3)] for n in range(len(sides) - 3, -1, -1)) + "YX"
+        self.lead = sides[:1:-1]
 
     @cached_property
     def metadata(self) -> dict[str, Any]:  # type: ignore[override]
@@ -176,14 +178,16 @@ class NiftiWriter(HeaderWriter):
     """Write slices into a NIfTI file with the header of the file that they came from.
 
     Affine maps, units, intent and extensions are kept, and a comment that says how the images were
-    made is added as an extension. If the slices have another size, the size of a voxel and the
-    affine maps are scaled.
+    made is added as an extension. If the slices have another size, or stand for several slices or
+    times of the source, the size of a voxel, the affine maps and the times are scaled. The place
+    and the time of a scene are the centers of those of its captures.
 
     Args:
         out: The file; the suffix .gz compresses it.
         source: The file that the images came from.
         history: A line that says how they were made.
         floats: Whether the numbers are written as float32.
+        repeats: Number of captures of each scene; see `registry.Writer`.
 
     >>> import nibabel
     >>> affine = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -196,9 +200,17 @@ class NiftiWriter(HeaderWriter):
     (True, 7)
     """
 
-    def __init__(self, out: Path, source: Path, history: str = "", floats: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        source: Path,
+        history: str = "",
+        floats: bool = False,
+        repeats: int = 1,
+    ) -> None:
         self._like = Nifti(real_path(source))
         super().__init__(out, self._like, history, floats)
+        self._lead = self._scenes(repeats)
 
     def write(self, pixels: np.ndarray) -> None:
         """Write the next image, (H, W, C)."""
@@ -231,13 +243,14 @@ class NiftiWriter(HeaderWriter):
         header.extensions = type(header.extensions)(header.extensions)
         text = self.history or f"written by unmurk {__version__}"
         header.extensions.append(nibabel.nifti1.Nifti1Extension(COMMENT, text.encode()))
-        header.set_data_shape((width, height, *like.sides[2:]))
+        sides = (width, height, *reversed(self._lead))
+        header.set_data_shape(sides)
         if self.floats:
             header.set_data_dtype(self._kind())
             header.set_slope_inter(1.0, 0.0)
         elif like.scaled:
             header.set_slope_inter(like.slope, like.inter)
-        _rescale(header, width / like.sides[0], height / like.sides[1])
+        _rescale(header, [new / old for new, old in zip(sides, like.sides, strict=True)])
         header.set_data_offset(0)
         buffer = io.BytesIO()
         header.write_to(buffer)
@@ -248,12 +261,18 @@ class NiftiWriter(HeaderWriter):
         return buffer.getvalue().ljust(start, b"\0")
 
 
-def _rescale(header: Any, across: float, down: float) -> None:
-    """Scale voxel sizes and affine maps to voxels that are smaller by these factors."""
-    if across == down == 1:
+def _rescale(header: Any, factors: Sequence[float]) -> None:
+    """Scale voxel sizes, affine maps and times to voxels that are smaller by these factors.
+
+    Args:
+        header: The header, with its new shape.
+        factors: The factor of each axis: the new number of voxels over the old.
+    """
+    if all(factor == 1 for factor in factors):
         return
-    finer = np.diag([1 / across, 1 / down, 1.0, 1.0])
-    finer[:2, 3] = 0.5 / across - 0.5, 0.5 / down - 0.5
+    across, down, deep = (*factors, 1.0)[:3]
+    finer = np.diag([1 / across, 1 / down, 1 / deep, 1.0])
+    finer[:3, 3] = 0.5 / across - 0.5, 0.5 / down - 0.5, 0.5 / deep - 0.5
     for read, write in (
         (header.get_sform, header.set_sform),
         (header.get_qform, header.set_qform),
@@ -261,15 +280,15 @@ def _rescale(header: Any, across: float, down: float) -> None:
         affine, code = read(coded=True)
         if affine is not None and code:
             write(affine @ finer, int(code))
-    zooms = list(header.get_zooms())
-    zooms[:2] = abs(like_zoom(header, 1)) / across, abs(like_zoom(header, 2)) / down
-    if not int(header["qform_code"]):  # set_qform has scaled them already
-        header.set_zooms(zooms)
+    known = 3 if int(header["qform_code"]) else 0  # set_qform has scaled these already
+    if len(factors) > 3:
+        header["toffset"] += header["pixdim"][4] * (0.5 / factors[3] - 0.5)
+    for axis, factor in enumerate(factors, 1):
+        if axis > known:
+            header["pixdim"][axis] = abs(header["pixdim"][axis]) / factor
+    if deep != 1:  # when each slice was measured, which no longer holds
+        for name in ("slice_start", "slice_end", "slice_code", "slice_duration"):
+            header[name] = 0
 
 
-def like_zoom(header: Any, axis: int) -> float:
-    """Return the size of a voxel along an axis, counted from 1."""
-    return float(header["pixdim"][axis])
-
-
-register("NIfTI", NIFTI, writer=NiftiWriter, floats=True)(Nifti)
+register("NIfTI", NIFTI, writer=NiftiWriter, floats=True, scenes=True)(Nifti)

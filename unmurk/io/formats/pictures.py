@@ -36,6 +36,7 @@ __all__ = [
     "ENDINGS",
     "Nan",
     "Pages",
+    "are_finite",
     "bad_pixels",
     "check_finite",
     "declared",
@@ -108,6 +109,8 @@ class _Checked(Pages):
             height, width, channels = (int(side) for side in pages.shape)
             self.shape, self.bits = (height, width, channels), int(pages.bits)
             self.dtype, self.axes = np.dtype(pages.dtype).name, str(pages.axes)
+            self.lead = tuple(int(length) for length in pages.lead)
+            self.note = str(pages.note)
             self.masked = bool(pages.masked)
             if pages.span is not None:
                 black, white = map(float, pages.span)
@@ -184,7 +187,8 @@ class _Chosen(Pages):
         self.file, self.dtype, self.bits = pages.file, pages.dtype, pages.bits
         self.shape = (*pages.shape[:2], len(self.chosen))
         self.axes, self.metadata, self._pages = pages.axes, dict(pages.metadata), pages
-        self.span, self.masked = pages.span, pages.masked
+        self.span, self.masked, self.lead = pages.span, pages.masked, pages.lead
+        self.note = pages.note
         if names:
             self.metadata["channels"] = [names[c] for c in self.chosen]
 
@@ -253,12 +257,26 @@ def bad_pixels(pages: Pages, page: int, where: str, nan: Nan) -> np.ndarray | No
     found = pages.bad(page) if pages.masked else None
     if found is None or not found.any():
         return None
+    if found.all():
+        raise InputError(f"{where} marks all pixels as bad: leave it out with --skip-bad")
     if nan == "refuse":
         raise InputError(
             f"{where} marks {int(found.sum())} pixels as bad: treat them as hidden with "
             "--nan mask, or leave the image out with --skip-bad"
         )
     return found
+
+
+def are_finite(images: np.ndarray, nan: Nan) -> np.ndarray:
+    """Return which images (N, ...) have the numbers that `check_finite` wants, (N,) bool.
+
+    >>> are_finite(np.array([[0.0, np.nan], [np.nan, np.nan]]), "mask").tolist()
+    [True, False]
+    """
+    if images.dtype.kind != "f":
+        return np.ones(len(images), bool)
+    enough = np.any if nan == "mask" else np.all
+    return np.array([bool(enough(finite(image))) for image in images], bool)
 
 
 def check_finite(pixels: np.ndarray, where: str, nan: Nan = "refuse") -> np.ndarray:

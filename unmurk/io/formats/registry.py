@@ -97,6 +97,9 @@ class Pages:
         span: The numbers of black and white, where metadata define them for numbers that are not
             the stored ones (DICOM's rescaled units); else None.
         masked: Whether `bad` may return a mask.
+        lead: Lengths of the axes that number the images, the slowest first; empty where one axis
+            does, or the format has no names for them.
+        note: A remark for the user about how the file is read, or an empty text.
         metadata: What else the file says, with the names of `metadata.NAMES`.
 
     >>> import numpy as np
@@ -118,6 +121,8 @@ class Pages:
     axes: str = ""
     span: tuple[float, float] | None = None
     masked: bool = False
+    lead: tuple[int, ...] = ()
+    note: str = ""
     metadata: Mapping[str, Any] = {}
 
     def __len__(self) -> int:
@@ -164,6 +169,10 @@ class Writer(Protocol):
     `history` is one line that says how the results were made. The images come in the order of the
     pages of the source and in its number type, or as float32 where `floats` is true (standard
     deviations; only formats with `Reader.floats` are asked for it).
+
+    A writer of a format with `Reader.scenes` also takes `repeats`: each image that it gets then
+    stands for so many images of the source in a row, the repeated captures of a scene. The axes
+    are those of the source, shortened by `scaled.scenes_along`.
 
     The writer copies the metadata of the source that still hold. Height and width may differ from
     those of the source (super-resolution): the writer then scales what depends on the size of a
@@ -216,6 +225,7 @@ class Reader:
         writer: Returns a `Writer`: (out, source, history, floats); None: the format is not
             written.
         floats: Whether the writer takes float32 pixels for any source.
+        scenes: Whether the writer takes `repeats`, the number of captures of each scene.
 
     >>> reader = reader_of(Path("a.fits"))
     >>> reader.name, reader.single, reader.floats
@@ -230,8 +240,9 @@ class Reader:
     selects: bool = False
     member: bool = False
     folder: bool = False
-    writer: Callable[[Path, Path, str, bool], Writer] | None = None
+    writer: Callable[..., Writer] | None = None
     floats: bool = False
+    scenes: bool = False
 
 
 _readers: dict[str, Reader] = {}  # by suffix
@@ -248,15 +259,16 @@ def register(
     selects: bool = False,
     member: bool = False,
     folder: bool = False,
-    writer: Callable[[Path, Path, str, bool], Writer] | None = None,
+    writer: Callable[..., Writer] | None = None,
     floats: bool = False,
+    scenes: bool = False,
 ) -> Callable[[Opener], Opener]:
     """Register a reader: a decorator of a subclass of `Pages`, or of a function (path) -> `Pages`.
 
     Args:
         name: The name of the format, for messages.
         suffixes: How names of its files end, such as (".fits", ".fits.gz").
-        single, number_type, selects, member, folder, writer, floats: See `Reader`.
+        single, number_type, selects, member, folder, writer, floats, scenes: See `Reader`.
 
     Returns:
         The decorator. It returns what it decorates unchanged.
@@ -280,9 +292,8 @@ def register(
             raise InputError(f"reader '{name}': '{known.name}' reads {suffix} files already")
 
     def add(opener: Opener) -> Opener:
-        reader = Reader(
-            name, ends, opener, single, number_type, selects, member, folder, writer, floats
-        )
+        kinds = (single, number_type, selects, member, folder, writer, floats, scenes)
+        reader = Reader(name, ends, opener, *kinds)
         _readers.update(dict.fromkeys(ends, reader))
         return opener
 

@@ -2,20 +2,23 @@
 
 FITS, NIfTI and DICOM store numbers n and declare a slope a and an intercept b; the physical
 numbers are a n + b. What their readers and writers have in common stands here: both directions of
-the scaling, streams that may be gzipped, and the life of a writer that copies a header.
+the scaling, streams that may be gzipped, the life of a writer that copies a header, and the axes
+of results that combine repeated captures.
 """
 
 import gzip
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from ...errors import InputError
 from ..atomic import Partial, PartialWriter
 from .registry import Pages
 
-__all__ = ["HeaderWriter", "open_stream", "physical", "stored"]
+__all__ = ["HeaderWriter", "open_stream", "physical", "scenes_along", "stored"]
 
 GZIP = b"\x1f\x8b"
 
@@ -61,6 +64,33 @@ def stored(
     # the largest integer of 64 bits is no float64: the next one below is
     most = float(high) if kind.itemsize < 8 else np.nextafter(float(high), 0)
     return np.rint(values).clip(float(low), most).astype(kind)
+
+
+def scenes_along(lead: Sequence[int], repeats: int) -> tuple[int, ...] | None:
+    """Return the lengths of the axes that number images after captures became scenes.
+
+    Captures of a scene are images in a row, so they lie along the last axes.
+
+    Args:
+        lead: The lengths for single captures, the slowest axis first.
+        repeats: Number of captures of each scene.
+
+    Returns:
+        The lengths for scenes; None where scenes are no whole part of the axes.
+
+    >>> scenes_along((5, 6), 3), scenes_along((4, 3), 6), scenes_along((4, 3), 2)
+    ((5, 2), (2, 1), None)
+    """
+    found, left = list(lead), repeats
+    for axis in reversed(range(len(found))):
+        length = found[axis]
+        if left % length == 0:
+            found[axis], left = 1, left // length
+        elif length % left == 0:
+            found[axis], left = length // left, 1
+        else:
+            return None
+    return tuple(found) if left == 1 else None
 
 
 def open_stream(file: Path, resources: ExitStack) -> tuple[IO[bytes], int | None]:
@@ -119,6 +149,26 @@ class HeaderWriter(PartialWriter):
         except BaseException:
             like.close()
             raise
+
+    def _scenes(self, repeats: int) -> tuple[int, ...]:
+        """Return the lengths of the axes that number the results, the slowest first.
+
+        Args:
+            repeats: Number of captures of each scene.
+
+        Raises:
+            InputError: Scenes are no whole part of the axes of the source.
+        """
+        like = self._source
+        found = scenes_along(like.lead, repeats)
+        if found is None:
+            self.abandon()
+            sizes = " x ".join(map(str, like.lead)) or "1"
+            raise InputError(
+                f"{self.out}: scenes of {repeats} captures are no whole part of the axes of "
+                f"{like.file}, which has {sizes} images: give an --out that ends in .tif"
+            )
+        return found
 
     def _begin(self) -> IO[bytes]:
         """Return the stream to write to, compressed if the suffix says so."""

@@ -31,18 +31,14 @@ from .directories import check_chain
 from .metadata import collect, from_imagej, from_ome, micrometers
 from .registry import register
 from .tiff_copy import DATE, HEIGHTS, UNIT, WIDTHS, TaggedPages
+from .tiff_tags import turn_of, turned
 
 __all__ = ["ENDINGS", "Stack", "without_alpha"]
 
 ENDINGS = (".tif", ".tiff")
-ORIENTATION = 274
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 RATIO = 2**14  # what compressed bytes may grow to
 ALPHA = (1, 2)  # kinds of extra samples
-TURNS = {  # orientation -> flips of rows and columns, after a transposition from 5 on
-    **{1: (False, False), 2: (False, True), 3: (True, True), 4: (True, False)},
-    **{5: (False, False), 6: (False, True), 7: (True, True), 8: (True, False)},
-}
 JPEGS = (6, 7, 34892)  # compressions that decode YCbCr to RGB
 
 
@@ -104,7 +100,12 @@ class Stack(TaggedPages):
                 )
         self._series = series
         self.axes = self._axes(0)
-        self.turn = _turn(first)
+        if (self.axes, series[0].kind) == ("SYX", "shaped"):  # tifffile's guess for (3, H, W)
+            self.note = (
+                f"the {series[0].shape[0]} planes of {self.file} are read as the colors of one"
+                " image, as the file says: --axes NYX reads each as an image"
+            )
+        self.turn = turn_of(first)
         self._maps: list[AxisMap] = []
         self._check_size(first)
         if self._of_pages(first):
@@ -156,7 +157,8 @@ class Stack(TaggedPages):
 
     def _look_across_pages(self, first: Any) -> None:
         """Map images whose rows, columns or channels lie in several pages."""
-        if self._select.axes != self.axes:
+        named = {"Y", "X"} <= {*self.axes} <= {*"YXCS", *NUMBERED}
+        if self._select.axes != self.axes and not (named and first.axes == "SYX"):
             raise InputError(
                 f"{self.file} has the axes {self.axes}, which are not pages of Y and X: name them "
                 "with --axes, such as TZCYX"
@@ -324,7 +326,7 @@ class Stack(TaggedPages):
             pixels = without_alpha(self.file, pixels)
         if self._samples:
             pixels = pixels[..., self._samples]
-        return _turned(pixels, self.turn)
+        return turned(pixels, self.turn)
 
     def _across_pages(self, part: int, image: int) -> np.ndarray:
         """Return an image of which each page holds a part."""
@@ -479,19 +481,6 @@ def _sides(page: Any) -> tuple[int, int, int]:
     if page.axes == "SYX":
         return shape[1], shape[2], shape[0]
     return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
-
-
-def _turn(page: Any) -> int:
-    tag = page.tags.get(ORIENTATION)
-    return int(tag.value) if tag is not None and tag.value in TURNS else 1
-
-
-def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Turn pixels (H, W, C) as the orientation tag says."""
-    rows, columns = TURNS[turn]
-    pixels = pixels.swapaxes(0, 1) if turn > 4 else pixels
-    pixels = pixels[::-1] if rows else pixels
-    return np.ascontiguousarray(pixels[:, ::-1] if columns else pixels)
 
 
 def _kind(page: Any) -> str:

@@ -10,17 +10,47 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import tifffile
 
 from .registry import Pages
 
-__all__ = ["fitted", "ome_description"]
+__all__ = ["fitted", "ome_description", "turn_of", "turned"]
 
 LONG = 2**32  # a number of a rational tag is below it
 TYPE = re.compile(rb'(<Pixels\b[^>]*?\bType=")[^"]*(")')
 BITS = re.compile(rb'\s+SignificantBits="[^"]*"')
 SHOWN = re.compile(rb"(?m)^(?:min|max)=[^\n]*\n?")  # limits of ImageJ's display
 NUMBERED = "TZQRPMAVBI"  # axes that number images
+ORIENTATION = 274
+TURNS = {  # orientation -> flips of rows and columns, after a transposition from 5 on
+    **{1: (False, False), 2: (False, True), 3: (True, True), 4: (True, False)},
+    **{5: (False, False), 6: (False, True), 7: (True, True), 8: (True, False)},
+}
+
+
+def turn_of(page: Any) -> int:
+    """Return the orientation of a page of tifffile, from 1 (upright) to 8.
+
+    >>> tifffile.imwrite("a.tif", np.zeros((4, 6), np.uint8), extratags=[(274, 3, 1, 6, True)])
+    >>> with tifffile.TiffFile("a.tif") as file:
+    ...     turn_of(file.pages[0])
+    6
+    """
+    tag = page.tags.get(ORIENTATION)
+    return int(tag.value) if tag is not None and tag.value in TURNS else 1
+
+
+def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Turn pixels (H, W, C) as the orientation tag says.
+
+    >>> turned(np.arange(6).reshape(2, 3, 1), 3)[..., 0].tolist()
+    [[5, 4, 3], [2, 1, 0]]
+    """
+    rows, columns = TURNS[turn]
+    pixels = pixels.swapaxes(0, 1) if turn > 4 else pixels
+    pixels = pixels[::-1] if rows else pixels
+    return np.ascontiguousarray(pixels[:, ::-1] if columns else pixels)
 
 
 def fitted(

@@ -87,7 +87,7 @@ def writer_for(
     history: str = "",
     floats: bool = False,
     select: Selection = ALL,
-    copied: bool = True,
+    repeats: int = 1,
 ) -> Writer:
     """Return the writer of the result of a file.
 
@@ -97,11 +97,11 @@ def writer_for(
         history: A line that says how the results were made.
         floats: Whether float32 is written whatever the file holds.
         select: The axes and channels that were read.
-        copied: Whether the result has the pages of the file.
+        repeats: Number of images of the file that each image of the result stands for.
 
     Raises:
         InputError: The file cannot be read again, the place cannot be written, or `out` has the
-            suffix of a format that needs the metadata of a file of its own.
+            suffix of a format that needs the metadata of a file of its own, or holds no scenes.
 
     >>> writer = writer_for(Path("a.jpg"), Path("new.png"))
     >>> type(writer).__name__
@@ -116,14 +116,17 @@ def writer_for(
     if is_png(out):
         return PngWriter(out, file, history, floats)
     if is_tiff(out):
-        return TiffWriter(out, file, history, floats, select, copied)
+        return TiffWriter(out, file, history, floats, select, copied=repeats == 1)
     known = reader_of(out) if is_written(out) else reader
-    if known.name != reader.name or reader.writer is None:
-        names = "TIFF or PNG" if reader.writer is None else f"{reader.name}, TIFF or PNG"
+    own = reader.writer is not None and (repeats == 1 or reader.scenes)
+    if known.name != reader.name or not own or reader.writer is None:
+        names = f"{reader.name}, TIFF or PNG" if own else "TIFF or PNG"
         raise InputError(
             f"{out}: results of {reader.name} files are written as {names}: give such a name"
         )
-    return reader.writer(out, file, history, floats)
+    if repeats == 1:
+        return reader.writer(out, file, history, floats)
+    return reader.writer(out, file, history, floats, repeats)
 
 
 class TiffWriter:
