@@ -500,11 +500,8 @@ def open_source(
 
 def _finite(path: Path, source: Array, skip_bad: bool, nan: Nan) -> Array:
     """Return an array without the images that are not finite."""
-    kept = []
-    for numbers in _chunks(source.array):
-        part = source.raw(numbers)
-        kept.append(numbers[0] + np.flatnonzero(are_finite(part, nan)))
-    good = np.concatenate(kept)
+    fine = [are_finite(source.raw(numbers), nan) for numbers in _chunks(source.array)]
+    good = np.flatnonzero(np.concatenate(fine))
     bad = np.setdiff1d(np.arange(len(source.array)), good)
     if not len(bad):
         return source
