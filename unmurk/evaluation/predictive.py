@@ -9,14 +9,17 @@ residual of a *draw*,
 is distributed exactly as the noise: it has variance 1, it is white, and it is independent of x.
 This is the posterior predictive check of Gelman, Meng and Stern (1996, Statistica Sinica 6), and
 it holds for every operator. (The residual of a posterior *mean* has neither property: its variance
-is smaller, and it depends on the image.) The figures are
+is smaller, and it depends on the image.) Counts in the dark have hardly any variance, and a draw
+that misses black by a little would have a residual without bound there. So r is divided by the
+root of at least 2 % of the mean variance, and :math:`r^2` has a smaller expectation there. The
+figures are
 
 =============  ===================================================================================
 `noise`        noise found in the flat parts of y over the noise that was stated (see
                `noise_estimation`). A learner that is told too little noise learns images with the
                rest of it, and fits y perfectly; only this figure tells.
-`chi2`         mean of :math:`r^2`. Above 1, the restoration does not explain y. Below 1, it
-               follows the noise, or the noise is weaker than stated.
+`chi2`         sum of :math:`r^2` over its expectation. Above 1, the restoration does not explain
+               y. Below 1, it follows the noise, or the noise is weaker than stated.
 `whiteness`    largest autocorrelation of r at the lags of `unbiased.LAGS`. Structure that was
                removed with the noise, a wrong operator and correlated noise show here.
 `detail`       correlation of r with the detail of the restoration, A(x) minus its mean over 3 x 3
@@ -49,6 +52,7 @@ from .unbiased import Map, noise_variance, stein_error, whiteness
 __all__ = ["NAMES", "measure", "unbiased_psnr_of"]
 
 NAMES = ("noise", "chi2", "whiteness", "detail", "gain", "range", "black")
+FLOOR = 0.02  # least variance by which a residual is divided, in units of the mean variance
 PERCENT = 0.001  # quantile of the darkest and the brightest values
 SAMPLE = 2**20  # most values of a quantile
 
@@ -81,17 +85,19 @@ def measure(
     operator, noise = problem.operator, problem.noise
     observed = operator.apply_mask(torch.ones_like(y)) > 0
     mean = operator.A(x)
-    variance = noise.variance(mean).clamp_min(1e-12)
-    r = torch.where(observed, (y - mean) / variance.sqrt(), 0.0).double().cpu()
     count = int(observed.sum())
+    true = torch.where(observed, noise.variance(mean), 0.0)
+    variance = true.clamp_min(max(FLOOR * float(true.double().sum()) / max(count, 1), 1e-12))
+    r = torch.where(observed, (y - mean) / variance.sqrt(), 0.0).double().cpu()
+    expected = float((true / variance).double().sum())  # of the sum of r^2; count without a floor
     found: dict[str, Any] = dict.fromkeys(NAMES)
     found |= {"values": count, "kind": "", "level": problem.level, "stated": noise.spec}
     found["psnr"] = {"before": None, "after": unbiased_psnr, "reference": None}
     if not count or problem.level <= 0:
         return found
-    power = float(r.square().sum() / count)
-    spread = max(float(r.pow(4).sum() / count) - power**2, 0.0)
-    found["chi2"] = power, math.sqrt(spread / count)
+    power = float(r.square().sum()) / expected
+    spread = max(float(r.pow(4).sum()) / expected - power**2, 0.0)
+    found["chi2"] = power, math.sqrt(spread / expected)
     low, high = _ends(x)
     found["range"], found["black"] = (high - low, 0.0), (low, 0.0)
     if y.ndim != 4:
