@@ -360,8 +360,8 @@ def differences(rows: list[Row], names: list[str]) -> list[list[str]]:
 mean = statistics.fmean
 
 
-SUITE = Suite(  # a page when the weights are worth one
-    *("generic", view),
+SUITE = Suite(
+    *("generic", view, "generic"),
     arguments="--data DIR --out OUT",
     profiles=("denoising", "starts"),
 )

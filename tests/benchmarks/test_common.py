@@ -12,7 +12,7 @@ from unmurk.errors import InputError
 SUITES = sorted(path.parent.name for path in (common.ROOT / "benchmarks").glob("*/run.py"))
 PUBLISHED = [
     *("ablation", "certify", "choice", "exact", "learn", "noise_estimation", "overhead"),
-    *("captures", "solve", "speed", "streaming", "verdict"),
+    *("captures", "generic", "solve", "speed", "streaming", "verdict"),
 ]
 
 

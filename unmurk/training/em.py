@@ -265,7 +265,9 @@ class Em(Learner):
         if self.clean is not None:
             count = min(round(self.rounds.clean * len(y)), len(y) - 1)
         clean = self.pick_clean(count, generator)
-        x = self.replay.pick(len(y) - count, generator)
+        # a step that is only timed may come before the first draws
+        x = torch.zeros(len(y) - count, *self.shape, device=y.device)
+        x = self.replay.pick(len(x), generator) if self.replay.filled else x
         x = torch.cat([x, clean]) if count else x
         picked = self.pick_captures(generator) if self.repeats > 1 else None
         problem, sigma = self.view(y, index, picked)[1], levels(len(x), generator)
