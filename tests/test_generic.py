@@ -9,8 +9,8 @@ import torch
 import unmurk
 from unmurk.cli import main as cli
 from unmurk.diffusion.prior import Prior
-from unmurk.flows.posterior import Config, Posterior
 from unmurk.evaluation.metrics import psnr
+from unmurk.flows.posterior import Config, Posterior
 from unmurk.io import packaged
 from unmurk.io.images import load_images
 from unmurk.problem import Problem
