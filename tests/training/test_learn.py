@@ -23,7 +23,7 @@ from unmurk.flows.posterior import Context
 from unmurk.gaussian import Wiener
 from unmurk.io.atomic import write
 from unmurk.problem import Problem
-from unmurk.training import Recipe, Settings, learn
+from unmurk.training import FlowDiff, Recipe, Settings, learn
 from unmurk.training.losses import (
     ambient_matching,
     denoising,
@@ -138,6 +138,31 @@ def test_recorrupted_finds_the_conditional_mean_without_clean_images():
     assert abs(flow.gain.item() * (1 + SIGMA**2 * (1 + a**2)) - 1) < 0.02
 
 
+def test_the_signs_of_the_noise_cancel_for_a_linear_mean():
+    """m = g y: (g - 1)^2 y^2 + (a g + 1 / a)^2 sigma^2 n^2, without the product of y and n."""
+    flow, a, gain = LinearFlow(), 0.3, 0.4
+    y = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    n = SIGMA * torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+    loss = recorrupted(flow, y, PROBLEM, a, torch.Generator().manual_seed(2))
+    expected = ((gain - 1) * y).square() + ((a * gain + 1 / a) * n).square()
+    torch.testing.assert_close(loss, expected.mean())
+
+
+@pytest.mark.parametrize("noise, seen", [("0.1", 6), ("poisson,gain=0.1", 7)])
+def test_pretraining_evaluates_m_as_often_as_there_are_images(noise, seen, monkeypatch):
+    """Of seven images, three as pairs, or all of them once."""
+    problem, y = Problem("identity", noise), torch.rand(7, 1, 8, 8)
+    learner = FlowDiff().build(y, problem, (1, 8, 8))
+    given, parts = [], learner.posterior.parts
+    monkeypatch.setattr(
+        learner.posterior, "parts", lambda y, problem: given.append(y) or parts(y, problem)
+    )
+    learner.losses(y, torch.arange(7), 0.0, torch.Generator().manual_seed(0))
+    assert [len(one) for one in given] == [seen]
+    if seen == 6:  # pairs around the first three images
+        torch.testing.assert_close((given[0][:3] + given[0][3:]) / 2, y[:3])
+
+
 class Neighbours(nn.Module):
     """Of two pixels, m_i = own y_i where it is seen, else other y_j."""
 
@@ -183,7 +208,7 @@ def test_what_nothing_shows_draws_the_correction_to_zero():
         start = Wiener((1, 4, 4))
 
         def parts(self, y, problem):
-            return torch.zeros(len(y), 1, 4, 4), self.correction
+            return torch.zeros(len(y), 1, 4, 4), torch.cat([self.correction] * 2)  # both signs
 
     m, problem = Start(), Problem("sr:average,factor=4", SIGMA)
     checks = torch.ones(4, 4)

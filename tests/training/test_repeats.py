@@ -111,7 +111,10 @@ def test_the_networks_are_told_the_level_of_the_captures():
 
 
 def test_losses_of_a_step(monkeypatch):
-    """At the start some captures are the target of the others; clean images get their share."""
+    """At the start some captures are the target of the others; clean images get their share.
+
+    Of all captures together, R2R takes half the scenes, in pairs.
+    """
     from unmurk.training import flowdiff
 
     y, clean = captures(PROBLEM, 3), blobs()[:5]
@@ -139,7 +142,7 @@ def test_losses_of_a_step(monkeypatch):
         loss = built.losses(grouped(y, 3)[index], index, 0.1, generator(1, step))["mean"]
         assert loss.item() == pytest.approx(0.25)
     level = {k: SIGMA / k**0.5 for k in (1, 2, 3)}
-    wanted = {("n2n", 6, level[k], level[3 - k]) for k in (1, 2)} | {("r2r", 6, level[3], None)}
+    wanted = {("n2n", 6, level[k], level[3 - k]) for k in (1, 2)} | {("r2r", 3, level[3], None)}
     assert {s for s in seen if s[0] != "clean"} == wanted
     assert {s[:2] for s in seen if s[0] == "clean"} == {("clean", 2)}
 

@@ -63,6 +63,7 @@ from .losses import (
     denoising,
     distilled,
     elbo_loss,
+    evaluations,
     forward_kl,
     levels,
     masked_ambient_matching,
@@ -87,7 +88,10 @@ class Recipe:
 
     Attributes:
         r2r: Fraction at which R2R pre-training ends and the prior begins.
-        alpha: Noise added in R2R pre-training, in units of sigma_y, a number from 1e-06 to 1e+06.
+        alpha: Noise added in R2R pre-training with antithetic pairs (Gaussian noise), in units of
+            sigma_y, a number from 1e-06 to 1e+06.
+        alpha_single: The same without pairs (photon noise and noise that differs between
+            channels): m is given 1 / (1 + alpha_single^2) of the counts.
         e_step: Fraction at which the replay buffer is first filled and the prior switches to it.
             Keep it early: posterior means lack variance, and a prior trained on them is too smooth
             below sigma_y.
@@ -117,7 +121,8 @@ class Recipe:
     """
 
     r2r: Annotated[float, Real(0, 1)] = 0.48
-    alpha: Annotated[float, Real(1e-6, 1e6)] = 0.6
+    alpha: Annotated[float, Real(1e-6, 1e6)] = 0.4
+    alpha_single: Annotated[float, Real(1e-6, 1e6)] = 0.6
     e_step: Annotated[float, Real(0, 1)] = 0.76
     flow: Annotated[float, Real(0, 1)] = 0.94
     hide: Annotated[float, Real(0, 1)] = 0.2
@@ -284,8 +289,8 @@ class FlowDiff(Learner):
         """Compute the loss of m(y) at the start.
 
         Recorrupted-to-Recorrupted is used for single captures, and for all captures of a scene
-        together. If some captures are picked, the others are their target (Noise2Noise). Clean
-        images enter with simulated measurements.
+        together; its pairs are of the first half of the batch. If some captures are picked, the
+        others are their target (Noise2Noise). Clean images enter with simulated measurements.
         """
         rest = [j for j in range(self.repeats) if picked is not None and j not in picked]
         given, problem = self.view(y, index, picked)
@@ -298,8 +303,11 @@ class FlowDiff(Learner):
                 self.posterior, given[: len(dirty)], own, target[: len(dirty)], other
             )
         else:
-            alpha, hide = self.recipe.alpha, self.recipe.hide
-            loss = recorrupted(self.posterior, given[: len(dirty)], own, alpha, noise, hide)
+            recipe, times = self.recipe, evaluations(own)
+            few = range(max(len(dirty) // times, 1))  # as many evaluations as images
+            own, given = own.index_select(few), given[: len(few)]
+            alpha = recipe.alpha if times == 2 else recipe.alpha_single
+            loss = recorrupted(self.posterior, given, own, alpha, noise, recipe.hide)
         if not len(clean):
             return loss
         known = supervised(self.posterior, clean, problem.index_select(synthetic), noise)

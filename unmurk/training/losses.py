@@ -37,6 +37,7 @@ __all__ = [
     "denoising",
     "distilled",
     "elbo_loss",
+    "evaluations",
     "forward_kl",
     "gaussian",
     "levels",
@@ -294,6 +295,12 @@ def recorrupted(
     (`PoissonGaussian.split`; Monroy, Bacca and Tachella, 2024, arXiv 2412.04648). The variances
     are the same as above.
 
+    **Antithetic pairs.** Gaussian noise enters as n and as -n for every image (Hammersley and
+    Morton, 1956, Proc. Cambridge Philos. Soc. 52), so m is evaluated on 2 B images; see
+    `evaluations`. The mean of the loss is the same. What the noise of the targets adds to the
+    gradient, proportional to :math:`1 / \alpha`, cancels as far as m is the same for both, which
+    permits a smaller alpha.
+
     **Masks.** A hidden pixel has no target. With a fraction `hide` of the observed pixels withheld
     from m, these have one: y itself, whose noise m has not seen (Batson and Royer, 2019, arXiv
     1901.11365). There m learns the expectation given all other pixels, and withheld pixels
@@ -317,7 +324,7 @@ def recorrupted(
         y: Measurements (B, ...).
         problem: How they were made, bound to these images.
         alpha: Noise added, in units of sigma_y.
-        generator: Source of the noise and of the pixels withheld.
+        generator: Source of the noise and of the pixels withheld, which differ within a pair.
         hide: Fraction of the observed pixels that is withheld, for masks.
 
     Returns:
@@ -335,6 +342,8 @@ def recorrupted(
         noisier, target = problem.noise.split(y, 1 / (1 + alpha**2), generator)
     else:
         noise = problem.sigma * gaussian(y, generator)
+        noise, y = torch.cat([noise, -noise]), torch.cat([y, y])
+        problem = problem.index_select([*range(len(y) // 2)] * 2)
         noisier, target = y + alpha * noise, y - noise / alpha
     given = with_hidden(problem, hide, generator) if hide else problem
     start, correction = posterior.parts(given.operator.apply_mask(noisier), given)
@@ -346,6 +355,15 @@ def recorrupted(
     if posterior.start is None:
         return loss
     return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()
+
+
+def evaluations(problem: Problem) -> int:
+    """Return how often `recorrupted` evaluates m for an image: twice for Gaussian noise.
+
+    >>> [evaluations(Problem("identity", noise)) for noise in (0.1, "poisson,gain=0.01")]
+    [2, 1]
+    """
+    return 1 if isinstance(problem.noise, PoissonGaussian | PerChannel) else 2
 
 
 def noise2noise(
