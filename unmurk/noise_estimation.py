@@ -132,10 +132,20 @@ def estimate_noise(
     return PoissonGaussian(_digits(gain), 0.0, _digits(-rest / gain))
 
 
+def gives_images(operator: Operator) -> bool:
+    """Return whether measurements by an operator are images, whose noise can be estimated.
+
+    >>> from unmurk.operators import as_operator
+    >>> [gives_images(as_operator(form)) for form in ("blur:gaussian,sigma=1|sr:average,factor=2", "phase:fourier")]
+    [True, False]
+    """
+    forms = {link.partition(":")[0].partition(",")[0] for link in operator.spec.split("|")}
+    return forms <= set(IMAGES)
+
+
 def _patches_of(y: Tensor, operator: Operator, counts: bool) -> "Patches":
     """Return the usable patches of measurements. Raises InputError as `estimate_noise` does."""
-    forms = {link.partition(":")[0].partition(",")[0] for link in operator.spec.split("|")}
-    if not forms <= set(IMAGES) or y.ndim != 4:
+    if not gives_images(operator) or y.ndim != 4:
         raise InputError(
             f"noise cannot be estimated from measurements by '{operator.spec}', which are no"
             " images: give --noise a number"

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .noise_estimation import FREEDOM, IMAGES, LEAST, SLOW, envelope, uncertainty, usable
+from .noise_estimation import FREEDOM, LEAST, SLOW, envelope, gives_images, uncertainty, usable
 from .operators import Operator
 from .patches import SIDE, slow_span
 
@@ -75,8 +75,7 @@ def noise_scale(y: Tensor, sigma: Tensor, operator: Operator) -> NoiseScale:
     >>> abs(found.factor - 1.5) < 3 * found.error < 0.1
     True
     """
-    forms = {link.partition(":")[0].partition(",")[0] for link in operator.spec.split("|")}
-    if not forms <= set(IMAGES) or y.ndim != 4:
+    if not gives_images(operator) or y.ndim != 4:
         raise InputError(
             f"the scale of noise maps cannot be estimated from measurements by '{operator.spec}',"
             " which are no images: leave out --noise auto"

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from ..noise import Gaussian, PoissonGaussian
 from ..noise_checks import check_noise
-from ..noise_estimation import IMAGES, LEAST, envelope, powers
+from ..noise_estimation import LEAST, envelope, gives_images, powers
 from ..patches import SIDE
 from ..problem import Problem
 from ..rng import StreamId, generator
@@ -149,8 +149,7 @@ def _detail(
 
 def _level(y: Tensor, observed: Tensor, problem: Problem) -> tuple[float, float] | None:
     """Return the noise found in flat parts over the noise stated, and its standard error."""
-    forms = {link.partition(":")[0].partition(",")[0] for link in problem.operator.spec.split("|")}
-    if not forms <= set(IMAGES) or min(y.shape[-2:]) < SIDE:
+    if not gives_images(problem.operator) or min(y.shape[-2:]) < SIDE:
         return None
     held = torch.where(observed, y.double().cpu(), 0.0)
     patches = powers(held, observed, counts=isinstance(problem.noise, PoissonGaussian))

@@ -287,8 +287,7 @@ class FitsWriter(HeaderWriter):
         self._like = Fits(real_path(source), selection_of(source))
         self._planes: list[np.ndarray] = []
         self._written = 0
-        super().__init__(out, self._like, history, floats)
-        self._lead = self._scenes(repeats)
+        super().__init__(out, self._like, history, floats, repeats)
 
     def write(self, pixels: np.ndarray) -> None:
         """Write the next image, (H, W, C)."""
@@ -347,13 +346,13 @@ class FitsWriter(HeaderWriter):
         kind = "float32" if self.floats else image.stored
         header["BITPIX"] = next(bits for bits, name in TYPES.items() if name == kind)
         channels, height, width = plane.shape
-        shape = (*self._lead, *([channels] if channels > 1 else []), height, width)
+        shape = (*self.lead, *([channels] if channels > 1 else []), height, width)
         if channels > 1:
             header["NAXIS"] = len(shape)
             header.set(f"NAXIS{len(shape)}", 1, after=f"NAXIS{len(shape) - 1}")
         for axis, side in enumerate(reversed(shape), 1):
             header[f"NAXIS{axis}"] = side
-        sides = zip((*self._lead, height, width), image.shape, strict=True)
+        sides = zip((*self.lead, height, width), image.shape, strict=True)
         factors = [new / old for new, old in sides][::-1]
         _rescale(header, dict(enumerate(factors, 1)))
         header.add_history(self.history or f"written by unmurk {__version__}")

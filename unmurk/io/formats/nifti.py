@@ -209,8 +209,7 @@ class NiftiWriter(HeaderWriter):
         repeats: int = 1,
     ) -> None:
         self._like = Nifti(real_path(source))
-        super().__init__(out, self._like, history, floats)
-        self._lead = self._scenes(repeats)
+        super().__init__(out, self._like, history, floats, repeats)
 
     def write(self, pixels: np.ndarray) -> None:
         """Write the next image, (H, W, C)."""
@@ -243,7 +242,7 @@ class NiftiWriter(HeaderWriter):
         header.extensions = type(header.extensions)(header.extensions)
         text = self.history or f"written by unmurk {__version__}"
         header.extensions.append(nibabel.nifti1.Nifti1Extension(COMMENT, text.encode()))
-        sides = (width, height, *reversed(self._lead))
+        sides = (width, height, *reversed(self.lead))
         header.set_data_shape(sides)
         if self.floats:
             header.set_data_dtype(self._kind())

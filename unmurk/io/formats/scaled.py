@@ -128,6 +128,11 @@ class HeaderWriter(PartialWriter):
         like: The images of the source. The writer closes them.
         history: A line that says how the images were made.
         floats: Whether the numbers are written as float32.
+        repeats: Number of captures of each scene. `lead` holds the lengths of the axes that
+            number the results, the slowest first.
+
+    Raises:
+        InputError: Scenes are no whole part of the axes of the source.
 
     >>> class Copy(HeaderWriter):
     ...     def write(self, pixels: np.ndarray) -> None:
@@ -139,30 +144,30 @@ class HeaderWriter(PartialWriter):
     b'pixels'
     """
 
-    def __init__(self, out: Path, like: Pages, history: str = "", floats: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        like: Pages,
+        history: str = "",
+        floats: bool = False,
+        repeats: int = 1,
+    ) -> None:
         self.out, self.history, self.floats = out, history, floats
         self._source = like
         self._open = ExitStack()
         self._file: IO[bytes] | None = None
         try:
+            self.lead = self._scenes(repeats)
             self._part = Partial(out)
         except BaseException:
             like.close()
             raise
 
     def _scenes(self, repeats: int) -> tuple[int, ...]:
-        """Return the lengths of the axes that number the results, the slowest first.
-
-        Args:
-            repeats: Number of captures of each scene.
-
-        Raises:
-            InputError: Scenes are no whole part of the axes of the source.
-        """
+        """Return the lengths of the axes that number the results, the slowest first."""
         like = self._source
         found = scenes_along(like.lead, repeats)
         if found is None:
-            self.abandon()
             sizes = " x ".join(map(str, like.lead)) or "1"
             raise InputError(
                 f"{self.out}: scenes of {repeats} captures are no whole part of the axes of "
