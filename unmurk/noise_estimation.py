@@ -136,7 +136,8 @@ def gives_images(operator: Operator) -> bool:
     """Return whether measurements by an operator are images, whose noise can be estimated.
 
     >>> from unmurk.operators import as_operator
-    >>> [gives_images(as_operator(form)) for form in ("blur:gaussian,sigma=1|sr:average,factor=2", "phase:fourier")]
+    >>> forms = ("blur:gaussian,sigma=1|sr:average,factor=2", "phase:fourier")
+    >>> [gives_images(as_operator(form)) for form in forms]
     [True, False]
     """
     forms = {link.partition(":")[0].partition(",")[0] for link in operator.spec.split("|")}
