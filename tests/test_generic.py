@@ -108,6 +108,40 @@ def test_the_noise_is_estimated_unless_it_is_given(assets, capsys):
     assert "trained with noise up to 0.7, and this is 1.5" in capsys.readouterr().err
 
 
+def test_noise_maps_are_the_noise_and_nothing_is_estimated(assets, capsys):
+    """m(y) = y + shift sigma in both halves; away from the step between them."""
+    sigma = np.full((1, 64, 64), 0.1, np.float32)
+    sigma[..., 32:] = 0.04
+    rng = np.random.default_rng(0)
+    y = (0.5 + sigma * rng.standard_normal(sigma.shape)).astype(np.float32)
+    np.save("y.npy", y)
+    np.save("sigma.npy", sigma)
+    argv = ["restore", "y.npy", "--prior", "generic", "--samples", "2", "--out", "x.npy"]
+    assert cli.main([*argv, "--noise-maps", "sigma.npy"]) == 0
+    assert "estimated" not in capsys.readouterr().err
+    moved = (np.load("x.npy") - y) / SHIFT["generic"] / sigma
+    np.testing.assert_allclose(moved[..., :16], 1, atol=1e-3)
+    np.testing.assert_allclose(moved[..., 48:], 1, atol=1e-3)
+
+
+def test_the_packaged_model_uses_noise_maps(tmp_path, monkeypatch):
+    """Digits under noise that rises from left to right: the maps gain over one level."""
+    monkeypatch.chdir(tmp_path)
+    x = load_images("digits:test", limit=8).images.numpy()
+    sigma = np.linspace(0.02, 0.3, 28, dtype=np.float32)[None, None].repeat(28, 1)
+    y = x[:, 0] + sigma * np.random.default_rng(0).standard_normal(x[:, 0].shape)
+    np.save("y.npy", y.astype(np.float32))
+    np.save("sigma.npy", sigma)
+    level = str(float(np.sqrt((sigma**2).mean())))
+    found = []
+    for more in (["--noise-maps", "sigma.npy"], ["--noise", level]):
+        argv = ["restore", "y.npy", "--prior", "generic", "--samples", "2", *more]
+        out = f"x{more[0]}.npy"
+        assert cli.main([*argv, "--out", out]) == 0
+        found.append(-10 * np.log10(((np.load(out) - x[:, 0]) ** 2).mean()))
+    assert found[0] > found[1] + 0.5
+
+
 def test_restore_removes_noise_only_and_solve_does_the_rest(assets, capsys):
     np.save("y.npy", np.full((2, 24, 20, 3), 0.5, np.float32))
     argv = ["restore", "y.npy", "--prior", "generic", "--operator", "blur:gaussian,sigma=1"]

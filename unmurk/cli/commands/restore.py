@@ -102,9 +102,10 @@ class Restore(Command):
             problem = trained_problem(
                 self.prior,
                 self.operator,
-                None if self.noise_maps else self.noise,
+                self.noise,
                 sample_images(self, read),
                 sample_scale(self),
+                mapped=self.noise_maps is not None,
             )
             frames = read()
             flat = None if is_even(self.prior) else frames.sensitivity

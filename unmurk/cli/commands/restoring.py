@@ -422,6 +422,7 @@ def trained_problem(
     noise: str | None,
     images: "Callable[[], torch.Tensor] | None" = None,
     scale: "Callable[[], Scale] | None" = None,
+    mapped: bool = False,
 ) -> "Problem":
     """Return the problem of a run's config.json, with the parts that are given in its place.
 
@@ -432,6 +433,7 @@ def trained_problem(
         operator, noise: Text forms; None: those of the run.
         images: Returns the images from which a noise "auto" is estimated.
         scale: Returns the scale of the files, for a noise in gray levels.
+        mapped: Whether noise maps hold the noise, so that `noise` is not used.
 
     Raises:
         InputError: Neither the run nor the options give the problem, or the noise is more than
@@ -445,7 +447,8 @@ def trained_problem(
 
     folder = locate(run, "posterior", "model.safetensors")
     if is_generic(folder):
-        return _generic_problem(run, operator, noise, images, scale)
+        return _generic_problem(run, operator, "0" if mapped else noise, images, scale)
+    noise = None if mapped else noise
     config = folder.parent / "config.json"
     trained: Problem | None = None
     try:
