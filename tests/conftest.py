@@ -38,6 +38,17 @@ def no_probe() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def plain_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of runs have no charts and no new images, except in tests marked `pages`.
+
+    Their drawing takes half of the time of a short run. The images of the set are on the page.
+    """
+    if request.node.get_closest_marker("pages") is None:
+        monkeypatch.setattr("unmurk.cli.run_page.drawn", lambda run: [])
+        monkeypatch.setattr("unmurk.cli.charts._svg", lambda chart, name, size: "")
+
+
 @pytest.fixture
 def registries() -> Iterator[None]:
     """The tables of operators, solvers, learners and readers forget what a test registers."""

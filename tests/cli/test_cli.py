@@ -328,6 +328,7 @@ def test_outputs_stand_beside_each_other(data, trained, tmp_path, capsys):
     assert np.load(out).shape == np.load(data).shape
 
 
+@pytest.mark.pages
 @pytest.mark.slow
 def test_learn_continues_and_reports(data, tmp_path, capsys):
     """The same command a second time finds the run done; another noise is refused."""
@@ -354,6 +355,7 @@ def test_learn_continues_and_reports(data, tmp_path, capsys):
     assert "unmurk restore IMAGES" in (run / "report.html").read_text()
 
 
+@pytest.mark.pages
 @pytest.mark.slow
 def test_demo_small(tmp_path):
     """The whole demonstration at a toy size: its keys, and what is known whatever the networks."""

@@ -19,6 +19,8 @@ from unmurk.errors import InputError
 from unmurk.evaluation.verdict import Figure, Verdict
 
 
+pytestmark = pytest.mark.pages
+
 class Page(HTMLParser):
     """The tags of a page, balanced, and the images in it."""
 
