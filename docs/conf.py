@@ -27,6 +27,7 @@ extensions = [
     "apipages",
     "mathml",
     "myst_nb",
+    "offline",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",

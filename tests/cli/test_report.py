@@ -18,8 +18,8 @@ from unmurk.cli import charts, report, run_page
 from unmurk.errors import InputError
 from unmurk.evaluation.verdict import Figure, Verdict
 
-
 pytestmark = pytest.mark.pages
+
 
 class Page(HTMLParser):
     """The tags of a page, balanced, and the images in it."""
