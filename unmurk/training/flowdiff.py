@@ -63,12 +63,12 @@ from .losses import (
     denoising,
     distilled,
     elbo_loss,
-    evaluations,
     forward_kl,
     levels,
     masked_ambient_matching,
     noise2noise,
     recorrupted,
+    signs,
     supervised,
 )
 from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior
@@ -303,7 +303,7 @@ class FlowDiff(Learner):
                 self.posterior, given[: len(dirty)], own, target[: len(dirty)], other
             )
         else:
-            recipe, times = self.recipe, evaluations(own)
+            recipe, times = self.recipe, signs(own)
             few = range(max(len(dirty) // times, 1))  # as many evaluations as images
             own, given = own.index_select(few), given[: len(few)]
             alpha = recipe.alpha if times == 2 else recipe.alpha_single

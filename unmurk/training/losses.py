@@ -37,13 +37,13 @@ __all__ = [
     "denoising",
     "distilled",
     "elbo_loss",
-    "evaluations",
     "forward_kl",
     "gaussian",
     "levels",
     "masked_ambient_matching",
     "noise2noise",
     "recorrupted",
+    "signs",
     "supervised",
     "weighted",
     "with_hidden",
@@ -297,7 +297,7 @@ def recorrupted(
 
     **Antithetic pairs.** Gaussian noise enters as n and as -n for every image (Hammersley and
     Morton, 1956, Proc. Cambridge Philos. Soc. 52), so m is evaluated on 2 B images; see
-    `evaluations`. The mean of the loss is the same. What the noise of the targets adds to the
+    `signs`. The mean of the loss is the same. What the noise of the targets adds to the
     gradient, proportional to :math:`1 / \alpha`, cancels as far as m is the same for both, which
     permits a smaller alpha.
 
@@ -357,10 +357,10 @@ def recorrupted(
     return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()
 
 
-def evaluations(problem: Problem) -> int:
-    """Return how often `recorrupted` evaluates m for an image: twice for Gaussian noise.
+def signs(problem: Problem) -> int:
+    """Return with how many signs of its noise `recorrupted` takes an image: 2 if it is Gaussian.
 
-    >>> [evaluations(Problem("identity", noise)) for noise in (0.1, "poisson,gain=0.01")]
+    >>> [signs(Problem("identity", noise)) for noise in (0.1, "poisson,gain=0.01")]
     [2, 1]
     """
     return 1 if isinstance(problem.noise, PoissonGaussian | PerChannel) else 2
