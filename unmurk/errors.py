@@ -1,10 +1,11 @@
 """The exception for bad input, and text that is safe to print."""
 
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["InputError", "escape", "size_text"]
+__all__ = ["InputError", "escape", "remark", "size_text"]
 
 WORD = 400  # characters of a value that a message repeats
 MESSAGE = 1000  # characters of a message
@@ -56,6 +57,23 @@ def escape(text: Any) -> str:
     a\x1b[31mb
     """
     return "".join(_shown(char) for char in str(text))
+
+
+def remark(text: object) -> None:
+    r"""Print a line on standard error, with what is not printable escaped.
+
+    Everything that is said beside results goes through here, as it may repeat names from files.
+
+    Args:
+        text: The line.
+
+    >>> import contextlib
+    >>> from unmurk.errors import remark
+    >>> with contextlib.redirect_stderr(sys.stdout):
+    ...     remark("images in \ufeffx were left out")
+    images in \ufeffx were left out
+    """
+    print(escape(text), file=sys.stderr)
 
 
 def _shown(char: str) -> str:

@@ -58,13 +58,12 @@ for single-image raw-data", ibid. 17, 2008. The benchmark of noise estimation co
 """
 
 import math
-import sys
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, remark
 from .noise import AUTO, Gaussian, Noise, PerChannel, PoissonGaussian
 from .operators import Operator, as_operator
 from .patches import SIDE, cut_patches, fast_part
@@ -328,7 +327,7 @@ def known_noise(text: str, y: Tensor, operator: str | Operator, what: str = "") 
     else:
         found, why = estimate_noise(y, as_operator(operator), kind).spec, ""
     what = what or ("1 image" if len(y) == 1 else f"{len(y)} images")
-    print(f"noise estimated from {what}: {found}{why}", file=sys.stderr)
+    remark(f"noise estimated from {what}: {found}{why}")
     return found
 
 

@@ -4,13 +4,11 @@ Nothing heavy is imported before a function is called.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ..errors import InputError
-from .console import escape
+from ..errors import InputError, remark
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +98,7 @@ def problem_of(
         warn_of_noise(y, observed)
     elif scale is not None and has_units(str(noise)):
         given, noise = noise, in_units(noise, scale())
-        print(f"noise {escape(given)} is {noise} in units of [0, 1]", file=sys.stderr)
+        remark(f"noise {given} is {noise} in units of [0, 1]")
     return Problem(operator, noise)
 
 
@@ -142,7 +140,7 @@ def warn_of_noise(y: "torch.Tensor", operator: "str | Operator" = "identity") ->
     observed = bound.apply_mask(torch.ones_like(y)) > 0
     found = [finding.text for finding in check_noise(y, observed)]
     for text in found:
-        print(f"warning: {text}", file=sys.stderr)
+        remark(f"warning: {text}")
     return found
 
 
@@ -171,7 +169,7 @@ def images_of(
     data = read_images(path, skip_bad=skip_bad, span=span, nan=nan, select=select or ALL)
     list_skipped(dict(data.skipped))
     if data.note:
-        print(f"{escape(path)}: {data.note}", file=sys.stderr)
+        remark(f"{path}: {data.note}")
     floats = data.scale.dtype.startswith("float") and span_for(span, data.scale.dtype) is None
     if floats and sigma is not None:
         check_units(path, data.images[:: max(1, len(data) // 128)], sigma)
@@ -194,7 +192,7 @@ def note_pages(path: Path, select: "Selection | None" = None) -> None:
     except InputError:  # reported, or left out, when it is read
         return
     if note:
-        print(escape(note), file=sys.stderr)
+        remark(note)
 
 
 def measured(
@@ -214,7 +212,7 @@ def measured(
     source = open_source(path, skip_bad, span, nan, select or ALL)
     list_skipped(dict(source.skipped))
     if source.note:
-        print(source.note, file=sys.stderr)
+        remark(source.note)
     return source
 
 
@@ -252,14 +250,14 @@ def captures_of(
     found = open_captures(path, skip_bad, span, nan, scratch, select)
     list_skipped(dict(found.skipped))
     if found.note:
-        print(f"{escape(path)}: {found.note}", file=sys.stderr)
+        remark(f"{path}: {found.note}")
     return found
 
 
 def list_skipped(skipped: dict[str, str]) -> None:
     """Print the names and reasons of images that were left out."""
     for name, reason in skipped.items():
-        print(f"left out {escape(name)}: {escape(reason)}", file=sys.stderr)
+        remark(f"left out {name}: {reason}")
 
 
 def run_scale(run: str | Path) -> "Scale | None":
@@ -376,7 +374,7 @@ def run_frames(
     if positions is None and hot == "auto":
         positions = hot_pixels(data.images)
         count = int(positions.sum())
-        print(f"{count} hot pixel{' is' if count == 1 else 's are'} hidden", file=sys.stderr)
+        remark(f"{count} hot pixel{' is' if count == 1 else 's are'} hidden")
     frames = read_frames(dark, flat, data.scale, shape, hot=positions)
     for name, digest in frames.digests.items():
         if kept and kept.get(name) != digest:
@@ -404,10 +402,9 @@ def note_even(frames: "Frames", why: str) -> None:
 
     spread = 0.0 if frames.sensitivity is None else float(frames.sensitivity.std())
     if spread > VARIES:
-        print(
+        remark(
             f"the flat field varies by {spread:.0%}, and so does the noise after the division: one"
-            f" noise model for all pixels is an average ({why})",
-            file=sys.stderr,
+            f" noise model for all pixels is an average ({why})"
         )
 
 
@@ -443,14 +440,13 @@ def note_run(run: str | Path) -> None:
 
         share = progress_of(run)
         if share is not None:
-            print(
-                f"{escape(run)} is unfinished: these are its models after {100 * share:.0f} % of"
-                " its training; the command that began it goes on",
-                file=sys.stderr,
+            remark(
+                f"{run} is unfinished: these are its models after {100 * share:.0f} % of"
+                " its training; the command that began it goes on"
             )
     verdict = Verdict.load(run)
     if verdict is not None and not verdict.trusted:
-        print(f"the verdict on {escape(run)}: {verdict.text}", file=sys.stderr)
+        remark(f"the verdict on {run}: {verdict.text}")
 
 
 def run_span(run: str | Path) -> "Span | None":

@@ -1,11 +1,10 @@
 """Noise maps of the commands: read, checked, scaled, and applied to batches of images."""
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, remark
 from .data import Sample, run_config
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def given_maps(
     if automatic:
         found = measured_scale(maps, *_first(sample, problem))
         maps = maps.scaled(found.factor)
-        print(_said(found, weights), file=sys.stderr)
+        remark(_said(found, weights))
     elif known is not None:
         maps = maps.scaled(_factor(known, maps))
     elif compare:
@@ -103,7 +102,7 @@ def given_maps(
         except InputError:  # too few flat patches: nothing is known
             return maps, Problem(problem.operator, maps.level)
         if not 1 / NEAR < found.factor < NEAR:
-            print(f"{_said(found, False)}: --noise auto scales the maps", file=sys.stderr)
+            remark(f"{_said(found, False)}: --noise auto scales the maps")
     return maps, Problem(problem.operator, maps.level)
 
 
@@ -160,10 +159,9 @@ def run_maps(
     if command.noise_maps is None:
         learned = known is not None and known.get("kind") != "flat"
         if command.noise is None and learned:
-            print(
+            remark(
                 f"'{command.prior}' was learned with noise maps, and these images have none: their"
-                f" noise is taken as {problem.level:g} everywhere (--noise-maps gives their own)",
-                file=sys.stderr,
+                f" noise is taken as {problem.level:g} everywhere (--noise-maps gives their own)"
             )
         return given_maps(command, problem, scale, sample, flat)
     noise = in_units(noise_of(command), scale())

@@ -1,6 +1,5 @@
 """Options that several commands share, and the base class of the commands."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -10,9 +9,9 @@ from tyro.conf import Positional, arg
 
 from ..bounds import SEED, Real, Whole, check_fields
 from ..bounds import Text as Named
-from ..errors import InputError
+from ..errors import InputError, remark
 from ..io.packaged import SETS, packaged
-from .console import escape, lines, plain
+from .console import lines, plain
 
 __all__ = [
     "FILES",
@@ -205,7 +204,7 @@ class Command:
                 if found is not None:
                     what = "the images in the package"
                     setattr(self, name, found)
-                print(f"{path}: {escape(what)}", file=sys.stderr)
+                remark(f"{path}: {what}")
 
     def run(self) -> dict[str, Any]:
         """Do the work and return the results by name; empty: another process has them."""

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, escape
+from ..errors import InputError, remark
 from .atomic import same_file, short, try_lock, unwritable
 
 __all__ = ["holder", "local_rank", "locked", "ranks"]
@@ -160,10 +160,7 @@ def _take(file: Path, path: Path, token: str, shared: bool) -> int | None:
             elif got:
                 return fd
             elif got is None:
-                print(
-                    f"unmurk: no locks on this disk for {escape(path)}: start no second job there",
-                    file=sys.stderr,
-                )
+                remark(f"unmurk: no locks on this disk for {path}: start no second job there")
                 file.unlink(missing_ok=True)
                 os.close(fd)
                 return None

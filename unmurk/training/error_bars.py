@@ -8,13 +8,13 @@ of these measurements; the record says so (`held_out`).
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import remark
 from ..evaluation.calibration import Calibration, calibrate
 from ..evaluation.verdict import Verdict, examine
 from ..flows.error_bars import ErrorBars
@@ -262,15 +262,14 @@ def say(record: dict[str, Any], verdict: Verdict | None = None) -> None:
     before, psnr = ratios.get("before"), (record.get("unbiased_psnr") or {}).get("after")
     text = "" if psnr is None else f"; unbiased PSNR {psnr:.2f} dB"
     if not record["trusted"]:
-        print(f"error bars are not calibrated: {record['why']}{text}", file=sys.stderr)
+        remark(f"error bars are not calibrated: {record['why']}{text}")
     elif before is not None:
-        print(
+        remark(
             f"error bars calibrated on {record['images']} measurements: before, the predicted"
-            f" standard deviation was {before:.2f} times the error{text}",
-            file=sys.stderr,
+            f" standard deviation was {before:.2f} times the error{text}"
         )
     if verdict is not None:
-        print(verdict.text, file=sys.stderr)
+        remark(verdict.text)
 
 
 def _finite(value: Any) -> Any:

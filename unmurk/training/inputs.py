@@ -5,7 +5,6 @@ hide pixels without a measurement, and refuse what no method can learn from.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..bounds import Whole
-from ..errors import InputError
+from ..errors import InputError, remark
 from ..io.axes import ALL, Selection
 from ..io.capture_set import Captures
 from ..io.captures import as_captures, sizes_in
@@ -98,10 +97,7 @@ def measurements(
     captures = as_captures(data, span, nan, scratch, select)
     side = side_within(captures, operator, crop) if crop else crop_side(captures, operator)
     if crop and side < crop:
-        print(
-            f"no image is as large as crops of {crop}: learning from crops of {side}",
-            file=sys.stderr,
-        )
+        remark(f"no image is as large as crops of {crop}: learning from crops of {side}")
     return Crops(captures, operator, side, settings.augment, settings.seed, repeats=repeats)
 
 

@@ -10,7 +10,6 @@ run, or returns what it has learned.
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial, wraps
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from ..bounds import check_fields
 from ..diffusion.prior import Prior
-from ..errors import InputError
+from ..errors import InputError, remark
 from ..evaluation.verdict import Verdict
 from ..flows.error_bars import ErrorBars
 from ..flows.glow import Glow
@@ -192,7 +191,7 @@ def learn(
     nan = "mask" if maps is not None and maps.hides else nan
     check_data(y, problem, only_clean)
     if isinstance(data, str | Path) and isinstance(y, Source) and y.note and not quiet:
-        print(y.note, file=sys.stderr)
+        remark(y.note)
     given = problem
     if isinstance(y, Crops):
         problem, learner = on_crops(y, problem, learner)
@@ -224,7 +223,7 @@ def learn(
     if first_process():
         config = _config(built, settings, given, module) | scale_record(data, y) | select.to_dict()
         if begin is not None and not quiet:
-            print(f"start: {begin.name} ({begin.changes(shape)})", file=sys.stderr)
+            remark(f"start: {begin.name} ({begin.changes(shape)})")
         if problem is not given and (nan == "mask" or not isinstance(y, Crops)):
             config["nan"] = nan
         config |= {} if repeats == 1 else {"repeats": repeats}
@@ -369,4 +368,4 @@ def _check_length(learner: Learner, settings: Settings, quiet: bool) -> None:
     if "prior" in left:
         raise InputError(f"{text} train the prior: give more")
     if left and not quiet:
-        print(f"{text} train all of the {' and the '.join(left)}", file=sys.stderr)
+        remark(f"{text} train all of the {' and the '.join(left)}")

@@ -21,7 +21,6 @@ there.
 import math
 import os
 import resource
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, remark
 from ..gaussian import images_per_round
 from .learner import Learner
 from .trainer import Settings
@@ -187,7 +186,7 @@ def announce(found: Need, what: str, seconds: float | None = None) -> None:
     """
     duration = "" if seconds is None else f"{_duration(seconds)} and "
     text = f"learning from {what}: about {duration}{found.total / GIB:.1f} GiB"
-    print(text if seconds is None else f"{text} here", file=sys.stderr)
+    remark(text if seconds is None else f"{text} here")
 
 
 def _duration(seconds: float) -> str:

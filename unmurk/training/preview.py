@@ -9,7 +9,6 @@ All previews together take less than `COST` of the run's time.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from ..devices import out_of_memory
-from ..errors import InputError
+from ..errors import InputError, remark
 from ..io.atomic import write
 from ..io.json_files import read_object
 from .run_folder import save_model
@@ -139,7 +138,7 @@ class Preview:
             why = "too little memory"
         if why:
             self.watch = None
-            print(f"no more previews: {why}", file=sys.stderr)
+            remark(f"no more previews: {why}")
 
     def end(self) -> None:
         """Remove what only an unfinished run has."""

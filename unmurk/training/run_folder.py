@@ -15,7 +15,6 @@ longer be read, and a folder of another format is refused in one line.
 import hashlib
 import json
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from .. import __version__
 from ..bounds import shown
 from ..devices import default_device, device_kind
-from ..errors import InputError
+from ..errors import InputError, remark
 from ..io.atomic import place_folder, unwritable, write
 from ..io.datasets import Source
 from ..io.json_files import read_object
@@ -158,10 +157,9 @@ def _check_same(folder: Path, old: dict[str, Any], config: dict[str, Any]) -> No
     first = versions.get("device") if isinstance(versions, dict) else None
     here = device_kind(default_device())
     if first not in (None, here):
-        print(
+        remark(
             f"{folder} was started on {first} and continues on {here}: it will not end bit for bit"
-            " as on one of them",
-            file=sys.stderr,
+            " as on one of them"
         )
 
 

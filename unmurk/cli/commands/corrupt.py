@@ -1,11 +1,11 @@
 """`unmurk corrupt`: simulated measurements of clean images."""
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...errors import remark
 from ...io.formats.registry import holds_images, is_folder, is_written
 from ...io.outputs import Output, key_of, output
 from ..data import check_floats, images_of, note_pages, problem_of, selection_of
@@ -94,7 +94,7 @@ class Corrupt(Command):
                     writer.write(problem.simulate(x, seed=self.seed, index=numbers))
                 clipped = writer.close()
             if clipped:
-                print(clipped, file=sys.stderr)
+                remark(clipped)
             to.end(key_of(self.data))
         return {"out": self.out, "images": len(data), "skipped": data.skipped}
 
@@ -125,6 +125,6 @@ class Corrupt(Command):
             history=history_of(settings),
         )
         if done.clipped:
-            print(clipped_text(done.clipped, to.shown), file=sys.stderr)
+            remark(clipped_text(done.clipped, to.shown))
         images = done.images + done.before
         return {"out": self.out, "images": images, "skipped": done.skipped}

@@ -1,7 +1,6 @@
 """`unmurk noise`: the noise of images, its uncertainty, and what no model fits."""
 
 import shlex
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ...bounds import Whole
-from ...errors import InputError
+from ...errors import InputError, remark
 from ...io.outputs import output
-from ..console import escape
 from ..data import (
     Sample,
     check_floats,
@@ -179,7 +177,7 @@ class Noise(Command):
         captures = open_captures(self.data, *given, scratch, select)
         list_skipped(dict(captures.skipped))
         if captures.note:
-            print(f"{escape(self.data)}: {captures.note}", file=sys.stderr)
+            remark(f"{self.data}: {captures.note}")
         scale = captures.scale or Scale()
         frames = self._frames(lambda: ImageSet(captures.first(), [], scale))
         cut = captures.corrected(frames)
@@ -301,10 +299,9 @@ def _describe(
     found["repeats"] = over_time
     ratios = [1 / over_time[name]["ratio"] for name in QUANTILES if over_time[name]["ratio"]]
     if len(ratios) == len(QUANTILES) and min(ratios) > OTHER_SCENES:
-        print(
+        remark(
             f"consecutive captures differ by {min(ratios):.1f} times the noise of single images:"
-            " are they of one scene, and in focus alike?",
-            file=sys.stderr,
+            " are they of one scene, and in focus alike?"
         )
     return found
 

@@ -1,13 +1,12 @@
 """`unmurk restore`: one pass with the posterior of a run."""
 
-import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ...bounds import Whole
-from ...errors import InputError
+from ...errors import InputError, remark
 from ...io.outputs import files_of, output
 from ...io.packaged import for_channels
 from ..data import is_even, note_run, place
@@ -135,7 +134,7 @@ class Restore(Command):
             bars = posterior.error_bars if self.std and not self.uncalibrated else []
             for one in bars:
                 if not one.trusted:
-                    print(f"the error bars are not calibrated: {one.why}", file=sys.stderr)
+                    remark(f"the error bars are not calibrated: {one.why}")
             more: dict[str, Any] = {
                 "weights": posterior.weights,
                 **calibration(frames),

@@ -5,13 +5,12 @@ set (see `io.sets`). Images larger than those of the training are covered by til
 """
 
 import json
-import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...errors import InputError
+from ...errors import InputError, remark
 from ...io.formats.registry import holds_images, is_folder
 from ...io.formats.registry import selection_of as part_of
 from ...io.outputs import Output
@@ -113,10 +112,9 @@ def restore_data(
     pictures = is_folder(data) or holds_images(data)
     select = selection_of(command, command.prior)
     if select.lenient and select.axes:
-        print(
+        remark(
             f"files of {len(select.axes)} axes are read as {select.axes}, as the run was learned: "
-            "--axes names others",
-            file=sys.stderr,
+            "--axes names others"
         )
     one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
     jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad, select)
@@ -144,7 +142,7 @@ def restore_data(
             data, pictorial, command.skip_bad, known, command.nan, read, select
         )
         if measured.note:
-            print(f"{escape(data)}: {measured.note}", file=sys.stderr)
+            remark(f"{data}: {measured.note}")
         if command.repeats > 1:
             measured = by_scene(measured, command.repeats)
         found = restore_set(
@@ -191,7 +189,7 @@ def restore_pictures(
 
     if ranks()[0] == 0:
         for line in changed_formats(jobs):
-            print(escape(line), file=sys.stderr)
+            remark(line)
     done = process(jobs, engine, skip_bad=skip_bad, **options)
     if done.skipped and not done.images + done.before and ranks()[1] == 1:
         raise InputError(f"nothing is left of {data}: {next(iter(done.skipped.values()))}")
@@ -248,7 +246,7 @@ def spans_of(
     extents = survey(files, known, sigma, select).values()
     for extent in extents:
         if sigma is not None and extent.note:
-            print(f"{escape(data)}: {extent.note}", file=sys.stderr)
+            remark(f"{data}: {extent.note}")
     found = [Scale.of(e.dtype, e.span, e.bits).span for e in extents if e.bits or e.span]
     return [list(span) for span in ([known] if known else []) + found if span is not None]
 
@@ -482,10 +480,9 @@ def _generic_problem(
         )
     problem = problem_of("identity", "auto" if noise is None else noise, images, scale)
     if problem.level > UNUSUAL * LOUDEST:
-        print(
+        remark(
             f"the posterior of '{run}' was trained with noise up to {LOUDEST:g}, and this is"
-            f" {problem.level:g}: its error bars are wrong there; `unmurk solve` is right",
-            file=sys.stderr,
+            f" {problem.level:g}: its error bars are wrong there; `unmurk solve` is right"
         )
     return problem
 
@@ -497,4 +494,4 @@ def _compare_noise(run: str, known: float, given: float) -> None:
     what = f"the posterior of '{run}' was trained with noise {known:g}, and this is {given:g}"
     if given > known * STRANGE:
         raise InputError(f"{what}: use `unmurk solve`, whose prior covers all noise, or retrain")
-    print(f"{what}: its error bars are wrong there; `unmurk solve` is right", file=sys.stderr)
+    remark(f"{what}: its error bars are wrong there; `unmurk solve` is right")
