@@ -55,13 +55,14 @@ wheel: setup
 test-lowest:
 	@$(PYTHON) .ci/lowest.py
 
-# Chromium is a package of the system; Playwright and axe-core are Python packages
+# Chromium is a package of the system; Playwright and axe-core are Python packages.
+# make browser-test ARGS='-m "not slow"' leaves out what takes longer
 browser-test: setup
 	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null; \
 	then { $(BIN)/python -c "import axe_playwright_python, playwright" 2> /dev/null || \
 		$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"; } && \
 		$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadfile \
-			tests/browser/app.py tests/browser/pages.py tests/browser/strangers.py; \
+			$(ARGS) tests/browser/app.py tests/browser/pages.py tests/browser/strangers.py; \
 	else echo "browser-test: skipped: there is no Chromium (Debian: apt install chromium)"; fi
 
 fuzz: setup

@@ -2,7 +2,8 @@
 
 `look` takes the pictures and asserts that nothing scrolls sideways, that no two pieces of text or
 images lie on each other, that no text is cut off, and that every image has loaded. `accessible`
-asserts that axe-core finds no serious or critical fault.
+asserts that axe-core finds no serious or critical fault, `reachable` that the keyboard reaches
+every control.
 """
 
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 from playwright.sync_api import Frame, Locator, Page
 
-__all__ = ["SHOTS", "accessible", "look", "picture", "settled"]
+__all__ = ["SHOTS", "accessible", "look", "picture", "reachable", "settled"]
 
 SHOTS = Path(os.environ.get("UNMURK_SHOTS", "build/browser")).absolute()
 WIDTHS, SCHEMES, HEIGHT = (1400, 400), ("light", "dark"), 1000
@@ -98,6 +99,25 @@ STILL = """() => new Promise((done) => {
   };
   check();
 })"""
+
+CONTROLS = """() => {
+  const kinds = "a[href], button, input:not([type=hidden]), select, textarea, summary, "
+    + "[role=button], [role=tab], [role=slider], [contenteditable=true]";
+  const shown = (e) => e.checkVisibility({ opacityProperty: true, visibilityProperty: true })
+    && e.getClientRects().length && !e.disabled && !e.closest("[aria-hidden=true]");
+  // arrows, not Tab, lead to the other choices of a group
+  const other = (e) => e.type === "radio" && !e.checked
+    && [...document.getElementsByName(e.name)].some((one) => one.checked);
+  const missed = new Set(
+    [...document.querySelectorAll(kinds)].filter((e) => shown(e) && !other(e)));
+  document.addEventListener("focusin", ({ target }) => {
+    for (const e of missed) if (e.contains(target)) missed.delete(e);
+  });
+  document.activeElement?.blur();
+  window.missed = missed;
+  return missed.size;
+}"""
+MISSED = "[...missed].map((e) => e.outerHTML.slice(0, 160))"
 
 OPTIONS = {"iframes": False, "preload": False, "resultTypes": ["violations"]}
 AXE = """async (options) => {
@@ -187,3 +207,16 @@ def accessible(page: Page, known: Collection[tuple[str, str]] = ()) -> None:
     page.emulate_media(color_scheme="light")
     page.set_viewport_size({"width": WIDTHS[0], "height": HEIGHT})
     assert not found, "\n".join(map(str, found))
+
+
+def reachable(page: Page) -> None:
+    """Assert that the Tab key reaches every control that can be seen, past frames."""
+    count = page.evaluate(CONTROLS)
+    assert count
+    inside = sum(frame.evaluate(CONTROLS) for frame in frames_of(page)[1:])
+    for _ in range(2 * (count + inside) + 20):  # scrolling boxes are stops, too
+        page.keyboard.press("Tab")
+        if not page.evaluate("missed.size"):
+            return
+    missed = page.evaluate(MISSED)
+    assert not missed, "\n".join(missed)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.looks import accessible, look
+from tests.browser.looks import accessible, look, reachable
 from unmurk.cli import demo
 from unmurk.cli.main import main
 from unmurk.cli.run_page import unfinished
@@ -66,11 +66,37 @@ def tab(chromium):
     assert not wrong, wrong
 
 
+SOUND = "<!doctype html><html lang=en><title>t</title><main><h1>A page</h1>{}</main>"
+
+
+@pytest.mark.parametrize(
+    ("check", "body", "fault"),
+    [
+        (None, "<p style='width:2000px'>wide", "scrolls sideways"),
+        (None, "<p style='width:2em;overflow:hidden;white-space:nowrap'>too long", "is cut off"),
+        (None, "<p>first<p style='margin-top:-2.2em'>second", "lie on each other"),
+        (None, "<p>Noise: NaN", "says Noise: NaN"),
+        (accessible, "<button></button>", "button-name"),
+        (accessible, "<p style='color:#bbb;background:#fff'>pale", "color-contrast"),
+        (reachable, "<a href='#'>one</a><button tabindex=-1>two</button>", ">two<"),
+    ],
+)
+def test_the_checks_see_faults(tab, check, body, fault):
+    """Each finds what is wrong with a page, and nothing on the same page without it."""
+    check = check or (lambda page: look(page, "fault"))
+    tab.set_content(SOUND.format("<a href='#'>one</a>"))
+    check(tab)
+    tab.set_content(SOUND.format(body))
+    with pytest.raises(AssertionError, match=fault):
+        check(tab)
+
+
 @pytest.mark.parametrize("name", ["demo", "run", "unfinished"])
 def test_a_written_page_looks_right_and_is_accessible(written, tab, name):
     tab.goto(written[name].as_uri())
     look(tab, f"page-{name}")
     accessible(tab)
+    reachable(tab)
 
 
 @pytest.mark.parametrize("name", ["demo", "run"])
@@ -109,3 +135,4 @@ def test_a_page_of_the_site_looks_right_and_is_accessible(site, tab, name):
     tab.goto(site[name].as_uri())
     look(tab, f"site-{name.replace('/', '-')}")
     accessible(tab)
+    reachable(tab)

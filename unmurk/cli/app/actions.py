@@ -10,6 +10,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,9 @@ class Desk:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def readable(self, images: Images) -> bool:
-        """Whether the first of the images can be read."""
+        """Whether the first of the images can be read, with whatever black and white."""
         try:
-            first_of(images)
+            first_of(replace(images, span=images.span or (0.0, 1.0)))
         except InputError:
             return False
         return True

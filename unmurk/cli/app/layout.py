@@ -24,6 +24,7 @@ Restore images, and see how far the result can be trusted. Your files are kept o
 runs this app, apart from those of others. Each step shows the command that does the same.
 """
 STILL = "The images can be restored all the same, with the noise of the run or the one you give."
+RANGE = "Give the numbers of black and white above, and press Apply."
 NONE = noted("No images yet.")
 WHERE = "## 1. Your images"
 WHAT = "## 2. What to do with them"
@@ -149,7 +150,7 @@ class _Images:
                 return
             own.kept["images"] = last, found
             if found is None:
-                yield line + noted(STILL), last, ""
+                yield line + noted(RANGE if "--range" in line else STILL), last, ""
 
         def once(call: Callable[[Any], Images]) -> Callable[[Any], Generator[str, None, Images]]:
             def steps(own: Any) -> Generator[str, None, Images]:
