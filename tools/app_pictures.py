@@ -13,7 +13,7 @@ from PIL import Image
 __all__ = ["main"]
 
 ROOT = Path(__file__).parents[1]
-COLORS = 128  # of each picture: its file is small
+COLORS = 256  # of each picture: its file is small
 PREFIX = "guide-"
 
 

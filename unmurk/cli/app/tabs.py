@@ -102,8 +102,8 @@ def restore_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> Any:
         noise = gr.Textbox(
             label="Noise",
             min_width=280,
-            placeholder="that of the run; with generic, the estimate above",
-            info="Leave it empty, unless these images have other noise than those of the run.",
+            placeholder="automatic",
+            info="Empty: that of the run; with generic, the estimate above.",
         )
     with gr.Row():
         go = gr.Button("Restore", variant="primary")
