@@ -60,10 +60,9 @@ LAYOUT = """() => {
       boxes.push({ ...box, top: box.top + lead, bottom: box.bottom - lead, node, text });
     }
   }
-  for (const field of document.querySelectorAll("input, textarea"))
+  for (const field of document.querySelectorAll("textarea"))
     if (shown(field) && field.placeholder && !field.value
-        && (field.scrollWidth > field.clientWidth + 1
-            || field.scrollHeight > field.clientHeight + 2))
+        && field.scrollHeight > field.clientHeight + 2)
       found.push(`is cut off: ${field.placeholder}`);
   for (const image of document.querySelectorAll("img")) {
     if (!shown(image)) continue;

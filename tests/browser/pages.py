@@ -74,7 +74,11 @@ SOUND = "<!doctype html><html lang=en><title>t</title><main><h1>A page</h1>{}</m
     [
         (None, "<p style='width:2000px'>wide", "scrolls sideways"),
         (None, "<p style='width:2em;overflow:hidden;white-space:nowrap'>too long", "is cut off"),
-        (None, "<input aria-label=i size=3 placeholder='too long for it'>", "is cut off"),
+        (
+            None,
+            "<textarea rows=1 cols=5 placeholder='one two three four'></textarea>",
+            "is cut off",
+        ),
         (None, "<p>first<p style='margin-top:-2.2em'>second", "lie on each other"),
         (None, "<p>Noise: NaN", "says Noise: NaN"),
         (accessible, "<button></button>", "button-name"),

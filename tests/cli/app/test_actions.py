@@ -200,6 +200,16 @@ def test_only_uploads_are_taken(desk, session, tmp_path):
     assert (tmp_path / "private.txt").read_text() == "secret"
 
 
+def test_images_that_lack_a_range_are_kept_and_broken_ones_are_not(desk, session):
+    """Their user gives black and white afterwards."""
+    images = uploaded(desk, session, lambda path: np.save(path, 4000 * noisy()), "counts.npy")
+    with pytest.raises(InputError, match="--range"):
+        last(desk.measure(session, images))
+    assert desk.readable(images)
+    images = uploaded(desk, session, lambda path: path.write_bytes(b"\x93NUMPY"), "broken.npy")
+    assert not desk.readable(images)
+
+
 @pytest.mark.parametrize("prior", ["", None, "/etc", "run:../../x", "run:none", "adm:x:y", "a/b"])
 def test_only_priors_of_the_menu_can_be_chosen(desk, session, prior):
     with pytest.raises(InputError, match="prior"):
@@ -230,7 +240,7 @@ def test_generic_restores_with_the_estimate_what_it_has_not_learned(desk, sessio
     error = np.sqrt(np.square(restored - clean).mean())
     assert error < 0.4 * np.sqrt(np.square(y - clean).mean())
     page = session.find(outcome.key, "page.html").read_text()
-    assert "unbiased PSNR" in page and "There is no verdict" not in page
+    assert "chi-square of the residual" in page and "There is no verdict" not in page
 
 
 @pytest.mark.parametrize("text", ["--out=/tmp/x", "-1", "a\nb", "a\x1b[31m", "x" * 301])
