@@ -1,7 +1,7 @@
 # setup: a virtual environment with pinned packages     demo: learn from noisy digits and restore
 # lint:  ruff and mypy      test: lint and every test, one process for each core
 # docs:  the site, nothing executed; docs-full: tutorials and gallery executed
-# browser-test: the app in headless Chromium
+# browser-test: the app and the written pages in headless Chromium
 # fuzz:  12,000 cases of bad input, what is mishandled (some ten minutes on two cores)
 # wheel: build and check it; test-lowest: the tests with the lowest versions that are allowed
 PYTHON ?= python3
@@ -55,11 +55,15 @@ wheel: setup
 test-lowest:
 	@$(PYTHON) .ci/lowest.py
 
+# Chromium is a package of the system; Playwright and axe-core are Python packages.
+# make browser-test ARGS='-m "not slow"' leaves out what takes longer
 browser-test: setup
-	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || \
-		{ echo "browser-test: there is no Chromium: apt install chromium"; exit 1; }
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"
-	@$(BIN)/python -m pytest -q tests/browser/app.py
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null; \
+	then { $(BIN)/python -c "import axe_playwright_python, playwright" 2> /dev/null || \
+		$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[browser]"; } && \
+		$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadfile \
+			$(ARGS) tests/browser/app.py tests/browser/pages.py tests/browser/strangers.py; \
+	else echo "browser-test: skipped: there is no Chromium (Debian: apt install chromium)"; fi
 
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz

@@ -24,6 +24,7 @@ html_show_sphinx = False
 html_copy_source = False
 
 extensions = [
+    "accessible",
     "apipages",
     "mathml",
     "myst_nb",

@@ -2,7 +2,7 @@
 
 Images are PNG data URIs, shown without interpolation. Curves are inline SVG whose colors follow
 the light or dark theme of the page. The page's policy forbids requests, and every script but the
-page's own, whose hash it names; a page without `Comparisons` has none.
+page's own, whose hash it names; a page without `Comparisons` that does not reload has none.
 
 A page is a list of sections, each a frozen dataclass: `Text`, `Commands`, `Numbers`, `Judgement`,
 `Table`, `Images`, `Comparisons`, `Pictures`, and the `Curves` and `Panels` of `charts`. `write`
@@ -27,6 +27,7 @@ from ..io import atomic
 from .charts import Curves, Panels, figure_text, is_number
 
 __all__ = [
+    "DIVERGING",
     "Column",
     "Commands",
     "Comparison",
@@ -51,10 +52,19 @@ for (const zoom of document.querySelectorAll(".zoom button"))
     document.documentElement.style.setProperty("--zoom", zoom.value);
     for (const other of document.querySelectorAll(".zoom button"))
       other.setAttribute("aria-pressed", String(other.value === zoom.value));
+    for (const window of document.querySelectorAll(".map .window"))
+      window.tabIndex = zoom.value > 1 ? 0 : -1;
   });
 """
-"""What the sliders and the magnification of `Comparisons` need; the only script of a page."""
+"""What the sliders and the magnification of `Comparisons` need."""
 
+RELOADING = """\
+const again = document.querySelector(".again input");
+setInterval(() => again.checked && location.reload(), 1000 * again.value);
+"""
+"""What a page needs that reloads itself as long as its reader lets it."""
+
+DIVERGING = "RdBu_r"  # color map of residuals: everyone can tell its red from its blue
 UNSIGNED = {"whiteness", "detail"}  # figures whose lower limit says nothing
 
 
@@ -275,7 +285,8 @@ def write(
         title: Heading of the page.
         sections: The sections, in order.
         subtitle: A line under the heading.
-        reload: Seconds after which the page reloads itself; None: it does not.
+        reload: Seconds after which the page reloads itself, unless its reader stops that; None: it
+            does not.
 
     Raises:
         InputError: The parts of a section do not fit together, or the file cannot be written.
@@ -293,6 +304,7 @@ def write(
     environment.filters |= {"show": figure_text, "kind": lambda section: type(section).__name__}
     sections = list(sections)
     script = SCRIPT if any(isinstance(s, Comparisons) for s in sections) else ""
+    script += RELOADING if reload else ""
     page = environment.get_template("report.jinja").render(
         title=title,
         subtitle=subtitle,

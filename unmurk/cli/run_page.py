@@ -21,6 +21,7 @@ from ..training.run_folder import read_config
 from .charts import Curves, Panels, figure_text, is_number
 from .data import place
 from .report import (
+    DIVERGING,
     Column,
     Comparison,
     Comparisons,
@@ -38,7 +39,6 @@ from .unfinished import RELOAD, course, keep
 __all__ = ["drawn", "restored", "run_report", "unfinished"]
 
 DRAWS = 16  # of a posterior mean
-DIVERGING = "RdBu_r"  # red and blue differ for every kind of color blindness
 NEW = 8  # images in a line of new ones
 CAPTION = (
     "Images of the set that differ from each other. Drag the line between what was measured and "
@@ -52,7 +52,7 @@ WAITING_DRAWS = 4  # of a posterior mean while the run trains
 WAITING = (
     "The page reloads itself until the run has ended. Then it also shows a verdict, error bars, "
     "new images and curves. To stop early, press Ctrl-C in the terminal: the same command goes on "
-    "later, and `unmurk restore` takes the run as it is."
+    "later, and the command restore takes the run as it is."
 )
 GAP = 5.0  # a figure is absent where its points are further apart than so many usual distances
 LARGE = 1e30  # largest figure on a chart

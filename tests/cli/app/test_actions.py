@@ -12,11 +12,14 @@ import tifffile
 import unmurk
 from tests.cli.app.processes import Popen
 from unmurk.cli.app import jobs
-from unmurk.cli.app.actions import Desk, Estimate, Images
+from unmurk.cli.app.actions import Desk
 from unmurk.cli.app.jobs import Job, shown
+from unmurk.cli.app.records import Estimate, Images
 from unmurk.cli.app.sessions import Limits, Sessions
 from unmurk.cli.main import main
 from unmurk.errors import InputError
+
+OPTIONS = "--std --samples 16 --noise"
 
 
 @pytest.fixture
@@ -197,18 +200,47 @@ def test_only_uploads_are_taken(desk, session, tmp_path):
     assert (tmp_path / "private.txt").read_text() == "secret"
 
 
+def test_images_that_lack_a_range_are_kept_and_broken_ones_are_not(desk, session):
+    """Their user gives black and white afterwards."""
+    images = uploaded(desk, session, lambda path: np.save(path, 4000 * noisy()), "counts.npy")
+    with pytest.raises(InputError, match="--range"):
+        last(desk.measure(session, images))
+    assert desk.readable(images)
+    images = uploaded(desk, session, lambda path: path.write_bytes(b"\x93NUMPY"), "broken.npy")
+    assert not desk.readable(images)
+
+
 @pytest.mark.parametrize("prior", ["", None, "/etc", "run:../../x", "run:none", "adm:x:y", "a/b"])
 def test_only_priors_of_the_menu_can_be_chosen(desk, session, prior):
     with pytest.raises(InputError, match="prior"):
         desk.prior(session, prior)
 
 
-def test_generic_is_offered_as_it_is(desk, session):
-    from unmurk.io.packaged import models
+def test_the_models_of_the_package_are_offered(desk, session):
+    assert desk.priors(session) == [
+        ("generic, in the package: for images of any kind", "generic"),
+        ("digits, in the package", "digits"),
+    ]
 
-    labels = {value: label for label, value in desk.priors(session)}
-    assert labels["digits"] == "digits, in the package"
-    assert ("not in this version" in labels["generic"]) == ("generic" not in models())
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
+def test_generic_restores_with_the_estimate_what_it_has_not_learned(desk, session, channels):
+    """Gray images, and color images channel by channel; the noise is the one that is shown."""
+    clean = unmurk.load_images("nuclei:val", limit=3).images[..., 8:56, 8:56]
+    y = unmurk.Problem("identity", 0.1).simulate(clean)
+    clean, y = (v.reshape(-1, channels, 48, 48).numpy() for v in (clean, y))
+    images = uploaded(desk, session, lambda path: np.save(path, y), "cells.npy")
+    found, _ = last(desk.measure(session, images))
+    outcome, _ = last(desk.restore(session, images, "generic", estimated=found.noise))
+    assert abs(float(found.noise.removeprefix("gaussian,sigma=")) - 0.1) < 0.01
+    assert outcome.command.endswith(f"--prior generic --out restored {OPTIONS} {found.noise}")
+    restored, std = (np.load(session.find(outcome.key, n)) for n in ("images.npy", "std.npy"))
+    assert restored.shape == std.shape == y.shape
+    error = np.sqrt(np.square(restored - clean).mean())
+    assert error < 0.4 * np.sqrt(np.square(y - clean).mean())
+    page = session.find(outcome.key, "page.html").read_text()
+    assert "chi-square of the residual" in page and "There is no verdict" not in page
 
 
 @pytest.mark.parametrize("text", ["--out=/tmp/x", "-1", "a\nb", "a\x1b[31m", "x" * 301])

@@ -18,6 +18,7 @@ from tests.cli.app.processes import Popen
 from unmurk.cli.app import jobs
 from unmurk.cli.app.server import Opened, Place
 from unmurk.cli.app.sessions import Limits
+from unmurk.cli.app.spare import Spare
 from unmurk.cli.main import main
 
 # CONTRIBUTING.md: `make setup` installs gradio, so this runs wherever `make test` does. Only the
@@ -32,6 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 def app(tmp_path, monkeypatch):
     """An app with a token, whose jobs are forks (see `processes`)."""
     monkeypatch.setattr(jobs.subprocess, "Popen", Popen)
+    monkeypatch.setattr(Spare, "ready", lambda spare: None)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,106 +19,30 @@ import numpy as np
 
 from ...bounds import Real, Whole
 from ...errors import InputError
-from ...io.packaged import SETS, models
+from ...io.packaged import GENERIC, SETS, models
 from ..commands.restoring import trained_problem
 from ..data import problem_of, run_span
 from .jobs import Job, shown
 from .judgment import sections_of, verdict_of
 from .pages import examples_of, write_page
 from .pictures import write_mask
+from .records import PAGE, Estimate, Images, Outcome, first_of
 from .runs import Runs
 from .sessions import Session, Sessions
+from .spare import Spare
 
-__all__ = ["Desk", "Estimate", "Images", "Outcome", "first_of", "packaged_priors"]
+__all__ = ["Desk", "packaged_priors"]
 
-PAGE = "page.html"
 ALL_FILES = "all-files.zip"
 LOG = "unmurk.jsonl"
 EXAMPLE = "digits:test"
-NOT_HERE = "generic (not in this version: its weights are not part of it yet)"
 NO_PATHS = "paths can be named only in an app that answers to this machine alone"
 ANSWERS, KIMG = Whole(1, 16), Real(0.001, 10_000)
 LONGEST = 300  # characters of a text that becomes an argument
 RESTORED = "restored"
 SAMPLE = 64  # images from which the noise on a page is estimated, where the user gave auto
 
-Steps = Generator[str, None, "Outcome"]
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images that a user works on.
-
-    Attributes:
-        data: A file or a folder.
-        label: What the user calls it.
-        uploaded: Whether it belongs to the session.
-        span: Numbers of black and white; None: those of the files.
-    """
-
-    data: Path
-    label: str
-    uploaded: bool = True
-    span: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The noise of images.
-
-    Attributes:
-        noise: Its text form, for --noise.
-        figures: What `unmurk noise` printed as JSON.
-        command: The command.
-    """
-
-    noise: str
-    figures: dict[str, Any]
-    command: str
-
-    def lines(self) -> list[str]:
-        """Return the estimate in words, one line for each channel, then the warnings."""
-        channels = [v for k, v in self.figures.items() if k.startswith("channel ")]
-        count = self.figures.get("images", 0)
-        found = [f"{count} image{'' if count == 1 else 's'}"]
-        for number, channel in enumerate(channels or [self.figures]):
-            parts = [_with_error(channel, name) for name in ("gain", "sigma", "offset")]
-            text = ", ".join(part for part in parts if part)
-            levels = channel.get("in gray levels")
-            text += f" (image range 1), which is {levels} of the files" if levels else ""
-            text += f". {channel.get('model', '')}"
-            found.append(f"channel {number}: {text}" if channels else f"noise: {text}")
-        return found + [f"warning: {text}" for text in self.figures.get("warnings", [])]
-
-
-def _with_error(figures: dict[str, Any], name: str) -> str:
-    if figures.get(name) is None:
-        return ""
-    words = {"sigma": "standard deviation", "gain": "gain", "offset": "offset"}
-    error = figures.get(f"{name} error")
-    return f"{words[name]} {figures[name]:.3g}" + (f" ± {error:.1g}" if error else "")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a command.
-
-    Attributes:
-        key: Under which its files are offered (`Session.find`).
-        files: Their names.
-        command: The command.
-        remarks: What it said.
-    """
-
-    key: str
-    files: list[str] = field(default_factory=list)
-    command: str = ""
-    remarks: list[str] = field(default_factory=list)
-
-    @property
-    def page(self) -> str:
-        """The address of the page of the result."""
-        return f"results/{self.key}/{PAGE}"
+Steps = Generator[str, None, Outcome]
 
 
 class Desk:
@@ -128,10 +52,13 @@ class Desk:
         sessions: The files of its users.
         runs: Folder of the learned runs.
         local: Whether the app answers to this machine alone, so that users may name paths.
+        spare: Where a process may wait for the next command.
     """
 
-    def __init__(self, sessions: Sessions, runs: Path, local: bool) -> None:
-        self.sessions, self.local = sessions, local
+    def __init__(
+        self, sessions: Sessions, runs: Path, local: bool, spare: Spare | None = None
+    ) -> None:
+        self.sessions, self.local, self.spare = sessions, local, spare
         self.root = Path(os.path.abspath(runs))
         self._runs: dict[str, Runs] = {}
 
@@ -142,7 +69,7 @@ class Desk:
     def runs(self, session: Session) -> Runs:
         """Return the runs that a user sees: all of this machine, or those of the session."""
         folder = self.root if self.local else self.root / f"user-{session.folder.name}"
-        return self._runs.setdefault(str(folder), Runs(folder))
+        return self._runs.setdefault(str(folder), Runs(folder, self.spare))
 
     # -- images -----------------------------------------------------------------------------------
 
@@ -159,11 +86,23 @@ class Desk:
         return Images(data, data.name if len(files) == 1 else "IMAGES")
 
     def discard(self, session: Session, images: Images | None) -> None:
-        """Remove uploaded images that others take the place of."""
-        if images is not None and images.uploaded:
+        """Remove uploaded images that others take the place of.
+
+        Images that a reloaded page has taken over stay: another page may show them, too.
+        """
+        session.kept.pop("images", None)
+        if images is not None and images.uploaded and images.data not in session.shared:
             folder = images.data if images.data.is_dir() else images.data.parent
             if folder.parent == session.folder:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def readable(self, images: Images) -> bool:
+        """Whether the first of the images can be read, with whatever black and white."""
+        try:
+            first_of(replace(images, span=images.span or (0.0, 1.0)))
+        except InputError:
+            return False
+        return True
 
     def named(self, path: str) -> Images:
         """Return the images at a path of this machine.
@@ -261,7 +200,7 @@ class Desk:
             InputError: The command refuses its input, or was stopped.
         """
         model = self.prior(session, prior)
-        noise = _argument("noise", noise) or (estimated if model == "generic" else "")
+        noise = _argument("noise", noise) or (estimated if model == GENERIC[0] else "")
         folder = session.new_folder("result")
         argv = ["restore", str(images.data), "--prior", model, "--out", str(folder / RESTORED)]
         argv += ["--std", "--samples", str(samples), *_span(images)]
@@ -362,7 +301,8 @@ class Desk:
     # -- the work ---------------------------------------------------------------------------------
 
     def _job(self, session: Session, argv: Sequence[str], folder: Path | None = None) -> Job:
-        job = Job(argv, folder or session.new_folder("log"), session.limits.pixels)
+        folder = folder or session.new_folder("log")
+        job = Job(argv, folder, session.limits.pixels, self.spare)
         session.jobs = [one for one in session.jobs if one.running] + [job]
         return job
 
@@ -381,6 +321,8 @@ class Desk:
         finally:
             if job.running:  # the user has left
                 job.stop()
+            if self.spare is not None:  # not before: its imports would slow the job
+                self.spare.ready()
 
     def _result(
         self,
@@ -435,20 +377,14 @@ class Desk:
 
 
 def packaged_priors() -> list[tuple[str, str]]:
-    """List the priors in the package, as label and value."""
-    known = models()
-    label = "generic: images of any kind that are only noisy" if "generic" in known else NOT_HERE
-    others = [
-        (f"{name}, in the package", name) for name in known if not name.startswith("generic")
-    ]
-    return [(label, "generic"), *others]
+    """List the priors in the package, as label and value.
 
-
-def first_of(images: Images) -> Any:
-    """Return the first of the images, (C, H, W)."""
-    from ...io.images import read_images
-
-    return read_images(images.data, limit=1, span=images.span, nan="mask").images[0]
+    >>> packaged_priors()[0]
+    ('generic, in the package: for images of any kind', 'generic')
+    """
+    known = [GENERIC[0], *(name for name in models() if name not in GENERIC)]
+    kinds = {GENERIC[0]: ": for images of any kind"}
+    return [(f"{name}, in the package{kinds.get(name, '')}", name) for name in known]
 
 
 def _sample(images: Images, span: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, escape
+from ...io.limits import VARIABLE
+from .spare import Spare
 
 __all__ = ["Job", "environment", "shown"]
 
@@ -59,7 +61,7 @@ def environment(pixels: int | None = None) -> dict[str, str]:
             filter(None, [str(root), os.environ.get("PYTHONPATH", "")])
         )
     if pixels is not None:
-        found["UNMURK_MAX_PIXELS"] = str(pixels)
+        found[VARIABLE] = str(pixels)
     return found
 
 
@@ -70,6 +72,7 @@ class Job:
         argv: Arguments after the name of the program.
         folder: Folder for what it prints; its results stay wherever the command writes them.
         pixels: Largest number of pixels of an image.
+        spare: Where a process may wait that has made the imports already.
 
     Attributes:
         argv: The arguments.
@@ -77,13 +80,23 @@ class Job:
             reach it.
     """
 
-    def __init__(self, argv: Sequence[str], folder: Path, pixels: int | None = None) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        pixels: int | None = None,
+        spare: Spare | None = None,
+    ) -> None:
         self.argv = list(argv)
         self._out, self._said = folder / "stdout.json", folder / "stderr.txt"
-        words = [sys.executable, "-P", "-m", "unmurk", *self.argv]  # -P: not the working folder
+        words = [*self.argv, "--json"]
         with open(self._out, "wb") as out, open(self._said, "wb") as said:
-            self.process = subprocess.Popen(
-                [*words, "--json"],
+            waiting = None
+            if spare is not None:
+                more = {} if pixels is None else {VARIABLE: str(pixels)}
+                waiting = spare.start(words, self._out, self._said, more)
+            self.process = waiting or subprocess.Popen(
+                [sys.executable, "-P", "-m", "unmurk", *words],  # -P: not the working folder
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=said,

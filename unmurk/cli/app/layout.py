@@ -4,7 +4,8 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from ...errors import InputError
-from .actions import Desk, Estimate, Images
+from .actions import Desk
+from .records import Estimate, Images
 from .tabs import learn_tab, restore_tab, session_of, solve_tab
 from .wording import failed, follow, measured, noted
 
@@ -22,6 +23,9 @@ BEHIND = """\
 Restore images, and see how far the result can be trusted. Your files are kept on the computer that
 runs this app, apart from those of others. Each step shows the command that does the same.
 """
+STILL = "The images can be restored all the same, with the noise of the run or the one you give."
+RANGE = "Give the numbers of black and white above, and press Apply."
+NONE = noted("No images yet.")
 WHERE = "## 1. Your images"
 WHAT = "## 2. What to do with them"
 
@@ -68,7 +72,7 @@ def _fill_priors(desk: Desk, gr: Any, page: Any, priors: list[Any]) -> None:
 
     def listed(request: gr.Request) -> list[Any]:
         choices = desk.priors(session_of(desk, request))
-        first = next((value for _, value in choices if value.startswith("run:")), None)
+        first = next(value for _, value in choices)  # a run, if there is one
         return [gr.update(choices=choices, value=first)] * len(priors)
 
     def again(chosen: str | None, request: gr.Request) -> Any:
@@ -121,7 +125,7 @@ class _Images:
                 self.black = gr.Number(label="Black", value=None)
                 self.white = gr.Number(label="White", value=None)
                 self.apply = gr.Button("Apply")
-        self.status = gr.HTML(noted("No images yet."), elem_id="noise")
+        self.status = gr.HTML(NONE, elem_id="noise")
 
     def connect(self) -> None:
         """Connect the controls to the actions."""
@@ -137,9 +141,16 @@ class _Images:
                 yield line, last, ""
             if last is None:
                 return
-            for line, result in follow(desk.measure(own, last)):
-                done = isinstance(result, Estimate)
-                yield (measured(result) if done else line), last, result.noise if done else ""
+            found: Estimate | None = None
+            for line, found in follow(desk.measure(own, last)):
+                yield (measured(found) if found else line), last, found.noise if found else ""
+            if found is None and not desk.readable(last):
+                desk.discard(own, last)
+                yield line, None, ""
+                return
+            own.kept["images"] = last, found
+            if found is None:
+                yield line + noted(RANGE if "--range" in line else STILL), last, ""
 
         def once(call: Callable[[Any], Images]) -> Callable[[Any], Generator[str, None, Images]]:
             def steps(own: Any) -> Generator[str, None, Images]:
@@ -148,6 +159,10 @@ class _Images:
 
             return steps
 
+        def clear(before: Images | None, request: gr.Request) -> Any:
+            desk.discard(session_of(desk, request), before)
+            return NONE, None, ""
+
         def drop(
             files: list[str] | None,
             black: Any,
@@ -155,13 +170,17 @@ class _Images:
             before: Images | None,
             request: gr.Request,
         ) -> Any:
-            desk.discard(session_of(desk, request), before)
             if not files:
-                yield noted("No images yet."), None, ""
+                yield clear(before, request)
                 return
-            yield from begin(
-                request, once(lambda own: _spanned(desk.upload(own, files), black, white))
-            )
+
+            def received(own: Any) -> Images:
+                try:
+                    return _spanned(desk.upload(own, files), black, white)
+                finally:  # not before: the files may be among those that come now
+                    desk.discard(own, before)
+
+            yield from begin(request, once(received))
 
         def name(path: str, black: Any, white: Any, request: gr.Request) -> Any:
             yield from begin(request, once(lambda own: _spanned(desk.named(path), black, white)))
@@ -175,6 +194,17 @@ class _Images:
                 return
             yield from begin(request, once(lambda own: _spanned(known, black, white)))
 
+        def again(request: gr.Request) -> Any:
+            own = session_of(desk, request)
+            images, found = own.kept.get("images", (None, None))
+            if images is None:
+                return NONE, None, ""
+            own.shared.add(images.data)
+            line = noted(f"Your images: {images.label}")
+            if found is None:
+                return line + noted(STILL), images, ""
+            return line + measured(found), images, found.noise
+
         def forget(request: gr.Request) -> Any:
             desk.forget(session_of(desk, request))
             return noted("All your files are removed."), None, "", None
@@ -185,6 +215,18 @@ class _Images:
         self.files.upload(
             drop, [self.files, *span, self.images], outputs, api_name="drop", **hidden
         )
+        self.files.delete(
+            drop,
+            [self.files, *span, self.images],
+            outputs,
+            api_visibility="private",
+            **hidden,
+        )
+        self.files.clear(
+            clear, self.images, outputs, api_visibility="private", show_progress="hidden"
+        )
+        page = gr.context.Context.root_block
+        page.load(again, None, outputs, api_visibility="private", show_progress="hidden")
         self.use.click(name, [self.path, *span], outputs, api_name="name", **hidden)
         self.path.submit(name, [self.path, *span], outputs, api_visibility="private", **hidden)
         self.example.click(example, None, outputs, api_name="example", **hidden)

@@ -19,7 +19,7 @@ from ...io.formats.registry import holds_images, is_folder
 from ...io.images import read_images
 from ...io.jobs import STD, jobs_of
 from ...training.examples import distinct
-from ..report import Column, Commands, Comparison, Comparisons, Section, Table, write
+from ..report import DIVERGING, Column, Commands, Comparison, Comparisons, Section, Table, write
 from ..report import Text as Paragraphs
 from .pictures import busiest
 
@@ -40,7 +40,8 @@ CAPTION = (
 )
 RESIDUAL = (
     "The residual, measured minus restored, should look like noise alone: structure in it was "
-    "removed with the noise."
+    "removed with the noise. It is red where the measured image is brighter, blue where it is "
+    "darker."
 )
 STANDARD = (
     "The standard deviation says how sure each pixel is: the true value lies within one of it in "
@@ -216,7 +217,7 @@ def write_page(
         sections.append(Comparisons("", items, ("measured", "restored"), " ".join(captions)))
     sections += more
     if examples and not more:
-        rows = [[FIGURES[k], f"{v:.3g}"] for k, v in figures_of(examples, problem).items()]
+        rows = [[FIGURES[k], v] for k, v in figures_of(examples, problem).items()]
         sections.append(Table("Figures", ["figure", "value"], rows))
     if remarks:
         sections.append(Paragraphs("What the command said", list(remarks)))
@@ -240,7 +241,7 @@ def _comparison(one: Example, problem: "Problem") -> Comparison:
         maps[Column("standard deviation", "shared", "magma")] = cut(one.std)
     if one.y.shape[-2:] == one.x.shape[-2:]:
         residual = _residual_of(problem)(one, shape=True)
-        maps[Column("residual in units of the noise", (-3.0, 3.0), "gray")] = cut(residual)
+        maps[Column("residual in units of the noise", (-3.0, 3.0), DIVERGING)] = cut(residual)
     x = cut(one.x)
     sample = x.flatten()[:: max(1, x.numel() // 2**20)]
     low, high = (float(sample.quantile(q)) for q in (0.001, 0.999))

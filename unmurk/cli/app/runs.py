@@ -25,6 +25,7 @@ from ...io.locks import holder
 from ...training.preview import FILE as PREVIEW
 from ...training.run_folder import read_config
 from .jobs import PREFIX, Job
+from .spare import Spare
 
 __all__ = ["Progress", "Runs"]
 
@@ -97,10 +98,11 @@ class Runs:
 
     Args:
         folder: Where the run folders are; it is made when the first run starts.
+        spare: Where a process may wait for the next command.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(os.path.abspath(folder))
+    def __init__(self, folder: Path, spare: Spare | None = None) -> None:
+        self.folder, self.spare = Path(os.path.abspath(folder)), spare
         self._jobs: dict[str, Job] = {}
 
     def names(self) -> list[str]:
@@ -226,7 +228,9 @@ class Runs:
     def _begin(self, name: str, argv: Sequence[str]) -> Job:
         logs = self.folder / f"{name}.log"
         logs.mkdir(mode=0o700, exist_ok=True)
-        job = self._jobs[name] = Job(argv, logs)
+        job = self._jobs[name] = Job(argv, logs, spare=self.spare)
+        if self.spare is not None:
+            self.spare.ready()
         return job
 
     def _said(self, job: Job | None) -> str:

@@ -18,7 +18,9 @@ from ...errors import InputError
 from ..console import escape
 from .actions import Desk
 from .guard import SESSION, Guard, Rules, is_local
+from .jobs import environment
 from .sessions import Limits, Sessions
+from .spare import Spare
 
 __all__ = ["Opened", "Place", "serve"]
 
@@ -70,10 +72,13 @@ class Opened:
         host = f"[{place.host}]" if ":" in place.host else place.host
         self.address = f"http://{host}:{port}/"
         self.sessions = Sessions(limits)
+        self.spare = Spare(environment())
         try:
             os.environ["GRADIO_TEMP_DIR"] = str(self.sessions.uploads)
             rules = Rules(local, self.token, limits.size + 2**20, port, self.sessions.room)
-            self._app = Guard(_gradio(Desk(self.sessions, runs, local), limits), rules)
+            desk = Desk(self.sessions, runs, local, self.spare)
+            self._app = Guard(_gradio(desk, limits), rules)
+            self.spare.ready()
         except BaseException:
             self.close()
             raise
@@ -123,6 +128,7 @@ class Opened:
     def close(self) -> None:
         """Remove the files of all users."""
         self._listener.close()
+        self.spare.close()
         self.sessions.close()
 
 

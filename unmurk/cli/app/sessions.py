@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...bounds import size_of_memory
 from ...errors import InputError, escape
@@ -77,6 +77,10 @@ class Session:
         used: When it was used last, in seconds of `time.monotonic`.
         results: For each key the files that the user may fetch, by name.
         jobs: Its commands that may still be running.
+        kept: What the page shows again when it is reloaded, by its part.
+        shared: Images that a reloaded page has taken over.
+        taken: Where uploaded files have been moved. The page names files again when others are
+            added to them.
     """
 
     folder: Path
@@ -84,6 +88,9 @@ class Session:
     used: float = field(default_factory=time.monotonic)
     results: dict[str, dict[str, Path]] = field(default_factory=dict)
     jobs: "list[Job]" = field(default_factory=list)
+    kept: dict[str, Any] = field(default_factory=dict)
+    shared: set[Path] = field(default_factory=set)
+    taken: dict[Path, Path] = field(default_factory=dict)
 
     def new_folder(self, kind: str) -> Path:
         """Make an empty folder of the session; its name begins with `kind`."""
@@ -104,7 +111,8 @@ class Session:
         """
         paths = [Path(file) for file in files]
         try:
-            sizes = [path.stat().st_size for path in paths]
+            sources = [path if path.exists() else self.taken.get(path, path) for path in paths]
+            sizes = [source.stat().st_size for source in sources]
             if not paths:
                 raise InputError("there is no file: drop some images")
             if len(paths) > self.limits.files:
@@ -116,10 +124,11 @@ class Session:
                 )
             folder = self.new_folder("images")
             names: dict[str, Path] = {}
-            for path in paths:
+            for path, source in zip(paths, sources, strict=True):
                 name = _unused(harmless(path.name), names)
                 names[name] = folder / name
-                shutil.move(path, folder / name)
+                (shutil.move if source == path else shutil.copy)(source, folder / name)
+                self.taken[path] = folder / name
             return folder if len(names) > 1 else folder / next(iter(names))
         except OSError as error:
             raise InputError(f"cannot keep the upload: {error.strerror}; try again") from error
@@ -153,6 +162,9 @@ class Session:
             job.stop()
         self.jobs.clear()
         self.results.clear()
+        self.kept.clear()
+        self.shared.clear()
+        self.taken.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -6,12 +6,14 @@ from typing import Any
 from markupsafe import Markup
 
 from ...errors import InputError
-from .actions import Desk, Images, first_of, packaged_priors
+from .actions import Desk, packaged_priors
 from .guard import SESSION
 from .pictures import preview
+from .records import Images, first_of
 from .runs import Progress
 from .sessions import Session
-from .wording import EMPTY, command, failed, finished, follow, frame, noted
+from .wording import EMPTY, command, failed, frame, noted
+from .works import Work
 
 __all__ = ["learn_tab", "restore_tab", "session_of", "solve_tab"]
 
@@ -40,7 +42,8 @@ METHODS = [
 ]
 RESTORE = """\
 Remove noise in one pass, with an error bar for every pixel. Choose what is known about clean
-images: a run that has learned from images like yours (next tab) is the best choice.
+images: a run that has learned from images like yours (next tab) is the best choice. Without one,
+`generic` restores images of any kind; it treats the channels of color images one by one.
 """
 LEARN = """\
 Learn what clean images look like from your noisy ones alone. It takes minutes to hours, goes on
@@ -68,10 +71,21 @@ def _menu(gr: Any, label: str) -> Any:
     )
 
 
-def _show(steps: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the status and the result of an action that makes a page."""
-    for line, outcome in follow(steps):
-        yield line, EMPTY if outcome is None else finished(outcome)
+def _show(own: Session, part: str, steps: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the status and the result of an action, which goes on when the page is closed."""
+    own.kept[part] = work = Work(steps)
+    yield from work.watch()
+
+
+def _show_again(desk: Desk, gr: Any, part: str, outputs: list[Any]) -> None:
+    """Show the last action of a part of the page when the page is opened again."""
+
+    def again(request: gr.Request) -> Any:
+        work = session_of(desk, request).kept.get(part)
+        yield from [(EMPTY, EMPTY)] if work is None else work.watch()
+
+    page = gr.context.Context.root_block
+    page.load(again, None, outputs, api_visibility="private", show_progress="hidden")
 
 
 def _need(images: Images | None) -> Images:
@@ -88,8 +102,8 @@ def restore_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> Any:
         noise = gr.Textbox(
             label="Noise",
             min_width=280,
-            placeholder="that of the run",
-            info="Leave it empty, unless these images have other noise than those of the run.",
+            placeholder="automatic",
+            info="Empty: that of the run; with generic, the estimate above.",
         )
     with gr.Row():
         go = gr.Button("Restore", variant="primary")
@@ -99,11 +113,12 @@ def restore_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> Any:
     def restore(
         images: Images | None, prior: str, noise: str, estimated: str, request: gr.Request
     ) -> Any:
+        own = session_of(desk, request)
+
         def steps() -> Any:
-            own = session_of(desk, request)
             return (yield from desk.restore(own, _need(images), prior, noise, estimated))
 
-        yield from _show(steps())
+        yield from _show(own, "restore", steps())
 
     go.click(
         restore,
@@ -113,6 +128,7 @@ def restore_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> Any:
         **WORK,
     )
     _stops(desk, gr, stop, status)
+    _show_again(desk, gr, "restore", [status, result])
     return prior
 
 
@@ -227,8 +243,13 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
     kinds = [*KINDS, OTHER] if desk.local else KINDS
     kind = gr.Radio(kinds, value="hole", label="Corruption")
     with gr.Column(visible=True) as hole:
+        gr.Markdown(
+            "Show the first image, and paint over what is missing. The hole is the same in all "
+            "images.",
+            elem_classes="soft",
+        )
         editor = gr.ImageEditor(
-            label="Paint over what is missing; the hole is the same in all images",
+            label="Paint",
             type="numpy",
             sources=(),
             transforms=(),
@@ -305,15 +326,16 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
         }.get(kind, "")
         layers = (painted or {}).get("layers") or []
 
+        own = session_of(desk, request)
+
         def steps() -> Any:
-            own = session_of(desk, request)
             return (
                 yield from desk.solve(
                     own, _need(images), prior, operator, noise, method, int(samples), layers
                 )
             )
 
-        yield from _show(steps())
+        yield from _show(own, "solve", steps())
 
     hidden = {"show_progress": "hidden", "api_visibility": "private"}
     kind.change(switch, kind, [hole, blur, factor, text], **hidden)
@@ -326,4 +348,5 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
         **WORK,
     )
     _stops(desk, gr, stop, status)
+    _show_again(desk, gr, "solve", [status, result])
     return prior

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from ...errors import InputError
-from .actions import Estimate, Outcome
+from .records import Estimate, Outcome
 
 __all__ = [
     "EMPTY",
