@@ -253,6 +253,7 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
 def say(record: dict[str, Any], verdict: Verdict | None = None) -> None:
     """Print one line on a calibration to stderr, and one with the verdict.
 
+    >>> import sys
     >>> from contextlib import redirect_stderr
     >>> with redirect_stderr(sys.stdout):
     ...     say({"trusted": False, "why": "there is no noise"})

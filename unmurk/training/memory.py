@@ -179,6 +179,7 @@ def described(shape: Sequence[int], count: int) -> str:
 def announce(found: Need, what: str, seconds: float | None = None) -> None:
     """Print the images of a run, its memory, and how long it takes where that is known.
 
+    >>> import sys
     >>> from contextlib import redirect_stderr
     >>> with redirect_stderr(sys.stdout):
     ...     announce(Need(GIB, GIB, 0, 0, 0, 0, 0), "12 images of 8x8", seconds=200.0)
