@@ -10,7 +10,7 @@ that file as a page. Published results are copies:
 
 Every JSON file starts with a header (see `Suite.store`): the suite, the command, the settings, the
 seed, the commit, the date, the hardware and the versions of the software. A maintainer may add the
-field "stale", a sentence that the page shows as a note, if the code has changed since.
+field "note", a sentence that the page shows: what is missing, or what has changed since.
 """
 
 import datetime

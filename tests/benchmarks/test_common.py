@@ -74,8 +74,8 @@ def test_tables_from_lines():
     assert common.cells([{"a": 1.0, "b": None}, {"a": 3.0, "b": 2}], columns) == {"A": "3.0"}
 
 
-def test_a_note_says_that_figures_are_stale():
-    result = header({"repeats": 2}) | {"ratios": {}, "stale": "Made before."}
+def test_the_note_of_a_result_is_on_its_page():
+    result = header({"repeats": 2}) | {"ratios": {}, "note": "Made before."}
     result["settings"] |= {"steps": 2, "shape": [1, 1, 8, 8], "noise": 0.1, "network": "tiny"}
     assert "**Note.** Made before." in suite("overhead").render([result])
 

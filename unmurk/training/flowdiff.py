@@ -91,7 +91,8 @@ class Recipe:
         alpha: Noise added in R2R pre-training with antithetic pairs (Gaussian noise), in units of
             sigma_y, a number from 1e-06 to 1e+06.
         alpha_single: The same without pairs (photon noise and noise that differs between
-            channels): m is given 1 / (1 + alpha_single^2) of the counts.
+            channels), a number from 1e-06 to 1e+06: m is given 1 / (1 + alpha_single^2) of the
+            counts.
         e_step: Fraction at which the replay buffer is first filled and the prior switches to it.
             Keep it early: posterior means lack variance, and a prior trained on them is too smooth
             below sigma_y.

@@ -34,7 +34,7 @@ def shown(argv: Sequence[str], names: Mapping[str, str] | None = None) -> str:
         argv: Arguments after the name of the program.
         names: What stands for paths of the app, such as the name of an uploaded file.
 
-    >>> shown(["noise", "/tmp/x/a b.tif"], {"/tmp/x/a b.tif": "a b.tif"})
+    >>> shown(["noise", "/data/a b.tif"], {"/data/a b.tif": "a b.tif"})
     "unmurk noise 'a b.tif'"
     """
     words = []
