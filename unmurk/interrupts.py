@@ -5,15 +5,23 @@ which schedulers send, are only noted (`interruptible`). Everything long that ch
 calls `heed_interrupt` again and again: the evaluations of a prior's network, the iterations of
 conjugate gradients, the chunks of an E-step. There the noted signal becomes a `KeyboardInterrupt`,
 seconds after it came. Outside `interruptible` the function does nothing.
+
+Short work that must be done as a whole, such as making a file and noting that it was made, stands
+in a function marked `uninterrupted`: the command line delivers a signal when it has returned.
 """
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType, FunctionType
+from typing import Any, TypeVar, cast
 
-__all__ = ["heed_interrupt", "interruptible"]
+__all__ = ["heed_interrupt", "interruptible", "is_uninterrupted", "uninterrupted"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_WHOLE: set[CodeType] = set()
 
 
 class _Noted(threading.local):
@@ -24,6 +32,27 @@ class _Noted(threading.local):
 
 
 _NOTED = _Noted()
+
+
+def uninterrupted(function: F) -> F:
+    """Mark a function that a signal does not interrupt (under the command line).
+
+    Context managers made by `contextlib.contextmanager` are entered and left as a whole without
+    this mark; what they enclose can be interrupted.
+
+    >>> @uninterrupted
+    ... def both() -> str:
+    ...     return "made and noted"
+    >>> both()
+    'made and noted'
+    """
+    _WHOLE.add(cast(FunctionType, function).__code__)
+    return function
+
+
+def is_uninterrupted(code: CodeType) -> bool:
+    """Whether code belongs to a function marked `uninterrupted`."""
+    return code in _WHOLE
 
 
 def heed_interrupt() -> None:
@@ -70,3 +99,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _NOTED.came = _NOTED.heeded = False
+
+
+for _step in ("__enter__", "__exit__"):  # an interrupt in them would leave the generator suspended
+    uninterrupted(getattr(type(interruptible()), _step))

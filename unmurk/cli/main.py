@@ -24,6 +24,7 @@ import tyro
 
 from .. import __version__
 from ..errors import InputError
+from ..interrupts import is_uninterrupted
 from ..io.locks import local_rank, ranks
 from .arguments import explain
 from .commands import COMMANDS
@@ -33,7 +34,6 @@ from .help import HelpPage, with_help
 __all__ = ["main"]
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
-CLEANING = {"undo", "abandon", "forsake", "_prune", "_release"}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -202,11 +202,11 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _busy(frame: FrameType | None) -> bool:
-    """Whether an interrupt has to wait: during an import, where libraries would abort, and while
-    the files of a failed command are removed."""
+    """Whether an interrupt has to wait: during an import, where libraries would abort, and in
+    functions that are done as a whole."""
     while frame is not None:
         code = frame.f_code
-        if code.co_filename.startswith("<frozen importlib") or code.co_name in CLEANING:
+        if code.co_filename.startswith("<frozen importlib") or is_uninterrupted(code):
             return True
         frame = frame.f_back
     return False

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import InputError
+from ..interrupts import uninterrupted
 
 try:
     import fcntl
@@ -152,11 +153,12 @@ def same_file(fd: int, path: Path) -> bool:
 _begun: set[Path] = set()  # partial files of this process that have no name yet
 
 
+@uninterrupted
 def forsake(out: Path) -> None:
     """Remove the partial files of this process below a place, or beside it.
 
     An interrupt may come after a partial file is made and before the code that would remove it
-    knows of it.
+    holds it.
 
     Args:
         out: The output of the command that ends.
@@ -197,6 +199,7 @@ class Partial:
     'whole'
     """
 
+    @uninterrupted
     def __init__(self, out: Path) -> None:
         self.out = Path(out)
         self.path = partial_of(self.out)
@@ -204,7 +207,7 @@ class Partial:
             watcher.before(self.out, False)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            _begun.add(self.path)  # before it exists: an interrupt may come at any moment
+            _begun.add(self.path)
             self.file: io.BufferedRandom = _open(self.path, self.out)
         except OSError as error:
             _begun.discard(self.path)
@@ -235,6 +238,7 @@ class Partial:
         except OSError as error:
             raise unwritable(self.out, error) from error
 
+    @uninterrupted
     def finish(self) -> None:
         """Flush the file to the disk and give it its name.
 
@@ -255,6 +259,7 @@ class Partial:
             watcher.after(self.out, new)
         self.file.close()
 
+    @uninterrupted
     def abandon(self) -> None:
         """Remove the partial file; nothing happens if it was finished."""
         if self.file.closed:
@@ -304,6 +309,7 @@ class PartialWriter:
             raise unwritable(self.out, error) from error
         self._part.finish()
 
+    @uninterrupted
     def abandon(self) -> None:
         """Remove the partial file; nothing happens after `close`."""
         try:
@@ -323,12 +329,10 @@ def _open(path: Path, out: Path) -> io.BufferedRandom:
                 raise InputError(f"another process is writing {out}: wait for it, or stop it")
             if same_file(fd, path):  # else it was removed or finished in between
                 os.ftruncate(fd, 0)
-                # by its path, because tifffile needs the name
-                return open(path, "w+b", opener=lambda *_, fd=fd: fd)
-        except BaseException:
+                # by its path, because tifffile needs the name; a duplicate shares the lock
+                return open(path, "w+b", opener=lambda *_, fd=fd: os.dup(fd))
+        finally:
             os.close(fd)
-            raise
-        os.close(fd)
 
 
 def _allocate(fd: int, size: int) -> bool:

@@ -162,14 +162,14 @@ def _take(file: Path, path: Path, token: str, shared: bool) -> int | None:
             elif got is None:
                 remark(f"unmurk: no locks on this disk for {path}: start no second job there")
                 file.unlink(missing_ok=True)
-                os.close(fd)
-                return None
             elif same_file(fd, file) and not _may_come(fd, token, shared, patience):
                 raise InputError(f"{path} is in use: {_holder(fd)}")
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
+        if got is None:
+            return None
         time.sleep(0.02)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..interrupts import uninterrupted
 from .atomic import clean, forsake, watched
 from .formats.registry import has_reader, is_written, real_path, selection_of, suffix_of
 from .ledger import LOG, Key, Ledger, log_of
@@ -173,6 +174,7 @@ class Output:
         elif not self.owner:
             raise InputError(f"{target} exists: give another --out, or remove it")
 
+    @uninterrupted
     def undo(self) -> None:
         """Remove the files that were made, but none that existed before."""
         if self._kept:
@@ -260,6 +262,7 @@ def _unwritable(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {path}: {error.strerror}{where}: give another place")
 
 
+@uninterrupted
 def _prune(missing: list[Path]) -> None:
     """Remove the folders that were made and are empty."""
     if not missing or not missing[0].is_dir():
