@@ -6,11 +6,13 @@ from typing import Any, Literal, get_args
 from benchmarks.learn.sets import SETS, SetName
 from unmurk.solvers import Draws
 from unmurk.training import METHODS, Recipe, Rounds
+from unmurk.training.start import RATE
 
 __all__ = [
     "CLEAN",
     "PROFILES",
     "ROWS",
+    "STARTED",
     "Plan",
     "Profile",
     "ProfileName",
@@ -22,7 +24,17 @@ __all__ = [
 
 ProfileName = Literal["small", "full", "toy"]
 RowName = Literal[
-    "noisy", "elbo", "mean", "ambient", "sure", "ambientflow", "em", "diffem", "flowdiff", "clean"
+    "noisy",
+    "elbo",
+    "mean",
+    "ambient",
+    "sure",
+    "ambientflow",
+    "em",
+    "diffem",
+    "flowdiff",
+    "flowdiff_generic",
+    "clean",
 ]
 ROWS: dict[RowName, str] = {
     "noisy": "noisy",
@@ -34,12 +46,15 @@ ROWS: dict[RowName, str] = {
     "em": "em",
     "diffem": "em --e-step conditional",
     "flowdiff": "flowdiff",
+    "flowdiff_generic": "flowdiff --start generic",
     "clean": "clean",
 }
 """The rows and their labels."""
 assert tuple(ROWS) == get_args(RowName)
 CLEAN = "clean"
 """The only row that learns from clean images."""
+STARTED = "flowdiff_generic"
+"""The only row that starts from the packaged model; all others start from nothing."""
 PARTS = ("elbo", "mean")  # parts of flowdiff, shown on digits
 
 
@@ -76,8 +91,9 @@ class Plan:
     e_step: dict[str, int] = field(default_factory=dict)
 
     def budget(self, row: RowName) -> float:
-        """The kimg of a row."""
-        return self.kimg.get(row, self.kimg.get("", 0.0))
+        """The kimg of a row; a start changes no row's cost."""
+        name = "flowdiff" if row == STARTED else row
+        return self.kimg.get(name, self.kimg.get("", 0.0))
 
 
 @dataclass(frozen=True)
@@ -222,7 +238,7 @@ PROFILES: dict[ProfileName, Profile] = {
 
 def method(row: RowName) -> str:
     """The learning method of a row."""
-    return "flowdiff" if row in PARTS else "em" if row == "diffem" else row
+    return "flowdiff" if row in (*PARTS, STARTED) else "em" if row == "diffem" else row
 
 
 def learner_options(row: RowName, name: SetName, plan: Plan) -> dict[str, Any]:
@@ -234,6 +250,8 @@ def learner_options(row: RowName, name: SetName, plan: Plan) -> dict[str, Any]:
         return {"recipe": Recipe(**vars(plan.recipe) | bare)}
     if row == "flowdiff":
         return {"recipe": plan.recipe}
+    if row == STARTED:
+        return {"recipe": plan.recipe, "start": "generic", "rate": RATE}
     if row == "diffem":
         steps = (plan.rounds.steps + 1) // 2  # Heun's method evaluates the network twice a step
         return {"rounds": replace(plan.rounds, steps=steps), "e_step": "conditional"}

@@ -11,6 +11,7 @@ The rows are the methods of unmurk (docs/guide/learners.md) that can treat the p
     elbo      the objective of FlowDiff alone (arXiv 2407.11162); digits
     mean      R2R pre-training alone: to the end, the prior is trained on m(y) below the noise
               level and on y above it, and the flow is not trained; digits
+    flowdiff_generic    flowdiff from the networks of `generic`, which has seen synthetic images
     clean     trained on x: the ceiling; the only row that learns from clean images
 
 The budget is time (small: 60 to 85 s of learning for a row on two cores) or images seen (full).
@@ -45,6 +46,7 @@ from benchmarks.learn.profiles import (
     CLEAN,
     PROFILES,
     ROWS,
+    STARTED,
     ProfileName,
     RowName,
     absent_reason,
@@ -133,7 +135,7 @@ def train(
     )
     data = x.train if row == CLEAN else measurements(problem, x.train, how.seed, 0)
     more = learner_options(row, name, plan)
-    return learn(data, problem, method(row), out=run, settings=trained, **more)
+    return learn(data, problem, method(row), out=run, settings=trained, **{"start": "none"} | more)
 
 
 def cost(run: Path) -> Row:
@@ -292,14 +294,15 @@ def with_tasks(part: Row) -> Row:
 
 
 def verdict(part: Row) -> Row | None:
-    """How `flowdiff` compares with the rows without clean images, in every column of quality.
+    """How `flowdiff` compares with the rows without clean images or a start, in every column of
+    quality.
 
     Returns:
         The number of rows, the numbers of columns in which it is first, near the best, or behind,
         and a table; None if it has not run or has no rival.
     """
     part, lines = with_tasks(part), []
-    rows = {row: figures for row, figures in part["rows"].items() if row != CLEAN}
+    rows = {k: figures for k, figures in part["rows"].items() if k not in (CLEAN, STARTED)}
     if CHAMPION not in rows or len(rows) < 2:
         return None
     counts = {"first": 0, "near the best": 0, "behind": 0}
@@ -336,6 +339,7 @@ def view(result: Row) -> Row:
     return {"sets": {name: view_of_set(name, part) for name, part in result["sets"].items()}} | {
         **{"champion": CHAMPION, "near": f"{NEAR:.0%}"},
         **{"restorations": RESTORATIONS, "draws": DRAWS, "ceiling": CLEAN},
+        "started": ROWS[STARTED],
     }
 
 

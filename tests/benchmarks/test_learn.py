@@ -112,7 +112,9 @@ def test_every_set_has_the_rows_that_its_problem_permits():
     assert reason == "cannot learn from blur:gaussian,sigma=1.5"
     for name, rows in has.items():  # the small profile has a budget for each
         kimg = profiles.PROFILES["small"].plans[name].kimg
-        assert set(kimg) == rows and min(kimg.values()) > 0.5
+        assert set(kimg) == rows - {"flowdiff_generic"} and min(kimg.values()) > 0.5
+        plan = profiles.PROFILES["small"].plans[name]
+        assert plan.budget("flowdiff_generic") == plan.budget("flowdiff") == kimg["flowdiff"]
 
 
 @pytest.mark.parametrize("name", sets.SETS)
@@ -132,13 +134,18 @@ def test_only_the_ceiling_sees_clean_images(name, data, monkeypatch, tmp_path):
         benchmark.train(name, row, images, how, tmp_path)
         assert torch.equal(given["data"], images.train if row == "clean" else y)
         assert given["problem"] == sets.SETS[name].problem
-        known = {"elbo": "flowdiff", "mean": "flowdiff", "diffem": "em"}
-        assert given["method"] == known.get(row, row)
+        flow = dict.fromkeys(("elbo", "mean", "flowdiff_generic"), "flowdiff")
+        known = flow | {"diffem": "em"}
+        assert (method := given["method"]) == known.get(row, row)
         assert given.get("e_step") == ("conditional" if row == "diffem" else None)
         assert given.get("objective", "default") == ("elbo" if row == "elbo" else "default")
         assert (given["settings"].kimg, given["settings"].seed) == (0.064, 3)
         bare = replace(TOY.recipe, e_step=1.0, flow=1.0, ambient_target="none")
-        assert given.get("recipe") == {"mean": bare, "flowdiff": TOY.recipe}.get(row)
+        recipe = TOY.recipe if method == "flowdiff" else None
+        assert given.get("recipe") == {"mean": bare, "elbo": None}.get(row, recipe)
+        started = row == "flowdiff_generic"
+        assert given["start"] == ("generic" if started else "none")
+        assert given.get("rate") == (0.002 if started else None)
         rounds = {"em": TOY.rounds, "diffem": replace(TOY.rounds, steps=1)}
         assert given.get("rounds") == rounds.get(row)
         assert ("solver" in given) == (row == "em" and name.startswith("dogs"))
@@ -344,6 +351,7 @@ RESULT = {
             "digits",
             em=row(posterior_psnr=22.346, lpips=None, prior_swd=0.02, coverage=0.95),
             flowdiff=row(posterior_psnr=22.0, lpips=None, prior_swd=0.03, coverage=0.84),
+            flowdiff_generic=row(posterior_psnr=25.0, lpips=None, prior_swd=0.01, coverage=0.9),
             clean=row(posterior_psnr=30.0, lpips=None, prior_swd=0.0, precision="bf16"),
         ),
         "dogs-blur": part("dogs-blur", clean=row(posterior_kid=None)),
@@ -360,12 +368,13 @@ def test_the_table_shows_the_figures():
     assert "GPU memory, MiB" not in found[0] and "LPIPS" not in found[0]  # no row has them
     assert {len(line) for line in found} == {len(benchmark.COLUMNS) - 1}
     assert found[2][:3] == ["em", "22.35", "0.500"]
-    assert found[4][0] == "clean" and found[4][found[0].index("SWD, prior")] == "0.0000"
-    assert found[5][:3] == ["*noisy images themselves*", "13.40", ""]
-    assert found[6][found[0].index("SWD, prior")] == "0.0010"
+    assert found[4][0] == "flowdiff --start generic"
+    assert found[5][0] == "clean" and found[5][found[0].index("SWD, prior")] == "0.0000"
+    assert found[6][:3] == ["*noisy images themselves*", "13.40", ""]
+    assert found[7][found[0].index("SWD, prior")] == "0.0010"
 
 
-def test_the_verdict_is_computed_from_the_figures_without_the_ceiling():
+def test_the_verdict_is_computed_from_the_figures_without_ceiling_and_start():
     """em: 22.346 dB, SWD 0.02, 0.05 from the level; flowdiff: 22 dB, 1.5 % less, 0.03 and 0.06."""
     verdict = benchmark.verdict(RESULT["sets"]["digits"])
     found = {line[0]: line[1:] for line in cells(verdict["table"])[2:]}
@@ -381,7 +390,8 @@ def test_the_verdict_is_computed_from_the_figures_without_the_ceiling():
     assert verdict["rows"] == 2 and verdict["counts"] == counts
     assert benchmark.verdict(RESULT["sets"]["dogs-blur"]) is None
     text = " ".join(benchmark.SUITE.render([RESULT]).split())
-    assert f"among the 2 rows that see no clean image: first in {total - 3} of {total}" in text
+    rows = "among the 2 rows that start from nothing and see no clean image"
+    assert f"{rows}: first in {total - 3} of {total}" in text
     assert "within 2% of the best in 2, further behind in 1." in text
 
 
