@@ -10,9 +10,11 @@ import torch
 from unmurk.errors import InputError
 from unmurk.io.json_files import read_json
 from unmurk.io.ledger import LOG, Ledger
+from unmurk.io.weights import read_weights
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, generator
 from unmurk.training import Settings, learn
+from unmurk.training.checkpoint import Checkpoint
 from unmurk.training.trainer import Trainer
 
 PROBLEM = Problem("identity", 0.2)
@@ -204,3 +206,16 @@ def test_a_log_of_training_that_is_far_too_large_is_not_read(tmp_path):
         sparse.truncate(MAX_BYTES + 1)
     with pytest.raises(InputError, match="metrics.jsonl is far too large for a log of training"):
         MetricLogger(tmp_path / "metrics.jsonl", 10, 8)
+
+
+def test_torch_prints_no_line_about_a_foreign_pickle_protocol(tmp_path, recwarn):
+    file = tmp_path / "weights.pt"
+    torch.save({"w": torch.ones(2)}, file, _use_new_zipfile_serialization=False)
+    file.write_bytes(file.read_bytes().replace(b"\x80\2", b"\x80\0"))
+    torch.load(file, weights_only=True)
+    assert "protocol" in str(recwarn.pop(UserWarning).message)
+    recwarn.clear()
+    assert torch.equal(read_weights(file)["w"], torch.ones(2))
+    with pytest.raises(InputError, match="latest.pt: it is damaged, or of another version"):
+        Checkpoint(tmp_path).parse(file.read_bytes(), {"step": 0}, 1)
+    assert not recwarn.list

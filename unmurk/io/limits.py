@@ -18,7 +18,15 @@ from pathlib import Path
 
 from ..errors import InputError
 
-__all__ = ["MAX_PIXELS", "check_file", "check_memory", "check_numbers", "check_pixels", "reading"]
+__all__ = [
+    "MAX_PIXELS",
+    "check_file",
+    "check_memory",
+    "check_numbers",
+    "check_pixels",
+    "quiet",
+    "reading",
+]
 
 MAX_PIXELS = 2**27  # of one image; a square of 11585
 BYTES = 16  # bytes that an inflated array may have for each of these pixels: 2 GiB in all
@@ -179,7 +187,8 @@ class _Quiet:
                 self.before.__exit__(None, None, None)
 
 
-_QUIET = _Quiet()
+quiet = _Quiet()
+"""Inside this context, libraries print no warnings of what a file holds."""
 
 
 @contextmanager
@@ -203,7 +212,7 @@ def reading(file: Path, strict: bool = False) -> Iterator[None]:
     said: list[logging.LogRecord] = []
     _EAR.heard.said = said
     try:
-        with _QUIET:
+        with quiet:
             yield
     except InputError:
         raise

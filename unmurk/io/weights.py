@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..bounds import check_fields, check_memory
 from ..errors import InputError
 from .json_files import read_object, typed
+from .limits import quiet
 
 __all__ = [
     "count_weights",
@@ -26,6 +27,7 @@ __all__ = [
     "read_settings",
     "read_weights",
     "reason",
+    "unpacked",
     "weight_names",
 ]
 
@@ -166,13 +168,26 @@ def _loaded(path: Path, size: int) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > size:
                     raise ValueError("it unpacks to more than its own size")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return unpacked(path)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} holds more than tensors and is not opened: save its state dict by itself"
         ) from error
     except Exception as error:  # damaged files raise errors of many classes
         raise InputError(f"cannot read the weights in {path}: {reason(error)}") from error
+
+
+def unpacked(file: Path | IO[bytes]) -> Any:
+    """Return what a file in torch's own format holds, on the CPU.
+
+    No code of the file is run (`weights_only`). A damaged file raises errors of many classes.
+
+    >>> torch.save({"w": torch.ones(2)}, "a.pt")
+    >>> unpacked(Path("a.pt"))
+    {'w': tensor([1., 1.])}
+    """
+    with quiet:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def digest(model: nn.Module) -> str:

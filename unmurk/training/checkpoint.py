@@ -19,6 +19,7 @@ from torch import Tensor
 from ..devices import out_of_memory
 from ..errors import InputError
 from ..io.atomic import write
+from ..io.weights import unpacked
 
 __all__ = ["Checkpoint", "StateMismatch", "check_like"]
 
@@ -109,7 +110,7 @@ class Checkpoint:
         """
         try:
             # The state goes to the CPU first: two copies of the networks may not fit into a GPU.
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            state = unpacked(io.BytesIO(data))
         except Exception as error:
             if out_of_memory(error):
                 raise
