@@ -148,3 +148,32 @@ def test_pixels_are_read_whatever_the_tags(tmp_path):
     struct.pack_into("<II", data, at, 121, 0)
     single.write_bytes(data)
     assert process(jobs_of(single, tmp_path / "one.png"), same).images == 1
+
+
+COUNTS, TYPES, CODES = (0, 2, 3), (1, 2, 4, 5, 11, 12), (317, 274, 284, 339)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "jpeg"])
+def test_entries_of_another_code_type_or_count_are_refused_or_read(compression, tmp_path):
+    """A value that should be one number may be a text, a fraction, or several numbers."""
+    file, results = tmp_path / "a.tif", []
+    more = {"predictor": True} if compression == "zlib" else {}
+    good = stack(file, 1, compression=compression, resolution=(300, 300), software="s", **more)
+    ((at, after),) = directories(good, False)
+    changes = [
+        *(("<H", 0, code) for code in CODES),
+        *(("<H", 2, kind) for kind in TYPES),
+        *(("<I", 4, count) for count in COUNTS),
+    ]
+    for entry in range(at + 2, after, 12):
+        for form, place, value in changes:
+            data = bytearray(good)
+            struct.pack_into(form, data, entry + place, value)
+            file.write_bytes(data)
+            out = tmp_path / f"{len(results)}.tif"
+            try:
+                results.append(process(jobs_of(file, out), same).images)
+            except InputError as error:
+                assert "a.tif" in str(error)
+                results.append(0)
+    assert set(results) == {0, 1} and len(results) > 150

@@ -98,6 +98,7 @@ class TaggedPages(Pages):
         Raises:
             InputError: The tags are damaged.
         """
+        self.compression(), self.predicted()
         for page in self.places(image):
             with copying(self.file), tifffile.TiffWriter(io.BytesIO(), **self.layout()) as writer:
                 pixel = np.zeros((1, 1), self.dtype)
@@ -105,12 +106,14 @@ class TaggedPages(Pages):
 
     def compression(self) -> int | None:
         """Return the code of the first page's compression; Deflate for one that loses numbers."""
-        found = int(self._tiff.pages[0].compression)
+        with reading(self.file):
+            found = int(self._tiff.pages[0].compression)
         return None if found == 1 else found if found in LOSSLESS else ZLIB
 
     def predicted(self) -> bool:
         """Whether the first page stores differences of neighboring pixels."""
-        return int(self._tiff.pages[0].predictor or 1) in (2, 3)
+        with reading(self.file):
+            return int(self._tiff.pages[0].predictor or 1) in (2, 3)
 
     def contiguous(self) -> bool:
         """Whether readers expect the pages to be contiguous, as in tifffile's own files."""

@@ -73,6 +73,10 @@ class StackWriter:
             self.pages += 1
 
     def _write_page(self, pixels: np.ndarray) -> None:
+        with copying(self.out if self.like is None else self.like.file):
+            self._copy_page(pixels)
+
+    def _copy_page(self, pixels: np.ndarray) -> None:
         like, channels = self.like, pixels.shape[-1]
         white = like is not None and like.kind == WHITE_IS_ZERO and not self.floats
         planes = channels > 1 and (like.planes if like is not None else channels != 3)
@@ -103,8 +107,7 @@ class StackWriter:
 
     def _write(self, *args: Any, **kwargs: Any) -> None:
         try:
-            with copying(self.out if self.like is None else self.like.file):
-                self._writer.write(*args, **kwargs)
+            self._writer.write(*args, **kwargs)
         except OSError as error:
             raise unwritable(self.out, error) from error
 
