@@ -241,11 +241,9 @@ def learned(cell: Cell, split: Split, options: Options) -> Restored:
     folder = options.folder / "captures" / f"{cell.set}-{cell.fold}"
     if not folder.exists():
         write_captures(folder, split.observed)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"start": "generic" if cell.row == "flowdiff_generic" else "none"}
     if cell.row == "flowdiff_repeats":
         extra["repeats"] = CAPTURES
-    if cell.row == "flowdiff_generic":
-        extra["start"] = "generic"
     noise = noise_of(split)
     run = options.folder / "runs" / cell.name
     problem = Problem("identity", noise)

@@ -139,7 +139,8 @@ def run(row: RowName, amount: Amount, how: Options) -> None:
     )
     folder, options = how.folder / "runs" / f"{row}-{amount}", learner_options(row, "digits", plan)
     with mock.patch.object(sys.modules[learn.__module__], "Checks", Maker):
-        learn(y, problem, method(row), out=folder, settings=settings, quiet=True, **options)
+        given = {"start": "none", "settings": settings, **options}
+        learn(y, problem, method(row), out=folder, quiet=True, **given)
     lines = [json.loads(s) for s in (folder / "metrics.jsonl").read_text().splitlines()]
     checks = [
         {k.removeprefix("check/"): v for k, v in line.items() if k.startswith("check/")}

@@ -287,7 +287,7 @@ def start_row(name: str, kimg: float, options: Options) -> Row:
     problem = Problem("identity", noise)
     run = options.folder / "runs" / f"{name}-{kimg:g}"
     how = {"kimg": kimg, "batch": 16, "precision": "bf16", "seed": options.seed}
-    start = {"start": options.model} if name == "generic" else {}
+    start = {"start": options.model if name == "generic" else "none"}
     _, posterior = learn(
         random_crops(split.observed, 4096, options.seed),
         problem,

@@ -130,7 +130,8 @@ def learns(name: str, options: Options) -> dict[str, float]:
     y = problem.simulate(random_images(32, options.side, options))
     settings = Settings(kimg=8 * options.batch / 1000, batch=options.batch, precision="bf16")
     with tempfile.TemporaryDirectory() as folder:
-        learn(y, problem, method, out=folder, settings=settings, quiet=True, **given)
+        given = {"start": "none", "settings": settings, **given}
+        learn(y, problem, method, out=folder, quiet=True, **given)
     return {"seconds": time.perf_counter() - began}
 
 

@@ -101,7 +101,7 @@ def learn_prior(name: SetName, kind: PriorName, options: Options) -> None:
     budget = profile.kimg[name][kind == "flowdiff"]
     settings = Settings(profile.network, budget, profile.batch, seed=options.seed)
     data = x if kind == "clean" else problem.simulate(x, options.seed)
-    prior, _ = learn(data, problem, kind, out=folder, settings=settings)
+    prior, _ = learn(data, problem, kind, out=folder, settings=settings, start="none")
     prior.save(folder / "prior")
 
 

@@ -68,7 +68,8 @@ def train(method: str, folder: str, steps: str, limit: str) -> None:
     y = images if method == "clean" else problem.simulate(images)
     print("ready", flush=True)
     kimg = int(steps) * SETTINGS.batch / 1000
-    learn(y, problem, method, out=folder, settings=SETTINGS, kimg=kimg, quiet=True)
+    given: Any = {"start": "none", "settings": SETTINGS, "kimg": kimg}
+    learn(y, problem, method, out=folder, quiet=True, **given)
 
 
 def start(method: str, folder: Path, steps: int, limit: int | None = None) -> subprocess.Popen:

@@ -71,7 +71,7 @@ def run_of(name: str, folder: Path) -> Path:
     else:
         x = load_images(Path(f"{assets_folder}/nuclei/nuclei.npz:train")).images
     data, method = (x, "clean") if kind == "clean" else (problem.simulate(x), "flowdiff")
-    learn(data, problem, method, out=run, network="tiny", kimg=KIMG[name])
+    learn(data, problem, method, out=run, start="none", kimg=KIMG[name])
     return run
 
 

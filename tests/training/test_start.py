@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.training.test_learn import TINY, blobs
+from tests.training.test_open import Own
 from unmurk.cli import main as cli
 from unmurk.diffusion import networks
 from unmurk.diffusion.networks import Preset
@@ -17,7 +18,9 @@ from unmurk.flows.posterior import Config, Posterior
 from unmurk.io.weights import digest
 from unmurk.problem import Problem
 from unmurk.training import learn, read_config
+from unmurk.training.run_folder import start_of
 from unmurk.training.start import Start
+from unmurk.training.trainer import Trainer
 
 PROBLEM = Problem("identity", 0.2)
 SMALLEST = Preset((8, 8), 1, False, 8, 8, 1, 8)
@@ -177,3 +180,35 @@ def test_the_command_starts_from_a_run_and_says_so(tmp_path, monkeypatch, capfd)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "start.name" in page and "old" in page
     assert cli.main([*argv, "--start", "generic", "--network", "small", "--out", "no"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ({}, "generic"),
+        ({"start": "none"}, "none"),
+        ({"network": "tiny"}, "none"),
+        ({"network": Own()}, "none"),
+        ({"method": "noisy"}, "none"),
+        ({"objective": "elbo"}, "none"),
+        ({"operator": "inpaint:random,keep=0.5"}, "none"),
+        ({"shape": (3, 16, 16)}, "none"),
+    ],
+)
+def test_the_start_of_a_run_that_names_none(case, expected, tmp_path, monkeypatch, capfd):
+    """Every run says in its folder what it started from, and those that fall back say why."""
+    monkeypatch.setattr(Trainer, "run", lambda trainer: None)
+    case = dict(case)
+    problem = Problem(case.pop("operator", "identity"), 0.2)
+    y = problem.simulate(torch.rand(8, *case.pop("shape", (1, 16, 16))))
+    reason = "another operator" if problem.operator.spec != "identity" else ""
+    reason = "the images have 3" if y.shape[1] == 3 else reason
+    learn(y, problem, out=tmp_path / "run", kimg=0.04, batch=2, precision="fp32", **case)
+    assert start_of(tmp_path / "run") == expected
+    said = [s for s in capfd.readouterr().err.splitlines() if s.startswith("start: ")]
+    if expected == "generic":
+        assert said == ["start: generic (prior and posterior: all weights)"]
+        assert read_config(tmp_path / "run")["settings"]["rate"] == 2e-3
+    else:
+        assert len(said) == bool(reason)
+        assert all(s.startswith("start: none, as") and reason in s for s in said)

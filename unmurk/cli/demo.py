@@ -109,7 +109,7 @@ def run(
         method="flowdiff",
         out=out / "run",
         recipe=recipe,
-        network="tiny",
+        start="none",
         kimg=kimg,
         seed=seed,
     )

@@ -177,6 +177,11 @@ class FlowDiff(Learner):
     takes_repeats: ClassVar[bool] = True
     takes_clean: ClassVar[bool] = True
 
+    @property
+    def default_start(self) -> str:
+        """See `Learner.default_start`: the paper's objective alone starts from random weights."""
+        return "none" if self.objective == "elbo" else "generic"
+
     objective: Literal["default", "elbo"] = "default"
     recipe: Recipe = field(default_factory=Recipe)
     solver: PosteriorSampler | None = None

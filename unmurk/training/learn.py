@@ -101,7 +101,7 @@ def learn(
     *,
     out: str | Path,
     network: str | nn.Module | None = None,
-    start: Any = None,
+    start: Any = "auto",
     settings: Settings | None = None,
     quiet: bool = False,
     span: Spans = None,
@@ -134,7 +134,9 @@ def learn(
             own: `Prior.load(folder, network=module)` reads them.
         start: Networks that the run starts from: "generic", a run folder, a prior or its name, or
             a pair (Prior, Posterior); see `training.start`. They replace `network`, and the
-            default of `rate` is then 0.002. None starts from random weights.
+            default of `rate` is then 0.002. None or "none" starts from random weights. "auto" is
+            "generic" for gray images that are only noisy, if the method is `flowdiff` with its
+            default objective and networks, and else "none".
         settings: Training settings. Single fields can be given by name instead (kimg, batch, ...).
         quiet: Whether to show no progress.
         span: File values of black and white, for integers and files; None takes them from the type
@@ -204,8 +206,13 @@ def learn(
     known = clean_images(clean, y, shape, span or file_span(data, y), Path(out))
     held = 0 if repeats > 1 else kept_out(Path(out), held_out(y, shape, settings.kimg))
     observed: Any = leading(white, len(y) - held)
-    begin = Start.of(start, given, shape[0])
-    own_network(begin, network)
+    begin, why = None, ""
+    if start != "auto":
+        begin = Start.of(start, given, shape[0])
+        own_network(begin, network)
+    elif network is None and settings.network == Settings.network:
+        begin, why = Start.default(learner.default_start, given, shape)
+        why = why and f"start: none, as {why}"
     if begin is not None and not own:
         settings = replace(settings, rate=RATE)
     built = learner.build(
@@ -222,8 +229,9 @@ def learn(
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
         config = _config(built, settings, given, module) | scale_record(data, y) | select.to_dict()
-        if begin is not None and not quiet:
-            remark(f"start: {begin.name} ({begin.changes(shape)})")
+        text = f"start: {begin.name} ({begin.changes(shape)})" if begin else why
+        if text and not quiet:
+            remark(text)
         if problem is not given and (nan == "mask" or not isinstance(y, Crops)):
             config["nan"] = nan
         config |= {} if repeats == 1 else {"repeats": repeats}

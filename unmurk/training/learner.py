@@ -75,6 +75,11 @@ class Learner:
     takes_repeats: ClassVar[bool] = False
     takes_clean: ClassVar[bool] = False
 
+    @property
+    def default_start(self) -> str:
+        """The start of a run that names none: "none", or a model of the package."""
+        return "none"
+
     def __post_init__(self) -> None:
         """Check the options.
 

@@ -30,7 +30,7 @@ from ..io.atomic import place_folder, unwritable, write
 from ..io.datasets import Source
 from ..io.json_files import read_object
 
-__all__ = ["FORMAT", "fingerprint", "open_run", "read_config", "save_model"]
+__all__ = ["FORMAT", "fingerprint", "open_run", "read_config", "save_model", "start_of"]
 
 FORMAT = 1
 UNSAID = {"start": "none"}  # settings of runs of older versions, which do not state them
@@ -64,6 +64,20 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"reads format {FORMAT}: use that version, or learn again into another folder"
         )
     return config
+
+
+def start_of(folder: Path) -> str:
+    """Return the name of the start of a run, or "none".
+
+    Raises:
+        InputError: See `read_config`.
+
+    >>> open_run(Path("with-start"), {"start": {"name": "generic"}})
+    >>> start_of(Path("with-start"))
+    'generic'
+    """
+    found = (UNSAID | read_config(folder))["start"]
+    return str(found.get("name")) if isinstance(found, dict) else str(found)
 
 
 def open_run(folder: Path, config: dict[str, Any]) -> None:

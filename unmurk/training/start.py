@@ -57,6 +57,33 @@ class Start:
     posterior: Posterior | None
 
     @classmethod
+    def default(
+        cls, name: str, problem: Problem, shape: tuple[int, int, int]
+    ) -> "tuple[Start | None, str]":
+        """Load the start of a run that names none.
+
+        Args:
+            name: What the method prefers: a model of the package, or "none".
+            problem: How the measurements of the run were made.
+            shape: Shape (C, H, W) of its images.
+
+        Returns:
+            The start, and ""; or None, and why the run starts from random weights if its method
+            prefers another start.
+        """
+        found = cls.of(name, problem, shape[0])
+        if found is None:
+            return None, ""
+        # elsewhere it gains nothing in minutes (the experiments page)
+        before, after = found.prior.shape[0], shape[0]
+        why = found.misfit(shape)
+        if before != after:
+            why = f"'{name}' is a model of {before} channels, and the images have {after}"
+        elif found.posterior is None:
+            why = f"the posterior of '{name}' was learned for another operator"
+        return (None, why) if why else (found, "")
+
+    @classmethod
     def of(cls, start: Any, problem: Problem, channels: int) -> "Start | None":
         """Load a start.
 
@@ -87,6 +114,31 @@ class Start:
         prior = Prior.load(name)
         return cls(Path(name).name, prior, _posterior_of(name, problem))
 
+    def misfit(self, shape: tuple[int, int, int]) -> str:
+        """Say why the network does not fit images of a shape (C, H, W); "" if it does.
+
+        >>> Start("mine", Prior.create("tiny", (1, 16, 16)), None).misfit((1, 10, 16))
+        "images of 10x16 pixels do not fit the network of the start 'mine': crop or pad them so
+        that both sides are multiples of 4"
+        """
+        from diffusers import UNet2DModel
+
+        old, (c, h, w) = self.prior, shape
+        if not isinstance(old.network, UNet2DModel):
+            if c == old.shape[0]:
+                return ""
+            return (
+                f"the network of the start '{self.name}' is one of {old.shape[0]} channels,"
+                f" and the images have {c}: start from another, or from none"
+            )
+        factor = 2 ** (len(old.network.config["block_out_channels"]) - 1)
+        if h % factor == w % factor == 0:
+            return ""
+        return (
+            f"images of {h}x{w} pixels do not fit the network of the start '{self.name}': crop"
+            f" or pad them so that both sides are multiples of {factor}"
+        )
+
     def prior_for(self, shape: tuple[int, int, int]) -> Prior:
         """Return a copy of the prior for images of a shape (C, H, W), in training mode.
 
@@ -95,22 +147,14 @@ class Start:
         """
         from diffusers import UNet2DModel
 
+        why = self.misfit(shape)
+        if why:
+            raise InputError(why)
         old = self.prior
         scheduler = copy.deepcopy(old.scheduler)
         if not isinstance(old.network, UNet2DModel):
-            if shape[0] != old.shape[0]:
-                raise InputError(
-                    f"the network of the start '{self.name}' is one of {old.shape[0]} channels,"
-                    f" and the images have {shape[0]}: start from another, or from none"
-                )
             return Prior(copy.deepcopy(old.network), shape, scheduler).train()
         c, h, w = shape
-        factor = 2 ** (len(old.network.config["block_out_channels"]) - 1)
-        if h % factor or w % factor:
-            raise InputError(
-                f"images of {h}x{w} pixels do not fit the network of the start '{self.name}': crop"
-                f" or pad them so that both sides are multiples of {factor}"
-            )
         changes = {"sample_size": (h, w) if h != w else h, "in_channels": c, "out_channels": c}
         network: Any = UNet2DModel.from_config({**old.network.config, **changes})
         weights = {key: value.clone() for key, value in old.network.state_dict().items()}

@@ -83,9 +83,11 @@ class Learn(Command):
     """Further options of the method, such as recipe.steps=8; an unknown key lists the options."""
     network: Literal["tiny", "small", "base"] = "tiny"
     """Size of the networks, unless --start brings its own."""
-    start: Text = "none"
-    """Networks to start from: generic (in the package), a run folder, or another prior that
-    `solve` takes. none: random weights, so that the run learns from the images of DATA alone."""
+    start: Text = "auto"
+    """Networks to start from: generic (in the package, trained on synthetic images), a run folder,
+    or another prior that `solve` takes. none: random weights, so that the run learns from the
+    images of DATA alone. auto: generic for gray images that are only noisy, if the method is
+    flowdiff with its default objective and networks, and else none."""
     kimg: Annotated[float, Real(0.001, 1e7)] = 100.0
     """Length of the run in thousands of images, a number from 0.001 to 1e+07."""
     batch: Annotated[int, Whole(2, 65_536)] = 32
@@ -134,6 +136,7 @@ class Learn(Command):
             from ...io.scale import Scale
             from ...training import learn
             from ...training.distributed import first_process
+            from ...training.run_folder import start_of
 
             options = self._options()
             given = (self.skip_bad, self.range, self.nan)
@@ -210,7 +213,7 @@ class Learn(Command):
             found["scenes"] = len(y) // self.repeats
         if not self.json:  # `learn` has printed it
             verdict.pop("verdict", None)
-        found |= {"start": self.start, **verdict}
+        found |= {"start": start_of(self.out), **verdict}
         if maps is not None and is_scaled(self):
             return {**found, "noise": f"gaussian,sigma={maps.level:.4g}", "factor": maps.factor}
         return {**found, "noise": problem.noise.spec} if "auto" in self.noise else found
