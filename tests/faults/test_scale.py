@@ -14,6 +14,7 @@ from unmurk.evaluation.metrics import psnr
 from unmurk.flows.posterior import Posterior
 from unmurk.io.datasets import Array, PictureFolder, as_source, open_source
 from unmurk.io.images import load_images, load_measurements, save_images
+from unmurk.io.job_list import STD
 from unmurk.io.jobs import jobs_of, process
 from unmurk.io.scale import Extent, Scale, Span, check_units
 from unmurk.problem import Problem
@@ -68,6 +69,30 @@ def test_floats_are_what_they_are(dtype, tmp_path):
         save_images(found.images, tmp_path / "b.npy", scale=found.scale)
         again = np.load(tmp_path / "b.npy").flatten()
         assert again.dtype == dtype and np.allclose(again, array.flatten(), rtol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "tif"])
+@pytest.mark.parametrize(("dtype", "large"), [("float16", 1e5), ("float32", 1e39)])
+def test_results_too_large_for_their_floats_are_named_and_not_written(
+    dtype, large, kind, tmp_path, recwarn
+):
+    """Else the file would hold an infinity where the result is a number."""
+    scale, images = Scale.of(dtype, (0, large)), torch.tensor([[[[0.1, 1.0]]]])
+    with pytest.raises(InputError, match=f"does not fit the number type {dtype} of its file"):
+        save_images(images, tmp_path / f"a.{kind}", scale=scale)
+    assert not list(tmp_path.iterdir()) and not recwarn.list
+
+
+def test_deviations_too_large_for_float32_are_named_and_not_written(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((4, 4), 1e38, np.float32))
+
+    def engine(y, numbers):
+        return {"images": 0 * y, STD: torch.ones_like(y)}
+
+    jobs = jobs_of(tmp_path / "a.tif", tmp_path / "out.tif")
+    with pytest.raises(InputError, match="a result of 1e.39 does not fit .* float32"):
+        process(jobs, engine, arrays=[STD], span=(0, 1e39))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "npy", "npz", "idx"])

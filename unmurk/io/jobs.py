@@ -26,7 +26,7 @@ from .images import hidden, written_scale
 from .job_list import STD, Job, changed_formats, jobs_of, scene_jobs
 from .ledger import Ledger
 from .locks import ranks
-from .scale import Scale, Spans, span_for
+from .scale import Scale, Spans, narrowed, span_for
 from .streams import NpyWriter
 
 __all__ = [
@@ -313,7 +313,7 @@ class Sink:
             job = self.job
             self._std = writer_for(job.source, beside, text, True, job.select, job.merged)
         pixels = value.double().numpy() * self.scale.gain
-        self._std.write(np.moveaxis(pixels.astype(np.float32), 0, -1))
+        self._std.write(np.moveaxis(narrowed(pixels, "float32"), 0, -1))
 
     def _array(self, name: str, value: Tensor) -> NpyWriter:
         if name not in self._arrays:

@@ -33,7 +33,17 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["Extent", "Scale", "Span", "Spans", "check_units", "finite", "joined", "span_for"]
+__all__ = [
+    "Extent",
+    "Scale",
+    "Span",
+    "Spans",
+    "check_units",
+    "finite",
+    "joined",
+    "narrowed",
+    "span_for",
+]
 
 BITS = (10, 12, 14)
 FULL = 8  # a set whose largest number is at least 1/8 of the type fills it
@@ -197,7 +207,7 @@ class Scale:
         values += self.offset
         kind = np.dtype(self.dtype)
         if kind.kind == "f":
-            return values.astype(kind)
+            return narrowed(values, kind)
         low, high = self.limits()
         np.rint(values, out=values)
         # the ends are set as integers: 2^64 - 1 is no float64, and the next one is too large
@@ -207,6 +217,31 @@ class Scale:
         inside = np.where(below | above, 0, values).astype(kind)
         inside[below], inside[above] = low, high
         return inside
+
+
+def narrowed(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """Round results to a type of floats.
+
+    Raises:
+        InputError: A finite number is too large for it.
+
+    >>> narrowed(np.array([0.1, 60000.0]), "float16").tolist()
+    [0.0999755859375, 60000.0]
+    >>> narrowed(np.array([0.1, 70000.0]), "float16")
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: a result of 70000 does not fit the number type float16 of ...
+    """
+    with np.errstate(over="ignore"):
+        found = values.astype(dtype)
+    lost = np.isinf(found) & np.isfinite(values)
+    if lost.any():
+        worst = float(values[lost].flat[np.abs(values[lost]).argmax()])
+        raise InputError(
+            f"a result of {worst:g} does not fit the number type {np.dtype(dtype)} of its file: "
+            "give a --range nearer to the data, or files of a wider type"
+        )
+    return found
 
 
 class Extent:

@@ -30,7 +30,7 @@ from .job_list import STD
 from .jobs import Engine, together
 from .ledger import Ledger
 from .outputs import Output, key_of
-from .scale import Scale, Spans
+from .scale import Scale, Spans, narrowed
 from .scenes import Scenes
 from .source import HELD, Array, Measured, PictureFolder, Source, large, open_source
 from .streams import ImagesWriter, NpyWriter
@@ -243,11 +243,11 @@ class _Sink:
     def write(self, first: int, found: dict[str, Tensor]) -> None:
         """Write results from image `first` on: "images" (B, C, H, W), arrays (.., B, C, H, W)."""
         for name, path in self.beside.items():
-            value = found[name] * (self.data.scale.gain if name == STD else 1.0)
+            value = found[name].double().numpy() * (self.data.scale.gain if name == STD else 1.0)
             if name not in self._arrays:
                 shape = (*value.shape[:-4], len(self.data), *value.shape[-3:])
                 self._arrays[name] = NpyWriter(path, shape)
-            self._arrays[name].write(first, value.numpy(), -4)
+            self._arrays[name].write(first, narrowed(value, "float32"), -4)
         images = found["images"]
         if self.file.suffix.lower() == ".png":
             self._picture = images

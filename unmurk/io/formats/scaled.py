@@ -16,6 +16,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..atomic import Partial, PartialWriter
+from ..scale import narrowed
 from .registry import Pages
 
 __all__ = ["HeaderWriter", "open_stream", "physical", "scenes_along", "stored"]
@@ -59,7 +60,7 @@ def stored(
     """
     values = (numbers.astype(np.float64) - intercept) / slope
     if kind.kind == "f":
-        return values.astype(kind)
+        return narrowed(values, kind)
     low, high = (np.iinfo(kind).min, np.iinfo(kind).max) if ends is None else ends
     # the largest integer of 64 bits is no float64: the next one below is
     most = float(high) if kind.itemsize < 8 else np.nextafter(float(high), 0)
