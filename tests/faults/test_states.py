@@ -3,10 +3,15 @@
 import copy
 import json
 import math
+import os
+import signal
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from unmurk.cli.main import main as command_line
 from unmurk.errors import InputError
 from unmurk.io.json_files import read_json
 from unmurk.io.ledger import LOG, Ledger
@@ -219,3 +224,36 @@ def test_torch_prints_no_line_about_a_foreign_pickle_protocol(tmp_path, recwarn)
     with pytest.raises(InputError, match="latest.pt: it is damaged, or of another version"):
         Checkpoint(tmp_path).parse(file.read_bytes(), {"step": 0}, 1)
     assert not recwarn.list
+
+
+def alarmed(_number, _frame):
+    raise AssertionError("it waits")
+
+
+def test_no_file_of_a_run_is_waited_for(tmp_path, monkeypatch):
+    """A FIFO in the place of any file: an error or the same result, and not a wait for ever."""
+    monkeypatch.chdir(tmp_path)
+    np.save("y.npy", y().numpy())
+    learning = ["learn", "y.npy", "--noise", "0.2", "--kimg", "0.08", "--batch", "8"]
+    learning += ["--method", "noisy", "--precision", "fp32", "--out", "run"]
+    restoring = ["restore", "y.npy", "--prior", "run", "--out", "found"]
+    reporting = ["report", "run"]
+    for command in (learning, restoring, reporting):
+        assert command_line(command) == 0
+    before = signal.signal(signal.SIGALRM, alarmed)
+    files = [p for folder in ("run", "found") for p in Path(folder).rglob("*") if p.is_file()]
+    assert len(files) >= 10
+    try:
+        for file in files:
+            file.rename("aside")
+            os.mkfifo(file)
+            used = {"prior", "posterior", "found"} & set(file.parts)
+            for command in (restoring,) if used else (learning, reporting):
+                signal.alarm(20)
+                assert command_line(command) in (0, 2), (file, command[0])
+            signal.alarm(0)
+            file.unlink(missing_ok=True)
+            Path("aside").rename(file)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

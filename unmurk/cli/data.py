@@ -3,12 +3,12 @@
 Nothing heavy is imported before a function is called.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import InputError, remark
+from ..io.json_files import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -323,10 +323,10 @@ def _configs(run: str | Path) -> "Iterator[tuple[Path, dict[str, Any]]]":
     """Return the settings of a run, which lie in its folder or in that above its prior."""
     for config in (Path(run) / "config.json", Path(run).parent / "config.json"):
         try:
-            kept = json.loads(config.read_text())
-        except (OSError, ValueError, RecursionError):
+            kept = read_object(config)
+        except InputError:
             continue
-        if isinstance(kept, dict) and "problem" in kept:
+        if "problem" in kept:
             yield config, kept
 
 

@@ -8,7 +8,6 @@ page shows the same images at 10 %, 20 % and so on. The pictures are those of a 
 from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..io.atomic import write as write_atomically
+from ..io.weights import opened
 from .report import Column, Comparison, Images, Section
 
 __all__ = ["IMAGES", "RELOAD", "course", "keep", "pictures_of"]
@@ -59,9 +59,9 @@ def pictures_of(run: Path) -> dict[int, Tensor]:
     try:
         if path.stat().st_size > MOST:
             raise ValueError("it is far too large")
-        with safetensors.safe_open(str(path), "pt") as opened:
-            names = sorted(opened.keys(), key=int)
-            found = {int(name): opened.get_tensor(name).float() for name in names}
+        with opened(path) as tensors:
+            names = sorted(tensors.keys(), key=int)
+            found = {int(name): tensors.get_tensor(name).float() for name in names}
         shapes = {x.shape for x in found.values()}
         if len(shapes) > 1 or any(len(s) != 4 for s in shapes) or not set(found) <= {*range(11)}:
             raise ValueError("its pictures are others")

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .images import ImageSet, load_images
+from .limits import check_file
 from .scale import Scale
 from .source import Source
 
@@ -265,6 +266,7 @@ def _digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: give one file, such as a .tif stack or .npy")
+    check_file(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(2**20):

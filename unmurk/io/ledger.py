@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import InputError
 from .atomic import short, unwritable
 from .json_files import json_lines
+from .limits import check_file
 
 __all__ = ["LOG", "Key", "Ledger", "log_of"]
 
@@ -93,6 +94,7 @@ class Ledger:
             )
         if not self.path.exists():
             return []
+        check_file(self.path)
         found = [line for _, _, line in json_lines(self.path) if line and _is_entry(line)]
         try:
             with self.path.open("rb") as file:
@@ -228,6 +230,7 @@ def _key(entry: dict[str, Any]) -> Key:
 
 def _digest(path: Path) -> str:
     """Return the SHA-256 hash of a file."""
+    check_file(path)
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,6 +21,7 @@ from ..interrupts import uninterrupted
 from .atomic import clean, forsake, watched
 from .formats.registry import has_reader, is_written, real_path, selection_of, suffix_of
 from .ledger import LOG, Key, Ledger, log_of
+from .limits import check_file
 from .locks import locked
 
 __all__ = ["LOG", "Output", "files_of", "key_of", "output"]
@@ -285,9 +286,10 @@ def _same(one: Path, other: Path) -> bool:
 
 def _is_page(path: Path) -> bool:
     try:
+        check_file(path)
         with open(path, "rb") as file:
             return PAGE in file.read(4096)
-    except OSError:
+    except (OSError, InputError):
         return False
 
 

@@ -6,7 +6,8 @@ Sizes are checked before memory is taken. A network is first built without memor
 
 import hashlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -24,6 +25,7 @@ __all__ = [
     "digest",
     "finite",
     "load_model",
+    "opened",
     "read_settings",
     "read_weights",
     "reason",
@@ -103,13 +105,30 @@ def count_weights(path: Path) -> int:
     return sum(shape.numel() for shape in _shapes(path).values())
 
 
-def _shapes(path: Path) -> dict[str, torch.Size]:
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, after its size and kind were checked: the library would wait for a
+    FIFO for ever. Raises InputError, and the errors of the library.
+
+    >>> import safetensors.torch
+    >>> safetensors.torch.save_file({"w": torch.zeros(2)}, "c.safetensors")
+    >>> with opened(Path("c.safetensors")) as file:
+    ...     file.get_tensor("w")
+    tensor([0., 0.])
+    """
     from safetensors import safe_open
 
     _regular(path)
+    with safe_open(path, framework="pt") as file:
+        yield file
+
+
+def _shapes(path: Path) -> dict[str, torch.Size]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             return {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}
+    except InputError:
+        raise
     except Exception as error:  # the library's errors have no common class
         raise InputError(f"cannot read the weights in {path}: {reason(error)}") from error
 

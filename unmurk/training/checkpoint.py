@@ -19,6 +19,7 @@ from torch import Tensor
 from ..devices import out_of_memory
 from ..errors import InputError
 from ..io.atomic import write
+from ..io.limits import check_file
 from ..io.weights import unpacked
 
 __all__ = ["Checkpoint", "StateMismatch", "check_like"]
@@ -86,6 +87,7 @@ class Checkpoint:
         Raises:
             InputError: The file cannot be read, or is far too large.
         """
+        check_file(self.path)
         try:
             if self.path.stat().st_size > 8 * _size(own) + 2**26:
                 raise self.damaged("it is far too large")

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
@@ -21,6 +20,7 @@ from ..io.atomic import write
 from ..io.crops import Crops
 from ..io.datasets import Source
 from ..io.noise_maps import NoiseMaps
+from ..io.weights import opened
 from ..missing import with_missing
 from ..operators.cropped import on_numbered_crops
 from ..operators.crops import Crop
@@ -123,12 +123,12 @@ class Examples:
         if not file.exists():
             return None
         try:
-            with safetensors.safe_open(str(file), "pt") as opened:
-                about = json.loads((opened.metadata() or {})["examples"])
-                y = opened.get_tensor("y")
-                held = set(opened.keys())
+            with opened(file) as tensors:
+                about = json.loads((tensors.metadata() or {})["examples"])
+                y = tensors.get_tensor("y")
+                held = set(tensors.keys())
                 hidden, weights = (
-                    opened.get_tensor(name) if name in held else None
+                    tensors.get_tensor(name) if name in held else None
                     for name in ("hidden", "weights")
                 )
             crops = [Crop(**values) for values in about["crops"]]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..io.atomic import unwritable, write
+from ..io.limits import check_file
 
 __all__ = ["MetricLogger"]
 
@@ -149,6 +150,7 @@ def _kept_lines(path: Path, kimg: float) -> list[str]:
     try:
         if not path.exists():
             return []
+        check_file(path)
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is far too large for a log of training: remove it")
         text = path.read_text(errors="replace")
