@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 from benchmarks.learn.sets import SETS, SetName
 from unmurk.solvers import Draws
 from unmurk.training import METHODS, Recipe, Rounds
-from unmurk.training.start import RATE
 
 __all__ = [
     "CLEAN",
@@ -251,7 +250,7 @@ def learner_options(row: RowName, name: SetName, plan: Plan) -> dict[str, Any]:
     if row == "flowdiff":
         return {"recipe": plan.recipe}
     if row == STARTED:
-        return {"recipe": plan.recipe, "start": "generic", "rate": RATE}
+        return {"recipe": plan.recipe, "start": "generic"}
     if row == "diffem":
         steps = (plan.rounds.steps + 1) // 2  # Heun's method evaluates the network twice a step
         return {"rounds": replace(plan.rounds, steps=steps), "e_step": "conditional"}

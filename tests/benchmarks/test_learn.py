@@ -145,7 +145,6 @@ def test_only_the_ceiling_sees_clean_images(name, data, monkeypatch, tmp_path):
         assert given.get("recipe") == {"mean": bare, "elbo": None}.get(row, recipe)
         started = row == "flowdiff_generic"
         assert given["start"] == ("generic" if started else "none")
-        assert given.get("rate") == (0.002 if started else None)
         rounds = {"em": TOY.rounds, "diffem": replace(TOY.rounds, steps=1)}
         assert given.get("rounds") == rounds.get(row)
         assert ("solver" in given) == (row == "em" and name.startswith("dogs"))

@@ -119,19 +119,6 @@ def test_a_run_starts_from_a_run(tmp_path, capfd):
         learn(y, PROBLEM, "noisy", out=tmp_path / "new", quiet=True, **given | {"rate": 1e-12})
 
 
-def test_the_rate_after_a_start_is_lower_unless_it_is_given(tmp_path):
-    y = PROBLEM.simulate(blobs())
-    prior, _ = models(1)
-    for name, options, rate in (
-        ("default", {"start": prior}, 2e-3),
-        ("given", {"start": prior, "rate": 1e-2}, 1e-2),
-        ("none", {"start": "none"}, 5e-3),
-    ):
-        options |= {"kimg": 0.016, "batch": 8, "precision": "fp32", "quiet": True}
-        learn(y, PROBLEM, "noisy", out=tmp_path / name, **options)
-        assert read_config(tmp_path / name)["settings"]["rate"] == rate
-
-
 def test_the_posterior_of_another_operator_stays_behind(tmp_path):
     y = PROBLEM.simulate(blobs())
     out = tmp_path / "old"
@@ -208,7 +195,6 @@ def test_the_start_of_a_run_that_names_none(case, expected, tmp_path, monkeypatc
     said = [s for s in capfd.readouterr().err.splitlines() if s.startswith("start: ")]
     if expected == "generic":
         assert said == ["start: generic (prior and posterior: all weights)"]
-        assert read_config(tmp_path / "run")["settings"]["rate"] == 2e-3
     else:
         assert len(said) == bool(reason)
         assert all(s.startswith("start: none, as") and reason in s for s in said)

@@ -66,7 +66,7 @@ from .learner import Learner, as_dict
 from .preview import Preview
 from .registry import METHODS, name_of, register, resolve
 from .run_folder import fingerprint, open_run, raise_kimg, save_model
-from .start import RATE, Start, own_network
+from .start import Start, own_network
 from .sure import Sure
 from .trainer import Settings, Trainer
 from .validation import Checks
@@ -133,8 +133,8 @@ def learn(
             the preset of the settings. Its weights are saved with a note that the network is your
             own: `Prior.load(folder, network=module)` reads them.
         start: Networks that the run starts from: "generic", a run folder, a prior or its name, or
-            a pair (Prior, Posterior); see `training.start`. They replace `network`, and the
-            default of `rate` is then 0.002. None or "none" starts from random weights. "auto" is
+            a pair (Prior, Posterior); see `training.start`. They replace `network`.
+            None or "none" starts from random weights. "auto" is
             "generic" for gray images that are only noisy, if the method is `flowdiff` with its
             default objective and networks, and else "none".
         settings: Training settings. Single fields can be given by name instead (kimg, batch, ...).
@@ -177,7 +177,6 @@ def learn(
     >>> prior.shape, mean.shape, bool((std > 0).all())
     ((1, 8, 8), torch.Size([8, 1, 8, 8]), True)
     """
-    own = settings is not None or "rate" in options
     settings, module, options = _settings(settings, network, options)
     learner = resolve(method, options)
     only_clean = is_clean(learner)
@@ -213,8 +212,6 @@ def learn(
     elif network is None and settings.network == Settings.network:
         begin, why = Start.default(learner.default_start, given, shape)
         why = why and f"start: none, as {why}"
-    if begin is not None and not own:
-        settings = replace(settings, rate=RATE)
     built = learner.build(
         observed,
         problem,

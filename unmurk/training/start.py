@@ -31,10 +31,7 @@ from ..io.packaged import for_channels
 from ..io.weights import digest
 from ..problem import Problem
 
-__all__ = ["RATE", "Start"]
-
-RATE = 2e-3
-"""Learning rate after a start: on crops of microscope captures it gave 0.1 dB more than 5e-3."""
+__all__ = ["Start"]
 
 
 @dataclass(frozen=True)
