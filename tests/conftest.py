@@ -19,6 +19,7 @@ import torch
 from unmurk.io.formats import registry as formats
 from unmurk.operators import registry as operators
 from unmurk.solvers import base
+from unmurk.training import FlowDiff
 from unmurk.training import registry as learners
 from unmurk.training.trainer import Trainer
 
@@ -47,6 +48,16 @@ def plain_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if request.node.get_closest_marker("pages") is None:
         monkeypatch.setattr("unmurk.cli.run_page.drawn", lambda run: [])
         monkeypatch.setattr("unmurk.cli.charts._svg", lambda chart, name, size: "")
+
+
+@pytest.fixture(autouse=True)
+def plain_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that name no start begin with random weights, except in tests marked `starts`.
+
+    Loading and checking those of the package takes a third of a second.
+    """
+    if request.node.get_closest_marker("starts") is None:
+        monkeypatch.setattr(FlowDiff, "default_start", "none")
 
 
 @pytest.fixture

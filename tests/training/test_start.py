@@ -1,6 +1,7 @@
 """Runs that start from other networks: what is copied, what is converted, and what is recorded."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +170,7 @@ def test_the_command_starts_from_a_run_and_says_so(tmp_path, monkeypatch, capfd)
     assert cli.main([*argv, "--start", "generic", "--network", "small", "--out", "no"]) == 2
 
 
+@pytest.mark.starts
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
@@ -198,3 +200,16 @@ def test_the_start_of_a_run_that_names_none(case, expected, tmp_path, monkeypatc
     else:
         assert len(said) == bool(reason)
         assert all(s.startswith("start: none, as") and reason in s for s in said)
+
+
+@pytest.mark.starts
+def test_a_run_of_the_command_line_starts_from_the_package(tmp_path, monkeypatch, capsys):
+    """Its result, its page and its folder name the start; and it restores."""
+    monkeypatch.chdir(tmp_path)
+    np.save("y.npy", PROBLEM.simulate(blobs()[:16]).numpy())
+    argv = ["learn", "y.npy", "--noise", "0.2", "--kimg", "0.064", "--batch", "8", "--json"]
+    assert cli.main([*argv, "--precision", "fp32", "--out", "run"]) == 0
+    assert json.loads(capsys.readouterr().out)["start"] == "generic" == start_of(Path("run"))
+    assert "generic" in Path("run/report.html").read_text()
+    assert cli.main(["restore", "y.npy", "--prior", "run", "--out", "x.npy"]) == 0
+    assert np.isfinite(np.load("x.npy")).all()
