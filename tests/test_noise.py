@@ -12,7 +12,7 @@ from unmurk.errors import InputError
 from unmurk.io.scale import Scale
 from unmurk.noise import Gaussian, PoissonGaussian, as_noise, in_units
 from unmurk.problem import Problem
-from unmurk.rng import PerImageGenerator
+from unmurk.rng import PerImageGenerator, generator
 from unmurk.whitening import rates, whiten
 
 TEXTS = ["0.3", "gaussian,sigma=0.3", "poisson,gain=0.01", "poisson-gaussian,gain=0.01,sigma=0.02"]
@@ -372,3 +372,31 @@ def test_units_are_those_of_the_file():
             in_units(text, scale)
     with pytest.raises(InputError, match="no file gives their range"):
         Problem("identity", "12dn")
+
+
+@pytest.mark.parametrize("p", [0.3, 0.86])
+def test_both_splits_of_a_pair_of_photon_counts_have_independent_parts(p):
+    """Mixed moments up to the third order vanish, as for independent numbers."""
+    noise, c = PoissonGaussian(0.1), 0.4  # four counts
+    y = 0.1 * torch.poisson(torch.full((200, 1000), 4.0), generator=generator(1))
+    ones, others = noise.split(y, p, generator(0), pairs=True)
+    assert len(ones) == len(others) == 400
+    torch.testing.assert_close(p * ones + (1 - p) * others, torch.cat([y, y]))
+    for one, other in zip(ones.split(200), others.split(200), strict=True):
+        a, b = (one.double() - c).flatten(), (other.double() - c).flatten()
+        assert a.var() == pytest.approx(float(noise.variance(torch.tensor(c))) / p, rel=0.02)
+        assert b.var() == pytest.approx(float(noise.variance(torch.tensor(c))) / (1 - p), rel=0.02)
+        for mixed in (a * b, a * a * b, a * b * b):
+            assert abs(mixed.mean()) < 5 * mixed.std() / len(mixed) ** 0.5
+    a, b = ones.split(200)
+    apart = torch.corrcoef(torch.stack([a - y, b - y]).flatten(1))[0, 1]  # given y, opposite
+    assert apart < -0.6
+
+
+def test_pairs_of_gaussian_splits_are_opposite():
+    y = torch.rand(3, 1, 8, 8)
+    ones, others = Gaussian(0.2).split(y, 0.8, generator(0), pairs=True)
+    for parts in (ones, others):
+        torch.testing.assert_close(parts[:3] + parts[3:], 2 * y)
+    once = Gaussian(0.2).split(y, 0.8, generator(0))
+    assert torch.equal(once[0], ones[:3]) and torch.equal(once[1], others[:3])

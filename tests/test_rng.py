@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from scipy.stats import binom
 
 from unmurk.errors import InputError
-from unmurk.rng import PerImageGenerator, StreamId, generator
+from unmurk.rng import PerImageGenerator, StreamId, binomial_pairs, generator
 
 IDS = {
     "PATCHES": 1,
@@ -71,3 +72,28 @@ def test_bad_seeds():
     for seed in (-1, 2**63, 0.5, "0", None):
         with pytest.raises(InputError, match="seed must be a whole number"):
             generator(seed)
+
+
+@pytest.mark.parametrize("p", [0.2, 0.86])
+@pytest.mark.parametrize("n", [0, 1, 7, 60])
+def test_each_of_a_pair_of_binomial_numbers_is_binomial(n, p):
+    pairs = binomial_pairs(torch.full((2, 50_000), float(n)).double(), p, generator(3))
+    for drawn in (pairs[:2].flatten(), pairs[2:].flatten()):
+        for k in range(n + 1):
+            expected = binom.cdf(k, n, p)
+            error = 5 * (expected * (1 - expected) / len(drawn)) ** 0.5 + 1e-9
+            assert abs(float((drawn <= k).double().mean()) - expected) <= error
+
+
+def test_pairs_of_a_symmetric_law_are_opposite():
+    """For p = 1/2, the quantile of 1 - u is n minus that of u."""
+    counts = torch.arange(40.0).double().repeat(5, 20)
+    one, other = binomial_pairs(counts, 0.5, generator(0)).split(5)
+    assert torch.equal(one + other, counts)
+
+
+def test_large_counts_are_taken_as_normal():
+    counts = torch.full((4, 50_000), 5000.0).double()
+    one, other = binomial_pairs(counts, 0.86, generator(0)).split(4)
+    torch.testing.assert_close(one + other, 2 * 0.86 * counts)
+    assert one.var() == pytest.approx(5000 * 0.86 * 0.14, rel=0.02)

@@ -49,7 +49,7 @@ from torch import Tensor
 from .bounds import Option, Real, shown
 from .errors import InputError
 from .io.scale import Scale
-from .rng import PerImageGenerator, binomial, normal
+from .rng import PerImageGenerator, binomial, binomial_pairs, normal
 
 __all__ = [
     "AUTO",
@@ -153,7 +153,7 @@ class Gaussian:
         return torch.full_like(clean, self.sigma**2)
 
     def split(
-        self, y: Tensor, fraction: float, generator: torch.Generator
+        self, y: Tensor, fraction: float, generator: torch.Generator, pairs: bool = False
     ) -> tuple[Tensor, Tensor]:
         r"""Split a measurement into two of the same image, with independent noises.
 
@@ -165,12 +165,16 @@ class Gaussian:
             y: Measurements, shape (B, ...).
             fraction: p, between 0 and 1.
             generator: Source of the draws.
+            pairs: Whether n and -n are used.
 
         Returns:
-            Two tensors in shape and type of y, each with mean c.
+            Two tensors in shape and type of y, each with mean c; of (2 B, ...) with pairs, those
+            of n first.
         """
         alpha = (1 / fraction - 1) ** 0.5
         noise = self.sigma * normal(y.shape, generator, dtype=y.dtype, device=y.device)
+        if pairs:
+            noise, y = torch.cat([noise, -noise]), torch.cat([y, y])
         return y + alpha * noise, y - noise / alpha
 
 
@@ -245,7 +249,7 @@ class PoissonGaussian:
         return self.gain * (clean - self.offset).clamp_min(0) + self.sigma**2
 
     def split(
-        self, y: Tensor, fraction: float, generator: torch.Generator
+        self, y: Tensor, fraction: float, generator: torch.Generator, pairs: bool = False
     ) -> tuple[Tensor, Tensor]:
         r"""Split a measurement into two of the same image, with independent noises.
 
@@ -261,9 +265,12 @@ class PoissonGaussian:
             y: Measurements, shape (B, ...).
             fraction: Probability p, between 0 and 1.
             generator: Source of the draws.
+            pairs: Whether every measurement is split twice, with opposite surpluses as far as the
+                law permits (`rng.binomial_pairs`).
 
         Returns:
-            Two tensors in shape and type of y, each with mean c.
+            Two tensors in shape and type of y, each with mean c; of (2 B, ...) with pairs, the
+            first splits first.
 
         >>> y = torch.full((1, 4), 0.2)  # 20 counts each
         >>> one, other = PoissonGaussian(0.01).split(y, 0.5, torch.Generator().manual_seed(0))
@@ -277,7 +284,11 @@ class PoissonGaussian:
             more += 1 / 12
             near = (counts + more).round()
         near = near.clamp_min(0)
-        first = binomial(near, fraction, generator)
+        if pairs:
+            first = binomial_pairs(near, fraction, generator)
+            near, y = torch.cat([near, near]), torch.cat([y, y])
+        else:
+            first = binomial(near, fraction, generator)
         parts = (first / fraction, (near - first) / (1 - fraction))
         one, other = ((self.offset + self.gain * (part - more)).to(y) for part in parts)
         return one, other
@@ -336,12 +347,12 @@ class PerChannel:
         return self._each(lambda model, c: model.variance(c), clean)
 
     def split(
-        self, y: Tensor, fraction: float, generator: torch.Generator
+        self, y: Tensor, fraction: float, generator: torch.Generator, pairs: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Split a measurement into two; see `PoissonGaussian.split` and `Gaussian.split`."""
         self.check(y)
         parts = [
-            model.split(y[:, i : i + 1], fraction, generator)
+            model.split(y[:, i : i + 1], fraction, generator, pairs)
             for i, model in enumerate(self.models)
         ]
         one, other = (torch.cat(part, 1) for part in zip(*parts, strict=True))

@@ -27,6 +27,7 @@ __all__ = [
     "PerImageGenerator",
     "StreamId",
     "binomial",
+    "binomial_pairs",
     "generator",
     "host_integers",
     "integers",
@@ -37,6 +38,8 @@ __all__ = [
     "uniform",
     "global_batch",
 ]
+
+NORMAL = 128  # expected counts from which a binomial law is taken as normal
 
 
 class StreamId(enum.IntEnum):
@@ -355,6 +358,46 @@ def binomial(counts: Tensor, share: float, generator: torch.Generator) -> Tensor
         return torch.binomial(image, torch.full_like(image, share), generator=generator)
 
     return _image_by_image(draw, counts, generator)
+
+
+def binomial_pairs(counts: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    r"""Draw two binomial numbers for each count, as far as possible one below and one above.
+
+    They are the quantiles of u and of 1 - u for one uniform u (Hammersley and Morton, 1956, Proc.
+    Cambridge Philos. Soc. 52), so each by itself is binomial. Where the rarer outcome is expected
+    more than `NORMAL` times, the binomial law is replaced by the normal one of its mean and
+    variance.
+
+    Args:
+        counts: Whole numbers n of 0 or more, (B, ...), in double precision.
+        share: Probability p, between 0 and 1.
+        generator: Source of u.
+
+    Returns:
+        The successes: (2 B, ...), those of u first.
+
+    >>> counts = torch.full((1, 1000), 20.0, dtype=torch.float64)
+    >>> one, other = binomial_pairs(counts, 0.8, generator(0))
+    >>> bool(torch.corrcoef(torch.stack([one, other]))[0, 1] < -0.9)
+    True
+    """
+    rare = min(share, 1 - share)
+    u = uniform(counts.shape, generator, dtype=torch.float64, device=counts.device)
+    u = torch.cat([u, 1 - u]).clamp(1e-16, 1 - 1e-16)
+    counts = torch.cat([counts, counts])
+    expected = rare * counts
+    few = expected <= NORMAL
+    most = float(torch.where(few, expected, 0).max())
+    chance = (counts * math.log1p(-rare)).exp()  # of k of the rarer outcome
+    below, drawn = chance.clone(), torch.zeros_like(u)
+    for k in range(math.ceil(most + 9 * most**0.5 + 9)):
+        drawn += u > below
+        chance *= (counts - k).clamp_min(0) * (rare / (1 - rare) / (k + 1))
+        below += chance
+    spread = (expected * (1 - rare)).sqrt()
+    drawn = torch.where(few, drawn, expected + spread * torch.special.ndtri(u))
+    drawn = torch.minimum(drawn, counts)
+    return drawn if rare == share else counts - drawn
 
 
 def _image_by_image(

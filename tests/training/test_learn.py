@@ -148,9 +148,11 @@ def test_the_signs_of_the_noise_cancel_for_a_linear_mean():
     torch.testing.assert_close(loss, expected.mean())
 
 
-@pytest.mark.parametrize("noise, seen", [("0.1", 6), ("poisson,gain=0.1", 7)])
-def test_pretraining_evaluates_m_as_often_as_there_are_images(noise, seen, monkeypatch):
-    """Of seven images, three as pairs, or all of them once."""
+@pytest.mark.parametrize(
+    "noise", ["0.1", "poisson,gain=0.01", "poisson-gaussian,gain=0.01,sigma=0.02"]
+)
+def test_pretraining_evaluates_m_as_often_as_there_are_images(noise, monkeypatch):
+    """Of seven images, three as pairs."""
     problem, y = Problem("identity", noise), torch.rand(7, 1, 8, 8)
     learner = FlowDiff().build(y, problem, (1, 8, 8))
     given, parts = [], learner.posterior.parts
@@ -158,9 +160,10 @@ def test_pretraining_evaluates_m_as_often_as_there_are_images(noise, seen, monke
         learner.posterior, "parts", lambda y, problem: given.append(y) or parts(y, problem)
     )
     learner.losses(y, torch.arange(7), 0.0, torch.Generator().manual_seed(0))
-    assert [len(one) for one in given] == [seen]
-    if seen == 6:  # pairs around the first three images
-        torch.testing.assert_close((given[0][:3] + given[0][3:]) / 2, y[:3])
+    assert [len(one) for one in given] == [6]
+    # around the first three images, exactly or up to the rounding of counts
+    apart = (given[0][:3] + given[0][3:]) / 2 - y[:3]
+    assert apart.abs().max() < (1e-6 if noise == "0.1" else 0.02)
 
 
 class Neighbours(nn.Module):

@@ -54,7 +54,7 @@ from ..bounds import Real, Whole, check_fields
 from ..errors import InputError
 from ..interrupts import heed_interrupt
 from ..io.datasets import head
-from ..noise import Gaussian
+from ..noise import Gaussian, PerChannel, PoissonGaussian
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId, generator
 from .learner import Learner
@@ -68,7 +68,6 @@ from .losses import (
     masked_ambient_matching,
     noise2noise,
     recorrupted,
-    signs,
     supervised,
 )
 from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior
@@ -88,11 +87,10 @@ class Recipe:
 
     Attributes:
         r2r: Fraction at which R2R pre-training ends and the prior begins.
-        alpha: Noise added in R2R pre-training with antithetic pairs (Gaussian noise), in units of
+        alpha: Noise added in R2R pre-training to images of one Gaussian noise, in units of
             sigma_y, a number from 1e-06 to 1e+06.
-        alpha_single: The same without pairs (photon noise and noise that differs between
-            channels), a number from 1e-06 to 1e+06: m is given 1 / (1 + alpha_single^2) of the
-            counts.
+        alpha_photons: The same for photon noise, and for noise that differs between channels, a
+            number from 1e-06 to 1e+06: m is given 1 / (1 + alpha_photons^2) of the counts.
         e_step: Fraction at which the replay buffer is first filled and the prior switches to it.
             Keep it early: posterior means lack variance, and a prior trained on them is too smooth
             below sigma_y.
@@ -123,7 +121,7 @@ class Recipe:
 
     r2r: Annotated[float, Real(0, 1)] = 0.48
     alpha: Annotated[float, Real(1e-6, 1e6)] = 0.4
-    alpha_single: Annotated[float, Real(1e-6, 1e6)] = 0.6
+    alpha_photons: Annotated[float, Real(1e-6, 1e6)] = 0.6
     e_step: Annotated[float, Real(0, 1)] = 0.76
     flow: Annotated[float, Real(0, 1)] = 0.94
     hide: Annotated[float, Real(0, 1)] = 0.2
@@ -309,10 +307,11 @@ class FlowDiff(Learner):
                 self.posterior, given[: len(dirty)], own, target[: len(dirty)], other
             )
         else:
-            recipe, times = self.recipe, signs(own)
-            few = range(max(len(dirty) // times, 1))  # as many evaluations as images
+            few = range(max(len(dirty) // 2, 1))  # as many evaluations as images
             own, given = own.index_select(few), given[: len(few)]
-            alpha = recipe.alpha if times == 2 else recipe.alpha_single
+            recipe = self.recipe
+            counted = isinstance(own.noise, PoissonGaussian | PerChannel)
+            alpha = recipe.alpha_photons if counted else recipe.alpha
             loss = recorrupted(self.posterior, given, own, alpha, noise, recipe.hide)
         if not len(clean):
             return loss

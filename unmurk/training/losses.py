@@ -43,7 +43,6 @@ __all__ = [
     "masked_ambient_matching",
     "noise2noise",
     "recorrupted",
-    "signs",
     "supervised",
     "weighted",
     "with_hidden",
@@ -295,11 +294,11 @@ def recorrupted(
     (`PoissonGaussian.split`; Monroy, Bacca and Tachella, 2024, arXiv 2412.04648). The variances
     are the same as above.
 
-    **Antithetic pairs.** Gaussian noise enters as n and as -n for every image (Hammersley and
-    Morton, 1956, Proc. Cambridge Philos. Soc. 52), so m is evaluated on 2 B images; see
-    `signs`. The mean of the loss is the same. What the noise of the targets adds to the
-    gradient, proportional to :math:`1 / \alpha`, cancels as far as m is the same for both, which
-    permits a smaller alpha.
+    **Antithetic pairs.** Noise enters as n and as -n for every image, and photons are split by the
+    quantiles of u and of 1 - u for a uniform u (Hammersley and Morton, 1956, Proc. Cambridge
+    Philos. Soc. 52), so m is evaluated on 2 B images. The mean of the loss is the same. What the
+    noise of the targets adds to the gradient, proportional to :math:`1 / \alpha`, cancels as far
+    as m is the same for both, which permits a smaller alpha.
 
     **Masks.** A hidden pixel has no target. With a fraction `hide` of the observed pixels withheld
     from m, these have one: y itself, whose noise m has not seen (Batson and Royer, 2019, arXiv
@@ -339,12 +338,13 @@ def recorrupted(
     0.04
     """
     if isinstance(problem.noise, PoissonGaussian | PerChannel):
-        noisier, target = problem.noise.split(y, 1 / (1 + alpha**2), generator)
+        noisier, target = problem.noise.split(y, 1 / (1 + alpha**2), generator, pairs=True)
+        y = torch.cat([y, y])
     else:
         noise = problem.sigma * gaussian(y, generator)
         noise, y = torch.cat([noise, -noise]), torch.cat([y, y])
-        problem = problem.index_select([*range(len(y) // 2)] * 2)
         noisier, target = y + alpha * noise, y - noise / alpha
+    problem = problem.index_select([*range(len(y) // 2)] * 2)
     given = with_hidden(problem, hide, generator) if hide else problem
     start, correction = posterior.parts(given.operator.apply_mask(noisier), given)
     mean = start + correction
@@ -355,15 +355,6 @@ def recorrupted(
     if posterior.start is None:
         return loss
     return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()
-
-
-def signs(problem: Problem) -> int:
-    """Return with how many signs of its noise `recorrupted` takes an image: 2 if it is Gaussian.
-
-    >>> [signs(Problem("identity", noise)) for noise in (0.1, "poisson,gain=0.01")]
-    [2, 1]
-    """
-    return 1 if isinstance(problem.noise, PoissonGaussian | PerChannel) else 2
 
 
 def noise2noise(
