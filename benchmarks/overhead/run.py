@@ -83,17 +83,18 @@ def ratios(method: str, prior: Prior, seeds: range) -> dict[str, float | None]:
 
 
 def measure(options: Options) -> Row:
-    """The ratios of all solvers, {solver: {operator: ratio}}; writes OUT/overhead.json."""
+    """The ratios of all solvers, {solver: {operator: ratio}}; each is stored when it is known."""
     torch.manual_seed(options.seed)
     prior = Prior.create(NETWORK, SHAPE[1:]).to(common.default_device()).eval()
     seeds = range(options.seed, options.seed + options.repeats)
-    found = {}
+    settings = {"repeats": options.repeats, "steps": STEPS, "shape": list(SHAPE)}
+    settings |= {"noise": NOISE, "network": NETWORK}
+    found, result = {}, {}
     for method in options.methods or METHODS:
         found[method] = ratios(method, prior, seeds)
         print(method, found[method], file=sys.stderr, flush=True)
-    settings = {"repeats": options.repeats, "steps": STEPS, "shape": list(SHAPE)}
-    settings |= {"noise": NOISE, "network": NETWORK}
-    return SUITE.store(options, settings, ratios=found)
+        result = SUITE.store(options, settings, ratios=found)
+    return result
 
 
 def view(result: Row) -> Row:

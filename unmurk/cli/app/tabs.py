@@ -46,9 +46,10 @@ images: a run that has learned from images like yours (next tab) is the best cho
 `generic` restores images of any kind; it treats the channels of color images one by one.
 """
 LEARN = """\
-Learn what clean images look like from your noisy ones alone. It takes minutes to hours, goes on
-when you close this page, and can be stopped and continued. A few hundred images, or a few large
-ones, are enough.
+Learn what clean images look like from your noisy ones. It takes minutes to hours, goes on when you
+close this page, and can be stopped and continued. A few hundred images, or a few large ones, are
+enough. Gray images are learned by networks that know edges and textures from synthetic
+drawings already.
 """
 SOLVE = """\
 Undo another corruption with what was learned: fill holes, sharpen, enlarge. The images may be
