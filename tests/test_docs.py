@@ -185,22 +185,29 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
         " ".join((ROOT / name).read_text().split())
         for name in ("docs/index.md", "docs/start/method.md", "README.md")
     )
-    assert f"from {fmd['fmd-capture']} to {fmd['fmd-flowdiff']} dB; BM3D" in front
+    assert f"from {fmd['fmd-capture']} to {fmd['fmd-flowdiff_generic']} dB; BM3D" in front
     assert f"BM3D reaches {fmd['fmd-bm3d_anscombe']} dB" in front
-    text = "{fmd-flowdiff} dB; BM3D with the Anscombe transform {fmd-bm3d_anscombe}, non-local "
+    text = "{fmd-flowdiff_generic} dB, {fmd-flowdiff} from nothing; BM3D with the Anscombe "
+    text += "transform {fmd-bm3d_anscombe}, non-local "
     text += "means {fmd-nlm_anscombe}, Noise2Void {fmd-noise2void}, the capture {fmd-capture}"
     assert text.format_map(fmd) in method
     later = statistics.median(read["captures"]["results"]["fmd-flowdiff-3-5min-0"]["psnr"])
-    text = f"five minutes gain nothing ({later:.2f}), and `generic`, which has learned nothing of "
+    text = f"Five minutes from nothing gained nothing ({later:.2f}, an earlier version), and "
+    text += "`generic`, which has learned nothing of "
     assert text + f"them, reaches {fmd['fmd-generic']}" in method
-    text = "to {fmd-flowdiff} dB; BM3D reaches {fmd-bm3d_anscombe}, non-local means "
-    text += "{fmd-nlm_anscombe}, Noise2Void {fmd-noise2void}"
+    text = "to {fmd-flowdiff_generic} dB (`--start none`: {fmd-flowdiff}); BM3D reaches "
+    text += "{fmd-bm3d_anscombe}, Noise2Void {fmd-noise2void}"
     assert text.format_map(fmd) in readme
 
     digits, nuclei = (read["learn-small"]["sets"][name]["rows"] for name in ("digits", "nuclei"))
     psnr = {key: f"{row['posterior_psnr']:.2f}" for key, row in digits.items()}
     both = [f"{nuclei[key]['posterior_psnr']:.2f}" for key in ("flowdiff", "clean")]
     ours, clean, start = psnr["flowdiff"], psnr["clean"], psnr["mean"]
+    started = psnr["flowdiff_generic"], f"{nuclei['flowdiff_generic']['posterior_psnr']:.2f}"
+    assert f"drawings | **{started[0]}** | **{started[1]}** |" in readme
+    assert f"in the same time: {started[0]} and {started[1]} dB" in method
+    frechet = [digits[key]["prior_frechet"] for key in ("flowdiff_generic", "flowdiff")]
+    assert "(Fréchet distance {:.1f}, {:.1f} from nothing)".format(*frechet) in method
     assert f"{ours} dB (learned from clean images: {clean})" in method
     assert f"{both[0]} ({both[1]})" in method and f"{psnr['elbo']} dB on digits" in method
     rows = (digits["mean"], digits["flowdiff"])

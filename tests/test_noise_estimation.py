@@ -280,7 +280,7 @@ def test_the_mean_start_is_given_one_part_and_scored_on_the_other():
     problem = Problem("identity", "poisson-gaussian,gain=0.04,sigma=0.01,offset=0.1")
     y = problem.simulate(torch.linspace(0.3, 0.8, 64).expand(4, 1, 64, 64))
     loss = recorrupted(kept, y, problem, a, generator(0))
-    one, other = problem.noise.split(y, 1 / 1.36, generator(0))
+    one, other = problem.noise.split(y, 1 / 1.36, generator(0), pairs=True)
     assert torch.equal(kept.input, one)
     assert loss.item() == pytest.approx(other.square().mean().item())
 

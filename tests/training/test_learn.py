@@ -161,9 +161,9 @@ def test_pretraining_evaluates_m_as_often_as_there_are_images(noise, monkeypatch
     )
     learner.losses(y, torch.arange(7), 0.0, torch.Generator().manual_seed(0))
     assert [len(one) for one in given] == [6]
-    # around the first three images, exactly or up to the rounding of counts
+    # around the first three images, exactly or up to some counts
     apart = (given[0][:3] + given[0][3:]) / 2 - y[:3]
-    assert apart.abs().max() < (1e-6 if noise == "0.1" else 0.02)
+    assert apart.abs().max() < (1e-6 if noise == "0.1" else 0.04)
 
 
 class Neighbours(nn.Module):
