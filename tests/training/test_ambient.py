@@ -74,6 +74,7 @@ def test_with_nothing_hidden_it_is_ambient_tweedie():
     torch.testing.assert_close(a, b)
 
 
+@pytest.mark.presets
 def test_the_channel_of_hidden_pixels_is_one_more_of_the_first_convolution():
     """Equal to a convolution of C + 1 channels, blind to what is hidden, and gone afterwards."""
     torch.manual_seed(0)

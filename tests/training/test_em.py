@@ -85,6 +85,7 @@ def run(folder, problem, solver=None, **changes):
     )  # fmt: skip
 
 
+@pytest.mark.presets
 def test_a_continued_run_ends_as_if_never_stopped(tmp_path, monkeypatch):
     """Stopped in the middle of the second round, then the same command: the same weights."""
     problem, solver = MASKS, Draws("diffpir", steps=2)
@@ -188,6 +189,7 @@ def test_its_rounds_refit_the_conditional_network_and_the_last_the_prior(tmp_pat
     assert trained[27:] == [{"prior", "flow", "mean"}] * 13
 
 
+@pytest.mark.presets
 @pytest.mark.slow
 def test_its_draws_obey_what_is_seen_and_what_was_learnt(tmp_path):
     """Greys of two kinds, three pixels in four hidden: draws are flat and of the right kind."""

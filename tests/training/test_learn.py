@@ -336,6 +336,7 @@ def test_the_clean_images_are_out_of_reach(tmp_path, objective):
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
+@pytest.mark.presets
 def test_every_operator_learns(tmp_path):
     """Masks of each image's own, and measurements smaller than images: losses fall, all finite."""
     for i, text in enumerate(["inpaint:random,keep=0.6", "sr:average,factor=2"]):

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import unmurk
+from tests.device_cases import SMALLEST
 from tests.training.test_learn import TINY, blobs, equal, weights
 from unmurk import training
 from unmurk.bounds import Real
 from unmurk.diffusion import networks
-from unmurk.diffusion.networks import Preset
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Posterior
@@ -31,7 +31,6 @@ from unmurk.training.losses import denoising, forward_kl, levels
 PROBLEM = Problem("identity", 0.2)
 SHORT = {"settings": TINY, "kimg": 0.04, "quiet": True}  # five steps
 FOLDER = Path(__file__).parents[1] / "data" / "run-format-1"
-SMALLEST = Preset((8, 8), 1, False, 8, 8, 1, 8)
 
 
 @pytest.fixture

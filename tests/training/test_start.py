@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.device_cases import SMALLEST
 from tests.training.test_learn import TINY, blobs
 from tests.training.test_open import Own
 from unmurk.cli import main as cli
-from unmurk.diffusion import networks
-from unmurk.diffusion.networks import Preset
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Config, Posterior
@@ -24,12 +23,6 @@ from unmurk.training.start import Start
 from unmurk.training.trainer import Trainer
 
 PROBLEM = Problem("identity", 0.2)
-SMALLEST = Preset((8, 8), 1, False, 8, 8, 1, 8)
-
-
-@pytest.fixture(autouse=True)
-def smallest_networks(monkeypatch):
-    monkeypatch.setitem(networks.PRESETS, "tiny", SMALLEST)
 
 
 def shaken(module: nn.Module) -> nn.Module:
