@@ -108,7 +108,9 @@ def visit(app, chromium):
         tab.on("request", lambda r: None if r.url.startswith(own) else asked.append(r.url))
         tab.on("response", lambda r: failed.append((r.status, r.url)) if r.status > 399 else None)
         tab.on("pageerror", lambda error: failed.append(str(error)))
-        tab.goto(app.address)
+        # gradio listens, also to uploads, once its first stream of events is open
+        with tab.expect_response(lambda response: "/queue/data" in response.url):
+            tab.goto(app.address)
         tab.wait_for_selector("text=No images at hand")
         return tab
 
