@@ -54,7 +54,7 @@ from ..bounds import Real, Whole, check_fields
 from ..errors import InputError
 from ..interrupts import heed_interrupt
 from ..io.datasets import head
-from ..noise import Gaussian, PerChannel, PoissonGaussian
+from ..noise import Gaussian
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId, generator
 from .learner import Learner
@@ -68,6 +68,7 @@ from .losses import (
     masked_ambient_matching,
     noise2noise,
     recorrupted,
+    splitting,
     supervised,
 )
 from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior
@@ -310,8 +311,7 @@ class FlowDiff(Learner):
             few = range(max(len(dirty) // 2, 1))  # as many evaluations as images
             own, given = own.index_select(few), given[: len(few)]
             recipe = self.recipe
-            counted = isinstance(own.noise, PoissonGaussian | PerChannel)
-            alpha = recipe.alpha_photons if counted else recipe.alpha
+            alpha = recipe.alpha if splitting(own) is None else recipe.alpha_photons
             loss = recorrupted(self.posterior, given, own, alpha, noise, recipe.hide)
         if not len(clean):
             return loss

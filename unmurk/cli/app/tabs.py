@@ -48,8 +48,7 @@ images: a run that has learned from images like yours (next tab) is the best cho
 LEARN = """\
 Learn what clean images look like from your noisy ones. It takes minutes to hours, goes on when you
 close this page, and can be stopped and continued. A few hundred images, or a few large ones, are
-enough. Gray images are learned by networks that know edges and textures from synthetic
-drawings already.
+enough. For gray images the networks know edges and textures beforehand, from synthetic drawings.
 """
 SOLVE = """\
 Undo another corruption with what was learned: fill holes, sharpen, enlarge. The images may be
