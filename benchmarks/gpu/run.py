@@ -187,7 +187,7 @@ def sampling_rate(party: str, options: Options) -> dict[str, float]:
 def cost(method: str, options: Options) -> dict[str, float | None]:
     """Time of a solver's run over that of its network calls, on each operator; None: refused."""
     seeds = range(1 if options.toy else 3)
-    return overhead.ratios(method, untrained_prior(options, overhead.SHAPE[-1]), seeds)
+    return overhead.ratios(method, overhead.packaged_prior(), seeds)
 
 
 def solving(method: str, options: Options) -> Piece:

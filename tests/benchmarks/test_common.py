@@ -76,7 +76,7 @@ def test_tables_from_lines():
 
 def test_the_note_of_a_result_is_on_its_page():
     result = header({"repeats": 2}) | {"ratios": {}, "note": "Made before."}
-    result["settings"] |= {"steps": 2, "shape": [1, 1, 8, 8], "noise": 0.1, "network": "tiny"}
+    result["settings"] |= {"steps": 2, "steps_of": {}, "images": 1, "noise": 0.1, "prior": "x"}
     assert "**Note.** Made before." in suite("overhead").render([result])
 
 

@@ -13,7 +13,7 @@ from unmurk.errors import InputError
 @pytest.mark.slow
 def test_every_piece_runs_at_toy_size_and_within_its_budget(tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", Preset((8, 8), 1, False, 8, 8, 1, 8))
-    monkeypatch.setattr(gpu.overhead, "SHAPE", (2, 1, 16, 16))
+    monkeypatch.setattr(gpu.overhead, "COUNT", 2)
     monkeypatch.setattr(gpu.overhead, "STEPS", 2)
     monkeypatch.setattr(gpu.speed, "EVALUATIONS", 3)
     monkeypatch.setattr(gpu, "METHODS", {k: gpu.METHODS[k] for k in ("red-diff", "ddnm")})
