@@ -27,7 +27,7 @@ code here.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ from .errors import InputError
 from .flows.conditioner import known
 from .flows.posterior import Posterior
 from .problem import Problem
+from .progress import each
 from .rng import generator
 from .solvers.inputs import equal_channels
 
@@ -102,12 +103,11 @@ class Tiling:
         top, left = corner
         return x[..., top : top + self.tile[0], left : left + self.tile[1]]
 
-    def chunks(self, images: int) -> Iterator[list[tuple[int, tuple[int, int]]]]:
-        """Yield (image, corner) of all tiles of a batch, in lists of at most PIXELS pixels."""
-        each = [(image, corner) for image in range(images) for corner in self.corners]
+    def chunks(self, images: int) -> list[list[tuple[int, tuple[int, int]]]]:
+        """Return (image, corner) of all tiles of a batch, in lists of at most PIXELS pixels."""
+        places = [(image, corner) for image in range(images) for corner in self.corners]
         size = max(1, PIXELS // (self.tile[0] * self.tile[1]))
-        for first in range(0, len(each), size):
-            yield each[first : first + size]
+        return [places[first : first + size] for first in range(0, len(places), size)]
 
     def gather(self, x: Tensor, places: list[tuple[int, tuple[int, int]]]) -> Tensor:
         """Collect tiles of images (B, C, H, W) into a batch of tiles."""
@@ -205,7 +205,7 @@ class TiledPrior:
         network = self._network(tiling.tile)
         learning = torch.is_grad_enabled() and x.requires_grad
         total = torch.zeros_like(x)
-        for places in tiling.chunks(len(x)):
+        for places in each(tiling.chunks(len(x))):
             tiles = tiling.gather(x, places)
             levels = sigma[[image for image, _ in places]]
             if learning:
@@ -287,7 +287,7 @@ class TiledPosterior:
         """Draw from q(x | y), shape (n, B, C, H, W); see `Posterior.sample`."""
         start, mask, spread, tiling, numbers = self._look(y, problem, index)
         draws = torch.zeros(n, *start.shape, dtype=start.dtype, device=start.device)
-        for places in tiling.chunks(len(start)):
+        for places in each(tiling.chunks(len(start))):
             context = self._context(start, mask, spread, tiling, places)
             for k in range(n):
                 z = self._noise(tiling, places, numbers, seed, k, start)
@@ -316,7 +316,7 @@ class TiledPosterior:
             raise InputError(f"the number of draws is {n}: give an even number of at least 2")
         start, mask, spread, tiling, numbers = self._look(y, problem, index)
         mean, std = torch.zeros_like(start), torch.zeros_like(start)
-        for places in tiling.chunks(len(start)):
+        for places in each(tiling.chunks(len(start))):
             context = self._context(start, mask, spread, tiling, places)
 
             def noise(k: int, chosen: Any = places) -> Tensor:

@@ -1,13 +1,13 @@
 """The certification as a command: it runs in processes and makes a table, a picture and a file."""
 
 import io
+import itertools
 import json
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..evaluation.certify import RANK, Row, certify, claiming_solvers, default_solvers
 from ..evaluation.exam import BIAS, LEVEL, PROBLEMS, SHORT, SPREAD
 from ..io.atomic import write as write_atomically
+from ..progress import Parts
 from ..solvers.base import Claim
 from .console import plain
 
@@ -51,7 +52,7 @@ every row; --thorough runs all solvers on all problems."""
 def run(
     methods: Sequence[str] = (), out: Path | None = None, *, seed: int = 0, thorough: bool = False
 ) -> dict[str, Any]:
-    """Certify solvers, with one process of one thread per core; progress goes to stderr.
+    """Certify solvers, with one process of one thread per core; see `progress`.
 
     Args:
         methods: Names as in `certify.default_solvers`; empty: all if thorough, else those that
@@ -76,9 +77,17 @@ def run(
         known if thorough else claiming_solvers()
     )
     problems = PROBLEMS if thorough else SHORT
-    with _progress(len(solvers) * len(problems)) as step:
-        processes = min(os.cpu_count() or 1, PROCESSES)
-        rows = certify(solvers, seed=seed, problems=problems, progress=step, processes=processes)
+    processes = min(os.cpu_count() or 1, PROCESSES)
+    total, done = len(solvers) * len(problems), itertools.count(1)
+    with Parts() as parts:
+        parts.advance(0, total)
+        rows = certify(
+            solvers,
+            seed=seed,
+            problems=problems,
+            progress=lambda _: parts.advance(next(done), total),
+            processes=processes,
+        )
     result: dict[str, Any] = {"seed": seed, "thorough": thorough, "processes": processes}
     result |= {"seconds": time.monotonic() - start, "holds": holds(rows)}
     result |= {"rows": [asdict(row) for row in rows]}
@@ -92,30 +101,6 @@ def run(
 def read(result: dict[str, Any]) -> list[Row]:
     """Return the rows in a result of `run`, or in its file."""
     return [Row(**row) for row in result["rows"]]
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[Row], None]]:
-    """Show the progress and the remaining time on stderr: a bar, or a line every ten seconds."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    start, said = time.monotonic(), -math.inf
-    done = 0
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("certify", total=total)
-
-        def step(row: Row) -> None:
-            nonlocal done, said
-            done += 1
-            bar.update(task, completed=done, description=row.solver)
-            now = time.monotonic()
-            if not console.is_terminal and now - said > 10:
-                left, said = (now - start) * (total / done - 1), now
-                console.print(f"certify {100 * done / total:3.0f}%  {left:.0f} s left")
-
-        yield step
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from .. import __version__
 from ..errors import InputError
 from ..interrupts import is_uninterrupted
 from ..io.locks import local_rank, ranks
+from ..progress import working
 from .arguments import explain
 from .commands import COMMANDS
 from .console import escape, plain
@@ -34,6 +35,7 @@ from .help import HelpPage, with_help
 __all__ = ["main"]
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+OWN = ("learn", "demo", "app")  # commands that show their progress themselves
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -90,7 +92,9 @@ def _main(argv: list[str]) -> int:
         return command
     ranks(), local_rank()  # wrong ones are reported before anything is read
     command.check()
-    with redirect_stdout(sys.stderr):
+    name = type(command).__name__.lower()
+    shown = name not in OWN and ranks()[0] == 0
+    with redirect_stdout(sys.stderr), working(name, shown):
         result = command.run()
     if not result:  # another process of the same run has the result
         return 0

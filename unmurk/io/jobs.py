@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..progress import Parts
 from .formats import tiff
 from .formats.pictures import Nan, bad_pixels, check_finite, open_pages
 from .formats.registry import Writer
@@ -150,30 +151,35 @@ def process(
                 yield from _groups(pages, batch, copies)
 
     sink: Sink | None = None
+    reached, total = 0, sum(job.pages for job in left)
     try:
-        for group in groups():
-            if not any(page.job.out in wanted for page in group):
-                continue
-            y = group[0].image[None]  # one page may be most of the memory: it is not copied
-            if len(group) > 1:
-                y = torch.stack([page.image for page in group])
-            found = engine(y, [page.job.number + page.place for page in group])
-            parts = {name: value.cpu() for name, value in found.items()}
-            del y, found
-            for place, page in enumerate(group):
-                if sink is not None and sink.job is not page.job:
-                    sink.abandon()  # its file turned out bad half-way
-                    sink = None
-                if page.job.file.name in summary.skipped or page.job.out not in wanted:
+        with Parts() as work:
+            for group in groups():
+                if not any(page.job.out in wanted for page in group):
                     continue
-                sink = sink or Sink(page.job, page.scale, history)
-                sink.write({name: value[..., place, :, :, :] for name, value in parts.items()})
-                summary.clipped *= summary.images / (summary.images + 1)
-                summary.images += 1
-                summary.clipped += sink.clipped / summary.images
-                if sink.full:
-                    _close(sink, ledger, names[page.job.out])
-                    sink = None
+                work.advance(reached, total, len(group))
+                reached += len(group)
+                y = group[0].image[None]  # one page may be most of the memory: it is not copied
+                if len(group) > 1:
+                    y = torch.stack([page.image for page in group])
+                found = engine(y, [page.job.number + page.place for page in group])
+                parts = {name: value.cpu() for name, value in found.items()}
+                del y, found
+                for place, page in enumerate(group):
+                    if sink is not None and sink.job is not page.job:
+                        sink.abandon()  # its file turned out bad half-way
+                        sink = None
+                    if page.job.file.name in summary.skipped or page.job.out not in wanted:
+                        continue
+                    sink = sink or Sink(page.job, page.scale, history)
+                    sink.write({name: value[..., place, :, :, :] for name, value in parts.items()})
+                    summary.clipped *= summary.images / (summary.images + 1)
+                    summary.images += 1
+                    summary.clipped += sink.clipped / summary.images
+                    if sink.full:
+                        _close(sink, ledger, names[page.job.out])
+                        sink = None
+            work.advance(total, total)
     finally:
         if sink is not None:
             sink.abandon()

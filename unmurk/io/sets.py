@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
+from ..progress import each
 from .axes import ALL, Selection
 from .formats.hdf5 import is_hdf5
 from .formats.pictures import Nan, holds_images
@@ -201,7 +202,7 @@ def restore_set(
     step = together(height * width, batch, copies)
     sink = _Sink(file, beside, data)
     try:
-        for first in range(0, len(data), step):
+        for first in each(range(0, len(data), step)):
             found = engine(_batch(data.y, first, step), list(data.numbers[first : first + step]))
             sink.write(first, {name: value.cpu() for name, value in found.items()})
         ledger.begin(names)

@@ -44,6 +44,7 @@ from ..devices import on_device
 from ..diffusion.samplers import karras
 from ..errors import InputError
 from ..problem import Problem
+from ..progress import each
 from ..rng import PerImageGenerator
 from .data_term import prox
 from .inputs import prepare
@@ -250,7 +251,7 @@ class Solver:
         if not state.levels:
             raise InputError(f"{self.name} has no noise levels: its schedule is empty")
         levels = [*state.levels, 0.0]
-        for state.step in range(1, len(levels)):
+        for state.step in each(range(1, len(levels))):
             state.sigma, state.sigma_next = levels[state.step - 1], levels[state.step]
             with torch.no_grad():
                 self.step(state)

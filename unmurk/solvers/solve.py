@@ -39,6 +39,7 @@ from ..bounds import Whole
 from ..checks import require_plausible
 from ..devices import on_device
 from ..problem import Problem
+from ..progress import each
 from ..rng import PerImageGenerator
 from .auto import Auto
 from .base import METHODS, PRESETS, Callback, Claim, Solver
@@ -217,7 +218,7 @@ def solve(
     name = method if isinstance(method, str) else solver.name
     parts = [
         _solve_part(inputs, entries, solver, prior, restarts or 1, callback, name)
-        for entries in _batches(len(inputs), batch)
+        for entries in each(list(_batches(len(inputs), batch)))
     ]
     found = torch.cat([x for x, _, _ in parts]).reshape(samples, len(y), *inputs.shape)
     std = found.std(0) if samples > 1 else torch.zeros_like(found[0])
@@ -247,7 +248,7 @@ def _solve_part(
     """Restore some entries of the batch: images (N, C, H, W), traces and evaluations."""
     y, problem, init = inputs.select(entries)
     denoise, runs = CountingDenoiser(prior), []
-    for restart in range(restarts):
+    for restart in each(range(restarts)):
         states = solver.run(y, problem, denoise, inputs.generator(entries, restart), init)
         runs.append(_follow(states, callback))
     x, traces = _best(runs)

@@ -20,6 +20,7 @@ import numpy as np
 from ...bounds import Real, Whole
 from ...errors import InputError
 from ...io.packaged import GENERIC, SETS, models
+from ...progress import is_line
 from ..commands.restoring import trained_problem
 from ..data import problem_of, run_span
 from .jobs import Job, shown
@@ -345,7 +346,8 @@ class Desk:
         out = folder / RESTORED
         names = _names(images) | {str(out): RESTORED, str(folder / "mask.png"): "mask.png"}
         command = shown(argv, names | _relative(model))
-        remarks = [session.said(line) for line in job.remarks() if line.strip()]
+        lines = [line for line in job.remarks() if line.strip() and not is_line(line)]
+        remarks = [session.said(line) for line in lines]
         span: Any = images.span or run_span(model)
         sample = _sample(images, span)
         if argv[0] == "restore":

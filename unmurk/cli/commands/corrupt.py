@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import remark
 from ...io.formats.registry import holds_images, is_folder, is_written
 from ...io.outputs import Output, key_of, output
+from ...progress import each
 from ..data import check_floats, images_of, note_pages, problem_of, selection_of
 from ..options import (
     Axes,
@@ -88,7 +89,7 @@ class Corrupt(Command):
                 self.data, True, self.skip_bad, self.range, read=read, select=select
             )
             with GeneratedWriter(to.path, len(data), data.scale, data.names) as writer:
-                for first in range(0, len(data), BATCH):
+                for first in each(range(0, len(data), BATCH)):
                     numbers = data.numbers[first : first + BATCH]
                     x = data.y[first : first + BATCH]
                     writer.write(problem.simulate(x, seed=self.seed, index=numbers))

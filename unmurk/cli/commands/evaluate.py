@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from ...bounds import Real
 from ...errors import InputError
 from ...io.formats.registry import is_folder
+from ...progress import each
 from ..data import images_of, place, selection_of
 from ..options import FILES, Axes, Channel, Command, Json, MaybePath, MaybeRange
 
@@ -82,7 +83,7 @@ class Evaluate(Command):
         truths = [truth for _, truth in files]
         spans = spans_of(self.reference, truths, self.range, math.inf, select)
         parts = []
-        for pair in files:
+        for pair in each(files):
             restored, truth = _in_one_scale(*pair, spans, select)
             if restored.shape != truth.shape:
                 raise InputError(

@@ -8,6 +8,7 @@ from tyro.conf import arg
 
 from ...bounds import Whole
 from ...io.outputs import files_of, output
+from ...progress import each
 from ..data import note_run, place, run_scale
 from ..options import AnyPrior, Command, Json, Seed, job_of
 
@@ -47,7 +48,7 @@ class Sample(Command):
             to.expect(numbered(self.n, writer.form) if to.folder else [to.path.name])
             batch = min(BATCH, prior.together(prior.shape[1] * prior.shape[2]))
             with writer:
-                for first in range(0, self.n, batch):
+                for first in each(range(0, self.n, batch)):
                     count = min(batch, self.n - first)
                     images = prior.sample(count, steps=self.steps, seed=self.seed, first=first)
                     writer.write(images.cpu())

@@ -1,7 +1,5 @@
 """`unmurk solve`: any operator, by an iterative solver."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -141,21 +139,19 @@ class Solve(Command):
                 flow = None
                 if posteriors is not None:
                     flow = posterior_for(posteriors.of(shape[0]), shape, self.tile)
-                with _progress(self.method) as callback:
-                    result = solve(
-                        y,
-                        _weighted(bound, frames, y),
-                        prior_for(prior, shape, self.tile),
-                        method=self.method,
-                        samples=self.samples,
-                        restarts=self.restarts,
-                        seed=self.seed,
-                        init="posterior" if starts else None,
-                        posterior=flow,
-                        callback=callback,
-                        nan=nan,
-                        **options,
-                    )
+                result = solve(
+                    y,
+                    _weighted(bound, frames, y),
+                    prior_for(prior, shape, self.tile),
+                    method=self.method,
+                    samples=self.samples,
+                    restarts=self.restarts,
+                    seed=self.seed,
+                    init="posterior" if starts else None,
+                    posterior=flow,
+                    nan=nan,
+                    **options,
+                )
                 chi2 = result.trace[-1]["chi2"] if result.trace else None
                 ends.append((len(y), chi2, result.method, result.nfe))
                 several = {"samples": result.samples, "std": result.std}
@@ -207,15 +203,3 @@ def _weighted(problem: "Problem", frames: "Frames", y: "torch.Tensor") -> "Probl
 
     weights = frames.sensitivity[None].to(y.device)
     return problem._with(Weighted(problem.operator, weights), problem.index)
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show a bar on stderr, moved by a solver's callback."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda state: bar.update(task, completed=state["step"], total=state["steps"])
