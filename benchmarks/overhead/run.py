@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import common
 from benchmarks.common import CommonOptions, Row, Suite, markdown, synchronized_time
+from unmurk.devices import default_device
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.problem import Problem
@@ -85,7 +85,7 @@ def ratios(method: str, prior: Prior, seeds: range) -> dict[str, float | None]:
 def measure(options: Options) -> Row:
     """The ratios of all solvers, {solver: {operator: ratio}}; each is stored when it is known."""
     torch.manual_seed(options.seed)
-    prior = Prior.create(NETWORK, SHAPE[1:]).to(common.default_device()).eval()
+    prior = Prior.create(NETWORK, SHAPE[1:]).to(default_device()).eval()
     seeds = range(options.seed, options.seed + options.repeats)
     settings = {"repeats": options.repeats, "steps": STEPS, "shape": list(SHAPE)}
     settings |= {"noise": NOISE, "network": NETWORK}
