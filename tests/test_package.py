@@ -130,7 +130,7 @@ def test_no_import_is_circular():
 
 
 LAYERS = [
-    ["errors", "bounds", "rng", "interrupts"],
+    ["errors", "bounds", "rng", "interrupts", "plugins"],
     ["io.json_files", "io.atomic", "io.limits", "io.packaged", "io.locks", "io.ledger"],
     ["io.axes", "io.scale", "io.layouts", "io.formats", "io.folders", "io.survey", "io.streams"],
     ["io.images", "io.generated", "io.outputs", "io.weights", "devices"],

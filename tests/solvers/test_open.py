@@ -397,9 +397,7 @@ def test_entry_points_are_loaded_when_their_name_is_asked_for(monkeypatch):
         found = solve(y, MASK, PRIOR, "outside", steps=4)
         assert torch.equal(found.mean, solve(y, MASK, PRIOR, Clipped(steps=4)).mean)
         assert found.method == "outside" and points[0].loaded == 1
-    with pytest.raises(
-        InputError, match="'broken' cannot be loaded from 'package:broken'"
-    ) as said:
+    with pytest.raises(InputError, match="'broken' cannot be loaded from package:broken") as said:
         solve(y, MASK, PRIOR, "broken")
     assert "\n" not in str(said.value)
     with pytest.raises(InputError, match="solver 'function' is .*give a subclass of Solver"):

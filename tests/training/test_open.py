@@ -4,7 +4,7 @@ import inspect
 import json
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -109,16 +109,16 @@ def test_a_decorator_registers_a_name():
 @pytest.mark.usefixtures("registered")
 def test_entry_points_are_read_when_their_name_is_asked_for(monkeypatch):
     points = [
-        EntryPoint("weighted", f"{__name__}:Weighted", registry.GROUP),
-        EntryPoint("broken", "no_such_package:Learner", registry.GROUP),
+        metadata.EntryPoint("weighted", f"{__name__}:Weighted", registry.GROUP),
+        metadata.EntryPoint("broken", "no_such_package:Learner", registry.GROUP),
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: points)
     assert training.names()[-2:] == ["weighted", "broken"]
     assert training.learner_class("weighted") is Weighted
     with pytest.raises(InputError) as raised:
         training.learner_class("broken")
     text = str(raised.value)
-    assert "'broken' of the entry point no_such_package:Learner cannot be imported" in text
+    assert "'broken' cannot be loaded from no_such_package:Learner" in text
     assert "\n" not in text
     with pytest.raises(InputError, match="unknown method 'x': choose one of flowdiff, .*, broken"):
         training.learner_class("x")
