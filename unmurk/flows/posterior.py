@@ -46,7 +46,7 @@ from ..bounds import Whole, check_memory
 from ..devices import on_device
 from ..diffusion.networks import preset
 from ..diffusion.prior import locate
-from ..errors import InputError
+from ..errors import InputError, size_text
 from ..gaussian import Wiener
 from ..interrupts import heed_interrupt
 from ..io.packaged import of_any_size
@@ -197,7 +197,7 @@ class Config:
 
 def _work(self: "Posterior", y: Tensor, *_: object, **__: object) -> str:
     """Describe the work, for the message that memory has run out."""
-    return f"{len(y)} measurements of images {'x'.join(map(str, self.shape))} at a time"
+    return f"{len(y)} measurements of images {size_text(self.shape)} at a time"
 
 
 class Posterior(Flow):

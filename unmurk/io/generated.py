@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from .atomic import write
 from .formats.pictures import encode_picture
 from .formats.tiff_writer import StackWriter
@@ -121,7 +121,7 @@ class GeneratedWriter:
                 for image in images:
                     self._write_picture(image)
         except OSError as error:
-            raise InputError(f"cannot write {self.out}: {error.strerror or error}") from error
+            raise InputError(f"cannot write {self.out}: {reason(error)}") from error
         share = self.scale.clipped(images) * len(images)
         self.clipped = (self.clipped * self.written + share) / (self.written + len(images))
         self.written += len(images)

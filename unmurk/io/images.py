@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from .atomic import write
 from .axes import ALL, Selection
 from .folders import pictures_in, read_files, usual_kind
@@ -432,7 +432,7 @@ def save_images(
             return _save_pictures(images, out, names, scale, form)
         return [_save_array(images, out, scale, form)]
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {out}: {reason(error)}") from error
 
 
 def format_of(out: Path) -> str | None:

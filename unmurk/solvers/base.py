@@ -42,7 +42,7 @@ from torch import Tensor
 from ..bounds import Choice, Real, Whole, check_fields, shown
 from ..devices import on_device
 from ..diffusion.samplers import karras
-from ..errors import InputError
+from ..errors import InputError, size_text
 from ..problem import Problem
 from ..rng import PerImageGenerator
 from .data_term import prox
@@ -104,12 +104,12 @@ PRESETS: Mapping[tuple[str, str], type["Solver"]] = MappingProxyType(REGISTERED_
 
 def _advance_work(y: Tensor, *_: Any) -> str:
     """Describe a step, for the message that memory has run out."""
-    return f"a step of a solver on measurements {'x'.join(map(str, y.shape))}"
+    return f"a step of a solver on measurements {size_text(y.shape)}"
 
 
 def _iterate_work(solver: Any, y: Tensor, *_: Any, **__: Any) -> str:
     """Describe the start of a run, for the same message."""
-    return f"the start of {solver.name} on measurements {'x'.join(map(str, y.shape))}"
+    return f"the start of {solver.name} on measurements {size_text(y.shape)}"
 
 
 @on_device(_advance_work, "give fewer or smaller images")

@@ -34,7 +34,7 @@ from ..devices import (
     physics_outside_autocast,
 )
 from ..diffusion.prior import Prior
-from ..errors import InputError
+from ..errors import InputError, size_text
 from ..flows.posterior import Posterior
 from ..interrupts import interruptible
 from ..io.datasets import Batches, Source
@@ -408,7 +408,7 @@ class Trainer:
 
     def _too_large(self, error: BaseException) -> InputError:
         """Return the error for a run that takes more memory than there is."""
-        size = "x".join(map(str, self.y.shape[1:]))
+        size = size_text(self.y.shape[1:])
         what = f"a batch of {self.settings.batch} measurements {size}"
         return no_memory(
             error,
