@@ -135,6 +135,7 @@ LAYERS = [
     ["io.axes", "io.scale", "io.layouts", "io.formats", "io.folders", "io.survey", "io.streams"],
     ["io.images", "io.generated", "io.outputs", "io.weights", "devices"],
     ["operators"],
+    ["noise_units"],
     ["noise"],
     ["patches"],
     ["noise_estimation"],

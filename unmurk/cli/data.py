@@ -76,7 +76,7 @@ def problem_of(
         captures: Captures that it is estimated from, in place of images.
         check: Whether floats far from [0, 1] are refused whatever the noise.
     """
-    from ..noise import has_units, in_units
+    from ..noise_units import has_units, in_units
     from ..problem import Problem
 
     first = images if captures is None else captures.first
