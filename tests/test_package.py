@@ -133,7 +133,7 @@ LAYERS = [
     ["errors", "bounds", "rng", "interrupts", "plugins"],
     ["io.json_files", "io.atomic", "io.limits", "io.packaged", "io.locks", "io.ledger"],
     ["io.axes", "io.scale", "io.layouts", "io.formats", "io.folders", "io.survey", "io.streams"],
-    ["io.images", "io.generated", "io.outputs", "io.weights", "devices"],
+    ["io.images", "io.saving", "io.generated", "io.outputs", "io.weights", "devices"],
     ["operators"],
     ["noise_units"],
     ["noise"],

@@ -34,7 +34,8 @@ from .citations import citation
 from .diffusion.prior import Prior
 from .errors import InputError
 from .flows.posterior import Posterior
-from .io.images import load_images, save_images
+from .io.images import load_images
+from .io.saving import save_images
 from .operators import operator
 from .problem import Problem
 from .solvers import solve

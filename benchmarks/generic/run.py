@@ -35,8 +35,9 @@ from benchmarks.common import DataOptions, Row, Suite, markdown
 from unmurk.diffusion.prior import Prior
 from unmurk.evaluation.metrics import psnr
 from unmurk.flows.posterior import Posterior
-from unmurk.io.images import load_images, save_images
+from unmurk.io.images import load_images
 from unmurk.io.packaged import for_channels
+from unmurk.io.saving import save_images
 from unmurk.io.weights import digest
 from unmurk.noise import PoissonGaussian
 from unmurk.noise_estimation import estimate_noise

@@ -271,7 +271,7 @@ def run_scale(run: str | Path) -> "Scale | None":
     """
     from dataclasses import replace
 
-    from ..io.images import FORMATS
+    from ..io.saving import FORMATS
     from ..io.scale import Scale
 
     for config, kept in _configs(run):

@@ -14,15 +14,7 @@ from ..errors import InputError, reason
 from .atomic import write
 from .formats.pictures import encode_picture
 from .formats.tiff_writer import StackWriter
-from .images import (
-    PNG_TYPES,
-    array_writer,
-    format_of,
-    pixels_of,
-    stems,
-    write_tiff,
-    written_scale,
-)
+from .saving import PNG_TYPES, array_writer, format_of, pixels_of, stems, write_tiff, written_scale
 from .scale import Scale
 from .streams import ImagesWriter
 
