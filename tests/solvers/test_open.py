@@ -14,7 +14,18 @@ from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianPrior
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
-from unmurk.solvers import METHODS, PRESETS, DiffPir, Draws, RedDiff, Solver, base, register, solve
+from unmurk.solvers import (
+    METHODS,
+    PRESETS,
+    AnnealedSolver,
+    DiffPir,
+    Draws,
+    RedDiff,
+    Solver,
+    base,
+    register,
+    solve,
+)
 from unmurk.solvers.snips import DEPTH
 
 SHAPE = (1, 6, 6)
@@ -360,6 +371,27 @@ def test_names_are_taken_once():
             pass
 
     assert METHODS["mine"] is Mine
+
+
+class Undecorated(DiffPir):
+    """Declares an option without the decorator."""
+
+    weight: float = 1.0
+
+
+def test_what_a_class_of_ones_own_lacks_is_one_line():
+    y = measured()
+    for make in (lambda: Undecorated(weight=2.0), lambda: Undecorated()):
+        with pytest.raises(InputError, match="Undecorated declares the option weight but is no"):
+            make()
+    with pytest.raises(InputError, match="write @dataclass\\(frozen=True, kw_only=True\\) above"):
+        solve(y, MASK, PRIOR, Undecorated, weight=2.0)
+
+    class Empty(AnnealedSolver):
+        pass
+
+    with pytest.raises(InputError, match="Empty has no step: define step"):
+        solve(y, MASK, PRIOR, Empty(steps=2))
 
 
 class EntryPoint:

@@ -34,12 +34,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
-from ..bounds import Choice, Real, Whole, check_fields, shown
+from ..bounds import Choice, Real, Whole, check_declared, check_fields, shown
 from ..devices import on_device
 from ..diffusion.samplers import karras
 from ..errors import InputError, size_text
@@ -138,7 +138,8 @@ class Solver:
         citation: BibTeX of the paper.
 
     Raises:
-        InputError: An option is out of its bounds.
+        InputError: An option is out of its bounds; or a subclass that declares options is no
+            dataclass.
     """
 
     name: ClassVar[str] = ""
@@ -158,6 +159,10 @@ class Solver:
         if "claims" not in cls.__dict__:
             cls.claims = "heuristic"
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        check_declared(cls, "@dataclass(frozen=True, kw_only=True)")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         if self.levels is not None:
             object.__setattr__(self, "levels", _read_levels(self.levels))
@@ -174,7 +179,7 @@ class Solver:
         It reads `state.x_t` and sets `state.x_t`, `state.x` and `state.denoised`. No gradients are
         recorded unless the step enables them.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no step")
+        raise InputError(f"{type(self).__name__} has no step: define step(self, state)")
 
     def schedule(self, state: State, init: bool) -> list[float]:
         """Return the noise levels of a run, from high to low.

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ..bounds import shown
+from ..bounds import check_declared, shown
 from ..devices import network_precision
 from ..errors import InputError
 from ..plugins import load, offered
@@ -127,6 +127,7 @@ def build(solver: type[Solver], options: Mapping[str, Any], label: str) -> Solve
         ...
     unmurk.errors.InputError: diffpir has no option 'stride': it takes ...
     """
+    check_declared(solver, "@dataclass(frozen=True, kw_only=True)")
     known = sorted((option.name for option in fields(solver)), key="levels".__eq__)
     unknown = [name for name in options if name not in known]
     if unknown:

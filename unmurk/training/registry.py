@@ -20,13 +20,23 @@ from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ..bounds import Option, shown
+from ..bounds import Option, check_declared, shown
 from ..errors import InputError
 from ..plugins import load, offered
 from ..problem import Problem
+from ..solvers.registry import Draws, solver_class
 from .learner import Learner
 
-__all__ = ["METHODS", "configure", "describe", "learner_class", "names", "register", "resolve"]
+__all__ = [
+    "METHODS",
+    "configure",
+    "describe",
+    "learner_class",
+    "names",
+    "register",
+    "resolve",
+    "sampler_of",
+]
 
 GROUP = "unmurk.learners"
 LearnerType = TypeVar("LearnerType", bound=type[Learner])
@@ -151,6 +161,7 @@ def _options(cls: type) -> dict[str, Field[Any]]:
 def _known(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options. Raises InputError for one that the method does not have."""
     cls = _class_of(method)
+    check_declared(cls, "@dataclass(eq=False, kw_only=True)")
     known = _options(cls)
     for key in options:
         if key.partition(".")[0] not in known:
@@ -281,7 +292,7 @@ def _read(where: str, hint: Any, value: Any) -> Any:
     if kind in PLAIN:
         return _plain(where, kind, value)
     if get_origin(kind) is Callable:
-        return _sampler(value)
+        return sampler_of(value)
     return value
 
 
@@ -314,16 +325,17 @@ def _plain(where: str, kind: type, text: str) -> Any:
         raise InputError(f"{where} must be {PLAIN[kind]}, got {shown(text)}") from error
 
 
-def _sampler(text: str) -> Any:
+def sampler_of(text: str) -> Draws:
     """Return the solver "NAME,OPTION=VALUE,..." as a function that draws images.
 
     A solver with an option `steps` takes 16, unless the text says otherwise.
 
+    >>> sampler_of("mmps,iterations=3").spec
+    'mmps,iterations=3,steps=16'
+
     Raises:
         InputError: The solver or an option is unknown.
     """
-    from ..solvers.registry import Draws, solver_class
-
     name, *pairs = text.split(",")
     hints = get_type_hints(solver_class(name), include_extras=True)
     options = {"steps": "16"} if "steps" in hints else {}
