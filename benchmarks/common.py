@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jinja2
+import safetensors.torch
 import torch
 import tyro
 from torch import Tensor
@@ -47,23 +48,30 @@ __all__ = [
     "ROOT",
     "Column",
     "CommonOptions",
+    "DataOptions",
     "Row",
     "Suite",
+    "begin_process",
     "cells",
-    "default_device",
     "draw_sheet",
+    "hardware",
     "in_new_process",
     "markdown",
     "memory_in_use",
+    "metrics",
     "peak_memory",
     "process_status",
     "provenance",
     "read_row",
+    "read_tensors",
     "reset_peak_memory",
     "run_rows",
+    "save_sheet",
+    "stored_row",
     "synchronized_time",
     "tabulate",
     "write_json",
+    "write_tensors",
 ]
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +104,21 @@ class CommonOptions:
         if self.out is None:
             raise InputError("no folder for the results: give --out OUT, or --table")
         return self.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(CommonOptions):
+    """Options of a suite whose images are not in the package."""
+
+    data: Path | None = None
+    """Folder of the image sets; the script's first lines, or sets.py beside it, describe it."""
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder of the image sets; raises InputError if there is none."""
+        if self.data is None:
+            raise InputError("no images: give --data DIR")
+        return self.data
 
 
 @dataclass(frozen=True)
@@ -252,29 +275,65 @@ def read_row(file: Path, settings: Row | None = None) -> Row | None:
     return row
 
 
+def stored_row(file: Path, make: Callable[[], Row], settings: Row | None = None) -> Row:
+    """Read a row without its settings; a row that is missing is made, written and printed first.
+
+    Args:
+        file: The row's JSON file.
+        make: Returns the figures of the row.
+        settings: As for `read_row`.
+
+    Raises:
+        InputError: The row was made with other settings.
+    """
+    row = read_row(file, settings)
+    if row is None:
+        row = make()
+        print(row, file=sys.stderr, flush=True)
+        row |= {} if settings is None else {"settings": settings}
+        write_json(file, row)
+    return {key: value for key, value in row.items() if key != "settings"}
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors by name atomically, as safetensors."""
+    whole = {key: value.contiguous() for key, value in tensors.items()}
+    write_atomically(path, safetensors.torch.save(whole))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors that `write_tensors` wrote."""
+    return safetensors.torch.load_file(path)
+
+
+def metrics(run: Path) -> list[Row]:
+    """The lines of metrics.jsonl of a run folder."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def run_rows(
-    do: Callable[[Any, Any], str], tasks: Sequence[Any], options: Any, jobs: int, label: str = ""
-) -> None:
-    """Run do(task, options) for every task in new processes and print the lines it returns.
+    do: Callable[[Any, Any], Any], tasks: Sequence[Any], options: Any, jobs: int, label: str = ""
+) -> list[Any]:
+    """Call do(task, options) for every task in new processes; return the rows and count them.
 
     On a GPU there is one process; on a CPU each process has one thread.
 
     Args:
-        do: Runs a task and writes its row; returns a line on the outcome, empty if the row was
-            finished before.
+        do: Returns the row of a task; it runs the task if no row is stored.
         tasks: The tasks, in the order in which they are begun.
         options: The options of the suite.
         jobs: Number of processes on a CPU.
-        label: Text before each line.
+        label: Text before each count.
     """
     jobs = 1 if torch.cuda.is_available() else jobs
-    began, spawn = time.perf_counter(), multiprocessing.get_context("spawn")
+    rows, began = list[Any](), time.perf_counter()
+    spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, initializer=_use_one_thread) as pool:
-        for number, line in enumerate(pool.map(do, tasks, [options] * len(tasks)), 1):
-            if line:
-                seconds = time.perf_counter() - began
-                text = f"{label}{number}/{len(tasks)} {line} ({seconds:.0f} s)"
-                print(text, file=sys.stderr, flush=True)
+        for row in pool.map(do, tasks, [options] * len(tasks)):
+            rows.append(row)
+            text = f"{label}{len(rows)}/{len(tasks)} ({time.perf_counter() - began:.0f} s)"
+            print(text, file=sys.stderr, flush=True)
+    return rows
 
 
 def in_new_process(do: Callable[..., None], *arguments: Any) -> None:
@@ -283,17 +342,25 @@ def in_new_process(do: Callable[..., None], *arguments: Any) -> None:
         process.submit(do, *arguments).result()
 
 
+def begin_process(arguments: Sequence[str], folder: Path | None = None) -> subprocess.Popen:
+    """Begin a Python process of one thread that imports this checkout; what it prints is piped."""
+    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )
+
+
 def _use_one_thread() -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
 
 
-# -- devices, time and memory ---------------------------------------------------------------------
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# -- time and memory ------------------------------------------------------------------------------
 
 
 def synchronized_time() -> float:
@@ -426,14 +493,15 @@ def _picture(stem: str, text: str) -> str:
     return f"![{text}]({os.path.relpath(file, PAGES)})" if file.exists() else ""
 
 
+def hardware(row: Row) -> str:
+    """The hardware of a result or a row, as text."""
+    made = row["hardware"]
+    plural = "s" if made["threads"] != 1 else ""
+    return f"{made['cpu']}, {made['threads']} thread{plural}, {made['gpu'] or 'no GPU'}"
+
+
 def _provenance_table(results: Sequence[Row]) -> str:
     """Where the figures come from, a column for each result."""
-
-    def hardware(result: Row) -> str:
-        made = result["hardware"]
-        plural = "s" if made["threads"] != 1 else ""
-        return f"{made['cpu']}, {made['threads']} thread{plural}, {made['gpu'] or 'no GPU'}"
-
     lines = [["figures", *(result["settings"].get("profile", "") for result in results)]]
     lines.append(["command", *(f"`{result['command']}`" for result in results)])
     lines.append(["commit", *(str(result["commit"]) for result in results)])
@@ -477,6 +545,36 @@ def draw_sheet(
     axes.set_yticks([height * (i + 0.5) for i in range(len(labels))], labels, fontsize=7)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+def save_sheet(
+    path: Path,
+    tiles: Sequence[Sequence[Tensor | None]],
+    columns: Sequence[str],
+    labels: Sequence[str] = (),
+    *,
+    size: tuple[float, float],
+    dpi: int,
+    **text: Any,
+) -> None:
+    """Draw a grid of images with the titles above it to a file; see `draw_sheet`.
+
+    Args:
+        path: The file.
+        tiles: As for `draw_sheet`.
+        columns: As for `draw_sheet`.
+        labels: As for `draw_sheet`.
+        size: Width and height of the picture in inches.
+        dpi: Pixels of the picture in an inch.
+        text: As for `draw_sheet`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(size, dpi, layout="constrained")
+    axes = figure.subplots()
+    draw_sheet(axes, tiles, columns, labels, **text)
+    axes.xaxis.tick_top()
+    figure.savefig(path, bbox_inches="tight")
 
 
 def _framed(image: Tensor) -> Tensor:

@@ -130,11 +130,12 @@ def test_no_import_is_circular():
 
 
 LAYERS = [
-    ["errors", "bounds", "rng", "interrupts", "progress"],
+    ["errors", "bounds", "rng", "interrupts", "plugins", "progress"],
     ["io.json_files", "io.atomic", "io.limits", "io.packaged", "io.locks", "io.ledger"],
     ["io.axes", "io.scale", "io.layouts", "io.formats", "io.folders", "io.survey", "io.streams"],
-    ["io.images", "io.generated", "io.outputs", "io.weights", "devices"],
+    ["io.images", "io.saving", "io.generated", "io.outputs", "io.weights", "devices"],
     ["operators"],
+    ["noise_units"],
     ["noise"],
     ["patches"],
     ["noise_estimation"],

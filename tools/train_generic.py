@@ -45,7 +45,8 @@ from torch import Tensor
 
 from unmurk.diffusion.losses import gaussian, levels
 from unmurk.diffusion.networks import preset
-from unmurk.flows.posterior import Config, Posterior, known
+from unmurk.flows.conditioner import known
+from unmurk.flows.posterior import Config, Posterior
 from unmurk.gaussian import Wiener
 from unmurk.operators.base import per_image
 from unmurk.problem import Problem

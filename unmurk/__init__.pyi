@@ -18,8 +18,10 @@ from . import (
     noise_checks,
     noise_estimation,
     noise_scale,
+    noise_units,
     operators,
     patches,
+    plugins,
     problem,
     progress,
     repeats,
@@ -33,7 +35,8 @@ from .citations import citation
 from .diffusion.prior import Prior
 from .errors import InputError
 from .flows.posterior import Posterior
-from .io.images import load_images, save_images
+from .io.images import load_images
+from .io.saving import save_images
 from .operators import operator
 from .problem import Problem
 from .solvers import solve
@@ -66,9 +69,11 @@ __all__ = [
     "noise_checks",
     "noise_estimation",
     "noise_scale",
+    "noise_units",
     "operator",
     "operators",
     "patches",
+    "plugins",
     "problem",
     "progress",
     "repeats",

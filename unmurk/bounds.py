@@ -13,7 +13,7 @@ Numbers are written with ASCII digits, without underscores; Python's `int` and `
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from numbers import Integral
 from numbers import Real as RealNumber
 from typing import Any, get_args, get_type_hints
@@ -362,6 +362,37 @@ def check_fields(values: object, names: Mapping[str, str] | None = None) -> None
             value = getattr(values, name)
             if value is not None:
                 option.check((names or {}).get(name, name), value)
+
+
+def check_declared(kind: type, decorator: str) -> None:
+    """Check that every option that a class declares is a field of it, as a decorator makes it.
+
+    Without the decorator Python takes the declaration for an attribute of the class, which no
+    caller could set.
+
+    Args:
+        kind: A class that derives from a dataclass of options.
+        decorator: The decorator, for the message.
+
+    Raises:
+        InputError: A class was not decorated.
+
+    >>> from unmurk.solvers import DiffPir
+    >>> class Weighted(DiffPir):
+    ...     weight: float = 1.0
+    >>> Weighted(weight=2.0)
+    Traceback (most recent call last):
+    ...
+    unmurk.errors.InputError: Weighted declares the option weight but is no dataclass: ...
+    """
+    known = {field.name for field in fields(kind)}
+    for one in kind.__mro__:
+        for name, hint in one.__dict__.get("__annotations__", {}).items():
+            if is_dataclass(one) and name not in known and "ClassVar" not in str(hint):
+                raise InputError(
+                    f"{one.__name__} declares the option {name} but is no dataclass: write "
+                    f"{decorator} above the class"
+                )
 
 
 def _extras(hint: Any) -> list[Any]:

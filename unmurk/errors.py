@@ -5,10 +5,11 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["InputError", "escape", "remark", "size_text"]
+__all__ = ["InputError", "escape", "reason", "remark", "size_text"]
 
 WORD = 400  # characters of a value that a message repeats
 MESSAGE = 1000  # characters of a message
+REASON = 200  # characters of the message of another error
 
 
 class InputError(ValueError):
@@ -42,6 +43,23 @@ def size_text(size: Iterable[int]) -> str:
     '28x32'
     """
     return "x".join(str(int(n)) for n in size)
+
+
+def reason(error: BaseException) -> str:
+    """Return the message of another error for a message: one line of at most 200 characters.
+
+    Of an error of the system it is the text without number and file name; of an error without a
+    message it is the name of the class.
+
+    >>> from unmurk.errors import reason
+    >>> reason(ValueError("two\\nlines")), reason(OSError(28, "No space left on device", "a.npy"))
+    ('two lines', 'No space left on device')
+    >>> reason(KeyError())
+    'KeyError'
+    """
+    said = getattr(error, "strerror", None) or str(error)
+    text = " ".join(str(said).split()) or type(error).__name__
+    return text if len(text) <= REASON else f"{text[:REASON]}..."
 
 
 def escape(text: Any) -> str:

@@ -28,8 +28,8 @@ deviation
 .. math:: s = \bigl(1 / (k + 1) + \text{gain}^2 / \sigma^2\bigr)^{-1/2}
     \quad\text{at the maximum } k.
 
-Channels may have noise of their own: `PerChannel` holds one model for each. `in_units` reads
-numbers in gray levels of a file ("12dn") and in electrons ("poisson,gain=2.1e/dn").
+Channels may have noise of their own: `PerChannel` holds one model for each. Text forms may have
+numbers in gray levels of a file, see `noise_units`.
 
 NODES counts on each side are taken while s < 2 STRIDE; above, every h-th with
 h = floor(s / STRIDE). This loses nothing: by Poisson's summation formula the sum of a Gaussian of
@@ -38,7 +38,6 @@ standard deviation s over every h-th integer, times h, has a relative error of
 """
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -48,7 +47,7 @@ from torch import Tensor
 
 from .bounds import Option, Real, shown
 from .errors import InputError
-from .io.scale import Scale
+from .noise_units import GAIN, PER_CHANNEL, has_units, in_units
 from .rng import PerImageGenerator, binomial, binomial_pairs, normal
 
 __all__ = [
@@ -58,9 +57,6 @@ __all__ = [
     "PerChannel",
     "PoissonGaussian",
     "as_noise",
-    "has_units",
-    "in_units",
-    "noise_of",
 ]
 
 NODES, STRIDE = 80, 4  # s / h < 8, so that the window reaches 10 s to each side
@@ -69,12 +65,9 @@ WHOLE = 1e-2  # rounding error of counts in single precision
 
 SIGMA = Real(1e-6, 10, zero=True)
 """Bounds of a standard deviation in units of the image range; at 10 no image is visible."""
-GAIN = Real(1e-12, 10)
-"""Bounds of a gain: from 1e12 counts at white, hardly any noise, to one count in ten pixels."""
 OFFSET = Real(0, 10)
 CHANNELS = 16
 """Most channels of an image."""
-PER_CHANNEL = "per-channel:"
 
 
 @runtime_checkable
@@ -418,193 +411,6 @@ def as_noise(value: Any) -> Noise:
                 raise
             return _parse(value)
     return value if isinstance(value, Noise) else Gaussian(value)
-
-
-KINDS: dict[str, tuple[str, ...]] = {
-    "ZeroNoise": (),
-    "GaussianNoise": ("sigma",),
-    "PoissonNoise": ("gain",),
-    "PoissonGaussianNoise": ("gain", "sigma"),
-}
-"""Noise models of deepinv that this package has too, by class name, and their numbers."""
-
-ASIDE = {"normalize", "clip_positive", "rng", "initial_random_state", "noise_model", "training"}
-"""Attributes of a noise model that do not change the distribution of y, or that `noise_of` checks
-separately."""
-
-
-def noise_of(operator: Any) -> Noise:
-    """Read the noise of an operator from another library, its attribute `noise_model`.
-
-    The noise must be one of `KINDS`, or an object with the numbers `sigma` and `gain` that cannot
-    be called. Any other noise would be ignored silently, so it raises an error.
-
-    Args:
-        operator: A physics of deepinv, or any object. Without a `noise_model` the noise is 0.
-
-    Raises:
-        InputError: The noise is of another kind, varies from image to image, or counts photons.
-
-    >>> from types import SimpleNamespace
-    >>> noise_of(SimpleNamespace(noise_model=SimpleNamespace(sigma=0.1)))
-    Gaussian(sigma=0.1)
-    """
-    model = getattr(operator, "noise_model", None)
-    if model is None or isinstance(operator, str):
-        return Gaussian(0.0)
-    if isinstance(model, Noise):
-        return model
-    name = type(model).__name__
-    kind = next((k.__name__ for k in type(model).__mro__ if k.__name__ in KINDS), None)
-    held = {key for key in _attributes(model) if key not in ASIDE}
-    if kind is None and not callable(model) and held and held <= {"gain", "sigma"}:
-        wanted: tuple[str, ...] = tuple(held)
-    elif kind is not None and held <= set(KINDS[kind]):
-        wanted = KINDS[kind]
-    else:
-        what = f" ({', '.join(sorted(held))})" if held else ""
-        raise InputError(
-            f"the operator has the noise {name}{what}, which unmurk does not support: give"
-            f" noise= as a number, or as one of {', '.join(sorted({f for f, *_ in FORMS}))}"
-        )
-    gain, sigma = (
-        _one(key, getattr(model, key, 0.0)) if key in wanted else 0.0 for key in ("gain", "sigma")
-    )
-    if not gain:
-        return Gaussian(sigma)
-    if not getattr(model, "normalize", True):
-        raise InputError(
-            "the operator's noise_model is in units of photons: give it normalize=True"
-        )
-    return PoissonGaussian(gain, sigma)
-
-
-def _attributes(model: Any) -> set[str]:
-    """Return the names of an object's public values, without those of every torch module."""
-    names = {key for key in dir(model) if not key.startswith("_")} - set(dir(torch.nn.Module))
-    return {key for key in names if not callable(getattr(model, key, None))}
-
-
-def _one(name: str, value: Any) -> Any:
-    """Return the number that all entries of a tensor share."""
-    if isinstance(value, Tensor) and value.unique().numel() != 1:
-        raise InputError(
-            f"the operator's noise_model.{name} varies: give one noise for all images"
-        )
-    return float(value.flatten()[0]) if isinstance(value, Tensor) else value
-
-
-UNITS = re.compile(
-    r"(?P<number>[0-9.]+(?:[eE][+-]?[0-9]+)?)(?P<unit>e-?/(?:dn|adu)|dn|adu|e-?)", re.I
-)
-"""A number in gray levels (dn, adu), in electrons (e), or in electrons for each gray level."""
-
-
-def has_units(text: str) -> bool:
-    """Whether a text form has numbers in gray levels or electrons; `in_units` reads it.
-
-    >>> has_units("12dn"), has_units("0.1")
-    (True, False)
-    """
-    values = (part.rpartition("=")[2].strip() for part in re.split("[,:]", text))
-    return any(UNITS.fullmatch(value) for value in values)
-
-
-def in_units(text: str, scale: Scale | None) -> str:
-    r"""Convert numbers in gray levels of a file, or in electrons, to units of [0, 1].
-
-    A file's number v and an image's value x belong together by v = black + (white - black) x.
-
-    =================================  =====================================================
-    text                               meaning
-    =================================  =====================================================
-    ``12dn``, ``gaussian,sigma=12dn``  standard deviation of 12 gray levels
-    ``gain=2.1e/dn``                   2.1 electrons for each gray level
-    ``gain=0.5dn``                     0.5 gray levels for each electron
-    ``read=3e``, ``sigma=3e``          Gaussian noise of 3 electrons (in place of ``sigma``)
-    ``offset=100dn``                   the gray level of black, where no light falls
-    =================================  =====================================================
-
-    Args:
-        text: A text form of this module.
-        scale: The scale of the files (`load_images(...).scale`); None: unknown.
-
-    Returns:
-        The text form in units of [0, 1]; `text` itself if it has no such units.
-
-    Raises:
-        InputError: No scale is known, or a unit does not fit its option.
-
-    >>> in_units("poisson-gaussian,gain=2.5e/dn,read=5e", Scale.of("uint8"))
-    'poisson-gaussian,gain=0.00156863,sigma=0.00784314'
-    """
-    text = text.replace(" ", "")
-    if not has_units(text):
-        return text
-    if scale is None:
-        raise InputError(
-            f"noise '{shown(text)}' is in gray levels of a file, and no file gives their range:"
-            " give it in units of [0, 1], or convert it with unmurk.noise.in_units(text, scale)"
-        )
-    if text.startswith(PER_CHANNEL):
-        models = text.removeprefix(PER_CHANNEL).split(":")
-        return PER_CHANNEL + ":".join(in_units(model, scale) for model in models)
-    form, *pieces = text.split(",")
-    if not pieces:
-        return _number(_in_dn("sigma", form, 0.0) / scale.gain)
-    given = dict(piece.partition("=")[::2] for piece in pieces)
-    if "read" in given and "sigma" not in given:
-        given = {"sigma" if key == "read" else key: value for key, value in given.items()}
-    electron = _electron(given["gain"], scale) if "gain" in given else 0.0
-    found = {}
-    for key, value in given.items():
-        if not UNITS.fullmatch(value):
-            found[key] = value
-        elif key == "gain":
-            found[key] = _number(electron)
-        elif key == "offset":
-            found[key] = _number((_in_dn(key, value, 0.0) - scale.offset) / scale.gain)
-        else:
-            found[key] = _number(_in_dn(key, value, electron * scale.gain) / scale.gain)
-    return ",".join([form, *(f"{key}={value}" for key, value in found.items())])
-
-
-def _electron(value: str, scale: Scale) -> float:
-    """Return the value of one electron in units of [0, 1]."""
-    match = UNITS.fullmatch(value)
-    if match is None:
-        return GAIN.parse("noise: gain", value)
-    number = float(match["number"]) if _is_number(match["number"]) else 0.0
-    unit = match["unit"].lower()
-    if number <= 0 or unit in ("e", "e-"):
-        raise InputError(f"noise: gain={value}: write electrons for each gray level, as 2.1e/dn")
-    return (number if unit in ("dn", "adu") else 1 / number) / scale.gain
-
-
-def _in_dn(key: str, value: str, electron: float) -> float:
-    """Return a number in gray levels; `electron` is the gray levels of one electron."""
-    match = UNITS.fullmatch(value)
-    if match is None or "/" in match["unit"] or not _is_number(match["number"]):
-        raise InputError(f"noise: {key}={shown(value)}: write gray levels, as {key}=12dn")
-    number = float(match["number"])
-    if match["unit"].lower() in ("dn", "adu"):
-        return number
-    if not electron:
-        raise InputError(
-            f"noise: {key}={value} is in electrons, which needs a gain, as gain=2.1e/dn"
-        )
-    return number * electron
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}"
 
 
 def _parse(text: str) -> Noise:

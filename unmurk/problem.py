@@ -20,12 +20,12 @@ from torch import Tensor
 from .bounds import shown
 from .devices import filled
 from .errors import InputError
-from .noise import Gaussian, Noise, as_noise, noise_of
+from .noise import FORMS, Gaussian, Noise, PoissonGaussian, as_noise
 from .operators import Operator, Weighted, as_operator
 from .operators.linalg import per_image
 from .rng import PerImageGenerator, StreamId
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "noise_of"]
 
 
 class Problem:
@@ -37,7 +37,7 @@ class Problem:
             of x. See `operators.as_operator`.
         noise: Standard deviation sigma of Gaussian noise in units of the image range [0, 1], >= 0;
             or a text form ("poisson,gain=0.01") or a model of `unmurk.noise`. None takes the noise
-            of `operator.noise_model` where the object has one (see `noise.noise_of`), else 0.
+            of `operator.noise_model` where the object has one (see `noise_of`), else 0.
         shape: Shape (C, H, W) of the images, for matrices, functions and objects whose
             measurements do not determine it.
 
@@ -302,3 +302,79 @@ class Problem:
             return self.operator.prox_l2(z, y, (rho / self.sigma).square())
         free = per_image(rho, z) > 0
         return torch.where(free, z + self.operator.A_dagger(self.residual(z, y)), z)
+
+
+# -- operators of other libraries -----------------------------------------------------------------
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "ZeroNoise": (),
+    "GaussianNoise": ("sigma",),
+    "PoissonNoise": ("gain",),
+    "PoissonGaussianNoise": ("gain", "sigma"),
+}
+"""Noise models of deepinv that this package has too, by class name, and their numbers."""
+
+ASIDE = {"normalize", "clip_positive", "rng", "initial_random_state", "noise_model", "training"}
+"""Attributes of a noise model that do not change the distribution of y, or that `noise_of` checks
+separately."""
+
+
+def noise_of(operator: Any) -> Noise:
+    """Read the noise of an operator from another library, its attribute `noise_model`.
+
+    The noise must be one of `KINDS`, or an object with the numbers `sigma` and `gain` that cannot
+    be called. Any other noise would be ignored silently, so it raises an error.
+
+    Args:
+        operator: A physics of deepinv, or any object. Without a `noise_model` the noise is 0.
+
+    Raises:
+        InputError: The noise is of another kind, varies from image to image, or counts photons.
+
+    >>> from types import SimpleNamespace
+    >>> noise_of(SimpleNamespace(noise_model=SimpleNamespace(sigma=0.1)))
+    Gaussian(sigma=0.1)
+    """
+    model = getattr(operator, "noise_model", None)
+    if model is None or isinstance(operator, str):
+        return Gaussian(0.0)
+    if isinstance(model, Noise):
+        return model
+    name = type(model).__name__
+    kind = next((k.__name__ for k in type(model).__mro__ if k.__name__ in KINDS), None)
+    held = {key for key in _attributes(model) if key not in ASIDE}
+    if kind is None and not callable(model) and held and held <= {"gain", "sigma"}:
+        wanted: tuple[str, ...] = tuple(held)
+    elif kind is not None and held <= set(KINDS[kind]):
+        wanted = KINDS[kind]
+    else:
+        what = f" ({', '.join(sorted(held))})" if held else ""
+        raise InputError(
+            f"the operator has the noise {name}{what}, which unmurk does not support: give"
+            f" noise= as a number, or as one of {', '.join(sorted({f for f, *_ in FORMS}))}"
+        )
+    gain, sigma = (
+        _one(key, getattr(model, key, 0.0)) if key in wanted else 0.0 for key in ("gain", "sigma")
+    )
+    if not gain:
+        return Gaussian(sigma)
+    if not getattr(model, "normalize", True):
+        raise InputError(
+            "the operator's noise_model is in units of photons: give it normalize=True"
+        )
+    return PoissonGaussian(gain, sigma)
+
+
+def _attributes(model: Any) -> set[str]:
+    """Return the names of an object's public values, without those of every torch module."""
+    names = {key for key in dir(model) if not key.startswith("_")} - set(dir(torch.nn.Module))
+    return {key for key in names if not callable(getattr(model, key, None))}
+
+
+def _one(name: str, value: Any) -> Any:
+    """Return the number that all entries of a tensor share."""
+    if isinstance(value, Tensor) and value.unique().numel() != 1:
+        raise InputError(
+            f"the operator's noise_model.{name} varies: give one noise for all images"
+        )
+    return float(value.flatten()[0]) if isinstance(value, Tensor) else value

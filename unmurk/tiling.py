@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .devices import filled
 from .diffusion.prior import Prior
-from .errors import InputError
+from .errors import InputError, size_text
 from .flows.conditioner import known
 from .flows.posterior import Posterior
 from .problem import Problem
@@ -487,7 +487,7 @@ def _larger(what: str, shape: Sequence[int], model: Prior | Posterior) -> None:
     fits = trained[-3] in (1, shape[-3])
     small = shape[-2] < trained[-2] or shape[-1] < trained[-1]
     if not fits or (small and not model.any_size):
-        text = ["x".join(map(str, s[-3:])) for s in (trained, shape)]
+        text = [size_text(s[-3:]) for s in (trained, shape)]
         raise InputError(
             f"the {what} needs images of at least {text[0]} (channels, height, width), got"
             f" {text[1]}: crop, resize or convert them, or use another {what}"

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from benchmarks import common
 from benchmarks.common import CommonOptions, Row, Suite, markdown
 from benchmarks.solve.scores import fidelity
 from benchmarks.solve.tasks import PAPER, images, solver_options
+from unmurk.devices import default_device
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.problem import Problem
@@ -180,12 +182,17 @@ def all_options(
     return tuple(sorted((base | own).items()))
 
 
-def do(run: Run, options: Options) -> str:
-    """Restore and score; OUT/rows/RUN.json says that the row is finished. Return a line on it."""
+def do(run: Run, options: Options) -> Row:
+    """The row of a run, which is stored in OUT/rows/RUN.json."""
+    profile = PROFILES[options.profile]
+    settings = {"profile": options.profile, "seed": options.seed} | asdict(profile)
     file = options.folder / "rows" / f"{run.file}.json"
-    if file.exists():
-        return ""
-    profile, device = PROFILES[options.profile], common.default_device()
+    return common.stored_row(file, partial(run_row, run, options), settings)
+
+
+def run_row(run: Run, options: Options) -> Row:
+    """Restore and score."""
+    profile, device = PROFILES[options.profile], default_device()
     prior = Prior.load("digits").to(device)
     problem = Problem(run.operator, run.noise)
     y = problem.simulate(images("digits", "test")[: profile.images], options.seed).to(device)
@@ -194,35 +201,23 @@ def do(run: Run, options: Options) -> str:
     try:
         result = solve(y, problem, prior, seed=options.seed, **dict(run.options))
     except InputError as error:
-        common.write_json(file, row | {"error": str(error)})
-        return f"{error}"
+        return row | {"error": str(error)}
     row |= fidelity("digits", result.mean.cpu()) | {"evaluations": result.nfe}
-    row |= {"chi2": result.trace[-1]["chi2"], "seconds": time.perf_counter() - began}
-    common.write_json(file, row)
-    return f"{row['psnr']:.2f} dB"
+    return row | {"chi2": result.trace[-1]["chi2"], "seconds": time.perf_counter() - began}
 
 
 def measure(options: Options) -> Row:
     """Run what is missing; write OUT/ablation-PROFILE.json and the picture."""
-    folder, profile = options.folder, PROFILES[options.profile]
-    settings = {"profile": options.profile, "seed": options.seed} | asdict(profile)
-    agree(folder / "settings.json", settings)
+    picture, profile = SUITE.file(options, ".png"), PROFILES[options.profile]
     every = list(runs(profile))
     distinct = list(dict.fromkeys(run for _, _, run in every))
-    common.run_rows(do, distinct, options, options.jobs)
+    found = dict(zip(distinct, common.run_rows(do, distinct, options, options.jobs), strict=True))
     rows = []
     for study, value, run in every:
-        row = common.read_row(folder / "rows" / f"{run.file}.json")
         where = {"study": study, "value": value, "operator": run.operator, "noise": run.noise}
-        rows.append(where | (row or {}))
-    draw(SUITE.file(options, ".png"), rows)
+        rows.append(where | found[run])
+    draw(picture, rows)
     return SUITE.store(options, asdict(profile), rows=rows)
-
-
-def agree(file: Path, settings: Row) -> None:
-    """Store the settings of the rows of a folder; raises InputError if it has others."""
-    common.read_row(file, settings)
-    common.write_json(file, {"settings": settings})
 
 
 # -- tables ---------------------------------------------------------------------------------------

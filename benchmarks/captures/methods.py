@@ -91,6 +91,10 @@ class Anscombe:
         count = d**2 / 4 + HALF / (4 * d) - 11 / (8 * d**2) + 5 * HALF / (8 * d**3) - 1 / 8 - s2
         return self.noise.offset + self.noise.gain * count.clamp_min(0)
 
+    def around(self, restore: Callable[[Tensor, float], Tensor], y: Tensor) -> Tensor:
+        """Apply a method for Gaussian noise, of (images, sigma), between transform and inverse."""
+        return self.inverse(restore(self.forward(y), self.sigma))
+
     def _transform(self, y: Tensor) -> Tensor:
         noise = self.noise
         z = (y - noise.offset) / noise.gain
@@ -106,9 +110,9 @@ def available(package: str) -> bool:
 
 
 def _each(y: Tensor, restore: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-    """Apply a function of one plane to images (N, 1, H, W)."""
-    planes = [restore(plane.numpy()) for plane in y[:, 0].double()]
-    return torch.from_numpy(np.stack(planes)).to(y)[:, None]
+    """Apply a function of one image (H, W, C) to images (N, C, H, W)."""
+    each = [restore(image).reshape(image.shape) for image in y.movedim(1, -1).double().numpy()]
+    return torch.from_numpy(np.stack(each)).movedim(-1, 1).to(y)
 
 
 def gaussian_filter(y: Tensor, width: float) -> Tensor:
@@ -116,31 +120,32 @@ def gaussian_filter(y: Tensor, width: float) -> Tensor:
     return GaussianBlur(width).A(y)
 
 
-def non_local_means(y: Tensor, strength: float, sigma: float | None = None) -> Tensor:
+def non_local_means(y: Tensor, sigma: float, strength: float = 0.8) -> Tensor:
     """Non-local means (A. Buades, B. Coll, J.-M. Morel, 2005) of scikit-image, in fast mode.
 
-    The patches have 5 x 5 pixels and are searched up to 6 pixels away.
+    The patches have 5 x 5 pixels in all channels and are searched up to 6 pixels away.
 
     Args:
-        y: Images (N, 1, H, W).
+        y: Images (N, C, H, W).
+        sigma: Standard deviation of the noise.
         strength: h in units of sigma.
-        sigma: Standard deviation of the noise; None: estimated for each image.
     """
-    from skimage.restoration import denoise_nl_means, estimate_sigma
+    from skimage.restoration import denoise_nl_means
 
-    def restore(plane: np.ndarray) -> np.ndarray:
-        level = float(estimate_sigma(plane)) if sigma is None else sigma
-        how = {"patch_size": 5, "patch_distance": 6, "fast_mode": True}
-        return denoise_nl_means(plane, h=strength * level, sigma=level, **how)
-
-    return _each(y, restore)
+    how = {"patch_size": 5, "patch_distance": 6, "fast_mode": True, "channel_axis": -1}
+    return _each(y, lambda x: denoise_nl_means(x, h=strength * sigma, sigma=sigma, **how))
 
 
 def bm3d(y: Tensor, sigma: float) -> Tensor:
-    """BM3D (K. Dabov, A. Foi, V. Katkovnik, K. Egiazarian, 2007), by the authors' package."""
+    """BM3D (K. Dabov, A. Foi, V. Katkovnik, K. Egiazarian, 2007), by the authors' package.
+
+    Images of one channel are gray, those of three are in color.
+    """
     import bm3d as package
 
-    return _each(y, lambda plane: package.bm3d(plane, sigma))
+    if y.shape[1] == 1:
+        return _each(y, lambda image: package.bm3d(image[..., 0], sigma))
+    return _each(y, lambda image: package.bm3d_rgb(image, sigma))
 
 
 # -- blind-spot networks --------------------------------------------------------------------------

@@ -17,17 +17,14 @@ OUT/captures.json has all figures, OUT/captures-SET.png a picture of parts of th
 may not be redistributed if the captures may not.
 """
 
-import io
-import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -41,11 +38,10 @@ from benchmarks import common
 from benchmarks.captures import methods as others
 from benchmarks.captures.methods import Anscombe, BlindSpot
 from benchmarks.captures.sets import CAPTURES, FOLDS, SetName, Split, load
-from benchmarks.common import CommonOptions, Row, Suite, markdown
+from benchmarks.common import DataOptions, Row, Suite, markdown
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr, ssim
 from unmurk.flows.posterior import Posterior
-from unmurk.io.atomic import write as write_atomically
 from unmurk.noise import PoissonGaussian
 from unmurk.noise_estimation import estimate_noise
 from unmurk.operators import as_operator
@@ -84,11 +80,9 @@ LARGE, LARGE_SIDE, LARGE_KIMG = 50, 2048, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CommonOptions):
+class Options(DataOptions):
     """Compare methods on whole captures."""
 
-    data: Path | None = None
-    """The folder of the images (see `sets.py`)."""
     sets: tuple[SetName, ...] = ("fmd", "nuclei")
     """Sets to run now."""
     rows: tuple[RowName, ...] = get_args(RowName)
@@ -155,15 +149,6 @@ def noise_of(split: Split) -> PoissonGaussian:
     return found
 
 
-def transformed(
-    restore: Callable[[Tensor, float], Tensor], noise: PoissonGaussian, y: Tensor
-) -> Tensor:
-    """Apply a method for Gaussian noise, of (image, sigma), between transform and inverse."""
-    change = Anscombe(noise)
-    plane = restore(change.forward(y)[None, None], change.sigma)[0, 0]
-    return change.inverse(plane)
-
-
 FILTERS: dict[str, tuple[tuple[float, ...], Callable[[Tensor, float, float], Tensor]]] = {
     "gaussian_anscombe": (
         (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 2.5, 3.0, 4.0),
@@ -171,7 +156,7 @@ FILTERS: dict[str, tuple[tuple[float, ...], Callable[[Tensor, float, float], Ten
     ),
     "nlm_anscombe": (
         (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0),
-        lambda z, sigma, h: others.non_local_means(z, h, sigma),
+        lambda z, sigma, h: others.non_local_means(z, sigma, h),
     ),
     "bm3d_anscombe": (
         (0.8, 1.0, 1.2),
@@ -184,13 +169,13 @@ FILTERS: dict[str, tuple[tuple[float, ...], Callable[[Tensor, float, float], Ten
 def filtered(cell: Cell, split: Split) -> Restored:
     """The row of a filter, with its best strength on fields to learn from."""
     strengths, apply = FILTERS[cell.row]
-    noise, count = noise_of(split), min(TUNED, len(split.means))
+    change, count = Anscombe(noise_of(split)), min(TUNED, len(split.means))
 
     def with_strength(strength: float, y: Tensor) -> Tensor:
-        return transformed(partial(apply_with, strength), noise, y)
+        def restore(z: Tensor, sigma: float) -> Tensor:
+            return apply(z, sigma, strength)
 
-    def apply_with(strength: float, z: Tensor, sigma: float) -> Tensor:
-        return apply(z, sigma, strength)
+        return change.around(restore, y[None, None])[0, 0]
 
     scores = [
         statistics.mean(
@@ -239,8 +224,7 @@ def how(cell: Cell, options: Options) -> Settings:
 def learned(cell: Cell, split: Split, options: Options) -> Restored:
     """A row of unmurk, which learns from a folder of whole captures."""
     folder = options.folder / "captures" / f"{cell.set}-{cell.fold}"
-    if not folder.exists():
-        write_captures(folder, split.observed)
+    write_captures(folder, split.observed)
     extra: dict[str, Any] = {"start": "generic" if cell.row == "flowdiff_generic" else "none"}
     if cell.row == "flowdiff_repeats":
         extra["repeats"] = CAPTURES
@@ -251,13 +235,15 @@ def learned(cell: Cell, split: Split, options: Options) -> Restored:
     posterior = Posterior.load(run / "posterior")
     begin = time.perf_counter()
     found = [posterior_mean(posterior, y[:1], problem, i) for i, y in enumerate(split.held)]
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    last = common.metrics(run)[-1]
     cost = {"seconds": last["seconds"], "kimg": last["kimg"]}
     return found, cost | {"restoring": (time.perf_counter() - begin) / len(found)}
 
 
-def write_captures(folder: Path, observed: list[Tensor]) -> None:
-    """Write captures (K, H, W) to a folder of 16-bit TIFF files, one for each capture."""
+def write_captures(folder: Path, observed: Iterable[Tensor]) -> None:
+    """Write captures (K, H, W) to a folder of 16-bit TIFF files, unless the folder exists."""
+    if folder.exists():
+        return
     partial_folder = folder.with_name(folder.name + ".part")
     partial_folder.mkdir(parents=True, exist_ok=True)
     for i, captures in enumerate(observed):
@@ -321,9 +307,8 @@ def run_cell(cell: Cell, options: Options) -> None:
     else:
         found, cost = learned(cell, split, options)
     rows = options.folder / "rows"
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **{f"{i:03d}": x.numpy() for i, x in enumerate(found)})
-    write_atomically(rows / f"{cell.name}.npz", stream.getvalue())
+    restored = {f"{i:03d}": x for i, x in enumerate(found)}
+    common.write_tensors(rows / f"{cell.name}.safetensors", restored)
     about = {"settings": settings(options), "noise": noise_of(split).spec} | common.provenance()
     results = scores(found, split.truth) | cost
     common.write_json(rows / f"{cell.name}.json", about | {"results": results})
@@ -346,16 +331,7 @@ def settings(options: Options) -> dict[str, Any]:
 def run_large(options: Options) -> None:
     """Learn from fifty 16-bit images of 2048 x 2048 by the command line, and keep its cost."""
     folder = options.folder / "large"
-    if not folder.exists():
-        draw = np.random.default_rng(0)
-        y, x = np.mgrid[:LARGE_SIDE, :LARGE_SIDE].astype(np.float32)
-        images = []
-        for i in range(LARGE):
-            clean = 0.4 + 0.2 * np.sin(x / (20 + i)) * np.cos(y / (33 + i))
-            noisy = clean + 0.05 * draw.standard_normal(clean.shape, dtype=np.float32)
-            images.append(torch.from_numpy(noisy))
-            write_captures_one(folder, i, images.pop())
-        os.rename(folder.with_name("large.part"), folder)
+    write_captures(folder, large_images())
     run = options.folder / "runs" / "large"
     command = [sys.executable, "-m", "unmurk", "learn", str(folder), "--noise", "0.05"]
     command += ["--kimg", str(LARGE_KIMG), "--out", str(run)]
@@ -376,12 +352,14 @@ def run_large(options: Options) -> None:
     common.write_json(options.folder / "rows" / "large.json", about | {"results": results})
 
 
-def write_captures_one(folder: Path, number: int, image: Tensor) -> None:
-    """Write one large image beside the final folder, which is named when all are written."""
-    part = folder.with_name("large.part")
-    part.mkdir(parents=True, exist_ok=True)
-    pixels = (image.clamp(0, 1) * 65535).numpy().astype(np.uint16)
-    tifffile.imwrite(part / f"{number:03d}.tif", pixels)
+def large_images() -> Iterator[Tensor]:
+    """Noisy waves of fifty lengths, (1, LARGE_SIDE, LARGE_SIDE)."""
+    draw = np.random.default_rng(0)
+    y, x = np.mgrid[:LARGE_SIDE, :LARGE_SIDE].astype(np.float32)
+    for i in range(LARGE):
+        clean = 0.4 + 0.2 * np.sin(x / (20 + i)) * np.cos(y / (33 + i))
+        noisy = clean + 0.05 * draw.standard_normal(clean.shape, dtype=np.float32)
+        yield torch.from_numpy(noisy)[None]
 
 
 # -- the whole run --------------------------------------------------------------------------------
@@ -539,20 +517,17 @@ SHOWN = 128  # pixels to a side of the parts that are shown
 
 def draw_picture(which: SetName, options: Options) -> None:
     """Draw a part of every held-out field of the first fold, one column for each row."""
-    from matplotlib.figure import Figure
-
     fold = options.folds[0]
     split = load(which, options.data, fold, options.seed)
     columns: dict[str, list[Tensor]] = {}
     for row, label in LABELS.items():
         name = f"{which}-{row}-{fold}"
-        files = sorted((options.folder / "rows").glob(f"{name}.npz")) or sorted(
-            (options.folder / "rows").glob(f"{name}-*min-{options.seed}.npz"),
+        files = sorted((options.folder / "rows").glob(f"{name}.safetensors")) or sorted(
+            (options.folder / "rows").glob(f"{name}-*min-{options.seed}.safetensors"),
             key=lambda file: float(file.stem.split("-")[3].removesuffix("min")),
         )
         if files:
-            with np.load(files[-1]) as file:
-                columns[label] = [torch.from_numpy(file[key]) for key in sorted(file)]
+            columns[label] = [x for _, x in sorted(common.read_tensors(files[-1]).items())]
     if not columns:
         return
     columns["truth"] = split.truth
@@ -568,12 +543,9 @@ def draw_picture(which: SetName, options: Options) -> None:
             ]
         )
     titles = [title.replace("`", "").replace(", ", ",\n", 1) for title in columns]
-    figure = Figure((1.7 * len(columns), 1.75 * len(tiles) + 0.6), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    common.draw_sheet(axes, tiles, titles, fontsize=7)
-    axes.xaxis.tick_top()
-    path = options.folder / f"captures-{which}.png"
-    figure.savefig(path)
+    size = (1.7 * len(columns), 1.75 * len(tiles) + 0.6)
+    path = SUITE.file(options, f"-{which}.png")
+    common.save_sheet(path, tiles, titles, size=size, dpi=110, fontsize=7)
 
 
 def busiest(x: Tensor, side: int) -> tuple[int, int]:

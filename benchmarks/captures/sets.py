@@ -26,7 +26,7 @@ from unmurk.errors import InputError
 from unmurk.problem import Problem
 from unmurk.rng import generator
 
-__all__ = ["CAPTURES", "FOLDS", "SetName", "Split", "load"]
+__all__ = ["CAPTURES", "FOLDS", "SetName", "Split", "fmd", "load"]
 
 SetName = Literal["fmd", "nuclei", "toy"]
 FOLDS = 4  # the fields with number i are held out in fold i modulo FOLDS
@@ -67,7 +67,7 @@ def load(name: SetName, data: Path | None, fold: int, seed: int = 0) -> Split:
         InputError: The images are absent or not as expected.
     """
     if name == "fmd":
-        captures, truth = _fmd(_folder(data) / "microscopy" / "fmd_confocal_bpae_b.npz")
+        captures, truth = fmd(_folder(data))
     else:
         clean = _smooth() if name == "toy" else _nuclei(_folder(data))
         truth, noise = clean, Problem("identity", CAMERA)
@@ -91,9 +91,13 @@ def _folder(data: Path | None) -> Path:
     return data
 
 
-def _fmd(file: Path) -> tuple[list[Tensor], list[Tensor]]:
-    """The captures and the means of fifty."""
-    arrays = []
+def fmd(data: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """The captures of each field (5, H, W), and the mean of fifty (H, W), in [0, 1].
+
+    Raises:
+        InputError: The images are absent or not as expected.
+    """
+    file, arrays = data / "microscopy" / "fmd_confocal_bpae_b.npz", []
     for key, axes in (("raw", 4), ("gt", 3)):
         try:
             with np.load(file, allow_pickle=False) as opened:

@@ -14,7 +14,6 @@ benchmarks/learn/. The same command continues an interrupted run. OUT/choice-PRO
 figures.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -27,12 +26,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import common
-from benchmarks.common import Column, CommonOptions, Row, Suite, markdown
+from benchmarks.common import Column, DataOptions, Row, Suite, markdown
 from benchmarks.learn.profiles import PROFILES, RowName, learner_options, method
 from benchmarks.learn.sets import SETS, TEST, Images, load
 from benchmarks.learn.sets import measure as measurements
 from unmurk.diffusion.prior import Prior
-from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr, sliced_wasserstein
 from unmurk.flows.posterior import Posterior
 from unmurk.training import Settings, learn
@@ -59,11 +57,9 @@ Amount = Literal["20000", "500"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CommonOptions):
+class Options(DataOptions):
     """Choose weights without clean images."""
 
-    data: Path | None = None
-    """Folder of the image sets."""
     profile: Literal["small", "toy"] = "small"
     """small: two cores, half an hour; toy: seconds, figures without meaning."""
     rows: tuple[RowName, ...] = ROWS
@@ -112,12 +108,10 @@ class OracleChecks(Checks):
 
 def run(row: RowName, amount: Amount, how: Options) -> None:
     """Learn with the checks; OUT/METHOD-AMOUNT.json is written last."""
-    if how.data is None:
-        raise InputError("no image sets: give --data DIR, the folder of benchmarks/learn/sets.py")
     profile = PROFILES[how.profile]
     plan, problem = profile.plans["digits"], SETS["digits"].problem
     count = min(int(amount), plan.train)
-    x = load("digits", how.data, count, (plan.held, plan.reference, plan.samples))
+    x = load("digits", how.data_folder, count, (plan.held, plan.reference, plan.samples))
     y = measurements(problem, x.train, how.seed, 0)
     first = TEST + len(x.held)
     others = measurements(problem, x.others, how.seed, first)
@@ -141,7 +135,7 @@ def run(row: RowName, amount: Amount, how: Options) -> None:
     with mock.patch.object(sys.modules[learn.__module__], "Checks", Maker):
         given = {"start": "none", "settings": settings, **options}
         learn(y, problem, method(row), out=folder, quiet=True, **given)
-    lines = [json.loads(s) for s in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = common.metrics(folder)
     checks = [
         {k.removeprefix("check/"): v for k, v in line.items() if k.startswith("check/")}
         | {"share": round(line["kimg"] / lines[-1]["kimg"], 3)}

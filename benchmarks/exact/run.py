@@ -14,10 +14,10 @@ all figures.
 """
 
 import itertools
-import json
 import statistics
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,23 +93,17 @@ def row_file(task: Task, options: Options) -> Path:
     return options.folder / "rows" / f"{name}-{operator.replace(':', '-')}-{noise:g}.json"
 
 
-def do(task: Task, options: Options) -> str:
-    """Run a row and store it; return a line on it, empty if it was finished."""
-    name, operator, noise = task
-    file = row_file(task, options)
+def do(task: Task, options: Options) -> Row:
+    """The row of a task, which is run if it is missing."""
     settings = {"images": options.images, "seed": options.seed}
-    if common.read_row(file, settings):
-        return ""
-    row = run_row(task, options.images, options.seed)
-    common.write_json(file, {"settings": settings, "row": row})
-    return f"{name}, {operator}, noise {noise:g}"
+    make = partial(run_row, task, options.images, options.seed)
+    return common.stored_row(row_file(task, options), make, settings)
 
 
 def measure(options: Options) -> Row:
     """Run the rows that are missing and write OUT/exact.json."""
     tasks = [(name, o, noise) for noise, name, o in itertools.product(NOISES, PRIORS, OPERATORS)]
-    common.run_rows(do, tasks, options, 1)
-    rows = [json.loads(row_file(task, options).read_text())["row"] for task in tasks]
+    rows = common.run_rows(do, tasks, options, 1)
     settings = {"images": options.images, "shape": list(SHAPE)}
     return SUITE.store(options, settings, rows=rows)
 

@@ -14,14 +14,13 @@ package bm3d (for non-commercial use only). A picture for each kind of images is
 """
 
 import io
-import json
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import common
 from benchmarks.captures import methods as filters
 from benchmarks.captures.run import random_crops
-from benchmarks.captures.sets import load
-from benchmarks.common import CommonOptions, Row, Suite, markdown
+from benchmarks.captures.sets import fmd, load
+from benchmarks.common import DataOptions, Row, Suite, markdown
 from unmurk.diffusion.prior import Prior
-from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr
 from unmurk.flows.posterior import Posterior
-from unmurk.io.images import load_images, save_images
+from unmurk.io.images import load_images
 from unmurk.io.packaged import for_channels
+from unmurk.io.saving import save_images
 from unmurk.io.weights import digest
 from unmurk.noise import PoissonGaussian
 from unmurk.noise_estimation import estimate_noise
@@ -52,7 +51,6 @@ __all__: list[str] = []
 LEVELS = (0.05, 0.1, 0.2)
 SETS = ("nuclei", "FMD", "BSDS gray", "BSDS color", "MRI")
 CAPTURES = "FMD captures"
-FMD = "microscopy/fmd_confocal_bpae_b.npz"
 KIMG = (2.0, 6.0)
 DRAWS = 16
 FOLD = 3  # the held-out fields of the starts: every fourth
@@ -62,11 +60,9 @@ REFERENCES = ("non-local means", "BM3D")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CommonOptions):
+class Options(DataOptions):
     """Restore images with the generic model, or start from it."""
 
-    data: Path | None = None
-    """Folder of the image sets."""
     profile: Literal["denoising", "starts"] = "denoising"
     """What is measured."""
     model: str = "generic"
@@ -85,26 +81,13 @@ def images_of(name: str, options: Options) -> Tensor:
     if name == "nuclei":
         found = load_images("nuclei:val").images
     elif name == "FMD":
-        found = array(options, FMD, "gt")[:, None]
+        found = torch.stack(fmd(options.data_folder)[1])[:, None]
     elif name == "MRI":
-        found = array(options, "mri/brain_mri_128_300.npz", "images").permute(0, 3, 1, 2)
+        found = load_images(options.data_folder / "mri" / "brain_mri_128_300.npz:images").images
     else:
         return photographs(options, color=name == "BSDS color")
     found = found[np.linspace(0, len(found) - 1, min(options.images, len(found))).astype(int)]
-    return middle(found, options.side).float() / (255 if found.dtype == torch.uint8 else 1)
-
-
-def array(options: Options, file: str, key: str) -> Tensor:
-    """An array of 8 bits from a file of the folder."""
-    with np.load(folder(options) / file, allow_pickle=False) as arrays:
-        return torch.from_numpy(arrays[key])
-
-
-def folder(options: Options) -> Path:
-    """The folder of the image sets; raises InputError if none is given."""
-    if options.data is None:
-        raise InputError("no images: give --data DIR")
-    return options.data
+    return middle(found, options.side)
 
 
 def photographs(options: Options, color: bool) -> Tensor:
@@ -112,7 +95,7 @@ def photographs(options: Options, color: bool) -> Tensor:
     from PIL import Image
     from pyarrow import parquet
 
-    table = parquet.read_table(folder(options) / "natural" / "bsds500_450.parquet")
+    table = parquet.read_table(options.data_folder / "natural" / "bsds500_450.parquet")
     rows = [i for i, chosen in enumerate(table["in_cbsd68"].to_pylist()) if chosen]
     found = []
     for row in np.linspace(0, len(rows) - 1, options.images).astype(int):
@@ -130,28 +113,6 @@ def middle(images: Tensor, side: int) -> Tensor:
 
 
 # -- methods --------------------------------------------------------------------------------------
-
-
-def non_local_means(y: Tensor, sigma: float) -> Tensor:
-    """Non-local means of scikit-image, in fast mode with h = 0.8 sigma, all channels together."""
-    from skimage.restoration import denoise_nl_means
-
-    how: dict[str, Any] = {"patch_size": 5, "patch_distance": 6, "fast_mode": True}
-    planes = []
-    for image in y.permute(0, 2, 3, 1).double().numpy():
-        plane = denoise_nl_means(image, h=0.8 * sigma, sigma=sigma, channel_axis=-1, **how)
-        planes.append(plane.reshape(image.shape))
-    return torch.from_numpy(np.stack(planes)).permute(0, 3, 1, 2).to(y)
-
-
-def bm3d(y: Tensor, sigma: float) -> Tensor:
-    """BM3D for gray images, and its form for color, by the authors' package."""
-    import bm3d as package
-
-    if y.shape[1] == 1:
-        return filters.bm3d(y, sigma)
-    planes = [package.bm3d_rgb(image, sigma) for image in y.permute(0, 2, 3, 1).double().numpy()]
-    return torch.from_numpy(np.stack(planes)).permute(0, 3, 1, 2).to(y)
 
 
 def restore(y: Tensor, problem: Problem, model: str) -> Tensor:
@@ -177,8 +138,8 @@ def methods(options: Options, model: bool) -> dict[str, Callable[[Tensor, Proble
     if not model:
         return {
             "noisy": lambda y, problem: y,
-            "non-local means": lambda y, problem: non_local_means(y, problem.sigma),
-            "BM3D": lambda y, problem: bm3d(y, problem.sigma),
+            "non-local means": lambda y, problem: filters.non_local_means(y, problem.sigma),
+            "BM3D": lambda y, problem: filters.bm3d(y, problem.sigma),
         }
     return {
         "restore": lambda y, problem: restore(y, problem, options.model),
@@ -198,13 +159,15 @@ def counting(options: Options, model: bool) -> dict[str, Callable[[Tensor, Probl
     def transformed(run: Callable[[Tensor, float], Tensor]) -> Callable[..., Tensor]:
         def method(y: Tensor, problem: Problem) -> Tensor:
             assert isinstance(problem.noise, PoissonGaussian)
-            change = filters.Anscombe(problem.noise)
-            return change.inverse(run(change.forward(y), change.sigma))
+            return filters.Anscombe(problem.noise).around(run, y)
 
         return method
 
-    others = {"non-local means": transformed(non_local_means), "BM3D": transformed(bm3d)}
-    return {"noisy": lambda y, problem: y} | others
+    return {
+        "noisy": lambda y, problem: y,
+        "non-local means": transformed(filters.non_local_means),
+        "BM3D": transformed(filters.bm3d),
+    }
 
 
 # -- denoising ------------------------------------------------------------------------------------
@@ -215,7 +178,7 @@ def measured(name: str, sigma: float, options: Options) -> tuple[Tensor, Tensor,
     if name != CAPTURES:
         clean, problem = images_of(name, options), Problem("identity", sigma)
         return clean, problem.simulate(clean, options.seed), problem
-    raw = array(options, FMD, "raw")[:, :1].float() / 255
+    raw = torch.stack(fmd(options.data_folder)[0])[:, :1]
     y = middle(raw, options.side)
     chosen = np.linspace(0, len(y) - 1, min(options.images, len(y))).astype(int)
     return images_of("FMD", options), y[chosen], estimated(raw, "poisson-gaussian")
@@ -253,16 +216,15 @@ def rows_of(
 ) -> list[Row]:
     """Run the rows that are not finished, and return all."""
     chosen = settings(options, model)
-    part, found = options.profile if model else "references", []
-    for name, value in tasks:
-        file = options.folder / part / f"{name} {value:g}.json".replace(" ", "_")
-        row = common.read_row(file, chosen)
-        if row is None:
-            row = run(name, value, options) | {"settings": chosen}
-            common.write_json(file, row)
-            print({k: v for k, v in row.items() if k != "settings"}, file=sys.stderr, flush=True)
-        found.append({key: value for key, value in row.items() if key != "settings"})
-    return found
+    folder = options.folder / (options.profile if model else "references")
+    return [
+        common.stored_row(
+            folder / f"{name} {value:g}.json".replace(" ", "_"),
+            partial(run, name, value, options),
+            chosen,
+        )
+        for name, value in tasks
+    ]
 
 
 def settings(options: Options, model: bool = True) -> Row:
@@ -300,7 +262,7 @@ def start_row(name: str, kimg: float, options: Options) -> Row:
     y = torch.stack([captures[:1] for captures in split.held])
     tiled = posterior_for(posterior, y.shape[1:])
     x = torch.cat([tiled.mean_std(one[None], problem, DRAWS)[0] for one in y])
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    last = common.metrics(run)[-1]
     scores = psnr(x, truth).tolist()
     return {"start": name, "kimg": kimg, "seconds": last["seconds"], "psnr": scores}
 

@@ -166,7 +166,7 @@ def trainers(network: str, options: Options) -> dict[str, Callable[[], Piece]]:
             images, network, p, batch
         )
         found[f"unmurk, {precision}"] = lambda p=precision: speed.unmurk_step(
-            images, network, p, batch, False
+            images, network, p, batch
         )
     return found
 
@@ -233,7 +233,7 @@ def _one(what: str, side: int, options: Options) -> None:
     """A training step on two images, a draw of one image, or one solution."""
     if what == "training":
         images = random_images(2, side, options)
-        speed.unmurk_step(images, options.networks[0], "bf16", 2, False)()
+        speed.unmurk_step(images, options.networks[0], "bf16", 2)()
         return
     prior = untrained_prior(options, side)
     if what == "sampling":

@@ -35,13 +35,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import common
-from benchmarks.common import Column, CommonOptions, Row, Suite, markdown, tabulate
+from benchmarks.common import Column, DataOptions, Row, Suite, markdown, tabulate
 from benchmarks.learn.profiles import (
     CLEAN,
     PROFILES,
@@ -67,7 +66,6 @@ from benchmarks.learn.sets import measure as measurements
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Posterior
-from unmurk.io.atomic import write as write_atomically
 from unmurk.training import Settings, learn
 
 __all__: list[str] = []
@@ -78,11 +76,9 @@ NEAR = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CommonOptions):
+class Options(DataOptions):
     """Compare the learning methods."""
 
-    data: Path | None = None
-    """Folder of the image sets; benchmarks/learn/sets.py describes it."""
     profile: ProfileName = "small"
     """small: two cores, an hour; full: a GPU; toy: seconds, figures without meaning."""
     sets: tuple[SetName, ...] = get_args(SetName)
@@ -93,10 +89,8 @@ class Options(CommonOptions):
 
 def images(name: SetName, how: Options) -> Images:
     """The images of a set, as many as the profile needs."""
-    if how.data is None:
-        raise InputError("no image sets: give --data DIR, the folder of benchmarks/learn/sets.py")
     plan = PROFILES[how.profile].plans[name]
-    return load(name, how.data, plan.train, (plan.held, plan.reference, plan.samples))
+    return load(name, how.data_folder, plan.train, (plan.held, plan.reference, plan.samples))
 
 
 # -- rows -----------------------------------------------------------------------------------------
@@ -113,7 +107,7 @@ def run_row(name: SetName, row: RowName, how: Options) -> None:
     scores, pictures = evaluate(prior, posterior, name, x, scoring)
     tasks = downstream_psnr(prior, name, x, scoring)
     rows = how.folder / "rows"
-    write_atomically(rows / f"{name}-{row}.safetensors", safetensors.torch.save(pictures))
+    common.write_tensors(rows / f"{name}-{row}.safetensors", pictures)
     made: Row = {"settings": settings(name, how, row)} | common.provenance()
     made |= {"sampling": "bf16 autocast" if bf16 else "fp32", "downstream": tasks}
     made["scoring_seconds"] = time.perf_counter() - began
@@ -150,7 +144,7 @@ def cost(run: Path) -> Row:
     # in kB on Linux; at least the memory of the parent at the fork, so the parent uses little
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    last = common.metrics(run)[-1]
     state = torch.load(run / "state" / "latest.pt", map_location="cpu", weights_only=True)
     figures = {
         "seconds": last["seconds"],
@@ -205,10 +199,7 @@ def measure(how: Options) -> Row:
 def collect(name: SetName, how: Options) -> Row:
     """The figures of a set; draws its picture."""
     x, rows, folder = images(name, how), finished(name, how), how.folder / "rows"
-    shown = {
-        ROWS[row]: safetensors.torch.load_file(folder / f"{name}-{row}.safetensors")
-        for row in rows
-    }
+    shown = {ROWS[row]: common.read_tensors(folder / f"{name}-{row}.safetensors") for row in rows}
     truth = x.held[:SHOWN]
     y = measurements(SETS[name].problem, truth, how.seed, TEST)
     draw_picture(SUITE.file(how, f"-{name}.png"), truth, y, shown)
@@ -347,8 +338,8 @@ def view_of_set(name: SetName, part: Row) -> Row:
     """The tables and conditions of a set."""
     rows = part["rows"].values()
 
-    def joined(get: Callable[[Row], Any]) -> str:
-        return ", ".join(dict.fromkeys(str(get(row)) for row in rows))
+    def joined(get: Callable[[Row], Any], between: str = ", ") -> str:
+        return between.join(dict.fromkeys(str(get(row)) for row in rows))
 
     tasks = part["settings"]["downstream"].items()
     lost = {"LPIPS": "lpips", "KID": "posterior_kid"}
@@ -364,12 +355,8 @@ def view_of_set(name: SetName, part: Row) -> Row:
         "precision": joined(lambda row: row["precision"]),
         "sampling": joined(lambda row: row["sampling"]),
         "commits": joined(lambda row: row["commit"]),
-        "hardware": "; ".join(
-            dict.fromkeys(
-                f"{row['hardware']['cpu']}, {row['hardware']['threads']} threads, "
-                f"{row['hardware']['gpu'] or 'no GPU'}, torch {row['software']['torch']}"
-                for row in rows
-            )
+        "hardware": joined(
+            lambda row: f"{common.hardware(row)}, torch {row['software']['torch']}", "; "
         ),
     }
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks.common import ROOT, CommonOptions, Row, Suite, tabulate
+from benchmarks.common import CommonOptions, Row, Suite, tabulate
 from unmurk.errors import InputError
 from unmurk.io.images import load_images
 from unmurk.noise import PoissonGaussian
@@ -124,11 +124,7 @@ LINE: dict[str, Callable[[Tensor], tuple[float, float]]] = {
 
 def image_sets(options: Options) -> dict[str, Tensor]:
     """The clean images, {name: (N, C, H, W)}."""
-    assets = ROOT / "unmurk" / "assets"
-    found = {
-        "digits": load_images(assets / "digits" / "train.idx3-ubyte.gz").images[:COUNT],
-        "nuclei": load_images(Path(f"{assets}/nuclei/nuclei.npz:train")).images[:COUNT],
-    }
+    found = {name: load_images(name, limit=COUNT).images for name in ("digits", "nuclei")}
     if options.dogs is not None:
         dogs = np.load(options.dogs)["train_x"][:COUNT]
         found["dogs"] = torch.from_numpy(dogs).permute(0, 3, 1, 2).float() / 255

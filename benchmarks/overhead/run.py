@@ -17,8 +17,8 @@ from pathlib import Path
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import common
 from benchmarks.common import CommonOptions, Row, Suite, markdown, read_row, synchronized_time
+from unmurk.devices import default_device
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.io.images import load_images
@@ -60,7 +60,7 @@ class Timed:
 
 def packaged_prior() -> Prior:
     """The prior of all runs, on the device."""
-    return Prior.load(PRIOR).to(common.default_device()).eval()
+    return Prior.load(PRIOR).to(default_device()).eval()
 
 
 def ratio(method: str, operator: str, prior: Prior, seed: int) -> float:

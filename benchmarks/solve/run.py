@@ -23,10 +23,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,10 +52,9 @@ from benchmarks.solve.tasks import (
     solver_options,
     tasks,
 )
+from unmurk.devices import default_device
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
-from unmurk.evaluation.metrics import psnr
-from unmurk.io.atomic import write as write_atomically
 from unmurk.problem import Problem
 from unmurk.solvers import METHODS, solve
 from unmurk.training import Settings, learn
@@ -105,13 +104,18 @@ def learn_prior(name: SetName, kind: PriorName, options: Options) -> None:
     prior.save(folder / "prior")
 
 
-def run_task(task: Task, options: Options) -> str:
-    """Restore the images of a row and write OUT/rows/TASK.json last; return a line on it."""
+def do(task: Task, options: Options) -> Row | None:
+    """The row of a task, which is stored in OUT/rows/TASK.json; None if it is too slow."""
+    file = options.folder / "rows" / f"{task.file}.json"
+    if too_slow(task, options) and not file.exists():
+        return None
+    return common.stored_row(file, partial(run_task, task, options))
+
+
+def run_task(task: Task, options: Options) -> Row:
+    """Restore the images of a row, and store them."""
     profile, rows = PROFILES[options.profile], options.folder / "rows"
-    file = rows / f"{task.file}.json"
-    if file.exists() or too_slow(task, options):
-        return ""
-    device = common.default_device()
+    device = default_device()
     prior = Prior.load(options.folder / "priors" / f"{task.set}-{task.prior}" / "prior").to(device)
     truth = images(task.set, "test")[: profile.images[task.set]]
     problem = Problem(task.operator, task.noise)
@@ -126,18 +130,14 @@ def run_task(task: Task, options: Options) -> str:
         seconds = time.perf_counter() - began
         memory = max(0.0, common.peak_memory() - before)
     except InputError as error:
-        common.write_json(file, row | {"error": str(error)})
-        return f"{task.file}: {error}"
-    row |= {
+        return row | {"error": str(error)}
+    common.write_tensors(rows / f"{task.file}.safetensors", {"x": result.mean.cpu()})
+    return row | {
         "residual": result.trace[-1]["chi2"],
         "evaluations": result.nfe,
         "seconds_per_evaluation": seconds / max(result.nfe, 1),
         "memory_mib": memory,
     }
-    x = result.mean.cpu().contiguous()
-    write_atomically(rows / f"{task.file}.safetensors", safetensors.torch.save({"x": x}))
-    common.write_json(file, row)
-    return f"{task.file}: {float(psnr(x, truth).mean()):.2f} dB"
 
 
 def _of(task: Task) -> tuple[str, str, float]:
@@ -168,7 +168,7 @@ def run(options: Options) -> None:
     # the rows at the first noise level decide which solvers are too slow for the others
     for part, noise in dict.fromkeys((part_of(task.operator), task.noise) for task in wanted):
         now = [task for task in wanted if (part_of(task.operator), task.noise) == (part, noise)]
-        common.run_rows(run_task, now, options, options.jobs, f"{part}, {noise:g}: ")
+        common.run_rows(do, now, options, options.jobs, f"{part}, {noise:g}: ")
 
 
 def score(options: Options) -> Row:
@@ -399,8 +399,6 @@ def draw_picture(
 
     The images are those of the flowdiff prior if it has rows.
     """
-    from matplotlib.figure import Figure
-
     own = [r for r in rows if r["set"] == name and part_of(r["operator"]) == part]
     own = [r for r in own if r["error"] is None]
     kind = "flowdiff" if any(r["prior"] == "flowdiff" for r in own) else "clean"
@@ -425,11 +423,9 @@ def draw_picture(
         return
     columns = list(dict.fromkeys(label for line in panels.values() for label in line))
     tiles = [[line.get(column) for column in columns] for line in panels.values()]
-    figure = Figure((0.8 * len(columns) + 1.6, 0.8 * len(panels) + 0.7), 110, layout="constrained")
-    axes = figure.subplots()
-    common.draw_sheet(axes, tiles, columns, list(panels), fontsize=7, rotation=30)
-    axes.xaxis.tick_top()
-    figure.savefig(path, bbox_inches="tight")
+    size = (0.8 * len(columns) + 1.6, 0.8 * len(panels) + 0.7)
+    text = {"fontsize": 7, "rotation": 30}
+    common.save_sheet(path, tiles, columns, list(panels), size=size, dpi=110, **text)
 
 
 def main_noise(rows: list[Row]) -> float | None:

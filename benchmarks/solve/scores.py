@@ -6,12 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.common import Row
+from benchmarks.common import Row, read_tensors
 from benchmarks.solve.tasks import SetName, Task, images, labels, part_of
 from unmurk.errors import InputError
 from unmurk.evaluation.distances import kid
@@ -128,7 +127,7 @@ def pooled(rows: list[Row], folder: Path) -> Iterator[Row]:
 def restored(row: Row, folder: Path) -> Tensor:
     """The images of a row, (B, 1, H, W)."""
     task = Task(*(row[key] for key in ("set", "prior", "operator", "noise", "method")))
-    return safetensors.torch.load_file(folder / f"{task.file}.safetensors")["x"].float()
+    return read_tensors(folder / f"{task.file}.safetensors")["x"].float()
 
 
 def _realism(name: SetName, restorations: list[Tensor]) -> dict[str, Any]:

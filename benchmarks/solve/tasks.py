@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import unmurk
 from unmurk.errors import InputError
-from unmurk.io.images import read_idx
+from unmurk.io.images import load_images, read_idx
+from unmurk.io.packaged import ASSETS
 from unmurk.problem import Problem
 from unmurk.solvers import METHODS
 
@@ -41,7 +39,6 @@ SetName = Literal["digits", "nuclei"]
 PriorName = Literal["clean", "flowdiff"]
 PartName = Literal["linear", "nonlinear"]
 ProfileName = Literal["small", "full", "toy"]
-ASSETS = Path(unmurk.__file__).parent / "assets"
 LEARNED_AT = {"digits": 0.3, "nuclei": 0.2}  # noise of the images that flowdiff learns from
 HOLE = {"digits": 10, "nuclei": 24}
 NOISES = (0.05, 0.2, 0.01)
@@ -135,12 +132,8 @@ def part_of(operator: str) -> PartName:
 
 def images(name: SetName, part: Literal["train", "test"]) -> Tensor:
     """The packaged clean images (N, 1, H, W) in [0, 1]."""
-    if name == "digits":
-        data = read_idx(ASSETS / "digits" / f"{part}.idx3-ubyte.gz")
-        return torch.from_numpy(data.copy())[:, None].float() / 255
-    with np.load(ASSETS / "nuclei" / "nuclei.npz", allow_pickle=False) as file:
-        data = file["train" if part == "train" else "val"]
-    return torch.from_numpy(data.copy()).permute(0, 3, 1, 2).float() / 255
+    test = {"digits": "digits:test", "nuclei": "nuclei:val"}
+    return load_images(name if part == "train" else test[name]).images
 
 
 def labels(count: int) -> Tensor:

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import common
 from benchmarks.common import CommonOptions, Row, Suite, markdown, synchronized_time
+from unmurk.devices import default_device
 from unmurk.diffusion.prior import Prior
 from unmurk.io.datasets import Source
 from unmurk.problem import Problem
@@ -36,7 +36,15 @@ from unmurk.training.baselines import Clean
 from unmurk.training.losses import denoising, levels
 from unmurk.training.trainer import ParamGroup, Settings, Trainer
 
-__all__ = ["PriorAlone", "diffusers_step", "samplers", "seconds_of", "speed_ratios", "unmurk_step"]
+__all__ = [
+    "PriorAlone",
+    "diffusers_step",
+    "prior_trainer",
+    "samplers",
+    "seconds_of",
+    "speed_ratios",
+    "unmurk_step",
+]
 
 EVALUATIONS = 49  # Heun's method with 25 levels
 Step = Callable[[], None]
@@ -80,14 +88,23 @@ class PriorAlone(Clean):
         return {"prior": denoising(self.prior, y, levels(len(y), generator), generator)}
 
 
-def unmurk_step(images: Tensor, network: str, precision: Any, batch: int, compiled: bool) -> Step:
-    """A step of our training loop."""
-    settings = Settings(network, 1000.0, batch, precision=precision)
+def prior_trainer(
+    images: Tensor | Source, network: str, precision: Any, batch: int, compiled: bool = False
+) -> Trainer:
+    """A trainer of the prior alone."""
     method = PriorAlone.of(images, network)
-    data = images.to(common.default_device())
-    trainer = Trainer(method, data, settings, Path("unused"), quiet=True)
+    settings = Settings(network, 1e6, batch, precision=precision)
+    trainer = Trainer(method, images, settings, Path("unused"), quiet=True)
     if compiled:
         method.prior.unet.compile()
+    return trainer
+
+
+def unmurk_step(
+    images: Tensor, network: str, precision: Any, batch: int, compiled: bool = False
+) -> Step:
+    """A step of our training loop."""
+    trainer = prior_trainer(images.to(default_device()), network, precision, batch, compiled)
 
     def step() -> None:
         trainer.update()
@@ -102,7 +119,7 @@ def diffusers_step(images: Tensor, network: str, precision: str, batch: int) -> 
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    device = common.default_device()
+    device = default_device()
     shape = (images.shape[1], images.shape[2], images.shape[3])
     model = Prior.create(network, shape).unet.to(device).train()
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True)
@@ -144,7 +161,7 @@ def samplers(network: str, side: int, batch: int) -> dict[str, Step]:
     """Samplers that draw `batch` images with EVALUATIONS evaluations of the same network."""
     from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
 
-    device = common.default_device()
+    device = default_device()
     prior = Prior.create(network, (1, side, side)).to(device).eval()
     with tempfile.TemporaryDirectory() as folder:
         prior.save(folder)
@@ -209,8 +226,8 @@ def measure(options: Options) -> Row:
         training = {
             "diffusers, float32": diffusers_step(images, network, "fp32", options.batch),
             "diffusers, bfloat16": diffusers_step(images, network, "bf16", options.batch),
-            "unmurk, float32": unmurk_step(images, network, "fp32", options.batch, False),
-            "unmurk, bfloat16": unmurk_step(images, network, "bf16", options.batch, False),
+            "unmurk, float32": unmurk_step(images, network, "fp32", options.batch),
+            "unmurk, bfloat16": unmurk_step(images, network, "bf16", options.batch),
         }
         if gpu:
             compiled = unmurk_step(images, network, "bf16", options.batch, True)

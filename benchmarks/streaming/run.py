@@ -24,21 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import common
 from benchmarks.common import CommonOptions, Row, Suite, markdown
-from benchmarks.speed.run import PriorAlone, speed_ratios
+from benchmarks.speed.run import prior_trainer, speed_ratios
 from unmurk.errors import InputError
-from unmurk.io.datasets import Source, open_source
-from unmurk.training.trainer import Settings, Trainer
+from unmurk.io.datasets import open_source
+from unmurk.training.trainer import Trainer
 
 __all__: list[str] = []
 
 HELD = 4096
 CHUNK = 8192  # images written at once
-PARTIES = ("held", "file", "file, not cached")
 LABELS = {"held": "in memory"}
 
 
@@ -82,12 +80,6 @@ def drop_cache(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def trainer(y: Tensor | Source, options: Options) -> Trainer:
-    """A trainer of the prior on images in memory or in a file."""
-    settings = Settings(options.network, 1e6, options.batch, precision="fp32")
-    return Trainer(PriorAlone.of(y, options.network), y, settings, Path("unused"), quiet=True)
-
-
 def block(party: Trainer, seconds: float) -> float:
     """Images per second over approximately this time."""
     began, count = time.perf_counter(), 0
@@ -111,8 +103,11 @@ def measure(options: Options) -> Row:
         path = Path(folder) / "images.npy"
         write(path, options)
         source = open_source(path)
-        parties = {"held": trainer(source[:HELD], options)}
-        parties |= {name: trainer(source, options) for name in PARTIES[1:]}
+        data = {"held": source[:HELD], "file": source, "file, not cached": source}
+        parties = {
+            name: prior_trainer(y, options.network, "fp32", options.batch)
+            for name, y in data.items()
+        }
         speeds, peak = {name: list[float]() for name in parties}, 0.0
         for party in parties.values():
             block(party, 0)  # the first step includes work that is done once

@@ -10,8 +10,6 @@ intact.
     python benchmarks/survive/run.py --out OUT --kills 3 --methods noisy
 """
 
-import json
-import os
 import random
 import resource
 import subprocess
@@ -27,7 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks.common import ROOT, CommonOptions, Row, Suite, tabulate
+from benchmarks import common
+from benchmarks.common import CommonOptions, Row, Suite, tabulate
 from unmurk.errors import InputError
 from unmurk.problem import Problem
 from unmurk.training import METHODS, Settings, learn
@@ -75,13 +74,7 @@ def train(method: str, folder: str, steps: str, limit: str) -> None:
 def start(method: str, folder: Path, steps: int, limit: int | None = None) -> subprocess.Popen:
     """Begin or continue a run; no file that it writes may have more than `limit` bytes."""
     most = "none" if limit is None else str(limit)
-    run = subprocess.Popen(
-        [sys.executable, __file__, "--child", method, str(folder), str(steps), most],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-    )
+    run = common.begin_process([__file__, "--child", method, str(folder), str(steps), most])
     assert run.stdout is not None
     run.stdout.readline()
     return run
@@ -112,7 +105,7 @@ def outcome(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
         for path in sorted(folder.glob("p*/**/*.safetensors"))
         for key, value in load_file(path).items()
     }
-    lines = [json.loads(s) for s in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = common.metrics(folder)
     return weights, [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 

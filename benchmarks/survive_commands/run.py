@@ -10,7 +10,6 @@ call has ended.
     python benchmarks/survive_commands/run.py --out OUT --kills 3 --commands sample
 """
 
-import os
 import random
 import signal
 import subprocess
@@ -26,7 +25,8 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks.common import ROOT, CommonOptions, Row, Suite, tabulate
+from benchmarks import common
+from benchmarks.common import CommonOptions, Row, Suite, tabulate
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Posterior
@@ -70,15 +70,7 @@ def start(name: str, folder: Path, out: str) -> subprocess.Popen:
     argv = [*COMMANDS[name], "--out", out]
     if name in ("restore", "solve"):
         argv += ["--operator", "identity", "--noise", "0.1"]
-    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    return subprocess.Popen(
-        [sys.executable, "-m", "unmurk", *argv],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-    )
+    return common.begin_process(["-m", "unmurk", *argv], folder)
 
 
 def run_to_end(name: str, folder: Path, out: str) -> None:

@@ -18,7 +18,6 @@ measurements best. Three stand-ins give what such a run ends with:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -97,9 +96,7 @@ class Made:
 
 def assets(name: str, first: int, count: int) -> Tensor:
     """Clean images of a packaged set; they repeat after its end."""
-    folder = Path(gaussian.__file__).parent / "assets"
-    file = {"digits": folder / "digits" / "test.idx3-ubyte.gz"}.get(name)
-    images = load_images(file or Path(f"{folder}/nuclei/nuclei.npz:val")).images
+    images = load_images({"digits": "digits:test", "nuclei": "nuclei:val"}[name]).images
     return images[torch.arange(first, first + count) % len(images)]
 
 

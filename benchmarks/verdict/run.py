@@ -45,7 +45,7 @@ CHOSEN, TESTED = (0, 1), tuple(range(100, 108))
 COUNT = {"digits": 16, "nuclei": 4, "textures": 48}
 FITTED = {"digits": 96, "nuclei": 24}
 KIMG = {"digits-short": 10.0, "nuclei-short": 5.0, "nuclei-clean": 20.0}
-SHORT = 4000  # noisy digits of the short run
+SHORT = 4000  # noisy digits of the short run; of the nuclei all
 Maker = Callable[[str, Tensor, int], Made | None]
 
 
@@ -64,12 +64,8 @@ def run_of(name: str, folder: Path) -> Path:
     run, (images, kind) = folder / "runs" / name, name.split("-")
     if (run / "posterior" / "model.safetensors").exists():
         return run
-    assets_folder = Path(assets.__globals__["gaussian"].__file__).parent / "assets"
     problem = Problem("identity", NOISE[images])
-    if images == "digits":
-        x = load_images(assets_folder / "digits" / "train.idx3-ubyte.gz", limit=SHORT).images
-    else:
-        x = load_images(Path(f"{assets_folder}/nuclei/nuclei.npz:train")).images
+    x = load_images(images, limit=SHORT).images
     data, method = (x, "clean") if kind == "clean" else (problem.simulate(x), "flowdiff")
     learn(data, problem, method, out=run, start="none", kimg=KIMG[name])
     return run

@@ -45,15 +45,19 @@ def test_a_row_is_what_solving_by_hand_gives(tmp_path):
         entry for entry in benchmark.runs(benchmark.PROFILES["toy"]) if entry[1] == "sqrt"
     )
     assert study == "weight" and dict(run.options)["weight"] == "sqrt"
-    benchmark.do(run, options)
-    row = json.loads((tmp_path / "rows" / f"{run.file}.json").read_text())
+    row = benchmark.do(run, options)
+    file = tmp_path / "rows" / f"{run.file}.json"
+    stamp = file.stat().st_mtime_ns
     truth = benchmark.images("digits", "test")[:2]
     problem = Problem("inpaint:box,size=10", 0.05)
     how = {"preset": "paper", "steps": 5, "lr": 0.25, "lam": 1.0, "weight": "sqrt"}
     result = solve(problem.simulate(truth, 0), problem, Prior.load("digits"), **how)
     assert row["psnr"] == pytest.approx(float(psnr(result.mean, truth).mean()), abs=1e-3)
     assert row["evaluations"] == 5
-    assert benchmark.do(run, options) == ""  # finished rows are not made again
+    assert benchmark.do(run, options) == json.loads(json.dumps(row))
+    assert file.stat().st_mtime_ns == stamp  # finished rows are not made again
+    with pytest.raises(InputError, match="made with other settings"):
+        benchmark.do(run, benchmark.Options(out=tmp_path, profile="toy", seed=1))
 
 
 def row(study, value, number, psnr, error=None):
@@ -83,10 +87,7 @@ def test_tables_are_means_and_what_fails_has_none():
     )
 
 
-def test_rows_of_other_settings_are_not_mixed(tmp_path):
-    benchmark.agree(tmp_path / "settings.json", {"seed": 0})
-    with pytest.raises(InputError, match="made with other settings"):
-        benchmark.agree(tmp_path / "settings.json", {"seed": 1})
+def test_what_is_missing_is_one_line(tmp_path):
     with pytest.raises(InputError, match="give --out OUT, or --table"):
         benchmark.measure(benchmark.Options())
     with pytest.raises(InputError, match="no results of ablation in"):

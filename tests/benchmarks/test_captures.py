@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.captures import methods, sets
 from benchmarks.captures import run as benchmark
+from benchmarks.common import read_tensors
 from tests.benchmarks.test_common import header
 from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr
@@ -154,7 +155,7 @@ def test_scores_by_an_independent_formula():
 def test_a_filters_strength_is_the_best_on_fields_to_learn_from(monkeypatch):
     halving = ((0.25, 0.5, 1.0), lambda z, sigma, strength: strength * z)
     monkeypatch.setitem(benchmark.FILTERS, "gaussian_anscombe", halving)
-    monkeypatch.setattr(benchmark, "transformed", lambda do, noise, y: do(y[None, None], 0)[0, 0])
+    monkeypatch.setattr(methods.Anscombe, "around", lambda self, do, y: do(y, 0))
     x = [torch.rand(16, 16) / 2 for _ in range(4)]
     y = [2 * image[None] for image in x]
     y[3] = y[3] * 2  # the held-out field asks for a quarter
@@ -175,10 +176,9 @@ def test_a_run_goes_on_and_rows_of_other_settings_are_refused(tmp_path, monkeypa
     expected = [benchmark.decibels(y[0], x) for y, x in zip(split.held, split.truth, strict=True)]
     assert result["results"]["toy-capture-0"]["psnr"] == pytest.approx(expected)
     found = result["results"]["toy-flowdiff-0-8min-0"]
-    with np.load(tmp_path / "rows" / "toy-flowdiff-0-8min-0.npz") as file:
-        x = [torch.from_numpy(file[key]) for key in sorted(file)]
+    x = sorted(read_tensors(tmp_path / "rows" / "toy-flowdiff-0-8min-0.safetensors").items())
     assert found["psnr"] == pytest.approx(
-        [benchmark.decibels(a, b) for a, b in zip(x, split.truth, strict=True)]
+        [benchmark.decibels(a, b) for a, b in zip([v for _, v in x], split.truth, strict=True)]
     )
     assert found["kimg"] == pytest.approx(0.032) and found["seconds"] > 0
     assert len(list((tmp_path / "captures" / "toy-0").iterdir())) == 6 * sets.CAPTURES

@@ -89,14 +89,30 @@ def test_rows_of_other_settings_are_refused(tmp_path):
         common.read_row(file, {"sizes": (1, 3)})
 
 
+def test_a_stored_row_is_not_made_again(tmp_path, capsys):
+    file, made = tmp_path / "row.json", []
+
+    def make():
+        made.append(1)
+        return {"psnr": 3.0}
+
+    for _ in range(2):
+        assert common.stored_row(file, make, {"seed": 0}) == {"psnr": 3.0}
+    assert len(made) == 1 and json.loads(file.read_text())["settings"] == {"seed": 0}
+    assert capsys.readouterr().err == "{'psnr': 3.0}\n"
+    with pytest.raises(InputError, match="other settings"):
+        common.stored_row(file, make, {"seed": 1})
+
+
 def double(number, options):
     Path(options, f"{number}.txt").write_text(str(2 * number))
-    return f"row {number}" if number else ""
+    return {"row": number}
 
 
 @pytest.mark.slow
 def test_rows_run_in_new_processes(tmp_path, capsys):
-    common.run_rows(double, [0, 1, 2], str(tmp_path), 1, "toy: ")
+    rows = common.run_rows(double, [0, 1, 2], str(tmp_path), 1, "toy: ")
+    assert rows == [{"row": 0}, {"row": 1}, {"row": 2}]
     assert (tmp_path / "2.txt").read_text() == "4"
     said = capsys.readouterr().err.splitlines()
-    assert [line.split(" (")[0] for line in said] == ["toy: 2/3 row 1", "toy: 3/3 row 2"]
+    assert [line.split(" (")[0] for line in said] == ["toy: 1/3", "toy: 2/3", "toy: 3/3"]

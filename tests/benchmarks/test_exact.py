@@ -56,7 +56,10 @@ def test_red_diff_is_next_to_the_best_and_ahead_of_the_paper_preset():
 def test_finished_rows_are_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "SOLVERS", ("ddrm",))
     options, task = benchmark.Options(out=tmp_path, images=1), ("gaussian", "identity", 0.2)
-    assert benchmark.do(task, options) == "gaussian, identity, noise 0.2"
-    assert benchmark.do(task, options) == ""
+    row = benchmark.do(task, options)
+    assert row["prior"] == "gaussian" and set(row["psnr"]) == {"best", "ddrm"}
+    (file,) = (tmp_path / "rows").iterdir()
+    stamp = file.stat().st_mtime_ns
+    assert benchmark.do(task, options) == row and file.stat().st_mtime_ns == stamp
     with pytest.raises(InputError, match="other settings"):
         benchmark.do(task, benchmark.Options(out=tmp_path, images=2))

@@ -9,7 +9,7 @@ import torch
 
 from tests.cli.test_cli import images, trained, unmurk  # noqa: F401 (a fixture)
 from unmurk.flows.posterior import Posterior
-from unmurk.io.images import save_images
+from unmurk.io.saving import save_images
 from unmurk.problem import Problem
 from unmurk.repeats import combined, grouped
 

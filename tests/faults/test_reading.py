@@ -16,8 +16,9 @@ from unmurk.cli import main as cli
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Posterior
-from unmurk.io.images import load_images, save_images
+from unmurk.io.images import load_images
 from unmurk.io.jobs import jobs_of, process
+from unmurk.io.saving import save_images
 from unmurk.missing import without_missing
 from unmurk.problem import Problem
 from unmurk.solvers import solve

@@ -13,9 +13,10 @@ from unmurk.errors import InputError
 from unmurk.evaluation.metrics import psnr
 from unmurk.flows.posterior import Posterior
 from unmurk.io.datasets import Array, PictureFolder, as_source, open_source
-from unmurk.io.images import load_images, load_measurements, save_images
+from unmurk.io.images import load_images, load_measurements
 from unmurk.io.job_list import STD
 from unmurk.io.jobs import jobs_of, process
+from unmurk.io.saving import save_images
 from unmurk.io.scale import Extent, Scale, Span, check_units
 from unmurk.problem import Problem
 from unmurk.training import learn

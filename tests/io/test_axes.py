@@ -17,7 +17,8 @@ from unmurk.errors import InputError
 from unmurk.io.axes import Selection
 from unmurk.io.datasets import as_source, open_source
 from unmurk.io.formats.pictures import open_pages
-from unmurk.io.images import load_images, save_images
+from unmurk.io.images import load_images
+from unmurk.io.saving import save_images
 
 SIZES = {"T": 2, "Z": 3, "C": 2, "Y": 5, "X": 4}
 STACK = np.random.default_rng(0).integers(0, 65535, tuple(SIZES.values())).astype("uint16")

@@ -11,8 +11,9 @@ from unmurk.io import captures as module
 from unmurk.io import parts
 from unmurk.io.captures import as_captures, open_captures, sizes_in
 from unmurk.io.captures import simulated_captures as simulated
-from unmurk.io.images import load_images, save_images
+from unmurk.io.images import load_images
 from unmurk.io.parts import InFile, InMemory
+from unmurk.io.saving import save_images
 from unmurk.io.source import Source
 from unmurk.problem import Problem
 

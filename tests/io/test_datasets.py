@@ -19,7 +19,8 @@ from unmurk.io.datasets import (
     large,
     open_source,
 )
-from unmurk.io.images import load_images, save_images
+from unmurk.io.images import load_images
+from unmurk.io.saving import save_images
 from unmurk.io.scale import Scale
 from unmurk.problem import Problem
 from unmurk.training import learn

@@ -9,7 +9,8 @@ import unmurk
 from unmurk.cli import main as cli
 from unmurk.diffusion.prior import Prior
 from unmurk.io.generated import GeneratedWriter, numbered
-from unmurk.io.images import load_images, save_images
+from unmurk.io.images import load_images
+from unmurk.io.saving import save_images
 from unmurk.io.scale import Scale
 
 

@@ -18,7 +18,8 @@ import unmurk
 from unmurk.errors import InputError
 from unmurk.io.formats.pictures import encode_picture, open_pages
 from unmurk.io.formats.png import CHANNELS, SIGNATURE
-from unmurk.io.images import load_images, read_idx, save_images
+from unmurk.io.images import load_images, read_idx
+from unmurk.io.saving import save_images
 from unmurk.io.scale import Scale
 
 ASSETS = Path(unmurk.__file__).parent / "assets"

@@ -236,7 +236,7 @@ def test_entry_points_are_loaded_when_their_name_is_asked_for(registries, monkey
     assert parse("identity").spec == "identity"  # the broken one does not matter
     assert "a-gain" not in FAMILIES
     assert parse("a-gain,factor=3").factor == 3 and FAMILIES["a-gain"] is Gain
-    with pytest.raises(InputError, match="'no_such_package_anywhere:Gain' cannot be loaded") as e:
+    with pytest.raises(InputError, match="cannot be loaded from no_such_package_anywhere") as e:
         parse("broken")
     assert "\n" not in str(e.value) and "ModuleNotFoundError" in str(e.value)
     with pytest.raises(InputError, match="register a class of Operator"):

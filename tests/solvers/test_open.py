@@ -14,7 +14,18 @@ from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianPrior
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
-from unmurk.solvers import METHODS, PRESETS, DiffPir, Draws, RedDiff, Solver, base, register, solve
+from unmurk.solvers import (
+    METHODS,
+    PRESETS,
+    AnnealedSolver,
+    DiffPir,
+    Draws,
+    RedDiff,
+    Solver,
+    base,
+    register,
+    solve,
+)
 from unmurk.solvers.snips import DEPTH
 
 SHAPE = (1, 6, 6)
@@ -362,6 +373,27 @@ def test_names_are_taken_once():
     assert METHODS["mine"] is Mine
 
 
+class Undecorated(DiffPir):
+    """Declares an option without the decorator."""
+
+    weight: float = 1.0
+
+
+def test_what_a_class_of_ones_own_lacks_is_one_line():
+    y = measured()
+    for make in (lambda: Undecorated(weight=2.0), lambda: Undecorated()):
+        with pytest.raises(InputError, match="Undecorated declares the option weight but is no"):
+            make()
+    with pytest.raises(InputError, match="write @dataclass\\(frozen=True, kw_only=True\\) above"):
+        solve(y, MASK, PRIOR, Undecorated, weight=2.0)
+
+    class Empty(AnnealedSolver):
+        pass
+
+    with pytest.raises(InputError, match="Empty has no step: define step"):
+        solve(y, MASK, PRIOR, Empty(steps=2))
+
+
 class EntryPoint:
     """An entry point as `importlib.metadata` gives it."""
 
@@ -397,9 +429,7 @@ def test_entry_points_are_loaded_when_their_name_is_asked_for(monkeypatch):
         found = solve(y, MASK, PRIOR, "outside", steps=4)
         assert torch.equal(found.mean, solve(y, MASK, PRIOR, Clipped(steps=4)).mean)
         assert found.method == "outside" and points[0].loaded == 1
-    with pytest.raises(
-        InputError, match="'broken' cannot be loaded from 'package:broken'"
-    ) as said:
+    with pytest.raises(InputError, match="'broken' cannot be loaded from package:broken") as said:
         solve(y, MASK, PRIOR, "broken")
     assert "\n" not in str(said.value)
     with pytest.raises(InputError, match="solver 'function' is .*give a subclass of Solver"):

@@ -15,7 +15,7 @@ from unmurk.cli.commands import Learn
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.glow import Config, Glow
-from unmurk.flows.posterior import Context
+from unmurk.flows.layers import Context
 from unmurk.problem import Problem
 from unmurk.training import METHODS, learn
 from unmurk.training.ambientflow import log_weights

@@ -19,7 +19,7 @@ from tests import programs
 from tests.conftest import probe
 from unmurk.diffusion.prior import nelbo
 from unmurk.errors import InputError
-from unmurk.flows.posterior import Context
+from unmurk.flows.layers import Context
 from unmurk.gaussian import Wiener
 from unmurk.io.atomic import write
 from unmurk.problem import Problem

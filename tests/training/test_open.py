@@ -4,7 +4,7 @@ import inspect
 import json
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -93,6 +93,43 @@ def test_a_class_of_ones_own_learns_without_a_name(y, tmp_path, monkeypatch):
         learn(y, PROBLEM, Weighted, out=tmp_path / "other", speed=1, **SHORT)
 
 
+class Undecorated(Weighted):
+    """Declares an option without the decorator."""
+
+    speed: float = 1.0
+
+
+def test_what_a_class_of_ones_own_lacks_is_one_line(y, tmp_path, monkeypatch):
+    monkeypatch.setitem(networks.PRESETS, "tiny", SMALLEST)
+    for make in (
+        lambda: Undecorated(speed=2.0),
+        lambda: learn(y, PROBLEM, Undecorated, out=tmp_path / "a", speed=2.0, **SHORT),
+    ):
+        with pytest.raises(InputError, match="Undecorated declares the option speed but is no"):
+            make()
+
+    class Empty(training.Learner):
+        pass
+
+    with pytest.raises(InputError, match="Empty has no losses: define losses"):
+        learn(y, PROBLEM, Empty, out=tmp_path / "b", **SHORT)
+    for wrong in (torch.zeros(()), {"prior": 1.0}, {"prior": torch.zeros(2)}, {}):
+        monkeypatch.setattr(Empty, "losses", lambda *_, wrong=wrong: wrong)
+        with pytest.raises(InputError, match="Empty.losses must return scalar tensors by name"):
+            learn(y, PROBLEM, Empty, out=tmp_path / "c", **SHORT)
+    with pytest.raises(InputError, match="network is the class Linear: give a module, Linear"):
+        learn(y, PROBLEM, "noisy", network=nn.Linear, out=tmp_path / "d", **SHORT)
+
+
+def test_the_solver_of_the_e_step_from_text():
+    """Own solvers, with or without an option steps, which is 16 unless it is given."""
+    assert training.configure("em", {"solver": "mmps"})["solver"].solver.steps == 16
+    given = training.configure("em", {"solver": "mmps,steps=3,iterations=2"})["solver"]
+    assert (given.solver.steps, given.solver.iterations) == (3, 2)
+    with pytest.raises(InputError, match="method 'magic' is unknown"):
+        training.configure("em", {"solver": "magic"})
+
+
 @pytest.mark.usefixtures("registered")
 def test_a_decorator_registers_a_name():
     training.register("weighted")(Weighted)
@@ -109,16 +146,16 @@ def test_a_decorator_registers_a_name():
 @pytest.mark.usefixtures("registered")
 def test_entry_points_are_read_when_their_name_is_asked_for(monkeypatch):
     points = [
-        EntryPoint("weighted", f"{__name__}:Weighted", registry.GROUP),
-        EntryPoint("broken", "no_such_package:Learner", registry.GROUP),
+        metadata.EntryPoint("weighted", f"{__name__}:Weighted", registry.GROUP),
+        metadata.EntryPoint("broken", "no_such_package:Learner", registry.GROUP),
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: points)
     assert training.names()[-2:] == ["weighted", "broken"]
     assert training.learner_class("weighted") is Weighted
     with pytest.raises(InputError) as raised:
         training.learner_class("broken")
     text = str(raised.value)
-    assert "'broken' of the entry point no_such_package:Learner cannot be imported" in text
+    assert "'broken' cannot be loaded from no_such_package:Learner" in text
     assert "\n" not in text
     with pytest.raises(InputError, match="unknown method 'x': choose one of flowdiff, .*, broken"):
         training.learner_class("x")

@@ -10,7 +10,7 @@ from torch import nn
 from tests.training.test_learn import RECIPE, TINY, blobs
 from unmurk.diffusion.prior import Prior, nelbo
 from unmurk.evaluation.exact import GaussianPrior
-from unmurk.flows.posterior import Context
+from unmurk.flows.layers import Context
 from unmurk.problem import Problem
 from unmurk.training import learn
 from unmurk.training.trainer import Trainer

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..evaluation.certify import RANK, Row, certify, claiming_solvers, default_solvers
 from ..evaluation.exam import BIAS, LEVEL, PROBLEMS, SHORT, SPREAD
 from ..io.atomic import write as write_atomically
@@ -316,7 +316,7 @@ def picture(rows: Sequence[Row], path: str | Path) -> None:
         figure.savefig(drawn, format=Path(path).suffix[1:] or None)
         write_atomically(Path(path), drawn.getvalue())
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot draw to {path}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot draw to {path}: {reason(error)}") from error
 
 
 def _region(axes: Any) -> None:

@@ -76,7 +76,7 @@ def problem_of(
         captures: Captures that it is estimated from, in place of images.
         check: Whether floats far from [0, 1] are refused whatever the noise.
     """
-    from ..noise import has_units, in_units
+    from ..noise_units import has_units, in_units
     from ..problem import Problem
 
     first = images if captures is None else captures.first
@@ -271,7 +271,7 @@ def run_scale(run: str | Path) -> "Scale | None":
     """
     from dataclasses import replace
 
-    from ..io.images import FORMATS
+    from ..io.saving import FORMATS
     from ..io.scale import Scale
 
     for config, kept in _configs(run):

@@ -23,7 +23,7 @@ from typing import Any
 import tyro
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..interrupts import is_uninterrupted
 from ..io.locks import local_rank, ranks
 from ..progress import working
@@ -148,9 +148,8 @@ def _stdout() -> Iterator[None]:
         raise
     except OSError as error:
         _drop_stdout()
-        why = error.strerror or error
         raise InputError(
-            f"cannot write to stdout: {why}; the files that were written stay"
+            f"cannot write to stdout: {reason(error)}; the files that were written stay"
         ) from error
 
 

@@ -151,7 +151,7 @@ def run_maps(
         problem: The problem of the run.
         scale, sample, flat: See `given_maps`.
     """
-    from ..noise import in_units
+    from ..noise_units import in_units
     from ..problem import Problem
 
     known = run_config(command.prior).get("noise maps")

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..evaluation.verdict import Figure, Verdict
 from ..io import atomic
 from .charts import Curves, Panels, figure_text, is_number
@@ -317,7 +317,7 @@ def write(
     try:
         atomic.write(Path(path), page.encode())
     except OSError as error:
-        raise InputError(f"cannot write {path}: {_one_line(error)}") from error
+        raise InputError(f"cannot write {path}: {reason(error)}") from error
     return Path(path)
 
 
@@ -387,14 +387,10 @@ def _picture(label: str, path: str | Path) -> dict[str, Any]:
             size = {"width": image.width, "height": image.height}
             return {"label": label, "source": _data_uri(image)} | size
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG file
-        raise InputError(f"{path} is no PNG picture: {_one_line(error)}") from error
+        raise InputError(f"{path} is no PNG picture: {reason(error)}") from error
 
 
 def _data_uri(image: Any) -> str:
     file = io.BytesIO()
     image.save(file, "png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..io.atomic import write as write_atomically
 from ..io.weights import opened
 from .report import Column, Comparison, Images, Section
@@ -66,8 +66,7 @@ def pictures_of(run: Path) -> dict[int, Tensor]:
         if len(shapes) > 1 or any(len(s) != 4 for s in shapes) or not set(found) <= {*range(11)}:
             raise ValueError("its pictures are others")
     except (SafetensorError, OSError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{path} is damaged ({why}): remove it") from error
+        raise InputError(f"{path} is damaged ({reason(error)}): remove it") from error
     return found
 
 

@@ -56,6 +56,8 @@ def preset(name: str) -> Preset:
     >>> preset("tiny").channels
     (16, 32, 64)
     """
+    if isinstance(name, type):
+        raise InputError(f"network is the class {name.__name__}: give a module, {name.__name__}()")
     if name not in PRESETS:
         raise InputError(f"unknown network '{name}': choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

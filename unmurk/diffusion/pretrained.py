@@ -31,9 +31,9 @@ import torch
 from torch import nn
 
 from ..bounds import Real, Sides, Whole, shown
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..io.json_files import read_object
-from ..io.weights import count_weights, finite, read_weights, reason
+from ..io.weights import count_weights, finite, read_weights
 
 __all__ = [
     "OWN",
@@ -329,7 +329,7 @@ def _fetch(name: str, pattern: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[pattern]))
     except Exception as error:  # the Hub's errors have no common class
         raise InputError(
-            f"no folder '{name}' here, and the Hub does not deliver it: {_first_line(error)} "
+            f"no folder '{name}' here, and the Hub does not deliver it: {reason(error)} "
             "(check the name, connect or log in, or copy the model and give its folder)"
         ) from error
 
@@ -374,8 +374,3 @@ def _unlabelled(config: dict[str, Any], where: object) -> None:
 
 def _part(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the name of its class."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -44,7 +44,6 @@ object that holds one as `.sample`. Unless a scheduler says otherwise, that tens
 import json
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ from torch import Tensor, nn
 
 from ..bounds import File, check_memory
 from ..devices import filled, networks, on_device
-from ..errors import InputError
+from ..errors import InputError, size_text
 from ..interrupts import heed_interrupt
 from ..io.packaged import GENERIC, model_folder, models, of_any_size
 from ..operators.base import per_image
@@ -217,8 +216,8 @@ class Prior(nn.Module):
         """
         if x.shape[1:] != self.shape:
             raise InputError(
-                f"expected images of shape {_size(self.shape)} (channels, height, width), got"
-                f" {_size(x.shape[1:])}: crop, resize or convert them, or use another prior"
+                f"expected images of shape {size_text(self.shape)} (channels, height, width), got"
+                f" {size_text(x.shape[1:])}: crop, resize or convert them, or use another prior"
             )
         sigma = filled(sigma, x)
         if sigma.numel() not in (1, len(x)):
@@ -303,7 +302,7 @@ class Prior(nn.Module):
 
     @on_device(
         lambda self, n, steps=24, seed=0, batch=256, sigma_max=20.0: (
-            f"{min(n, batch)} images {_size(self.shape)} drawn together"
+            f"{min(n, batch)} images {size_text(self.shape)} drawn together"
         ),
         "give a smaller batch",
     )
@@ -340,7 +339,7 @@ class Prior(nn.Module):
         # the images, and four maps of the finest resolution of those drawn together
         size = 4.0 * n * math.prod(self.shape)
         size += 16.0 * min(n, batch) * self.width * math.prod(self.shape[1:])
-        check_memory(f"{n} images of {_size(self.shape)}", size, "draw fewer at a time")
+        check_memory(f"{n} images of {size_text(self.shape)}", size, "draw fewer at a time")
         sigmas = karras(steps, min(sigma_max, self.sigma_max), self.sigma_min)
         done, batch = [], min(batch, self.together(self.shape[1] * self.shape[2]))
         for start in range(0, n, batch):
@@ -475,10 +474,6 @@ def locate(source: str | Path, part: str, *markers: str) -> Path:
     raise InputError(
         f"no {part} in '{source}': give a run folder, a {part} folder or one of: {known or '-'}"
     )
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _scheduler() -> Any:

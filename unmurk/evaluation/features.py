@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import InputError
+from ..errors import InputError, reason
 
 __all__ = [
     "DigitClassifier",
@@ -137,10 +137,10 @@ def absent(what: str, error: Exception) -> InputError:
     >>> absent("lpips", ImportError("no lpips"))
     InputError("lpips: a package is missing (no lpips): pip install 'unmurk[inception]'")
     """
-    reason = " ".join(str(error).split())
+    why = reason(error)
     if isinstance(error, OSError):
-        return InputError(f"{what}: no weights ({reason}): connect once to fetch them")
-    return InputError(f"{what}: a package is missing ({reason}): pip install 'unmurk[inception]'")
+        return InputError(f"{what}: no weights ({why}): connect once to fetch them")
+    return InputError(f"{what}: a package is missing ({why}): pip install 'unmurk[inception]'")
 
 
 def check_finite(images: Tensor, what: str) -> None:

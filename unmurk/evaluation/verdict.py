@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..io.atomic import write
 from ..io.json_files import read_object
 from ..problem import Problem
@@ -128,9 +128,8 @@ class Verdict:
                 raise TypeError("a text or a flag is missing")
             return cls(trusted, texts[0], figures, texts[1])
         except (KeyError, TypeError, ValueError) as error:
-            why = " ".join(str(error).split())
             raise InputError(
-                f"cannot read {path} ({why}): remove it; the run then has no verdict"
+                f"cannot read {path} ({reason(error)}): remove it; the run then has no verdict"
             ) from error
 
 

@@ -26,6 +26,7 @@ and its density is exact,
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..devices import networks, single_or_double
+from ..rng import PerImageGenerator
 
 __all__ = [
     "Context",
@@ -317,3 +319,35 @@ class Flow(nn.Module):
         z, log_det = self.invert(x, context)
         d = z[0].numel()
         return log_det - z.flatten(1).square().sum(1) / 2 - d / 2 * math.log(2 * math.pi)
+
+    def noise(
+        self, index: Sequence[int], seed: int, device: torch.device
+    ) -> Callable[[int], Tensor]:
+        """Return the function k -> latents z (B, C, H, W) of the streams (seed, image, k)."""
+
+        def draw(k: int) -> Tensor:
+            return PerImageGenerator(seed, index, k, device=device).randn(*self.shape)
+
+        return draw
+
+    def moments(
+        self, context: Context, n: int, noise: Callable[[int], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Estimate mean and standard deviation from n draws in antithetic pairs.
+
+        Args:
+            context: What the flow depends on.
+            n: Number of draws, even.
+            noise: Returns the latents z (B, C, H, W) of pair k, which is (z, -z).
+
+        Returns:
+            Mean and standard deviation, shape (B, C, H, W) each.
+        """
+        total, square = torch.zeros_like(context.mean), torch.zeros_like(context.mean)
+        for k in range(n // 2):
+            z = noise(k).to(context.mean)
+            for sign in (1.0, -1.0):
+                offset = self.transform(sign * z, context)[0] - context.mean
+                total, square = total + offset, square + offset**2
+        mean = total / n
+        return context.mean + mean, (square / n - mean**2).clamp_min(0).sqrt()

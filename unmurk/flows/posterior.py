@@ -27,150 +27,41 @@ so that the network's output f has the same size at all levels (Karras et al., 2
 and the factor :math:`\bar\sigma_y` is its root mean square over 7 x 7 pixels.
 
 A posterior is called with measurements: `posterior(y, problem)` is a
-`torch.distributions.Distribution`, `FlowDistribution`.
+`torch.distributions.Distribution`, `distribution.FlowDistribution`.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
 from ..bounds import Whole, check_memory
 from ..devices import on_device
 from ..diffusion.networks import preset
 from ..diffusion.prior import locate
-from ..errors import InputError
+from ..errors import InputError, size_text
 from ..gaussian import Wiener
 from ..interrupts import heed_interrupt
 from ..io.packaged import of_any_size
 from ..io.weights import load_model, read_settings, weight_names
 from ..problem import Problem
-from ..rng import PerImageGenerator
 from ..whitening import whiten
 from .conditioner import ConditioningUNet, known
+from .distribution import FlowDistribution
 from .error_bars import LEVEL, NORMAL, ErrorBars, normal_ratio
 from .layers import Context, Flow, Rescale, bounded, unbounded
 
-__all__ = ["Config", "Context", "FlowDistribution", "Posterior", "known"]
+__all__ = ["Config", "Posterior"]
 
 DRAWS = Whole(2, 100_000, even=True)
 AROUND = 7  # pixels over which a varying noise is averaged for the size of the correction
 REFERENCE = 0.05  # noise level whose logarithm is 0 for a posterior of many levels
-MOMENTS = 16  # draws of `FlowDistribution.stddev`, in antithetic pairs
-
-
-class FlowDistribution(Distribution):
-    r"""The posterior q(x | y) of a batch of measurements, as a distribution of torch.
-
-    `Posterior` returns it when it is called with y and problem. Everything the flow depends on is
-    computed once, with gradients unless `torch.no_grad()` is on.
-
-    Args:
-        flow: The posterior.
-        context: What the flow depends on, for B measurements.
-        index: The numbers of the images, for the random streams of `stddev`.
-
-    Attributes:
-        batch_shape: (B,).
-        event_shape: (C, H, W).
-
-    >>> posterior = Posterior.create("tiny", (1, 8, 8))
-    >>> q = posterior(torch.rand(2, 1, 8, 8), Problem("identity", 0.1))
-    >>> q.batch_shape, q.event_shape
-    (torch.Size([2]), torch.Size([1, 8, 8]))
-    >>> x = q.sample((5,))
-    >>> x.shape, q.log_prob(x).shape, q.stddev.shape
-    (torch.Size([5, 2, 1, 8, 8]), torch.Size([5, 2]), torch.Size([2, 1, 8, 8]))
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    support = constraints.independent(constraints.real, 3)
-    has_rsample = True
-
-    def __init__(self, flow: "Posterior", context: Context, index: Sequence[int]) -> None:
-        self.flow, self.context, self.index = flow, context, index
-        shape = context.mean.shape
-        super().__init__(shape[:1], shape[1:], validate_args=False)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw reparametrized samples x(z, y) with z from torch's global random stream.
-
-        Gradients reach the flow and y. `sample` draws the same without gradients. Draws that
-        depend on a seed and the image's number alone come from `Posterior.sample`.
-
-        Args:
-            sample_shape: Shape of the draws for each measurement.
-
-        Returns:
-            Images, shape ``(*sample_shape, B, C, H, W)``.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
-        z = torch.randn(shape, dtype=self.context.mean.dtype, device=self.context.mean.device)
-        each = z.reshape(-1, *self.context.mean.shape)
-        drawn = [self.flow.transform(one, self.context)[0] for one in each]
-        return torch.stack(drawn).reshape(shape) if drawn else z
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Compute the exact log density of images.
-
-        Args:
-            value: Images x, shape (..., B, C, H, W) or one that broadcasts to it.
-
-        Returns:
-            log q(x | y) in nats of density per unit of intensity, shape (..., B).
-
-        Raises:
-            InputError: The images have another shape.
-        """
-        shape = self.context.mean.shape
-        try:
-            x = value.expand(torch.broadcast_shapes(value.shape, shape))
-        except RuntimeError:
-            x = value.new_empty(0)
-        if x.shape[-4:] != shape:
-            raise InputError(
-                f"expected images of shape (..., {', '.join(map(str, shape))}), got"
-                f" {tuple(value.shape)}: give one image for each measurement"
-            )
-        each = x.reshape(-1, *shape)
-        found = [self.flow.log_density(one, self.context) for one in each]
-        return torch.stack(found).reshape(x.shape[:-3]) if found else x.new_empty(x.shape[:-3])
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean image m(y) of the mean network, shape (B, C, H, W).
-
-        It is the center of the flow, and the estimate that training fits to E[x | y]. The mean of
-        the draws differs from it as far as the mean of g(z; y) differs from 0.
-        """
-        return self.context.mean
-
-    @property
-    def stddev(self) -> Tensor:
-        """The standard deviation of every pixel, shape (B, C, H, W), from 16 draws.
-
-        The draws are those of `Posterior.mean_std` with seed 0: eight antithetic pairs (z, -z),
-        one random stream for each image. The value is the same at every call.
-        """
-        return self._deviation()
-
-    @property
-    def variance(self) -> Tensor:
-        """The square of `stddev`, shape (B, C, H, W)."""
-        return self._deviation().square()
-
-    @torch.no_grad()
-    def _deviation(self) -> Tensor:
-        """Estimate the standard deviation from draws of the per-image streams of seed 0."""
-        noise = self.flow.noise(self.index, 0, self.context.mean.device)
-        return self.flow.moments(self.context, MOMENTS, noise)[1]
 
 
 @dataclass(frozen=True)
@@ -197,7 +88,7 @@ class Config:
 
 def _work(self: "Posterior", y: Tensor, *_: object, **__: object) -> str:
     """Describe the work, for the message that memory has run out."""
-    return f"{len(y)} measurements of images {'x'.join(map(str, self.shape))} at a time"
+    return f"{len(y)} measurements of images {size_text(self.shape)} at a time"
 
 
 class Posterior(Flow):
@@ -497,38 +388,6 @@ class Posterior(Flow):
         if calibrated and self.error_bars is not None:
             half = self.error_bars.half_width(std, problem.operator.mask, level)
         return mean - half, mean + half
-
-    def noise(
-        self, index: Sequence[int], seed: int, device: torch.device
-    ) -> Callable[[int], Tensor]:
-        """Return the function k -> latents z (B, C, H, W) of the streams (seed, image, k)."""
-
-        def draw(k: int) -> Tensor:
-            return PerImageGenerator(seed, index, k, device=device).randn(*self.shape)
-
-        return draw
-
-    def moments(
-        self, context: Context, n: int, noise: Callable[[int], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Estimate mean and standard deviation from n draws in antithetic pairs.
-
-        Args:
-            context: What the flow depends on.
-            n: Number of draws, even.
-            noise: Returns the latents z (B, C, H, W) of pair k, which is (z, -z).
-
-        Returns:
-            Mean and standard deviation, shape (B, C, H, W) each.
-        """
-        total, square = torch.zeros_like(context.mean), torch.zeros_like(context.mean)
-        for k in range(n // 2):
-            z = noise(k).to(context.mean)
-            for sign in (1.0, -1.0):
-                offset = self.transform(sign * z, context)[0] - context.mean
-                total, square = total + offset, square + offset**2
-        mean = total / n
-        return context.mean + mean, (square / n - mean**2).clamp_min(0).sqrt()
 
     def save(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and, if there is one, the calibration.

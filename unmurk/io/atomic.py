@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..interrupts import uninterrupted
 
 try:
@@ -101,9 +101,8 @@ def unwritable(path: Path, error: Exception) -> InputError:
     >>> print(unwritable(Path("a.npy"), OSError(28, "No space left on device")))
     cannot write a.npy: No space left on device; correct that and run the same command ...
     """
-    why = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
     return InputError(
-        f"cannot write {path}: {why}; correct that and run the same command to continue"
+        f"cannot write {path}: {reason(error)}; correct that and run the same command to continue"
     )
 
 

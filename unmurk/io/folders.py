@@ -128,7 +128,7 @@ def read_files(
         InputError: A file cannot be read (without `skip_bad`), or none can.
 
     >>> import torch
-    >>> from unmurk.io.images import save_images
+    >>> from unmurk.io.saving import save_images
     >>> good, bad = save_images(torch.ones(2, 1, 4, 6), "damaged", format="png")
     >>> bad.write_bytes(b"cut short")
     9

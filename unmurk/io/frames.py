@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, size_text
 from .images import ImageSet, load_images
 from .limits import check_file
 from .scale import Scale
@@ -79,8 +79,8 @@ class Frames:
         y = raw
         for part in (self.dark, self.sensitivity, self.hidden):
             if part is not None and part.shape[-2:] != raw.shape[-2:]:
-                shown = "x".join(map(str, part.shape[-2:]))
-                here = "x".join(map(str, raw.shape[-2:]))
+                shown = size_text(part.shape[-2:])
+                here = size_text(raw.shape[-2:])
                 raise InputError(
                     f"the calibration frames have {shown} pixels, but an image has {here}: give "
                     "frames of the same camera and region"
@@ -181,10 +181,10 @@ def read_frames(
             span = (scale.offset, scale.offset + scale.gain)
         images = load_images(path, span=span).images
         if tuple(images.shape[2:]) != tuple(shape[1:]) or images.shape[1] not in (1, shape[0]):
-            given = "x".join(map(str, images.shape[1:]))
+            given = size_text(images.shape[1:])
             raise InputError(
                 f"--{name} {path} has images of {given} (channels, height, width), but the data "
-                f"have {'x'.join(map(str, shape))}: give a frame of the same camera and region"
+                f"have {size_text(shape)}: give a frame of the same camera and region"
             )
         found[name] = images.double().mean(0).expand(shape[0], -1, -1)
         digests[name] = _digest(path)

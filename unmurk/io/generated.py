@@ -10,19 +10,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from .atomic import write
 from .formats.pictures import encode_picture
 from .formats.tiff_writer import StackWriter
-from .images import (
-    PNG_TYPES,
-    array_writer,
-    format_of,
-    pixels_of,
-    stems,
-    write_tiff,
-    written_scale,
-)
+from .saving import PNG_TYPES, array_writer, format_of, pixels_of, stems, write_tiff, written_scale
 from .scale import Scale
 from .streams import ImagesWriter
 
@@ -121,7 +113,7 @@ class GeneratedWriter:
                 for image in images:
                     self._write_picture(image)
         except OSError as error:
-            raise InputError(f"cannot write {self.out}: {error.strerror or error}") from error
+            raise InputError(f"cannot write {self.out}: {reason(error)}") from error
         share = self.scale.clipped(images) * len(images)
         self.clipped = (self.clipped * self.written + share) / (self.written + len(images))
         self.written += len(images)

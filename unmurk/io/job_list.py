@@ -97,7 +97,7 @@ def jobs_of(path: Path, out: Path, skip_bad: bool = False, select: Selection = A
         InputError: There is nothing at the path, or a file cannot be read (without `skip_bad`).
 
     >>> import torch
-    >>> from unmurk.io.images import save_images
+    >>> from unmurk.io.saving import save_images
     >>> files = save_images(torch.ones(2, 1, 4, 6), "evening", format="png")
     >>> [(job.number, str(job.out)) for job in jobs_of(Path("evening"), Path("out"))]
     [(0, 'out/00000.png'), (1, 'out/00001.png')]

@@ -23,10 +23,11 @@ from .formats import tiff
 from .formats.pictures import Nan, bad_pixels, check_finite, open_pages
 from .formats.registry import Writer
 from .formats.writing import is_png, is_tiff, writer_for
-from .images import hidden, written_scale
+from .images import hidden
 from .job_list import STD, Job, changed_formats, jobs_of, scene_jobs
 from .ledger import Ledger
 from .locks import ranks
+from .saving import written_scale
 from .scale import Scale, Spans, narrowed, span_for
 from .streams import NpyWriter
 
@@ -63,7 +64,7 @@ class Summary:
         clipped: Fraction of the numbers that lay outside the range of their files.
 
     >>> from pathlib import Path
-    >>> from unmurk.io.images import save_images
+    >>> from unmurk.io.saving import save_images
     >>> good, bad = save_images(torch.full((2, 1, 4, 6), 0.6), "one-bad", format="png")
     >>> _ = bad.write_bytes(b"cut short")
     >>> jobs = jobs_of(Path("one-bad"), Path("doubled"))
@@ -124,7 +125,8 @@ def process(
             in the place of a result, or the disk is full.
 
     >>> from pathlib import Path
-    >>> from unmurk.io.images import load_images, save_images
+    >>> from unmurk.io.images import load_images
+    >>> from unmurk.io.saving import save_images
     >>> files = save_images(torch.full((2, 1, 4, 6), 0.2), "dim", format="png")
     >>> jobs = jobs_of(Path("dim"), Path("inverted"))
     >>> done = process(jobs, lambda y, numbers: {"images": 1 - y})

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import InputError
+from ..errors import InputError, reason
 
 __all__ = ["json_lines", "read_json", "read_object", "typed"]
 
@@ -115,8 +115,7 @@ def _text(path: Path, limit: int) -> str:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {path}: {reason}") from error
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
     if max(size, len(data)) > limit:
         raise InputError(f"{path} is larger than {limit // 2**20} MiB, so it is no file of unmurk")
     try:
@@ -145,8 +144,7 @@ def _parsed(text: str, where: str, constant: Any) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read {where}: {reason}") from error
+        raise InputError(f"cannot read {where}: {reason(error)}") from error
 
 
 def _depth(text: str) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, reason
 
 __all__ = [
     "MAX_PIXELS",
@@ -52,7 +52,7 @@ def check_file(file: Path) -> None:
     except OSError as error:
         if file.is_symlink():
             raise InputError(f"cannot read {file}: it is a link to nothing") from error
-        raise InputError(f"cannot read {file}: {error.strerror or error}") from error
+        raise InputError(f"cannot read {file}: {reason(error)}") from error
     except ValueError as error:  # a null byte in the name
         raise InputError(f"cannot read {str(file)!r}: {error}") from error
     if stat.S_ISDIR(mode):
@@ -228,7 +228,4 @@ def _reason(error: Exception) -> str:
     """Return the message of an error as one line."""
     if isinstance(error, MemoryError):
         return "it declares more than memory holds"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split())[:200]
-    return text or f"it is damaged ({type(error).__name__})"
+    return reason(error) if str(error).strip() else f"it is damaged ({type(error).__name__})"

@@ -212,7 +212,7 @@ def output(
         InputError: Nothing can be written there, it is an input, or another job writes there.
 
     >>> import torch
-    >>> from unmurk.io.images import save_images
+    >>> from unmurk.io.saving import save_images
     >>> with output(Path("kept")) as place:
     ...     files = save_images(torch.ones(1, 1, 4, 4), place.path / "a.npy")
     >>> with output(Path("kept")) as place:  # the file is not from this command

@@ -18,19 +18,12 @@ from .axes import ALL, Selection
 from .formats.hdf5 import is_hdf5
 from .formats.pictures import Nan, holds_images
 from .formats.registry import is_folder
-from .images import (
-    ImageSet,
-    array_file,
-    array_writer,
-    format_of,
-    load_measurements,
-    read_images,
-    save_images,
-)
+from .images import ImageSet, load_measurements, read_images
 from .job_list import STD
 from .jobs import Engine, together
 from .ledger import Ledger
 from .outputs import Output, key_of
+from .saving import array_file, array_writer, format_of, save_images
 from .scale import Scale, Spans, narrowed
 from .scenes import Scenes
 from .source import HELD, Array, Measured, PictureFolder, Source, large, open_source

@@ -215,7 +215,7 @@ class PictureFolder(Source):
         nan: See `load_images`.
         select: Their axes, and the channels to read.
 
-    >>> from unmurk.io.images import save_images
+    >>> from unmurk.io.saving import save_images
     >>> files = save_images(torch.ones(3, 1, 4, 6), "white", format="png")
     >>> source = PictureFolder(Path("white"))
     >>> source.shape, source.kind, float(source[1:2].mean())

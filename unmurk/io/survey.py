@@ -42,7 +42,7 @@ def survey(
     Raises:
         InputError: The files hold floats that are not images in units of [0, 1].
 
-    >>> from unmurk.io.images import save_images
+    >>> from unmurk.io.saving import save_images
     >>> from unmurk.io.scale import Scale
     >>> twelve = Scale.of("uint16", (0, 4095))
     >>> files = save_images(torch.rand(2, 1, 8, 8), "twelve", scale=twelve, format="tif")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import check_fields, check_memory
-from ..errors import InputError
+from ..errors import InputError, reason
 from .json_files import read_object, typed
 from .limits import quiet
 
@@ -28,23 +28,12 @@ __all__ = [
     "opened",
     "read_settings",
     "read_weights",
-    "reason",
     "unpacked",
     "weight_names",
 ]
 
 Settings = TypeVar("Settings")
 Model = TypeVar("Model", bound=nn.Module)
-
-
-def reason(error: BaseException) -> str:
-    """Return the message of an error, on one line of at most 200 characters.
-
-    >>> reason(ValueError("two\\nlines"))
-    'two lines'
-    """
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def read_settings(kind: type[Settings], path: Path) -> Settings:

@@ -508,10 +508,13 @@ class Operator:
             setattr(self, name, self.options[name].check(f"{self.form}: {name}", value))
 
     def _A(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise InputError(f"operator {self.spec} has no map A: define _A(self, x)")
 
     def _A_adjoint(self, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise InputError(
+            f"operator {self.spec} has no adjoint: define _A_adjoint(self, y), or derive the class"
+            " from NonlinearOperator"
+        )
 
     def _A_dagger(self, y: Tensor) -> Tensor:
         return conjugate_gradient(

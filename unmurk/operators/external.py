@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..devices import physics
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..rng import generator
 from .base import CACHED, Operator, not_linear
 from .linalg import per_image
@@ -140,11 +140,10 @@ class Function(Operator):
                 raise error
             return self.fn(x.double())
         except RuntimeError:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"{self.spec} fails on images of shape {tuple(x.shape[1:])}: {reason} (if that is"
-                " not their shape: give shape=, bind it with bind(index, shape), or give init= to"
-                " solve)"
+                f"{self.spec} fails on images of shape {tuple(x.shape[1:])}: {reason(error)} (if"
+                " that is not their shape: give shape=, bind it with bind(index, shape), or give"
+                " init= to solve)"
             ) from error
 
     # -- linearity -------------------------------------------------------------------------------
@@ -332,10 +331,9 @@ class External(Function):
         try:
             return self._own("A_adjoint", y)
         except FAILURES as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"{self.spec}: its A_adjoint fails on measurements of shape"
-                f" {tuple(y.shape[1:])}: {reason}"
+                f" {tuple(y.shape[1:])}: {reason(error)}"
             ) from error
 
     def _A_dagger(self, y: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..bounds import check_tables, shown
-from ..errors import InputError, size_text
+from ..errors import InputError, reason, size_text
 from .base import Operator
 from .linalg import LIMIT, Spectrum, decompose
 
@@ -257,9 +257,8 @@ class _Product(torch.autograd.Function):
         try:
             found = np.asarray(matrix @ vectors.detach().cpu().numpy().T)
         except Exception as error:  # whatever the object raises
-            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
             raise InputError(
-                f"{spec}: a product with it or its transpose fails: {reason}"
+                f"{spec}: a product with it or its transpose fails: {reason(error)}"
             ) from error
         if found.shape != (matrix.shape[0], len(vectors)) or found.dtype.kind not in "fiub":
             raise InputError(

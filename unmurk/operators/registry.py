@@ -25,7 +25,6 @@ by an entry point of the group ``unmurk.operators``, whose name is the text form
 Entry points are loaded only when a text form asks for their name.
 """
 
-import importlib.metadata
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -36,6 +35,7 @@ from torch import Tensor
 
 from ..bounds import shown
 from ..errors import InputError
+from ..plugins import load, offered
 from .base import Operator
 from .blur import AnisotropicBlur, FileBlur, GaussianBlur, MotionBlur, UniformBlur
 from .compose import Compose
@@ -215,19 +215,11 @@ def _construct(family: type[Operator], form: str, values: dict[str, Any]) -> Ope
 
 def _from_package(form: str, text: str) -> type[Operator]:
     """The class that an installed package offers for a form; it stays known."""
-    offered = importlib.metadata.entry_points(group=GROUP)
-    entry = next((e for e in offered if e.name == form), None)
-    if entry is None:
-        known = ", ".join(sorted({*_families, *(e.name for e in offered)}))
+    points = offered(GROUP)
+    if form not in points:
+        known = ", ".join(sorted({*_families, *points}))
         raise InputError(f"unknown operator {shown(text)}: known are {known}")
-    try:
-        family = entry.load()
-    except Exception as error:  # whatever the package raises while it is imported
-        raise InputError(
-            f"operator {form}: the entry point {shown(entry.value)} cannot be loaded:"
-            f" {type(error).__name__}: {error}: repair or remove its package"
-        ) from error
-    return register(form)(family)
+    return register(form)(load(points[form], f"operator {form}"))
 
 
 def as_operator(obj: Any, shape: Sequence[int] | None = None) -> Operator:

@@ -34,15 +34,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
-from ..bounds import Choice, Real, Whole, check_fields, shown
+from ..bounds import Choice, Real, Whole, check_declared, check_fields, shown
 from ..devices import on_device
 from ..diffusion.samplers import karras
-from ..errors import InputError
+from ..errors import InputError, size_text
 from ..problem import Problem
 from ..progress import each
 from ..rng import PerImageGenerator
@@ -105,12 +105,12 @@ PRESETS: Mapping[tuple[str, str], type["Solver"]] = MappingProxyType(REGISTERED_
 
 def _advance_work(y: Tensor, *_: Any) -> str:
     """Describe a step, for the message that memory has run out."""
-    return f"a step of a solver on measurements {'x'.join(map(str, y.shape))}"
+    return f"a step of a solver on measurements {size_text(y.shape)}"
 
 
 def _iterate_work(solver: Any, y: Tensor, *_: Any, **__: Any) -> str:
     """Describe the start of a run, for the same message."""
-    return f"the start of {solver.name} on measurements {'x'.join(map(str, y.shape))}"
+    return f"the start of {solver.name} on measurements {size_text(y.shape)}"
 
 
 @on_device(_advance_work, "give fewer or smaller images")
@@ -139,7 +139,8 @@ class Solver:
         citation: BibTeX of the paper.
 
     Raises:
-        InputError: An option is out of its bounds.
+        InputError: An option is out of its bounds; or a subclass that declares options is no
+            dataclass.
     """
 
     name: ClassVar[str] = ""
@@ -159,6 +160,10 @@ class Solver:
         if "claims" not in cls.__dict__:
             cls.claims = "heuristic"
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        check_declared(cls, "@dataclass(frozen=True, kw_only=True)")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         if self.levels is not None:
             object.__setattr__(self, "levels", _read_levels(self.levels))
@@ -175,7 +180,7 @@ class Solver:
         It reads `state.x_t` and sets `state.x_t`, `state.x` and `state.denoised`. No gradients are
         recorded unless the step enables them.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no step")
+        raise InputError(f"{type(self).__name__} has no step: define step(self, state)")
 
     def schedule(self, state: State, init: bool) -> list[float]:
         """Return the noise levels of a run, from high to low.

@@ -125,7 +125,7 @@ from torch import Tensor
 
 from ..bounds import Real
 from ..diffusion.samplers import karras
-from ..operators.linalg import per_image
+from ..operators.linalg import batch_dot, per_image
 from ..operators.weighted import Weighted
 from ..problem import Problem
 from ..rng import generator
@@ -398,7 +398,7 @@ def risk(v: Tensor, pair: Tensor, b: Tensor, sigma: float) -> Tensor:
     tensor([25.0000])
     """
     misfit = (v - pair.mean(0)).square().flatten(1).sum(1) / sigma**2
-    slope = (b * (pair[0] - pair[1]) / 2).flatten(1).sum(1) / (PROBE * sigma) ** 2
+    slope = batch_dot(b, (pair[0] - pair[1]) / 2) / (PROBE * sigma) ** 2
     return misfit - v[0].numel() + 2 * slope
 
 

@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from importlib import metadata
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ..bounds import shown
+from ..bounds import check_declared, shown
 from ..devices import network_precision
 from ..errors import InputError
+from ..plugins import load, offered
 from ..problem import Problem
 from ..rng import PerImageGenerator
 from .base import REGISTERED, REGISTERED_PRESETS, Solver
 from .state import CountingDenoiser
 
-__all__ = ["Draws", "build", "configure", "register", "resolve"]
+__all__ = ["Draws", "build", "configure", "register", "resolve", "solver_class"]
 
 GROUP = "unmurk.solvers"
 """Entry point group under which other packages offer solvers."""
@@ -69,31 +69,22 @@ def register(name: str, *, preset: str | None = None) -> Callable[[S], S]:
     return decorate
 
 
-def _entry_points() -> dict[str, metadata.EntryPoint]:
-    return {point.name: point for point in metadata.entry_points(group=GROUP)}
-
-
-def _find(method: str) -> type[Solver]:
-    """Return the solver of a name, which an entry point may load.
+def solver_class(method: str) -> type[Solver]:
+    """Return the solver class of a name, which an entry point may load.
 
     Raises:
         InputError: The name is unknown, or its entry point cannot be loaded.
+
+    >>> solver_class("ddrm").__name__
+    'Ddrm'
     """
     if method in REGISTERED:
         return REGISTERED[method]
-    points = _entry_points()
+    points = offered(GROUP)
     if method not in points:
         known = ", ".join(["auto", *REGISTERED, *points])
         raise InputError(f"method '{method}' is unknown: choose from {known}")
-    point = points[method]
-    try:
-        solver = point.load()
-    except Exception as error:  # whatever a package of others raises
-        raise InputError(
-            f"method '{method}' cannot be loaded from '{point.value}'"
-            f" ({type(error).__name__}: {error}): repair or remove the package that offers it"
-        ) from error
-    return register(method)(solver)
+    return register(method)(load(points[method], f"method '{method}'"))
 
 
 def configure(method: str, options: Mapping[str, Any]) -> Solver:
@@ -110,7 +101,7 @@ def configure(method: str, options: Mapping[str, Any]) -> Solver:
     20
     """
     chosen = dict(options)
-    solver = _find(method)
+    solver = solver_class(method)
     preset = chosen.pop("preset", "default")
     if preset != "default":
         known = [p for name, p in REGISTERED_PRESETS if name == method]
@@ -136,6 +127,7 @@ def build(solver: type[Solver], options: Mapping[str, Any], label: str) -> Solve
         ...
     unmurk.errors.InputError: diffpir has no option 'stride': it takes ...
     """
+    check_declared(solver, "@dataclass(frozen=True, kw_only=True)")
     known = sorted((option.name for option in fields(solver)), key="levels".__eq__)
     unknown = [name for name in options if name not in known]
     if unknown:

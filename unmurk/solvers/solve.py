@@ -38,6 +38,7 @@ from torch import Tensor
 from ..bounds import Whole
 from ..checks import require_plausible
 from ..devices import on_device
+from ..errors import size_text
 from ..problem import Problem
 from ..progress import each
 from ..rng import PerImageGenerator
@@ -134,7 +135,7 @@ def _work(
     **_: Any,
 ) -> str:
     """Describe what `solve` works on, for the message that memory has run out."""
-    size = "x".join(map(str, y.shape[1:]))
+    size = size_text(y.shape[1:])
     name = method if isinstance(method, str) else method.name
     return f"method {name} on batches of {batch} samples of measurements {size}"
 

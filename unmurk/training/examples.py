@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..io.atomic import write
 from ..io.crops import Crops
 from ..io.datasets import Source
@@ -143,8 +143,7 @@ class Examples:
                 raise ValueError("the weights do not fit the images")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{file} is damaged ({' '.join(str(error).split())}): delete it; the page then "
-                "shows no images"
+                f"{file} is damaged ({reason(error)}): delete it; the page then shows no images"
             ) from error
         return found
 

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin, get
 import torch
 from torch import Tensor, nn
 
-from ..bounds import check_fields
+from ..bounds import check_declared, check_fields
 from ..devices import host_to
 from ..diffusion.networks import preset
 from ..diffusion.prior import Prior
@@ -74,6 +74,10 @@ class Learner:
     option_citations: ClassVar[dict[tuple[str, Any], str]] = {}
     takes_repeats: ClassVar[bool] = False
     takes_clean: ClassVar[bool] = False
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        check_declared(cls, "@dataclass(eq=False, kw_only=True)")
+        return super().__new__(cls)
 
     @property
     def default_start(self) -> str:
@@ -287,7 +291,10 @@ class Learner:
         Returns:
             Scalars by name, whose sum is minimized.
         """
-        raise NotImplementedError
+        raise InputError(
+            f"{type(self).__name__} has no losses: define losses(self, y, index, progress,"
+            " generator)"
+        )
 
     # -- measurements ----------------------------------------------------------------------------
 

@@ -17,16 +17,26 @@ Entry points are imported only when their name is asked for.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ..bounds import Option, shown
+from ..bounds import Option, check_declared, shown
 from ..errors import InputError
+from ..plugins import load, offered
 from ..problem import Problem
+from ..solvers.registry import Draws, solver_class
 from .learner import Learner
 
-__all__ = ["METHODS", "configure", "describe", "learner_class", "names", "register", "resolve"]
+__all__ = [
+    "METHODS",
+    "configure",
+    "describe",
+    "learner_class",
+    "names",
+    "register",
+    "resolve",
+    "sampler_of",
+]
 
 GROUP = "unmurk.learners"
 LearnerType = TypeVar("LearnerType", bound=type[Learner])
@@ -67,18 +77,13 @@ def register(name: str) -> Callable[[LearnerType], LearnerType]:
     return decorate
 
 
-def _entry_points() -> dict[str, EntryPoint]:
-    """Return the entry points of other packages by name; nothing is imported."""
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
 def names() -> list[str]:
     """List the names of all learners, registered or offered by entry points.
 
     >>> names()[:2]
     ['flowdiff', 'em']
     """
-    return [*_learners, *(name for name in _entry_points() if name not in _learners)]
+    return [*_learners, *(name for name in offered(GROUP) if name not in _learners)]
 
 
 def learner_class(name: str) -> type[Learner]:
@@ -92,18 +97,10 @@ def learner_class(name: str) -> type[Learner]:
     """
     if name in _learners:
         return _learners[name]
-    point = _entry_points().get(name)
+    point = offered(GROUP).get(name)
     if point is None:
         raise InputError(f"unknown method '{name}': choose one of {', '.join(names())}")
-    try:
-        found = point.load()
-    except Exception as error:  # whatever a foreign module raises while it is imported
-        text = " ".join(str(error).split())
-        raise InputError(
-            f"method '{name}' of the entry point {point.value} cannot be imported"
-            f" ({type(error).__name__}: {text}): mend or uninstall that package"
-        ) from error
-    return register(name)(found)
+    return register(name)(load(point, f"method '{name}'"))
 
 
 def resolve(method: str | type[Learner] | Learner, options: Mapping[str, Any]) -> Learner:
@@ -164,6 +161,7 @@ def _options(cls: type) -> dict[str, Field[Any]]:
 def _known(method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options. Raises InputError for one that the method does not have."""
     cls = _class_of(method)
+    check_declared(cls, "@dataclass(eq=False, kw_only=True)")
     known = _options(cls)
     for key in options:
         if key.partition(".")[0] not in known:
@@ -294,7 +292,7 @@ def _read(where: str, hint: Any, value: Any) -> Any:
     if kind in PLAIN:
         return _plain(where, kind, value)
     if get_origin(kind) is Callable:
-        return _sampler(value)
+        return sampler_of(value)
     return value
 
 
@@ -327,24 +325,24 @@ def _plain(where: str, kind: type, text: str) -> Any:
         raise InputError(f"{where} must be {PLAIN[kind]}, got {shown(text)}") from error
 
 
-def _sampler(text: str) -> Any:
-    """Return the solver "NAME,OPTION=VALUE,..." as a function that draws images, in 16 steps.
+def sampler_of(text: str) -> Draws:
+    """Return the solver "NAME,OPTION=VALUE,..." as a function that draws images.
+
+    A solver with an option `steps` takes 16, unless the text says otherwise.
+
+    >>> sampler_of("mmps,iterations=3").spec
+    'mmps,iterations=3,steps=16'
 
     Raises:
         InputError: The solver or an option is unknown.
     """
-    from ..solvers import METHODS as SOLVERS
-    from ..solvers import Draws
-
     name, *pairs = text.split(",")
-    options = {"steps": "16"}
+    hints = get_type_hints(solver_class(name), include_extras=True)
+    options = {"steps": "16"} if "steps" in hints else {}
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign or not key:
             raise InputError(f"solver {text}: write it as NAME,OPTION=VALUE, not '{pair}'")
         options[key] = value
-    typed: dict[str, Any] = {}
-    if name in SOLVERS:
-        hints = get_type_hints(SOLVERS[name], include_extras=True)
-        typed = {k: _read(f"solver option {k}", hints.get(k, str), v) for k, v in options.items()}
+    typed = {k: _read(f"solver option {k}", hints.get(k, str), v) for k, v in options.items()}
     return Draws(name, **typed)

@@ -46,6 +46,7 @@ from torch import Tensor
 
 from ..devices import network_precision
 from ..noise import Gaussian
+from ..operators.linalg import batch_dot
 from ..problem import Problem
 from .losses import denoising, gaussian, levels
 from .prior_first import PRIOR_END, PriorFirst
@@ -80,7 +81,7 @@ def sure(
     probe = problem.operator.apply_mask(gaussian(y, generator))
     x = h(y)
     change = problem.A(h(y + EPSILON * probe)) - problem.A(x)
-    divergence = (probe * change).flatten(1).sum(1) / EPSILON
+    divergence = batch_dot(probe, change) / EPSILON
     misfit = problem.residual(x, y).flatten(1).square().sum(1)
     variance = problem.sigma**2
     return (misfit + 2 * variance * divergence) / problem.measurements(y) - variance, x

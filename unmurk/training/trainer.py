@@ -34,7 +34,7 @@ from ..devices import (
     physics_outside_autocast,
 )
 from ..diffusion.prior import Prior
-from ..errors import InputError
+from ..errors import InputError, size_text
 from ..flows.posterior import Posterior
 from ..interrupts import interruptible
 from ..io.datasets import Batches, Source
@@ -274,7 +274,7 @@ class Trainer:
                 start = time.perf_counter()
                 noise = self.noise(0)
                 with self.networks():
-                    losses = self.learner.losses(y, index, 1.0, noise)
+                    losses = self._losses(y, index, 1.0, noise)
                 self.accelerator.backward(sum(losses.values()))
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
@@ -310,7 +310,7 @@ class Trainer:
         """Return the seconds of the gradient of a step at a progress of the run."""
         begin = time.perf_counter()
         with self.networks():
-            losses = self.learner.losses(y, index, progress, self.noise(0))
+            losses = self._losses(y, index, progress, self.noise(0))
         self.accelerator.backward(sum(losses.values()))
         float(sum(value.detach() for value in losses.values()))  # waits for the device
         self.optimizer.zero_grad()
@@ -344,7 +344,7 @@ class Trainer:
         index, y = self.batches.batch_at(self.step)
         progress = self.step / self.steps
         with self.networks():
-            losses = self.learner.losses(y, index, progress, self.noise(self.step))
+            losses = self._losses(y, index, progress, self.noise(self.step))
         self.accelerator.backward(sum(losses.values()))
         values = torch.stack([value.detach().float() for value in losses.values()])
         groups = [[p for p in g.parameters if p.grad is not None] for g in self.learner.groups]
@@ -362,6 +362,19 @@ class Trainer:
             raise NonFiniteGradient
         self.update_ema()
         return dict(zip(losses, numbers[len(norms) :], strict=True))
+
+    def _losses(
+        self, y: Tensor, index: Tensor, progress: float, noise: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the losses of a step. Raises InputError if they are no scalars by name."""
+        found = self.learner.losses(y, index, progress, noise)
+        named = found if isinstance(found, dict) else {}
+        if not named or not all(isinstance(v, Tensor) and v.ndim == 0 for v in named.values()):
+            raise InputError(
+                f"{type(self.learner).__name__}.losses must return scalar tensors by name, such as"
+                " {'prior': self.prior.loss(x, generator)}"
+            )
+        return found
 
     def _set_rates(self, progress: float) -> None:
         """Set the learning rate of every group."""
@@ -408,7 +421,7 @@ class Trainer:
 
     def _too_large(self, error: BaseException) -> InputError:
         """Return the error for a run that takes more memory than there is."""
-        size = "x".join(map(str, self.y.shape[1:]))
+        size = size_text(self.y.shape[1:])
         what = f"a batch of {self.settings.batch} measurements {size}"
         return no_memory(
             error,

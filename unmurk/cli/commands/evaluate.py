@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from ...bounds import Real
-from ...errors import InputError
+from ...errors import InputError, size_text
 from ...io.formats.registry import is_folder
 from ...progress import each
 from ..data import images_of, place, selection_of
@@ -55,10 +55,7 @@ class Evaluate(Command):
                 return self._by_file(files, select)
         restored, truth = _in_one_scale(self.restored, self.reference, self.range, select)
         if restored.shape != truth.shape:
-            raise InputError(
-                f"{self.restored} has images {_shape(restored)}, {self.reference} "
-                f"{_shape(truth)} (number, channels, height, width): they must agree"
-            )
+            raise _differ(self.restored, restored, self.reference, truth)
         from ...evaluation import metrics
 
         restored, truth = place(restored, truth)
@@ -86,10 +83,7 @@ class Evaluate(Command):
         for pair in each(files):
             restored, truth = _in_one_scale(*pair, spans, select)
             if restored.shape != truth.shape:
-                raise InputError(
-                    f"{pair[0]} has images {_shape(restored)}, {pair[1]} {_shape(truth)} (number, "
-                    f"channels, height, width): they must agree"
-                )
+                raise _differ(pair[0], restored, pair[1], truth)
             restored, truth = place(restored, truth)
             parts.append({"images": len(truth), **metrics.fidelity(restored, truth)})
         return _average(parts)
@@ -147,8 +141,14 @@ def _in_one_scale(
     return found.images, truth.images
 
 
-def _shape(images: "torch.Tensor") -> str:
-    return "x".join(map(str, images.shape))
+def _differ(
+    restored: Path, x: "torch.Tensor", reference: Path, truth: "torch.Tensor"
+) -> InputError:
+    """Return the error for images of two files whose shapes differ."""
+    return InputError(
+        f"{restored} has images {size_text(x.shape)}, {reference} {size_text(truth.shape)} "
+        "(number, channels, height, width): they must agree"
+    )
 
 
 def _samples(path: Path, shape: tuple[int, ...]) -> "torch.Tensor":
@@ -167,7 +167,7 @@ def _samples(path: Path, shape: tuple[int, ...]) -> "torch.Tensor":
         samples = samples.unsqueeze(2)
     if samples.ndim != 5 or tuple(samples.shape[1:]) != shape:
         raise InputError(
-            f"{path}: expected samples of shape Sx{'x'.join(map(str, shape))}, got "
-            f"{_shape(samples)}"
+            f"{path}: expected samples of shape Sx{size_text(shape)}, got "
+            f"{size_text(samples.shape)}"
         )
     return samples

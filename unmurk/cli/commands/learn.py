@@ -71,8 +71,8 @@ class Learn(Command):
     the images as they are (lower bound); clean: a prior of clean images (upper bound). See
     the page Learning methods."""
     solver: Text = "diffpir"
-    """Solver that draws the images of flowdiff and em during training, in 16 steps, if the
-    operator is not identity."""
+    """Solver that draws the images of flowdiff and em during training, if the operator is not
+    identity: NAME or NAME,OPTION=VALUE,..., in 16 steps unless given."""
     e_step: Literal["prior", "conditional"] = "prior"
     """E-step of em. prior: sample under the prior; conditional: by a diffusion model of x given y
     (DiffEM)."""
@@ -241,8 +241,7 @@ class Learn(Command):
 
     def _options(self) -> dict[str, Any]:
         """The options of the method: those of --option, and those with a flag of their own."""
-        from ...solvers import Draws
-        from ...training import configure
+        from ...training.registry import configure, sampler_of
 
         options = configure(self.method, pairs(self.option))
         flags: dict[str, Any] = {}
@@ -251,7 +250,7 @@ class Learn(Command):
         if self.e_step != "prior":
             flags["e_step"] = self.e_step
         elif self.method in ("flowdiff", "em") and self.operator != "identity":
-            flags["solver"] = Draws(self.solver, steps=16)
+            flags["solver"] = sampler_of(self.solver)
         return flags | options
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ...errors import InputError
+from ...errors import InputError, size_text
 from ..limits import check_numbers
 
 __all__ = [
@@ -63,7 +63,7 @@ class Hdu:
         """Name, version and shape, for messages."""
         name = self.name or "primary"
         version = f",{self.version}" if self.version != 1 else ""
-        return f"{name}{version} {'x'.join(map(str, self.shape)) or '(no image)'}"
+        return f"{name}{version} {size_text(self.shape) or '(no image)'}"
 
 
 def text_of(value: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, size_text
 from ..axes import AxisMap, Selection
 from ..layouts import layout_of
 from ..limits import check_file, check_numbers, check_pixels, reading
@@ -209,7 +209,7 @@ class _Finder:
 
     def _list(self) -> str:
         shapes = [
-            f"{name} {'x'.join(map(str, d.shape or ())) or 'scalar'} {d.dtype}"
+            f"{name} {size_text(d.shape or ()) or 'scalar'} {d.dtype}"
             for name, d in sorted(self.datasets())
         ]
         more = f" and {len(shapes) - LISTED} more" if len(shapes) > LISTED else ""

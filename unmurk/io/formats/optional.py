@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError
+from ...errors import InputError, reason
 
 __all__ = ["library"]
 
@@ -32,8 +32,7 @@ def library(file: Path, name: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         raise InputError(f"cannot read {file}: pip install 'unmurk[{extra}]'") from error
     except Exception as error:  # a compiled library may fail to load in any way
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"cannot read {file}: {name} does not load ({reason}): install it again with pip "
-            f"install 'unmurk[{extra}]'"
+            f"cannot read {file}: {name} does not load ({reason(error)}): install it again with "
+            f"pip install 'unmurk[{extra}]'"
         ) from error

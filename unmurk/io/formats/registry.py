@@ -31,11 +31,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata as packages
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...errors import InputError
+from ...plugins import load, offered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -454,13 +455,7 @@ def reader_of(file: Path) -> Reader:
             "or .npy"
         )
     entry = _plugins()[suffix]
-    try:
-        opener = entry.load()
-    except Exception as error:  # a package of a stranger may fail in any way
-        raise InputError(
-            f"cannot read {file}: the reader {entry.value} does not load "
-            f"({' '.join(str(error).split()) or type(error).__name__}); install it again"
-        ) from error
+    opener = load(entry, f"cannot read {file}: its reader")
     _readers[suffix] = Reader(entry.name, (suffix,), opener)
     return _readers[suffix]
 
@@ -472,6 +467,6 @@ def _own_readers() -> None:
 
 
 @cache
-def _plugins() -> dict[str, packages.EntryPoint]:
+def _plugins() -> dict[str, EntryPoint]:
     """The entry points that add readers, by suffix, none of them imported."""
-    return {f".{entry.name.lower()}": entry for entry in packages.entry_points(group=GROUP)}
+    return {f".{name.lower()}": entry for name, entry in offered(GROUP).items()}

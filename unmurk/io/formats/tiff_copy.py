@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from ...errors import InputError
+from ...errors import InputError, reason
 from ..limits import reading
 from .registry import Pages
 
@@ -147,6 +147,5 @@ def copying(file: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"cannot copy the tags of {file}: {' '.join(str(error).split())[:200]}: give an "
-            "--out that ends in .npy"
+            f"cannot copy the tags of {file}: {reason(error)}: give an --out that ends in .npy"
         ) from error
