@@ -286,7 +286,7 @@ def run_scale(run: str | Path) -> "Scale | None":
 
 
 def selection_of(command: Any, run: str | Path | None = None) -> "Selection":
-    """Return the axes and channels that a command was given, else those of a run.
+    """Return the axes, channels and repeats that a command was given, else axes of a run.
 
     Args:
         command: The command, with the options `axes` and `channel`.
@@ -299,9 +299,11 @@ def selection_of(command: Any, run: str | Path | None = None) -> "Selection":
 
     known = ALL if run is None else run_selection(run)
     channels, more = command.channel or known.channels, not command.channel and known.more
+    repeats = getattr(command, "repeats", None) or 1
     if command.axes:
-        return Selection(command.axes, channels, more=more)
-    return Selection(known.axes, channels, lenient=bool(known.axes), more=more)
+        return Selection(command.axes, channels, more=more, repeats=repeats)
+    lenient = bool(known.axes)
+    return Selection(known.axes, channels, lenient=lenient, more=more, repeats=repeats)
 
 
 def run_selection(run: str | Path) -> "Selection":
