@@ -89,16 +89,15 @@ class Captures:
     def region(self, position: int, row: int, column: int, height: int, width: int) -> Tensor:
         """Return a rectangle inside a capture, (C, height, width), float32.
 
-        Numbers that are not finite become zeros; see `absent`.
+        Pixels without a measurement are zeros; see `absent`.
         """
         pixels = self.parts[position].region(row, column, height, width)
         found = _images(pixels, self.scale)
         if self.frames:
             part = self.frames.part(row, column, height, width)
             found = part.correct(found[None])[0]
-        if position in self.missing or self.frames.hidden is not None:
-            found = torch.where(found.isfinite(), found, 0.0)
-        return found
+        lost = self.absent(position, row, column, height, width)
+        return found if lost is None else found.masked_fill(torch.from_numpy(lost), 0.0)
 
     @property
     def hides(self) -> bool:
