@@ -114,7 +114,7 @@ def stored_as(name: str, data: np.ndarray, folder: Path) -> Path:
     elif name.endswith("npy"):
         np.save(file, data)
     else:
-        kind = {"imagej": True} if "ome" not in name else {"ome": True}
+        kind = {"imagej": True, "resolution": (4, 5)} if "ome" not in name else {"ome": True}
         tifffile.imwrite(file, data, **kind, metadata={"axes": "TZYX"})
     return file
 
@@ -143,7 +143,10 @@ def test_captures_along_a_slower_time_axis(name, tmp_path):
         assert new.header["toffset"] == 0.75
         got = np.asarray(new.dataobj).transpose(3, 2, 1, 0)
     else:
-        got = tifffile.imread(result).reshape(2, 3, 9, 7)
+        with tifffile.TiffFile(result) as opened:
+            assert opened.series[0].axes == "TZYX"
+            assert "ome" in name or opened.pages[5].resolution == (4, 5)
+            got = opened.asarray()
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
     for repeats, means in ((12, data.mean((0, 1))[None]), (6, data.reshape(2, 6, 9, 7).mean(1))):
         averaged(file, tmp_path / f"{repeats}", repeats)  # whole blocks of the file

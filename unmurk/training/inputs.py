@@ -362,7 +362,8 @@ def check_data(y: Tensor | Source, problem: Problem, clean: bool) -> None:
     if problem.operator.pictorial:
         index = torch.linspace(0, len(y) - 1, min(len(y), CHECKED)).long()
         part = y.read(index.tolist()) if isinstance(y, Source) else y[index]
-        check_units("the set", part, 0.0 if clean else problem.level)
+        scale = y.scale if isinstance(y, Source) else None
+        check_units("the set", part, 0.0 if clean else problem.level, scale)
 
 
 def check_takes(learner: Learner, problem: Problem, given: Problem) -> None:

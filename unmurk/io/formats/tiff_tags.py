@@ -124,8 +124,8 @@ def ome_description(
         repeats: Number of images of the file that each of these stands for.
 
     Returns:
-        The description, or None where the file has no metadata that OME-XML holds, its images
-        are RGB, or OME-XML has no such type.
+        The description, or None where the file has no metadata that OME-XML holds (size of a
+        pixel, names of channels, axes T and Z), its images are RGB, or OME-XML has no such type.
 
     >>> pages = Pages()
     >>> pages.shape, pages.axes, pages.metadata = (64, 64, 1), "YX", {"pixel_size": (0.2, 0.2)}
@@ -135,7 +135,7 @@ def ome_description(
     """
     about = dict(pages.metadata)
     height, width, channels = shape
-    known = "pixel_size" in about or "channels" in about
+    known = "pixel_size" in about or "channels" in about or bool({"T", "Z"} & {*pages.axes})
     if not known or (channels == 3 and "channels" not in about) or dtype in ("int64", "uint64"):
         return None
     letters, lead = _lead(pages, repeats)

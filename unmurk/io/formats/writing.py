@@ -6,6 +6,7 @@ with the metadata that OME-XML holds.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -179,7 +180,9 @@ class TiffWriter:
             dtype = "float32" if self.floats else pixels.dtype.name
             with open_pages(self.source, self.select) as pages:
                 text = ome_description(pages, pixels.shape, dtype, self.repeats)
-            self._writer = StackWriter(self.out, None, self.floats, text)
+                size = pages.shape[:2]
+            tags = _resolution(self.source) if size == pixels.shape[:2] else {}
+            self._writer = StackWriter(self.out, None, self.floats, text, tags)
         self._writer.write(pixels)
 
     def close(self) -> None:
@@ -195,6 +198,16 @@ class TiffWriter:
             self._writer.abandon()
         if self._like is not None:
             self._like.close()
+
+
+def _resolution(source: Path) -> dict[str, Any]:
+    """Return the resolution of a TIFF file as tags of others; none of other files."""
+    if not is_tiff(source):
+        return {}
+    with Stack(real_path(source)) as stack:
+        known = stack.tags(0)
+    names = ("resolution", "resolutionunit")
+    return {name: known[name] for name in names if known["resolution"] is not None}
 
 
 class PngWriter:
