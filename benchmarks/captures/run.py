@@ -431,7 +431,7 @@ LABELS: dict[str, str] = {
     "noise2void": "Noise2Void",
     "flowdiff": "`flowdiff`, from nothing",
     "flowdiff_repeats": "`flowdiff`, repeated captures",
-    "flowdiff_clean": "`flowdiff`, and a few clean images",
+    "flowdiff_clean": "`flowdiff` with a few clean images",
     "flowdiff_generic": "`flowdiff`, from `generic`",
     "generic": "`generic`, nothing learned",
 }
