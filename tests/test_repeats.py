@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from unmurk.cli.maps import scene_of
 from unmurk.errors import InputError
+from unmurk.io.noise_maps import as_noise_maps, flat_maps
 from unmurk.io.scenes import Scenes
 from unmurk.missing import with_missing
 from unmurk.noise import Gaussian, PoissonGaussian
@@ -113,6 +115,38 @@ def test_captures_that_are_bound_already_give_the_same():
     assert torch.equal(one[0], other[0])
     x = draw(2, *SHAPE, seed=5)
     assert torch.equal(one[1].A(x), other[1].A(x)) and one[1].noise == other[1].noise
+
+
+@pytest.mark.parametrize("form", ["identity", "blur:uniform,size=3|inpaint:random,keep=0.6"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_captures_under_noise_maps_and_flat_fields(form, relative):
+    """Up to a constant: log p(y_1, ..., y_k | x) with a deviation for every pixel of every
+    capture, or that of the problem over the sensitivity of the pixel."""
+    problem, numbers = Problem(form, SIGMA), [1, 0]
+    x, other, seen = (draw(2, *SHAPE, seed=s) for s in (0, 7, 8))
+    sigma = 0.05 + 0.3 * draw(6, 1, 8, 6, seed=9).float()
+    sigma[1, 0, 2, 3], sigma[3:, 0, 5, 5] = 0, 0  # no measurement in one capture, and in all
+    maps = as_noise_maps(sigma)
+    if relative:
+        maps = flat_maps(sigma[:1, 0] + 0.5)
+        sigma = SIGMA / (sigma[:1] + 0.5).expand(6, -1, -1, -1)
+    y = captures_of(problem, seen, 3)[[1, 0]] + draw(2, 3, *SHAPE, seed=2) / 10
+    given = problem if relative else Problem(form, maps.level)
+    one, joint = scene_of(maps, y, given, numbers, SHAPE, "refuse")
+    assert joint.index == numbers
+    found = joint.log_likelihood(x, one) - joint.log_likelihood(other, one)
+    wanted = torch.zeros(2, dtype=torch.float64)
+    for j in range(3):
+        which = [i * 3 + j for i in numbers]
+        bound = problem.bind(which, SHAPE)
+        deviation = sigma[which].double()
+        known = (deviation > 0).expand(-1, SHAPE[0], -1, -1) * bound.operator.apply_mask(
+            torch.ones_like(y[:, j])
+        )
+        for image, sign in ((x, -0.5), (other, 0.5)):
+            off = known * (y[:, j] - bound.A(image)) / deviation.clamp_min(1e-9)
+            wanted = wanted + sign * off.square().flatten(1).sum(1)
+    assert torch.allclose(found, wanted, rtol=1e-5)
 
 
 def test_one_capture_is_itself():

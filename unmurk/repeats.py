@@ -11,6 +11,9 @@ They may hide different pixels (masks :math:`M_j`). With Gaussian noise of stand
 
 because :math:`\sum_j \|y_j - M_j A x\|^2 / \sigma^2 = k \|\bar y - W A x\|^2 / \sigma^2` up to a
 constant. Where all captures measure all pixels, this is their mean, at :math:`\sigma / \sqrt k`.
+The same holds for weights :math:`W_j` of any size in place of the masks (noise maps, flat fields):
+:math:`\bar y = \sum_j W_j y_j / (k W)` with :math:`W^2 = \sum_j W_j^2 / k`.
+
 The mean of k counts of photons is a count of photons with a gain that is smaller by k, so
 Poisson-Gaussian noise keeps its form too:
 
@@ -109,8 +112,8 @@ def combined(
         Measurements (B, C, H, W), and their problem, bound to the scenes.
 
     Raises:
-        InputError: The captures of a scene differ in more than hidden pixels, or hide different
-            pixels and have another noise than Gaussian.
+        InputError: The captures of a scene differ in more than weights and hidden pixels, or
+            differ in these and have another noise than Gaussian.
 
     >>> problem = Problem("identity", noise=0.2)
     >>> y, found = combined(torch.tensor([0.1, 0.3]).view(1, 2, 1, 1, 1), problem, [0], (1, 1, 1))
@@ -162,16 +165,20 @@ def _combine(
         return mean, _of_scenes(bound[0], noise, numbers)
     if not isinstance(noise, Gaussian):
         raise InputError(
-            f"repeated captures that hide different pixels need Gaussian noise, not"
-            f" '{single.spec}'"
+            "repeated captures that differ in their hidden pixels or noise maps need Gaussian"
+            f" noise, not '{single.spec}'"
         )
-    front, masks = _union(bound, y[:, 0, :1])
-    count = masks.sum(0)
-    weights = (count.clamp_min(1) / len(bound)).sqrt()
-    mask = FixedMask((count > 0).to(masks))
+    bare = [a.operator if isinstance(a, Weighted) else a for a in bound]
+    front, masks = _union(bare, y[:, 0, :1])
+    each = [
+        m * a.weights if isinstance(a, Weighted) else m for m, a in zip(masks, bound, strict=True)
+    ]
+    shown = masks.sum(0) > 0
+    weights = torch.where(shown, (sum(w.square() for w in each) / len(bound)).sqrt(), 1.0)
+    mask = FixedMask(shown.to(masks))
     operator = mask if front is None else _chain(front, mask, shape)
-    total = torch.stack([a.apply_mask(y[:, j]) for j, a in enumerate(bound)]).sum(0)
-    mean = total / (len(bound) * weights)  # sqrt(c k) = k W
+    shown_y = [a.apply_mask(y[:, j]) for j, a in enumerate(bound)]
+    mean = sum(map(torch.mul, each, shown_y)) / (len(bound) * weights)
     return mean, _of_scenes(Weighted(operator, weights), noise, numbers)
 
 

@@ -61,6 +61,7 @@ RowName = Literal[
     "noise2void",
     "flowdiff",
     "flowdiff_repeats",
+    "flowdiff_clean",
     "flowdiff_generic",
     "generic",
     "large",
@@ -72,7 +73,9 @@ TUNED = 4  # fields on which the strength of the filters is chosen
 CROPS = 4096  # for Noise2Void, which takes a tensor of crops
 PATH = 82  # path of the stream that places them
 TEST = 60_000  # number of the first held-out capture; its draws are not those of the learning
-RATES = {"noise2void": 5.3, "flowdiff": 10.0, "flowdiff_repeats": 10.0, "flowdiff_generic": 10.0}
+RATES = {"noise2void": 5.3} | dict.fromkeys(
+    ("flowdiff", "flowdiff_repeats", "flowdiff_clean", "flowdiff_generic"), 10.0
+)
 """Thousands of crops that a row sees in a minute, as counted on two cores of an Intel Xeon
 without other load. A budget in minutes is turned into crops by it, so that no figure depends on
 the load."""
@@ -228,6 +231,8 @@ def learned(cell: Cell, split: Split, options: Options) -> Restored:
     extra: dict[str, Any] = {"start": "generic" if cell.row == "flowdiff_generic" else "none"}
     if cell.row == "flowdiff_repeats":
         extra["repeats"] = CAPTURES
+    if cell.row == "flowdiff_clean":
+        extra["clean"] = [x[None] for x in split.means[:TUNED]]
     noise = noise_of(split)
     run = options.folder / "runs" / cell.name
     problem = Problem("identity", noise)
@@ -404,6 +409,7 @@ LABELS: dict[str, str] = {
     "noise2void": "Noise2Void",
     "flowdiff": "`flowdiff`, from nothing",
     "flowdiff_repeats": "`flowdiff`, repeated captures",
+    "flowdiff_clean": "`flowdiff` with a few clean images",
     "flowdiff_generic": "`flowdiff`, from `generic`",
     "generic": "`generic`, nothing learned",
 }

@@ -190,6 +190,27 @@ def test_a_run_goes_on_and_rows_of_other_settings_are_refused(tmp_path, monkeypa
         benchmark.measure(replace(options, network="small"))
 
 
+def test_clean_images_are_the_truth_of_fields_to_learn_from(tmp_path, monkeypatch):
+    given = {}
+
+    class Enough(Exception):
+        pass
+
+    def learn(folder, problem, **options):
+        given.update(options)
+        raise Enough
+
+    monkeypatch.setattr(benchmark, "learn", learn)
+    split = sets.load("toy", None, 0)
+    with pytest.raises(Enough):
+        benchmark.learned(
+            benchmark.Cell("toy", "flowdiff_clean", 0, 1.0), split, benchmark.Options(out=tmp_path)
+        )
+    assert len(given["clean"]) == min(benchmark.TUNED, len(split.means)) and "repeats" not in given
+    for one, x in zip(given["clean"], split.means, strict=False):
+        assert torch.equal(one, x[None])
+
+
 def test_data_that_are_none_are_refused(tmp_path):
     with pytest.raises(InputError, match="give --data"):
         sets.load("fmd", None, 0)

@@ -346,3 +346,25 @@ def test_what_noise_prints_to_paste_says_that_no_model_fits(tmp_path, capsys):
     (paste,) = [line for line in shown.out.splitlines() if line.startswith("paste:")]
     assert paste.endswith("(the warning above says why it does not fit)")
     assert Problem("identity", paste.split()[2]).level > 0
+
+
+@pytest.mark.parametrize("noise", ["auto", "12dn", "0.1"])
+def test_a_range_of_other_files_is_refused(tmp_path, capsys, noise):
+    """Not with a line about the noise, which would be thousands of ranges."""
+    pixels = np.random.default_rng(0).normal(9000, 50, (2, 100, 100)).round().astype(np.uint16)
+    np.save(tmp_path / "y.npy", pixels)
+    argv = [
+        "learn",
+        tmp_path / "y.npy",
+        "--range",
+        0,
+        1,
+        "--noise",
+        noise,
+        "--out",
+        tmp_path / "r",
+    ]
+    assert unmurk(*argv) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the set has the median 9000, far from black at 0 and white at 1" in said
+    assert "--range 0 16383" in said and not (tmp_path / "r").exists()

@@ -234,7 +234,7 @@ def test_commands_restore_chosen_channels_of_a_stack(tmp_path, capsys):
     assert cli.main([str(a) for a in [*argv, "--out", tmp_path / "x", "--json"]]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 4
     written = tifffile.imread(tmp_path / "x" / "a.ome.tif")
-    assert written.shape == (4, 8, 6) and written.dtype == "uint16"
+    assert written.shape == (2, 2, 8, 6) and written.dtype == "uint16"
 
 
 def test_arrays_in_python_have_axes_too():

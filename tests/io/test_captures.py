@@ -1,5 +1,7 @@
 """Captures: images of any sizes, wherever their numbers are, and rectangles of them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -157,6 +159,21 @@ def test_pixels_that_are_not_finite(tmp_path):
     assert np.argwhere(absent).tolist() == [[1, 1], [28, 16]]
     images[1][3, 5] = images[1][30, 20] = 0
     check(found, images, 1)
+
+
+def test_numbers_of_flagged_pixels_do_not_leak(tmp_path):
+    """They are zeros, as pixels are that are not finite: a cosmic ray would set the range."""
+    fits = pytest.importorskip("astropy.io.fits")
+    image, flags = np.full((6, 8), 900, np.float32), np.zeros((6, 8), np.int16)
+    image[2, 3], flags[2, 3], image[4, 4] = 60_000, 4, np.nan
+    units = [fits.PrimaryHDU(), fits.ImageHDU(image, name="SCI"), fits.ImageHDU(flags, name="DQ")]
+    fits.HDUList(units).writeto(tmp_path / "a.fits")
+    found = open_captures(Path(f"{tmp_path}/a.fits[SCI,dq=DQ]"), nan="mask")
+    region = found.region(0, 1, 2, 4, 4)
+    wanted = torch.full((1, 4, 4), 900.0)
+    wanted[0, 1, 1] = wanted[0, 3, 2] = 0
+    assert torch.equal(region, wanted)
+    assert found.absent(0, 1, 2, 4, 4).nonzero()[0].tolist() == [1, 3]
 
 
 def test_a_file_that_becomes_shorter_is_one_line(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from unmurk.training.registry import METHODS
 from unmurk.whitening import whiten
 
 SIDE, FACTOR = 64, 1.6
+PLAIN = {"axes": None, "channel": (), "skip_bad": False}
 
 
 def uneven(*shape: int) -> torch.Tensor:
@@ -123,7 +124,7 @@ def test_maps_that_are_off_are_noticed(night, capsys):
 
 def by_command(folder: Path, maps: str, noise: str) -> tuple[NoiseMaps, Problem]:
     """The maps of `learn`, and the problem."""
-    command = SimpleNamespace(noise_maps=maps, noise=noise)
+    command = SimpleNamespace(noise_maps=maps, noise=noise, **PLAIN)
     y = torch.from_numpy(np.load(folder / "y.npy"))[:, None]
     return given_maps(
         command, Problem("identity", 0.0), Scale, lambda: Sample(y), None, None, compare=True
@@ -132,7 +133,7 @@ def by_command(folder: Path, maps: str, noise: str) -> tuple[NoiseMaps, Problem]
 
 def by_run(maps: object, prior: object) -> NoiseMaps:
     """The maps of `restore` by a run, without --noise."""
-    command = SimpleNamespace(noise_maps=str(maps), noise=None, prior=str(prior))
+    command = SimpleNamespace(noise_maps=str(maps), noise=None, prior=str(prior), **PLAIN)
     return run_maps(command, Problem("identity", 0.1), Scale, lambda: None)[0]
 
 
@@ -192,7 +193,7 @@ def test_photons_behind_a_flat_field():
     raw_problem = Problem("identity", noise)
     raw = raw_problem.simulate((0.5 * g).expand(400, 1, 32, 32))
     learner = METHODS["flowdiff"]()
-    y, problem, maps = with_maps(flat_maps(g), raw / g, raw / g, raw_problem, learner, 1)
+    y, problem, maps = with_maps(flat_maps(g), raw / g, raw / g, raw_problem, learner)
     assert problem.noise == noise
     white, found = weighed(y, problem, maps, (1, 32, 32))
     numbers = list(range(400))

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from unmurk.cli.main import main
@@ -200,12 +201,15 @@ def test_the_commands_take_maps(tmp_path, capsys):
     assert "was learned with noise maps" not in capsys.readouterr().err
     a, b = (fits.getdata(tmp_path / name / "1.fits") for name in "ab")
     assert np.abs(a - b).max() > 0.01 and np.isfinite(b).all()
-    for flags, word in (
-        (["--noise", "poisson-gaussian,auto"], "--noise poisson-gaussian,auto"),
-        (["--repeats", "3"], "--repeats"),
-    ):
-        assert main(["learn", data, "--out", str(tmp_path / "no"), *given, *flags]) == 2
-        assert f"{word} cannot go with --noise-maps" in capsys.readouterr().err
+    flags = ["--noise", "poisson-gaussian,auto"]
+    assert main(["learn", data, "--out", str(tmp_path / "no"), *given, *flags]) == 2
+    assert f"{' '.join(flags)} cannot go with --noise-maps" in capsys.readouterr().err
+    # three exposures of one scene, each with the map of its own
+    more = [*given, "--repeats", "3"]
+    assert main(["learn", data, "--out", str(tmp_path / "three"), *more]) == 0
+    restore = ["restore", data, "--prior", str(tmp_path / "three"), "--repeats", "3", "--out"]
+    assert main([*restore, str(tmp_path / "c"), *with_maps]) == 0
+    assert [path.name for path in (tmp_path / "c").glob("*.fits")] == ["0.fits"]
 
 
 @pytest.mark.parametrize("form", ["maps", "even"])
@@ -249,3 +253,45 @@ def test_noise_over_maps_is_one(tmp_path, capsys):
     assert found[1]["noise over noise maps"] == pytest.approx(0.5, abs=0.025)
     at_mean = (sigma**-2).mean() ** -0.5
     assert found[2]["noise at the mean weight"] == pytest.approx(at_mean, rel=0.05)
+
+
+@pytest.mark.slow
+def test_images_without_a_usable_map_are_left_out(tmp_path, capsys):
+    """With --skip-bad, by the numbers of the others; without, one line says what to do."""
+    rng = np.random.default_rng(0)
+    x = 0.5 + 0.2 * rng.standard_normal((5, 1, 1)).repeat(40, 1).repeat(40, 2)
+    sigma = (0.05 + 0.02 * np.arange(5))[:, None, None] * np.ones_like(x)
+    for name, values in (("in", x + sigma * rng.standard_normal(x.shape)), ("maps", sigma)):
+        (tmp_path / name).mkdir()
+        for i, value in enumerate(values):
+            tifffile.imwrite(tmp_path / name / f"{i}.tif", value.astype(np.float32))
+    tifffile.imwrite(tmp_path / "maps" / "1.tif", np.full((40, 40), np.nan, np.float32))
+    tifffile.imwrite(tmp_path / "maps" / "4.tif", np.zeros((40, 40), np.float32))
+    run, maps = tmp_path / "run", ["--noise-maps", str(tmp_path / "maps")]
+    learn = ["learn", str(tmp_path / "in"), *maps, "--crop", "16", "--kimg", "0.008"]
+    learn += ["--batch", "4", "--start", "none", "--out", str(run)]
+    assert main(learn) == 2
+    said = capsys.readouterr().err.strip()
+    assert "1.tif has no finite value: leave it out with --skip-bad" in said
+    assert len(said.splitlines()) == 1
+    assert main([*learn, "--skip-bad", "--json"]) == 0
+    found = capsys.readouterr()
+    assert "left out image 1: its noise map has no number above 0" in found.err
+    assert set(json.loads(found.out)["skipped"]) == {"image 1", "image 4"}
+    kept = json.loads((run / "config.json").read_text())["noise maps"]
+    assert kept["level"] == pytest.approx(0.09)  # of 0.05, 0.09 and 0.11
+    restore = ["restore", str(tmp_path / "in"), *maps, "--prior", str(run), "--samples", "2"]
+    out = ["--out", str(tmp_path / "out"), "--skip-bad", "--json"]
+    assert main([*restore, *out]) == 0
+    found = capsys.readouterr()
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.tif")) == ["0.tif", "2.tif", "3.tif"]
+    reason = "its noise map has no number above 0"
+    assert json.loads(found.out)["skipped"] == {"1.tif": reason, "4.tif": reason}
+    assert main([*restore, *out]) == 0  # finished before
+    assert json.loads(capsys.readouterr().out)["finished"] == 3
+    assert main(["noise", str(tmp_path / "in"), *maps, "--skip-bad", "--json"]) == 0
+    over = json.loads(capsys.readouterr().out)["noise over noise maps"]
+    assert over == pytest.approx(1, abs=0.1)
+    learn[-1], learn[5] = str(tmp_path / "whole"), "0"
+    assert main([*learn, "--skip-bad"]) == 2
+    assert "images are learned from whole" in capsys.readouterr().err

@@ -15,9 +15,11 @@ from unmurk.cli import main as cli
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.io import formats
+from unmurk.io.axes import Selection
 from unmurk.io.formats import registry
 from unmurk.io.formats.writing import TiffWriter
-from unmurk.io.jobs import jobs_of, process
+from unmurk.io.job_list import jobs_of, scene_jobs
+from unmurk.io.jobs import process
 from unmurk.io.streams import NpyWriter
 
 rng = np.random.default_rng(0)
@@ -189,6 +191,32 @@ def test_a_format_that_is_not_written_becomes_ome_tiff(cube, tmp_path, capsys):
         assert (pixels["PhysicalSizeX"], pixels["PhysicalSizeY"]) == (0.2, 0.3)
         assert (pixels["PhysicalSizeZ"], pixels["PhysicalSizeZUnit"]) == (0.5, "µm")
         assert [channel["Name"] for channel in pixels["Channel"]] == ["DAPI", "GFP"]
+
+
+@pytest.mark.parametrize(("repeats", "shape"), [(1, (4, 3)), (2, (2, 3)), (12, (1, 1))])
+def test_times_and_planes_of_a_chosen_channel_stay_apart(repeats, shape, tmp_path):
+    """T, Z, bits, sizes and the time between scenes, as tifffile reads them."""
+    data = rng.integers(0, 4095, (4, 3, 2, 12, 16)).astype("uint16")
+    about = {"axes": "TZCYX", "PhysicalSizeX": 0.2, "PhysicalSizeY": 0.3, "PhysicalSizeZ": 0.5}
+    about |= {"TimeIncrement": 250, "TimeIncrementUnit": "ms", "SignificantBits": 12}
+    about |= {"Channel": {"Name": ["DAPI", "GFP"]}}
+    tifffile.imwrite(tmp_path / "a.ome.tif", data, metadata=about, photometric="minisblack")
+    select = Selection(channels=("GFP",), repeats=repeats)
+    jobs = jobs_of(tmp_path / "a.ome.tif", tmp_path / "out", select=select)
+    process(scene_jobs(jobs, repeats), lambda y, n: {"images": y.mean(1) if repeats > 1 else y})
+    wanted = data[:, :, 1].reshape(shape[0], 4 // shape[0], shape[1], 3 // shape[1], 12, 16)
+    with tifffile.TiffFile(tmp_path / "out" / "a.ome.tif") as found:
+        (series,) = found.series
+        lead = series.shape[: series.axes.index("Y")]
+        assert dict(zip(series.axes, lead, strict=False)) == {
+            axis: length for axis, length in zip("TZ", shape, strict=True) if length > 1
+        }
+        got = found.asarray().reshape(*shape, 12, 16)
+        assert np.abs(got - wanted.mean((1, 3))).max() <= 0.5
+        pixels = tifffile.xml2dict(found.ome_metadata)["OME"]["Image"]["Pixels"]
+    assert pixels["SignificantBits"] == 12 and pixels["Channel"]["Name"] == "GFP"
+    assert (pixels["SizeT"], pixels["SizeZ"], pixels["PhysicalSizeZ"]) == (*shape, 0.5)
+    assert pixels["TimeIncrement"] == pytest.approx(0.25 * 4 / shape[0])
 
 
 def test_a_writer_of_ones_own(cube, tmp_path, capsys):

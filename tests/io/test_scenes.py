@@ -4,8 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from tests.io.test_medical import scan, stored
+from unmurk.errors import InputError
+from unmurk.io.axes import Selection
+from unmurk.io.captures import open_captures
+from unmurk.io.images import load_images, read_images
 from unmurk.io.job_list import jobs_of, scene_jobs
 from unmurk.io.jobs import process
 
@@ -18,7 +23,7 @@ def averaged(source: Path, out: Path, repeats: int) -> None:
     def engine(y, numbers):
         return {"images": y.mean(1), "std": y.mean(1) / 4}
 
-    jobs = scene_jobs(jobs_of(source, out), repeats)
+    jobs = scene_jobs(jobs_of(source, out, select=Selection(repeats=repeats)), repeats)
     process(jobs, engine, arrays=["std"], history="a line")
 
 
@@ -92,6 +97,63 @@ def test_scenes_of_a_nifti_volume(name, sides, repeats, scenes, tmp_path):
         for scene in range(scenes[1]):
             times = [5 + 1.5 * (scene * step + k) for k in range(step)]
             assert start + length * scene == pytest.approx(np.mean(times))
+
+
+def stored_as(name: str, data: np.ndarray, folder: Path) -> Path:
+    """Write times and planes (T, Z, H, W) in a format, with T as the slower axis."""
+    file = folder / name
+    if name.endswith("nii"):
+        nib = pytest.importorskip("nibabel")
+        image = nib.Nifti1Image(data.transpose(3, 2, 1, 0), np.diag([2.0, 2.0, 3.0, 1.0]))
+        image.header.set_xyzt_units("mm", "sec")
+        image.header["pixdim"][4] = 1.5
+        nib.save(image, file)
+    elif name.endswith("h5"):
+        with pytest.importorskip("h5py").File(file, "w") as opened:
+            opened["scan"] = data
+    elif name.endswith("npy"):
+        np.save(file, data)
+    else:
+        kind = {"imagej": True, "resolution": (4, 5)} if "ome" not in name else {"ome": True}
+        tifffile.imwrite(file, data, **kind, metadata={"axes": "TZYX"})
+    return file
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.nii", "a.h5", "a.npy"])
+def test_captures_along_a_slower_time_axis(name, tmp_path):
+    """Scenes are the planes, and captures the times, not the images in a row in the file."""
+    data = rng.normal(100, 30, (4, 3, 9, 7)).astype("float32")
+    file = stored_as(name, data, tmp_path)
+    wanted = data.reshape(2, 2, 3, 9, 7).mean(1)  # two times each of three planes
+    select = Selection("TZYX" if name.endswith(("h5", "npy")) else "", repeats=2)
+    captures = open_captures(file, select=select, span=(0, 1))
+    found = np.stack([captures.region(n, 0, 0, 9, 7)[0].numpy() for n in range(12)])
+    np.testing.assert_allclose(found.reshape(2, 3, 2, 9, 7).mean(2), wanted, rtol=1e-6)
+    images = read_images(file, select=select, span=(0, 1)).images
+    np.testing.assert_array_equal(images[:, 0].numpy(), found)
+    plain = load_images(file, axes=select.axes, span=(0, 1)).images  # without scenes
+    np.testing.assert_array_equal(plain[:, 0].numpy(), data.reshape(12, 9, 7))
+    if name.endswith(("h5", "npy")):
+        return
+    averaged(file, tmp_path / "out", 2)
+    result = tmp_path / "out" / name
+    if name.endswith("nii"):
+        new = pytest.importorskip("nibabel").load(result)
+        assert new.shape == (7, 9, 3, 2) and new.header["pixdim"][4] == 3.0
+        assert new.header["toffset"] == 0.75
+        got = np.asarray(new.dataobj).transpose(3, 2, 1, 0)
+    else:
+        with tifffile.TiffFile(result) as opened:
+            assert opened.series[0].axes == "TZYX"
+            assert "ome" in name or opened.pages[5].resolution == (4, 5)
+            got = opened.asarray()
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    for repeats, means in ((12, data.mean((0, 1))[None]), (6, data.reshape(2, 6, 9, 7).mean(1))):
+        averaged(file, tmp_path / f"{repeats}", repeats)  # whole blocks of the file
+        again = load_images(tmp_path / f"{repeats}" / name, span=(0, 1)).images
+        np.testing.assert_allclose(again[:, 0].numpy(), means, rtol=1e-6)
+    with pytest.raises(InputError, match="4 times of 3 images each.*no whole number of scenes"):
+        jobs_of(file, tmp_path / "no", select=Selection(repeats=8))
 
 
 def test_scenes_of_dicom_frames(tmp_path):

@@ -10,6 +10,7 @@ from tests.training.test_learn import LinearFlow, blobs, equal, weights
 from unmurk.errors import InputError
 from unmurk.io.captures import as_captures
 from unmurk.io.crops import Crops
+from unmurk.io.noise_maps import flat_maps
 from unmurk.operators import parse
 from unmurk.operators.crops import turn
 from unmurk.problem import Problem
@@ -17,6 +18,7 @@ from unmurk.repeats import grouped
 from unmurk.rng import generator
 from unmurk.training import Em, FlowDiff, Recipe, learn
 from unmurk.training.em import Rounds
+from unmurk.training.inputs import weighed, with_maps
 from unmurk.training.losses import noise2noise, supervised
 
 SIGMA = 0.3
@@ -85,6 +87,32 @@ def test_e_step_sees_all_captures_at_their_level(cls):
     assert torch.equal(mean, wanted)
     assert problem.sigma == pytest.approx(SIGMA / 3**0.5)
     assert problem.operator.spec == "identity"
+
+
+@pytest.mark.parametrize("crop", [0, 16])
+def test_scenes_under_a_flat_field(crop):
+    """y / g of k captures, with the noise sigma / g, are the mean of raw captures: g x with the
+    noise sigma / sqrt(k), exactly, also in crops."""
+    draw = torch.Generator().manual_seed(3)
+    g = 0.5 + torch.rand(1, 32, 32, generator=draw)
+    raw = torch.rand(6, 1, 32, 32, generator=draw)  # two captures of three scenes
+    shape, identity = (1, crop or 32, crop or 32), parse("identity")
+
+    def cut(images):
+        if not crop:
+            return images
+        return Crops(as_captures(list(images)), identity, crop, seed=5, repeats=2)
+
+    y = cut(raw / g)
+    y, problem, maps = with_maps(flat_maps(g), y, y, PROBLEM, FlowDiff())
+    white, problem = weighed(y, problem, maps, shape, 2)
+    built = FlowDiff(objective="elbo").build(white, problem, shape, repeats=2)
+    mean, joint = built.measurements(torch.tensor([0, 2]), torch.device("cpu"))
+    index = torch.tensor([0, 1, 4, 5])
+    torch.testing.assert_close(mean, grouped(cut(raw)[index], 2).mean(1))
+    gains = cut(g.expand(6, 1, 32, 32))[index[::2]]
+    torch.testing.assert_close(joint.A(torch.ones_like(mean)), gains)
+    assert joint.sigma == pytest.approx(SIGMA / 2**0.5)
 
 
 def test_steps_use_one_capture_or_all_of_them_most_often():

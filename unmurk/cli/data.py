@@ -105,14 +105,18 @@ def problem_of(
 def check_floats(images: "Callable[[], torch.Tensor] | None", scale: "Scale | None") -> None:
     """Refuse floats so far from [0, 1] that no noise of the bounds explains it.
 
-    Without this check, the message would be about the noise, not about the range.
+    Numbers with a range are refused if their median lies more than the range away from it. Without
+    this check, the message would be about the noise, not about the range.
     """
-    from ..io.scale import check_units
+    from ..io.scale import SIGMAS, Scale, check_units
     from ..noise import SIGMA
 
-    if images is None or scale is None or not scale.dtype.startswith("float") or scale.gain != 1:
+    if images is None or scale is None:
         return
-    check_units("the set", images(), SIGMA.most)
+    if scale.dtype.startswith("float") and scale.gain == 1:
+        check_units("the set", images(), SIGMA.most)
+    elif scale.gain != Scale.of(scale.dtype, bits=scale.bits).gain:
+        check_units("the set", images(), 1 / SIGMAS, scale)
 
 
 def hide_missing(y: "torch.Tensor", operator: str) -> "tuple[torch.Tensor, Operator]":
@@ -286,7 +290,7 @@ def run_scale(run: str | Path) -> "Scale | None":
 
 
 def selection_of(command: Any, run: str | Path | None = None) -> "Selection":
-    """Return the axes and channels that a command was given, else those of a run.
+    """Return the axes, channels and repeats that a command was given, else axes of a run.
 
     Args:
         command: The command, with the options `axes` and `channel`.
@@ -299,9 +303,11 @@ def selection_of(command: Any, run: str | Path | None = None) -> "Selection":
 
     known = ALL if run is None else run_selection(run)
     channels, more = command.channel or known.channels, not command.channel and known.more
+    repeats = getattr(command, "repeats", None) or 1
     if command.axes:
-        return Selection(command.axes, channels, more=more)
-    return Selection(known.axes, channels, lenient=bool(known.axes), more=more)
+        return Selection(command.axes, channels, more=more, repeats=repeats)
+    lenient = bool(known.axes)
+    return Selection(known.axes, channels, lenient=lenient, more=more, repeats=repeats)
 
 
 def run_selection(run: str | Path) -> "Selection":

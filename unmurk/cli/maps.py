@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, remark
-from .data import Sample, run_config
+from .data import Sample, run_config, selection_of
 
 if TYPE_CHECKING:
     import torch
@@ -18,17 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NEAR",
+    "NO_MAP",
     "check_maps",
     "given_maps",
     "is_scaled",
     "kept",
-    "mapped_scene",
     "noise_of",
     "run_maps",
+    "scene_of",
 ]
 
 NEAR = 1.25
 """Noise over that of the maps, or its inverse, from which on a remark says so."""
+
+NO_MAP = "its noise map has no number above 0"
+"""Why --skip-bad leaves out an image."""
 
 AUTO = ("auto", "gaussian,auto")
 
@@ -39,7 +43,6 @@ def check_maps(command: Any) -> None:
         return
     noise = str(getattr(command, "noise", None) or "").replace(" ", "")
     for given, name, why in (
-        ((command.repeats or 1) > 1, "--repeats", "the maps are of single captures"),
         ("auto" in noise and noise not in AUTO, f"--noise {noise}", "the maps hold the noise, of"
          " which --noise auto estimates one factor"),
         (getattr(command, "simulate", False), "--simulate", "the maps belong to measured images"),
@@ -89,7 +92,8 @@ def given_maps(
     automatic = is_scaled(command)
     unit = automatic or known is not None
     given = Problem(problem.operator, float(weights)) if unit else problem
-    maps = maps_for(command.noise_maps, given, scale().gain).under(flat)
+    more = (selection_of(command, getattr(command, "prior", None)).beside(), command.skip_bad)
+    maps = maps_for(command.noise_maps, given, scale().gain, *more).under(flat)
     if automatic:
         found = measured_scale(maps, *_first(sample, problem))
         maps = maps.scaled(found.factor)
@@ -175,7 +179,7 @@ def kept(maps: "NoiseMaps | None") -> dict[str, Any]:
     return {} if maps is None or maps.relative else {"noise maps": maps.record()}
 
 
-def mapped_scene(
+def scene_of(
     maps: "NoiseMaps | None",
     y: "torch.Tensor",
     problem: "Problem",
@@ -183,22 +187,36 @@ def mapped_scene(
     shape: tuple[int, ...],
     nan: Any,
 ) -> "tuple[torch.Tensor, Problem]":
-    """Return measurements with white noise, and their problem; see `restoring.scene_of`.
+    """Return the measurement of each image or scene, without missing values, and its problem.
 
     Args:
-        maps: The noise maps, or None.
-        y, problem, numbers, shape, nan: See `restoring.scene_of`.
+        maps: The noise maps, which make the noise white; or None.
+        y: Measurements (B, C, H, W), or all captures of scenes (B, N, C, H, W).
+        problem: How one measurement was made, not bound to images.
+        numbers: Numbers of the images or scenes; capture j of scene i has the number i N + j.
+        shape: Shape (C, H, W) of the images.
+        nan: See `missing.without_missing`.
     """
+    from ..missing import without_missing
     from ..operators import Weighted
+    from ..repeats import combined_captures, grouped
     from ..whitening import whiten
-    from .commands.restoring import scene_of
 
-    if maps is None:
-        return scene_of(y, problem, numbers, shape, nan)
-    found = maps.batch(numbers, y.shape[-3], (y.shape[-2], y.shape[-1]))
-    weights, hidden = (value.to(y.device) for value in found)
-    if bool(hidden.any()):
-        y, nan = y.masked_fill(hidden, float("nan")), "mask"
-    y, bound = scene_of(y, problem, numbers, shape, nan)
-    weights = weights.expand_as(y)
-    return whiten(weights * y, bound._with(Weighted(bound.operator, weights), bound.index))
+    repeats, captures = 0, numbers
+    if y.ndim == 5:
+        repeats = y.shape[1]
+        captures = [i * repeats + j for i in numbers for j in range(repeats)]
+        y = y.flatten(0, 1)
+    weights = None
+    if maps is not None:
+        found = maps.batch(captures, y.shape[-3], (y.shape[-2], y.shape[-1]))
+        weights, hidden = (value.to(y.device) for value in found)
+        if bool(hidden.any()):
+            y, nan = y.masked_fill(hidden, float("nan")), "mask"
+    y, bound = without_missing(y, problem.to(y.device).bind(captures, shape), nan, shape)
+    if weights is not None:
+        weights = weights.expand_as(y)
+        y, bound = weights * y, bound._with(Weighted(bound.operator, weights), bound.index)
+    if repeats:
+        y, bound = combined_captures(grouped(y, repeats), bound, numbers, shape)
+    return (y, bound) if maps is None else whiten(y, bound)

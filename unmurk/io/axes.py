@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import InputError
 from .limits import check_memory
 
-__all__ = ["ALL", "CHANNELS", "NUMBERED", "AxisMap", "Planes", "Selection", "in_order"]
+__all__ = ["ALL", "CHANNELS", "NUMBERED", "AxisMap", "Planes", "Selection", "by_scene", "in_order"]
 
 NUMBERED = "TZPNIQRMVBA"
 """Letters of axes that number images."""
@@ -36,6 +36,8 @@ class Selection:
         lenient: Whether `axes` concern only files with this number of axes. Those that a run was
             learned with are such.
         more: Whether `channels` concern only files with more channels, as those of a run do.
+        repeats: Number of captures of each scene. Where they lie along the axis T, the images are
+            in another order than in the file, with the captures of a scene in a row: `by_scene`.
 
     Raises:
         InputError: The axes have no Y or X, repeat a letter, or have an unknown one; or a channel
@@ -50,6 +52,7 @@ class Selection:
     member: str = ""
     lenient: bool = False
     more: bool = False
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         axes = self.axes.upper()
@@ -71,6 +74,13 @@ class Selection:
     def of(self, member: str) -> "Selection":
         """Return the same selection in a certain array or image of the file."""
         return replace(self, member=member)
+
+    def beside(self) -> "Selection":
+        """Return the selection for images that belong to those of the data, such as noise maps.
+
+        It counts for files with the same axes, and with more channels.
+        """
+        return replace(self, member="", lenient=True, more=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return axes and channels as far as they are given, fit for JSON."""
@@ -147,6 +157,7 @@ class AxisMap:
 
     Attributes:
         shape: Height, width and channels of an image.
+        counts: Lengths of the axes that number the images, the slowest first.
         channels: The numbers of the chosen channels on their axis.
         names: The names of the chosen channels; empty if they are not known.
 
@@ -197,17 +208,17 @@ class AxisMap:
         samples = length["S"] if both else len(self.channels)
         self.shape: tuple[int, int, int] = (length["Y"], length["X"], samples)
         self._numbered = [i for i, a in enumerate(axes) if a not in "YXCS"]
-        self._counts = tuple(sizes[i] for i in self._numbered)
+        self.counts = tuple(sizes[i] for i in self._numbered)
         self._order = [a for a in axes if a in "YXCS"]
 
     def __len__(self) -> int:
         """The number of images."""
-        return int(np.prod(self._counts, dtype=np.int64))
+        return int(np.prod(self.counts, dtype=np.int64))
 
     def index(self, image: int) -> tuple[int | slice, ...]:
         """Return the index of the array that holds one image, and little else."""
         found: list[int | slice] = [slice(None)] * len(self.axes)
-        for axis, place in zip(self._numbered, np.unravel_index(image, self._counts), strict=True):
+        for axis, place in zip(self._numbered, np.unravel_index(image, self.counts), strict=True):
             found[axis] = int(place)
         if self._deep:
             low, high = min(self.channels), max(self.channels)
@@ -262,6 +273,43 @@ class Planes:
         return np.stack(parts).reshape(*numbers.shape, *parts[0].shape)
 
 
+def by_scene(file: Path, array: np.ndarray, letters: str, repeats: int) -> np.ndarray:
+    """Move the captures of each scene, which lie along T, next to each other.
+
+    Args:
+        file: The file, for messages.
+        array: An array whose first axes number the images.
+        letters: These axes.
+        repeats: Number N of captures of each scene.
+
+    Returns:
+        The array, with T split into scenes and N captures, of which the latter is the last axis
+        that numbers the images. The array as it is if images in a row are captures of a scene: T
+        is their fastest axis, or there is none, or scenes are whole parts of the file.
+
+    Raises:
+        InputError: The times are no whole number of scenes.
+
+    >>> by_scene(Path("a.tif"), np.arange(8).reshape(4, 2), "TZ", 2).tolist()  # 2 planes
+    [[[0, 2], [1, 3]], [[4, 6], [5, 7]]]
+    """
+    axis = letters.find("T")
+    times = array.shape[axis] if axis >= 0 else 1
+    faster = int(np.prod(array.shape[axis + 1 : len(letters)], dtype=np.int64))
+    if repeats == 1 or times == 1 or faster == 1:
+        return array
+    if times % repeats == 0:
+        sides = array.shape[:axis] + (times // repeats, repeats) + array.shape[axis + 1 :]
+        return np.moveaxis(array.reshape(sides), axis + 1, len(letters))
+    if repeats % faster == 0:
+        return array
+    raise InputError(
+        f"{file} has {times} times of {faster} images each (axes {letters}YX), no whole number of"
+        f" scenes of {repeats}: give the number of captures that lie along T, or name another axis"
+        " T with --axes"
+    )
+
+
 def in_order(file: Path, array: np.ndarray, axes: str, select: Selection) -> np.ndarray:
     """Return the images of an array of any axes, (N, C, H, W), as a view where possible.
 
@@ -284,6 +332,7 @@ def in_order(file: Path, array: np.ndarray, axes: str, select: Selection) -> np.
     height, width, channels = images.shape
     if both:
         view = view.squeeze(len(numbered))
+    view = by_scene(file, view, "".join(axes[i] for i in numbered), select.repeats)
     shape = (len(images), channels, height, width)
     if len(numbered) > 1 and not view.flags.c_contiguous:
         check_memory(file, view.nbytes)  # it may be copied

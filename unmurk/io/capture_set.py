@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ class Captures:
         units: The scale of the files, where the images have been converted already.
         select: The axes and channels that were given for its files.
         frames: Calibration frames that the images are corrected with when they are read.
+        total: Number of images of the folder or file, counting those left out.
 
     >>> from unmurk.io.captures import as_captures
     >>> captures = as_captures([torch.zeros(1, 5, 7), torch.ones(1, 8, 4)])
@@ -58,9 +59,11 @@ class Captures:
     units: Scale | None = None
     select: Selection = ALL
     frames: Frames = field(default_factory=Frames)
+    total: int = 0
 
     def __post_init__(self) -> None:
         self.numbers = self.numbers or list(range(len(self.parts)))
+        self.total = max(self.total, *(number + 1 for number in self.numbers))
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -86,16 +89,15 @@ class Captures:
     def region(self, position: int, row: int, column: int, height: int, width: int) -> Tensor:
         """Return a rectangle inside a capture, (C, height, width), float32.
 
-        Numbers that are not finite become zeros; see `absent`.
+        Pixels without a measurement are zeros; see `absent`.
         """
         pixels = self.parts[position].region(row, column, height, width)
         found = _images(pixels, self.scale)
         if self.frames:
             part = self.frames.part(row, column, height, width)
             found = part.correct(found[None])[0]
-        if position in self.missing or self.frames.hidden is not None:
-            found = torch.where(found.isfinite(), found, 0.0)
-        return found
+        lost = self.absent(position, row, column, height, width)
+        return found if lost is None else found.masked_fill(torch.from_numpy(lost), 0.0)
 
     @property
     def hides(self) -> bool:
@@ -112,6 +114,23 @@ class Captures:
             for height, width in set(self.sizes):
                 frames.correct(torch.zeros(1, self.channels, height, width))
         return replace(self, frames=frames)
+
+    def without(self, numbers: Collection[int], reason: str) -> "Captures":
+        """Return the captures without some of them, which are listed as skipped.
+
+        Args:
+            numbers: Their numbers.
+            reason: Why they are left out.
+        """
+        kept = [i for i, number in enumerate(self.numbers) if number not in numbers]
+        lost = [(f"image {n}", reason) for n in self.numbers if n in numbers]
+        return replace(
+            self,
+            parts=[self.parts[i] for i in kept],
+            numbers=[self.numbers[i] for i in kept],
+            missing={k: self.missing[i] for k, i in enumerate(kept) if i in self.missing},
+            skipped=[*self.skipped, *lost],
+        )
 
     def first(self, count: int = 64) -> Tensor:
         """Return the first captures (N, C, H, W), of those that have the size of the first."""

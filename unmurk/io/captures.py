@@ -213,6 +213,7 @@ class _Opening:
         number = 0
         for file in files:
             number += self._file(file, number)
+        self.total = number
 
     def _file(self, file: Path, number: int) -> int:
         """Read the images of a file, and return how many there are."""
@@ -299,6 +300,7 @@ class _Opening:
             sorted(skipped),
             "" if known else extent.note,
             {i: page.bad for i, page in enumerate(kept) if page.bad is not None},
+            total=self.total,
         )
 
 
@@ -343,7 +345,7 @@ def _of_array(what: Any, source: Array, skip_bad: bool, nan: Nan) -> Captures:
     if not parts:
         raise InputError(f"none of the {len(numbers)} images in {what} is finite")
     found = Captures(parts, source.scale, kept, source.fingerprint(), skipped, source.note)
-    return replace(found, missing=gaps.missing)
+    return replace(found, missing=gaps.missing, total=len(array))
 
 
 def _pixels(image: np.ndarray, layout: str) -> np.ndarray:

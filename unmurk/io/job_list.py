@@ -1,7 +1,7 @@
 """The jobs of a command: which files are restored, and what their results are called."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .formats.scaled import scenes_along
 from .formats.writing import is_png, is_tiff, result_name, std_suffix
 from .ledger import Key
 
-__all__ = ["STD", "Job", "changed_formats", "jobs_of", "scene_jobs"]
+__all__ = ["STD", "Job", "changed_formats", "jobs_of", "scene_jobs", "without"]
 
 STD = "std"
 """The name of standard deviations among the arrays of a result."""
@@ -210,13 +210,46 @@ def scene_jobs(jobs: Sequence[Job], repeats: int) -> list[Job]:
     return found
 
 
+def without(
+    jobs: Sequence[Job], numbers: Collection[int], reason: str
+) -> tuple[list[Job], dict[str, str]]:
+    """Leave out the jobs of files that hold images with some numbers.
+
+    Args:
+        jobs: The jobs.
+        numbers: Numbers of images, or of single captures of scenes.
+        reason: Why they are left out.
+
+    Returns:
+        The other jobs, and the name of each file that is left out, with the reason.
+
+    Raises:
+        InputError: No job is left.
+
+    >>> jobs = [Job(Path(f"{n}.tif"), 2 * n, 2, Path(f"out/{n}.tif")) for n in range(2)]
+    >>> left, skipped = without(jobs, {3}, "no map")
+    >>> [job.file.name for job in left], skipped
+    (['0.tif'], {'1.tif': 'no map'})
+    """
+    found, skipped = [], {}
+    for job in jobs:
+        first = job.number * job.repeats
+        if any(first <= number < first + job.pages * job.repeats for number in numbers):
+            skipped[job.file.name] = reason
+        else:
+            found.append(job)
+    if jobs and not found:
+        raise InputError(f"nothing is left of {jobs[0].file.parent}: {reason}")
+    return found, skipped
+
+
 def _along(job: Job, repeats: int) -> bool:
     """Whether the format of a file holds its scenes: captures that are a part of its axes."""
     if not reader_of(job.file).scenes:
         return False
     try:
         with open_pages(job.source, job.select) as pages:
-            return scenes_along(pages.lead or (len(pages),), repeats) is not None
+            return scenes_along(pages.lead or (len(pages),), repeats, pages.axes) is not None
     except InputError:  # reported, or left out, when the file is processed
         return True
 

@@ -64,16 +64,17 @@ def measured_scale(
     True
     """
     if isinstance(y, Captures):
-        every = dict(zip(y.numbers, y.sizes, strict=True))
-        if len(maps) > 1 or not y.skipped:
-            maps.check([every.get(n, y.sizes[0]) for n in range(max(every) + 1)], y.channels)
-        crops = tile_crops(y, operator)
-        crops.lost = lambda position, place: maps.absent(y.numbers[position], place)
+        maps.check(y.sizes, y.channels, y.numbers, y.total)
+        mapped = y.without(maps.empty, "")
+        crops = tile_crops(mapped, operator)
+        crops.lost = lambda position, place: maps.absent(mapped.numbers[position], place)
         chosen = list(range(len(crops)))
         sigma = maps.level / maps.crops(crops, chosen)
         hidden = crops.hidden(chosen)
         sigma = sigma if hidden is None else sigma.masked_fill(hidden > 0, torch.inf)
         return noise_scale(crops[:], sigma, crops.problem(Problem(operator, 0.0)).operator)
     numbers = list(range(len(y))) if numbers is None else list(numbers)
+    known = [place for place, number in enumerate(numbers) if number not in maps.empty]
+    y, numbers = y[known], [numbers[place] for place in known]
     weights, hidden = maps.batch(numbers, int(y.shape[1]), (int(y.shape[-2]), int(y.shape[-1])))
     return noise_scale(y, (maps.level / weights).masked_fill(hidden, torch.inf), operator)

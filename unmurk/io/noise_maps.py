@@ -34,6 +34,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -87,6 +88,7 @@ class NoiseMaps:
         factor: What the deviations of the maps are multiplied with.
         flat: Sensitivity g of a flat field that the images were divided by, (C, H, W), or None.
         relative: Whether the deviations are in units of the noise of the problem.
+        empty: Numbers of images whose map has no usable number, and which are left out.
 
     >>> maps = as_noise_maps(torch.tensor([[[[0.1, 0.2, 0.4]]]]))
     >>> round(maps.level, 4)
@@ -105,9 +107,18 @@ class NoiseMaps:
     factor: float = 1.0
     flat: Tensor | None = None
     relative: bool = False
+    empty: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
-        return len(self.maps)
+        return self.maps.total
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {number: place for place, number in enumerate(self.maps.numbers)}
+
+    def _place(self, number: int) -> int:
+        """Return the position of the map of an image in the set."""
+        return self._places[number] if len(self) > 1 else 0
 
     def deviation(self, number: int, place: tuple[int, int, int, int] | None = None) -> Tensor:
         """Return the standard deviations of an image, infinite where nothing is measured.
@@ -119,7 +130,7 @@ class NoiseMaps:
         Returns:
             (1 or C, height, width), in units of intensity.
         """
-        position = number if len(self) > 1 else 0
+        position = self._place(number)
         if place is None:
             place = (0, 0, *self.maps.sizes[position])
         values = self.maps.region(position, *place).double()
@@ -168,7 +179,7 @@ class NoiseMaps:
         """
         if flat is None:
             return self
-        for number in range(len(self)):
+        for number in self.maps.numbers:
             self._check_size(number, (int(flat.shape[-2]), int(flat.shape[-1])))
         return _leveled(replace(self, flat=flat.cpu()))
 
@@ -214,24 +225,34 @@ class NoiseMaps:
         """Return which pixels of a rectangle hold no measurement, (height, width) bool."""
         return ~self.deviation(number, place).isfinite().all(0)
 
-    def check(self, sizes: Sequence[tuple[int, int]], channels: int) -> None:
+    def check(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        channels: int,
+        numbers: Sequence[int] | None = None,
+        total: int | None = None,
+    ) -> None:
         """Raise InputError unless there is one map for each image, or one for all, that fits.
 
         Args:
             sizes: Height and width of each image.
             channels: Their number of channels.
+            numbers: Their numbers; None: 0, 1, ...
+            total: Number of images, counting those left out; None: there are no others.
         """
-        if len(self) not in (1, len(sizes)):
+        total = len(sizes) if total is None else total
+        if len(self) not in (1, total):
             raise InputError(
-                f"there are {len(self)} noise maps for {len(sizes)} images: give one map for each"
+                f"there are {len(self)} noise maps for {total} images: give one map for each"
                 " image, in the same order, or one for all"
             )
-        for number, size in enumerate(sizes):
-            self._check_size(number, size)
+        for number, size in zip(numbers or range(len(sizes)), sizes, strict=True):
+            if number not in self.empty:
+                self._check_size(number, size)
         self._check_channels(channels)
 
     def _check_size(self, number: int, size: tuple[int, int]) -> None:
-        own = self.maps.sizes[number if len(self) > 1 else 0]
+        own = self.maps.sizes[self._place(number)]
         if own != tuple(size):
             raise InputError(
                 f"the noise map of image number {number} has {size_text(own)} pixels, the image"
@@ -264,7 +285,12 @@ def _weights(deviation: Tensor, level: float) -> tuple[Tensor, Tensor]:
 
 
 def as_noise_maps(
-    data: Any, kind: MapKind = "std", *, gain: float = 1.0, sigma: float = 0.0
+    data: Any,
+    kind: MapKind = "std",
+    *,
+    gain: float = 1.0,
+    sigma: float = 0.0,
+    skip_bad: bool = False,
 ) -> NoiseMaps:
     """Return noise maps from tensors, arrays, captures or noise maps.
 
@@ -274,6 +300,7 @@ def as_noise_maps(
         kind: What they hold: std, variance, ivar or weights.
         gain: Numbers of the maps for each unit of intensity.
         sigma: Standard deviation of the noise at the mean weight, for weights.
+        skip_bad: Whether images are left out whose maps have no usable number.
 
     Raises:
         InputError: The kind is unknown, a map has no usable number, or the noise is out of bounds.
@@ -298,7 +325,8 @@ def as_noise_maps(
         sums = [_sums(maps, position) for position in range(len(maps))]
         mean = sum(s for s, _ in sums) / max(1, sum(n for _, n in sums))
         found = NoiseMaps(maps, kind, gain, sigma, mean=mean)
-    return _leveled(found)
+    absent = frozenset(range(len(found))) - {*maps.numbers} if len(found) > 1 else frozenset()
+    return _leveled(replace(found, empty=absent), skip_bad)
 
 
 def flat_maps(flat: Tensor) -> NoiseMaps:
@@ -315,19 +343,27 @@ def flat_maps(flat: Tensor) -> NoiseMaps:
     return NoiseMaps(maps, relative=True)
 
 
-def _leveled(found: NoiseMaps) -> NoiseMaps:
+def _leveled(found: NoiseMaps, skip_bad: bool = False) -> NoiseMaps:
     """Return the maps with the median of their deviations as their level."""
-    levels, hides = [], False
-    for number in range(len(found)):
+    levels, hides, empty = [], False, set(found.empty)
+    for number in found.maps.numbers:
         values = found.deviation(number)
         known = values[values.isfinite()]
         if not len(known):
-            raise InputError(f"noise map {number} has no number above 0: remove it and its image")
+            empty.add(number)
+            if skip_bad or number in found.empty:
+                continue
+            raise InputError(
+                f"noise map {number} has no number above 0: remove it and its image, or leave the"
+                " image out with --skip-bad"
+            )
         hides = hides or len(known) < values.numel()
         levels.append(float(known.median()))
+    if not levels:
+        raise InputError("no noise map has a number above 0: give others")
     level = float(torch.tensor(levels, dtype=torch.float64).median())
     _check_level(level)
-    return replace(found, level=level, hides=hides)
+    return replace(found, level=level, hides=hides, empty=frozenset(empty))
 
 
 def _check_level(level: float) -> None:
@@ -353,6 +389,7 @@ def read_noise_maps(
     sigma: float = 0.0,
     scratch: Path | None = None,
     select: Selection = ALL,
+    skip_bad: bool = False,
 ) -> NoiseMaps:
     """Read noise maps from files.
 
@@ -364,6 +401,7 @@ def read_noise_maps(
         sigma: See `as_noise_maps`.
         scratch: Folder for decoded maps that memory is too small for.
         select: Axes of the files.
+        skip_bad: See `as_noise_maps`; maps that cannot be read have no usable number.
 
     Raises:
         InputError: The maps cannot be read, or are not usable.
@@ -374,17 +412,25 @@ def read_noise_maps(
     0.2
     """
     kind, path = kind_of(text)
-    maps = open_captures(Path(path), False, (0.0, 1.0), "mask", scratch or _scratch(), select)
-    return as_noise_maps(maps, kind, gain=gain, sigma=sigma)
+    scratch = scratch or _scratch()
+    maps = open_captures(Path(path), skip_bad, (0.0, 1.0), "mask", scratch, select)
+    return as_noise_maps(maps, kind, gain=gain, sigma=sigma, skip_bad=skip_bad)
 
 
-def maps_for(given: Any, problem: Problem, gain: float = 1.0) -> NoiseMaps:
+def maps_for(
+    given: Any,
+    problem: Problem,
+    gain: float = 1.0,
+    select: Selection = ALL,
+    skip_bad: bool = False,
+) -> NoiseMaps:
     """Return the noise maps of a problem.
 
     Args:
         given: The text of `read_noise_maps`, a path, or what `as_noise_maps` takes.
         problem: Its noise is that at the mean weight, for weights; for other kinds it must be 0.
         gain: See `as_noise_maps`.
+        select, skip_bad: See `read_noise_maps`.
 
     Raises:
         InputError: The maps are not usable, or the noise does not belong to their kind.
@@ -401,7 +447,9 @@ def maps_for(given: Any, problem: Problem, gain: float = 1.0) -> NoiseMaps:
         return given
     sigma = problem.sigma
     if isinstance(given, str | Path):
-        maps = read_noise_maps(str(given), gain=gain, sigma=sigma)
+        maps = read_noise_maps(
+            str(given), gain=gain, sigma=sigma, select=select, skip_bad=skip_bad
+        )
     else:
         maps = as_noise_maps(given, gain=gain)
     if maps.kind != "weights" and sigma > 0:

@@ -316,18 +316,25 @@ def finite(values: np.ndarray) -> np.ndarray:
     return np.abs(values) <= np.finfo(np.float32).max
 
 
-def check_units(what: Any, images: Tensor, sigma: float) -> None:
+def check_units(what: Any, images: Tensor, sigma: float, scale: Scale | None = None) -> None:
     """Check that floats, read as they are, can be images in units of [0, 1].
+
+    Numbers with a range that was given are checked too: it may be that of other files.
 
     Args:
         what: The file or folder, for the message.
         images: Images of the set (N, C, H, W); a part of it is enough.
         sigma: Standard deviation of their noise.
+        scale: The scale that they were read with; None: floats as they are.
 
     Raises:
         InputError: The median lies outside [0, 1] by more than 8 sigma.
 
     >>> check_units("a.npy", torch.rand(2, 1, 8, 8), 0.1)
+    >>> check_units("a.tif", torch.full((1, 1, 8, 8), 9e3), 0.1, Scale.of("uint16", (0, 1)))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: a.tif has the median 9000, far from black at 0 and white at 1: ...
     """
     finite = images[images.isfinite()].double()
     if not finite.numel():
@@ -336,6 +343,14 @@ def check_units(what: Any, images: Tensor, sigma: float) -> None:
     reach = max(SIGMAS * sigma, LEAST)
     if -reach <= median <= 1 + reach:
         return
+    if scale is not None and (scale.gain != 1 or not scale.dtype.startswith("float")):
+        ends = [scale.offset + scale.gain * float(n) for n in (finite.min(), finite.max())]
+        black, white = _guess(ends[0], ends[1])
+        raise InputError(
+            f"{what} has the median {scale.offset + scale.gain * median:.4g}, far from black at"
+            f" {scale.offset:g} and white at {scale.offset + scale.gain:g}: give the numbers of"
+            f" black and white in the files, such as --range {black:g} {white:g}"
+        )
     black, white = _guess(float(finite.min()), float(finite.max()))
     raise InputError(
         f"{what} holds floats with the median {median:.4g}, where black should be 0 and white 1: "

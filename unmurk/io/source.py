@@ -317,7 +317,7 @@ class PictureFolder(Source):
         stats: list[Any] = [
             (f.name, page.place, kept[f].st_size, kept[f].st_mtime_ns) for f, page in self.pages
         ]
-        if self.select != ALL:
+        if self.select.to_dict():
             stats.append(self.select.to_dict())
         digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
         scale = {"offset": self.scale.offset, "gain": self.scale.gain}

@@ -56,6 +56,10 @@ __all__ = [
 ]
 
 REPEATS = Whole(1, 1000)
+_EMPTY = (
+    "noise map {} has no number above 0, and images are learned from whole, by their numbers:"
+    " remove it and its image"
+)
 CHECKED = 128  # images whose values must be in units of [0, 1]
 
 
@@ -107,7 +111,7 @@ def with_maps(
     y: Tensor | Source,
     problem: Problem,
     learner: Learner,
-    repeats: int,
+    select: Selection = ALL,
 ) -> tuple[Tensor | Source, Problem, NoiseMaps | None]:
     """Return measurements, problem and noise maps, where there are any.
 
@@ -119,30 +123,29 @@ def with_maps(
         y: The measurements.
         problem: Operator and noise; a noise above 0 belongs to weights.
         learner: The learner.
-        repeats: Number of captures of each scene.
+        select: Axes and channels of the measurements, which files of maps may have too.
 
     Raises:
         InputError: The maps do not fit the measurements, the noise or the method.
 
     >>> maps = torch.tensor([[[[0.1, 0.2, 0.4]]]])
     >>> y, learner = torch.ones(1, 1, 1, 3), METHODS["flowdiff"]()
-    >>> problem = with_maps(maps, y, y, Problem("identity", 0.0), learner, 1)[1]
+    >>> problem = with_maps(maps, y, y, Problem("identity", 0.0), learner)[1]
     >>> round(problem.sigma, 4)  # the median
     0.2
     """
     if noise_maps is None:
         return y, problem, None
-    if is_clean(learner) or repeats > 1:
-        what = "clean images" if is_clean(learner) else "repeated captures (--repeats)"
-        raise InputError(f"{what} cannot have noise maps: leave out --noise-maps")
+    if is_clean(learner):
+        raise InputError("clean images cannot have noise maps: leave out --noise-maps")
     scale = _scale_of(data, y)
-    maps = maps_for(noise_maps, problem, 1.0 if scale is None else scale.gain)
+    gain = 1.0 if scale is None else scale.gain
+    maps = maps_for(noise_maps, problem, gain, select.beside())
     if isinstance(y, Crops):
-        positions = y.captures.numbers
-        sizes = dict(zip(positions, y.captures.sizes, strict=True))
-        every = [sizes.get(n, y.captures.sizes[0]) for n in range(max(positions) + 1)]
-        if len(maps) == len(every) or not y.skipped:
-            maps.check(y.captures.sizes if not y.skipped else every, y.captures.channels)
+        captures, positions = y.captures, y.captures.numbers
+        maps.check(captures.sizes, captures.channels, positions, captures.total)
+        if not maps.empty.isdisjoint(positions):
+            raise InputError(_EMPTY.format(min(maps.empty)))
         if maps.hides:
             y.lost = lambda position, place: maps.absent(positions[position], place)
     else:
@@ -152,6 +155,8 @@ def with_maps(
                 " these images and their maps"
             )
         maps.check([(int(y.shape[-2]), int(y.shape[-1]))] * len(y), int(y.shape[1]))
+        if maps.empty:
+            raise InputError(_EMPTY.format(min(maps.empty)))
         y = Hidden(y, maps) if maps.hides else y
     return y, problem if maps.relative else Problem(problem.operator, maps.level), maps
 
@@ -190,7 +195,8 @@ def weighed(
     if repeats > 1 and not gaussian:
         raise InputError(
             f"noise '{problem.noise.spec}' is not Gaussian: repeated captures have it only with"
-            " operator identity and without hidden pixels: give --noise gaussian,auto or a number"
+            " operator identity, without hidden pixels and with even noise: give --noise"
+            " gaussian,auto or a number, or --flat-noise even"
         )
 
     def weights(numbers: Sequence[int]) -> Tensor | None:
@@ -252,7 +258,12 @@ def captures_in_line(data: Any, repeats: int) -> Any:
 
 
 def clean_images(
-    clean: Any, y: Tensor | Source, shape: tuple[int, ...], span: Spans, scratch: Path
+    clean: Any,
+    y: Tensor | Source,
+    shape: tuple[int, ...],
+    span: Spans,
+    scratch: Path,
+    select: Selection = ALL,
 ) -> Tensor | Source | None:
     """Return clean images of the shape that is learned: crops of them, or whole images.
 
@@ -262,6 +273,7 @@ def clean_images(
         shape: Shape (C, H, W) of the images that are learned.
         span: File values of black and white.
         scratch: See `measurements`.
+        select: Axes and channels of the measurements, which files of clean images may have too.
 
     Raises:
         InputError: The images cannot be read, or have another shape.
@@ -272,8 +284,9 @@ def clean_images(
     """
     if clean is None:
         return None
+    select = replace(select.beside(), repeats=1)
     if isinstance(y, Crops):
-        captures = as_captures(clean, span, "refuse", scratch)
+        captures = as_captures(clean, span, "refuse", scratch, select)
         if any(min(size) < y.side for size in captures.sizes):
             raise InputError(
                 f"the clean images are smaller than the crops of {y.side}: give larger ones, or"
@@ -283,7 +296,7 @@ def clean_images(
             captures, as_operator("identity"), y.side, y.augment, y.seed
         )
     else:
-        found = as_source(clean, span)
+        found = as_source(clean, span, "refuse", select)
     if tuple(found.shape[1:]) != shape or not len(found):
         raise InputError(
             f"the clean images have the shape {tuple(found.shape[1:])}, those that are learned"
@@ -349,7 +362,8 @@ def check_data(y: Tensor | Source, problem: Problem, clean: bool) -> None:
     if problem.operator.pictorial:
         index = torch.linspace(0, len(y) - 1, min(len(y), CHECKED)).long()
         part = y.read(index.tolist()) if isinstance(y, Source) else y[index]
-        check_units("the set", part, 0.0 if clean else problem.level)
+        scale = y.scale if isinstance(y, Source) else None
+        check_units("the set", part, 0.0 if clean else problem.level, scale)
 
 
 def check_takes(learner: Learner, problem: Problem, given: Problem) -> None:

@@ -183,11 +183,11 @@ def learn(
     check_helpers(learner, repeats, clean)
     data = captures_in_line(data, repeats)
     one = (channel,) if isinstance(channel, int | str) else tuple(channel)
-    select = Selection(axes, tuple(map(str, one)))
+    select = Selection(axes, tuple(map(str, one)), repeats=repeats)
     y: Any = measurements(data, operator, settings, span, nan, Path(out), repeats, select)
     files = next((d for d in (data, y) if isinstance(d, ImageSet | Source | Captures)), None)
     select = select if files is None else files.select
-    y, problem, maps = with_maps(noise_maps, data, y, problem, learner, repeats)
+    y, problem, maps = with_maps(noise_maps, data, y, problem, learner, select)
     nan = "mask" if maps is not None and maps.hides else nan
     check_data(y, problem, only_clean)
     if isinstance(data, str | Path) and isinstance(y, Source) and y.note and not quiet:
@@ -201,7 +201,7 @@ def learn(
     unweighted = problem.operator
     white, problem = weighed(y, problem, maps, shape, repeats)
     check_takes(learner, problem, given)
-    known = clean_images(clean, y, shape, span or file_span(data, y), Path(out))
+    known = clean_images(clean, y, shape, span or file_span(data, y), Path(out), select)
     held = 0 if repeats > 1 else kept_out(Path(out), held_out(y, shape, settings.kimg))
     observed: Any = leading(white, len(y) - held)
     begin, why = None, ""

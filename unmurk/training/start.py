@@ -75,7 +75,8 @@ class Start:
         before, after = found.prior.shape[0], shape[0]
         why = found.misfit(shape)
         if before != after:
-            why = f"'{name}' is a model of {before} channels, and the images have {after}"
+            gray = "gray images" if before == 1 else f"images of {before} channels"
+            why = f"'{name}' is a model of {gray}, and these have {after} channels"
         elif found.posterior is None:
             why = f"the posterior of '{name}' was learned for another operator"
         return (None, why) if why else (found, "")

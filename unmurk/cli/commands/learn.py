@@ -12,13 +12,14 @@ from ..data import (
     EVEN,
     Sample,
     captures_of,
+    list_skipped,
     measured,
     note_even,
     problem_of,
     run_frames,
     selection_of,
 )
-from ..maps import check_maps, given_maps, is_scaled, noise_of
+from ..maps import NO_MAP, check_maps, given_maps, is_scaled, noise_of
 from ..options import (
     Axes,
     Channel,
@@ -173,6 +174,11 @@ class Learn(Command):
                 None if even else frames.sensitivity,
                 compare=True,
             )
+            if captures is not None and maps is not None and maps.empty:
+                lost = captures.without(maps.empty, NO_MAP)
+                list_skipped(dict(lost.skipped[len(captures.skipped) :]))
+                data = captures = y = lost
+                skipped = dict(lost.skipped)
             to.reads(problem.operator.digests())
             if captures is None:
                 _keeps_numbers(skipped, y, problem, self.repeats)
@@ -221,9 +227,6 @@ class Learn(Command):
     def _is_even(self, frames: "Frames") -> bool:
         """Whether the noise of images that a flat field divided is taken as even."""
         if self.method == "clean" or self.simulate:
-            return True
-        if self.repeats > 1:
-            note_even(frames, "repeated captures have no noise maps")
             return True
         if self.flat_noise == "even":
             note_even(frames, "--flat-noise map weighs each pixel")

@@ -113,7 +113,7 @@ class Noise(Command):
         check_maps(self)
         y, scale, count, sample = self._measurements()
         check_floats(lambda: y, scale)
-        over = {} if self.noise_maps is None else _over_maps(sample, self.noise_maps, scale)
+        over = {} if self.noise_maps is None else _over_maps(self, sample, scale)
         filled, operator = hide_missing(y, "identity")
         choice = choose_noise(filled, operator)
         models = getattr(choice.noise, "models", (choice.noise,) * y.shape[1])
@@ -218,7 +218,7 @@ class Noise(Command):
             print(f"paste: {result['paste']}{doubt}")
 
 
-def _over_maps(sample: Sample, text: str, scale: "Scale") -> dict[str, Any]:
+def _over_maps(command: Noise, sample: Sample, scale: "Scale") -> dict[str, Any]:
     """Return the noise that images show in units of their noise maps, which is 1 if these hold it.
 
     For weights it is the standard deviation at the mean weight.
@@ -227,8 +227,15 @@ def _over_maps(sample: Sample, text: str, scale: "Scale") -> dict[str, Any]:
     from ...io.noise_maps import kind_of, read_noise_maps
     from ...operators import as_operator
 
+    text, select = str(command.noise_maps), selection_of(command).beside()
     weights = kind_of(text)[0] == "weights"
-    maps = read_noise_maps(text, gain=scale.gain, sigma=1.0 if weights else 0.0)
+    maps = read_noise_maps(
+        text,
+        gain=scale.gain,
+        sigma=1.0 if weights else 0.0,
+        select=select,
+        skip_bad=command.skip_bad,
+    )
     found = measured_scale(maps, sample.y, as_operator("identity"), sample.numbers)
     name = "noise at the mean weight" if weights else "noise over noise maps"
     return _with_error(name, found.factor, found.error)

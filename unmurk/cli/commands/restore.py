@@ -10,7 +10,7 @@ from ...errors import InputError, remark
 from ...io.outputs import files_of, output
 from ...io.packaged import for_channels
 from ..data import is_even, note_run, place
-from ..maps import check_maps, kept, mapped_scene, run_maps
+from ..maps import check_maps, kept, run_maps, scene_of
 from ..options import (
     Axes,
     Batch,
@@ -122,7 +122,7 @@ class Restore(Command):
             def engine(y: "torch.Tensor", numbers: list[int]) -> dict[str, "torch.Tensor"]:
                 y = frames.correct(place(y)[0])
                 shape = problem.operator.x_shape(y.shape[-3:])
-                y, bound = mapped_scene(maps, y, problem, numbers, shape, nan)
+                y, bound = scene_of(maps, y, problem, numbers, shape, nan)
                 flow = posterior_for(posterior.of(shape[0]), shape, self.tile)
                 mean, std = flow.mean_std(
                     y, bound, self.samples, self.seed, numbers, calibrated=not self.uncalibrated
@@ -144,7 +144,8 @@ class Restore(Command):
                 more["error bars"] = [asdict(one) for one in bars]
             settings = recorded(self, problem, more)
             arrays = ["std"] if self.std else []
-            return restore_data(self, to, problem, engine, settings, arrays)
+            unmapped = frozenset() if maps is None else maps.empty
+            return restore_data(self, to, problem, engine, settings, arrays, unmapped)
 
 
 def _denoiser(run: str, shape: tuple[int, ...], tile: int | None) -> "tuple[Any, float]":

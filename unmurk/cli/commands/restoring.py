@@ -5,7 +5,7 @@ set (see `io.sets`). Images larger than those of the training are covered by til
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,6 +27,7 @@ from ..data import (
     run_span,
     selection_of,
 )
+from ..maps import NO_MAP
 from ..options import Command
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ __all__ = [
     "restore_pictures",
     "sample_images",
     "sample_scale",
-    "scene_of",
     "spans_of",
     "trained_problem",
 ]
@@ -90,6 +90,7 @@ def restore_data(
     engine: "Engine",
     settings: dict[str, Any],
     arrays: list[str],
+    unmapped: Collection[int] = (),
 ) -> dict[str, Any]:
     """Restore the data of a command: pictures file by file, an array as one set.
 
@@ -100,11 +101,13 @@ def restore_data(
         engine: Restores a batch.
         settings: What the results depend on (see `recorded`).
         arrays: Names of the arrays that come with the images.
+        unmapped: Numbers of images whose noise maps have no usable number; their files are left
+            out.
 
     Returns:
         The result of the command.
     """
-    from ...io.job_list import jobs_of, scene_jobs
+    from ...io.job_list import jobs_of, scene_jobs, without
     from ...io.jobs import ranks
     from ...io.sets import by_scene, measurements_of, restore_set
 
@@ -118,9 +121,10 @@ def restore_data(
         )
     one_set = out.suffix.lower() in {".npy", ".npz"} or not problem.operator.pictorial
     jobs = [] if one_set or not pictures else jobs_of(data, out, command.skip_bad, select)
+    lost: dict[str, str] = {}
     if jobs:
         note_pages(data, select)
-        jobs = scene_jobs(jobs, command.repeats)
+        jobs, lost = without(scene_jobs(jobs, command.repeats), unmapped, NO_MAP)
     if jobs and not to.folder and jobs[0].out != out:
         raise InputError(
             f"{out}: the scenes are no whole part of an axis of {jobs[0].file.name}, and are "
@@ -135,6 +139,11 @@ def restore_data(
     # samples of each image that are in memory at once
     copies = command.samples if "samples" in arrays else 1
     if not jobs:
+        if unmapped:
+            raise InputError(
+                f"noise map {min(unmapped)} has no number above 0, and an array is restored as"
+                " one set: remove it and its image"
+            )
         if ranks()[0] > 0:
             return {"images": 0, "out": to.shown}
         pictorial, read = problem.operator.pictorial, partial(images_of, sigma=problem.level)
@@ -150,6 +159,8 @@ def restore_data(
         )
         return {k: to.typed(v) if isinstance(v, Path) else v for k, v in found.items()}
     to.keep()
+    if ranks()[0] == 0:
+        list_skipped(lost)
     done = restore_pictures(
         jobs,
         engine,
@@ -167,7 +178,7 @@ def restore_data(
     return {
         "images": done.images,
         "finished": done.before or None,
-        "skipped": done.skipped,
+        "skipped": lost | done.skipped,
         "out": to.typed(target),
     }
 
@@ -301,30 +312,6 @@ class Models:
         from ...io.weights import digest
 
         return " ".join(map(digest, self.held.values()))
-
-
-def scene_of(
-    y: "torch.Tensor", problem: "Problem", numbers: list[int], shape: tuple[int, ...], nan: Any
-) -> "tuple[torch.Tensor, Problem]":
-    """Return the measurement of each image or scene, without missing values, and its problem.
-
-    Args:
-        y: Measurements (B, C, H, W), or all captures of scenes (B, N, C, H, W).
-        problem: How one measurement was made, not bound to images.
-        numbers: Numbers of the images or scenes.
-        shape: Shape (C, H, W) of the images.
-        nan: See `missing.without_missing`.
-    """
-    from ...missing import without_missing
-    from ...repeats import combined_captures, grouped
-
-    problem = problem.to(y.device)
-    if y.ndim != 5:
-        return without_missing(y, problem.bind(numbers, shape), nan, shape)
-    repeats = y.shape[1]
-    captures = [i * repeats + j for i in numbers for j in range(repeats)]
-    flat, bound = without_missing(y.flatten(0, 1), problem.bind(captures, shape), nan, shape)
-    return combined_captures(grouped(flat, repeats), bound, numbers, shape)
 
 
 def sample_images(

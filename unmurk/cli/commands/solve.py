@@ -8,7 +8,7 @@ from ...bounds import Whole
 from ...errors import InputError
 from ...io.outputs import files_of, output
 from ..data import note_run, place, problem_of
-from ..maps import check_maps, given_maps, kept, mapped_scene, noise_of
+from ..maps import check_maps, given_maps, kept, noise_of, scene_of
 from ..options import (
     AnyPrior,
     Axes,
@@ -135,7 +135,7 @@ class Solve(Command):
                 single = y.flatten(0, 1) if y.ndim == 5 else y
                 prior = priors.of(single.shape[1] if single.ndim == 4 else 1)
                 shape = _shape(problem, single, prior.shape)
-                y, bound = mapped_scene(maps, y, problem, numbers, shape, nan)
+                y, bound = scene_of(maps, y, problem, numbers, shape, nan)
                 flow = None
                 if posteriors is not None:
                     flow = posterior_for(posteriors.of(shape[0]), shape, self.tile)
@@ -162,7 +162,8 @@ class Solve(Command):
                 weights["posterior"] = posteriors.weights
             settings = recorded(self, problem, {**weights, "options": options})
             arrays = ["samples", "std"] if self.samples > 1 else []
-            written = restore_data(self, to, problem, engine, settings, arrays)
+            unmapped = frozenset() if maps is None else maps.empty
+            written = restore_data(self, to, problem, engine, settings, arrays, unmapped)
         return {**written, **_sum_up(ends)}
 
 

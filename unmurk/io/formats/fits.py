@@ -179,7 +179,7 @@ class Fits(Pages):
         height, width = self.image.shape[-2:]
         self.shape = (height, width, 1)
         self.dtype = self.image.dtype
-        self.axes = "".join("ZTQR"[min(n, 3)] for n in range(len(self.image.shape) - 3, -1, -1))
+        self.axes = "".join("ZNIQ"[min(n, 3)] for n in range(len(self.image.shape) - 3, -1, -1))
         self.axes += "YX"
         self.lead = self.image.shape[:-2]
         self._mask: _Image | None = None

@@ -329,7 +329,7 @@ class Dataset(Pages):
             self._bool = dataset.dtype.kind == "b"
             self.axes = _axes(file, dataset, select)
             self._map = AxisMap(file, self.axes, dataset.shape, select)
-            self.shape = self._map.shape
+            self.shape, self.lead = self._map.shape, self._map.counts
             check_pixels(file, *self.shape)
             check_numbers(file, int(np.prod(self.shape)), dataset.dtype.itemsize)
             self.dtype = "uint8" if self._bool else dataset.dtype.name

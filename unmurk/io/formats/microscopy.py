@@ -54,6 +54,7 @@ class _Mapped(Pages):
         self._array = array
         self._map = AxisMap(self.file, self.axes, array.shape, select, names)
         self.shape, self.dtype = self._map.shape, np.dtype(dtype).name
+        self.lead = self._map.counts
         check_pixels(self.file, *self.shape)
         check_numbers(self.file, math.prod(self.shape), np.dtype(dtype).itemsize)
 

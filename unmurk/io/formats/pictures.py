@@ -8,6 +8,7 @@ what cannot be read exactly is refused. The declared size is checked before anyt
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...errors import InputError
-from ..axes import ALL, Selection
+from ..axes import ALL, Selection, by_scene
 from ..limits import check_file, check_pixels, reading
 from ..scale import finite
 from . import dicom, fits, hdf5, microscopy, nifti, raster, tiff
@@ -68,7 +69,7 @@ def open_pages(file: Path, select: Selection = ALL) -> Iterator[Pages]:
     Args:
         file: A file with a suffix of a registered reader; the name of an array or image in it may
             follow, as in scan.h5:images.
-        select: The axes of the file, and the channels to read.
+        select: The axes of the file, the channels to read, and how many images show one scene.
 
     Raises:
         InputError: The file is unreadable, too large, partly transparent, or of a kind that is not
@@ -96,7 +97,51 @@ def open_pages(file: Path, select: Selection = ALL) -> Iterator[Pages]:
         with reading(real):
             pages = _Checked(real, opened())
     with pages:
-        yield pages if reader.selects or select == ALL else _Chosen(pages, select)
+        if not reader.selects and replace(select, repeats=1) != ALL:
+            pages = _Chosen(pages, select)
+        order = None if select.repeats == 1 else _scene_order(pages, select.repeats)
+        yield pages if order is None else _Reordered(pages, order)
+
+
+def _scene_order(pages: Pages, repeats: int) -> np.ndarray | None:
+    """Return the images of a file in the order of their scenes; None where it is that order."""
+    letters = "".join(a for a in pages.axes if a not in "YXCS").rjust(len(pages.lead), "P")
+    if not pages.lead or len(letters) != len(pages.lead):
+        return None
+    numbers = np.arange(len(pages)).reshape(pages.lead)
+    found = by_scene(pages.file, numbers, letters, repeats)
+    return None if found is numbers else found.ravel()
+
+
+class _Reordered(Pages):
+    """The pages of a file in another order."""
+
+    def __init__(self, pages: Pages, order: np.ndarray) -> None:
+        self._pages, self._order = pages, [int(number) for number in order]
+        self.file, self.shape, self.dtype = pages.file, pages.shape, pages.dtype
+        self.bits, self.axes, self.span = pages.bits, pages.axes, pages.span
+        self.masked = pages.masked
+        self.lead, self.note, self.metadata = pages.lead, pages.note, pages.metadata
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def stored_dtype(self) -> np.dtype | str:
+        """See `Pages`."""
+        return self._pages.stored_dtype
+
+    def read(self, page: int) -> np.ndarray:
+        """See `Pages`."""
+        return self._pages.read(self._order[page])
+
+    def offsets(self, page: int) -> tuple[int, ...] | None:
+        """See `Pages`."""
+        return self._pages.offsets(self._order[page])
+
+    def bad(self, page: int) -> np.ndarray | None:
+        """See `Pages`."""
+        return self._pages.bad(self._order[page])
 
 
 class _Checked(Pages):

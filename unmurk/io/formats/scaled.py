@@ -16,6 +16,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..atomic import Partial, PartialWriter
+from ..axes import by_scene
 from ..scale import narrowed
 from .registry import Pages
 
@@ -67,21 +68,30 @@ def stored(
     return np.rint(values).clip(float(low), most).astype(kind)
 
 
-def scenes_along(lead: Sequence[int], repeats: int) -> tuple[int, ...] | None:
+def scenes_along(lead: Sequence[int], repeats: int, axes: str = "") -> tuple[int, ...] | None:
     """Return the lengths of the axes that number images after captures became scenes.
 
-    Captures of a scene are images in a row, so they lie along the last axes.
+    Captures of a scene lie along the axis T (see `axes.by_scene`). Else they are images in a row,
+    so they lie along the last axes.
 
     Args:
         lead: The lengths for single captures, the slowest axis first.
         repeats: Number of captures of each scene.
+        axes: The axes of the file.
 
     Returns:
         The lengths for scenes; None where scenes are no whole part of the axes.
 
     >>> scenes_along((5, 6), 3), scenes_along((4, 3), 6), scenes_along((4, 3), 2)
     ((5, 2), (2, 1), None)
+    >>> scenes_along((4, 3), 2, "TZYX")
+    (2, 3)
     """
+    letters = "".join(a for a in axes if a not in "YXCS")
+    if len(letters) == len(lead) > 1:
+        moved = by_scene(Path(), np.broadcast_to(0, tuple(lead)), letters, repeats).shape
+        if len(moved) > len(lead):
+            return moved[:-1]
     found, left = list(lead), repeats
     for axis in reversed(range(len(found))):
         length = found[axis]
@@ -167,7 +177,7 @@ class HeaderWriter(PartialWriter):
     def _scenes(self, repeats: int) -> tuple[int, ...]:
         """Return the lengths of the axes that number the results, the slowest first."""
         like = self._source
-        found = scenes_along(like.lead, repeats)
+        found = scenes_along(like.lead, repeats, like.axes)
         if found is None:
             sizes = " x ".join(map(str, like.lead)) or "1"
             raise InputError(

@@ -112,6 +112,7 @@ class Stack(TaggedPages):
             self._look_at_pages(first)
         else:
             self._look_across_pages(first)
+        self.lead = self._lead()
         check_pixels(self.file, *self.shape)
         depth = first.bitspersample
         self._depth = int(depth if isinstance(depth, int) else max(depth))
@@ -122,6 +123,21 @@ class Stack(TaggedPages):
         """Return the axes of a series: those given, else those of the file."""
         series = self._series[part]
         return self._select.axes_for(self.file, str(series.axes), series.shape)
+
+    def _lead(self) -> tuple[int, ...]:
+        """Return the lengths of the axes that number the images; see `Pages.lead`."""
+        found = {
+            tuple(
+                int(length)
+                for axis, length in zip(self._axes(part), series.shape, strict=True)
+                if axis not in "YXCS"
+            )
+            for part, series in enumerate(self._series)
+        }
+        if len(found) > 1:
+            return ()
+        count = len(self._series)
+        return (*([count] if count > 1 else []), *found.pop())
 
     def _of_pages(self, first: Any) -> bool:
         """Whether Y and X are the rows and columns of a page, and S or C its samples."""

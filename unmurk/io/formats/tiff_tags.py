@@ -5,6 +5,7 @@ Genome Biology 6, R47, 2005; schema 2016-06.
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,6 +15,7 @@ import numpy as np
 import tifffile
 
 from .registry import Pages
+from .scaled import scenes_along
 
 __all__ = ["fitted", "ome_description", "turn_of", "turned"]
 
@@ -21,7 +23,6 @@ LONG = 2**32  # a number of a rational tag is below it
 TYPE = re.compile(rb'(<Pixels\b[^>]*?\bType=")[^"]*(")')
 BITS = re.compile(rb'\s+SignificantBits="[^"]*"')
 SHOWN = re.compile(rb"(?m)^(?:min|max)=[^\n]*\n?")  # limits of ImageJ's display
-NUMBERED = "TZQRPMAVBI"  # axes that number images
 ORIENTATION = 274
 TURNS = {  # orientation -> flips of rows and columns, after a transposition from 5 on
     **{1: (False, False), 2: (False, True), 3: (True, True), 4: (True, False)},
@@ -109,17 +110,22 @@ def _resized(text: bytes, new: Sequence[int], factors: tuple[Fraction, Fraction]
     return json.dumps(found | {"shape": shape}).encode()
 
 
-def ome_description(pages: Pages, shape: Sequence[int], dtype: str) -> str | None:
-    """Return OME-XML for the images of a file of another format, one page for each channel.
+def ome_description(
+    pages: Pages, shape: Sequence[int], dtype: str, repeats: int = 1
+) -> str | None:
+    """Return OME-XML for the images of a file, one page for each channel.
+
+    The axes T and Z are kept. Other axes that number images become T.
 
     Args:
         pages: The open file, with the metadata to write.
         shape: Height, width and channels of the images that are written.
         dtype: Their number type.
+        repeats: Number of images of the file that each of these stands for.
 
     Returns:
-        The description, or None where the file has no metadata that OME-XML holds, its images
-        are RGB, or OME-XML has no such type.
+        The description, or None where the file has no metadata that OME-XML holds (size of a
+        pixel, names of channels, axes T and Z), its images are RGB, or OME-XML has no such type.
 
     >>> pages = Pages()
     >>> pages.shape, pages.axes, pages.metadata = (64, 64, 1), "YX", {"pixel_size": (0.2, 0.2)}
@@ -129,27 +135,24 @@ def ome_description(pages: Pages, shape: Sequence[int], dtype: str) -> str | Non
     """
     about = dict(pages.metadata)
     height, width, channels = shape
-    known = "pixel_size" in about or "channels" in about
+    known = "pixel_size" in about or "channels" in about or bool({"T", "Z"} & {*pages.axes})
     if not known or (channels == 3 and "channels" not in about) or dtype in ("int64", "uint64"):
         return None
-    axes = [axis for axis in pages.axes if axis in NUMBERED]
-    sizes = about.get("sizes") or {}
-    lead = [int(sizes[axis]) for axis in axes] if all(a in sizes for a in axes) and axes else []
-    letters = "".join(axes) if set(axes) <= set("TZ") else ""
-    count = len(pages)
-    product = 1
-    for side in lead:
-        product *= side
-    if not letters or product != count or not lead:
-        letters, lead = ("T" if axes == ["T"] else "Z"), [count]
+    letters, lead = _lead(pages, repeats)
     tags: dict[str, Any] = {}
     if "pixel_size" in about:
         side_y, side_x = (float(side) for side in about["pixel_size"])
         down, across = height / pages.shape[0], width / pages.shape[1]
         tags |= {"PhysicalSizeX": side_x / across, "PhysicalSizeXUnit": "\u00b5m"}
         tags |= {"PhysicalSizeY": side_y / down, "PhysicalSizeYUnit": "\u00b5m"}
-    if "z_step" in about:
+    if "z_step" in about and "Z" in letters:
         tags |= {"PhysicalSizeZ": float(about["z_step"]), "PhysicalSizeZUnit": "\u00b5m"}
+    if "time_step" in about and "T" in letters and "T" in pages.axes:
+        tags |= {"TimeIncrement": float(about["time_step"]), "TimeIncrementUnit": "s"}
+        if repeats > 1:
+            tags["TimeIncrement"] *= pages.lead[pages.axes.index("T")] / lead[letters.index("T")]
+    if pages.bits and np.dtype(dtype).kind in "iu":
+        tags["SignificantBits"] = pages.bits
     names = about.get("channels")
     if names is not None and len(names) == channels:
         tags["Channel"] = {"Name": [str(name) for name in names]}
@@ -157,8 +160,22 @@ def ome_description(pages: Pages, shape: Sequence[int], dtype: str) -> str | Non
     found.addimage(
         dtype=dtype,
         shape=(*lead, channels, height, width),
-        storedshape=(count * channels, 1, 1, height, width, 1),
+        storedshape=(math.prod(lead) * channels, 1, 1, height, width, 1),
         axes=f"{letters}CYX",
         **tags,
     )
     return str(found.tostring(declaration=True))
+
+
+def _lead(pages: Pages, repeats: int) -> tuple[str, tuple[int, ...]]:
+    """Return the axes that number results, as OME-XML names them, and their lengths."""
+    axes = "".join(axis for axis in pages.axes if axis not in "YXCS")
+    lead = scenes_along(pages.lead or (len(pages),), repeats, pages.axes)
+    alone = "Z" if axes in ("", "Z") else "T"
+    if lead is None or len(lead) != len(axes) or math.prod(lead) * repeats != len(pages):
+        return alone, (len(pages) // repeats,)
+    if set(axes) <= {"T", "Z"}:
+        return axes, lead
+    if axes.endswith("Z"):
+        return "TZ", (math.prod(lead[:-1]), lead[-1])
+    return "T", (math.prod(lead),)

@@ -27,6 +27,7 @@ class StackWriter:
         like: The stack whose tags are copied; None: no tags.
         floats: Whether the pixels are float32 whatever the stack holds: standard deviations.
         description: The description of the first page, if it is not copied.
+        tags: Further tags of every page, if they are not copied.
 
     >>> writer = StackWriter(Path("written.tif"))
     >>> for value in (1, 2):
@@ -42,9 +43,10 @@ class StackWriter:
         like: TaggedPages | None = None,
         floats: bool = False,
         description: str | None = None,
+        tags: dict[str, Any] | None = None,
     ) -> None:
         self.out, self.like, self.images, self.pages = out, like, 0, 0
-        self.floats, self.description = floats, description
+        self.floats, self.description, self.given = floats, description, tags or {}
         self._waiting: dict[int, np.ndarray] = {}
         layout = {} if like is None else like.layout()
         self._part = Partial(out)
@@ -98,7 +100,8 @@ class StackWriter:
         like = self.like
         if like is None:
             text = self.description if self.pages == 0 else None
-            return {} if text is None else {"description": text.encode(), "software": False}
+            about = {} if text is None else {"description": text.encode(), "software": False}
+            return self.given | about
         tags = like.tags(self.pages)
         if pixels.shape[-1] not in (1, like.shape[-1]):  # its axes are not those of the stack
             tags["description"] = None

@@ -6,6 +6,7 @@ with the metadata that OME-XML holds.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,7 +117,7 @@ def writer_for(
     if is_png(out):
         return PngWriter(out, file, history, floats)
     if is_tiff(out):
-        return TiffWriter(out, file, history, floats, select, copied=repeats == 1)
+        return TiffWriter(out, file, history, floats, select, repeats)
     known = reader_of(out) if is_written(out) else reader
     own = reader.writer is not None and (repeats == 1 or reader.scenes)
     if known.name != reader.name or not own or reader.writer is None:
@@ -135,7 +136,7 @@ class TiffWriter:
     Args:
         out, source, history, floats: See `registry.Writer`.
         select: The axes and channels that were read.
-        copied: Whether the result has the pages of the source.
+        repeats: Number of images of the source that each image of the result stands for.
 
     >>> file = Path("source.png")
     >>> _ = file.write_bytes(encode_picture(np.zeros((4, 6, 1), np.uint8)))
@@ -154,13 +155,14 @@ class TiffWriter:
         history: str = "",
         floats: bool = False,
         select: Selection = ALL,
-        copied: bool = True,
+        repeats: int = 1,
     ) -> None:
         self.out, self.source, self.floats, self.select = out, source, floats, select
+        self.repeats = repeats
         self._like: Stack | None = None
         if is_tiff(source):
             like = Stack(real_path(source), select)
-            if like.native and copied:  # else there are other pages to write
+            if like.native and repeats == 1:  # else there are other pages to write
                 self._like = like
             else:
                 like.close()
@@ -177,8 +179,10 @@ class TiffWriter:
         if self._writer is None:
             dtype = "float32" if self.floats else pixels.dtype.name
             with open_pages(self.source, self.select) as pages:
-                text = ome_description(pages, pixels.shape, dtype)
-            self._writer = StackWriter(self.out, None, self.floats, text)
+                text = ome_description(pages, pixels.shape, dtype, self.repeats)
+                size = pages.shape[:2]
+            tags = _resolution(self.source) if size == pixels.shape[:2] else {}
+            self._writer = StackWriter(self.out, None, self.floats, text, tags)
         self._writer.write(pixels)
 
     def close(self) -> None:
@@ -194,6 +198,16 @@ class TiffWriter:
             self._writer.abandon()
         if self._like is not None:
             self._like.close()
+
+
+def _resolution(source: Path) -> dict[str, Any]:
+    """Return the resolution of a TIFF file as tags of others; none of other files."""
+    if not is_tiff(source):
+        return {}
+    with Stack(real_path(source)) as stack:
+        known = stack.tags(0)
+    names = ("resolution", "resolutionunit")
+    return {name: known[name] for name in names if known["resolution"] is not None}
 
 
 class PngWriter:
