@@ -30,6 +30,7 @@ from .records import PAGE, Estimate, Images, Outcome, first_of
 from .runs import Runs
 from .sessions import Session, Sessions
 from .spare import Spare
+from .wording import in_app
 
 __all__ = ["Desk", "packaged_priors"]
 
@@ -345,7 +346,7 @@ class Desk:
         out = folder / RESTORED
         names = _names(images) | {str(out): RESTORED, str(folder / "mask.png"): "mask.png"}
         command = shown(argv, names | _relative(model))
-        remarks = [session.said(line) for line in job.remarks() if line.strip()]
+        remarks = [in_app(session.said(line)) for line in job.remarks() if line.strip()]
         span: Any = images.span or run_span(model)
         sample = _sample(images, span)
         if argv[0] == "restore":
