@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import unmurk
+from unmurk import noise_checks
 from unmurk.io.images import load_images
 from unmurk.noise_checks import check_noise, check_residual
 from unmurk.problem import Problem
@@ -88,6 +89,26 @@ def test_a_finding_says_what_to_do(nuclei):
 def test_too_few_pixels_give_no_verdict(nuclei):
     assert check_noise(nuclei[:1, :, :30, :30]) == []
     assert check_noise(torch.full((2, 1, 64, 64), torch.nan)) == []
+
+
+def test_of_a_large_image_tiles_are_examined(nuclei, monkeypatch):
+    """They lie apart, on the grid of the patches, all over the image; and show what is there."""
+    monkeypatch.setattr(noise_checks, "TILE", 64)
+    monkeypatch.setattr(noise_checks, "MOST", 2000)
+    places = noise_checks._tiles(1, 320, 515)
+    tiles = torch.zeros(320, 515)
+    for rows, columns in places:
+        assert rows.start % 8 == columns.start % 8 == 0
+        tiles[rows, columns] += 1
+    assert len(places) == 28 and tiles.max() == 1 and tiles.sum() == 28 * 64**2
+    assert all(part.sum() for half in tiles.split(160) for part in half.split(103, 1))
+    x = nuclei.view(5, 8, 64, 64).transpose(1, 2).reshape(1, 1, 320, 512)
+    n = torch.randn(x.shape, generator=torch.manual_seed(0))
+    assert kinds(x + 0.1 * n) == []
+    assert kinds(x + 0.1 * blurred(n)) == ["correlated"]
+    rows = torch.randn(1, 1, 320, 1, generator=torch.manual_seed(1))
+    assert kinds(x + 0.1 * n + 0.05 * rows) == ["rows"]
+    assert kinds(jpeg(x + 0.1 * n))[0] in ("compressed", "clipped")
 
 
 def test_residuals_of_a_wrong_restoration_are_seen(nuclei):

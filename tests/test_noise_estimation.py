@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import unmurk
+from unmurk import noise_estimation
 from unmurk.cli import main as cli
 from unmurk.errors import InputError
 from unmurk.io.images import load_images
@@ -23,8 +24,11 @@ from unmurk.noise_estimation import (
     known_noise,
     temporal_line,
     textures,
+    uncertainty,
+    usable,
 )
 from unmurk.operators import as_operator
+from unmurk.patches import cut_patches
 from unmurk.problem import Problem
 from unmurk.rng import generator
 from unmurk.training.losses import corrupted, recorrupted
@@ -91,6 +95,41 @@ def test_texture_that_all_channels_share_does_not_count():
     y = texture + 0.05 * torch.randn(60, 3, 24, 24, generator=draw)
     assert estimate_noise(y, IDENTITY).sigma == pytest.approx(0.05, rel=0.03)
     assert estimate_noise(y[:, :1], IDENTITY).sigma > 0.2
+
+
+def test_the_fit_of_mixed_patches_is_that_of_each_kind_alone():
+    """Special functions are computed once for each n: as with one n, whatever the others are."""
+    draw = torch.manual_seed(0)
+    power = torch.rand(400, generator=draw, dtype=torch.float64) + 0.5
+    ones = torch.ones(400, 1, dtype=torch.float64)
+    line = envelope(power, torch.full_like(power, 43.0), ones)
+    nearly = 43 + 1e-9 * torch.arange(400).double()  # a different number for each patch
+    assert torch.allclose(envelope(power, nearly, ones), line, rtol=1e-9)
+    errors = [uncertainty(power, n, ones, line) for n in (torch.full_like(power, 43.0), nearly)]
+    assert torch.allclose(*errors, rtol=1e-7)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("most", [100_000, 50])
+def test_patches_are_those_of_all_that_are_cut(monkeypatch, channels, most):
+    """Few are cut in place of all; the sides are no multiples of that of a patch."""
+    monkeypatch.setattr(noise_estimation, "MOST", most)
+    draw = torch.manual_seed(0)
+    y = torch.rand(5, channels, 43, 61, generator=draw).clamp(0.002, 0.998)
+    seen = torch.rand(y.shape, generator=draw) < 0.8
+    seen[:2] = True
+    values, inside, more = usable(y, seen, beside=2 * y)
+    parts = [y, seen.to(y), (seen & ((y == 0.002) | (y == 0.998))).to(y)]
+    if channels < 3:
+        parts = [part.flatten(0, 1)[:, None] for part in parts]
+    whole, measured, clipped = (cut_patches(part) for part in parts)
+    measured = (measured > 0).all(1)
+    free = (clipped == 0).flatten(1).all(1) & (measured.sum(1) >= FREEDOM)
+    step = -(-int(free.sum()) // most)
+    assert 10 < len(values) <= most and (step > 1) == (most == 50)
+    assert torch.equal(values, whole[free][::step].double())
+    assert torch.equal(more, 2 * values)
+    assert torch.equal(inside, measured[free][::step].double())
 
 
 # -- images ---------------------------------------------------------------------------------------

@@ -30,8 +30,10 @@ rician        distance of Kolmogorov and Smirnov between the values of the darke
               `RICE`, at a signal-to-noise ratio below `FAINT`, without negative values.
 ============  =====================================================================================
 
-All limits come from simulation (`benchmarks/noise_checks`): false alarms for white noise of every
-model, on nuclei, confocal images and digits, and detection of each kind.
+All limits come from simulation: false alarms for white noise of every model, on nuclei, confocal
+images and digits, and detection of each kind. The tests repeat a small version of it. Of a set of
+more than some `MOST` patches, evenly chosen images are examined; of an image of more, tiles of
+`TILE` pixels a side, evenly spread over it.
 
 Sources. Magnitudes: H. Gudbjartsson, S. Patz, "The Rician distribution of noisy MRI data", Magn.
 Reson. Med. 34, 1995. Clipped noise: A. Foi, "Clipped noisy images", Signal Process. 89, 2009.
@@ -62,6 +64,7 @@ COUNTS, ATOM = 2.5, 3e-3
 RICE, FAINT, DARK = 0.04, 2.0, 0.2
 PIXELS = 1500  # least number of dark values
 MOST = 40_000  # most patches
+TILE = 256  # pixels to a side of the parts of an image that has more
 
 
 class Finding(NamedTuple):
@@ -131,12 +134,8 @@ def check_noise(y: Tensor, observed: Tensor | None = None) -> list[Finding]:
     ['correlated']
     """
     measured = y.isfinite() if observed is None else observed.to(y.device).bool() & y.isfinite()
-    y = torch.where(measured, y, 0).double().cpu()
-    measured = measured.cpu()
-    most = max(1, MOST * SIDE**2 // max(1, math.prod(y.shape[1:])))
-    if len(y) > most:
-        chosen = torch.linspace(0, len(y) - 1, most).long()
-        y, measured = y[chosen], measured[chosen]
+    y, measured = _some(y, measured)
+    y, measured = torch.where(measured, y, 0).double().cpu(), measured.cpu()
     if not bool(measured.any()):
         return []
     values = y[measured]
@@ -198,6 +197,36 @@ def check_residual(
 
 
 # -- patches --------------------------------------------------------------------------------------
+
+
+def _some(y: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
+    """Return about `MOST` patches of images: evenly chosen images, or tiles of the first one."""
+    most = MOST * SIDE**2 // max(1, math.prod(y.shape[1:]))
+    if most or min(y.shape[2:]) < SIDE:
+        if len(y) > most > 0:
+            chosen = torch.linspace(0, len(y) - 1, most).long()
+            y, measured = y[chosen], measured[chosen]
+        return y, measured
+    places = _tiles(*y.shape[1:])
+    parts = [[part[0, :, r, c] for r, c in places] for part in (y, measured)]
+    return torch.stack(parts[0]), torch.stack(parts[1])
+
+
+def _tiles(channels: int, height: int, width: int) -> list[tuple[slice, slice]]:
+    """Return rows and columns of tiles that lie on the grid of the patches and do not overlap.
+
+    >>> [(rows.start, columns.start) for rows, columns in _tiles(9, 2000, 3000)]
+    [(368, 616), (368, 2120), (1368, 616), (1368, 2120)]
+    """
+    sides = [min(TILE, side // SIDE * SIDE) for side in (height, width)]
+    number = max(1, MOST * SIDE**2 // (channels * sides[0] * sides[1]))
+    down = min(max(1, round(math.sqrt(number * height / width))), height // sides[0])
+    across = min(max(1, number // down), width // sides[1])
+    starts = [
+        [int(size * (k + 0.5) / count - side / 2) // SIDE * SIDE for k in range(count)]
+        for size, side, count in zip((height, width), sides, (down, across), strict=True)
+    ]
+    return [(slice(r, r + sides[0]), slice(c, c + sides[1])) for r in starts[0] for c in starts[1]]
 
 
 def _frequencies() -> tuple[Tensor, Tensor]:

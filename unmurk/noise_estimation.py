@@ -58,6 +58,7 @@ for single-image raw-data", ibid. 17, 2008. The benchmark of noise estimation co
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ from torch import Tensor
 from .errors import InputError, remark
 from .noise import AUTO, Gaussian, Noise, PerChannel, PoissonGaussian
 from .operators import Operator, as_operator
-from .patches import SIDE, cut_patches, fast_part
+from .patches import SIDE, blocks, cut_patches, fast_part
 from .rng import generator
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "bootstrap",
     "choose_noise",
     "estimate_noise",
+    "finite_values",
     "known_noise",
     "temporal_line",
 ]
@@ -152,7 +154,7 @@ def _patches_of(y: Tensor, operator: Operator, counts: bool) -> "Patches":
         )
     bound = operator.bind(range(len(y)), operator.x_shape(tuple(y.shape[1:])))
     observed = bound.apply_mask(torch.ones_like(y)).cpu() > 0
-    y = torch.where(observed, y.double().cpu(), 0.0)
+    y = torch.where(observed, y.cpu(), 0.0)
     broken = ~y.isfinite().flatten(1).all(1)
     if broken.any():
         raise InputError(
@@ -164,7 +166,7 @@ def _patches_of(y: Tensor, operator: Operator, counts: bool) -> "Patches":
         raise InputError(
             f"noise cannot be estimated from {len(patches.power)} patches of {SIDE}x{SIDE} pixels"
             " that are measured and not clipped: give more images, values that are not clipped, or"
-            " a number"
+            " --noise a number"
         )
     return patches
 
@@ -241,9 +243,8 @@ def _choose(y: Tensor, operator: Operator) -> Choice:
         return Choice(estimate_noise(y, operator), (f"Gaussian, as {why}",))
     assert isinstance(found, PoissonGaussian)
     low, high = (
-        y[y.isfinite()]
+        finite_values(y)[:: max(1, y.numel() // 100_000)]
         .double()
-        .flatten()[:: max(1, y.numel() // 100_000)]
         .quantile(torch.tensor([0.02, 0.98], dtype=torch.float64))
     )
     dark, bright = (float(found.variance(end)) for end in (low, high))
@@ -523,7 +524,7 @@ def powers(y: Tensor, observed: Tensor, counts: bool = False) -> Patches:
 def usable(
     y: Tensor, observed: Tensor, counts: bool = False, beside: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut the patches of which enough pixels are measured and none is clipped.
+    """Cut the patches of which enough pixels are measured and none is clipped, at most `MOST`.
 
     Args:
         y, observed, counts: See `textures`.
@@ -531,7 +532,7 @@ def usable(
 
     Returns:
         Patches (P, C, SIDE^2), 1 where a pixel is measured (P, SIDE^2), and the patches of
-        `beside`. Two channels count as separate images.
+        `beside`, in double precision. Two channels count as separate images.
 
     >>> y = torch.rand(1, 1, 64, 64)
     >>> [part.shape for part in usable(y, torch.ones_like(y) > 0)[:2]]
@@ -540,23 +541,25 @@ def usable(
     if not bool(observed.any()):
         raise InputError(
             "noise cannot be estimated, as no pixel is measured: give images of which some pixels "
-            "are finite and not hidden, or a number"
+            "are finite and not hidden, or --noise a number"
         )
-    ends = [y[observed].max()] if counts else [y[observed].max(), y[observed].min()]
-    clipped = torch.zeros_like(y)
-    for end in ends:
-        if (y[observed] == end).double().mean() > CLIPPED:
-            clipped[observed & (y == end)] = 1
+    held = y if bool(observed.all()) else y[observed]
+    clipped = torch.zeros_like(observed)
+    for end in [held.max()] if counts else [held.max(), held.min()]:
+        tied = observed & (y == end)
+        if int(tied.sum()) / held.numel() > CLIPPED:
+            clipped |= tied
     parts = [y, observed, clipped, y if beside is None else beside]
     if y.shape[1] < 3:  # two channels are unrelated: separate images
         parts = [part.flatten(0, 1)[:, None] for part in parts]
     y, observed, clipped, beside = parts
-    inside = (cut_patches(observed.to(y)) > 0).all(1)
-    free = (cut_patches(clipped) == 0).flatten(1).all(1)
-    free &= inside.sum(1) >= FREEDOM
-    stride = max(1, math.ceil(int(free.sum()) / MOST))
-    values, more = (cut_patches(part)[free][::stride] for part in (y, beside))
-    return values, inside[free][::stride].to(y), more
+    measured = blocks(observed.all(1, keepdim=True))
+    free = measured.sum((3, 4, 5)) >= FREEDOM
+    free &= ~blocks(clipped.any(1, keepdim=True)).flatten(3).any(3)
+    place = free.nonzero()
+    chosen = place[:: max(1, math.ceil(len(place) / MOST))].unbind(1)
+    values, more = (blocks(part)[chosen].flatten(2).double() for part in (y, beside))
+    return values, measured[chosen].flatten(1).double(), more
 
 
 def _power(values: Tensor, inside: Tensor, slow: int) -> tuple[Tensor, Tensor]:
@@ -579,9 +582,7 @@ def envelope(power: Tensor, freedom: Tensor, terms: Tensor) -> Tensor:
     Returns:
         Coefficients, shape (K,).
     """
-    reach = reach_of(freedom)
-    half = freedom / 2
-    ratio = _gamma(half + 1, half * reach) / _gamma(half, half * reach)
+    reach, ratio = reach_of(freedom), _by_freedom(_mean_below, freedom)
     found = _start(power, terms)
     for _ in range(STEPS):
         v = raised(terms @ found)
@@ -600,15 +601,8 @@ def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> 
 
     It is infinite if the patches do not determine them.
     """
-    reach, half = reach_of(freedom), freedom / 2
-    limit = half * reach
-    inside, first, second = (_gamma(half + k, limit) for k in (0, 1, 2))
-    ratio = first / inside
-    edge = (
-        reach * (half.log() * half + (half - 1) * reach.log() - limit - torch.lgamma(half)).exp()
-    )
-    slope = inside - (reach / ratio - 1) * edge  # of -E psi, in units of v
-    spread = second * (1 + 1 / half) / ratio**2 - 2 * first / ratio + inside
+    reach = reach_of(freedom)
+    inside, slope, spread = _by_freedom(_moments_below, freedom)
     v = raised(terms @ line)
     below = power < reach * v  # the number of flat patches, times `inside`
     each = terms / v[:, None]
@@ -620,9 +614,49 @@ def uncertainty(power: Tensor, freedom: Tensor, terms: Tensor, line: Tensor) -> 
     return inverse @ b @ inverse.T
 
 
-def reach_of(freedom: Tensor) -> Tensor:
-    """Return k, shape (P,): powers below k v count."""
-    return 1 + (2 / freedom).sqrt() * min(1.0, 4 / len(freedom) ** 0.5)
+def reach_of(freedom: Tensor, count: int | None = None) -> Tensor:
+    """Return k, shape (P,): powers below k v count.
+
+    Args:
+        freedom: Degrees of freedom n, shape (P,).
+        count: Number of patches; None: P.
+    """
+    count = len(freedom) if count is None else count
+    return 1 + (2 / freedom).sqrt() * min(1.0, 4 / count**0.5)
+
+
+def _by_freedom(function: Callable[[Tensor, Tensor], Tensor], freedom: Tensor) -> Tensor:
+    """Compute a function of n and k once for every value of n, as it has special functions.
+
+    Args:
+        function: Takes n and k, both (M,), and returns (..., M).
+        freedom: Degrees of freedom n, shape (P,).
+
+    Returns:
+        Shape (..., P).
+    """
+    values, place = freedom.unique(return_inverse=True)
+    return function(values, reach_of(values, len(freedom)))[..., place]
+
+
+def _mean_below(n: Tensor, k: Tensor) -> Tensor:
+    """Return c, the mean of the powers below k v in units of v."""
+    return _gamma(n / 2 + 1, k * n / 2) / _gamma(n / 2, k * n / 2)
+
+
+def _moments_below(n: Tensor, k: Tensor) -> Tensor:
+    """Return what `uncertainty` needs of the powers below k v, in units of v, (3, M).
+
+    These are the probability of such a power, -E of the derivative of psi, and E psi^2, both
+    without their factors of n.
+    """
+    half, limit = n / 2, k * n / 2
+    inside, first, second = (_gamma(half + i, limit) for i in (0, 1, 2))
+    ratio = first / inside
+    edge = k * (half.log() * half + (half - 1) * k.log() - limit - torch.lgamma(half)).exp()
+    slope = inside - (k / ratio - 1) * edge
+    spread = second * (1 + 1 / half) / ratio**2 - 2 * first / ratio + inside
+    return torch.stack([inside, slope, spread])
 
 
 def raised(v: Tensor) -> Tensor:
@@ -648,6 +682,16 @@ def _fit(values: Tensor, weights: Tensor, terms: Tensor) -> Tensor:
     weighted = weights[:, None] * terms
     inverse = torch.linalg.pinv(weighted.T @ weighted, rtol=1e-12, hermitian=True)
     return inverse @ weighted.T @ (weights * values)
+
+
+def finite_values(y: Tensor) -> Tensor:
+    """Return the values that are finite, in one row; a view of y if all are.
+
+    >>> finite_values(torch.tensor([[1.0, math.nan], [2.0, math.inf]]))
+    tensor([1., 2.])
+    """
+    finite = y.isfinite()
+    return y.flatten() if bool(finite.all()) else y[finite]
 
 
 def _digits(value: float) -> float:

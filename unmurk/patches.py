@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["SIDE", "cosines", "cut_patches", "fast_part", "slow_functions", "slow_span"]
+__all__ = [
+    "SIDE",
+    "blocks",
+    "cosines",
+    "cut_patches",
+    "fast_part",
+    "slow_functions",
+    "slow_span",
+]
 
 SIDE = 8
 """Side of a patch in pixels."""
@@ -27,6 +35,22 @@ def cut_patches(y: Tensor, stride: int = SIDE) -> Tensor:
         return y.new_zeros(0, c, SIDE**2)
     blocks = F.unfold(y, SIDE, stride=stride).reshape(n, c, SIDE**2, -1)
     return blocks.permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def blocks(y: Tensor) -> Tensor:
+    """View images (N, C, H, W) as adjacent patches (N, rows, columns, C, SIDE, SIDE).
+
+    Nothing is copied, so a few patches of a large image need little memory.
+
+    >>> y = torch.rand(2, 3, 17, 24)
+    >>> blocks(y).shape, torch.equal(blocks(y).flatten(-2).flatten(0, 2), cut_patches(y))
+    (torch.Size([2, 2, 3, 3, 8, 8]), True)
+    """
+    rows, columns = (size // SIDE for size in y.shape[-2:])
+    whole = y[..., : rows * SIDE, : columns * SIDE]
+    return (
+        whole.unflatten(-1, (columns, SIDE)).unflatten(-3, (rows, SIDE)).permute(0, 2, 4, 1, 3, 5)
+    )
 
 
 def cosines(side: int) -> Tensor:

@@ -51,8 +51,8 @@ KEPT = "check/kept"  # 1 if the figures were the best so far; see training.valid
 WAITING_DRAWS = 4  # of a posterior mean while the run trains
 WAITING = (
     "The page reloads itself until the run has ended. Then it also shows a verdict, error bars, "
-    "new images and curves. To stop early, press Ctrl-C in the terminal: the same command goes on "
-    "later, and the command restore takes the run as it is."
+    "new images and curves. To stop early, press Ctrl-C in the terminal, or Stop in the app: what "
+    "was learned stays and restores images as it is, and the run can go on later."
 )
 GAP = 5.0  # a figure is absent where its points are further apart than so many usual distances
 LARGE = 1e30  # largest figure on a chart

@@ -260,7 +260,9 @@ MEANINGS = {
     "kind": "Whether the noise is of a kind that a noise model here describes.",
     "bars": "Whether the standard deviations were compared with unbiased errors and corrected.",
 }
-LONGER = "learn longer (the same command with a larger --kimg)"
+LONGER = (
+    "learn longer (the same command with a larger --kimg, or in the app a run of greater Length)"
+)
 
 
 def judge(measured: Mapping[str, Any]) -> Verdict:

@@ -31,6 +31,7 @@ from .records import PAGE, Estimate, Images, Outcome, first_of
 from .runs import Runs
 from .sessions import Session, Sessions
 from .spare import Spare
+from .wording import in_app
 
 __all__ = ["Desk", "packaged_priors"]
 
@@ -347,7 +348,7 @@ class Desk:
         names = _names(images) | {str(out): RESTORED, str(folder / "mask.png"): "mask.png"}
         command = shown(argv, names | _relative(model))
         lines = [line for line in job.remarks() if line.strip() and not is_line(line)]
-        remarks = [session.said(line) for line in lines]
+        remarks = [in_app(session.said(line)) for line in lines]
         span: Any = images.span or run_span(model)
         sample = _sample(images, span)
         if argv[0] == "restore":

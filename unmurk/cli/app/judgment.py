@@ -17,6 +17,7 @@ from ..commands.restoring import Models
 from ..data import place
 from ..report import Judgement, Section, Text
 from .pictures import busiest
+from .wording import in_app
 
 if TYPE_CHECKING:
     from ...problem import Problem
@@ -73,6 +74,7 @@ def sections_of(verdict: Verdict | None) -> list[Section]:
     """Return the sections of a page that show a verdict."""
     title = "Can this be trusted?"
     if verdict is not None:
-        return [Judgement(title, verdict)]
+        sentence, advice = in_app(verdict.sentence), in_app(verdict.advice)
+        return [Judgement(title, replace(verdict, sentence=sentence, advice=advice))]
     why = "There is no verdict: the images are too large, or pixels of all of them are missing."
     return [Text(title, why)]

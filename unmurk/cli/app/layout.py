@@ -7,7 +7,7 @@ from ...errors import InputError
 from .actions import Desk
 from .records import Estimate, Images
 from .tabs import learn_tab, restore_tab, session_of, solve_tab
-from .wording import failed, follow, measured, noted
+from .wording import LABELS, failed, follow, measured, noted
 
 __all__ = ["build"]
 
@@ -116,7 +116,7 @@ class _Images:
         with gr.Row():
             self.example = gr.Button("No images at hand? Take noisy digits", size="sm")
             self.forget = gr.Button("Remove my files now", size="sm")
-        with gr.Accordion("Black and white of the files", open=False):
+        with gr.Accordion(LABELS["range"], open=False):
             gr.Markdown(
                 "Usually the number type says it. A 12-bit camera in 16-bit files needs 0 and "
                 "4095; floats outside of 0 to 1 need theirs."
@@ -150,7 +150,7 @@ class _Images:
                 return
             own.kept["images"] = last, found
             if found is None:
-                yield line + noted(RANGE if "--range" in line else STILL), last, ""
+                yield line + noted(RANGE if LABELS["range"] in line else STILL), last, ""
 
         def once(call: Callable[[Any], Images]) -> Callable[[Any], Generator[str, None, Images]]:
             def steps(own: Any) -> Generator[str, None, Images]:

@@ -12,7 +12,7 @@ from .pictures import preview
 from .records import Images, first_of
 from .runs import Progress
 from .sessions import Session
-from .wording import EMPTY, command, failed, frame, noted
+from .wording import EMPTY, LABELS, command, failed, frame, noted
 from .works import Work
 
 __all__ = ["learn_tab", "restore_tab", "session_of", "solve_tab"]
@@ -52,8 +52,9 @@ enough. For gray images the networks know edges and textures beforehand, from sy
 """
 SOLVE = """\
 Undo another corruption with what was learned: fill holes, sharpen, enlarge. The images may be
-noisy too, with the noise that is shown above.
+noisy too.
 """
+OWN_NOISE = "Empty: the estimate above."
 
 
 def session_of(desk: Desk, request: Any) -> Session:
@@ -61,14 +62,25 @@ def session_of(desk: Desk, request: Any) -> Session:
     return desk.session(request.headers.get(SESSION, ""))
 
 
-def _menu(gr: Any, label: str) -> Any:
+def _menu(gr: Any) -> Any:
     return gr.Dropdown(
         choices=packaged_priors(),
         value=None,
-        label=label,
+        label=LABELS["prior"],
         min_width=280,
         info="What is known about clean images; best is a run on images like yours.",
     )
+
+
+def _noise_field(gr: Any, info: str) -> Any:
+    return gr.Textbox(
+        label=LABELS["noise"], min_width=280, max_lines=1, placeholder="automatic", info=info
+    )
+
+
+def _first(noise: str | None, estimated: str) -> str:
+    """Return the noise that the user has given, else the estimate."""
+    return (noise or "").strip() or estimated
 
 
 def _show(own: Session, part: str, steps: Any) -> Iterator[tuple[Any, Any]]:
@@ -98,13 +110,8 @@ def restore_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> Any:
     """Build the tab that restores; return its menu of priors."""
     gr.Markdown(RESTORE)
     with gr.Row():
-        prior = _menu(gr, "Prior")
-        noise = gr.Textbox(
-            label="Noise",
-            min_width=280,
-            placeholder="automatic",
-            info="Empty: that of the run; with generic, the estimate above.",
-        )
+        prior = _menu(gr)
+        noise = _noise_field(gr, "Empty: that of the run; with generic, the estimate above.")
     with gr.Row():
         go = gr.Button("Restore", variant="primary")
         stop = gr.Button("Stop")
@@ -149,7 +156,8 @@ def learn_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> None:
     gr.Markdown(LEARN)
     with gr.Row():
         name = gr.Textbox(label="Name of the run", value="run-1", min_width=280, max_lines=1)
-        kimg = gr.Radio(LENGTHS, value=20.0, label="Length", min_width=280)
+        noise = _noise_field(gr, OWN_NOISE)
+    kimg = gr.Radio(LENGTHS, value=20.0, label=LABELS["kimg"])
     go = gr.Button("Start learning", variant="primary")
     status, shown = gr.HTML(""), gr.HTML("")
     gr.Markdown("### Runs")
@@ -163,11 +171,16 @@ def learn_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> None:
     timer = gr.Timer(2.0)
 
     def start(
-        images: Images | None, name: str, kimg: float, noise: str, request: gr.Request
+        images: Images | None,
+        name: str,
+        kimg: float,
+        noise: str,
+        estimated: str,
+        request: gr.Request,
     ) -> Any:
         own = session_of(desk, request)
         try:
-            text = desk.learn(own, _need(images), name, noise, kimg)
+            text = desk.learn(own, _need(images), name, _first(noise, estimated), kimg)
         except InputError as error:
             return failed(str(error)), EMPTY, gr.skip()
         choices = desk.runs(own).names()
@@ -210,7 +223,7 @@ def learn_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> None:
     hidden = {"show_progress": "hidden", "api_visibility": "private"}
     go.click(
         start,
-        [images, name, kimg, estimate],
+        [images, name, kimg, noise, estimate],
         [status, shown, run],
         api_name="learn",
         show_progress="hidden",
@@ -265,17 +278,19 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
     )
     factor = gr.Slider(2, 8, 2, step=1, label="Enlarge this many times", visible=False)
     text = gr.Textbox(
-        label="Operator",
+        label=LABELS["operator"],
         placeholder="inpaint:random,keep=0.4",
-        info="As for --operator on the command line.",
+        info="A text form, such as blur:motion,length=9 or inpaint:file,path=mask.png.",
         visible=False,
     )
     with gr.Row():
-        prior = _menu(gr, "Prior")
+        prior = _menu(gr)
+        noise = _noise_field(gr, OWN_NOISE)
+    with gr.Row():
         method = gr.Dropdown(
             METHODS,
             value="red-diff",
-            label="Solver",
+            label=LABELS["method"],
             min_width=280,
             info="How the image is searched for.",
         )
@@ -284,7 +299,7 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
             16,
             1,
             step=1,
-            label="Answers",
+            label=LABELS["samples"],
             min_width=280,
             info="With more than one: also how they differ.",
         )
@@ -316,6 +331,7 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
         method: str,
         samples: float,
         noise: str,
+        estimated: str,
         request: gr.Request,
     ) -> Any:
         operator = {
@@ -329,9 +345,10 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
         own = session_of(desk, request)
 
         def steps() -> Any:
+            known = _first(noise, estimated)
             return (
                 yield from desk.solve(
-                    own, _need(images), prior, operator, noise, method, int(samples), layers
+                    own, _need(images), prior, operator, known, method, int(samples), layers
                 )
             )
 
@@ -342,7 +359,7 @@ def solve_tab(desk: Desk, gr: Any, images: Any, estimate: Any, tab: Any) -> Any:
     load.click(paint, images, [editor, status], **hidden)
     go.click(
         solve,
-        [images, kind, editor, blur, factor, text, prior, method, samples, estimate],
+        [images, kind, editor, blur, factor, text, prior, method, samples, noise, estimate],
         [status, result],
         api_name="solve",
         **WORK,

@@ -1,11 +1,16 @@
 """Pieces of the page of the app: lines, links, commands.
 
 Everything that depends on a file or a user goes through `markupsafe`: a file name is never HTML.
+Messages come from code that the command line shares, and name its options. `in_app` names the
+fields of the app in their place; only commands to copy keep their options.
 """
 
+import re
 import sys
 import traceback
 from collections.abc import Generator, Iterator
+from dataclasses import fields
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
@@ -16,32 +21,87 @@ from .records import Estimate, Outcome
 
 __all__ = [
     "EMPTY",
+    "LABELS",
     "busy",
     "command",
     "failed",
     "finished",
     "follow",
     "frame",
+    "in_app",
     "measured",
     "noted",
 ]
 
 EMPTY = Markup("")
+LABELS = {
+    "range": "Black and white of the files",
+    "noise": "Noise",
+    "operator": "Operator",
+    "prior": "Prior",
+    "method": "Solver",
+    "samples": "Answers",
+    "kimg": "Length",
+}
+"""Labels of the fields of the app, by the option of the command line that each stands for."""
+RANGE = f"“{LABELS['range']}”"
+LIMIT = r"(BLACK|WHITE|-?[0-9][0-9.e+-]*)"
+PHRASES = [
+    (r"--range BLACK WHITE", RANGE),
+    (rf"--range {LIMIT} {LIMIT}", rf"\1 and \2 in {RANGE}"),
+    (r"the same command with a larger --kimg, or in the app ", ""),
+    (r" \(unmurk noise IMAGES\)", ""),
+    (r" with --skip-bad| \(--skip-bad\)", ""),  # after "leave these images out"
+]
+"""Parts of messages that the app says in other words."""
+OPTION = re.compile(r"(?<![\w/.-])--([a-z]+(?:-[a-z]+)*)")
+
+
+@cache
+def _options() -> frozenset[str]:
+    """Return the names of all options of the command line, without dashes."""
+    from ..commands import KINDS
+
+    names = {field.name for kind in KINDS for field in fields(kind)}
+    return frozenset({name.replace("_", "-") for name in names} | {"help"})
+
+
+def in_app(text: str) -> str:
+    """Return a message in the words of the app: its fields in place of options.
+
+    Args:
+        text: A message that may name options of the command line.
+
+    >>> in_app("give --noise a number")
+    'give “Noise” a number'
+    >>> in_app("name the axes, such as --axes TZCYX")
+    'name the axes, such as the command-line option axes TZCYX'
+    """
+    for pattern, words in PHRASES:
+        text = re.sub(pattern, words, text)
+
+    def named(found: re.Match[str]) -> str:
+        name = found[1]
+        if name in LABELS:
+            return f"“{LABELS[name]}”"
+        return f"the command-line option {name}" if name in _options() else found[0]
+
+    return OPTION.sub(named, text)
 
 
 def busy(text: str) -> Markup:
     """Return a line about work in progress."""
-    return Markup('<p class="note busy" role="status">{}</p>').format(text + " …")
+    return Markup('<p class="note busy" role="status">{}</p>').format(in_app(text) + " …")
 
 
 def failed(text: str) -> Markup:
     """Return a line about what went wrong."""
-    return Markup('<p class="note wrong" role="alert">{}</p>').format(text)
+    return Markup('<p class="note wrong" role="alert">{}</p>').format(in_app(text))
 
 
 def noted(text: str) -> Markup:
     """Return a line about a result."""
-    return Markup('<p class="note" role="status">{}</p>').format(text)
+    return Markup('<p class="note" role="status">{}</p>').format(in_app(text))
 
 
 def command(text: str) -> Markup:
@@ -56,7 +116,8 @@ def measured(found: Estimate) -> Markup:
     """Return the estimate of the noise."""
     kind = Markup('<li class="{}">{}</li>')
     items = Markup("").join(
-        kind.format("wrong" if line.startswith("warning") else "", line) for line in found.lines()
+        kind.format("wrong" if line.startswith("warning") else "", in_app(line))
+        for line in found.lines()
     )
     return Markup('<ul class="estimate">{}</ul>{}').format(items, command(found.command))
 

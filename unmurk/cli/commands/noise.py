@@ -108,7 +108,7 @@ class Noise(Command):
         """Return the result of the command, and what its picture shows."""
         import torch
 
-        from ...noise_estimation import choose_noise
+        from ...noise_estimation import choose_noise, finite_values
 
         check_maps(self)
         y, scale, count, sample = self._measurements()
@@ -123,8 +123,8 @@ class Noise(Command):
         for i, (model, reason) in enumerate(zip(models, reasons, strict=True)):
             panel = _panel(filled[:, i : i + 1], operator, model, y[:, i], self.repeats)
             marks = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
-            values = y[:, i][y[:, i].isfinite()].double()
-            marks = values[:: max(1, len(values) // 1_000_000)].quantile(marks)
+            values = finite_values(y[:, i])
+            marks = values[:: max(1, len(values) // 1_000_000)].double().quantile(marks)
             panels.append(panel)
             channels.append(_describe(panel, model, reason, marks, scale))
         names = {f"channel {i}": channel for i, channel in enumerate(channels)}
