@@ -261,3 +261,29 @@ def test_pages_that_fetch_are_noticed(monkeypatch):
     assert fetched(own) == []
     others = ['<script async src="https://a.b/c.js', "<link href='//a.b/c.css"]
     assert fetched("\n".join(f'{tag}">' for tag in others)) == others
+
+
+MODULE = '''
+__all__ = ["Limit", "MOST", "UNSAID", "f", "other"]
+from elsewhere import other
+MOST: int = 3
+"""The largest number."""
+UNSAID = 4
+HIDDEN = 5
+"""It is not public."""
+class Limit: ...
+def f(): ...
+'''
+
+
+def test_the_api_pages_hold_classes_functions_and_documented_constants(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    pytest.importorskip("sphinx", reason="the documentation needs unmurk[docs]")
+    import apipages
+
+    file = tmp_path / "module.py"
+    file.write_text(MODULE)
+    found = apipages.defined(file, apipages.public(file))
+    assert found == {"Limit": "autoclass", "MOST": "autodata", "f": "autofunction"}
+    page = apipages.page("module", found).splitlines()
+    assert page[page.index(".. autodata:: MOST") + 1] == "   :no-value:"

@@ -51,7 +51,14 @@ def uninterrupted(function: F) -> F:
 
 
 def is_uninterrupted(code: CodeType) -> bool:
-    """Whether code belongs to a function marked `uninterrupted`."""
+    """Whether code belongs to a function marked `uninterrupted`.
+
+    >>> @uninterrupted
+    ... def marked() -> None: ...
+    >>> def other() -> None: ...
+    >>> is_uninterrupted(marked.__code__), is_uninterrupted(other.__code__)
+    (True, False)
+    """
     return code in _WHOLE
 
 
@@ -76,6 +83,16 @@ def interruptible() -> Iterator[Callable[[], None]]:
 
     Yields:
         A function that raises KeyboardInterrupt if a signal has come, to be called between steps.
+
+    >>> done = []
+    >>> try:
+    ...     with interruptible() as check:
+    ...         signal.raise_signal(signal.SIGTERM)
+    ...         done.append("what was begun")
+    ...         check()
+    ... except KeyboardInterrupt:
+    ...     print("interrupted after", *done)
+    interrupted after what was begun
     """
 
     def check() -> None:

@@ -264,7 +264,7 @@ def posterior_mean(posterior: Posterior, y: Tensor, problem: Problem, number: in
     return tiled.mean_std(y[None], problem, DRAWS, 1, [TEST + number])[0][0, 0]
 
 
-def generic(cell: Cell, split: Split) -> Restored:
+def generic(split: Split) -> Restored:
     """The packaged generic prior's posterior, without any learning."""
     import unmurk
 
@@ -308,7 +308,7 @@ def run_cell(cell: Cell, options: Options) -> None:
     elif cell.row == "noise2void":
         found, cost = blind(cell, split, options)
     elif cell.row == "generic":
-        found, cost = generic(cell, split)
+        found, cost = generic(split)
     else:
         found, cost = learned(cell, split, options)
     rows = options.folder / "rows"

@@ -6,6 +6,7 @@ control.
 """
 
 import ast
+from itertools import pairwise
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -27,23 +28,33 @@ def public(path: Path) -> list[str]:
     return []
 
 
-def defined(path: Path, names: list[str]) -> list[str]:
-    """Return those of the names that the source file itself defines as a class or a function."""
-    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    here = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, kinds)}
-    return [name for name in names if name in here]
+def defined(path: Path, names: list[str]) -> dict[str, str]:
+    """Return those of the names that the source file itself defines, with the directive of each.
+
+    A constant counts if a docstring follows it.
+    """
+    kinds = {ast.ClassDef: "autoclass", ast.FunctionDef: "autofunction"}
+    body = ast.parse(path.read_text()).body
+    here = {n.name: kinds[type(n)] for n in body if isinstance(n, (ast.ClassDef, ast.FunctionDef))}
+    for node, after in pairwise(body):
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            here |= {t.id: "autodata" for t in targets if isinstance(t, ast.Name)}
+    return {name: here[name] for name in names if name in here}
 
 
-def page(module: str, names: list[str]) -> str:
+def page(module: str, names: dict[str, str]) -> str:
     """Return the source of a module's page: its theory, a table of its names, then each name."""
     lines = [module, "=" * len(module), "", f".. automodule:: {module}", ""]
     if names:
         lines += [f".. currentmodule:: {module}", "", ".. autosummary::", "   :nosignatures:", ""]
         lines += [f"   {name}" for name in names] + [""]
-    for name in names:
-        kind = "autoclass" if name[0].isupper() else "autofunction"
-        lines += [f".. {kind}:: {name}"]
-        lines += ["   :members:", "   :show-inheritance:", ""] if kind == "autoclass" else [""]
+    options = {
+        "autoclass": ["   :members:", "   :show-inheritance:"],
+        "autodata": ["   :no-value:"],
+    }
+    for name, kind in names.items():
+        lines += [f".. {kind}:: {name}", *options.get(kind, []), ""]
     return "\n".join(lines)
 
 

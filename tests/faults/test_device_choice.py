@@ -25,9 +25,9 @@ from unmurk.operators.masks import RandomInpaint
 from unmurk.problem import Problem
 from unmurk.solvers import solve
 from unmurk.training import Settings, learn
-from unmurk.training.binder import ProblemBinder
 from unmurk.training.distributed import lost
 from unmurk.training.distributed import processes as learn_processes
+from unmurk.training.learner import ProblemBinder
 from unmurk.training.trainer import Trainer
 
 learn_module = sys.modules["unmurk.training.run_folder"]

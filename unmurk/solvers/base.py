@@ -373,6 +373,15 @@ class AnnealedSolver(Solver):
 
     It starts at mid-gray with noise of the first level, which drowns any image; or at a given
     image with noise of a lower level, about as large as the error of that image.
+
+    >>> class Denoised(AnnealedSolver):
+    ...     def step(self, state: State) -> None:
+    ...         state.x = state.denoised = state.denoise(state.x_t, state.sigma)
+    ...         state.x_t = state.x + state.sigma_next * state.randn(state.x)
+    >>> y, zero = torch.ones(1, 1, 2, 2), lambda x, sigma: 0 * x
+    >>> states = Denoised(steps=3).iterate(y, Problem("identity", 1.0), zero)
+    >>> [round(state.sigma, 3) for state in states]
+    [20.0, 1.011, 0.005]
     """
 
     steps: Steps = 100
@@ -393,7 +402,17 @@ class AnnealedSolver(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class ProximalSolver(Solver):
-    """A solver that fits images to y by the proximal map of the data term."""
+    """A solver that fits images to y by the proximal map of the data term.
+
+    >>> class Fitted(ProximalSolver):
+    ...     def step(self, state: State) -> None:
+    ...         state.denoised = state.denoise(state.x_t, state.sigma)
+    ...         state.x = state.x_t = self.prox(state, state.denoised, rho=0.1)
+    >>> y, zero = torch.ones(1, 1, 1, 1), lambda x, sigma: 0 * x
+    >>> (state,) = Fitted(levels=[1.0]).iterate(y, Problem("identity", 0.1), zero)
+    >>> state.x  # half of the way from 0 to y: the two deviations are the same
+    tensor([[[[0.5000]]]])
+    """
 
     noise_floor: NoiseFloor = 1e-3
     """Least noise level that y is taken to have; 0 makes noiseless linear data exact."""
