@@ -280,12 +280,13 @@ def test_crops_of_all_captures_of_a_scene_are_of_one_place():
         Crops(as_captures([*images[1:], images[0]]), parse("identity"), 32, repeats=3)
 
 
-def test_learning_from_crops_of_scenes_and_of_clean_images(tmp_path):
+def test_learning_from_crops_of_scenes_and_of_clean_images(tmp_path, capsys):
     x = torch.rand(3, 1, 13, 13).repeat_interleave(8, -1).repeat_interleave(8, -2)
     y = PROBLEM.simulate(x.repeat_interleave(2, 0))
-    kw = {"settings": RUN, "quiet": True, "repeats": 2, "clean": x[:1], "crop": 16}
+    kw = {"settings": RUN, "repeats": 2, "clean": x[:1], "crop": 16}
     prior, _ = learn(y, PROBLEM, out=tmp_path / "run", **kw)
     assert prior.shape == (1, 16, 16)
+    assert "crops of 16 (3 scenes of 2 captures)" in capsys.readouterr().err
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["repeats"] == 2 and config["clean"]["crop"] == 16
 

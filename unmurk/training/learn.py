@@ -245,7 +245,8 @@ def learn(
     _check_length(built, settings, quiet)
     what = y.text if isinstance(y, Crops) else memory.described(shape, len(y))
     if repeats > 1:
-        what += f" ({len(built.y)} scenes of {repeats} captures)"
+        count = len(y.captures) if isinstance(y, Crops) else len(y)
+        what += f" ({count // repeats} scenes of {repeats} captures)"
     taken = memory.check(built, settings, shape, len(y), processes().device, quiet, what)
     if first_process():
         raise_kimg(folder, settings.kimg)
