@@ -64,6 +64,9 @@ LAYOUT = """() => {
     if (shown(field) && field.placeholder && !field.value
         && field.scrollHeight > field.clientHeight + 2)
       found.push(`is cut off: ${field.placeholder}`);
+  for (const field of document.querySelectorAll("input[role=listbox]"))
+    if (shown(field) && field.scrollWidth > field.clientWidth + 1)
+      found.push(`is cut off: ${field.value}`);
   for (const image of document.querySelectorAll("img")) {
     if (!shown(image)) continue;
     if (image.complete && !image.naturalWidth) found.push(`no image: ${image.alt || image.src}`);

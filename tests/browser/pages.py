@@ -79,6 +79,11 @@ SOUND = "<!doctype html><html lang=en><title>t</title><main><h1>A page</h1>{}</m
             "<textarea rows=1 cols=5 placeholder='one two three four'></textarea>",
             "is cut off",
         ),
+        (
+            None,
+            "<input role=listbox aria-label=a size=9 value='one two three four'>",
+            "is cut off",
+        ),
         (None, "<p>first<p style='margin-top:-2.2em'>second", "lie on each other"),
         (None, "<p>Noise: NaN", "says Noise: NaN"),
         (accessible, "<button></button>", "button-name"),

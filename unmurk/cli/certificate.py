@@ -387,7 +387,7 @@ def _name(figure: Any, axes: Any, points: Sequence[_Point]) -> list[Any]:
             )
             box = extent_of(text, renderer)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 + 2
-            inside &= frame.y0 <= box.y0 and box.y1 <= frame.y1 + 12
+            inside &= frame.y0 <= box.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
                 break
             text.remove()

@@ -112,6 +112,8 @@ class Judgement:
             for word, end in (("at least", low), ("at most", high))
             if math.isfinite(end) and not (figure.name in UNSIGNED and word == "at least")
         ]
+        if figure.passed and figure.value is not None and not low <= figure.value <= high:
+            ends[-1:] = [f"{end}, give or take two standard errors" for end in ends[-1:]]
         mark = ("✓", "passed") if figure.passed else ("✗", "failed")
         if value is False and figure.passed:  # only said
             mark = ("–", "not known")

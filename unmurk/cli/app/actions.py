@@ -383,10 +383,10 @@ def packaged_priors() -> list[tuple[str, str]]:
     """List the priors in the package, as label and value.
 
     >>> packaged_priors()[0]
-    ('generic, in the package: for images of any kind', 'generic')
+    ('generic, in the package: any images', 'generic')
     """
     known = [GENERIC[0], *(name for name in models() if name not in GENERIC)]
-    kinds = {GENERIC[0]: ": for images of any kind"}
+    kinds = {GENERIC[0]: ": any images"}  # as long as a phone shows it
     return [(f"{name}, in the package{kinds.get(name, '')}", name) for name in known]
 
 

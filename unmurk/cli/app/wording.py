@@ -105,11 +105,13 @@ def noted(text: str) -> Markup:
 
 
 def command(text: str) -> Markup:
-    """Return a command to copy."""
+    """Return a command to copy; a line ends between its words."""
+    word = Markup('<span class="word">{}</span>')
+    words = Markup(" ").join(word.format(part) for part in text.split(" "))
     return Markup(
         '<p class="soft">The same on the command line:</p>'
         '<pre class="command"><code>{}</code></pre>'
-    ).format(text)
+    ).format(words)
 
 
 def measured(found: Estimate) -> Markup:
