@@ -64,9 +64,14 @@ LAYOUT = """() => {
     if (shown(field) && field.placeholder && !field.value
         && field.scrollHeight > field.clientHeight + 2)
       found.push(`is cut off: ${field.placeholder}`);
-  for (const field of document.querySelectorAll("input[role=listbox]"))
-    if (shown(field) && field.scrollWidth > field.clientWidth + 1)
+  const pen = document.createElement("canvas").getContext("2d");
+  for (const field of document.querySelectorAll("input[role=listbox]")) {
+    const style = getComputedStyle(field);
+    pen.font = style.font;  // the text of a menu may lie in its padding, below its arrow
+    const edges = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
+    if (shown(field) && pen.measureText(field.value).width > field.clientWidth - edges + 1)
       found.push(`is cut off: ${field.value}`);
+  }
   for (const image of document.querySelectorAll("img")) {
     if (!shown(image)) continue;
     if (image.complete && !image.naturalWidth) found.push(`no image: ${image.alt || image.src}`);

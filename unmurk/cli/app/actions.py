@@ -383,11 +383,10 @@ def packaged_priors() -> list[tuple[str, str]]:
     """List the priors in the package, as label and value.
 
     >>> packaged_priors()[0]
-    ('generic, in the package: any images', 'generic')
+    ('generic, in the package', 'generic')
     """
     known = [GENERIC[0], *(name for name in models() if name not in GENERIC)]
-    kinds = {GENERIC[0]: ": any images"}  # as long as a phone shows it
-    return [(f"{name}, in the package{kinds.get(name, '')}", name) for name in known]
+    return [(f"{name}, in the package", name) for name in known]
 
 
 def _sample(images: Images, span: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
