@@ -39,7 +39,9 @@ def defined(path: Path, names: list[str]) -> dict[str, str]:
     for node, after in pairwise(body):
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             targets = getattr(node, "targets", [getattr(node, "target", None)])
-            here |= {t.id: "autodata" for t in targets if isinstance(t, ast.Name)}
+            here |= {
+                t.id: "autodata" for t in targets if isinstance(t, ast.Name) and t.id.isupper()
+            }
     return {name: here[name] for name in names if name in here}
 
 
