@@ -229,6 +229,7 @@ class RedDiff(ProximalSolver):
         if self.pairs:
             h = (h + state.denoise(ahead - e, sigma)) / 2
         z = ahead + memory.c * (h - ahead)  # against the prior
+        del ahead, e  # one image may be most of the memory
         memory.mu = self.prox(state, z, memory.c**0.5 * sigma)  # against the misfit
         state.denoised = h
         state.x = state.x_t = h if self.final == "denoised" else memory.mu
@@ -238,10 +239,12 @@ class RedDiff(ProximalSolver):
         memory = state.memory
         if k == 0:
             ahead, e = self._look_ahead(state)
+            memory.mu = memory.before = None
+            state.x = state.x_t = state.denoised = ahead  # what they held is no longer needed
             memory.estimate = PosteriorMean(
                 *(ahead, state.y, state.problem, state.sigma, e, memory.labels)
             )
-            memory.mu = memory.before = None  # one image may be most of the memory
+            state.x = state.x_t = state.denoised = memory.estimate.v
             del ahead, e
         x, state.denoised = memory.estimate.add(state.denoise, k, memory.signs)
         state.x = state.x_t = x
@@ -370,7 +373,8 @@ class PosteriorMean:
         """
         v, label = self.v, self.labels[k]
         estimates = [denoise(v + sign * self.b, label * self.sigma) for sign in signs]
-        self.found.append(sum(estimates[1:], estimates[0]) / len(estimates))
+        mean = sum(estimates[1:], estimates[0])
+        self.found.append(mean if len(estimates) == 1 else mean.div_(len(estimates)))
         logit = torch.full_like(self.full, math.log(BELIEF[k]), dtype=v.dtype)
         if len(self.labels) > 1:
             pair = torch.stack(estimates).clamp(0, 1)

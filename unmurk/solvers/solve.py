@@ -270,12 +270,13 @@ def _follow(states: Iterator[State], callback: Callback | None) -> _Run:
     for state in states:
         chi2 = state.chi2  # stays on the device: reading it would stall the queue
         trace.append({"step": state.step, "sigma": state.sigma, "nfe": state.nfe, "chi2": chi2})
-        if callback is None:
-            continue
-        now = {"steps": state.steps, "x": state.x, "denoised": state.denoised}
-        if callback(trace[-1] | now | {"chi2": float(chi2.mean())}):
-            return _Run(state.x.detach(), trace, stopped=True)
-    return _Run(state.x.detach(), trace)
+        x = state.x.detach()
+        if callback is not None:
+            now = {"steps": state.steps, "x": state.x, "denoised": state.denoised}
+            if callback(trace[-1] | now | {"chi2": float(chi2.mean())}):
+                return _Run(x, trace, stopped=True)
+        del state  # its images: the next step may need the memory
+    return _Run(x, trace)
 
 
 def _batches(total: int, batch: int) -> Iterator[range]:
