@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Parts", "each", "is_line", "working"]
 
 FIRST, PAUSE = 5.0, 10.0  # seconds before the first line, and between lines
+LEAST = 0.01  # share from which the time left is estimated
 Item = TypeVar("Item")
 LINE = re.compile(r"\w+ [ \d]{2}\d%  .*\bs left")
 
@@ -52,7 +53,7 @@ class _Work:
         if self.terminal:
             self.bar = self.bar or _bar(self.label)
             self.bar.update(self.bar.task_ids[0], completed=share)
-        elif now > self.next:
+        elif now > self.next and share >= LEAST:
             left, self.next = (now - self.start) * (1 / share - 1), now + PAUSE
             remark(f"{self.label} {100 * share:3.0f}%  {left:.0f} s left")
 
