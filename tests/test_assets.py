@@ -7,6 +7,7 @@ import torch
 
 import unmurk
 from unmurk.evaluation import metrics
+from unmurk.tiling import posterior_for
 
 ASSETS = Path(unmurk.__file__).parent / "assets"
 
@@ -18,11 +19,14 @@ def mebibytes(*names):
 
 def test_sizes_and_licences():
     assert mebibytes("digits", "nuclei") <= 5
-    assert mebibytes("digits-model") <= 8
+    for name in ("digits-model", "nuclei-model", "generic-model"):
+        assert mebibytes(name) <= 8
     for name, words in [
         ("digits", "Attribution-Share Alike 3.0"),
         ("nuclei", "CC0"),
         ("digits-model", "MIT"),
+        ("nuclei-model", "MIT"),
+        ("generic-model", "MIT"),
     ]:
         assert words in (ASSETS / name / "README.md").read_text()
 
@@ -53,6 +57,25 @@ def test_the_packaged_prior_denoises_and_draws(digits):
     drawn = prior.sample(16, steps=18)
     # digits are mostly black, with strokes near white
     assert (drawn < 0.2).float().mean() > 0.6 and drawn.flatten(1).max(1).values.min() > 0.6
+
+
+def test_the_packaged_nuclei_are_restored_with_calibrated_error_bars():
+    """Held-out images, by the posterior and the prior; the model is one of crops: any size."""
+    truth = unmurk.load_images("nuclei:val", limit=12).images
+    problem = unmurk.Problem("identity", 0.2)
+    y = problem.simulate(truth, seed=5)
+    posterior, prior = unmurk.Posterior.load("nuclei"), unmurk.Prior.load("nuclei")
+    mean, std = posterior.mean_std(y, problem)
+    with torch.no_grad():
+        denoised = prior.denoise(y, 0.2)
+    for found in (mean, denoised):
+        assert metrics.psnr(found, truth).mean() - metrics.psnr(y, truth).mean() > 14
+    assert posterior.error_bars is not None and posterior.error_bars.trusted
+    error = (mean - truth).square().mean().sqrt()
+    assert 0.75 < std.square().mean().sqrt() / error < 1.33
+    wide = torch.cat([y[0], y[1]], 2)[None, :, :, :100]
+    tiled = posterior_for(posterior, (1, 64, 100))
+    assert tiled.mean_std(wide, problem, 2)[0].shape == (1, 1, 64, 100)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ AnyPrior = Annotated[
         metavar="TEXT",
         help="A run folder; a folder or the Hub name (owner/name) of an unconditional diffusers "
         "pipeline; a guided-diffusion checkpoint (adm:ffhq256:FILE, adm:imagenet256:FILE); or "
-        "in the package: generic (images of any kind), digits.",
+        "in the package: generic (images of any kind), digits, nuclei.",
     ),
 ]
 Seed = Annotated[

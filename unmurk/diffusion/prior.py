@@ -405,7 +405,7 @@ class Prior(nn.Module):
             source: A run folder; a folder written by `save` or by another unconditional pipeline
                 of diffusers; the name of one on the Hub ("owner/name"); a checkpoint of
                 guided-diffusion ("adm:ffhq256:PATH", or PATH with a layout); or in the package
-                "digits", "generic" or "generic-color".
+                "digits", "nuclei", "generic" or "generic-color".
             layout: Settings of a guided-diffusion checkpoint: `guided_diffusion.Adm`, or a name
                 in `guided_diffusion.LAYOUTS`, such as "adm-ffhq256".
             network: The module of a prior that was saved with a network of your own. Its weights

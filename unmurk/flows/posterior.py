@@ -409,7 +409,7 @@ class Posterior(Flow):
     def load(cls, source: str | Path) -> "Posterior":
         """Load the posterior of a run folder, of a folder written by `save`, or of the package.
 
-        The package has "digits", "generic" and "generic-color".
+        The package has "digits", "nuclei", "generic" and "generic-color".
 
         Raises:
             InputError: There is none, or its files do not fit each other.

@@ -220,6 +220,7 @@ def test_the_models_of_the_package_are_offered(desk, session):
     assert desk.priors(session) == [
         ("generic, in the package", "generic"),
         ("digits, in the package", "digits"),
+        ("nuclei, in the package", "nuclei"),
     ]
 
 

@@ -59,7 +59,7 @@ class Restore(Command):
 
     data: Corrupted
     prior: Text
-    """Run folder; or in the package: generic (images of any kind, only noisy), digits."""
+    """Run folder; or in the package: generic (images of any kind, only noisy), digits, nuclei."""
     out: Path
     """Where the restored images go, in the type and the range of the corrupted ones."""
     operator: MaybeText = None
