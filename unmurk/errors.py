@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["InputError", "escape", "reason", "remark", "size_text"]
+__all__ = ["InputError", "escape", "on_terminal", "reason", "remark", "size_text"]
 
 WORD = 400  # characters of a value that a message repeats
 MESSAGE = 1000  # characters of a message
@@ -92,6 +92,16 @@ def remark(text: object) -> None:
     images in \ufeffx were left out
     """
     print(escape(text), file=sys.stderr)
+
+
+def on_terminal() -> bool:
+    """Whether a person sees what is said on standard error at once.
+
+    >>> from unmurk.errors import on_terminal
+    >>> on_terminal()  # in a test
+    False
+    """
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _shown(char: str) -> str:

@@ -47,10 +47,8 @@ def blocks(y: Tensor) -> Tensor:
     (torch.Size([2, 2, 3, 3, 8, 8]), True)
     """
     rows, columns = (size // SIDE for size in y.shape[-2:])
-    whole = y[..., : rows * SIDE, : columns * SIDE]
-    return (
-        whole.unflatten(-1, (columns, SIDE)).unflatten(-3, (rows, SIDE)).permute(0, 2, 4, 1, 3, 5)
-    )
+    cut = y[..., : rows * SIDE, : columns * SIDE]
+    return cut.unflatten(-1, (columns, SIDE)).unflatten(-3, (rows, SIDE)).permute(0, 2, 4, 1, 3, 5)
 
 
 def cosines(side: int) -> Tensor:

@@ -10,14 +10,13 @@ Python, where no command has opened `working`, nothing is shown.
 """
 
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
-from .errors import remark
+from .errors import on_terminal, remark
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -43,7 +42,7 @@ class _Work:
         self.span, self.share = (0.0, 1.0), 0.0
         self.start = time.monotonic()
         self.next = self.start + FIRST
-        self.terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.terminal = on_terminal()
 
     def move(self, share: float) -> None:
         """Show a share, unless more was shown before."""

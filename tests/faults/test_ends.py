@@ -143,7 +143,7 @@ def test_an_encoding_that_lacks_characters(here):
 # -- signals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["tyro", "unmurk.cli.commands", "torch", "unmurk.io.images"])
+@pytest.mark.parametrize("module", ["tyro", "unmurk.cli.commands", "torch", "unmurk.io.saving"])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_while_modules_are_imported(module, name, here):
     """The moment is fixed: when Python looks for a module. One line, 130, nothing is left."""

@@ -184,7 +184,7 @@ def test_the_start_of_a_run_that_names_none(case, expected, tmp_path, monkeypatc
     problem = Problem(case.pop("operator", "identity"), 0.2)
     y = problem.simulate(torch.rand(8, *case.pop("shape", (1, 16, 16))))
     reason = "another operator" if problem.operator.spec != "identity" else ""
-    reason = "the images have 3" if y.shape[1] == 3 else reason
+    reason = "these have 3 channels" if y.shape[1] == 3 else reason
     learn(y, problem, out=tmp_path / "run", kimg=0.04, batch=2, precision="fp32", **case)
     assert start_of(tmp_path / "run") == expected
     said = [s for s in capfd.readouterr().err.splitlines() if s.startswith("start: ")]

@@ -9,8 +9,6 @@ import re
 import sys
 import traceback
 from collections.abc import Generator, Iterator
-from dataclasses import fields
-from functools import cache
 from typing import Any
 from urllib.parse import quote
 
@@ -54,16 +52,7 @@ PHRASES = [
     (r" with --skip-bad| \(--skip-bad\)", ""),  # after "leave these images out"
 ]
 """Parts of messages that the app says in other words."""
-OPTION = re.compile(r"(?<![\w/.-])--([a-z]+(?:-[a-z]+)*)")
-
-
-@cache
-def _options() -> frozenset[str]:
-    """Return the names of all options of the command line, without dashes."""
-    from ..commands import KINDS
-
-    names = {field.name for kind in KINDS for field in fields(kind)}
-    return frozenset({name.replace("_", "-") for name in names} | {"help"})
+OPTION = re.compile(r"(?<![\w/.-])--([a-z]+(?:-[a-z]+)*)(?![\w.-]*\.\w)")  # no file name
 
 
 def in_app(text: str) -> str:
@@ -84,7 +73,7 @@ def in_app(text: str) -> str:
         name = found[1]
         if name in LABELS:
             return f"“{LABELS[name]}”"
-        return f"the command-line option {name}" if name in _options() else found[0]
+        return f"the command-line option {name}"
 
     return OPTION.sub(named, text)
 
@@ -105,13 +94,11 @@ def noted(text: str) -> Markup:
 
 
 def command(text: str) -> Markup:
-    """Return a command to copy; a line ends between its words."""
-    word = Markup('<span class="word">{}</span>')
-    words = Markup(" ").join(word.format(part) for part in text.split(" "))
+    """Return a command to copy."""
     return Markup(
         '<p class="soft">The same on the command line:</p>'
         '<pre class="command"><code>{}</code></pre>'
-    ).format(words)
+    ).format(text)
 
 
 def measured(found: Estimate) -> Markup:
