@@ -21,7 +21,7 @@ from .errors import on_terminal, remark
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["Parts", "each", "is_line", "working"]
+__all__ = ["PAUSE", "Parts", "each", "is_line", "line", "working"]
 
 FIRST, PAUSE = 5.0, 10.0  # seconds before the first line, and between lines
 LEAST = 0.01  # share from which the time left is estimated
@@ -53,8 +53,8 @@ class _Work:
             self.bar = self.bar or _bar(self.label)
             self.bar.update(self.bar.task_ids[0], completed=share)
         elif now > self.next and share >= LEAST:
-            left, self.next = (now - self.start) * (1 / share - 1), now + PAUSE
-            remark(f"{self.label} {100 * share:3.0f}%  {left:.0f} s left")
+            self.next = now + PAUSE
+            remark(line(self.label, share, now - self.start))
 
 
 _current: ContextVar[_Work | None] = ContextVar("work", default=None)
@@ -128,6 +128,22 @@ def each(items: Sequence[Item]) -> Iterator[Item]:
             parts.advance(done, len(items))
             yield item
         parts.advance(len(items), len(items))
+
+
+def line(label: str, share: float, seconds: float, text: str = "") -> str:
+    """Return a line of progress.
+
+    Args:
+        label: The work, one word.
+        share: How much of it is done, above 0.
+        seconds: How long that took.
+        text: What else is known.
+
+    >>> line("restore", 0.25, 4.0), line("learning", 0.5, 9.0, "prior 0.1")
+    ('restore  25%  12 s left', 'learning  50%  prior 0.1  9 s left')
+    """
+    parts = [f"{label} {100 * share:3.0f}%", text, f"{seconds * (1 / share - 1):.0f} s left"]
+    return "  ".join(part for part in parts if part)
 
 
 def is_line(text: str) -> bool:

@@ -12,11 +12,11 @@ from typing import Any
 from ..errors import InputError
 from ..io.atomic import unwritable, write
 from ..io.limits import check_file
+from ..progress import PAUSE, line
 
 __all__ = ["MetricLogger"]
 
 LINES = 400  # lines of a run
-PAUSE = 10  # seconds between lines where there is no terminal
 MAX_BYTES = 2**26  # a log has some 100 KiB
 
 
@@ -131,8 +131,7 @@ class MetricLogger:
         self.bar.update(self.task, completed=step, losses=text)
         if not self.console.is_terminal and time.perf_counter() - self.shown > PAUSE:
             self.shown = time.perf_counter()
-            left = seconds * (self.steps / step - 1)
-            self.say(f"learning {100 * step / self.steps:3.0f}%  {text}  {left:.0f} s left")
+            self.say(line("learning", step / self.steps, seconds, text))
 
     def close(self) -> None:
         """End the progress bar and close the file."""

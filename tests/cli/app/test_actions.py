@@ -11,11 +11,9 @@ import tifffile
 
 import unmurk
 from tests.cli.app.processes import Popen
-from unmurk.cli.app import jobs
 from unmurk.cli.app.actions import Desk
 from unmurk.cli.app.jobs import Job, shown
 from unmurk.cli.app.records import Estimate, Images
-from unmurk.cli.app.sessions import Limits, Sessions
 from unmurk.cli.main import main
 from unmurk.errors import InputError
 
@@ -23,13 +21,8 @@ OPTIONS = "--std --samples 16 --noise"
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs.subprocess, "Popen", Popen)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    sessions = Sessions(Limits(pixels=10**6))
-    yield Desk(sessions, tmp_path / "runs", local=True)
-    sessions.close()
+def process():
+    return Popen
 
 
 @pytest.fixture

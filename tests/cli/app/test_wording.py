@@ -10,11 +10,8 @@ import pytest
 import tifffile
 
 import unmurk
-from unmurk.cli.app import jobs
-from unmurk.cli.app.actions import Desk
 from unmurk.cli.app.judgment import sections_of
 from unmurk.cli.app.records import Images
-from unmurk.cli.app.sessions import Limits, Sessions
 from unmurk.cli.app.wording import LABELS, busy, failed, follow, in_app, noted
 from unmurk.cli.main import main
 from unmurk.errors import InputError
@@ -106,13 +103,8 @@ class Finished:
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs.subprocess, "Popen", Finished)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    sessions = Sessions(Limits(pixels=10**6))
-    yield Desk(sessions, tmp_path / "runs", local=True)
-    sessions.close()
+def process():
+    return Finished
 
 
 def refusal(steps):
