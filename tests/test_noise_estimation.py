@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import integrate, stats
 
 import unmurk
 from unmurk import noise_estimation
@@ -95,6 +96,32 @@ def test_texture_that_all_channels_share_does_not_count():
     y = texture + 0.05 * torch.randn(60, 3, 24, 24, generator=draw)
     assert estimate_noise(y, IDENTITY).sigma == pytest.approx(0.05, rel=0.03)
     assert estimate_noise(y[:, :1], IDENTITY).sigma > 0.2
+
+
+@pytest.mark.parametrize("n", [10.0, 43.0])
+@pytest.mark.parametrize("count", [16, 64, 10_000])
+def test_the_sandwich_is_that_of_the_estimating_equation(n, count):
+    """By quadrature: psi = (q / c - v) where q < k v, for q = v u and n u a chi-square of n.
+
+    The slope is minus the derivative of E psi at the true v, here by a central difference.
+    """
+    freedom = torch.tensor([n], dtype=torch.float64)
+    reach = noise_estimation.reach_of(freedom, count)
+    k = float(reach)
+    c = float(noise_estimation._mean_below(freedom, reach))
+
+    def density(u):
+        return n * stats.chi2.pdf(n * u, n)
+
+    def psi(v, power=1):
+        return integrate.quad(lambda u: (u / c - v) ** power * density(u), 0, k * v)[0]
+
+    step = 1e-4
+    inside, slope, spread = noise_estimation._moments_below(freedom, reach)[:, 0].tolist()
+    assert psi(1.0) == pytest.approx(0, abs=1e-9)
+    assert inside == pytest.approx(psi(1.0, 0), rel=1e-8)
+    assert slope == pytest.approx((psi(1 - step) - psi(1 + step)) / (2 * step), rel=1e-5)
+    assert spread == pytest.approx(psi(1.0, 2), rel=1e-8)
 
 
 def test_the_fit_of_mixed_patches_is_that_of_each_kind_alone():
