@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from .interrupts import repeat_interrupt
+
 __all__ = ["InputError", "escape", "on_terminal", "reason", "remark", "size_text"]
 
 WORD = 400  # characters of a value that a message repeats
@@ -19,9 +21,15 @@ class InputError(ValueError):
     it without a traceback and exits with code 2. Messages repeat names and values from files and
     arguments that are not trusted, so every message is escaped and shortened here.
 
+    After an interrupt of a command none can be made. Libraries turn the interrupt into errors of
+    their own; wrapped in this class, it would call an intact file damaged and leave it out.
+
     Args:
         message: The text. A word of more than 400 characters and a text of more than 1,000
             characters lose their middle.
+
+    Raises:
+        KeyboardInterrupt: The command was interrupted.
 
     >>> from unmurk import InputError
     >>> print(InputError("cannot read a\nb.png"))
@@ -29,6 +37,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
+        repeat_interrupt()
         super().__init__(_line(str(message)))
 
 

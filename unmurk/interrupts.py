@@ -8,6 +8,9 @@ seconds after it came. Outside `interruptible` the function does nothing.
 
 Short work that must be done as a whole, such as making a file and noting that it was made, stands
 in a function marked `uninterrupted`: the command line delivers a signal when it has returned.
+
+Libraries turn an exception that reaches them into errors of their own, so that an interrupt would
+look like a damaged file. No `InputError` can be made after `deliver_interrupt`: see there.
 """
 
 import signal
@@ -15,9 +18,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType, FunctionType
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
-__all__ = ["heed_interrupt", "interruptible", "is_uninterrupted", "uninterrupted"]
+__all__ = [
+    "deliver_interrupt",
+    "forget_interrupt",
+    "heed_interrupt",
+    "interruptible",
+    "is_uninterrupted",
+    "repeat_interrupt",
+    "uninterrupted",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,10 +36,11 @@ _WHOLE: set[CodeType] = set()
 
 
 class _Noted(threading.local):
-    """Whether a signal has come, and was heeded; only the main thread receives signals."""
+    """What became of a signal; only the main thread receives signals."""
 
     came = False
     heeded = False
+    delivered = False
 
 
 _NOTED = _Noted()
@@ -60,6 +72,29 @@ def is_uninterrupted(code: CodeType) -> bool:
     (True, False)
     """
     return code in _WHOLE
+
+
+def deliver_interrupt() -> NoReturn:
+    """Raise KeyboardInterrupt for a signal, and remember it until `forget_interrupt`."""
+    _NOTED.delivered = True
+    raise KeyboardInterrupt
+
+
+def repeat_interrupt() -> None:
+    """Raise KeyboardInterrupt again if one was delivered and has not ended what it should end.
+
+    >>> repeat_interrupt()
+    """
+    if _NOTED.delivered:
+        raise KeyboardInterrupt
+
+
+def forget_interrupt() -> None:
+    """End what `deliver_interrupt` began: the command has ended.
+
+    >>> forget_interrupt()
+    """
+    _NOTED.delivered = False
 
 
 def heed_interrupt() -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks.survive_commands import run as benchmark
 from tests import programs
+from unmurk import InputError
 from unmurk.cli.main import main
 
 COMMANDS = ("corrupt", "sample", "restore", "solve")
@@ -75,3 +76,43 @@ def test_an_interrupt_between_any_two_instructions_leaves_no_stray_file(tmp_path
         assert out.read_bytes() == whole if out.exists() else code == 130, moment
     assert codes == {0, 130}
     assert "Traceback" not in capsys.readouterr().err
+
+
+def turned(*_, **__):
+    """Receive Ctrl-C and turn it into an error of its own, as compiled libraries do."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+        signal.sigpending()  # where Python runs the handler at the latest
+    except KeyboardInterrupt:
+        pass
+    raise ValueError("could not determine the shape of the object")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "safetensors.torch.load_file",
+        "safetensors.safe_open",
+        "PIL.Image.open",
+        "PIL.ImageFile.ImageFile.load",
+    ],
+)
+def test_an_interrupt_that_a_library_turns_into_an_error_is_an_interrupt(
+    target, tmp_path, capsys, monkeypatch
+):
+    """Neither the prior nor an image is called damaged, and no image is left out."""
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        Image.fromarray(np.full((8, 8), 90, np.uint8)).save(tmp_path / "in" / f"{name}.png")
+    argv = ["restore", str(tmp_path / "in"), "--prior", "digits", "--noise", "0.1", "--skip-bad"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(target, turned)
+    try:
+        assert main([*argv, "--out", str(tmp_path / "out")]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err
+    assert "interrupted; the same command continues" in said and "shape of the object" not in said
+    assert sorted(os.listdir(tmp_path)) == ["in"]
+    with pytest.raises(InputError, match="damaged"):  # the interrupt is over
+        raise InputError("damaged")

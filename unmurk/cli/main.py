@@ -24,7 +24,7 @@ import tyro
 
 from .. import __version__
 from ..errors import InputError, reason
-from ..interrupts import is_uninterrupted
+from ..interrupts import deliver_interrupt, forget_interrupt, is_uninterrupted
 from ..io.locks import local_rank, ranks
 from ..progress import working
 from .arguments import explain
@@ -66,16 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # as in `unmurk --help | head -1`
             _drop_stdout()
             return 141
-        except InputError as error:
-            code = _stop(str(error), 2)
-        except OSError as error:
-            if error.errno is None:
+        except Exception as error:
+            if came:  # libraries turn an interrupt into errors of their own
+                code = _interrupted()
+            elif isinstance(error, InputError):
+                code = _stop(str(error), 2)
+            elif isinstance(error, OSError) and error.errno is not None:
+                code = _stop(_one_line(error), 2)
+            else:
                 raise
-            code = _stop(_one_line(error), 2)
-        except Exception:
-            if not came:  # libraries turn an interrupt into errors of their own
-                raise
-            code = _interrupted()
     return code
 
 
@@ -184,7 +183,7 @@ def _signals() -> Iterator[list[int]]:
             return repeat(number, 0.05)
         repeat(number, 2.0)  # a library may swallow the exception
         sys.unraisablehook = lambda _: None  # of what was half imported
-        raise KeyboardInterrupt
+        deliver_interrupt()
 
     if threading.current_thread() is not threading.main_thread():
         yield came
@@ -198,6 +197,7 @@ def _signals() -> Iterator[list[int]]:
         yield came
     finally:
         ended.set()
+        forget_interrupt()
         for number, handler in before.items():
             signal.signal(number, handler)
         if not came:

@@ -211,7 +211,7 @@ class Partial:
         except OSError as error:
             _begun.discard(self.path)
             raise unwritable(self.out, error) from error
-        except InputError:  # it is the file of another process
+        except BaseException:  # it is the file of another process
             _begun.discard(self.path)
             raise
 
