@@ -13,8 +13,9 @@ scoring only.
     python benchmarks/captures/run.py --table
 
 The same command continues an interrupted run; `--budgets`, `--seeds` and `--folds` choose a part.
-OUT/captures.json has all figures, OUT/captures-SET.png a picture of parts of the captures, which
-may not be redistributed if the captures may not.
+Figures of OUT/captures.json that are there at the start, such as the published ones, are kept and
+not made again. OUT/captures.json has all figures, OUT/captures-SET.png a picture of parts of the
+captures, which may not be redistributed if the captures may not.
 """
 
 import os
@@ -23,8 +24,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -373,27 +375,31 @@ def large_images() -> Iterator[Tensor]:
 def measure(options: Options) -> Row:
     """Run the missing cells; write OUT/captures.json and the pictures."""
     rows = options.folder / "rows"
+    stored = common.read_row(SUITE.file(options), settings(options)) or {}
     for cell in cells(options):
-        if common.read_row(rows / f"{cell.name}.json", settings(options)) is not None:
+        row = common.read_row(rows / f"{cell.name}.json", settings(options))
+        if row is not None or cell.name in stored.get("results", {}):
             continue
         if cell.row in NEEDS and not others.available(NEEDS[cell.row]):
             print(f"{cell.row}: not run, {NEEDS[cell.row]} is not installed", file=sys.stderr)
             continue
         print(f"{cell.name} ...", file=sys.stderr, flush=True)
         run_cell(cell, options)
-    if "large" in options.rows and not (rows / "large.json").exists():
-        run_large(options)
+    if "large" in {*options.rows} - {*stored.get("results", {})}:
+        if not (rows / "large.json").exists():
+            run_large(options)
     found = {file.stem: common.read_row(file, settings(options)) for file in rows.glob("*.json")}
     kept = {stem: row for stem, row in sorted(found.items()) if row is not None}
-    if not kept:
+    if not kept and not stored:
         raise InputError("no row is finished: name one in --rows")
     for which in options.sets:
         draw_picture(which, options)
     return SUITE.store(
         options,
         settings(options),
-        noise={stem: row["noise"] for stem, row in kept.items() if "noise" in row},
-        results={stem: row["results"] for stem, row in kept.items()},
+        noise=stored.get("noise", {})
+        | {stem: row["noise"] for stem, row in kept.items() if "noise" in row},
+        results=stored.get("results", {}) | {stem: row["results"] for stem, row in kept.items()},
     )
 
 
@@ -417,7 +423,7 @@ TARGETS = {
     5.0: (("bm3d_anscombe", 0.0), ("noise2void", 0.4)),
     15.0: (("bm3d_anscombe", 0.2),),
 }
-"""dB by which flowdiff is to be above another row, by minutes."""
+"""dB by which flowdiff, from nothing or a start, is to be above another row, by minutes."""
 
 
 @dataclass(frozen=True)
@@ -426,36 +432,43 @@ class Line:
 
     row: str
     minutes: float | None
-    fields: dict[int, list[Row]]
-    """The results of the folds, by seed."""
+    fields: dict[int, dict[int, Row]]
+    """The results of a fold, by seed and fold."""
 
-    def median(self, score: str = "psnr") -> float:
+    def median(self, score: str = "psnr", folds: Collection[int] | None = None) -> float:
         """The median over the held-out fields, averaged over the seeds."""
-        return statistics.mean(self.medians(score))
+        return statistics.mean(self.medians(score, folds))
 
-    def medians(self, score: str = "psnr") -> list[float]:
-        """The median over the held-out fields for each seed."""
+    def medians(self, score: str = "psnr", folds: Collection[int] | None = None) -> list[float]:
+        """The median over the held-out fields of some folds (None: of all) for each seed."""
         return [
-            statistics.median([v for row in rows for v in row[score]])
+            statistics.median(
+                [v for k, row in rows.items() if folds is None or k in folds for v in row[score]]
+            )
             for rows in self.fields.values()
         ]
 
     def cost(self, key: str) -> float | None:
         """The mean of a cost over folds and seeds."""
-        values = [row[key] for rows in self.fields.values() for row in rows if key in row]
+        every = [row for rows in self.fields.values() for row in rows.values()]
+        values = [row[key] for row in every if key in row]
         return statistics.mean(values) if values else None
+
+    def folds(self) -> set[int]:
+        """The folds that every seed has."""
+        return set.intersection(*(set(rows) for rows in self.fields.values()))
 
 
 def lines_of(result: Row, which: str) -> list[Line]:
     """The lines of a set, in the order of the rows and budgets."""
-    found: dict[tuple[str, float | None], dict[int, list[Row]]] = {}
+    found: dict[tuple[str, float | None], dict[int, dict[int, Row]]] = {}
     for stem, row in result["results"].items():
         name, *rest = stem.split("-")
         if name != which:
             continue
         minutes = float(rest[2].removesuffix("min")) if len(rest) > 2 else None
         seed = int(rest[3]) if len(rest) > 2 else 0
-        found.setdefault((rest[0], minutes), {}).setdefault(seed, []).append(row)
+        found.setdefault((rest[0], minutes), {}).setdefault(seed, {})[int(rest[1])] = row
     order = list(LABELS)
     keys = sorted(found, key=lambda key: (order.index(key[0]), key[1] or 0))
     return [Line(*key, found[key]) for key in keys]
@@ -467,11 +480,11 @@ def table(result: Row, which: str) -> str:
     lines = [[*heads, "SSIM", "strength", "learning, s", "kimg", "restoring, s"]]
     for line in lines_of(result, which):
         first = next(iter(line.fields.values()))
-        every = [v for rows in line.fields.values() for row in rows for v in row["psnr"]]
+        every = [v for rows in line.fields.values() for row in rows.values() for v in row["psnr"]]
         seeds = line.medians()
         spread = f" ± {statistics.stdev(seeds):.2f}" if len(seeds) > 1 else ""
         cells = [LABELS[line.row], "" if line.minutes is None else f"{line.minutes:g}"]
-        cells += [str(sum(len(row["psnr"]) for row in first)), str(len(seeds))]
+        cells += [str(sum(len(row["psnr"]) for row in first.values())), str(len(seeds))]
         cells += [f"{line.median():.2f}{spread}", f"{min(every):.2f}", f"{max(every):.2f}"]
         cells += [f"{line.median('bright'):.2f}", f"{line.median('ssim'):.4f}"]
         for key, form in (("strength", ".2g"), ("seconds", ".0f"), ("kimg", "g")):
@@ -483,30 +496,36 @@ def table(result: Row, which: str) -> str:
 
 
 def finding(result: Row, which: str) -> str:
-    """How far flowdiff is from what it is compared with."""
-    found = {(line.row, line.minutes): line.median() for line in lines_of(result, which)}
+    """How far flowdiff is from what it is compared with, over the folds that both have."""
+    found = {(line.row, line.minutes): line for line in lines_of(result, which)}
     parts = []
     for minutes, targets in TARGETS.items():
-        ours = found.get(("flowdiff", minutes))
-        for row, least in targets if ours is not None else ():
-            other = found.get((row, minutes if row in RATES else None))
-            if other is None:
+        for ours, (row, least) in product(("flowdiff", "flowdiff_generic"), targets):
+            one, other = found.get((ours, minutes)), found.get((row, budget_of(row, minutes)))
+            both = one.folds() & other.folds() if one and other else None
+            if one is None or other is None or not both:
                 continue
-            assert ours is not None
-            gap = ours - other
+            gap = one.median(folds=both) - other.median(folds=both)
             met = "met" if gap >= least else f"missed by {least - gap:.2f} dB"
+            count = sum(len(other.fields[min(other.fields)][fold]["psnr"]) for fold in both)
             parts.append(
-                f"After {minutes:g} minutes `flowdiff` from nothing is {gap:+.2f} dB from "
-                f"{LABELS[row]}; the aim of {least:+g} dB is {met}."
+                f"After {minutes:g} minutes {LABELS[ours]}, is {gap:+.2f} dB from {LABELS[row]} "
+                f"in the median of {count} fields; the aim of {least:+g} dB is {met}."
             )
-    if found:
-        best = max(found, key=lambda key: found[key])
-        parts.append(f"Best of all: {LABELS[best[0]]}, {found[best]:.2f} dB.")
-    done = {row for row, _ in found}
-    missing = [label for row, label in LABELS.items() if row not in done]
+    every = set.union(*(line.folds() for line in found.values())) if found else set()
+    whole = {key: line.median() for key, line in found.items() if line.folds() == every}
+    if whole:
+        best = max(whole, key=lambda key: whole[key])
+        parts.append(f"Best of the rows with all fields: {LABELS[best[0]]}, {whole[best]:.2f} dB.")
+    missing = [label for row, label in LABELS.items() if row not in {row for row, _ in found}]
     if missing:
         parts.append(f"Not run here: {', '.join(missing)}.")
     return " ".join(parts)
+
+
+def budget_of(row: str, minutes: float) -> float | None:
+    """The budget of a row beside one of some minutes; None if it does not learn."""
+    return minutes if row in RATES else None
 
 
 def view(result: Row) -> Row:

@@ -190,6 +190,16 @@ def test_a_run_goes_on_and_rows_of_other_settings_are_refused(tmp_path, monkeypa
         benchmark.measure(replace(options, network="small"))
 
 
+def test_published_figures_are_kept_and_not_made_again(tmp_path):
+    options = benchmark.Options(out=tmp_path, sets=("toy",), rows=("capture",), folds=(0, 1))
+    figures = result(toy__capture__0=[1.0]) | {"noise": {"toy-capture-0": "poisson"}}
+    (tmp_path / "captures.json").write_text(json.dumps(figures))
+    found = benchmark.measure(options)
+    assert found["results"]["toy-capture-0"]["psnr"] == [1.0]
+    assert found["results"]["toy-capture-1"]["psnr"][0] > 5
+    assert [file.stem for file in (tmp_path / "rows").glob("*.json")] == ["toy-capture-1"]
+
+
 def test_clean_images_are_the_truth_of_fields_to_learn_from(tmp_path, monkeypatch):
     given = {}
 
@@ -247,10 +257,19 @@ def test_the_table_and_the_finding_are_those_of_the_figures():
     assert bm3d.startswith("| BM3D, transform |  | 4 | 1 | 35.50 | 34.00 | 37.00 | 35.50 |")
     assert ours.startswith("| `flowdiff`, from nothing | 5 | 4 | 2 | 37.00 ± 0.35 | 36.00 | 38.50")
     text = benchmark.finding(figures, "fmd")
-    assert "+1.50 dB from BM3D, transform; the aim of +0 dB is met" in text
+    assert "+1.50 dB from BM3D, transform in the median of 4 fields; the aim of +0 dB is" in text
+    assert "Best of the rows with all fields: `flowdiff`, from nothing, 37.00 dB" in text
     assert "Noise2Void" in text.split("Not run here: ")[1]
     low = result(fmd__bm3d_anscombe__0=[36.0], fmd__flowdiff__0__15min__0=[36.05])
     assert "missed by 0.15 dB" in benchmark.finding(low, "fmd")
+    part = {
+        "fmd__bm3d_anscombe__0": [34.0, 36.0],
+        "fmd__bm3d_anscombe__1": [44.0, 45.0],
+        "fmd__flowdiff_generic__0__5min__0": [35.0, 37.5],
+    }
+    text = benchmark.finding(result(**part), "fmd")
+    assert "from `generic`, is +1.25 dB from BM3D, transform in the median of 2 fields" in text
+    assert "Best of the rows with all fields: BM3D, transform, 40.00 dB" in text
 
 
 def test_the_page_has_the_tables_and_the_large_images(tmp_path):

@@ -219,7 +219,7 @@ def test_adjoint_pseudo_inverse_and_prox_on_crops(form):
         normal = torch.eye(m.shape[1]).double() + gamma[i] * m.T @ m
         wanted = torch.linalg.solve(normal, z[i].flatten() + gamma[i] * m.T @ y[i].flatten())
         assert (found[i].flatten() - wanted).abs().max() < 2e-4
-        if cropped.gram is not None:
+        if cropped.orthogonal_rows:
             inverse = torch.linalg.pinv(m) @ y[i].flatten()
             assert (cropped.A_dagger(y)[i].flatten() - inverse).abs().max() < 1e-9
     alone = cropped.index_select([1])

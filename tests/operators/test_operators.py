@@ -655,3 +655,39 @@ def test_a_function_outside_torch_has_no_adjoint():
     op = as_operator(lambda x: torch.from_numpy(2 * x.detach().numpy()))
     with pytest.raises(InputError, match="cannot be differentiated"):
         op.A_adjoint(torch.zeros(1, 1, 4, 4))
+
+
+# -- what follows from the structure ----------------------------------------------------------------
+
+MORE = ["colour:grey,channels=2", "colour:grey,channels=2|inpaint:random,keep=0.5"]
+MORE += ["sr:average,factor=2|inpaint:random,keep=0.5", "blur:motion,length=4,angle=30"]
+MORE += ["cs:structured,ratio=0.5", "mri:cartesian"]
+
+
+@pytest.mark.parametrize("form", FORMS + MORE)
+def test_orthogonal_rows_and_preconditioners_by_their_matrices(form):
+    """The rows that measure, by A A^T; a preconditioner is symmetric and positive."""
+    shape = (2, 4, 8)
+    op = parse(form).bind([4], shape)
+    a = dense(op, shape)
+    if op.orthogonal_rows:
+        product, measured = a @ a.T, (a != 0).any(1)
+        wanted = torch.diag(measured.double() * op.gram)
+        assert (product - wanted).abs().max() < 1e-12
+    else:
+        with pytest.raises(InputError, match="the rows of .* are not orthogonal"):
+            op.gram  # noqa: B018
+    gamma = torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64)
+    unit = torch.eye(a.shape[1], dtype=torch.float64).reshape(-1, *shape)
+    m = op.preconditioner(unit[:1], gamma)(unit).flatten(1)
+    assert (m - m.T).abs().max() < 1e-6 and torch.linalg.eigvalsh((m + m.T) / 2).min() > 0
+    if form.startswith(("blur:gaussian", "blur:uniform")):  # exact; near the inverse elsewhere
+        inverse = torch.linalg.inv(torch.eye(len(m)).double() + 3 * a.T @ a)
+        assert (m - inverse).abs().max() < 1e-6
+
+
+def test_a_singular_value_decomposition_of_small_images_serves_all():
+    """That of a dense matrix is made once, and not where every image has its own operator."""
+    x, blur = draw(2, 1, 4, 6), parse("blur:motion,length=4,angle=30").bind([0, 1], (1, 4, 6))
+    assert blur.has_cheap_svd(x) and blur.svd(x).s is blur.svd(x[:1]).s
+    assert not blur.has_cheap_svd(draw(1, 1, 64, 64))

@@ -208,6 +208,8 @@ class Operator:
     def svd(self, x: Tensor) -> Spectrum:
         """Return the singular value decomposition of A for images like x; see `linalg.Spectrum`.
 
+        It is cheap where `has_cheap_svd`.
+
         Args:
             x: Images (B, C, H, W), which give shape, type and device.
 
@@ -217,26 +219,26 @@ class Operator:
         op = self._bound(x, x.shape)
         if not op.linear:
             raise InputError(f"{op.spec} is not linear, so it has no singular values")
-        return op._svd(x)
+        if op._structured(x) is not None or not op._is_small(x):
+            return op._svd(x)
+        key = "dense", tuple(x.shape[-3:]), x.dtype, x.device
+        return op._cached(key, lambda: op._svd(x[:1]))
 
     @physics
-    def decomposed(self, x: Tensor) -> Spectrum | None:
-        """Return `svd` where it is cheap, else None.
-
-        It is cheap where the structure of A gives it, and for small images (at most 1,024
-        numbers) that all share one A.
+    def has_cheap_svd(self, x: Tensor) -> bool:
+        """Whether the structure of A gives `svd`, or the images are small (at most 1,024 numbers)
+        and all share one linear A.
 
         Args:
             x: Images (B, C, H, W), which give shape, type and device.
+
+        >>> import torch
+        >>> from unmurk.operators import parse
+        >>> parse("blur:gaussian,sigma=2").has_cheap_svd(torch.zeros(1, 1, 64, 64))
+        True
         """
         op = self._bound(x, x.shape)
-        if not op.linear:
-            return None
-        found = op._structured(x)
-        if found is not None or not op._shared or x[0].numel() > SMALL_MATRIX:
-            return found
-        key = "dense", tuple(x.shape[-3:]), x.dtype, x.device
-        return op._cached(key, lambda: op._dense(x[:1]))
+        return op.linear and (op._structured(x) is not None or op._is_small(x))
 
     def matrix(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Write a linear operator as dense matrices in double precision.
@@ -282,8 +284,10 @@ class Operator:
             x = x / per_image(square, x)
         return square.sqrt()
 
-    def preconditioner(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor] | None:
-        r"""Return a symmetric positive map near :math:`(I + \gamma A^T A)^{-1}`; None if unknown.
+    def preconditioner(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor]:
+        r"""Return a symmetric positive map near :math:`(I + \gamma A^T A)^{-1}`.
+
+        Where the structure of A gives none, it is the identity.
 
         Args:
             like: Images (B, C, H, W) of the shape that the map is for.
@@ -291,7 +295,7 @@ class Operator:
         """
         found = self._factored(like)
         if found is None:
-            return None
+            return lambda r: r
         gain = 1 / (1 + gamma * found.s.square())
         return lambda r: found.out(gain * found.into(r))
 
@@ -457,10 +461,18 @@ class Operator:
         return y
 
     @property
-    def gram(self) -> float | None:
-        """g where :math:`A A^T = g I` on the measured entries; None where it is no multiple of
-        I."""
-        return None
+    def orthogonal_rows(self) -> bool:
+        """Whether :math:`A A^T = g I` on the measured entries, with the number `gram`."""
+        return False
+
+    @property
+    def gram(self) -> float:
+        """The number g of `orthogonal_rows`.
+
+        Raises:
+            InputError: The rows of A are not orthogonal, or differ in length.
+        """
+        raise InputError(f"the rows of {self.spec} are not orthogonal and of one length")
 
     def count(self, y: Tensor) -> Tensor:
         """Count the numbers that each y measures, shape (B,): hidden pixels do not count."""
@@ -541,6 +553,10 @@ class Operator:
     def _shared(self) -> bool:
         """Whether A is the same for all images, whatever their numbers are."""
         return not self.tensors
+
+    def _is_small(self, x: Tensor) -> bool:
+        """Whether one dense decomposition serves all images like x, and takes little time."""
+        return self._shared and x[0].numel() <= SMALL_MATRIX
 
     def _structured(self, x: Tensor) -> Spectrum | None:
         """The decomposition that the structure of A gives; None if it gives none."""

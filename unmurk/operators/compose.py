@@ -240,31 +240,35 @@ class Compose(Local):
     # -- masks at the end ------------------------------------------------------------------------
 
     @property
-    def gram(self) -> float | None:
-        """g where :math:`A A^T = g I` for the first member A and only masks follow; see
-        `Operator.gram`."""
+    def orthogonal_rows(self) -> bool:
+        """Whether those of the first member are and only masks follow; see
+        `Operator.orthogonal_rows`."""
         first = self.members[0]
         complete = type(first).apply_mask is Operator.apply_mask
-        return first.gram if complete and self._masks_follow else None
+        return complete and self._masks_follow and first.orthogonal_rows
+
+    @property
+    def gram(self) -> float:
+        """That of the first member; see `Operator.gram`."""
+        return self.members[0].gram if self.orthogonal_rows else super().gram
 
     @property
     def _masks_follow(self) -> bool:
         """Whether all members after the first one are masks."""
         return all(isinstance(member, Inpaint) for member in self.members[1:])
 
-    def preconditioner(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor] | None:
+    def preconditioner(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the map of the first member if only masks follow; see
         `Operator.preconditioner`."""
-        own = super().preconditioner(like, gamma)
-        if own is None and self._masks_follow:
+        if self._factored(like) is None and self._masks_follow:
             return self.members[0].preconditioner(like, gamma)
-        return own
+        return super().preconditioner(like, gamma)
 
     def _A_dagger(self, y: Tensor) -> Tensor:
-        return super()._A_dagger(y) if self.gram is None else self._A_adjoint(y) / self.gram
+        return self._A_adjoint(y) / self.gram if self.orthogonal_rows else super()._A_dagger(y)
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        if self.gram is not None:
+        if self.orthogonal_rows:
             weight = gamma / (1 + gamma * self.gram)
             return z + weight * self._A_adjoint(y - self._A(z))
         if not self._masks_follow or self._factored(z) is not None:

@@ -202,9 +202,8 @@ class Blur(Local):
         if self.pad == "circular":
             inverse = 1 / (1 + gamma * self._transfer(like).abs().square())
             return lambda r: _filter(r, inverse)
-        exact = super().preconditioner(like, gamma)
-        if exact is not None:
-            return exact
+        if self._factored(like) is not None:
+            return super().preconditioner(like, gamma)
         weights = _weights(like)
         power = self._transfer(_mirror(like)).abs().square()
         even = (power + power.flip(-2).roll(1, -2)) / 2  # at (k, l) and (-k, l)

@@ -34,6 +34,7 @@ class Identity(Operator):
     """
 
     form = "identity"
+    orthogonal_rows = True
     gram = 1.0
     turnable = True
 
@@ -80,6 +81,7 @@ class Inpaint(Operator):
 
     tensors = ("masks",)
     masks: Tensor | None = None
+    orthogonal_rows = True
     gram = 1.0
     turnable = True
 

@@ -149,6 +149,7 @@ class AverageDown(Down):
     """
 
     form = "sr:average"
+    orthogonal_rows = True
 
     @property
     def gram(self) -> float:
@@ -258,6 +259,7 @@ class Grayscale(Local):
 
     form = "colour:grey"
     options: ClassVar[dict[str, Option]] = {"channels": Whole(2, 1024)}
+    orthogonal_rows = True
     turnable = True
     channels: int
 

@@ -175,11 +175,11 @@ class Weighted(Operator):
         return self.operator.A_dagger(self.apply_mask(y) / self.weights.to(y.dtype))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
-        weights, gram = self.weights.to(z.dtype), self.operator.gram
+        weights = self.weights.to(z.dtype)
         missing = self.apply_mask(y - self._A(z))
         in_y = gamma.reshape(-1, *[1] * (y.ndim - 1))
-        if gram is not None:
-            gain = in_y * weights / (1 + in_y * gram * weights.square())
+        if self.operator.orthogonal_rows:
+            gain = in_y * weights / (1 + in_y * self.operator.gram * weights.square())
             return z + self.operator.A_adjoint(gain * missing)
         mean = per_image(weights.square().flatten(1).mean(1), z)
         step = conjugate_gradient(

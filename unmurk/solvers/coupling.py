@@ -23,7 +23,7 @@ The conditional law of z is
 All eigenvalues of :math:`I - h A^\top A` lie in (0, 1], so no step of this kind amplifies an
 image.
 
-Where A has a decomposition :math:`A = U \operatorname{diag}(s) V^\top` (`Operator.decomposed`),
+Where A has a decomposition :math:`A = U \operatorname{diag}(s) V^\top` (`Operator.has_cheap_svd`),
 both moments are exact on the coordinates :math:`V^\top x`. Elsewhere the draw takes two exact
 steps through u,
 
@@ -90,7 +90,8 @@ class Coupling:
     def __init__(self, problem: Problem, y: Tensor, sigma: float, probe: Tensor) -> None:
         self.problem, self.sigma = problem, sigma
         self.y = problem.operator.apply_mask(y)
-        self.spectrum = problem.operator.decomposed(probe)
+        cheap = problem.operator.has_cheap_svd(probe)
+        self.spectrum = problem.operator.svd(probe) if cheap else None
         if self.spectrum is None:
             self.norm = problem.operator.norm(probe, POWER_ITERATIONS)
         else:
