@@ -16,6 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
+from tests.device_cases import SMALLEST
+from unmurk.diffusion import networks
+from unmurk.diffusion.networks import Preset
 from unmurk.io.formats import registry as formats
 from unmurk.operators import registry as operators
 from unmurk.solvers import base
@@ -58,6 +61,27 @@ def plain_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """
     if request.node.get_closest_marker("starts") is None:
         monkeypatch.setattr(FlowDiff, "default_start", "none")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def smallest_networks() -> Iterator[Preset]:
+    """Networks called "tiny" are the smallest ones, except in tests marked `presets`.
+
+    Whether a run resumes, or who sees what, does not depend on the size of its networks.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        own = networks.PRESETS["tiny"]
+        patch.setitem(networks.PRESETS, "tiny", SMALLEST)
+        yield own
+
+
+@pytest.fixture(autouse=True)
+def own_networks(request: pytest.FixtureRequest, smallest_networks: Preset) -> Iterator[None]:
+    """Tests marked `presets` have the networks of users."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("presets") is not None:
+            patch.setitem(networks.PRESETS, "tiny", smallest_networks)
+        yield
 
 
 @pytest.fixture

@@ -232,6 +232,7 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
     assert f"`snips` on all {of} exact problems" in method and f"on all {of}, most" in method
 
 
+@pytest.mark.presets
 def test_doctests(tmp_path, monkeypatch):
     """Every example in a docstring prints what it says."""
     monkeypatch.chdir(tmp_path)

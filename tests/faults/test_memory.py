@@ -45,6 +45,7 @@ def test_one_image_larger_than_the_bound_is_still_held():
     assert capacity(8192, (3, 8192, 8192)) == 1
 
 
+@pytest.mark.presets
 def test_what_is_drawn_together_shrinks_with_the_images():
     prior = Prior.create("tiny", (1, 32, 32))
     assert prior.together(28 * 28) >= 256

@@ -657,7 +657,7 @@ def test_a_function_outside_torch_has_no_adjoint():
         op.A_adjoint(torch.zeros(1, 1, 4, 4))
 
 
-# -- what follows from the structure ----------------------------------------------------------------
+# -- what follows from the structure --------------------------------------------------------------
 
 MORE = ["colour:grey,channels=2", "colour:grey,channels=2|inpaint:random,keep=0.5"]
 MORE += ["sr:average,factor=2|inpaint:random,keep=0.5", "blur:motion,length=4,angle=30"]

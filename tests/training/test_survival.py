@@ -86,7 +86,7 @@ def test_models_that_cannot_be_written_are_written_by_the_next_call(tmp_path, mo
 @pytest.mark.slow
 def test_killed_and_on_a_full_disk_it_ends_as_if_nothing_had_happened(tmp_path, monkeypatch):
     """The benchmark of survival with 2 kills (docs/large_runs.md)."""
-    monkeypatch.setattr(benchmark, "subprocess", programs)
+    monkeypatch.setattr("benchmarks.common.subprocess", programs)
     found = benchmark.survive("flowdiff", tmp_path, kills=2, steps=30)
     assert found.pop("method") == "flowdiff" and found.pop("kills") >= 1
     assert all(found.values()), found

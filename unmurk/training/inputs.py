@@ -7,6 +7,7 @@ hide pixels without a measurement, and refuse what no method can learn from.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,9 @@ def weighed(
             return None
         return maps.crops(y, numbers) if isinstance(y, Crops) else maps.weights(numbers)[0]
 
-    def white(numbers: Sequence[int]) -> Tensor:
+    @lru_cache(maxsize=1)  # a batch asks twice: for the weights of y and those of A
+    @torch.inference_mode(False)  # they outlive the mode of who asks first
+    def white(numbers: tuple[int, ...]) -> Tensor:
         known = weights(numbers)
         if gaussian and known is not None:
             return known
@@ -213,11 +216,14 @@ def weighed(
         if known is not None:
             measured = known * measured
             bound = bound._with(Weighted(bound.operator, known.expand_as(measured)), bound.index)
-        found = whiten(measured, bound)[1].operator
-        assert isinstance(found, Weighted)
-        return found.weights
+        operator = whiten(measured, bound)[1].operator
+        assert isinstance(operator, Weighted)
+        return operator.weights
 
-    return Weighed(y, white), Problem(NumberedWeights(problem.operator, white), problem.level)
+    def found(numbers: Sequence[int]) -> Tensor:
+        return white(tuple(numbers))
+
+    return Weighed(y, found), Problem(NumberedWeights(problem.operator, found), problem.level)
 
 
 def check_helpers(learner: Learner, repeats: int, clean: Any) -> None:

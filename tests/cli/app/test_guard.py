@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from unmurk.cli.app.guard import SESSION, Guard, Rules, is_local
+from unmurk.cli.app.guard import FORM, SESSION, Guard, Rules, is_local
 
 TOKEN = "t" * 32
 ROUTES = [
@@ -145,8 +145,11 @@ def test_a_client_cannot_name_the_session_of_another_in_the_header():
 
 
 def test_uploads_and_other_requests_are_bounded():
-    rules = Rules(upload=1000)
+    rules = Rules(upload=1024 * 2**20)
     where = ("POST", "/gradio_api/upload")
+    status, _, body, _ = ask(rules, *where, content_length=str(1025 * 2**20 + 1))
+    assert status == 413 and b"an upload may have 1024 MiB: give fewer" in body
+    rules = Rules(upload=1000 - FORM)
     assert ask(rules, *where, content_length="1001")[0] == 413
     assert ask(rules, *where, content_length="-1")[0] == 413
     status, *_, taken = ask(rules, *where, chunks=[b"a" * 400] * 5)  # no length is stated

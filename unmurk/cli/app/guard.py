@@ -34,6 +34,7 @@ Header = tuple[bytes, bytes]
 SESSION = "x-unmurk-session"
 NAME = re.compile(r"[A-Za-z0-9_-]{32}")  # of a session
 ORDINARY = 2**22  # bytes of a request that is no upload
+FORM = 2**20  # bytes of the form around the files of an upload
 WEEK = 7 * 24 * 3600
 UPLOAD = "/gradio_api/upload"
 GET = re.compile(
@@ -76,7 +77,7 @@ class Rules:
     Attributes:
         local: Whether only names of this machine are answered.
         token: What every request has to bring; empty: nothing.
-        upload: Largest number of bytes of one upload.
+        upload: Largest number of bytes of the files of one upload.
         port: Port of the app. Browsers share cookies between the ports of a machine, so it is part
             of their names.
         room: Whether there is room for another upload.
@@ -123,8 +124,7 @@ class Guard:
         scope["headers"] = [h for h in scope["headers"] if h[0].lower() != SESSION.encode()]
         scope["headers"].append((SESSION.encode(), session.encode()))
         new = [] if known else [self._set_cookie("session", session)]
-        limit = self.rules.upload if scope["path"] == UPLOAD else ORDINARY
-        await self._pass(scope, receive, send, limit, new)
+        await self._pass(scope, receive, send, self._limit(scope), new)
 
     # -- who asks ---------------------------------------------------------------------------------
 
@@ -179,12 +179,12 @@ class Guard:
     # -- the request itself -----------------------------------------------------------------------
 
     def _limit(self, scope: Scope) -> int:
-        return self.rules.upload if scope["path"] == UPLOAD else ORDINARY
+        return self.rules.upload + FORM if scope["path"] == UPLOAD else ORDINARY
 
     def _too_large(self, scope: Scope) -> str:
-        return (
-            f"a request may have {self._limit(scope) / 2**20:g} MiB: give fewer or smaller files"
-        )
+        if scope["path"] != UPLOAD:
+            return f"a request may have {ORDINARY / 2**20:g} MiB"
+        return f"an upload may have {self.rules.upload / 2**20:g} MiB: give fewer or smaller files"
 
     async def _pass(
         self, scope: Scope, receive: Receive, send: Send, limit: int, new: list[Header]

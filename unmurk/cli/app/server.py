@@ -75,7 +75,7 @@ class Opened:
         self.spare = Spare(environment())
         try:
             os.environ["GRADIO_TEMP_DIR"] = str(self.sessions.uploads)
-            rules = Rules(local, self.token, limits.size + 2**20, port, self.sessions.room)
+            rules = Rules(local, self.token, limits.size, port, self.sessions.room)
             desk = Desk(self.sessions, runs, local, self.spare)
             self._app = Guard(_gradio(desk, limits), rules)
             self.spare.ready()
