@@ -691,3 +691,14 @@ def test_a_singular_value_decomposition_of_small_images_serves_all():
     x, blur = draw(2, 1, 4, 6), parse("blur:motion,length=4,angle=30").bind([0, 1], (1, 4, 6))
     assert blur.has_cheap_svd(x) and blur.svd(x).s is blur.svd(x[:1]).s
     assert not blur.has_cheap_svd(draw(1, 1, 64, 64))
+
+
+@pytest.mark.parametrize("form", FORMS + MORE)
+def test_expanded_images_are_taken(form):
+    """Copies of one image that share its memory give what copies of their own give."""
+    shape = (2, 4, 8)
+    op = parse(form).bind([4] * 3, shape)
+    x = draw(1, *shape).expand(3, *shape)
+    y = op.A(x.clone())[:1].expand(3, *op.y_shape(shape))
+    for apply, copies in ((op.A, x), (op.normal, x), (op.A_adjoint, y), (op.A_dagger, y)):
+        assert torch.equal(apply(copies), apply(copies.clone()))

@@ -55,7 +55,7 @@ from torch import Tensor
 from .base import Operator
 from .compose import Local
 from .crops import Window
-from .linalg import Factors, Spectrum, conjugate_gradient, fourier
+from .linalg import Factors, Spectrum, conjugate_gradient, fourier, rfft2
 
 __all__ = ["CUTOFF", "Blur", "fold", "mirrored"]
 
@@ -263,7 +263,7 @@ class Blur(Local):
 
 def _filter(x: Tensor, transfer: Tensor) -> Tensor:
     """Multiply in the Fourier basis."""
-    return torch.fft.irfft2(torch.fft.rfft2(x) * transfer, s=x.shape[-2:])
+    return torch.fft.irfft2(rfft2(x) * transfer, s=x.shape[-2:])
 
 
 def _inverse(transfer: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ __all__ = [
     "fourier",
     "matrix_of",
     "per_image",
+    "rfft2",
 ]
 
 CG_ITERATIONS = 100
@@ -244,10 +245,19 @@ def fourier(transfer: Tensor, shape: Sequence[int]) -> Spectrum:
     size = tuple(shape[-2:])
     return Spectrum(
         gain,
-        lambda x: torch.fft.rfft2(x, norm="ortho"),
+        lambda x: rfft2(x, norm="ortho"),
         lambda c: torch.fft.irfft2(c, s=size, norm="ortho"),
-        lambda y: phase * torch.fft.rfft2(y, norm="ortho"),
+        lambda y: phase * rfft2(y, norm="ortho"),
     )
+
+
+def rfft2(x: Tensor, norm: str = "backward") -> Tensor:
+    """Return `torch.fft.rfft2`, which in torch 2.6 fails for expanded tensors on the CPU.
+
+    >>> rfft2(torch.ones(1, 2, 2).expand(3, 2, 2)).real[:, 0, 0]
+    tensor([4., 4., 4.])
+    """
+    return torch.fft.rfft2(x.contiguous(), norm=norm)
 
 
 def decompose(m: Tensor, shape: Sequence[int], like: Tensor) -> Spectrum:

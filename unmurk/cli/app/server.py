@@ -17,6 +17,7 @@ from typing import Any
 from ...errors import InputError
 from ..console import escape
 from .actions import Desk
+from .events import Events
 from .guard import SESSION, Guard, Rules, is_local
 from .jobs import environment
 from .sessions import Limits, Sessions
@@ -77,7 +78,7 @@ class Opened:
             os.environ["GRADIO_TEMP_DIR"] = str(self.sessions.uploads)
             rules = Rules(local, self.token, limits.size, port, self.sessions.room)
             desk = Desk(self.sessions, runs, local, self.spare)
-            self._app = Guard(_gradio(desk, limits), rules)
+            self._app = Guard(Events(_gradio(desk, limits)), rules)
             self.spare.ready()
         except BaseException:
             self.close()
