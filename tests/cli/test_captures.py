@@ -174,6 +174,24 @@ def test_numbers_far_from_the_unit_are_about_the_range(trained, tmp_path, capsys
     assert numbers(capsys)["sigma"] == pytest.approx(0.05, rel=0.05)
 
 
+def test_noise_is_estimated_from_images_of_every_size(tmp_path, capsys):
+    """The estimate of `restore` and `solve` is that of `noise`."""
+    (tmp_path / "y").mkdir()
+    for i, side in enumerate((30, 30, 30, 100, 130)):
+        tifffile.imwrite(tmp_path / "y" / f"{i}.tif", capture((side, side), 0.05, i))
+    assert unmurk("noise", tmp_path / "y", "--json") == 0
+    paste = numbers(capsys)["paste"]
+    assert Problem("identity", paste.removeprefix("--noise ")).level == pytest.approx(0.05, 0.05)
+    for argv in (
+        ["restore", "--prior", "generic", "--samples", 2],
+        ["solve", "--prior", "generic", "--operator", "identity", "--noise", "auto", "--steps", 2],
+    ):
+        command, *rest = argv
+        assert unmurk(command, tmp_path / "y", *rest, "--out", tmp_path / command) == 0
+        said = capsys.readouterr().err
+        assert paste.removeprefix("--noise ") in said and "5 images of 30x30 to 130x130" in said
+
+
 def test_gray_levels_count_in_the_scale_of_the_whole_set(tmp_path, capsys):
     """The first image alone fits 10 bits, the set needs 12: 12 levels are 12 / 4095."""
     for i, high in enumerate((900, 3500)):

@@ -61,40 +61,36 @@ class Sample(NamedTuple):
 def problem_of(
     operator: str,
     noise: str,
-    images: "Callable[[], torch.Tensor] | None" = None,
+    images: "Callable[[], torch.Tensor | Captures] | None" = None,
     scale: "Callable[[], Scale | None] | None" = None,
-    captures: "Captures | None" = None,
     check: bool = False,
 ) -> "Problem":
     """Return the problem of two text forms.
 
     Args:
         operator, noise: The text forms.
-        images: Returns the images from which a noise "auto" is estimated. Noise in them that no
-            model fits is printed.
+        images: Returns the images, or captures of any sizes, from which a noise "auto" is
+            estimated. Noise in them that no model fits is printed.
         scale: Returns the scale of the files, for a noise in gray levels ("12dn").
-        captures: Captures that it is estimated from, in place of images.
         check: Whether floats far from [0, 1] are refused whatever the noise.
     """
     from ..noise_units import has_units, in_units
     from ..problem import Problem
 
-    first = images if captures is None else captures.first
     if scale is not None and (check or "auto" in str(noise) or has_units(str(noise))):
-        check_floats(first, scale())
-    if captures is not None and "auto" in str(noise):
+        check_floats(images, scale())
+    if images is not None and "auto" in str(noise):
+        from ..io.capture_set import Captures
         from ..io.crops import tiles
         from ..noise_estimation import known_noise
         from ..operators import as_operator
 
-        y, observed = tiles(captures, as_operator(operator))
-        noise = known_noise(noise, y, observed, captures.text)
-        warn_of_noise(y, observed)
-    elif images is not None and "auto" in str(noise):
-        from ..noise_estimation import known_noise
-
-        y, observed = hide_missing(images(), operator)
-        noise = known_noise(noise, y, observed)
+        found = images()
+        if isinstance(found, Captures):
+            y, observed = tiles(found, as_operator(operator))
+        else:
+            y, observed = hide_missing(found, operator)
+        noise = known_noise(noise, y, observed, getattr(found, "text", ""))
         warn_of_noise(y, observed)
     elif scale is not None and has_units(str(noise)):
         given, noise = noise, in_units(noise, scale())
@@ -102,7 +98,9 @@ def problem_of(
     return Problem(operator, noise)
 
 
-def check_floats(images: "Callable[[], torch.Tensor] | None", scale: "Scale | None") -> None:
+def check_floats(
+    images: "Callable[[], torch.Tensor | Captures] | None", scale: "Scale | None"
+) -> None:
     """Refuse floats so far from [0, 1] that no noise of the bounds explains it.
 
     Numbers with a range are refused if their median lies more than the range away from it. Without
@@ -113,10 +111,15 @@ def check_floats(images: "Callable[[], torch.Tensor] | None", scale: "Scale | No
 
     if images is None or scale is None:
         return
-    if scale.dtype.startswith("float") and scale.gain == 1:
-        check_units("the set", images(), SIGMA.most)
-    elif scale.gain != Scale.of(scale.dtype, bits=scale.bits).gain:
-        check_units("the set", images(), 1 / SIGMAS, scale)
+    units = scale.dtype.startswith("float") and scale.gain == 1
+    if not units and scale.gain == Scale.of(scale.dtype, bits=scale.bits).gain:
+        return
+    found: Any = images()
+    first = found.first() if hasattr(found, "first") else found
+    if units:
+        check_units("the set", first, SIGMA.most)
+    else:
+        check_units("the set", first, 1 / SIGMAS, scale)
 
 
 def hide_missing(y: "torch.Tensor", operator: str) -> "tuple[torch.Tensor, Operator]":

@@ -62,6 +62,14 @@ class Frames:
     def __bool__(self) -> bool:
         return any(part is not None for part in (self.dark, self.sensitivity, self.hidden))
 
+    def undivided(self) -> "Frames":
+        """Return the frames without the sensitivity.
+
+        >>> bool(Frames(sensitivity=torch.ones(1, 1, 1)).undivided())
+        False
+        """
+        return replace(self, sensitivity=None)
+
     def correct(self, raw: Tensor, divide: bool = True) -> Tensor:
         """Correct images (B, C, H, W); hidden pixels become NaN.
 

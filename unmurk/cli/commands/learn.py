@@ -45,6 +45,9 @@ from ..options import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
+    from ...io.capture_set import Captures
     from ...io.frames import Frames
     from ...io.images import ImageSet
     from ...problem import Problem
@@ -149,7 +152,7 @@ class Learn(Command):
             nan = self.nan if frames.hidden is None else "mask"
             even = frames.sensitivity is None or self._is_even(frames)
             # the noise is that of the images as recorded, or of the divided ones
-            noisy = frames if even else replace(frames, sensitivity=None)
+            noisy = frames if even else frames.undivided()
             raw: Any = captures.corrected(noisy) if captures else corrected_set(data, noisy)
             if captures is not None:
                 data = captures = captures.corrected(frames)
@@ -161,9 +164,8 @@ class Learn(Command):
             problem = problem_of(
                 self.operator,
                 noise if self.simulate else _run_noise(self.out, noise),
-                None if self.simulate else lambda: head(getattr(raw, "images", raw)),
+                None if self.simulate else lambda: _measured(raw),
                 lambda: data.scale,
-                None if self.simulate or captures is None else raw,
                 check=self.noise_maps is not None,
             )
             maps, _ = given_maps(
@@ -290,6 +292,14 @@ def _keeps_numbers(skipped: dict[str, str], y: Any, problem: "Problem", repeats:
             f"numbers of the images, which would shift: correct {next(iter(skipped))}, or learn "
             "from a set without --skip-bad"
         )
+
+
+def _measured(data: Any) -> "torch.Tensor | Captures":
+    """The images of a set from which the noise is estimated."""
+    from ...io.capture_set import Captures
+    from ...io.datasets import head
+
+    return data if isinstance(data, Captures) else head(getattr(data, "images", data))
 
 
 def _run_noise(run: Path, noise: str) -> str:

@@ -3,7 +3,7 @@
 import shlex
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -160,7 +160,7 @@ class Noise(Command):
     def _frames(self, sample: "Callable[[], ImageSet]") -> "Frames":
         """Read the calibration frames. The noise of images as recorded needs no division."""
         frames = run_frames(self.dark, self.flat, self.hot_pixels, sample)
-        return frames if self.flat_noise == "even" else replace(frames, sensitivity=None)
+        return frames if self.flat_noise == "even" else frames.undivided()
 
     def _tiles(self, select: "Selection") -> "tuple[torch.Tensor, Scale, int, Sample]":
         """Return tiles of images of several sizes; see `_measurements`."""

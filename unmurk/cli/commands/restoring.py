@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...io.axes import Selection
+    from ...io.capture_set import Captures
     from ...io.frames import Frames
     from ...io.images import ImageSet
     from ...io.job_list import Job
@@ -316,8 +317,10 @@ class Models:
 
 def sample_images(
     command: Restoring, frames: "Callable[[], Frames] | None" = None
-) -> "Callable[[], torch.Tensor]":
-    """Return a function that reads the first images, from which the noise is estimated.
+) -> "Callable[[], torch.Tensor | Captures]":
+    """Return a function that reads the images from which the noise is estimated.
+
+    They are the first ones, or all of a set of several sizes.
 
     Args:
         command: The command.
@@ -325,7 +328,14 @@ def sample_images(
             not divided by the flat field, which would change the noise.
     """
 
-    def images() -> "torch.Tensor":
+    def images() -> "torch.Tensor | Captures":
+        from ...io.captures import open_captures, sizes_in
+
+        select = selection_of(command, command.prior)
+        if len(set(sizes_in(command.data, select))) > 1:
+            span = _span_of_all(command, select)
+            found = open_captures(command.data, True, span, "mask", select=select)
+            return found if frames is None else found.corrected(frames().undivided())
         y = _sample(command, ENOUGH).images
         return y if frames is None else frames().correct(y, divide=False)
 
@@ -391,21 +401,30 @@ def _sample(command: Restoring, limit: int) -> "ImageSet":
 
     Missing pixels are not finite here; `--nan` applies when the images are restored.
     """
-    from ...io.images import pictures_in, read_images
+    from ...io.images import read_images
 
-    span, data = _known_span(command), command.data
     select = selection_of(command, command.prior)
+    span = _span_of_all(command, select)
+    return read_images(
+        command.data, skip_bad=True, limit=limit, span=span, nan="mask", select=select
+    )
+
+
+def _span_of_all(command: Restoring, select: "Selection") -> "Spans":
+    """The numbers of black and white in all files of a command."""
+    from ...io.images import pictures_in
+
+    data = command.data
     if is_folder(data) or holds_images(data):
-        files = pictures_in(data) if is_folder(data) else [data]
-        span = _spans(command, files, None, select)
-    return read_images(data, skip_bad=True, limit=limit, span=span, nan="mask", select=select)
+        return _spans(command, pictures_in(data) if is_folder(data) else [data], None, select)
+    return _known_span(command)
 
 
 def trained_problem(
     run: str,
     operator: str | None,
     noise: str | None,
-    images: "Callable[[], torch.Tensor] | None" = None,
+    images: "Callable[[], torch.Tensor | Captures] | None" = None,
     scale: "Callable[[], Scale] | None" = None,
     mapped: bool = False,
 ) -> "Problem":
@@ -456,7 +475,7 @@ def _generic_problem(
     run: str,
     operator: str | None,
     noise: str | None,
-    images: "Callable[[], torch.Tensor] | None",
+    images: "Callable[[], torch.Tensor | Captures] | None",
     scale: "Callable[[], Scale] | None",
 ) -> "Problem":
     """Return the problem of noisy images, whose noise is estimated if it is not given."""

@@ -1,6 +1,6 @@
 """`unmurk solve`: any operator, by an iterative solver."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -115,7 +115,7 @@ class Solve(Command):
             images, check = sample_images(self, read), self.noise_maps is not None
             problem = problem_of(self.operator, noise, images, scale, check=check)
             frames = read()
-            raw = replace(frames, sensitivity=None)  # the solver fits g A(x) to these images
+            raw = frames.undivided()  # the solver fits g A(x) to these images
             maps, problem = given_maps(self, problem, scale, sample_maps(self, lambda: raw))
             nan = self.nan if frames.hidden is None else "mask"
             to.reads(problem.operator.digests())
