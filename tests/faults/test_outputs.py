@@ -17,6 +17,7 @@ from unmurk.flows.posterior import Posterior
 from unmurk.io.atomic import Partial, clean, partial_of, place_folder, write
 from unmurk.io.ledger import LOG, Ledger, log_of
 from unmurk.io.outputs import output
+from unmurk.io.saving import save_images
 from unmurk.io.scale import Scale
 from unmurk.io.streams import ImagesWriter, NpyWriter
 from unmurk.problem import Problem
@@ -386,3 +387,24 @@ def test_an_interrupt_right_after_a_partial_file_is_made_leaves_nothing(tmp_path
     held[0].abandon()
     other.abandon()
     assert not list(tmp_path.rglob(".unmurk-*.part"))
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "x.fits", "x.dcm", "x.h5", "x.czi"])
+def test_arrays_do_not_become_files_of_scans(name, tmp_path, capsys, monkeypatch):
+    """Neither a folder of that name nor a line about another file."""
+    monkeypatch.chdir(tmp_path)
+    np.save("y.npy", np.full((2, 28, 28), 0.5, np.float32))
+    of_digits = ["--prior", "digits", "--noise", "0.3"]
+    for argv in (
+        ["corrupt", "y.npy", "--noise", "0.3"],
+        ["sample", "--prior", "digits", "-n", "2", "--steps", "2"],
+        ["restore", "y.npy", *of_digits, "--samples", "2"],
+        ["solve", "y.npy", *of_digits, "--operator", "identity", "--steps", "2"],
+    ):
+        assert unmurk(*argv, "--out", name) == 2, argv
+        said = capsys.readouterr().err.strip()
+        assert len(said.splitlines()) == 1 and name in said and ".npy" in said
+        assert "images.npy" not in said and sorted(os.listdir()) == ["y.npy"]
+    with pytest.raises(InputError, match=r"cannot write x\."):
+        save_images(torch.zeros(2, 1, 8, 8), name)
+    assert sorted(os.listdir()) == ["y.npy"]

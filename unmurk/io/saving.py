@@ -11,6 +11,7 @@ from ..errors import InputError, reason
 from .atomic import write
 from .formats.arrays import is_idx
 from .formats.pictures import encode_picture, without_suffix
+from .formats.registry import suffix_of
 from .formats.tiff_writer import StackWriter
 from .scale import Scale
 from .streams import ImagesWriter
@@ -85,6 +86,10 @@ def save_images(
 def format_of(out: Path) -> str | None:
     """Return the format that a file's name asks for; None for a folder.
 
+    Raises:
+        InputError: The name is that of a format that images are not written in: one that loses
+            numbers, or one of scans, which need the file that they came from.
+
     >>> format_of(Path("a.TIFF")), format_of(Path("x-idx3-ubyte.gz")), format_of(Path("a"))
     ('tif', 'idx', None)
     """
@@ -96,6 +101,11 @@ def format_of(out: Path) -> str | None:
         raise InputError(f"cannot write {out}: give .png, .tif, .npy or .npz, or a folder")
     if ending in FORMATS:
         return ending
+    if suffix_of(out):
+        raise InputError(
+            f"cannot write {out}: images that were not read from such a file have no header for "
+            "it: give .png, .tif, .npy or .npz, or a folder"
+        )
     return "idx" if is_idx(out.name) else None
 
 

@@ -215,12 +215,13 @@ def _batch(y: Tensor | Source, first: int, count: int) -> Tensor:
 
 def _file(to: Output, data: Measurements) -> Path:
     """Return the file of the restored images."""
-    form = "png" if to.path.suffix.lower() == ".png" else format_of(to.path) or data.scale.format
+    named = "png" if to.path.suffix.lower() == ".png" else format_of(to.path)
+    form = named or data.scale.format
     if form == "png" and (to.folder or len(data) > 1):
         raise InputError(
             f"{to.path} can hold one image, not {len(data)}: give a folder or a .npy file"
         )
-    if not to.folder and to.path.suffix.lower() in (".tif", ".tiff"):
+    if not to.folder and named in (None, "tif"):
         raise InputError(f"{to.path}: an array is written as .npy, .npz or idx: give such a name")
     return to.path if form == "png" else array_file(to.path, form)
 
