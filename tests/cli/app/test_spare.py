@@ -56,6 +56,31 @@ def test_a_process_that_waits_is_stopped_and_ends_with_the_app(spare, tmp_path):
     assert process.returncode is not None
 
 
+ENDS = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(1))
+print("ready", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_is_stopped_is_stopped_whatever_its_exit_code(tmp_path, monkeypatch):
+    """Python ends with 1 if it is interrupted while it starts."""
+    started = subprocess.Popen
+
+    def start(words, **options):
+        return started([words[0], "-c", ENDS], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    job = Job(["noise", "digits"], tmp_path)
+    while job.remarks() != ["ready"]:
+        assert job.running
+    job.stop()
+    assert job.process.returncode == 1
+    with pytest.raises(InputError, match="stopped"):
+        job.result()
+
+
 def test_without_a_process_that_waits_a_new_one_is_started(spare, tmp_path, monkeypatch):
     """The command line of the process is that of the user."""
     begun = []

@@ -87,7 +87,7 @@ class Job:
         pixels: int | None = None,
         spare: Spare | None = None,
     ) -> None:
-        self.argv = list(argv)
+        self.argv, self._asked = list(argv), False
         self._out, self._said = folder / "stdout.json", folder / "stderr.txt"
         words = [*self.argv, "--json"]
         with open(self._out, "wb") as out, open(self._said, "wb") as said:
@@ -129,7 +129,7 @@ class Job:
         code = self.process.wait()
         if code == 0:
             return dict(json.loads(_read(self._out) or "{}"))
-        if code == 130 or code < 0:
+        if self._asked or code == 130 or code < 0:  # Python ends with 1 where it starts
             raise InputError("stopped")
         lines = [line for line in self.remarks() if line.strip()]
         last = lines[-1].removeprefix(PREFIX) if lines else f"the command ended with code {code}"
@@ -138,6 +138,7 @@ class Job:
     def ask(self) -> None:
         """Ask the process to end, as with Ctrl-C."""
         if self.running:
+            self._asked = True
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGINT)
 
