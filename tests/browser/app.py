@@ -220,22 +220,30 @@ def paint(page: Page, data: np.ndarray, folder: Path) -> None:
     canvas.wait_for()
     settled(page)
     canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    assert box is not None
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    clip = {"x": x - 60, "y": y - 40, "width": 120, "height": 80}
+
+    def middle() -> tuple[float, float, dict[str, float]]:
+        box = canvas.bounding_box()
+        assert box is not None
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        return x, y, {"x": x - 60, "y": y - 40, "width": 120, "height": 80}
 
     def varied() -> bool:
-        page.screenshot(path=folder / "part.png", clip=clip)  # type: ignore[arg-type]
+        page.screenshot(path=folder / "part.png", clip=middle()[2])  # type: ignore[arg-type]
         with Image.open(folder / "part.png") as image:
             return float(np.asarray(image.convert("L")).std()) > 5
 
+    def painted() -> bool:
+        """As users do: a stroke that the editor was not ready for is made again."""
+        x, y, clip = middle()
+        page.mouse.move(x - 20, y)
+        page.mouse.down()
+        page.mouse.move(x + 20, y, steps=10)
+        page.mouse.up()
+        page.wait_for_timeout(500)
+        return bool(colored(page, clip, folder).mean() > 0.02)
+
     until(page, varied, "the image appears on the canvas")
-    page.mouse.move(x - 20, y)
-    page.mouse.down()
-    page.mouse.move(x + 20, y, steps=10)
-    page.mouse.up()
-    until(page, lambda: colored(page, clip, folder).mean() > 0.02, "the paint appears")
+    until(page, painted, "the paint appears")
     choose(page, "digits, in the package")
     page.click("input[aria-label='Solver']")
     page.click("[role=option]:has-text('ddrm')")
