@@ -454,6 +454,10 @@ class Line:
         values = [row[key] for row in every if key in row]
         return statistics.mean(values) if values else None
 
+    def several(self) -> bool:
+        """Whether there is more than one field."""
+        return sum(len(row["psnr"]) for row in next(iter(self.fields.values())).values()) > 1
+
     def folds(self) -> set[int]:
         """The folds that every seed has."""
         return set.intersection(*(set(rows) for rows in self.fields.values()))
@@ -512,6 +516,10 @@ def finding(result: Row, which: str) -> str:
                 f"After {minutes:g} minutes {LABELS[ours]}, is {gap:+.2f} dB from {LABELS[row]} "
                 f"in the median of {count} fields; the aim of {least:+g} dB is {met}."
             )
+    bm3d = found.get(("bm3d_anscombe", None))
+    for (row, minutes), line in found.items():
+        if bm3d is not None and row in RATES and line.folds() == bm3d.folds() and line.several():
+            parts.append(f"After {minutes:g} minutes {LABELS[row]}: {paired(line, bm3d)}.")
     every = set.union(*(line.folds() for line in found.values())) if found else set()
     whole = {key: line.median() for key, line in found.items() if line.folds() == every}
     if whole:
@@ -521,6 +529,25 @@ def finding(result: Row, which: str) -> str:
     if missing:
         parts.append(f"Not run here: {', '.join(missing)}.")
     return " ".join(parts)
+
+
+def paired(one: Line, other: Line) -> str:
+    """The PSNR of a row beside that of another, field by field, over the first seed."""
+    gaps = [
+        a - b
+        for fold in sorted(one.folds())
+        for a, b in zip(
+            one.fields[min(one.fields)][fold]["psnr"],
+            other.fields[min(other.fields)][fold]["psnr"],
+            strict=True,
+        )
+    ]
+    error = statistics.stdev(gaps) / len(gaps) ** 0.5
+    above = sum(gap > 0 for gap in gaps)
+    return (
+        f"field by field {statistics.mean(gaps):+.2f} dB from {LABELS[other.row]} on average "
+        f"(standard error {error:.2f}), above it in {above} of {len(gaps)}"
+    )
 
 
 def budget_of(row: str, minutes: float) -> float | None:
