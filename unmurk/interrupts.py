@@ -10,7 +10,8 @@ Short work that must be done as a whole, such as making a file and noting that i
 in a function marked `uninterrupted`: the command line delivers a signal when it has returned.
 
 Libraries turn an exception that reaches them into errors of their own, so that an interrupt would
-look like a damaged file. No `InputError` can be made after `deliver_interrupt`: see there.
+look like a damaged file. So no `errors.InputError` can be made between `deliver_interrupt` and
+`forget_interrupt`.
 """
 
 import signal

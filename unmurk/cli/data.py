@@ -4,6 +4,7 @@ Nothing heavy is imported before a function is called.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -77,6 +78,8 @@ def problem_of(
     from ..noise_units import has_units, in_units
     from ..problem import Problem
 
+    if images is not None:
+        images = cache(images)  # they are read once
     if scale is not None and (check or "auto" in str(noise) or has_units(str(noise))):
         check_floats(images, scale())
     if images is not None and "auto" in str(noise):
@@ -106,6 +109,7 @@ def check_floats(
     Numbers with a range are refused if their median lies more than the range away from it. Without
     this check, the message would be about the noise, not about the range.
     """
+    from ..io.capture_set import Captures
     from ..io.scale import SIGMAS, Scale, check_units
     from ..noise import SIGMA
 
@@ -114,8 +118,8 @@ def check_floats(
     units = scale.dtype.startswith("float") and scale.gain == 1
     if not units and scale.gain == Scale.of(scale.dtype, bits=scale.bits).gain:
         return
-    found: Any = images()
-    first = found.first() if hasattr(found, "first") else found
+    found = images()
+    first = found.first() if isinstance(found, Captures) else found
     if units:
         check_units("the set", first, SIGMA.most)
     else:

@@ -221,7 +221,7 @@ def _file(to: Output, data: Measurements) -> Path:
         raise InputError(
             f"{to.path} can hold one image, not {len(data)}: give a folder or a .npy file"
         )
-    if not to.folder and named in (None, "tif"):
+    if not to.folder and named == "tif":
         raise InputError(f"{to.path}: an array is written as .npy, .npz or idx: give such a name")
     return to.path if form == "png" else array_file(to.path, form)
 

@@ -219,7 +219,10 @@ class Operator:
         op = self._bound(x, x.shape)
         if not op.linear:
             raise InputError(f"{op.spec} is not linear, so it has no singular values")
-        if op._structured(x) is not None or not op._is_small(x):
+        found = op._structured(x)
+        if found is not None:
+            return found
+        if not op._is_small(x):
             return op._svd(x)
         key = "dense", tuple(x.shape[-3:]), x.dtype, x.device
         return op._cached(key, lambda: op._svd(x[:1]))

@@ -70,8 +70,8 @@ class Events:
             nonlocal body, page
             message = await receive()
             body += message.get("body", b"")
-            found = HASH.search(body)
-            if found and page is None and not message.get("more_body"):
+            ended = page is None and not message.get("more_body")
+            if ended and (found := HASH.search(body)):
                 page = self._page(found[1].decode())
                 page.pending += 1
                 page.asks.set()
