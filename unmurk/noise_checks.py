@@ -112,6 +112,11 @@ class _Patches(NamedTuple):
     constant: int
     overlap: int = 1
 
+    @property
+    def few(self) -> bool:
+        """Whether the flat patches are too few to tell anything from."""
+        return int(self.flat.sum()) < LEAST // 2
+
 
 def check_noise(y: Tensor, observed: Tensor | None = None) -> list[Finding]:
     """Find out whether the noise of images is of a kind that no model here fits.
@@ -146,13 +151,14 @@ def check_noise(y: Tensor, observed: Tensor | None = None) -> list[Finding]:
     patches = _flat_patches(y, measured)
     if not found:
         found += _compressed(complete, step, levels)
-    if patches is None:
+    if patches.few:
         return found
     quiet = 2 * patches.constant > int(patches.flat.sum())  # no noise where it is flat
     if not found and not quiet:
         found += _correlated(patches)
     if not quiet:
-        found += _striped(*_grids(_flat_patches(y, measured, 2) or patches))
+        finer = _flat_patches(y, measured, 2)
+        found += _striped(*_grids(patches if finer.few else finer))
     if not any(finding.kind == "clipped" for finding in found):
         found += _rician(values, patches, step, levels)
     return found
@@ -247,8 +253,8 @@ def _cut(
     return cut_patches(y, stride), inside, (len(y), high, wide)
 
 
-def _flat_patches(y: Tensor, measured: Tensor, overlap: int = 1) -> _Patches | None:
-    """Find the flat patches of images and scale all coefficients by the noise; None: too few."""
+def _flat_patches(y: Tensor, measured: Tensor, overlap: int = 1) -> _Patches:
+    """Find the flat patches of images and scale all coefficients by the noise."""
     values, inside, grid = _cut(y, measured, overlap)
     inside = inside.all((1, 2))
     channels = values.shape[1]
@@ -265,7 +271,8 @@ def _flat_patches(y: Tensor, measured: Tensor, overlap: int = 1) -> _Patches | N
             free = usable & ~(values == end).flatten(1).any(1)
             usable = free if int(free.sum()) >= LEAST else usable
     if int(usable.sum()) < LEAST:
-        return None
+        nowhere = torch.zeros_like(usable)
+        return _Patches(values, raw, nowhere, nowhere, torch.ones_like(power), grid, 0, overlap)
     mean = values.mean((1, 2))
     terms = torch.stack([mean, torch.ones_like(mean)], 1)
     n = torch.full_like(power, freedom)
@@ -273,8 +280,6 @@ def _flat_patches(y: Tensor, measured: Tensor, overlap: int = 1) -> _Patches | N
     variance = raised(terms @ line)
     flat = usable & (power < reach_of(n) * variance)
     scaled = raw / variance.sqrt()[:, None, None]
-    if int(flat.sum()) < LEAST // 2:
-        return None
     counted = int(constant.sum())
     return _Patches(values, scaled, flat, usable, variance.sqrt(), grid, counted, overlap)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from .bounds import shown
 from .devices import filled
 from .errors import InputError
-from .noise import FORMS, Gaussian, Noise, PoissonGaussian, as_noise
+from .noise import FORMS, Gaussian, Noise, PerChannel, PoissonGaussian, as_noise
 from .operators import Operator, Weighted, as_operator
 from .operators.linalg import per_image
 from .rng import PerImageGenerator, StreamId
@@ -256,6 +256,36 @@ class Problem:
         return operator, numbers
 
     # -- the noise model -------------------------------------------------------------------------
+
+    def split(
+        self, y: Tensor, fraction: float, generator: torch.Generator, pairs: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Split measurements into two of the same images, with independent noises.
+
+        Args:
+            y: Measurements (B, ...).
+            fraction: The noises have the variance of y's over p = `fraction` and over 1 - p.
+            generator: Source of the draws.
+            pairs: Whether every measurement is split twice, with opposite surpluses.
+
+        Returns:
+            Two tensors in shape and type of y; of (2 B, ...) with pairs. See `Gaussian.split`
+            and `PoissonGaussian.split`, which give the equations.
+
+        Raises:
+            InputError: The noise model has no `split`.
+
+        >>> y, noise = torch.zeros(1, 1, 1, 2), torch.Generator().manual_seed(0)
+        >>> one, other = Problem("identity", 0.1).split(y, 0.5, noise)
+        >>> torch.equal(one, -other)
+        True
+        """
+        if not isinstance(self.noise, Gaussian | PoissonGaussian | PerChannel):
+            raise InputError(
+                f"noise '{self.noise.spec}' is none of Gaussian, Poisson-Gaussian and one of these"
+                " for each channel, whose measurements can be split"
+            )
+        return self.noise.split(y, fraction, generator, pairs)
 
     def residual(self, x: Tensor, y: Tensor) -> Tensor:
         """Return y - A(x), shape of y; zero where y measures nothing."""

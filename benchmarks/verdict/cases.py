@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unmurk import gaussian
 from unmurk.diffusion.prior import Prior
-from unmurk.evaluation.predictive import unbiased_psnr_of
+from unmurk.evaluation.predictive import has_unbiased_psnr, unbiased_psnr_of
 from unmurk.evaluation.verdict import Verdict, assess
 from unmurk.flows.posterior import Posterior
 from unmurk.io.images import load_images
@@ -90,7 +90,9 @@ class Made:
 
     def verdict(self) -> Verdict:
         """The verdict on it."""
-        psnr = None if self.mean is None else unbiased_psnr_of(self.mean, self.y, self.stated)
+        psnr = None
+        if self.mean is not None and has_unbiased_psnr(self.stated):
+            psnr = unbiased_psnr_of(self.mean, self.y, self.stated)
         return assess(self.y, self.draw, self.stated, unbiased_psnr=psnr)
 
 

@@ -8,11 +8,13 @@ import torch
 
 from tests.training.test_learn import blobs
 from unmurk.errors import InputError
-from unmurk.evaluation.calibration import Bin, calibrate, fit_curve
+from unmurk.evaluation.calibration import Bin, calibrate, determines_curve, fit_curve
 from unmurk.evaluation.unbiased import (
+    has_varied_masks,
     noise_variance,
     split_error,
     stein_error,
+    tells_whiteness,
     whiteness,
     withhold,
 )
@@ -115,10 +117,13 @@ def test_withheld_pixels_stand_for_hidden_ones():
     holes = Problem("inpaint:box,size=4,seed=0", 0.1).bind(range(8), (1, 16, 16))
     _, more = withhold(holes, seeded())
     assert 8 < float(more.sum((1, 2, 3)).mean()) <= 16  # a hole of 16 pixels, elsewhere
-    assert (
-        withhold(Problem("inpaint:box,size=4", 0.1).bind(range(8), (1, 16, 16)), seeded()) is None
-    )
-    assert withhold(GAUSSIAN.bind(range(2), (1, 16, 16)), seeded()) is None
+    for same in (Problem("inpaint:box,size=4", 0.1), GAUSSIAN):
+        bound = same.bind(range(8), (1, 16, 16))
+        assert not has_varied_masks(bound)
+        with pytest.raises(InputError, match="does not hide other pixels"):
+            withhold(bound, seeded())
+    assert has_varied_masks(problem) and has_varied_masks(holes)
+    assert not has_varied_masks(problem.index_select([0]))
 
 
 def test_other_noise_is_refused():
@@ -154,7 +159,11 @@ def test_white_noise_is_white_and_blurred_noise_has_its_autocorrelation():
     for rho, exact in zip(found["autocorrelation"], expected, strict=True):
         assert abs(rho - exact) < 0.04
     assert abs(found["power"] - 1) < 0.05
-    assert whiteness(n[:1, :, :8, :8], everywhere[:1, :, :8, :8]) is None
+    few = everywhere[:1, :, :32, :32]
+    assert not tells_whiteness(few) and tells_whiteness(everywhere)
+    with pytest.raises(InputError, match="1000 pairs"):
+        whiteness(n[:1, :, :32, :32], few)
+    assert whiteness(torch.zeros_like(n), everywhere)["largest"] == 0
 
 
 # --- maps ----------------------------------------------------------------------------------------
@@ -191,7 +200,9 @@ def test_neighbors_that_violate_the_order_are_pooled():
     curve = fit_curve([bin_(0.1, 0.01, 1e-3), bin_(0.2, 0.09, 1e-3), bin_(0.3, 0.03, 2e-3)])
     pooled = (0.09 / 1e-6 + 0.03 / 4e-6) / (1 / 1e-6 + 1 / 4e-6)
     assert curve.calibrated == pytest.approx((0.1, pooled**0.5, pooled**0.5))
-    assert fit_curve([]) is None
+    assert not determines_curve([])
+    with pytest.raises(InputError, match="above zero"):
+        fit_curve([])
 
 
 @pytest.mark.parametrize(
@@ -410,4 +421,7 @@ def test_estimates_below_zero_are_replaced_by_what_can_be_resolved():
     assert curve.calibrated == pytest.approx((0.02, 0.2))  # sqrt of the standard error 0.0004
     curve = fit_curve([bin_of(0.1, -0.001, 0.5), bin_of(0.2, 0.04, 0.001)])
     assert curve.calibrated == pytest.approx((0.2, 0.2))  # no more than the next estimate
-    assert fit_curve([bin_of(0.1, -0.001, 0.0004), bin_of(0.2, -0.0001, math.inf)]) is None
+    none = [bin_of(0.1, -0.001, 0.0004), bin_of(0.2, -0.0001, math.inf)]
+    assert not determines_curve(none)
+    with pytest.raises(InputError, match="above zero"):
+        fit_curve(none)

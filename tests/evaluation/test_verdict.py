@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unmurk.errors import InputError
-from unmurk.evaluation.predictive import measure, unbiased_psnr_of
+from unmurk.evaluation.predictive import has_unbiased_psnr, measure, unbiased_psnr_of
 from unmurk.evaluation.reference import cosine_filter, non_local_means
 from unmurk.evaluation.verdict import LIMITS, Verdict, assess, examine, judge
 from unmurk.patches import cosines
@@ -90,6 +90,12 @@ def test_the_residual_of_an_exact_draw_is_the_noise_and_that_of_the_mean_is_not(
     mse = tau**2 * low
     psnr = unbiased_psnr_of(lambda z: exact.mean_std(z, bound)[0], y, bound)
     assert psnr == pytest.approx(-10 * math.log10(mse), abs=0.1)
+    flat = torch.zeros(1, 1, 8, 8)  # an estimate below zero: 0 - 0.1^2 for a map that is constant
+    assert math.isnan(unbiased_psnr_of(torch.zeros_like, flat, Problem("identity", 0.1)))
+    for other in (Problem("sr:average,factor=2", 0.1), Problem("identity", 0.0)):
+        assert not has_unbiased_psnr(other)
+        with pytest.raises(InputError, match="needs the identity"):
+            unbiased_psnr_of(torch.zeros_like, flat, other)
 
 
 def test_detail_is_the_correlation_with_what_is_missing():
@@ -200,7 +206,8 @@ def test_the_reference_filter_is_the_mean_of_thresholded_windows():
             total[top : top + 8, left : left + 8] += weight * back
             weights[top : top + 8, left : left + 8] += weight
     assert torch.allclose(cosine_filter(y, 0.01)[0, 0], total / weights, atol=1e-12)
-    assert cosine_filter(torch.zeros(1, 1, 7, 20), 0.01) is None
+    with pytest.raises(InputError, match="7x20 are smaller than a window of 8x8"):
+        cosine_filter(torch.zeros(1, 1, 7, 20), 0.01)
 
 
 def test_strips_of_rows_change_nothing_in_the_reference_filter(monkeypatch):

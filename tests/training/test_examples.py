@@ -7,7 +7,7 @@ from unmurk.errors import InputError
 from unmurk.io.captures import as_captures
 from unmurk.io.crops import Crops
 from unmurk.problem import Problem
-from unmurk.training.examples import FILE, Examples, choose_examples, distinct
+from unmurk.training.examples import FILE, Examples, are_kept, choose_examples, distinct
 
 
 def test_the_usual_image_comes_first_and_then_the_farthest():
@@ -75,7 +75,10 @@ def test_missing_pixels_of_whole_images_stay_hidden(tmp_path):
 
 
 def test_large_images_and_damaged_files(tmp_path):
-    assert choose_examples(torch.zeros(1, 1, 2048, 1024), Problem("identity", 0.1)) is None
+    large = torch.zeros(1, 1, 2048, 1024)
+    assert not are_kept(large) and are_kept(large[..., :1024, :512])
+    with pytest.raises(InputError, match="larger than"):
+        choose_examples(large, Problem("identity", 0.1))
     assert Examples.load(tmp_path) is None
     (tmp_path / FILE).write_bytes(b"not tensors")
     with pytest.raises(InputError, match="damaged"):

@@ -60,12 +60,21 @@ from ..flows.posterior import Posterior
 from ..operators.masks import Inpaint
 from ..problem import Problem
 from ..rng import StreamId, generator, normal
-from .unbiased import Map, noise_variance, stein_error, whiteness, withhold
+from .unbiased import (
+    Map,
+    has_varied_masks,
+    noise_variance,
+    stein_error,
+    tells_whiteness,
+    whiteness,
+    withhold,
+)
 
 __all__ = [
     "Bin",
     "Calibration",
     "calibrate",
+    "determines_curve",
     "fit_curve",
 ]
 
@@ -172,24 +181,26 @@ def bins_of(values: dict[str, Tensor]) -> list[tuple[Bin, Tensor]]:
     return found
 
 
-def fit(values: dict[str, Tensor]) -> tuple[list[Bin], Curve | None]:
+def fit(values: dict[str, Tensor], held: Sequence[tuple[Bin, Tensor]]) -> Curve:
     """Fit the map of one kind of values, so that the mean variance over the bins is right too.
 
     A map through the knots has another mean over a bin than at its knot. One factor, by weighted
     least squares over the bins, corrects this.
+
+    Args:
+        values: The values.
+        held: Their bins (`bins_of`), which determine a curve.
     """
-    held = bins_of(values)
-    bins = [bin_ for bin_, _ in held]
-    curve = fit_curve(bins)
-    if curve is None or values["rank"] is not values["predicted"]:
-        return bins, curve
+    curve = fit_curve([bin_ for bin_, _ in held])
+    if values["rank"] is not values["predicted"]:
+        return curve
     above, below = 0.0, 0.0
     for bin_, chosen in held:
         weight = max(bin_.standard_error, 1e-12) ** -2
         mean = _squared_mean(curve.std(values["predicted"][chosen]))
         above, below = above + weight * bin_.square * mean, below + weight * mean**2
     factor = math.sqrt(above / below) if above > 0 else 1.0
-    return bins, replace(curve, calibrated=tuple(factor * c for c in curve.calibrated))
+    return replace(curve, calibrated=tuple(factor * c for c in curve.calibrated))
 
 
 def _bin(values: dict[str, Tensor], chosen: Tensor, ranks: Tensor) -> Bin:
@@ -220,7 +231,37 @@ def _quantile(values: Tensor, level: float) -> float:
     return float(values.kthvalue(max(1, math.ceil(level * len(values)))).values)
 
 
-def fit_curve(bins: Sequence[Bin]) -> Curve | None:
+def determines_curve(bins: Sequence[Bin]) -> bool:
+    """Tell whether bins determine a map: pooled, the largest squared error is above zero.
+
+    >>> determines_curve([Bin(100, 0.1, -0.04, 0.001, 0.1, 1.6)])
+    False
+    """
+    blocks = _pooled(_ascending(bins))
+    return bool(blocks) and blocks[-1][0] > 0
+
+
+def _ascending(bins: Sequence[Bin]) -> list[Bin]:
+    """Return bins in the order of what the map is applied to, those of equal values once."""
+    held = sorted(bins, key=lambda b: b.applied)
+    return [b for k, b in enumerate(held) if not k or b.applied > 1.001 * held[k - 1].applied]
+
+
+def _pooled(held: Sequence[Bin]) -> list[tuple[float, float, int]]:
+    """Pool neighbors whose squared errors violate the order: square, weight and number of bins."""
+    # the error in the directions of y, carried over as a ratio to the pixels
+    squares = [b.square * (b.applied / b.predicted) ** 2 for b in held]
+    weights = [(b.predicted / (b.applied * max(b.standard_error, 1e-12))) ** 2 for b in held]
+    blocks: list[tuple[float, float, int]] = []
+    for square, weight in zip(squares, weights, strict=True):
+        blocks.append((square, weight, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (a, wa, na), (b, wb, nb) = blocks[-2:]
+            blocks[-2:] = [((wa * a + wb * b) / (wa + wb), wa + wb, na + nb)]
+    return blocks
+
+
+def fit_curve(bins: Sequence[Bin]) -> Curve:
     """Fit a monotone map to bins by isotonic regression of the squared error.
 
     Neighbors that violate the order are pooled (the pool-adjacent-violators algorithm; Barlow et
@@ -231,29 +272,19 @@ def fit_curve(bins: Sequence[Bin]) -> Curve | None:
     Args:
         bins: The bins.
 
-    Returns:
-        The map, or None if there are no bins, or if no estimate is positive.
+    Raises:
+        InputError: There are no bins, or the largest estimate is not positive when pooled.
 
     >>> one = Bin(100, 0.1, 0.04, 0.001, 0.1, 1.6)
     >>> two = Bin(100, 0.2, 0.01, 0.001, 0.2, 1.6)
     >>> [round(value, 3) for value in fit_curve([one, two]).calibrated]
     [0.158, 0.158]
     """
-    held = sorted(bins, key=lambda b: b.applied)
-    held = [b for k, b in enumerate(held) if not k or b.applied > 1.001 * held[k - 1].applied]
-    # the error in the directions of y, carried over as a ratio to the pixels
-    squares = [b.square * (b.applied / b.predicted) ** 2 for b in held]
-    weights = [(b.predicted / (b.applied * max(b.standard_error, 1e-12))) ** 2 for b in held]
-    blocks: list[tuple[float, float, int]] = []
-    for square, weight in zip(squares, weights, strict=True):
-        blocks.append((square, weight, 1))
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, wa, na), (b, wb, nb) = blocks[-2:]
-            blocks[-2:] = [((wa * a + wb * b) / (wa + wb), wa + wb, na + nb)]
-    if not blocks or blocks[-1][0] <= 0:
-        return None
+    if not determines_curve(bins):
+        raise InputError("no bin has a squared error above zero, so none is to be predicted")
+    held = _ascending(bins)
     least, calibrated = math.inf, list[float]()
-    for square, weight, count in reversed(blocks):
+    for square, weight, count in reversed(_pooled(held)):
         resolved = square if square > 0 else 1 / math.sqrt(weight) if weight > 0 else math.inf
         least = min(least, resolved)
         calibrated[:0] = [math.sqrt(least)] * count
@@ -341,7 +372,8 @@ def calibrate(
         noise = generator(seed, StreamId.CALIBRATION, number)
         batch = _Batch(posterior, held, bound, numbers, part.tolist(), draws, seed, noise)
         residuals.append(batch.measure(found["measured"]))
-        batch.predict_withheld(found["hidden"])
+        if has_varied_masks(bound):
+            batch.predict_withheld(found["hidden"])
         observed = bound.operator.apply_mask(torch.ones_like(held))
         shares.append((float(observed.sum()), float(observed.numel())))
         sums["before"] += float((observed * noise_variance(held, bound)).sum())
@@ -349,9 +381,10 @@ def calibrate(
     white = None
     pixels = problem.operator.spec == "identity" or isinstance(problem.operator, Inpaint)
     if all(r.ndim == 4 for r, _ in residuals):
-        white = whiteness(*(torch.cat(values) for values in zip(*residuals, strict=True)))
-    noisy = white is not None and white["power"] > REMOVED
-    if noisy and pixels and white is not None and white["largest"] > CORRELATED and trusted:
+        residual, quiet = (torch.cat(values) for values in zip(*residuals, strict=True))
+        white = whiteness(residual, quiet) if tells_whiteness(quiet) else None
+    noisy = white is not None and white["power"] > REMOVED and white["largest"] > CORRELATED
+    if white is not None and noisy and pixels and trusted:
         trusted = False
         why = (
             f"the residual is not white (autocorrelation {white['largest']:.2f}): the noise is"
@@ -474,10 +507,7 @@ class _Batch:
 
     def predict_withheld(self, values: Values) -> None:
         """Add the errors of pixels that were withheld, which stand for hidden ones."""
-        found = withhold(self.problem, self.noise)
-        if found is None:
-            return
-        problem, more = found
+        problem, more = withhold(self.problem, self.noise)
         y = problem.operator.apply_mask(self.y)
         mean, std = self.moments(y, problem)
         square = (mean - self.y).square() - noise_variance(self.y, problem)
@@ -509,7 +539,10 @@ def _collected(
         joined = values.joined()
         if pixels:
             joined["rank"] = joined["predicted"]
-        bins, curves[kind] = fit(joined)
+        held = bins_of(joined)
+        bins = [bin_ for bin_, _ in held]
+        if determines_curve(bins):
+            curves[kind] = fit(joined, held)
         squares[kind] = float(joined["square"].double().mean())
         record["bins"][kind] = [
             {"values": b.values, "predicted": b.predicted, "error": math.sqrt(b.square)}
@@ -537,9 +570,10 @@ def _ratios(values: Values, joined: dict[str, Tensor], pixels: bool) -> dict[str
             return {"before": before, "after": None}
         if pixels:
             other["rank"] = other["predicted"]
-        curve = fit(other)[1]
-        if curve is None or not pixels:
+        held = bins_of(other)
+        if not pixels or not determines_curve([bin_ for bin_, _ in held]):
             return {"before": before, "after": None}
+        curve = fit(other, held)
         after += float(curve.std(own["predicted"]).double().square().sum())
         errors += float(own["square"].double().sum())
     return {"before": before, "after": math.sqrt(after / errors) if errors > 0 else None}

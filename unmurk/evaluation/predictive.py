@@ -40,6 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ..noise import Gaussian, PoissonGaussian
 from ..noise_checks import check_noise
 from ..noise_estimation import LEAST, envelope, gives_images, powers
@@ -47,9 +48,9 @@ from ..patches import SIDE
 from ..problem import Problem
 from ..rng import StreamId, generator
 from .reference import cosine_filter
-from .unbiased import Map, noise_variance, stein_error, whiteness
+from .unbiased import Map, noise_variance, stein_error, tells_whiteness, whiteness
 
-__all__ = ["NAMES", "measure", "unbiased_psnr_of"]
+__all__ = ["NAMES", "decibels", "has_unbiased_psnr", "measure", "unbiased_psnr_of"]
 
 NAMES = ("noise", "chi2", "whiteness", "detail", "gain", "range", "black")
 FLOOR = 0.02  # least variance by which a residual is divided, in units of the mean variance
@@ -67,7 +68,7 @@ def measure(
         y: Measurements (B, ...).
         x: One draw from the posterior for each of them (B, C, H, W). Not the mean.
         problem: How the measurements were made; bound to these images if its operator has masks.
-        unbiased_psnr: Unbiased PSNR of the posterior mean, in dB.
+        unbiased_psnr: Unbiased PSNR of the posterior mean, in dB; None or NaN: not known.
 
     Returns:
         For each figure of the table above a pair of value and standard error, or None where it
@@ -83,6 +84,8 @@ def measure(
     True
     """
     operator, noise = problem.operator, problem.noise
+    if unbiased_psnr is not None and math.isnan(unbiased_psnr):
+        unbiased_psnr = None  # JSON has no NaN
     observed = operator.apply_mask(torch.ones_like(y)) > 0
     mean = operator.A(x)
     count = int(observed.sum())
@@ -103,25 +106,30 @@ def measure(
     if y.ndim != 4:
         return found
     observed = observed.cpu()
-    white = whiteness(r, observed)
-    if white is not None:
+    if tells_whiteness(observed):
+        white = whiteness(r, observed)
         found["whiteness"] = white["largest"], max(white["standard_error"])
-    found["detail"] = _detail(r, mean.cpu(), variance.cpu(), observed)
+    found |= _detail(r, mean.cpu(), variance.cpu(), observed)
     if operator.pictorial:
-        found["noise"] = _level(y, observed, problem)
+        found |= _level(y, observed, problem)
         findings = check_noise(y, observed)
         found["kind"] = findings[0].text if findings else ""
     if operator.spec == "identity" and unbiased_psnr is not None:
-        reference = _reference(y, problem)
-        found["psnr"]["before"] = _psnr(float(noise_variance(y, problem).double().mean()))
-        found["psnr"]["reference"] = reference
-        if reference is not None:
-            found["gain"] = unbiased_psnr - reference, 0.0
+        before = decibels(float(noise_variance(y, problem).double().mean()))
+        after = _reference(y, problem) if min(y.shape[-2:]) >= SIDE else math.nan
+        found["psnr"]["before"] = before if math.isfinite(before) else None
+        if math.isfinite(after):
+            found["psnr"]["reference"], found["gain"] = after, (unbiased_psnr - after, 0.0)
     return found
 
 
-def _psnr(square: float) -> float | None:
-    return -10 * math.log10(square) if square > 0 else None
+def decibels(square: float) -> float:
+    """Compute the PSNR in dB of a mean squared error, for a peak of 1; NaN if it is not positive.
+
+    >>> decibels(0.01)
+    20.0
+    """
+    return -10 * math.log10(square) if square > 0 else math.nan
 
 
 def _ends(x: Tensor) -> tuple[float, float]:
@@ -134,36 +142,46 @@ def _ends(x: Tensor) -> tuple[float, float]:
 
 def _detail(
     r: Tensor, mean: Tensor, variance: Tensor, observed: Tensor
-) -> tuple[float, float] | None:
-    """Return the correlation of the residual with the detail of the restoration, and its error."""
+) -> dict[str, tuple[float, float]]:
+    """Measure the correlation of the residual with the detail of the restoration, if any."""
     if min(mean.shape[-2:]) < 3:
-        return None
+        return {}
     smooth = F.avg_pool2d(mean, 3, 1, 1, count_include_pad=False)
     detail = torch.where(observed, (mean - smooth) / variance.sqrt(), 0.0).double()
     scale = float((r.square().sum() * detail.square().sum()).sqrt())
     if scale == 0:
-        return None
+        return {}
     error = float((r * detail).square().sum().sqrt()) / scale
-    return float((r * detail).sum()) / scale, error
+    return {"detail": (float((r * detail).sum()) / scale, error)}
 
 
-def _level(y: Tensor, observed: Tensor, problem: Problem) -> tuple[float, float] | None:
-    """Return the noise found in flat parts over the noise stated, and its standard error."""
+def _level(y: Tensor, observed: Tensor, problem: Problem) -> dict[str, tuple[float, float]]:
+    """Measure the noise in flat parts over the noise stated, if there are flat parts."""
     if not gives_images(problem.operator) or min(y.shape[-2:]) < SIDE:
-        return None
+        return {}
     held = torch.where(observed, y.double().cpu(), 0.0)
     patches = powers(held, observed, counts=isinstance(problem.noise, PoissonGaussian))
     if len(patches.power) < LEAST:
-        return None
+        return {}
     stated = problem.noise.variance(patches.mean).clamp_min(1e-12)[:, None]
     (ratio,) = envelope(patches.power, patches.freedom, stated).tolist()
     if ratio <= 0:
-        return None
+        return {}
     ratio = math.sqrt(ratio)
-    return ratio, 1.5 * ratio / math.sqrt(float(patches.freedom.sum()))
+    return {"noise": (ratio, 1.5 * ratio / math.sqrt(float(patches.freedom.sum())))}
 
 
-def unbiased_psnr_of(restore: Map, y: Tensor, problem: Problem, seed: int = 0) -> float | None:
+def has_unbiased_psnr(problem: Problem) -> bool:
+    """Tell whether `unbiased_psnr_of` takes a problem: Gaussian or photon noise, and nothing else.
+
+    >>> [has_unbiased_psnr(Problem(name, 0.1)) for name in ("identity", "sr:average,factor=2")]
+    [True, False]
+    """
+    plain = isinstance(problem.noise, Gaussian | PoissonGaussian) and problem.level > 0
+    return plain and problem.operator.spec == "identity"
+
+
+def unbiased_psnr_of(restore: Map, y: Tensor, problem: Problem, seed: int = 0) -> float:
     """Estimate the PSNR of a restoration without truth, for measurements that are only noisy.
 
     Args:
@@ -173,29 +191,30 @@ def unbiased_psnr_of(restore: Map, y: Tensor, problem: Problem, seed: int = 0) -
         seed: Seed of the probe of `unbiased.stein_error`.
 
     Returns:
-        The PSNR in dB for a peak of 1. None if the operator is not the identity, if the noise is
-        neither Gaussian nor Poisson-Gaussian, or if the estimated error is not positive.
+        The PSNR in dB for a peak of 1; NaN if the estimated squared error is not positive.
+
+    Raises:
+        InputError: The operator is not the identity, or the noise is 0 or neither Gaussian nor
+            Poisson-Gaussian.
 
     >>> y = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     >>> round(unbiased_psnr_of(lambda y: y, y, Problem("identity", 0.1)), 2)  # an error of 0.1^2
     20.0
     """
-    plain = isinstance(problem.noise, Gaussian | PoissonGaussian) and problem.level > 0
-    if problem.operator.spec != "identity" or not plain:
-        return None
+    if not has_unbiased_psnr(problem):
+        raise InputError(
+            f"operator '{problem.operator.spec}' with noise {problem.noise.spec} has no estimate"
+            " of the PSNR: it needs the identity, and Gaussian or Poisson-Gaussian noise above 0"
+        )
     noise = generator(seed, StreamId.CALIBRATION, len(y))
-    return _psnr(float(stein_error(restore, y, problem, noise)[1].double().mean()))
+    return decibels(float(stein_error(restore, y, problem, noise)[1].double().mean()))
 
 
-def _reference(y: Tensor, problem: Problem) -> float | None:
+def _reference(y: Tensor, problem: Problem) -> float:
     """Return the unbiased PSNR of the reference filter, in dB."""
-    if min(y.shape[-2:]) < SIDE:
-        return None
 
     def restore(z: Tensor) -> Tensor:
         level = F.avg_pool2d(z, 3, 1, 1, count_include_pad=False)
-        filtered = cosine_filter(z, problem.noise.variance(level))
-        assert filtered is not None
-        return filtered
+        return cosine_filter(z, problem.noise.variance(level))
 
     return unbiased_psnr_of(restore, y, problem)

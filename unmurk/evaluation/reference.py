@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ..patches import SIDE, cosines
 
 __all__ = ["cosine_filter", "non_local_means"]
@@ -30,7 +31,7 @@ PATCH, REACH = 2, 6  # pixels from the center of a patch, and of the search wind
 STRENGTH = 0.8  # h in standard deviations of the noise
 
 
-def cosine_filter(y: Tensor, variance: Tensor | float) -> Tensor | None:
+def cosine_filter(y: Tensor, variance: Tensor | float) -> Tensor:
     """Denoise images by thresholding the cosine coefficients of overlapping windows.
 
     Args:
@@ -39,7 +40,10 @@ def cosine_filter(y: Tensor, variance: Tensor | float) -> Tensor | None:
             Its mean over a window is used there.
 
     Returns:
-        Denoised images (B, C, H, W); None if a side is below 8 pixels.
+        Denoised images (B, C, H, W).
+
+    Raises:
+        InputError: A side is below 8 pixels.
 
     >>> y = 0.5 + 0.1 * torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     >>> float((cosine_filter(y, 0.01) - 0.5).square().mean()) < 0.001
@@ -47,7 +51,7 @@ def cosine_filter(y: Tensor, variance: Tensor | float) -> Tensor | None:
     """
     height, width = y.shape[-2:]
     if min(height, width) < SIDE:
-        return None
+        raise InputError(f"images of {height}x{width} are smaller than a window of {SIDE}x{SIDE}")
     level = torch.as_tensor(variance).to(y).expand_as(y)
     basis = cosines(SIDE).to(y)
     planes = zip(y.flatten(0, 1)[:, None], level.flatten(0, 1)[:, None], strict=True)

@@ -14,9 +14,17 @@ from ..errors import InputError
 from ..noise import Gaussian, PoissonGaussian
 from ..operators.masks import Inpaint
 from ..problem import Problem
-from ..rng import normal, uniform
+from ..rng import uniform
 
-__all__ = ["noise_variance", "split_error", "stein_error", "whiteness", "withhold"]
+__all__ = [
+    "has_varied_masks",
+    "noise_variance",
+    "split_error",
+    "stein_error",
+    "tells_whiteness",
+    "whiteness",
+    "withhold",
+]
 
 STEP = 0.1  # of the probe, in standard deviations of the noise
 WITHHELD = 0.1  # of the measured pixels
@@ -124,28 +132,40 @@ def split_error(
     tensor([[[[0.]]]])
     """
     part = 1 / (1 + alpha**2)
-    if isinstance(problem.noise, PoissonGaussian):
-        first, second = problem.noise.split(y, part, generator)
-    else:
-        noise = problem.sigma * normal(y.shape, generator).to(y)
-        first, second = y + alpha * noise, y - noise / alpha
+    first, second = problem.split(y, part, generator)
     variance = noise_variance(second, problem) / (1 - part)
     return (restore(first) - second).square() - variance
 
 
-def withhold(problem: Problem, generator: torch.Generator) -> tuple[Problem, Tensor] | None:
+def has_varied_masks(problem: Problem) -> bool:
+    """Tell whether images hide different pixels, so that some stand for those hidden in others.
+
+    >>> problem = Problem("inpaint:random,keep=0.5", 0.1)
+    >>> has_varied_masks(problem.bind(range(4), (1, 8, 8)))
+    True
+    """
+    operator = problem.operator
+    if not isinstance(operator, Inpaint) or operator.mask is None:
+        return False
+    return not torch.equal(operator.mask, operator.mask[:1].expand_as(operator.mask))
+
+
+def withhold(problem: Problem, generator: torch.Generator) -> tuple[Problem, Tensor]:
     """Withhold measured pixels from a restoration, which then stand for hidden ones.
 
     If at most a quarter of the pixels is hidden, the shifted mask is hidden too, so that holes
     stay holes. Otherwise a tenth of the measured pixels is hidden at random.
 
     Args:
-        problem: A problem with masks, bound to images.
+        problem: A problem bound to images, whose masks differ.
         generator: Source of the choice.
 
     Returns:
-        The problem with further pixels hidden, and 1 where they are, (B, 1, H, W); None if there
-        is no mask, or the same one for all images, whose hidden pixels no image measures.
+        The problem with further pixels hidden, and 1 where they are, (B, 1, H, W).
+
+    Raises:
+        InputError: There is no mask, or the same one for all images, whose hidden pixels no image
+            measures.
 
     >>> problem = Problem("inpaint:random,keep=0.5", 0.1).bind(range(4), (1, 8, 8))
     >>> hidden, withheld = withhold(problem, torch.Generator().manual_seed(0))
@@ -155,10 +175,9 @@ def withhold(problem: Problem, generator: torch.Generator) -> tuple[Problem, Ten
     True
     """
     operator = problem.operator
-    mask = operator.mask if isinstance(operator, Inpaint) else None
-    if mask is None or len(mask) < 2 or bool((mask == mask[:1]).all()):
-        return None
-    assert isinstance(operator, Inpaint)
+    mask = operator.mask
+    if mask is None or not isinstance(operator, Inpaint) or not has_varied_masks(problem):
+        raise InputError(f"operator '{operator.spec}' does not hide other pixels of each image")
     if float((mask == 0).float().mean()) <= FEW_HIDDEN:
         height, width = mask.shape[-2:]
         shift = [int(torch.randint(1, n, (), generator=generator)) for n in (height, width)]
@@ -173,7 +192,23 @@ def withhold(problem: Problem, generator: torch.Generator) -> tuple[Problem, Ten
 # -- residuals ------------------------------------------------------------------------------------
 
 
-def whiteness(residual: Tensor, quiet: Tensor) -> dict[str, Any] | None:
+def _pairs(first: Tensor, second: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
+    """Return the values of the first and the second map at pixels that are a lag apart."""
+    height, width = first.shape[-2:]
+    ahead = first[..., : height - down, max(0, -right) : width - max(0, right)]
+    return ahead, second[..., down:, max(0, right) : width + min(0, right)]
+
+
+def tells_whiteness(quiet: Tensor) -> bool:
+    """Tell whether 1,000 pairs of pixels count at every lag of `whiteness`.
+
+    >>> tells_whiteness(torch.ones(1, 1, 64, 64, dtype=torch.bool))
+    True
+    """
+    return all(int(torch.mul(*_pairs(quiet, quiet, *lag)).sum()) >= FEWEST for lag in LAGS)
+
+
+def whiteness(residual: Tensor, quiet: Tensor) -> dict[str, Any]:
     r"""Compute the autocorrelation of residuals at small lags.
 
     .. math:: \rho_k = \frac{\sum r_i r_{i + k}}{\sqrt{\sum r_i^2 \sum r_{i+k}^2}}, \qquad
@@ -189,26 +224,27 @@ def whiteness(residual: Tensor, quiet: Tensor) -> dict[str, Any] | None:
             residual is the noise.
 
     Returns:
-        "lags" (rows, columns), "autocorrelation", "standard_error", "statistic", "degrees",
-        "largest" and "power", the mean of r^2; None if fewer than 1,000 pairs are left.
+        "lags" (rows, columns), "autocorrelation" (0 of a residual that is 0), "standard_error",
+        "statistic", "degrees", "largest" and "power", the mean of r^2.
+
+    Raises:
+        InputError: Fewer than 1,000 pairs of pixels count at a lag.
 
     >>> r = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     >>> found = whiteness(r, torch.ones_like(r, dtype=torch.bool))
     >>> found["largest"] < 0.05
     True
     """
-    height, width = residual.shape[-2:]
+    if not tells_whiteness(quiet):
+        raise InputError(f"an autocorrelation needs {FEWEST} pairs of pixels that count")
     held = torch.where(quiet, residual, 0.0).double()
     found, errors, statistic = [], [], 0.0
     for down, right in LAGS:
-        a = (..., slice(0, height - down), slice(max(0, -right), width - max(0, right)))
-        b = (..., slice(down, height), slice(max(0, right), width + min(0, right)))
-        both = quiet[a] & quiet[b]
-        count, first, second = int(both.sum()), held[a] * both, held[b] * both
+        both = torch.mul(*_pairs(quiet, quiet, down, right))
+        count = int(both.sum())
+        first, second = (both * part for part in _pairs(held, held, down, right))
         scale = float((first.square().sum() * second.square().sum()).sqrt())
-        if count < FEWEST or scale == 0:
-            return None
-        found.append(float((first * second).sum()) / scale)
+        found.append(float((first * second).sum()) / scale if scale > 0 else 0.0)
         errors.append(count**-0.5)
         statistic += count * found[-1] ** 2
     return {

@@ -23,7 +23,7 @@ from ..errors import InputError, reason
 from ..io.atomic import write
 from ..io.json_files import read_object
 from ..problem import Problem
-from .predictive import measure, unbiased_psnr_of
+from .predictive import has_unbiased_psnr, measure, unbiased_psnr_of
 
 __all__ = ["LIMITS", "Figure", "Verdict", "assess", "examine", "judge"]
 
@@ -207,7 +207,7 @@ def examine(
     bound = problem.bind(numbers, shape)
     y = bound.operator.apply_mask(y)
     x = each(lambda y, p, n: posterior.sample(y, p, 1, seed + 1, n)[0], y)
-    if unbiased_psnr is None:
+    if unbiased_psnr is None and has_unbiased_psnr(bound):
         unbiased_psnr = unbiased_psnr_of(restore, y, bound, seed)
     return assess(y, x, bound, unbiased_psnr=unbiased_psnr, calibrated=calibrated)
 

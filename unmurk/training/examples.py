@@ -6,6 +6,7 @@ capture that varies most.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from ..operators.weighted import Weighted
 from ..problem import Problem
 from ..whitening import whiten
 
-__all__ = ["Examples", "choose_examples", "distinct"]
+__all__ = ["Examples", "are_kept", "choose_examples", "distinct"]
 
 FILE = "examples.safetensors"
 COUNT = 4  # examples of a run
@@ -153,7 +154,7 @@ def choose_examples(
     problem: Problem,
     missing: Mapping[int, Tensor] | None = None,
     maps: NoiseMaps | None = None,
-) -> Examples | None:
+) -> Examples:
     """Choose a few measurements that differ from each other.
 
     Args:
@@ -164,17 +165,20 @@ def choose_examples(
         maps: The noise maps of the measurements, or None.
 
     Returns:
-        At most `COUNT` examples, or None if the measurements are too large to be kept.
+        At most `COUNT` examples.
+
+    Raises:
+        InputError: They would be larger than `MOST` numbers; see `are_kept`.
 
     >>> y = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.1, 0.8]).view(6, 1, 1, 1).expand(6, 1, 8, 8)
     >>> choose_examples(y, Problem("identity", 0.1)).numbers  # the most usual, then the others
     [0, 4, 5, 1]
     """
+    if not are_kept(y):
+        raise InputError(f"examples of {tuple(y.shape[1:])} are larger than {MOST} numbers")
     if isinstance(y, Crops):
         return _parts(y, problem, maps)
     candidates = torch.linspace(0, len(y) - 1, min(len(y), CANDIDATES)).long().unique()
-    if COUNT * y[:1].numel() > MOST:
-        return None
     images = y[candidates.to(y.device)].cpu().float()
     numbers = [int(candidates[i]) for i in distinct(images, COUNT)]
     chosen = y[torch.tensor(numbers, device=y.device)].cpu().float()
@@ -188,13 +192,29 @@ def choose_examples(
     return Examples(chosen, numbers, (), hidden, weights)
 
 
-def _parts(crops: Crops, problem: Problem, maps: NoiseMaps | None) -> Examples | None:
+def are_kept(y: Tensor | Source) -> bool:
+    """Tell whether examples of measurements are small enough to be kept with a run.
+
+    >>> [are_kept(torch.zeros(1, 1, side, 1).expand(1, 1, side, side)) for side in (64, 4096)]
+    [True, False]
+    """
+    channels, *size = y.shape[1:]
+    if isinstance(y, Crops) and y.operator.spec == "identity":
+        size = [_side(y)] * 2
+    return COUNT * channels * math.prod(size) <= MOST
+
+
+def _side(crops: Crops) -> int:
+    """Return the side of examples of captures: that of the crops, or larger where tiles fit."""
+    if crops.operator.spec != "identity":
+        return crops.side
+    shortest = min(min(size) for size in crops.sizes)
+    return max(crops.side, min(SIDE, shortest // 8 * 8))
+
+
+def _parts(crops: Crops, problem: Problem, maps: NoiseMaps | None) -> Examples:
     """Choose parts of captures that differ, each where its capture varies most."""
-    captures, operator = crops.captures, problem.operator
-    side = crops.side
-    if operator.spec == "identity":  # tiles cover larger images
-        shortest = min(min(size) for size in crops.sizes)
-        side = max(side, min(SIDE, shortest // 8 * 8))
+    captures, operator, side = crops.captures, problem.operator, _side(crops)
     grid, every = crops.operator.crop_grid, range(len(captures.sizes))
     step = max(1, len(every) // CANDIDATES)
     candidates = every[::step][:CANDIDATES]
@@ -204,8 +224,6 @@ def _parts(crops: Crops, problem: Problem, maps: NoiseMaps | None) -> Examples |
     images = found[torch.arange(len(places))].cpu()
     chosen = distinct(images, COUNT)
     hidden = found.hidden(chosen)
-    if images[0].numel() * COUNT > MOST:
-        return None
     places_of = [found.place(number) for number in chosen]
     numbers = [place.number for place in places_of]
     weights = None if maps is None else maps.crops(found, chosen).clone()

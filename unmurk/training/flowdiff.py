@@ -68,7 +68,6 @@ from .losses import (
     masked_ambient_matching,
     noise2noise,
     recorrupted,
-    splitting,
     supervised,
 )
 from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior
@@ -311,7 +310,8 @@ class FlowDiff(Learner):
             few = range(max(len(dirty) // 2, 1))  # as many evaluations as images
             own, given = own.index_select(few), given[: len(few)]
             recipe = self.recipe
-            alpha = recipe.alpha if splitting(own) is None else recipe.alpha_photons
+            gaussian = isinstance(own.noise, Gaussian)
+            alpha = recipe.alpha if gaussian else recipe.alpha_photons
             loss = recorrupted(self.posterior, given, own, alpha, noise, recipe.hide)
         if not len(clean):
             return loss

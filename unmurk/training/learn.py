@@ -45,7 +45,7 @@ from .baselines import Clean, Noisy
 from .distributed import first_process, processes
 from .em import Em
 from .error_bars import calibrate_run, held_out, kept_out, leading, say, write_record
-from .examples import FILE, choose_examples
+from .examples import FILE, are_kept, choose_examples
 from .flowdiff import FlowDiff
 from .inputs import (
     captures_in_line,
@@ -306,13 +306,11 @@ def _keep_examples(
     maps: NoiseMaps | None,
 ) -> None:
     """Keep a few measurements for the page of the run, once."""
-    if clean or (folder / FILE).exists():
+    if clean or (folder / FILE).exists() or not are_kept(y):
         return
     last = operator.members[-1] if isinstance(operator, Compose) else operator
     missing = last.pixels if isinstance(last, Missing) else {}
-    examples = choose_examples(y, problem, missing, maps)
-    if examples is not None:
-        examples.save(folder)
+    choose_examples(y, problem, missing, maps).save(folder)
 
 
 def _settings(

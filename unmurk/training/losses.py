@@ -43,7 +43,6 @@ __all__ = [
     "masked_ambient_matching",
     "noise2noise",
     "recorrupted",
-    "splitting",
     "supervised",
     "weighted",
     "with_hidden",
@@ -338,13 +337,8 @@ def recorrupted(
     >>> round(loss.item(), 2)  # sigma^2 (alpha + 1 / alpha)^2
     0.04
     """
-    if (model := splitting(problem)) is not None:
-        noisier, target = model.split(y, 1 / (1 + alpha**2), generator, pairs=True)
-        y = torch.cat([y, y])
-    else:
-        noise = problem.sigma * gaussian(y, generator)
-        noise, y = torch.cat([noise, -noise]), torch.cat([y, y])
-        noisier, target = y + alpha * noise, y - noise / alpha
+    noisier, target = problem.split(y, 1 / (1 + alpha**2), generator, pairs=True)
+    y = torch.cat([y, y])
     problem = problem.index_select([*range(len(y) // 2)] * 2)
     given = with_hidden(problem, hide, generator) if hide else problem
     start, correction = posterior.parts(given.operator.apply_mask(noisier), given)
@@ -356,15 +350,6 @@ def recorrupted(
     if posterior.start is None:
         return loss
     return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()
-
-
-def splitting(problem: Problem) -> PoissonGaussian | PerChannel | None:
-    """Return the noise model whose `split` `recorrupted` takes; None for one Gaussian noise.
-
-    >>> [splitting(Problem("identity", noise)) for noise in ("0.1", "poisson,gain=0.01")]
-    [None, PoissonGaussian(gain=0.01, sigma=0.0, offset=0.0)]
-    """
-    return problem.noise if isinstance(problem.noise, PoissonGaussian | PerChannel) else None
 
 
 def noise2noise(

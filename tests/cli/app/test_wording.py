@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 import unmurk
-from unmurk.cli.app.judgment import sections_of
+from unmurk.cli.app.judgment import section_of
 from unmurk.cli.app.records import Images
 from unmurk.cli.app.wording import LABELS, busy, failed, follow, in_app, noted
 from unmurk.cli.main import main
@@ -74,7 +74,7 @@ def test_what_a_verdict_advises_can_be_done_in_the_app():
     for name, value in (("chi2", 0.2), ("noise", 2.0), ("range", 0.01), ("black", -1.0)):
         found = verdict.judge({"values": 10_000, name: (value, 0.0), "level": 0.1})
         assert not found.trusted
-        (section,) = sections_of(found)
+        section = section_of(found)
         assert section.verdict.advice and not DASHES.search(section.verdict.text), name
 
 

@@ -24,7 +24,7 @@ from ...progress import is_line
 from ..commands.restoring import trained_problem
 from ..data import problem_of, run_span
 from .jobs import Job, shown
-from .judgment import sections_of, verdict_of
+from .judgment import section_on
 from .pages import examples_of, write_page
 from .pictures import write_mask
 from .records import PAGE, Estimate, Images, Outcome, first_of
@@ -360,7 +360,7 @@ class Desk:
         more: list[Any] = []
         if argv[0] == "restore":
             yield "Judging the result"
-            more = sections_of(verdict_of(model, examples, problem))
+            more = [section_on(model, examples, problem)]
         title = f"{images.label}, {done}"
         page = write_page(folder / PAGE, title, examples, problem, commands, remarks, more)
         made = [*sorted(out.iterdir()), folder / "mask.png"]

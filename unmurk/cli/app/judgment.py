@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from ...problem import Problem
     from .pages import Example
 
-__all__ = ["sections_of", "verdict_of"]
+__all__ = ["section_of", "section_on"]
 
 SIDE = 256  # pixels of a part of an image
 MOST = 2**18  # pixels of a whole image
 IMAGES = 32
+TITLE = "Can this be trusted?"
+NO_VERDICT = Text(
+    TITLE, "There is no verdict: the images are too large, or pixels of all of them are missing."
+)
 
 
-def verdict_of(run: str, examples: Sequence["Example"], problem: "Problem") -> Verdict | None:
-    """Return the verdict on images that the posterior of a run has restored.
+def section_on(run: str, examples: Sequence["Example"], problem: "Problem") -> Section:
+    """Return the section with the verdict on images that the posterior of a run has restored.
 
     Args:
         run: The run folder, or the name of a model in the package.
         examples: Images of the result.
         problem: How they were measured.
-
-    Returns:
-        The verdict; None if the images are too large for it.
     """
     if not examples:
-        return None
-    channels = examples[0].x.shape[0]
-    model = Models(Posterior.load, run).of(channels)
+        return NO_VERDICT
+    model = Models(Posterior.load, run).of(examples[0].x.shape[0])
     if problem.operator.spec == "identity" and examples[0].y.shape != model.shape:
         side = min([SIDE, *(min(one.y.shape[-2:]) for one in examples)])
         examples = [_part(one, side) for one in examples]
@@ -52,16 +52,17 @@ def verdict_of(run: str, examples: Sequence["Example"], problem: "Problem") -> V
     same = [one for one in examples if one.y.shape == first.y.shape == one.x.shape][:IMAGES]
     finite = [one for one in same if bool(one.y.isfinite().all())]
     if not finite or first.x[0].numel() > MOST:
-        return None
+        return NO_VERDICT
     bars = getattr(model, "error_bars", None)
     y = place(torch.stack([one.y for one in finite]))[0]
-    return examine(
+    verdict = examine(
         posterior_for(model, first.x.shape),
         y,
         problem,
         [one.number for one in finite],
         calibrated=bars is not None and bars.trusted,
     )
+    return section_of(verdict)
 
 
 def _part(one: "Example", side: int) -> "Example":
@@ -70,11 +71,7 @@ def _part(one: "Example", side: int) -> "Example":
     return replace(one, y=y, x=x)
 
 
-def sections_of(verdict: Verdict | None) -> list[Section]:
-    """Return the sections of a page that show a verdict."""
-    title = "Can this be trusted?"
-    if verdict is not None:
-        sentence, advice = in_app(verdict.sentence), in_app(verdict.advice)
-        return [Judgement(title, replace(verdict, sentence=sentence, advice=advice))]
-    why = "There is no verdict: the images are too large, or pixels of all of them are missing."
-    return [Text(title, why)]
+def section_of(verdict: Verdict) -> Section:
+    """Return the section of a page that shows a verdict."""
+    sentence, advice = in_app(verdict.sentence), in_app(verdict.advice)
+    return Judgement(TITLE, replace(verdict, sentence=sentence, advice=advice))
