@@ -1,4 +1,4 @@
-"""HDF5 files: which data set, how much of it is read, which links are followed; k-space."""
+"""HDF5 files: which data set, how much is read, which links are followed; results; k-space."""
 
 import json
 import subprocess
@@ -11,9 +11,12 @@ import torch
 
 from unmurk.cli import main as cli
 from unmurk.errors import InputError
+from unmurk.io.axes import Selection
 from unmurk.io.formats.hdf5 import Kspace
 from unmurk.io.formats.pictures import open_pages
 from unmurk.io.images import load_images, load_measurements
+from unmurk.io.job_list import jobs_of, scene_jobs
+from unmurk.io.jobs import process
 from unmurk.io.sets import measurements_of
 from unmurk.io.source import Measured
 from unmurk.operators import parse
@@ -21,7 +24,8 @@ from unmurk.problem import Problem
 from unmurk.solvers import solve
 
 h5py = pytest.importorskip("h5py")
-DATA = np.random.default_rng(0).integers(0, 4000, (3, 9, 7)).astype("uint16")
+rng = np.random.default_rng(0)
+DATA = rng.integers(0, 4000, (3, 9, 7)).astype("uint16")
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".hdf5", ".nxs"])
@@ -139,7 +143,6 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path):
 
 MEMORY = """
 import resource, sys
-from unmurk.io.axes import Selection
 from unmurk.io.source import PictureFolder
 from pathlib import Path
 source = PictureFolder(Path(sys.argv[1]), span=(0, 255))
@@ -359,3 +362,117 @@ def test_measurements_have_no_black(tmp_path):
     with pytest.raises(InputError, match="use the operator mri:file"):
         load_images(f"{tmp_path / 'scan.h5'}:kspace")
     assert load_images(tmp_path / "scan.h5").images.shape == (S, 1, H, W)  # the reference
+
+
+# -- results --------------------------------------------------------------------------------------
+
+
+def through(jobs, grow=1):
+    """An engine that changes nothing, or that repeats every pixel."""
+
+    def engine(y, numbers):
+        y = y.repeat_interleave(grow, 2).repeat_interleave(grow, 3)
+        return {"images": y, "std": y / 4}
+
+    process(jobs, engine, history="a line")
+
+
+def nexus(path, data, **storage):
+    """A NeXus file with coordinates, an attribute of every kind, and a mask beside the images."""
+    with h5py.File(path, "w") as file:
+        file.attrs["default"] = "entry"
+        group = file.create_group("entry")
+        group.attrs.update({"signal": "cells", "axes": np.array(["t", "y", "x"], "S1")})
+        cells = group.create_dataset("cells", data=data, **storage)
+        about = cells.attrs
+        about.update({"units": "counts", "flag": True, "element_size_um": (1.0, 0.4, 0.2)})
+        about["names"] = np.array(["ä", "b"], h5py.string_dtype())
+        about["none"], about["group"], about["checksum"] = h5py.Empty("f4"), group.ref, "abc"
+        about["history"] = "recorded"
+        for axis, name in enumerate("tyx"):
+            group[name] = 0.5 * np.arange(data.shape[axis])
+            group[name].attrs["units"] = "unit of " + name
+        cells.dims[0].label = "t"
+        group["t"].make_scale("time")
+        cells.dims[0].attach_scale(group["t"])
+        group["mask"] = np.ones(data.shape, "u1")
+
+
+@pytest.mark.parametrize("dtype", ["u1", ">u2", "<i4", "f4", ">f8", "f2"])
+def test_a_result_is_a_data_set_like_the_one_that_was_read(dtype, tmp_path):
+    data = (DATA % 100).astype(dtype)
+    nexus(tmp_path / "a.h5", data, chunks=(3, 4, 7), compression="gzip", compression_opts=7)
+    through(jobs_of(f"{tmp_path / 'a.h5'}:entry/cells", tmp_path / "out"))
+    with h5py.File(tmp_path / "out" / "a.h5") as file:
+        assert set(file["entry"]) == {"cells", "t", "x", "y"}  # the mask does not hold for it
+        cells, about = file["entry/cells"], dict(file["entry/cells"].attrs)
+        np.testing.assert_array_equal(cells[:], data)
+        assert cells.dtype == np.dtype(dtype) and cells.chunks == (1, 9, 7)
+        assert (cells.compression, cells.compression_opts) == ("gzip", 7)
+        assert [d.label for d in cells.dims] == ["t", "", ""]
+        assert np.array_equal(cells.dims[0]["time"][:], [0, 0.5, 1])
+        assert file["entry/x"].attrs["units"] == "unit of x"
+        assert about["element_size_um"].tolist() == [1, 0.4, 0.2] and about["flag"] == True  # noqa: E712
+        assert about["names"].tolist() == ["ä", "b"] and about["none"] == h5py.Empty("f4")
+        assert about["history"] == "recorded\na line"
+        assert not {"group", "checksum"} & set(about)
+        assert file.attrs["default"] == "entry" and file["entry"].attrs["signal"] == "cells"
+    with h5py.File(tmp_path / "out" / "a-std.h5") as file:
+        assert file["entry/cells"].dtype == np.float32
+        np.testing.assert_allclose(file["entry/cells"][:], data / 4, rtol=1e-3)
+    with open_pages(tmp_path / "out" / "a.h5") as pages:  # the default of the file
+        assert len(pages) == 3
+
+
+def test_finer_pixels_and_scenes_of_a_data_set(tmp_path):
+    data = np.concatenate([DATA, DATA])
+    nexus(tmp_path / "a.h5", data)
+    through(jobs_of(tmp_path / "a.h5", tmp_path / "fine"), grow=2)
+    with h5py.File(tmp_path / "fine" / "a.h5") as file:
+        np.testing.assert_array_equal(file["entry/cells"][:], data.repeat(2, 1).repeat(2, 2))
+        assert file["entry/cells"].attrs["element_size_um"].tolist() == [1, 0.2, 0.1]
+        assert file["entry/cells"].chunks is None
+        assert set(file["entry"]) == {"cells", "t"}  # other coordinates have another length
+    jobs = jobs_of(tmp_path / "a.h5", tmp_path / "scenes", select=Selection(repeats=3))
+    process(scene_jobs(jobs, 3), lambda y, numbers: {"images": y.mean(1)})
+    with h5py.File(tmp_path / "scenes" / "a.h5") as file:
+        assert file["entry/cells"].shape == (2, 9, 7) and set(file["entry"]) == {"cells", "x", "y"}
+
+
+@pytest.mark.parametrize("axes", ["TCYX", "XTYC", "CXYT", "YXTC", "TXYS"])
+@pytest.mark.parametrize("channels", [(), ("1",), ("2", "0")])
+def test_axes_and_chosen_channels_of_a_data_set(axes, channels, tmp_path):
+    lengths = {"T": 2, "C": 3, "S": 3, "Y": 9, "X": 7}
+    data = rng.integers(0, 255, [lengths[a] for a in axes], np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["stack"] = data
+    select = Selection(axes=axes, channels=channels)
+    through(jobs_of(tmp_path / "a.h5", tmp_path / "out", select=select))
+    deep = next(i for i, a in enumerate(axes) if a in "CS")
+    chosen = [int(c) for c in channels] or [0, 1, 2]
+    with h5py.File(tmp_path / "out" / "a.h5") as file:
+        np.testing.assert_array_equal(file["stack"][:], np.take(data, chosen, deep))
+
+
+def test_coordinates_in_other_files_are_not_followed(tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = np.arange(7.0)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["stack"] = DATA
+        file["x"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/x")
+        file.attrs["axes"] = "y:x"
+        layout = h5py.VirtualLayout((9,), "f8")
+        layout[:7] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (7,))
+        file.create_virtual_dataset("y", layout)
+        file["y"].make_scale("y")
+        file["stack"].dims[1].attach_scale(file["y"])
+    through(jobs_of(f"{tmp_path / 'a.h5'}:stack", tmp_path / "out"))
+    with h5py.File(tmp_path / "out" / "a.h5") as file:
+        assert list(file) == ["stack"]
+
+
+def test_matlab_files_become_tiff(tmp_path):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["stack"] = DATA
+    through(jobs_of(tmp_path / "a.mat", tmp_path / "out"))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a-std.tif", "a.tif"]

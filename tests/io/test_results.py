@@ -245,7 +245,7 @@ def test_a_writer_of_ones_own(cube, tmp_path, capsys):
 # -- nothing half-written -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["tif", "fits", "nii.gz", "dcm"])
+@pytest.mark.parametrize("kind", ["tif", "fits", "nii.gz", "dcm", "h5"])
 def test_a_writer_that_fails_leaves_nothing(kind, tmp_path, monkeypatch, capsys):
     """The disk is full when the file is finished: one line, and no file of any name."""
     source = tmp_path / f"a.{kind}"
@@ -257,6 +257,9 @@ def test_a_writer_that_fails_leaves_nothing(kind, tmp_path, monkeypatch, capsys)
     elif kind == "nii.gz":
         nib = pytest.importorskip("nibabel")
         nib.save(nib.Nifti1Image(pixels[..., None], np.eye(4)), source)
+    elif kind == "h5":
+        with pytest.importorskip("h5py").File(source, "w") as file:
+            file["stack"] = pixels
     else:
         pytest.importorskip("pydicom")
         from tests.io.test_medical import scan

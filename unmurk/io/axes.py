@@ -189,7 +189,7 @@ class AxisMap:
         self.file, self.axes, self.sizes = file, axes, sizes
         length = dict(zip(axes, sizes, strict=True))
         self._deep = "C" if "C" in axes else "S" if "S" in axes else ""
-        both = self._deep == "C" and length.get("S", 1) > 1
+        both = self._both = self._deep == "C" and length.get("S", 1) > 1
         if both and not select.channels and length["C"] == 1:
             select = replace(select, channels=("0",))
         if both and len(select.channels) != 1:
@@ -217,9 +217,7 @@ class AxisMap:
 
     def index(self, image: int) -> tuple[int | slice, ...]:
         """Return the index of the array that holds one image, and little else."""
-        found: list[int | slice] = [slice(None)] * len(self.axes)
-        for axis, place in zip(self._numbered, np.unravel_index(image, self.counts), strict=True):
-            found[axis] = int(place)
+        found = list(self.index_of(image, self.counts))
         if self._deep:
             low, high = min(self.channels), max(self.channels)
             found[self.axes.index(self._deep)] = slice(low, high + 1)
@@ -235,6 +233,46 @@ class AxisMap:
         others = [a for a in ("C", "S") if a in letters]
         order = [letters.index(a) for a in ("Y", "X", *others)]
         return np.ascontiguousarray(found.transpose(order).reshape(self.shape))
+
+    def index_of(self, image: int, counts: Sequence[int]) -> tuple[int | slice, ...]:
+        """Return the index of one image, with all channels, in an array of other images.
+
+        Args:
+            image: The number of the image.
+            counts: Lengths of the axes that number the images, the slowest first.
+        """
+        found: list[int | slice] = [slice(None)] * len(self.axes)
+        for axis, place in zip(self._numbered, np.unravel_index(image, counts), strict=True):
+            found[axis] = int(place)
+        return tuple(found)
+
+    def sizes_for(self, shape: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
+        """Return the lengths of the axes of an array of other images.
+
+        Args:
+            shape: Height, width and channels of the images.
+            counts: Lengths of the axes that number them, the slowest first.
+
+        >>> AxisMap(Path("a.npy"), "XTY", (2, 3, 4)).sizes_for((8, 4, 1), (6,))
+        (4, 6, 8)
+        """
+        height, width, channels = shape
+        held = {"Y": height, "X": width, "S" if self._both else self._deep: channels}
+        numbered = dict(zip(self._numbered, counts, strict=True))
+        return tuple(numbered.get(i, held.get(a, 1)) for i, a in enumerate(self.axes))
+
+    def back(self, pixels: np.ndarray) -> np.ndarray:
+        """Return an image (H, W, C) in the order of the axes of the array that hold an image.
+
+        It is the inverse of `arrange` for images of any size, and for all of their channels.
+
+        >>> AxisMap(Path("a.npy"), "CXY", (2, 3, 4)).back(np.zeros((8, 6, 2))).shape
+        (2, 6, 8)
+        """
+        sizes = dict(zip(self.axes, self.sizes_for(pixels.shape, self.counts), strict=True))
+        letters = ["Y", "X", *(a for a in ("C", "S") if a in self._order)]
+        spread = pixels.reshape([sizes[a] for a in letters])
+        return spread.transpose([letters.index(a) for a in self._order])
 
     def image(self, array: Any, image: int) -> np.ndarray:
         """Read one image (H, W, C) of an array, or of what is indexed like one."""

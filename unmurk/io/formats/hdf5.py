@@ -26,11 +26,20 @@ from ..layouts import layout_of
 from ..limits import check_file, check_numbers, check_pixels, reading
 from .metadata import collect, micrometers
 from .optional import library
-from .registry import Pages, register, split_member
+from .registry import HDF5, Pages, split_member
 
-__all__ = ["SUFFIXES", "Dataset", "Kspace", "complex_of", "has_dataset", "is_hdf5", "open_dataset"]
+__all__ = [
+    "SUFFIXES",
+    "Dataset",
+    "Kspace",
+    "check_storage",
+    "complex_of",
+    "has_dataset",
+    "is_hdf5",
+    "open_dataset",
+]
 
-SUFFIXES = (".h5", ".hdf5", ".nxs", ".mat")
+SUFFIXES = (*HDF5, ".mat")
 VISITED = 10_000  # objects of a file that are looked at
 LISTED = 12  # data sets that a message lists
 DEPTH = 32  # links of a name
@@ -82,7 +91,7 @@ def open_dataset(path: str | Path, member: str = "", kind: str = "image") -> Ite
     with reading(file), _opened(h5py, file) as opened:
         found = _Finder(h5py, file, opened)
         dataset = found.named(named or member) if named or member else found.only(kind)
-        _check_storage(file, dataset)
+        check_storage(file, dataset)
         yield dataset
 
 
@@ -235,7 +244,7 @@ def complex_of(dtype: np.dtype) -> tuple[str, str] | None:
     return next((pair for pair in PAIRS if tuple(names) == pair), None)
 
 
-def _check_storage(file: Path, dataset: Any) -> None:
+def check_storage(file: Path, dataset: Any) -> None:
     """Check where a data set lies, and its size against the bytes that are stored."""
     shape = dataset.shape
     if shape is None or not len(shape) or min(shape) < 1:
@@ -297,13 +306,16 @@ def _check_chunks(file: Path, dataset: Any, index: tuple[Any, ...]) -> None:
             )
 
 
-@register("HDF5", SUFFIXES, selects=True)
 class Dataset(Pages):
     """The images of a data set in an HDF5 file.
 
     Args:
         file: The file.
         select: The data set, its axes, and the channels to read.
+
+    Attributes:
+        dataset: The `h5py.Dataset`.
+        map: Where its images lie.
 
     Raises:
         InputError: See `open_dataset`; or the numbers are complex, the axes leave open which of
@@ -320,7 +332,7 @@ class Dataset(Pages):
     def __init__(self, file: Path, select: Selection) -> None:
         self.file = file
         self._open = open_dataset(file, select.member)
-        dataset = self._dataset = self._open.__enter__()
+        dataset = self.dataset = self._open.__enter__()
         try:
             if dataset.dtype.kind not in "buif":
                 what = "complex numbers, which are no image: use the operator mri:file"
@@ -328,8 +340,8 @@ class Dataset(Pages):
                 raise InputError(f"cannot read {file}: {dataset.name} holds {what}")
             self._bool = dataset.dtype.kind == "b"
             self.axes = _axes(file, dataset, select)
-            self._map = AxisMap(file, self.axes, dataset.shape, select)
-            self.shape, self.lead = self._map.shape, self._map.counts
+            self.map = AxisMap(file, self.axes, dataset.shape, select)
+            self.shape, self.lead = self.map.shape, self.map.counts
             check_pixels(file, *self.shape)
             check_numbers(file, int(np.prod(self.shape)), dataset.dtype.itemsize)
             self.dtype = "uint8" if self._bool else dataset.dtype.name
@@ -339,13 +351,13 @@ class Dataset(Pages):
             raise
 
     def __len__(self) -> int:
-        return len(self._map)
+        return len(self.map)
 
     def read(self, page: int) -> np.ndarray:
         """See `Pages`."""
         with reading(self.file):
-            found = _read(self.file, self._dataset, self._map.index(page))
-        pixels = self._map.arrange(found)
+            found = _read(self.file, self.dataset, self.map.index(page))
+        pixels = self.map.arrange(found)
         if self._bool:
             return pixels.astype(np.uint8) * np.uint8(255)
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)

@@ -19,7 +19,7 @@ from ...errors import InputError
 from ..axes import ALL, Selection, by_scene
 from ..limits import check_file, check_pixels, reading
 from ..scale import finite
-from . import dicom, fits, hdf5, microscopy, nifti, raster, tiff
+from . import dicom, fits, hdf5_writer, microscopy, nifti, raster, tiff
 from .raster import encode_picture
 from .registry import (
     ENDINGS,
@@ -59,7 +59,7 @@ Nan = Literal["refuse", "mask"]
 
 OWN = (raster.Picture, tiff.Stack)  # readers that check sizes and shapes themselves
 FOREIGN = (fits.Fits, nifti.Nifti, dicom.Dicom)  # readers whose libraries are extras
-OPTIONAL = (hdf5.Dataset, microscopy.Nd2)  # modules of readers that are registered on import
+OPTIONAL = (hdf5_writer, microscopy)  # imported because they register readers
 
 
 @contextmanager

@@ -61,7 +61,8 @@ __all__ = [
     "without_suffix",
 ]
 
-MEMBERS = (".h5", ".hdf5", ".nxs", ".mat", ".czi", ".lif", ".zarr")
+HDF5 = (".h5", ".hdf5", ".nxs")
+MEMBERS = (*HDF5, ".mat", ".czi", ".lif", ".zarr")
 """Suffixes of files that hold several arrays or images, one of which is named as FILE:NAME."""
 
 FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".fits.fz", ".fz")
@@ -71,7 +72,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 ENDINGS = (*PICTURES, ".nd2", *MEMBERS, *FITS, *NIFTI, *DICOM)
 """Suffixes of the formats that unmurk itself reads."""
 
-WRITTEN = (".png", ".tif", ".tiff", *FITS, *NIFTI, *DICOM)
+WRITTEN = (".png", ".tif", ".tiff", *FITS, *NIFTI, *DICOM, *HDF5)
 """Suffixes of the formats that unmurk itself writes."""
 
 MAGIC = (128, b"DICM")  # where a DICOM file says what it is; its name often has no suffix
@@ -173,7 +174,8 @@ class Writer(Protocol):
 
     A writer of a format with `Reader.scenes` also takes `repeats`: each image that it gets then
     stands for so many images of the source in a row, the repeated captures of a scene. The axes
-    are those of the source, shortened by `scaled.scenes_along`.
+    are those of the source, shortened by `scaled.scenes_along`. A writer of a format with
+    `Reader.selects` also takes `select`, the axes and channels of the source that were read.
 
     The writer copies the metadata of the source that still hold. Height and width may differ from
     those of the source (super-resolution): the writer then scales what depends on the size of a

@@ -125,9 +125,10 @@ def writer_for(
         raise InputError(
             f"{out}: results of {reader.name} files are written as {names}: give such a name"
         )
-    if repeats == 1:
-        return reader.writer(out, file, history, floats)
-    return reader.writer(out, file, history, floats, repeats)
+    more: dict[str, Any] = {"repeats": repeats} if repeats > 1 else {}
+    if reader.selects:
+        more["select"] = select
+    return reader.writer(out, file, history, floats, **more)
 
 
 class TiffWriter:
