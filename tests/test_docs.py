@@ -130,10 +130,22 @@ def links(page):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
     for link in links(page):
-        target = link.split("#")[0]
-        if not target or re.match(r"[a-z]+:", target):
+        target, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", target):
             continue
-        assert (page.parent / target).exists(), link
+        file = page.parent / target if target else page
+        assert file.exists(), link
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file.read_text()), link
+
+
+def anchors(text):
+    """The anchors of the headings of a page, as MyST and GitHub make them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain} | set(
+        re.findall(r"^\(([\w-]+)\)=$", text, re.M)
+    )
 
 
 def test_pages_that_the_code_names_exist():

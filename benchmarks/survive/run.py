@@ -169,7 +169,7 @@ def measure(options: Options) -> Row:
     return SUITE.store(options, {"steps": options.steps}, rows=rows)
 
 
-SUITE = Suite("survive", lambda result: {"table": tabulate(result["rows"])})
+SUITE = Suite("survive", lambda result: {"table": tabulate(result["rows"])}, "survival")
 
 
 def main() -> int:

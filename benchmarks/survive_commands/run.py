@@ -156,7 +156,9 @@ def measure(options: Options) -> Row:
     return result
 
 
-SUITE = Suite("survive_commands", lambda result: {"table": tabulate(result["rows"])})
+SUITE = Suite(
+    "survive_commands", lambda result: {"table": tabulate(result["rows"])}, "survival_commands"
+)
 
 if __name__ == "__main__":
     sys.exit(SUITE.main(Options, measure))

@@ -13,6 +13,7 @@ SUITES = sorted(path.parent.name for path in (common.ROOT / "benchmarks").glob("
 PUBLISHED = [
     *("ablation", "certify", "choice", "exact", "learn", "noise_estimation", "overhead"),
     *("captures", "generic", "solve", "speed", "streaming", "verdict"),
+    *("survive", "survive_commands"),
 ]
 
 
