@@ -276,6 +276,28 @@ def test_doctests(tmp_path, monkeypatch):
     assert runner.summarize(verbose=False).failed == 0
 
 
+WITHOUT_EXAMPLE = {
+    "download",  # fetches weights
+    "inception_features",
+    "lpips",
+    *("Czi", "Lif", "Nd2", "OmeZarr"),  # need a file of a microscope
+}
+
+
+def test_every_public_object_of_the_library_has_an_example():
+    missing = set()
+    for found in pkgutil.walk_packages(unmurk.__path__, "unmurk."):
+        if found.name.startswith("unmurk.cli") or found.name.endswith("__main__"):
+            continue
+        module = importlib.import_module(found.name)
+        for public in getattr(module, "__all__", ()):
+            thing = getattr(module, public)
+            own = getattr(thing, "__module__", "") == found.name
+            if own and callable(thing) and ">>>" not in (thing.__doc__ or ""):
+                missing.add(public)
+    assert missing == WITHOUT_EXAMPLE
+
+
 def test_pages_that_fetch_are_noticed(monkeypatch):
     """The builds of the site, whose warnings are errors, call this for every page."""
     monkeypatch.syspath_prepend(DOCS / "_ext")

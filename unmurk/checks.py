@@ -16,7 +16,7 @@ not finite, or if all three of these hold:
    So a hot pixel, or measurements that are bright throughout, are accepted.
 3. The prior does not support it: for :math:`x_s = x + s n`,
 
-   .. math:: \max |x_s - D(x_s, s)| > \text{PULL}\, s.
+   .. math:: \max |x_s - D(x_s, s)| > \text{MOST\_CORRECTION}\, s.
 
 The third test makes no assumption on the prior. For an x drawn from it, :math:`x_s - D(x_s, s) =
 s\,\mathbb{E}[n \mid x_s]`, and by Jensen's inequality no moment of that exceeds that of :math:`s
@@ -42,7 +42,7 @@ __all__ = ["far_outside", "require_finite_draws", "require_plausible", "require_
 
 BEYOND = 1.5
 SLACK = 3.0
-PULL = 6.0
+MOST_CORRECTION = 6.0
 LEVEL = 0.5  # s, about the spread of the pixels of images in [0, 1], where D acts most strongly
 MISFIT = 100.0  # chi-square per value above which an image does not fit y at all
 
@@ -223,7 +223,7 @@ def far_outside(
     supported = _deviation(_supported(y, problem, x))
     outside = outside & (deviation > SLACK * (0.5 + supported))
     if denoise is not None and bool(outside.any()):
-        outside = outside & ~(_correction(x, denoise, min(LEVEL, sigma_max)) <= PULL)
+        outside = outside & ~(_correction(x, denoise, min(LEVEL, sigma_max)) <= MOST_CORRECTION)
     return outside
 
 

@@ -33,7 +33,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_WHOLE: set[CodeType] = set()
+_UNINTERRUPTED: set[CodeType] = set()
 
 
 class _Noted(threading.local):
@@ -59,7 +59,7 @@ def uninterrupted(function: F) -> F:
     >>> both()
     'made and noted'
     """
-    _WHOLE.add(cast(FunctionType, function).__code__)
+    _UNINTERRUPTED.add(cast(FunctionType, function).__code__)
     return function
 
 
@@ -72,11 +72,19 @@ def is_uninterrupted(code: CodeType) -> bool:
     >>> is_uninterrupted(marked.__code__), is_uninterrupted(other.__code__)
     (True, False)
     """
-    return code in _WHOLE
+    return code in _UNINTERRUPTED
 
 
 def deliver_interrupt() -> NoReturn:
-    """Raise KeyboardInterrupt for a signal, and remember it until `forget_interrupt`."""
+    """Raise KeyboardInterrupt for a signal, and remember it until `forget_interrupt`.
+
+    >>> try:
+    ...     deliver_interrupt()
+    ... except KeyboardInterrupt:
+    ...     print("interrupted")
+    interrupted
+    >>> forget_interrupt()
+    """
     _NOTED.delivered = True
     raise KeyboardInterrupt
 

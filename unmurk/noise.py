@@ -61,7 +61,7 @@ __all__ = [
 
 NODES, STRIDE = 80, 4  # s / h < 8, so that the window reaches 10 s to each side
 HALVINGS = 60  # of the interval that contains the maximum
-WHOLE = 1e-2  # rounding error of counts in single precision
+ROUNDING = 1e-2  # rounding error of counts in single precision
 
 SIGMA = Real(1e-6, 10, zero=True)
 """Bounds of a standard deviation in units of the image range; at 10 no image is visible."""
@@ -273,7 +273,7 @@ class PoissonGaussian:
         counts = (y.double() - self.offset) / self.gain
         near = counts.round()
         more = (self.sigma / self.gain) ** 2
-        if self.sigma > 0 or (counts - near).abs().max() > WHOLE:
+        if self.sigma > 0 or (counts - near).abs().max() > ROUNDING:
             more += 1 / 12
             near = (counts + more).round()
         near = near.clamp_min(0)

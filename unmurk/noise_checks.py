@@ -139,7 +139,7 @@ def check_noise(y: Tensor, observed: Tensor | None = None) -> list[Finding]:
     ['correlated']
     """
     measured = y.isfinite() if observed is None else observed.to(y.device).bool() & y.isfinite()
-    y, measured = _some(y, measured)
+    y, measured = _sampled(y, measured)
     y, measured = torch.where(measured, y, 0).double().cpu(), measured.cpu()
     if not bool(measured.any()):
         return []
@@ -205,7 +205,7 @@ def check_residual(
 # -- patches --------------------------------------------------------------------------------------
 
 
-def _some(y: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
+def _sampled(y: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
     """Return about `MOST` patches of images: evenly chosen images, or tiles of the first one."""
     most = MOST * SIDE**2 // max(1, math.prod(y.shape[1:]))
     if most or min(y.shape[2:]) < SIDE:

@@ -67,6 +67,10 @@ def working(label: str, shown: bool = True) -> Iterator[None]:
     Args:
         label: Its name, one word.
         shown: False shows nothing, as in all processes of a job but one.
+
+    >>> with working("restore", shown=False):
+    ...     sum(each([1, 2, 3]))
+    6
     """
     if not shown:
         yield
@@ -122,7 +126,11 @@ class Parts:
 
 
 def each(items: Sequence[Item]) -> Iterator[Item]:
-    """Iterate over items, each of which is an equal part of the work."""
+    """Iterate over items, each of which is an equal part of the work.
+
+    >>> list(each("ab"))
+    ['a', 'b']
+    """
     with Parts() as parts:
         for done, item in enumerate(items):
             parts.advance(done, len(items))

@@ -62,7 +62,7 @@ NUCLEI = {"noise": 0.2, "crop": 32, "kimg": 6.0}  # of the second run
 SOLVED = 64  # held-out digits for each task: the solver runs the network 100 times
 SHOWN, NEW = 8, 32  # pictures in the report: of each task, and from the prior
 WIDE = {"digits": 12, "nuclei": 5}  # images in a line of the first picture
-SEEN = ("noisy", "non-local means", "restored", "truth")  # pictures on the scale of the images
+ON_IMAGE_SCALE = ("noisy", "non-local means", "restored", "truth")  # pictures in [0, 1]
 COLUMNS = ("images", "PSNR (dB)", "SSIM", "spread", "error")
 
 
@@ -137,7 +137,7 @@ def run(
     if verdict is not None:
         sections.append(Judgement("Can the digits be trusted?", verdict))
     sections += [
-        Table("How close the restored images are", COLUMNS, [*_rows(result)], caption=CAPTION),
+        Table("How close the restored images are", COLUMNS, [*_cells(result)], caption=CAPTION),
         *_restored("digits", pictures),
     ]
     if nuclei > 0:
@@ -200,13 +200,13 @@ def table(result: dict[str, Any]) -> "Lines":
     lines = Lines(*COLUMNS)
     for column in lines.columns[1:]:
         column.justify = "right"
-    for name, psnr, ssim, *rest in _rows(result):
+    for name, psnr, ssim, *rest in _cells(result):
         others = ("" if value is None else f"{value:.4f}" for value in rest)
         lines.add_row(name, f"{psnr:.2f}", f"{ssim:.3f}", *others)
     return lines
 
 
-def _rows(result: dict[str, Any]) -> Iterator[list[Any]]:
+def _cells(result: dict[str, Any]) -> Iterator[list[Any]]:
     def row(name: str, scores: dict[str, Any]) -> list[Any]:
         return [name, *(scores.get(key) for key in ("psnr", "ssim", "spread", "rmse"))]
 
@@ -324,8 +324,8 @@ def _restored(
     what: str, pictures: dict[str, Tensor], tile: int = 84, count: int = SHOWN
 ) -> list[Section]:
     """Return a grid of restored images, and one of their deviations and what was removed."""
-    images = {k: x for k, x in pictures.items() if k in SEEN}
-    maps = {k: x for k, x in pictures.items() if k not in SEEN}
+    images = {k: x for k, x in pictures.items() if k in ON_IMAGE_SCALE}
+    maps = {k: x for k, x in pictures.items() if k not in ON_IMAGE_SCALE}
     most = 3 * float(pictures["the noise that was there"].std())
     around = {
         name: Column(name, (-most, most), "RdBu_r")

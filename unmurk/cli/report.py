@@ -336,7 +336,7 @@ def _show(
         low, high = limits or _extremes([v])
         source = _png((v - low) / ((high - low) or 1.0), column.color)
         size = {"width": v.shape[2], "height": v.shape[1]}
-        return {"source": source, **size, "alt": f"{column.label}: {_seen(v)}".lstrip(": ")}
+        return {"source": source, **size, "alt": f"{column.label}: {_described(v)}".lstrip(": ")}
 
     cells = [None if v is None else shown(v) for v in values]
     if limits is None or (column.range == "unit" and not column.color):
@@ -345,7 +345,7 @@ def _show(
     return cells, {"source": ramp, "low": figure_text(limits[0]), "high": figure_text(limits[1])}
 
 
-def _seen(image: Tensor) -> str:
+def _described(image: Tensor) -> str:
     """Describe an image (C, H, W) for a reader who does not see it."""
     low, high = (figure_text(end) for end in _extremes([image]))
     mean, spread = (figure_text(float(v)) for v in (image.mean(), image.std(correction=0)))

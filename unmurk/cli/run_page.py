@@ -54,7 +54,9 @@ WAITING = (
     "new images and curves. To stop early, press Ctrl-C in the terminal, or Stop in the app: what "
     "was learned stays and restores images as it is, and the run can go on later."
 )
-GAP = 5.0  # a figure is absent where its points are further apart than so many usual distances
+LONGEST_STEP = (
+    5.0  # a figure is absent where its points are further apart than so many usual distances
+)
 LARGE = 1e30  # largest figure on a chart
 MOST_KIMG, MOST_SECONDS = 1e9, 1e11
 MOST_KEYS = 200  # figures of a line, each of which is a chart
@@ -288,7 +290,7 @@ def _parted(points: list[tuple[float, float]]) -> tuple[list[float], list[float]
     usual = steps[len(steps) // 2] if steps else 0.0
     xs, ys = [], []
     for i, (x, y) in enumerate(points):
-        if i and x - points[i - 1][0] > GAP * usual:
+        if i and x - points[i - 1][0] > LONGEST_STEP * usual:
             xs.append((x + points[i - 1][0]) / 2)
             ys.append(math.nan)
         xs.append(x)

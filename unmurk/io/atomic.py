@@ -149,7 +149,7 @@ def same_file(fd: int, path: Path) -> bool:
     return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
 
-_begun: set[Path] = set()  # partial files of this process that have no name yet
+_partial_files: set[Path] = set()  # partial files of this process that have no name yet
 
 
 @uninterrupted
@@ -169,11 +169,11 @@ def forsake(out: Path) -> None:
     >>> part.file.close()
     """
     out = Path(os.path.abspath(out))
-    for path in list(_begun):
+    for path in list(_partial_files):
         place = Path(os.path.abspath(path))
         if place.parent == out.parent or place.is_relative_to(out):
             path.unlink(missing_ok=True)
-            _begun.discard(path)
+            _partial_files.discard(path)
 
 
 class Partial:
@@ -206,13 +206,13 @@ class Partial:
             watcher.before(self.out, False)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            _begun.add(self.path)
+            _partial_files.add(self.path)
             self.file: io.BufferedRandom = _open(self.path, self.out)
         except OSError as error:
-            _begun.discard(self.path)
+            _partial_files.discard(self.path)
             raise unwritable(self.out, error) from error
         except BaseException:  # it is the file of another process
-            _begun.discard(self.path)
+            _partial_files.discard(self.path)
             raise
 
     def reserve(self, size: int) -> None:
@@ -251,7 +251,7 @@ class Partial:
                 watcher.before(self.out, True)
             new = not os.path.lexists(self.out)
             os.replace(self.path, self.out)
-            _begun.discard(self.path)
+            _partial_files.discard(self.path)
         except OSError as error:
             raise unwritable(self.out, error) from error
         for watcher in _watchers:
@@ -265,7 +265,7 @@ class Partial:
             return
         if same_file(self.file.fileno(), self.path):
             self.path.unlink(missing_ok=True)
-        _begun.discard(self.path)
+        _partial_files.discard(self.path)
         with contextlib.suppress(OSError):  # what is still in the buffer may not fit on the disk
             self.file.close()
 

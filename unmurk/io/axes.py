@@ -366,7 +366,7 @@ def in_order(file: Path, array: np.ndarray, axes: str, select: Selection) -> np.
     deep = [axes.index(a) for a in ("C", "S") if a in axes]
     view = array.transpose([*numbered, *deep, axes.index("Y"), axes.index("X")])
     if deep:
-        view = _some(view, len(numbered), images.channels)
+        view = _chosen_channels(view, len(numbered), images.channels)
     height, width, channels = images.shape
     if both:
         view = view.squeeze(len(numbered))
@@ -377,7 +377,7 @@ def in_order(file: Path, array: np.ndarray, axes: str, select: Selection) -> np.
     return view.reshape(shape)
 
 
-def _some(view: np.ndarray, axis: int, wanted: list[int]) -> np.ndarray:
+def _chosen_channels(view: np.ndarray, axis: int, wanted: list[int]) -> np.ndarray:
     """Return some entries of an axis, as a view if they are neighbors."""
     low, high = min(wanted), max(wanted)
     if wanted == list(range(low, high + 1)):

@@ -52,6 +52,9 @@ class Frames:
         sensitivity: Sensitivity g, (C, H, W) with the mean 1, or None; 1 where it is hidden.
         hidden: Pixels that are hidden, (H, W) bool, or None.
         digests: SHA-256 of the files "dark" and "flat", for the run folder.
+
+    >>> bool(Frames()), bool(Frames(dark=torch.zeros(1, 8, 8)))
+    (False, True)
     """
 
     dark: Tensor | None = None

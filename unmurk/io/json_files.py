@@ -139,7 +139,7 @@ def _parsed(text: str, where: str, constant: Any) -> Any:
     if _depth(text) > DEPTH:
         raise InputError(f"cannot read {where}: its values are nested more than {DEPTH} deep")
     try:
-        value = json.loads(text, parse_int=_whole, parse_constant=constant)
+        value = json.loads(text, parse_int=_integer, parse_constant=constant)
         if SURROGATE.search(text):  # half a character, which cannot be written to a page
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -156,7 +156,7 @@ def _depth(text: str) -> int:
     return most
 
 
-def _whole(digits: str) -> int:
+def _integer(digits: str) -> int:
     if len(digits) > DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)

@@ -74,13 +74,13 @@ class Ledger:
     def __init__(self, path: Path, settings: dict[str, Any] | None = None) -> None:
         self.path, self.settings = path, settings
         self.by = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        self._begun: dict[str, str] = {}  # a file's name -> the settings of the last who made it
+        self._started: dict[str, str] = {}  # a file's name -> the settings of the last who made it
         self._made: dict[str, dict[str, Any]] = {}  # a file's name -> the entry of its result
         self._done: dict[Key, dict[str, Any]] = {}
         self.found = path.exists()
         for entry in self._read():
             if "begun" in entry:
-                self._begun |= dict.fromkeys(entry["begun"], entry["by"])
+                self._started |= dict.fromkeys(entry["begun"], entry["by"])
                 for name in entry["begun"]:
                     self._made.pop(name, None)
             else:
@@ -145,14 +145,14 @@ class Ledger:
             path = self.path.parent / name
             if not os.path.lexists(path):
                 continue
-            if path.is_symlink() or name not in self._begun:
+            if path.is_symlink() or name not in self._started:
                 raise InputError(
                     f"{path} exists, and is no result of this command: give another "
                     "--out, or remove it"
                 )
             entry = self._made.get(name)
             other = None if entry is None else self._other(entry)
-            if self.settings is not None and (other or self._begun[name] != self.by):
+            if self.settings is not None and (other or self._started[name] != self.by):
                 raise InputError(
                     f"{path} was made with another {other or 'setting'}: give another --out, or "
                     "the same options to go on"
@@ -165,10 +165,10 @@ class Ledger:
     def begin(self, names: list[str]) -> None:
         """Log that files are about to get their names. Raises InputError as `check` does."""
         self.check(names)
-        if any(self._begun.get(name) != self.by or name in self._made for name in names):
+        if any(self._started.get(name) != self.by or name in self._made for name in names):
             self._append({"begun": names, "by": self.by})
             for name in names:
-                self._begun[name] = self.by
+                self._started[name] = self.by
                 self._made.pop(name, None)
 
     def end(self, key: Key, names: list[str]) -> None:

@@ -98,7 +98,7 @@ def locked(path: Path, job: Any = None) -> Iterator[None]:
     taken: list[tuple[int, Path]] = []
     try:
         for file in files:
-            fd = _take(file, path, token, shared=size > 1 and file is files[0])
+            fd = _acquire(file, path, token, shared=size > 1 and file is files[0])
             if fd is not None:
                 taken.append((fd, file))
         _held[key] = 1
@@ -145,7 +145,7 @@ def _token(job: Any, size: int) -> str:
     return hashlib.sha256(json.dumps([job, size, launch], default=str).encode()).hexdigest()
 
 
-def _take(file: Path, path: Path, token: str, shared: bool) -> int | None:
+def _acquire(file: Path, path: Path, token: str, shared: bool) -> int | None:
     """Open and lock the lock file; return None if the file system has no locks."""
     patience = time.monotonic() + PATIENCE
     while True:

@@ -44,6 +44,9 @@ class Output:
 
     Attributes:
         ledger: The log of this command's results; None: no file is one, unless `owner`.
+
+    >>> Output(Path("restored")).folder, Output(Path("restored.tif")).folder
+    (True, False)
     """
 
     def __init__(self, path: Path, folder: bool | None = None, owner: bool = False) -> None:

@@ -141,6 +141,16 @@ class Solver:
     Raises:
         InputError: An option is out of its bounds; or a subclass that declares options is no
             dataclass.
+
+    >>> class Denoise(Solver):
+    ...     def step(self, state):
+    ...         state.denoised = state.denoise(state.x_t, state.sigma)
+    ...         state.x = state.x_t = state.denoised
+    >>> from unmurk import Prior, Problem
+    >>> prior, problem = Prior.create("tiny", (1, 8, 8)), Problem("identity", 0.1)
+    >>> solver = Denoise(levels=(0.5, 0.2, 0.1))
+    >>> [state.sigma for state in solver.iterate(torch.rand(2, 1, 8, 8), problem, prior)]
+    [0.5, 0.2, 0.1]
     """
 
     name: ClassVar[str] = ""

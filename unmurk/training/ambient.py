@@ -53,7 +53,7 @@ from .schedule import LRPhase
 
 __all__ = ["Ambient", "MaskedDenoiser", "masked_matching"]
 
-WHOLE = 0.5  # fraction of the prior's training after which whole images join
+LATE = 0.5  # fraction of the prior's training after which whole images join
 
 
 class MaskedDenoiser:
@@ -226,7 +226,7 @@ class Ambient(PriorFirst):
             x = self.masked_teacher.denoise(y, level, observed)
         shown = observed * self.further_mask(observed, generator)
         coin = uniform((len(y),), generator)
-        full = (coin < 0.5) & (part >= WHOLE)
+        full = (coin < 0.5) & (part >= LATE)
         network = self.masked_network
         loss = masked_matching(network, y, x, sigma_y, sigma, observed, shown, full, generator)
         return {"prior": loss}

@@ -51,7 +51,7 @@ def check_chain(file: Path, tiff: Any) -> None:
                 f" {observed[offset]} again"
             )
         observed[offset] = len(observed)
-        taken += least + len(tags) - tiff.tiff.tagsize + least * _further(tiff, tags)
+        taken += least + len(tags) - tiff.tiff.tagsize + least * _following(tiff, tags)
         if not tags:
             raise InputError(f"cannot read {file}: page {observed[offset]} has no tags")
         if taken > room:
@@ -78,7 +78,7 @@ def _number(form: str, data: bytes) -> int:
     return int(struct.unpack(form, data)[0]) if len(data) == struct.calcsize(form) else 0
 
 
-def _further(tiff: Any, tags: bytes) -> int:
+def _following(tiff: Any, tags: bytes) -> int:
     """Count the directories that a page refers to."""
     size, order = tiff.tiff.tagsize, tiff.tiff.byteorder
     form = f"{order}HH{'Q' if size == 20 else 'I'}"

@@ -190,7 +190,11 @@ def _unit(cards: dict[str, str], start: int, data: int, end: int) -> Hdu:
 
 @dataclass(frozen=True)
 class HduSelection:
-    """What a selection says: an extension by name and version or by number; bad pixels."""
+    """What a selection says: an extension by name and version or by number; bad pixels.
+
+    >>> HduSelection.parse(Path("a.fits"), "SCI,dq=DQ,bits=3")
+    HduSelection(name='SCI', version=None, dq='DQ', bits=3)
+    """
 
     name: str = ""
     version: int | None = None

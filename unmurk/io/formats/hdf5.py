@@ -245,7 +245,19 @@ def complex_of(dtype: np.dtype) -> tuple[str, str] | None:
 
 
 def check_storage(file: Path, dataset: Any) -> None:
-    """Check where a data set lies, and its size against the bytes that are stored."""
+    """Check where a data set lies, and its size against the bytes that are stored.
+
+    Raises:
+        InputError: It has no numbers, lies in other files, or declares more than it holds.
+
+    >>> import h5py
+    >>> with h5py.File("none.h5", "w") as file:
+    ...     file["images"] = np.zeros((0, 8, 8))
+    ...     check_storage(Path("none.h5"), file["images"])
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: cannot read none.h5: /images holds no array
+    """
     shape = dataset.shape
     if shape is None or not len(shape) or min(shape) < 1:
         raise InputError(f"cannot read {file}: {dataset.name} holds no array")

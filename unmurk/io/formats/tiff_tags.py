@@ -24,7 +24,7 @@ TYPE = re.compile(rb'(<Pixels\b[^>]*?\bType=")[^"]*(")')
 BITS = re.compile(rb'\s+SignificantBits="[^"]*"')
 SHOWN = re.compile(rb"(?m)^(?:min|max)=[^\n]*\n?")  # limits of ImageJ's display
 ORIENTATION = 274
-TURNS = {  # orientation -> flips of rows and columns, after a transposition from 5 on
+FLIPS = {  # orientation -> flips of rows and columns, after a transposition from 5 on
     **{1: (False, False), 2: (False, True), 3: (True, True), 4: (True, False)},
     **{5: (False, False), 6: (False, True), 7: (True, True), 8: (True, False)},
 }
@@ -39,7 +39,7 @@ def turn_of(page: Any) -> int:
     6
     """
     tag = page.tags.get(ORIENTATION)
-    return int(tag.value) if tag is not None and tag.value in TURNS else 1
+    return int(tag.value) if tag is not None and tag.value in FLIPS else 1
 
 
 def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
     >>> turned(np.arange(6).reshape(2, 3, 1), 3)[..., 0].tolist()
     [[5, 4, 3], [2, 1, 0]]
     """
-    rows, columns = TURNS[turn]
+    rows, columns = FLIPS[turn]
     pixels = pixels.swapaxes(0, 1) if turn > 4 else pixels
     pixels = pixels[::-1] if rows else pixels
     return np.ascontiguousarray(pixels[:, ::-1] if columns else pixels)
