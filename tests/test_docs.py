@@ -139,6 +139,15 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(file.read_text()), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_prose_wraps_at_100_characters(page):
+    """Tables, code, formulas, HTML, pictures and what cannot be broken may be longer."""
+    text = re.sub(r"^(```|\$\$).*?\1$", "", page.read_text(), flags=re.M | re.S)
+    free = re.compile(r"\s*(\||<|\$\$|!\[|#)|\S+$")
+    long = [line for line in text.splitlines() if len(line) > 100 and not free.match(line)]
+    assert not long
+
+
 def anchors(text):
     """The anchors of the headings of a page, as MyST and GitHub make them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
