@@ -1,4 +1,4 @@
-"""The documentation: its snippets run, its commands parse, its links and names exist, it builds.
+"""The documentation: its snippets run, its commands parse, its links and names exist.
 
 A page is a script: its ```python blocks and notebook cells run one after the other, in a folder of
 their own. Hidden preparation stands in comments that begin with ``<!-- test``. Of the ```console
