@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from unmurk.errors import InputError
 from unmurk.evaluation.predictive import has_unbiased_psnr, measure, unbiased_psnr_of
 from unmurk.evaluation.reference import cosine_filter, non_local_means
 from unmurk.evaluation.verdict import LIMITS, Verdict, assess, examine, judge
+from unmurk.noise import Gaussian, PerChannel
 from unmurk.patches import cosines
 from unmurk.problem import Problem
 from unmurk.rng import generator, normal
@@ -231,3 +233,30 @@ def test_non_local_means_of_one_pixel_is_the_weighted_mean():
             total, weights = total + weight * y[0, :, row, column], weights + weight
     found = non_local_means(y, sigma)[0, :, 12, 11]
     assert torch.allclose(found, total / weights, atol=1e-12)
+
+
+# -- noise per channel, and the two ends of a figure ----------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_every_channel_is_held_against_its_own_noise(smooth, channels):
+    """True images under noise of 0.1 and 0.02 by turns pass; a wrong channel is named."""
+    x = smooth[: 4 * channels].view(4, channels, *smooth.shape[2:])
+    true = [(0.1, 0.02)[i % 2] for i in range(channels)]
+    y = Problem("identity", PerChannel(tuple(map(Gaussian, true)))).simulate(x)
+
+    def stated(noise):
+        return assess(y, x, Problem("identity", PerChannel(tuple(map(Gaussian, noise)))))
+
+    assert stated(true).trusted
+    wrong = stated([true[0], 0.04, *true[2:]])
+    figure = next(figure for figure in wrong.figures if figure.name == "noise")
+    assert figure.value == pytest.approx(0.5, rel=0.1)
+    assert figure.found.startswith("channel 1 has 0.5")
+    assert re.search(r"channel 1 has about 0.02\d* where 0.04 was stated", figure.advice)
+
+
+def test_a_figure_below_its_limit_means_the_opposite():
+    assert "too smooth" in judge({"values": 10_000, "detail": (0.4, 0.0)}).sentence
+    text = judge({"values": 10_000, "detail": (-0.4, 0.0)}).sentence
+    assert "too smooth" not in text and "have detail that was not measured (-0.40)" in text

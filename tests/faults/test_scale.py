@@ -1,6 +1,7 @@
 """The scale of intensities: by type, by bits or by a range that was given; never by extremes."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -497,3 +498,69 @@ def test_numbers_that_png_cannot_hold_stay_what_they_are(run, tmp_path):
     assert (
         np.abs(load_images(tmp_path / "a.png").images[0, 0].numpy() - x).max() <= 0.5 / 255 + 1e-6
     )
+
+
+def test_counts_on_a_dark_ground_are_no_images():
+    """The median is near black, and one number in two hundred is a star of 100 to 1000."""
+    draw = torch.Generator().manual_seed(0)
+    sky = 5 * torch.randn(1, 1, 100, 100, generator=draw)
+    sky.view(-1)[::200] += torch.linspace(100, 1000, 50)
+    with pytest.raises(InputError, match=r"median .* and numbers from -\d.* --range -\d+ \d+$"):
+        check_units("sky.fits", sky, 5.0)
+    check_units("sky.fits", sky / 1000, 0.005)
+
+
+def test_a_run_keeps_its_noise_in_gray_levels_where_another_range_is_given(tmp_path, capsys):
+    """200 of 4095 gray levels are 200 of 65535, whatever the form of the noise."""
+    from unmurk.cli.commands.restoring import trained_problem
+
+    Posterior.create("tiny", (1, 8, 8), 0.1).save(tmp_path / "posterior")
+    config = {"range": [0, 4095], "file_type": "uint16"}
+    for noise, expected in (
+        (200 / 4095, 200 / 65535),
+        (
+            "poisson-gaussian,gain=0.01,sigma=0.02",
+            "poisson-gaussian,gain=0.000624857,sigma=0.00125",
+        ),
+    ):
+        problem = Problem("identity", noise)
+        (tmp_path / "config.json").write_text(json.dumps(config | {"problem": problem.to_dict()}))
+        for dtype, span, wanted in (
+            ("uint16", (0, 65535), expected),
+            ("uint16", (0, 4095), noise),
+            ("float32", (0, 1), noise),  # no gray levels of that camera
+        ):
+            found = trained_problem(
+                str(tmp_path), None, None, None, partial(Scale.of, dtype, span), ranged=True
+            )
+            assert found.level == pytest.approx(Problem("identity", wanted).level, rel=1e-3)
+            said = capsys.readouterr().err
+            assert ("learned with --range 0 4095" in said) == (wanted is expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor"), [("float32", 1.0), ("uint8", 255 / 4095), ("uint16", 1.0)]
+)
+def test_clean_images_have_the_unit_of_the_measurements(kind, factor, tmp_path):
+    """The same number means the same light, in floats too; other units are refused."""
+    draw = np.random.default_rng(0)
+    clean = draw.uniform(400, 2000, (4, 16, 16))
+    for i, x in enumerate(clean):
+        name = f"{i}.tif"
+        (tmp_path / "y").mkdir(exist_ok=True)
+        (tmp_path / "x").mkdir(exist_ok=True)
+        noisy = (x + 200 * draw.standard_normal(x.shape)).clip(0, 4095).astype("uint16")
+        tifffile.imwrite(tmp_path / "y" / name, noisy)
+        tifffile.imwrite(tmp_path / "x" / name, (x * factor).astype(kind))
+
+    def run(out):
+        options = {"kimg": 0.01, "batch": 4, "quiet": True, "clean": tmp_path / "x"}
+        learn(tmp_path / "y", Problem("identity", 0.05), out=tmp_path / out, **options)
+
+    if factor == 1:
+        run("run")
+        return
+    with pytest.raises(
+        InputError, match=r"the mean 0\.0\d+ where that of the measurements is 0\.2"
+    ):
+        run("run")

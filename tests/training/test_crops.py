@@ -168,7 +168,7 @@ def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, method):
     assert seen == sorted(seen) and seen[-1] == 0.06
     with pytest.raises(InputError, match=r"0\.06 kimg, which can be raised and not lowered"):
         learn(y, PROBLEM, out=tmp_path / "a", **(SHORT | method | {"kimg": 0.03}))
-    with pytest.raises(InputError, match="another settings"):
+    with pytest.raises(InputError, match=r"another seed \(0 there, 5 here\)"):
         learn(y, PROBLEM, out=tmp_path / "a", **(SHORT | method | {"kimg": 1.0, "seed": 5}))
 
 

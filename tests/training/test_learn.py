@@ -373,9 +373,9 @@ def test_a_finished_run_is_returned_and_another_is_refused(tmp_path):
     first, _ = learn(y, problem, settings=TINY, **kw)
     again, _ = learn(y, problem, settings=TINY, **kw)
     assert equal(first.state_dict(), again.state_dict())
-    with pytest.raises(InputError, match="another data"):
+    with pytest.raises(InputError, match="another data set"):
         learn(y + 0.1, problem, settings=TINY, **kw)
-    with pytest.raises(InputError, match="another problem"):
+    with pytest.raises(InputError, match=r"another noise \(0.2 there, 0.3 here\)"):
         learn(y, Problem("identity", 0.3), settings=TINY, **kw)
     with pytest.raises(InputError, match="no run"):
         learn(y, problem, settings=TINY, **{**kw, "out": tmp_path / "prior"})

@@ -47,6 +47,10 @@ __all__ = [
 ]
 
 
+LARGEST = 1.0
+"""Standard deviation of the strongest noise that is expected before it is known."""
+
+
 class Sample(NamedTuple):
     """Images that the scale of noise maps is measured on.
 
@@ -111,7 +115,6 @@ def check_floats(
     """
     from ..io.capture_set import Captures
     from ..io.scale import SIGMAS, Scale, check_units
-    from ..noise import SIGMA
 
     if images is None or scale is None:
         return
@@ -121,7 +124,7 @@ def check_floats(
     found = images()
     first = found.first() if isinstance(found, Captures) else found
     if units:
-        check_units("the set", first, SIGMA.most)
+        check_units("the set", first, LARGEST)
     else:
         check_units("the set", first, 1 / SIGMAS, scale)
 

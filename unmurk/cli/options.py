@@ -98,7 +98,7 @@ MaybeRange = Annotated[
     arg(
         metavar="BLACK WHITE",
         help="Numbers of black and white in the files, such as 0 4095 for a 12-bit camera; "
-        "unset: those of the run, or those of the number type (see the page My images).",
+        "unset: those of the run, if there is one, or of the number type (page My images).",
     ),
 ]
 Axes = Annotated[
@@ -107,7 +107,7 @@ Axes = Annotated[
         metavar="TEXT",
         help="Axes of the files in their own order, such as TZCYX: Y and X rows and columns, C "
         "channels (or S), all others number the images, a text of 1 to 16 characters; unset: "
-        "those of the run, or those that the files name (see the page My images).",
+        "those of the run, if there is one, or those that the files name (page My images).",
     ),
     Named(16),
 ]
@@ -115,7 +115,8 @@ Channel = Annotated[
     tuple[str, ...],
     arg(
         metavar="CHANNEL ...",
-        help="Channels to read, by number (from 0) or by name; unset: those of the run, or all.",
+        help="Channels to read, by number (from 0) or by name; unset: those of the run, if there "
+        "is one, or all.",
     ),
 ]
 Repeats = Annotated[

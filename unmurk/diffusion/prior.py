@@ -470,6 +470,10 @@ def locate(source: str | Path, part: str, *markers: str) -> Path:
             f"the weights of '{source}' are not in this build of unmurk: make them with"
             " tools/train_generic.py of the repository, and give the folder"
         )
+    if (Path(source) / "config.json").is_file() and (Path(source) / "state").is_dir():
+        raise InputError(
+            f"the run in '{source}' has no weights yet: continue it with its learn command"
+        )
     known = ", ".join(models())
     raise InputError(
         f"no {part} in '{source}': give a run folder, a {part} folder or one of: {known or '-'}"

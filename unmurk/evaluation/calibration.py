@@ -348,7 +348,8 @@ def calibrate(
         The calibration. Noise that is not white in the residual takes the trust away too.
 
     Raises:
-        InputError: A is not linear, or the noise is 0 or neither Gaussian nor Poisson-Gaussian.
+        InputError: A is not linear, or the noise is 0 or neither Gaussian nor Poisson-Gaussian,
+            for all channels or, where A is the identity or a mask, for each.
 
     >>> posterior, problem = Posterior.create("tiny", (1, 8, 8)), Problem("identity", 0.1)
     >>> y = problem.simulate(torch.full((64, 1, 8, 8), 0.5))

@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..noise import Gaussian, PoissonGaussian
+from ..noise import Gaussian, Noise, PerChannel, PoissonGaussian
 from ..noise_checks import check_noise
 from ..noise_estimation import LEAST, envelope, gives_images, powers
 from ..patches import SIDE
@@ -73,8 +73,10 @@ def measure(
     Returns:
         For each figure of the table above a pair of value and standard error, or None where it
         does not apply. Further "values", the number of measured values; "kind", the first finding
-        of `check_noise`, or ""; "psnr", the unbiased PSNR of y, of the restoration and of the
-        reference, each a number or None.
+        of `check_noise`, or ""; for noise per channel "channel", the number of the channel that
+        `noise` is about, and "channel level", the standard deviation that was stated there;
+        "psnr", the unbiased PSNR of y, of the restoration and of the reference, each a number or
+        None.
 
     >>> x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     >>> x = F.interpolate(x, scale_factor=8, mode="bilinear")
@@ -155,15 +157,38 @@ def _detail(
     return {"detail": (float((r * detail).sum()) / scale, error)}
 
 
-def _level(y: Tensor, observed: Tensor, problem: Problem) -> dict[str, tuple[float, float]]:
-    """Measure the noise in flat parts over the noise stated, if there are flat parts."""
+def _level(y: Tensor, observed: Tensor, problem: Problem) -> dict[str, Any]:
+    """Measure the noise in flat parts over the noise stated, if there are flat parts.
+
+    Channels with a noise of their own are measured one by one, and the one that is farthest off
+    counts.
+    """
     if not gives_images(problem.operator) or min(y.shape[-2:]) < SIDE:
         return {}
+    if not isinstance(problem.noise, PerChannel):
+        return _ratio(y, observed, problem.noise)
+    worst: dict[str, Any] = {}
+    for i, model in enumerate(problem.noise.models):
+        found: dict[str, Any] = _ratio(y[:, i : i + 1], observed[:, i : i + 1], model)
+        if found and (not worst or _off(found) > _off(worst)):
+            level = Problem("identity", model).level
+            worst = found | {"channel": i, "channel level": level}
+    return worst
+
+
+def _off(found: dict[str, Any]) -> float:
+    """How far a noise is from the one that was stated, as a factor, in standard errors."""
+    value, error = found["noise"]
+    return abs(math.log(value)) * value / max(error, 1e-12)
+
+
+def _ratio(y: Tensor, observed: Tensor, noise: Noise) -> dict[str, tuple[float, float]]:
+    """Measure the noise in flat parts over the noise stated; see `_level`."""
     held = torch.where(observed, y.double().cpu(), 0.0)
-    patches = powers(held, observed, counts=isinstance(problem.noise, PoissonGaussian))
+    patches = powers(held, observed, counts=isinstance(noise, PoissonGaussian))
     if len(patches.power) < LEAST:
         return {}
-    stated = problem.noise.variance(patches.mean).clamp_min(1e-12)[:, None]
+    stated = noise.variance(patches.mean).clamp_min(1e-12)[:, None]
     (ratio,) = envelope(patches.power, patches.freedom, stated).tolist()
     if ratio <= 0:
         return {}
@@ -177,8 +202,8 @@ def has_unbiased_psnr(problem: Problem) -> bool:
     >>> [has_unbiased_psnr(Problem(name, 0.1)) for name in ("identity", "sr:average,factor=2")]
     [True, False]
     """
-    plain = isinstance(problem.noise, Gaussian | PoissonGaussian) and problem.level > 0
-    return plain and problem.operator.spec == "identity"
+    known = isinstance(problem.noise, Gaussian | PoissonGaussian | PerChannel)
+    return known and problem.level > 0 and problem.operator.spec == "identity"
 
 
 def unbiased_psnr_of(restore: Map, y: Tensor, problem: Problem, seed: int = 0) -> float:
@@ -195,7 +220,7 @@ def unbiased_psnr_of(restore: Map, y: Tensor, problem: Problem, seed: int = 0) -
 
     Raises:
         InputError: The operator is not the identity, or the noise is 0 or neither Gaussian nor
-            Poisson-Gaussian.
+            Poisson-Gaussian, for all channels or for each.
 
     >>> y = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     >>> round(unbiased_psnr_of(lambda y: y, y, Problem("identity", 0.1)), 2)  # an error of 0.1^2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..noise import Gaussian, PoissonGaussian
+from ..noise import Gaussian, PerChannel, PoissonGaussian
 from ..operators.masks import Inpaint
 from ..problem import Problem
 from ..rng import uniform
@@ -44,7 +44,7 @@ def noise_variance(y: Tensor, problem: Problem) -> Tensor:
 
     Args:
         y: Measurements (B, ...).
-        problem: The noise model, Gaussian or Poisson-Gaussian.
+        problem: The noise model: Gaussian, Poisson-Gaussian, or one of these for each channel.
 
     Returns:
         Shape of y. For counts it is linear in y and may be negative, so that its mean is right.
@@ -56,6 +56,11 @@ def noise_variance(y: Tensor, problem: Problem) -> Tensor:
     tensor([0.0000, 0.0500])
     """
     noise = problem.noise
+    if isinstance(noise, PerChannel):
+        noise.check(y)
+        models = enumerate(noise.models)
+        parts = [noise_variance(y[:, i : i + 1], Problem("identity", one)) for i, one in models]
+        return torch.cat(parts, 1)
     if isinstance(noise, Gaussian):
         return torch.full_like(y, noise.sigma**2)
     if isinstance(noise, PoissonGaussian):

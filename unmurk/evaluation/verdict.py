@@ -250,8 +250,8 @@ MEANINGS = {
     " means that the restored images do not explain the measured ones.",
     "whiteness": "What is removed should be noise alone, without a pattern from pixel to pixel;"
     " 0 is right.",
-    "detail": "Whether what was removed resembles the detail of the image; 0 is right, and more"
-    " means that the restored images are too smooth.",
+    "detail": "Whether what was removed resembles the detail of the image; 0 is right, more means"
+    " that the restored images are too smooth, and less that they have detail of their own.",
     "gain": "Unbiased PSNR of the restored images minus that of a filter that has learned nothing;"
     " it should be above 0.",
     "range": "Difference of the brightest and the darkest parts, where black is 0 and white is 1.",
@@ -328,19 +328,24 @@ def _one(name: str, measured: Mapping[str, Any]) -> Figure:
 def _wrong(name: str, value: float, measured: Mapping[str, Any]) -> tuple[str, str]:
     """Return what is wrong with a figure, and what to do."""
     level = measured.get("level", 0.0)
+    channel = measured.get("channel")
+    subject = "the images have" if channel is None else f"channel {channel} has"
+    level = measured.get("channel level", level)
     noise = (
-        f"check the noise: the images have about {value * level:.3g} where {level:.3g} was stated"
+        f"check the noise: {subject} about {value * level:.3g} where {level:.3g} was stated"
         " (unmurk noise IMAGES), and the range of the files (--range BLACK WHITE)"
     )
     psnr = measured.get("psnr") or {}
     texts = {
-        "noise": (f"the images have {value:.2f} times the noise that was stated", noise),
+        "noise": (f"{subject} {value:.2f} times the noise that was stated", noise),
         "whiteness": (
             f"the residual is not white (autocorrelation {value:.3f})",
             f"{LONGER}; if the residual stays so, check the operator",
         ),
         "detail": (
-            f"the restored images are too smooth (detail in the residual, {value:.2f})",
+            f"the restored images are too smooth (detail in the residual, {value:.2f})"
+            if value > 0
+            else f"the restored images have detail that was not measured ({value:.2f})",
             LONGER,
         ),
         "gain": (

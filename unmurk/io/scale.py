@@ -49,6 +49,7 @@ BITS = (10, 12, 14)
 FULL = 8  # a set whose largest number is at least 1/8 of the type fills it
 SIGMAS = 8.0  # distance of the median of a set of floats from [0, 1], in noise sigmas, at most
 LEAST = 0.05  # the same in intensities, if the noise is weaker
+WIDEST = 2.0  # the same for all but two thousandths of the numbers, beside the noise
 
 
 class Span(NamedTuple):
@@ -328,7 +329,8 @@ def check_units(what: Any, images: Tensor, sigma: float, scale: Scale | None = N
         scale: The scale that they were read with; None: floats as they are.
 
     Raises:
-        InputError: The median lies outside [0, 1] by more than 8 sigma.
+        InputError: The median lies outside [0, 1] by more than 8 sigma, or one number in a
+            thousand above it or below it by more than 2 and 8 sigma (counts on a dark ground).
 
     >>> check_units("a.npy", torch.rand(2, 1, 8, 8), 0.1)
     >>> check_units("a.tif", torch.full((1, 1, 8, 8), 9e3), 0.1, Scale.of("uint16", (0, 1)))
@@ -341,7 +343,8 @@ def check_units(what: Any, images: Tensor, sigma: float, scale: Scale | None = N
         return
     median = float(finite.median())
     reach = max(SIGMAS * sigma, LEAST)
-    if -reach <= median <= 1 + reach:
+    low, high = _thousandths(finite)
+    if -reach <= median <= 1 + reach and -WIDEST - reach <= low and high <= 1 + WIDEST + reach:
         return
     if scale is not None and (scale.gain != 1 or not scale.dtype.startswith("float")):
         ends = [scale.offset + scale.gain * float(n) for n in (finite.min(), finite.max())]
@@ -352,10 +355,21 @@ def check_units(what: Any, images: Tensor, sigma: float, scale: Scale | None = N
             f" black and white in the files, such as --range {black:g} {white:g}"
         )
     black, white = _guess(float(finite.min()), float(finite.max()))
+    inside = -reach <= median <= 1 + reach
+    spread = f" and numbers from {low:.4g} to {high:.4g}" if inside else ""
     raise InputError(
-        f"{what} holds floats with the median {median:.4g}, where black should be 0 and white 1: "
+        f"{what} holds floats with the median {median:.4g}{spread}, where black should be 0 and"
+        " white 1: "
         f"give the numbers of black and white in the files, such as --range {black:g} {white:g}"
     )
+
+
+def _thousandths(values: Tensor) -> tuple[float, float]:
+    """Return the numbers that a thousandth of some values lie below, and above."""
+    values = values[:: max(1, len(values) // 1_000_000)]
+    count = len(values)
+    low = values.kthvalue(max(1, math.ceil(count / 1000))).values
+    return float(low), float(values.kthvalue(math.ceil(0.999 * count)).values)
 
 
 def _guess(low: float, high: float) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from ..flows.posterior import Posterior
 from ..io.atomic import write
 from ..io.datasets import Source
 from ..io.json_files import read_object
-from ..noise import Gaussian, PoissonGaussian
+from ..noise import Gaussian, PerChannel, PoissonGaussian
 from ..noise_checks import check_noise
 from ..operators.masks import Inpaint
 from ..problem import Problem
@@ -205,7 +205,9 @@ def _calibration(
     why = ""
     if problem.level <= 0:
         why = "there is no noise"
-    elif not isinstance(noise, Gaussian | PoissonGaussian):
+    elif not isinstance(noise, Gaussian | PoissonGaussian) and not (
+        pixels and isinstance(noise, PerChannel)
+    ):
         why = f"noise '{noise.spec}' has no unbiased estimate of the error"
     elif not operator.linear or not (pixels or operator.proximal):
         why = f"operator '{operator.spec}' has no regularized inverse"

@@ -42,10 +42,12 @@ from .trainer import Settings
 
 __all__ = [
     "captures_in_line",
+    "check_light",
     "check_data",
     "check_helpers",
     "check_takes",
     "clean_images",
+    "file_ends",
     "file_span",
     "is_clean",
     "measurements",
@@ -62,6 +64,7 @@ _EMPTY = (
     " remove it and its image"
 )
 CHECKED = 128  # images whose values must be in units of [0, 1]
+BRIGHTER, DARK = 8.0, 0.02  # ratio of means of clean images and measurements, and least mean
 
 
 def measurements(
@@ -313,6 +316,36 @@ def clean_images(
     return found
 
 
+def check_light(
+    clean: Tensor | Source | None, y: Tensor | Source, problem: Problem, shape: tuple[int, ...]
+) -> None:
+    """Raise InputError if clean images are far brighter or darker than the measurements.
+
+    Clean images are read in the range of the measurements, and files of another unit would be so
+    many times too bright or too dark.
+
+    >>> y, problem = torch.full((4, 1, 8, 8), 0.5), Problem("identity", 0.1)
+    >>> check_light(torch.full((4, 1, 8, 8), 0.4), y, problem, (1, 8, 8))
+    >>> check_light(torch.full((4, 1, 8, 8), 0.002), y, problem, (1, 8, 8))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: the clean images have the mean 0.002 where that of the...
+    """
+    if clean is None or not problem.linear or not problem.operator.pictorial:
+        return
+    count = min(len(clean), len(y), CHECKED)
+    index = torch.arange(count)
+    bound = problem.bind(index.tolist(), shape)
+    x, measured = (part[index].cpu() for part in (clean, y))
+    means = [abs(float(bound.A(x).mean())), abs(float(measured.mean()))]
+    if max(means) > BRIGHTER * max(min(means), DARK):
+        raise InputError(
+            f"the clean images have the mean {means[0]:.3g} where that of the measurements is"
+            f" {means[1]:.3g}: save them in the numbers of the measurements (the same number means"
+            " the same light), or give --range BLACK WHITE"
+        )
+
+
 def _cut_by_default(data: Any, span: Spans, nan: Nan, select: Selection) -> bool:
     """Whether data are learned from in crops if nothing else is asked for."""
     if isinstance(data, str | Path):
@@ -450,6 +483,17 @@ def scale_record(data: Any, y: Tensor | Source) -> dict[str, Any]:
     if scale.span is None:
         return found
     return found | {"range": [scale.span.black, scale.span.white]}
+
+
+def file_ends(data: Any, y: Tensor | Source) -> tuple[float, float] | None:
+    """Return the numbers of black and white of files, for files of any type that belong to them.
+
+    >>> data = ImageSet(torch.rand(2, 1, 8, 8), ["a", "b"], Scale.of("uint16", (0, 4095)))
+    >>> file_ends(data, data.images)
+    (0.0, 4095.0)
+    """
+    span = file_span(data, y)
+    return None if span is None else (span.black, span.white)
 
 
 def file_span(data: Any, y: Tensor | Source) -> Any:

@@ -51,9 +51,10 @@ from .inputs import (
     captures_in_line,
     check_data,
     check_helpers,
+    check_light,
     check_takes,
     clean_images,
-    file_span,
+    file_ends,
     is_clean,
     measurements,
     on_crops,
@@ -201,7 +202,8 @@ def learn(
     unweighted = problem.operator
     white, problem = weighed(y, problem, maps, shape, repeats)
     check_takes(learner, problem, given)
-    known = clean_images(clean, y, shape, span or file_span(data, y), Path(out), select)
+    known = clean_images(clean, y, shape, span or file_ends(data, y), Path(out), select)
+    check_light(known, y, problem, shape)
     held = 0 if repeats > 1 else kept_out(Path(out), held_out(y, shape, settings.kimg))
     observed: Any = leading(white, len(y) - held)
     begin, why = None, ""

@@ -178,10 +178,16 @@ def _check_same(folder: Path, old: dict[str, Any], config: dict[str, Any]) -> No
 
 
 def _difference(key: str, old: Any, new: Any) -> str:
-    """Return the name of what differs: that of the option, if it is one of the options."""
-    if key != "options" or not isinstance(old, dict):
-        return key
-    return next((name for name, value in new.items() if old.get(name) != value), key)
+    """Return the name of what differs, the innermost one, with both values."""
+    if key == "data":
+        return "data set (its files have other names, sizes, times or numbers; cp -a keeps them)"
+    while isinstance(old, dict) and isinstance(new, dict):
+        names = [name for name in (*new, *old) if old.get(name) != new.get(name)]
+        if not names:
+            break
+        first = next((name for name in names if name != "kimg"), names[0])  # it may be raised
+        key, old, new = first, old.get(first), new.get(first)
+    return f"{key} ({shown(old)} there, {shown(new)} here)"
 
 
 def fingerprint(y: Tensor | Source) -> dict[str, Any]:

@@ -352,7 +352,7 @@ class Desk:
         span: Any = images.span or run_span(model)
         sample = _sample(images, span)
         if argv[0] == "restore":
-            problem = trained_problem(model, *known, *sample)
+            problem = trained_problem(model, *known, *sample, ranged=bool(images.span))
         else:
             problem = problem_of(str(known[0]), str(known[1]), *sample)
         examples = examples_of(images.data, job.result(), out, span)

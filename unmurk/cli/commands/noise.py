@@ -139,7 +139,28 @@ class Noise(Command):
             result["paste"] = f"--noise-maps {shlex.quote(self.noise_maps)}{auto}"
         elif not any(getattr(m, "gain", 0) or getattr(m, "sigma", 0) for m in models):
             result["paste"] = None  # `learn` refuses images without noise
+        if result["paste"] is not None:
+            result["paste"] = " ".join([result["paste"], *self._given()])
         return result, panels
+
+    def _given(self) -> list[str]:
+        """Return the options that decide what the noise is of, as they were given."""
+        found: list[str] = []
+        for name in (
+            "range",
+            "axes",
+            "channel",
+            "dark",
+            "flat",
+            "flat_noise",
+            "hot_pixels",
+            "nan",
+        ):
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                words = value if isinstance(value, tuple) else (value,)
+                found += [f"--{name.replace('_', '-')}", *(_word(word) for word in words)]
+        return found
 
     def _measurements(self) -> "tuple[torch.Tensor, Scale, int, Sample]":
         """Return measurements (N, C, H, W), their scale, the number of images, and the images.
@@ -216,6 +237,11 @@ class Noise(Command):
         else:
             doubt = " (the warning above says why it does not fit)" if result["warnings"] else ""
             print(f"paste: {result['paste']}{doubt}")
+
+
+def _word(value: Any) -> str:
+    """Return a value as a word of a command line."""
+    return f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
 
 
 def _over_maps(command: Noise, sample: Sample, scale: "Scale") -> dict[str, Any]:
@@ -305,9 +331,9 @@ def _describe(
         }
     found["repeats"] = over_time
     ratios = [1 / over_time[name]["ratio"] for name in QUANTILES if over_time[name]["ratio"]]
-    if len(ratios) == len(QUANTILES) and min(ratios) > OTHER_SCENES:
+    if ratios and max(ratios) > OTHER_SCENES:
         remark(
-            f"consecutive captures differ by {min(ratios):.1f} times the noise of single images:"
+            f"consecutive captures differ by {max(ratios):.1f} times the noise of single images:"
             " are they of one scene, and in focus alike?"
         )
     return found

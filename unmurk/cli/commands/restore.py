@@ -105,6 +105,7 @@ class Restore(Command):
                 sample_images(self, read),
                 sample_scale(self),
                 mapped=self.noise_maps is not None,
+                ranged=self.range is not None,
             )
             frames = read()
             flat = None if is_even(self.prior) else frames.sensitivity

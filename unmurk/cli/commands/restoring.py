@@ -427,6 +427,7 @@ def trained_problem(
     images: "Callable[[], torch.Tensor | Captures] | None" = None,
     scale: "Callable[[], Scale] | None" = None,
     mapped: bool = False,
+    ranged: bool = False,
 ) -> "Problem":
     """Return the problem of a run's config.json, with the parts that are given in its place.
 
@@ -438,6 +439,7 @@ def trained_problem(
         images: Returns the images from which a noise "auto" is estimated.
         scale: Returns the scale of the files, for a noise in gray levels.
         mapped: Whether noise maps hold the noise, so that `noise` is not used.
+        ranged: Whether the files have a range that was given, perhaps another than the run's.
 
     Raises:
         InputError: Neither the run nor the options give the problem, or the noise is more than
@@ -465,10 +467,31 @@ def trained_problem(
             ) from error
     spec = {} if trained is None else trained.to_dict()
     chosen = operator or spec["operator"]
+    if noise is None and ranged and scale is not None:
+        noise = _in_range_of_files(run, str(spec["noise"]), scale())
     problem = problem_of(chosen, spec["noise"] if noise is None else noise, images, scale)
     if trained is not None and noise is not None:
         _compare_noise(run, trained.level, problem.level)
     return problem
+
+
+def _in_range_of_files(run: str, noise: str, scale: "Scale") -> str:
+    """Convert the noise of a run to the range of files, where that is not the run's own."""
+    from ...io.scale import Scale
+    from ...noise_units import in_gray_levels, in_units
+
+    span = run_span(run)
+    if span is None or span.dtype != scale.dtype:  # other numbers: no gray levels in common
+        return noise
+    known = Scale.of(scale.dtype, span)
+    if (known.offset, known.gain) == (scale.offset, scale.gain):
+        return noise
+    found = in_units(in_gray_levels(noise, known), scale)
+    remark(
+        f"'{run}' learned with --range {span.black:g} {span.white:g}: its noise {noise} is {found}"
+        " in this range, and its images had another brightness"
+    )
+    return found
 
 
 def _generic_problem(
