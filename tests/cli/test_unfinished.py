@@ -1,6 +1,5 @@
 """Runs that are still training: their page, their models, and that a preview changes nothing."""
 
-import sys
 from functools import partial
 
 import numpy as np
@@ -48,7 +47,7 @@ def watched(noisy, tmp_path_factory):
         pages[share] = (run / "report.html").read_text()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["unmurk.training.learn"], "Preview", OFTEN)
+        patch.setattr("unmurk.training.learning.Preview", OFTEN)
         learn(noisy, Problem("identity", 0.2), out=run, **SHORT, watch=watch)
     return run, pages
 
@@ -96,7 +95,7 @@ def test_restore_takes_an_interrupted_run_and_says_its_share(noisy, tmp_path, ca
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["unmurk.training.learn"], "Preview", OFTEN)
+        patch.setattr("unmurk.training.learning.Preview", OFTEN)
         with pytest.raises(KeyboardInterrupt):
             learn(noisy, Problem("identity", 0.2), out=run, **SHORT, watch=stop)
     assert progress_of(run) == pytest.approx(2 / 3)

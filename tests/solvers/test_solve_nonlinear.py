@@ -10,7 +10,7 @@ from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
 from unmurk.solvers import solve
 from unmurk.solvers.data_term import _descend, _linearized, likelihood_grad, prox
-from unmurk.solvers.solve import most_likely
+from unmurk.solvers.restoration import most_likely
 from unmurk.solvers.state import CountingDenoiser
 
 SHAPE = (1, 8, 8)

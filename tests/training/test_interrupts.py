@@ -50,7 +50,9 @@ def run(folder, kind):
     y = problem.simulate(blobs())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checks, "within", lambda *_: Checks(y, problem, (1, 8, 8), 4))
-        patch.setattr(importlib.import_module("unmurk.training.learn"), "calibrate_run", nothing)
+        patch.setattr(
+            importlib.import_module("unmurk.training.learning"), "calibrate_run", nothing
+        )
         learn(y, problem, out=folder, settings=RUN, quiet=True, **options)
     held = torch.load(folder / "state/latest.pt", weights_only=True)
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..problem import Problem
 from ..rng import PerImageGenerator, generator
 from ..solvers.base import Claim
-from ..solvers.solve import METHODS, PRESETS, configure
+from ..solvers.restoration import METHODS, PRESETS, configure
 from ..solvers.state import CountingDenoiser
 from .exam import (
     BIAS,

@@ -10,7 +10,7 @@ oversample = 4 doubles the sides.
 
 Images that are rotated by 180 degrees, or shifted within black borders, have the same y; see
 `symmetries`. The prior has to choose among them, which it does where a solver runs with restarts
-(`solvers.solve.most_likely`).
+(`solvers.restoration.most_likely`).
 
 Where a magnitude is 0, its gradient is defined as 0.
 """

@@ -24,8 +24,8 @@ from .projdiff import ProjDiff
 from .red_diff import RedDiff, RedDiffSpread
 from .red_diff_paper import RedDiffPaper
 from .registry import Draws, register
+from .restoration import METHODS, PRESETS, Result, configure, solve
 from .snips import Snips
-from .solve import METHODS, PRESETS, Result, configure, solve
 from .state import CountingDenoiser, State
 from .tds import Tds
 from .tmpd import Tmpd

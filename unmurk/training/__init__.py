@@ -6,8 +6,8 @@ from .ambientflow import AmbientFlow
 from .baselines import Clean, Noisy
 from .em import Em, Rounds
 from .flowdiff import FlowDiff, Recipe
-from .learn import learn
 from .learner import Learner
+from .learning import learn
 from .muon import Muon
 from .prior_first import PriorFirst
 from .registry import METHODS, configure, describe, learner_class, names, register
