@@ -164,6 +164,30 @@ def test_pages_that_the_code_names_exist():
                 assert (ROOT / page).exists(), f"{path} names {page}"
 
 
+NO_ATTRIBUTES = {"unmurk.jsonl", "unmurk.readers", "unmurk.learners", "unmurk.no_such_group"}
+"""A file, and groups of entry points."""
+
+
+def test_dotted_names_of_the_pages_work_after_one_import():
+    """In prose, code and links of all pages, and in the docstrings of the package."""
+    sources = [*PAGES, *(ROOT / "unmurk").rglob("*.py")]
+    found = {
+        (dotted, name(page))
+        for page in sources
+        for dotted in re.findall(r"\bunmurk(?:\.[A-Za-z_]\w*)+", page.read_text())
+        if dotted not in NO_ATTRIBUTES
+    }
+    assert ("unmurk.solvers.restoration.solve", "docs/api/index.md") in found
+    wrong = []
+    for dotted, page in sorted(found):
+        value = unmurk
+        for part in dotted.split(".")[1:]:
+            value = getattr(value, part, None)
+        if value is None:
+            wrong.append(f"{page}: {dotted}")
+    assert not wrong, wrong
+
+
 def test_tests_that_the_pages_name_exist():
     tests = {
         path.relative_to(ROOT / "tests").with_suffix("").as_posix(): path.read_text()

@@ -71,6 +71,18 @@ def test_every_dotted_name_works_after_one_import():
     assert done.stdout.split() == ["Source", "PoissonGaussian"]
 
 
+def test_every_public_name_is_there():
+    """`getattr` of every name in an ``__all__``: ``from MODULE import *`` works."""
+    missing = [
+        f"{name}: {part}"
+        for name in MODULES
+        if name != "unmurk.__main__"
+        for part in getattr(importlib.import_module(name), "__all__", ())
+        if not hasattr(importlib.import_module(name), part)
+    ]
+    assert not missing, missing
+
+
 @pytest.mark.parametrize(
     "name", [n for n in unmurk.__all__ if inspect.isroutine(getattr(unmurk, n))]
 )

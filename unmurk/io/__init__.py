@@ -12,7 +12,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     [module.name for module in pkgutil.iter_modules(__path__)],
     {
         "datasets": ["Source", "as_source", "open_source"],
-        "images": ["ImageSet", "load_images", "load_measurements", "save_images"],
+        "images": ["ImageSet", "load_images", "load_measurements"],
+        "saving": ["save_images"],
         "scale": ["Scale", "Span"],
     },
 )
