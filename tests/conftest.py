@@ -19,6 +19,7 @@ import torch
 from tests.device_cases import SMALLEST
 from unmurk.diffusion import networks
 from unmurk.diffusion.networks import Preset
+from unmurk.io.formats import readers
 from unmurk.io.formats import registry as formats
 from unmurk.operators import registry as operators
 from unmurk.solvers import base
@@ -87,7 +88,7 @@ def own_networks(request: pytest.FixtureRequest, smallest_networks: Preset) -> I
 @pytest.fixture
 def registries() -> Iterator[None]:
     """The tables of operators, solvers, learners and readers forget what a test registers."""
-    formats._own_readers()
+    readers._own_readers()
     tables = (
         operators._families,
         *(base.REGISTERED, base.REGISTERED_PRESETS),

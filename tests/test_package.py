@@ -49,6 +49,24 @@ def test_public_names_are_there_and_nothing_heavy_is_loaded():
     assert set(names) == functions | classes | modules
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import unmurk.io.formats.readers, unmurk.io.formats.registry",
+        "from unmurk.cli.main import main; main(['--help'])",
+    ],
+)
+def test_libraries_of_formats_are_imported_for_their_files(code):
+    """A fresh process: neither the registry of formats nor the help needs any of them."""
+    heavy = "'torch', 'h5py', 'astropy', 'pydicom', 'nibabel', 'tifffile', 'imagecodecs', 'nd2'"
+    code = (
+        f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\n"
+        f"print(sorted({{{heavy}}} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+
+
 def test_every_dotted_name_works_after_one_import():
     """A fresh process: every module of the package is an attribute of the one above it."""
     names = [name for name in MODULES if "__main__" not in name]
@@ -118,7 +136,14 @@ def imports(name: str) -> set[str]:
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
                 found.add(inner if inner in MODULES else base)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {text for text in map(constant, node.args) if text in MODULES}
     return found - {name}
+
+
+def constant(node: ast.expr) -> object:
+    """The value of a literal; None for any other expression."""
+    return node.value if isinstance(node, ast.Constant) else None
 
 
 GRAPH = {name: imports(name) for name in MODULES}
@@ -136,7 +161,7 @@ def reachable(name: str) -> set[str]:
 
 
 def test_no_import_is_circular():
-    """Lazy imports and those under TYPE_CHECKING count too."""
+    """Lazy imports, those under TYPE_CHECKING and `import_module("unmurk...")` count too."""
     circles = {name.removeprefix("unmurk.") for name in GRAPH if name in reachable(name)}
     assert not circles, sorted(circles)
 

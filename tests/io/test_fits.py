@@ -11,7 +11,7 @@ import pytest
 from unmurk.cli import main as cli
 from unmurk.errors import InputError
 from unmurk.io.formats.pictures import open_pages
-from unmurk.io.formats.registry import reader_of
+from unmurk.io.formats.readers import reader_of
 from unmurk.io.images import load_images
 
 fits = pytest.importorskip("astropy.io.fits")

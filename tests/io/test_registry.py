@@ -15,7 +15,7 @@ from unmurk.cli import main as cli
 from unmurk.diffusion.prior import Prior
 from unmurk.io import formats
 from unmurk.io.datasets import open_source
-from unmurk.io.formats import registry
+from unmurk.io.formats import readers, registry
 from unmurk.io.formats.pictures import open_pages
 
 CUBE = np.random.default_rng(0).integers(0, 4095, (3, 16, 16)).astype("uint16")
@@ -91,7 +91,7 @@ def test_an_unknown_suffix_is_no_picture(cube):
     with pytest.raises(unmurk.InputError, match="there is no PNG, JPEG, TIFF or BMP picture"):
         unmurk.load_images(cube.parent)
     with pytest.raises(unmurk.InputError, match="no reader is known"):
-        registry.reader_of(Path("scan.xyz"))
+        readers.reader_of(Path("scan.xyz"))
 
 
 def test_a_broken_entry_point_is_one_line_when_it_is_needed(cube, monkeypatch):

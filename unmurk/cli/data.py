@@ -195,7 +195,7 @@ def note_pages(path: Path, select: "Selection | None" = None) -> None:
     from ..io.axes import ALL
     from ..io.folders import pictures_in
     from ..io.formats.pictures import holds_images, open_pages
-    from ..io.formats.registry import is_folder
+    from ..io.formats.readers import is_folder
 
     if not is_folder(path) and not holds_images(path):
         return

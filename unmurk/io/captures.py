@@ -44,7 +44,7 @@ from .formats.pictures import (
     page_names,
     single,
 )
-from .formats.registry import is_folder
+from .formats.readers import is_folder
 from .images import ImageSet
 from .layouts import images_in
 from .limits import check_memory

@@ -20,7 +20,8 @@ from .formats.pictures import (
     open_pages,
     page_names,
 )
-from .formats.registry import reader_of, real_path, selection_of, suffix_of
+from .formats.readers import reader_of
+from .formats.registry import real_path, selection_of, suffix_of
 from .ledger import LOG
 from .limits import check_memory
 

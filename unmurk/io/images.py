@@ -27,7 +27,8 @@ from .formats.pictures import (
     has_reader,
     single,
 )
-from .formats.registry import is_folder, real_path
+from .formats.readers import is_folder
+from .formats.registry import real_path
 from .layouts import images_in, layout_of, to_images
 from .limits import check_memory
 from .packaged import packaged

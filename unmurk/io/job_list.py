@@ -10,7 +10,8 @@ from ..repeats import scenes
 from .axes import ALL, Selection
 from .folders import pictures_in
 from .formats.pictures import open_pages, single, split_member
-from .formats.registry import is_folder, is_written, reader_of, real_path, without_suffix
+from .formats.readers import is_folder, reader_of
+from .formats.registry import is_written, real_path, without_suffix
 from .formats.scaled import scenes_along
 from .formats.writing import is_png, is_tiff, result_name, std_suffix
 from .ledger import Key

@@ -17,7 +17,7 @@ from ..progress import each
 from .axes import ALL, Selection
 from .formats.hdf5 import is_hdf5
 from .formats.pictures import Nan, holds_images
-from .formats.registry import is_folder
+from .formats.readers import is_folder
 from .images import ImageSet, load_measurements, read_images
 from .job_list import STD
 from .jobs import Engine, together

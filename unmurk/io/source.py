@@ -38,7 +38,7 @@ from .formats.pictures import (
     page_names,
     split_member,
 )
-from .formats.registry import is_folder
+from .formats.readers import is_folder
 from .images import hidden, measured_white
 from .layouts import images_in, to_images
 from .scale import Extent, Scale, Spans, span_for

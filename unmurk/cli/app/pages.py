@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import size_text
 from ...io.axes import ALL
-from ...io.formats.registry import holds_images, is_folder
+from ...io.formats.readers import holds_images, is_folder
 from ...io.images import read_images
 from ...io.jobs import STD, jobs_of
 from ...training.examples import distinct

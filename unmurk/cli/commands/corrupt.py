@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import remark
-from ...io.formats.registry import holds_images, is_folder, is_written
+from ...io.formats.readers import holds_images, is_folder
+from ...io.formats.registry import is_written
 from ...io.outputs import Output, key_of, output
 from ...progress import each
 from ..data import check_floats, images_of, note_pages, problem_of, selection_of

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from ...bounds import Real
 from ...errors import InputError, size_text
-from ...io.formats.registry import is_folder
+from ...io.formats.readers import is_folder
 from ...progress import each
 from ..data import images_of, place, selection_of
 from ..options import FILES, Axes, Channel, Command, Json, MaybePath, MaybeRange

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import InputError, remark
-from ...io.formats.registry import holds_images, is_folder
+from ...io.formats.readers import holds_images, is_folder
 from ...io.formats.registry import selection_of as part_of
 from ...io.outputs import Output
 from ...io.packaged import for_channels, variants

@@ -21,12 +21,11 @@ from ..limits import check_file, check_pixels, reading
 from ..scale import finite
 from . import dicom, fits, hdf5_writer, microscopy, nifti, raster, tiff
 from .raster import encode_picture
+from .readers import holds_images, reader_of
 from .registry import (
     ENDINGS,
     Pages,
     has_reader,
-    holds_images,
-    reader_of,
     real_path,
     split_member,
     suffix_of,

@@ -25,7 +25,6 @@ There are two ways to add a format:
 This module imports no heavy library.
 """
 
-import importlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -49,12 +48,10 @@ __all__ = [
     "Reader",
     "Writer",
     "has_reader",
-    "holds_images",
-    "is_folder",
     "is_written",
-    "reader_of",
     "real_path",
     "register",
+    "registered",
     "selection_of",
     "split_member",
     "suffix_of",
@@ -230,6 +227,7 @@ class Reader:
         floats: Whether the writer takes float32 pixels for any source.
         scenes: Whether the writer takes `repeats`, the number of captures of each scene.
 
+    >>> from unmurk.io.formats.readers import reader_of
     >>> reader = reader_of(Path("a.fits"))
     >>> reader.name, reader.single, reader.floats
     ('FITS', False, True)
@@ -283,7 +281,7 @@ def register(
     ... class Cube(Pages):
     ...     def __init__(self, path):
     ...         self.file, self.shape, self.dtype = path, (2, 2, 1), "uint8"
-    >>> reader_of(Path("scan.cube")).name
+    >>> registered(Path("scan.cube")).name
     'cube'
     """
     ends = tuple(suffix.lower() for suffix in suffixes)
@@ -352,29 +350,6 @@ def selection_of(path: Path) -> str:
     return split_member(path)[1]
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a path is a folder of files, and not one that is an image itself (OME-Zarr).
-
-    >>> Path("pictures").mkdir()
-    >>> is_folder(Path("pictures")), is_folder(Path("a.png"))
-    (True, False)
-    """
-    real = real_path(path)
-    return real.is_dir() and not (suffix_of(real) and reader_of(real).folder)
-
-
-def holds_images(path: Path) -> bool:
-    """Whether a path names one file of images, or a folder that is one (OME-Zarr).
-
-    Files that do not exist count by their name.
-
-    >>> holds_images(Path("a.png")), holds_images(Path("a.npy"))
-    (True, False)
-    """
-    file = real_path(path)
-    return has_reader(file) and (not file.is_dir() or reader_of(file).folder)
-
-
 def is_written(path: Path) -> bool:
     """Whether the suffix of a name is that of a format that unmurk writes.
 
@@ -432,18 +407,20 @@ def _suffix(name: str) -> str:
     return max((s for s in _plugins() if lower.endswith(s)), key=len, default="")
 
 
-def reader_of(file: Path) -> Reader:
-    """Return the reader of a file, chosen by the longest suffix that its name ends in.
+def registered(file: Path) -> Reader:
+    """Return the registered reader of a file, chosen by the longest suffix that its name ends in.
 
     Registered readers come before entry points. A file without a known suffix may be DICOM.
+    The readers of this package count once their modules are imported; see `readers.reader_of`.
 
     Raises:
         InputError: No reader has such a suffix, or the package of the reader cannot be imported.
 
-    >>> reader_of(Path("a.nii.gz")).name
-    'NIfTI'
+    >>> registered(Path("notes.txt"))
+    Traceback (most recent call last):
+        ...
+    unmurk.errors.InputError: cannot read notes.txt: no reader is known for files of this kind; ...
     """
-    _own_readers()
     name = real_path(file).name.lower()
     suffix = max((s for s in _readers if name.endswith(s)), key=len, default=None)
     if suffix is not None:
@@ -460,12 +437,6 @@ def reader_of(file: Path) -> Reader:
     opener = load(entry, f"cannot read {file}: its reader")
     _readers[suffix] = Reader(entry.name, (suffix,), opener)
     return _readers[suffix]
-
-
-@cache
-def _own_readers() -> None:
-    """Register the readers of this package, whose libraries take a while to import."""
-    importlib.import_module("unmurk.io.formats.pictures")
 
 
 @cache

@@ -16,14 +16,8 @@ from ..axes import ALL, Selection
 from .pictures import open_pages
 from .png import with_chunks
 from .raster import chunks_of, encode_picture
-from .registry import (
-    Writer,
-    is_written,
-    reader_of,
-    real_path,
-    suffix_of,
-    without_suffix,
-)
+from .readers import reader_of
+from .registry import Writer, is_written, real_path, suffix_of, without_suffix
 from .tiff import ENDINGS, Stack
 from .tiff_tags import ome_description
 from .tiff_writer import StackWriter
