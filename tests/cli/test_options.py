@@ -3,16 +3,18 @@
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 
+from unmurk.cli.commands.learn import Learn
 from unmurk.cli.main import main
 from unmurk.cli.options import solver_options
 from unmurk.errors import InputError
 from unmurk.solvers import METHODS, PRESETS
-from unmurk.training import configure
+from unmurk.training import Settings, configure
 
 KINDS = [(name, None, solver) for name, solver in METHODS.items()]
 KINDS += [(name, preset, solver) for (name, preset), solver in PRESETS.items()]
@@ -74,6 +76,25 @@ def test_options_of_learners_that_do_not_fit(method, texts, part):
         configure(method, texts)
 
 
+def test_learn_takes_settings_without_an_option_of_their_own():
+    """All of them; the others are refused with the name of their option."""
+    own = {"rate": "1e-3", "average": "5"}
+    others = {field.name for field in fields(Settings)} - own.keys()
+    command = Learn(Path("y.npy"), Path("run"))
+    assert others <= vars(command).keys()
+    command.option = ("recipe.steps=8", *(f"{key}={value}" for key, value in own.items()))
+    found = command._options()
+    assert (found["rate"], found["average"], found["recipe"].steps) == (1e-3, 5.0, 8)
+    for name in others:
+        command.option = (f"{name}=1",)
+        with pytest.raises(InputError, match=f"--option {name}=1: use .*--{name} instead"):
+            command._options()
+    for written, part in (("rate=20", "rate must be"), ("average=x", "average must be")):
+        command.option = (written,)
+        with pytest.raises(InputError, match=part):
+            command._options()
+
+
 @pytest.mark.slow
 def test_learn_takes_options_of_its_method(tmp_path, capsys):
     """They are in the run's config.json; a wrong one is one line, and nothing is left."""
@@ -84,6 +105,7 @@ def test_learn_takes_options_of_its_method(tmp_path, capsys):
     assert main([*argv, "--method", "flowdiff", "--option", "recipe.zeta=1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "recipe.zeta" in line and not (tmp_path / "run").exists()
-    assert main([*argv, "--method", "flowdiff", "--option", "recipe.steps=4"]) == 0
+    assert main([*argv, "--option", "recipe.steps=4", "rate=1e-3", "average=5"]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert "4" in re.findall(r'"steps": (\d+)', json.dumps(config))
+    assert (config["settings"]["rate"], config["settings"]["average"]) == (1e-3, 5.0)

@@ -20,16 +20,18 @@ from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ..bounds import Option, check_declared, shown
+from ..bounds import Option, check_declared, check_fields, shown
 from ..errors import InputError
 from ..plugins import load, offered
 from ..problem import Problem
 from ..solvers.registry import Draws, solver_class
 from .learner import Learner
+from .settings import Settings
 
 __all__ = [
     "METHODS",
     "configure",
+    "configure_settings",
     "describe",
     "learner_class",
     "names",
@@ -213,6 +215,27 @@ def configure(method: str | type[Learner], options: Mapping[str, Any]) -> dict[s
     for name, parts in nested.items():
         values[name] = _nested(name, hints[name], values.get(name, _default(cls, name)), parts)
     cls(**values)  # it checks them
+    return values
+
+
+def configure_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read fields of `Settings` from (name, value) pairs, and check them.
+
+    Args:
+        options: Values or texts by name; each name is that of a field.
+
+    Returns:
+        The values by name, for `learn` or for `Settings`.
+
+    Raises:
+        InputError: A value is out of its bounds.
+
+    >>> configure_settings({"rate": "1e-3", "average": "5"})
+    {'rate': 0.001, 'average': 5.0}
+    """
+    hints = get_type_hints(Settings, include_extras=True)
+    values = {name: _read(name, hints[name], value) for name, value in options.items()}
+    check_fields(Settings(**values))
     return values
 
 

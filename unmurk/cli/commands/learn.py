@@ -1,6 +1,6 @@
 """`unmurk learn`: a prior and a posterior from corrupted images."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -84,7 +84,8 @@ class Learn(Command):
     """Objective of flowdiff. elbo: the paper's alone; default: ours, which is easier to
     optimize."""
     option: Options = ()
-    """Further options of the method, such as recipe.steps=8; an unknown key lists the options."""
+    """Further options of the method, such as recipe.steps=8, and the settings of training rate
+    and average; an unknown key lists the options of the method."""
     network: Literal["tiny", "small", "base"] = "tiny"
     """Size of the networks, unless --start brings its own."""
     start: Text = "auto"
@@ -245,10 +246,16 @@ class Learn(Command):
         return None if self.network == "tiny" and self.start != "none" else self.network
 
     def _options(self) -> dict[str, Any]:
-        """The options of the method: those of --option, and those with a flag of their own."""
-        from ...training.registry import configure, sampler_of
+        """The options of the method, those of --option and with a flag, and further settings."""
+        from ...training.registry import configure, configure_settings, sampler_of
+        from ...training.settings import Settings
 
-        options = configure(self.method, pairs(self.option))
+        given = pairs(self.option)
+        settings = {field.name for field in fields(Settings)} & given.keys()
+        for key in sorted(settings & vars(self).keys()):
+            raise InputError(f"--option {key}={given[key]}: use the option --{key} instead")
+        chosen = configure_settings({key: given.pop(key) for key in sorted(settings)})
+        options = chosen | configure(self.method, given)
         flags: dict[str, Any] = {}
         if self.objective != "default":
             flags["objective"] = self.objective
