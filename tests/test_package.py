@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -434,6 +435,71 @@ def test_citation_of_an_option(e_step, tmp_path):
         found = unmurk.citation(given)
         assert "2405.13712" in found and ("2510.12691" in found) == (e_step == "conditional")
     assert "2510.12691" not in unmurk.citation("em") + unmurk.citation(Em)
+
+
+DEFAULT = [
+    "wang2024integrating",
+    "pang2021recorrupted",
+    "daras2024consistent",
+    "rozet2024learning",
+]
+
+
+def learner(name, **options):
+    """A learner with options."""
+    from unmurk import training
+
+    return vars(training)[name](**options)
+
+
+KEYS = [
+    ("flowdiff", [*DEFAULT, "jordan2024muon"]),
+    ("digits", [*DEFAULT, "jordan2024muon"]),
+    ("nuclei", [*DEFAULT, "jordan2024muon"]),
+    ("generic", ["jordan2024muon"]),
+    ("clean", ["jordan2024muon"]),
+    ("ambient", ["daras2023ambient", "daras2024consistent", "jordan2024muon"]),
+    ("em", ["rozet2024learning", "jordan2024muon"]),
+    ("auto", ["mardani2024reddiff", "kawar2021snips", "zhang2025daps", "kim2026ddiff"]),
+    ("dps", ["chung2023dps"]),
+]
+
+
+@pytest.mark.parametrize("given, keys", KEYS)
+def test_citation_names_all_papers(given, keys):
+    """Methods of learning, models in the package, solvers, and the rule that selects solvers."""
+    assert re.findall(r"^@\w+\{(.+),$", unmurk.citation(given), re.M) == ["unmurk", *keys]
+
+
+@pytest.mark.parametrize(
+    "given, keys",
+    [
+        (("FlowDiff", {"objective": "elbo"}), DEFAULT[:1]),
+        (("FlowDiff", {"solver": "mmps"}), [*DEFAULT[:2], DEFAULT[3], "rozet2024mmps"]),
+        (("Em", {"solver": "dps"}), ["rozet2024learning", "chung2023dps", "bai2024expectation"]),
+        (("Em", {"solver": "mmps"}), ["rozet2024learning", "rozet2024mmps"]),
+        (("Em", {"e_step": "conditional"}), ["rozet2024learning", "hosseintabar2025diffem"]),
+    ],
+)
+def test_citation_follows_the_options(given, keys, tmp_path):
+    """Of a learner, and of its run."""
+    from unmurk.solvers import Draws
+    from unmurk.training.learner import as_dict
+
+    name, options = given
+    own = {key: Draws(value) if key == "solver" else value for key, value in options.items()}
+    config = {"method": name.lower(), "options": as_dict(learner(name, **own))}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for of in (learner(name, **own), learner(name, **options), tmp_path):
+        found = re.findall(r"^@\w+\{(.+),$", unmurk.citation(of), re.M)
+        assert found[0] == "unmurk" and found[1] == keys[0]
+        assert sorted(found[2:]) == sorted([*keys[1:], "jordan2024muon"])
+
+
+def test_citation_refuses_a_run_whose_method_is_not_known(tmp_path):
+    (tmp_path / "config.json").write_text('{"method": "elsewhere.Mine"}')
+    with pytest.raises(unmurk.InputError, match="learned by 'elsewhere.Mine', .* not known here"):
+        unmurk.citation(tmp_path)
 
 
 def test_citation_refuses_other_things(tmp_path):

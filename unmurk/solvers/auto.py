@@ -20,7 +20,7 @@ The budget is a number of network evaluations for one run, none of which takes a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from ..bounds import Whole, check_fields
 from ..errors import InputError
@@ -46,6 +46,9 @@ class Auto:
     budget: Annotated[int, Whole(10, 1_000_000)] = 100
     """Network evaluations that a sample may cost, at most; with restarts, each of its runs. With
     fewer than 10 no solver returns more than a guess."""
+
+    candidates: ClassVar[tuple[str, ...]] = ("red-diff", "snips", "daps", "ddiff")
+    """Names of the solvers among which the rule selects."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -48,6 +48,7 @@ from ..problem import Problem
 from ..rng import host_integers, uniform
 from .conditional import ConditionalDenoiser, conditioning_stem
 from .losses import ambient_matching, gaussian, levels, weighted
+from .papers import TWEEDIE
 from .prior_first import PRIOR_END, PriorFirst
 from .schedule import LRPhase
 
@@ -172,6 +173,8 @@ class Ambient(PriorFirst):
   eprint = {2305.19256},
   archivePrefix = {arXiv}
 }"""
+
+    further_citations: ClassVar[tuple[str, ...]] = (TWEEDIE,)
 
     delta: Annotated[float, Real(0.001, 0.999)] = 0.1
 

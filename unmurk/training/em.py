@@ -39,6 +39,7 @@ and :math:`\sigma_y`. (Theirs reads :math:`A^+ y`; it trains one network a round
 and needs no solver.)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -54,8 +55,9 @@ from ..operators.base import per_image
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId
 from .conditional import ConditionalDenoiser, conditioning_stem
-from .learner import Learner
+from .learner import Learner, solver_name
 from .losses import corrupted, denoising, forward_kl, gaussian, levels, weighted
+from .papers import EM, EM_DPS
 from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior, is_denoising
 from .schedule import LRPhase
 from .trainer import Trainer
@@ -119,15 +121,7 @@ class Em(Learner):
     unmurk.errors.InputError: rounds.rounds is 1: with a conditional e_step it must be at least ...
     """
 
-    citation: ClassVar[str] = """@inproceedings{rozet2024learning,
-  title = {Learning Diffusion Priors from Observations by Expectation Maximization},
-  author = {Rozet, Fran{\\c{c}}ois and Andry, G{\\'e}r{\\^o}me and Lanusse, Fran{\\c{c}}ois and
-            Louppe, Gilles},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2024},
-  eprint = {2405.13712},
-  archivePrefix = {arXiv}
-}"""
+    citation: ClassVar[str] = EM
 
     option_citations: ClassVar[dict[tuple[str, Any], str]] = {
         ("e_step", "conditional"): """@misc{hosseintabar2025diffem,
@@ -155,6 +149,11 @@ class Em(Learner):
                 "rounds.rounds is 1: with a conditional e_step it must be at least 2, since the "
                 "last round fits the prior"
             )
+
+    @classmethod
+    def papers(cls, options: Mapping[str, Any]) -> list[str]:
+        """See `Learner.papers`: DPS as the E-step has a paper of its own."""
+        return super().papers(options) + ([EM_DPS] if solver_name(options) == "dps" else [])
 
     @property
     def conditional(self) -> bool:

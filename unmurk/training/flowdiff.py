@@ -44,8 +44,9 @@ are part of every batch: for m and the flow with simulated measurements, for the
 levels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ from ..io.datasets import head
 from ..noise import Gaussian
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId, generator
-from .learner import Learner
+from .learner import Learner, solver_name
 from .losses import (
     ambient_matching,
     denoising,
@@ -70,6 +71,7 @@ from .losses import (
     recorrupted,
     supervised,
 )
+from .papers import EM, R2R, TWEEDIE
 from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior
 from .schedule import LRPhase
 from .trainer import Trainer
@@ -183,6 +185,19 @@ class FlowDiff(Learner):
     objective: Literal["default", "elbo"] = "default"
     recipe: Recipe = field(default_factory=Recipe)
     solver: PosteriorSampler | None = None
+
+    @classmethod
+    def papers(cls, options: Mapping[str, Any]) -> list[str]:
+        """See `Learner.papers`: those of the stages of the default objective too.
+
+        With a solver the operator is not the identity, and there is no ambient target.
+        """
+        found = super().papers(options)
+        if options.get("objective") == "elbo":
+            return found
+        target = (options.get("recipe") or {}).get("ambient_target", "mean")
+        ambient = target != "none" and solver_name(options) is None
+        return [found[0], R2R, *([TWEEDIE] if ambient else []), EM, *found[1:]]
 
     @staticmethod
     def takes(problem: Problem) -> bool:

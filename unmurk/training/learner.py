@@ -19,7 +19,7 @@ between steps (`before`).
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin, get_type_hints
 
@@ -38,12 +38,14 @@ from ..io.scenes import Scenes
 from ..problem import Problem
 from ..repeats import combined
 from ..rng import ShardedGenerator, StreamId, generator, integers
+from ..solvers.base import METHODS as SOLVERS
+from .papers import MUON
 from .replay import is_denoising
 from .schedule import LRPhase, ParamGroup
 from .start import Start
 from .trainer import Trainer
 
-__all__ = ["Learner", "ProblemBinder", "as_dict"]
+__all__ = ["Learner", "ProblemBinder", "as_dict", "solver_name"]
 
 ONE, ALL = 0.5, 0.25  # shares of the steps with one capture of a scene, and with all of them
 HELD = 8  # problems bound ahead at most
@@ -57,6 +59,7 @@ class Learner:
     Attributes:
         name: The name under which the class is registered.
         citation: BibTeX of the paper.
+        further_citations: BibTeX of further papers.
         option_citations: BibTeX of further papers, by an option and its value.
         takes_repeats: Whether it learns from repeated captures of each scene.
         takes_clean: Whether it learns from clean images beside the measurements.
@@ -72,9 +75,31 @@ class Learner:
 
     name: ClassVar[str] = ""
     citation: ClassVar[str] = ""
+    further_citations: ClassVar[tuple[str, ...]] = ()
     option_citations: ClassVar[dict[tuple[str, Any], str]] = {}
     takes_repeats: ClassVar[bool] = False
     takes_clean: ClassVar[bool] = False
+
+    @classmethod
+    def papers(cls, options: Mapping[str, Any]) -> list[str]:
+        """Return the BibTeX entries of the papers that a run relies on.
+
+        Args:
+            options: Options of the learner as `as_dict` returns them; a missing one has its
+                default.
+
+        Returns:
+            The entry of the learner, "" if it has none; those of its options; that of the solver
+            that draws images; that of the optimizer.
+
+        >>> [text.split("{")[1].split(",")[0] for text in Learner.papers({}) if text]
+        ['jordan2024muon']
+        """
+        chosen = cls.option_citations.items()
+        of_options = [text for (name, value), text in chosen if options.get(name) == value]
+        solver: Any = SOLVERS.get(solver_name(options) or "")
+        of_solver = [getattr(solver, "citation", "")]
+        return [cls.citation, *cls.further_citations, *of_options, *of_solver, MUON]
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         check_declared(cls, "@dataclass(eq=False, kw_only=True)")
@@ -375,6 +400,19 @@ class Learner:
         """Bind the problem of a coming step; the thread that reads its measurements calls this."""
         if self.repeats == 1:
             self.binder.prepare(index, device)
+
+
+def solver_name(options: Mapping[str, Any]) -> str | None:
+    """Return the name of the solver that draws images; None without one.
+
+    Args:
+        options: Options of a learner as `as_dict` returns them.
+
+    >>> solver_name({"solver": "mmps,steps=8"})
+    'mmps'
+    """
+    spec = options.get("solver")
+    return spec.partition(",")[0] if isinstance(spec, str) else None
 
 
 def as_dict(learner: Learner) -> dict[str, Any]:

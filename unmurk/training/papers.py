@@ -1,0 +1,53 @@
+r"""BibTeX of papers that several learners rely on, beside those of the learners themselves."""
+
+__all__ = ["EM", "EM_DPS", "MUON", "R2R", "TWEEDIE"]
+
+MUON = """@misc{jordan2024muon,
+  title = {{Muon}: An Optimizer for Hidden Layers in Neural Networks},
+  author = {Jordan, Keller and Jin, Yuchen and Boza, Vlado and You, Jiacheng and
+            Cesista, Franz and Newhouse, Laker and Bernstein, Jeremy},
+  year = {2024},
+  url = {https://kellerjordan.github.io/posts/muon/}
+}"""
+"""The optimizer of every run."""
+
+R2R = """@inproceedings{pang2021recorrupted,
+  title = {Recorrupted-to-Recorrupted: Unsupervised Deep Learning for Image Denoising},
+  author = {Pang, Tongyao and Zheng, Huan and Quan, Yuhui and Ji, Hui},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year = {2021}
+}"""
+"""Recorrupted-to-Recorrupted."""
+
+TWEEDIE = """@inproceedings{daras2024consistent,
+  title = {Consistent Diffusion Meets {Tweedie}: Training Exact Ambient Diffusion Models with Noisy
+           Data},
+  author = {Daras, Giannis and Dimakis, Alexandros G. and Daskalakis, Constantinos},
+  booktitle = {International Conference on Machine Learning},
+  year = {2024},
+  eprint = {2404.10177},
+  archivePrefix = {arXiv}
+}"""
+"""Ambient score matching: learning from noisy images above their noise level."""
+
+EM = """@inproceedings{rozet2024learning,
+  title = {Learning Diffusion Priors from Observations by Expectation Maximization},
+  author = {Rozet, Fran{\\c{c}}ois and Andry, G{\\'e}r{\\^o}me and Lanusse, Fran{\\c{c}}ois and
+            Louppe, Gilles},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2024},
+  eprint = {2405.13712},
+  archivePrefix = {arXiv}
+}"""
+"""Expectation maximization of a diffusion prior."""
+
+EM_DPS = """@inproceedings{bai2024expectation,
+  title = {An Expectation-Maximization Algorithm for Training Clean Diffusion Models from Corrupted
+           Observations},
+  author = {Bai, Weimin and Wang, Yifei and Chen, Wenzheng and Sun, He},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2024},
+  eprint = {2407.01014},
+  archivePrefix = {arXiv}
+}"""
+"""Expectation maximization with DPS as the E-step."""
