@@ -4,6 +4,7 @@
 # browser-test: the app and the written pages in headless Chromium
 # fuzz:  12,000 cases of bad input, what is mishandled (some ten minutes on two cores)
 # wheel: build and check it; test-lowest: the tests with the lowest versions that are allowed
+# test-pythons: the tests with every supported Python that is installed, in .venv-3.11 and so on
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 
 SPHINX := $(BIN)/python -m sphinx -W --keep-going -q -b html docs
 
-.PHONY: setup demo lint test docs docs-full browser-test fuzz wheel test-lowest clean
+.PHONY: setup demo lint test docs docs-full browser-test fuzz wheel test-lowest test-pythons clean
 
 setup: $(READY)
 
@@ -55,6 +56,10 @@ wheel: setup
 test-lowest:
 	@$(PYTHON) .ci/lowest.py
 
+# make test-pythons ARGS='tests/test_package.py' runs a part of them
+test-pythons:
+	@$(PYTHON) .ci/pythons.py $(ARGS)
+
 # Chromium is a package of the system; Playwright and axe-core are Python packages.
 # make browser-test ARGS='-m "not slow"' leaves out what takes longer
 browser-test: setup
@@ -69,4 +74,4 @@ fuzz: setup
 	@$(BIN)/python -m tests.fuzz
 
 clean:
-	rm -rf $(VENV) .venv-lowest build dist demo docs/_build docs/gallery docs/api/generated docs/tutorials/runs examples/gallery/runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-3.* build dist demo docs/_build docs/gallery docs/api/generated docs/tutorials/runs examples/gallery/runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
