@@ -36,7 +36,7 @@ from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.problem import Problem
 from unmurk.solvers import solve
-from unmurk.solvers.red_diff_paper import WEIGHTS
+from unmurk.solvers.red_diff_loss import WEIGHTS
 
 __all__: list[str] = []
 

@@ -26,7 +26,7 @@ from unmurk.solvers import (
     register,
     solve,
 )
-from unmurk.solvers.snips import DEPTH
+from unmurk.solvers.coupling import DEPTH
 
 SHAPE = (1, 6, 6)
 PRIOR = GaussianPrior.exponential(SHAPE, length=4.0)

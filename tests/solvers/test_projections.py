@@ -10,7 +10,7 @@ from unmurk.evaluation.exact import GaussianPrior, operator_matrix
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import solve
-from unmurk.solvers.ddnm import ddnm_correction
+from unmurk.solvers.null_space import ddnm_correction
 from unmurk.solvers.pigdm import pseudoinverse_guidance
 from unmurk.solvers.state import CountingDenoiser
 

@@ -16,7 +16,7 @@ from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import METHODS, Dps, RedDiff, base, solve
 from unmurk.solvers.data_term import likelihood_grad, prox
 from unmurk.solvers.dps import norm_gradient
-from unmurk.solvers.red_diff_paper import WEIGHTS
+from unmurk.solvers.red_diff_loss import WEIGHTS
 from unmurk.solvers.state import CountingDenoiser
 
 SHAPE = (1, 8, 8)

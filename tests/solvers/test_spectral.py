@@ -19,10 +19,10 @@ from unmurk.operators.linalg import LIMIT
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import METHODS, solve
-from unmurk.solvers.ddnm import ddnm_correction
 from unmurk.solvers.ddrm import Ddrm, ddrm_step
 from unmurk.solvers.hrdis import Hrdis
 from unmurk.solvers.mmps import conditional_denoiser
+from unmurk.solvers.null_space import ddnm_correction
 from unmurk.solvers.state import CountingDenoiser
 from unmurk.solvers.tmpd import Tmpd, projected_denoiser
 

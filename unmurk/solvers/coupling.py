@@ -63,12 +63,21 @@ from ..rng import PerImageGenerator, generator
 from .base import Level, PositiveNoiseFloor, PositiveWeight, Solver
 from .state import State, gray, randn
 
-__all__ = ["EDGE", "CoupledSolver", "Coupling", "polynomial", "root_degree", "shared_norm"]
+__all__ = [
+    "DEPTH",
+    "EDGE",
+    "CoupledSolver",
+    "Coupling",
+    "polynomial",
+    "root_degree",
+    "shared_norm",
+]
 
 EDGE = 0.95  # largest part of the noise of y that z may carry, as a standard deviation
 CONTRAST = 30.0  # largest noise of z over that of y; above it the latter is taken to be larger
 ACCURACY = 1e-6  # of the square root
 POWER_ITERATIONS = 60
+DEPTH = 0.03  # last level of a reverse diffusion from z, in units of its first
 TINY, NOTHING = 1e-6, 1e-3  # least norm to divide by; norm below which A is taken for 0
 
 

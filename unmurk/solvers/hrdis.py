@@ -35,7 +35,7 @@ from ..diffusion.schedules import linear_beta
 from ..problem import Problem
 from .base import Fraction, Solver, Steps, Weight
 from .data_term import Adam
-from .red_diff_paper import PriorWeight, data_grad, prior_grad
+from .red_diff_loss import PriorWeight, data_grad, prior_grad
 from .state import State, pseudo_inverse
 
 __all__ = ["Hrdis"]

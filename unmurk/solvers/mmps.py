@@ -26,22 +26,17 @@ samples is not known.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from ..bounds import Real
 from ..diffusion.samplers import Reverse
-from ..errors import InputError
-from ..operators.linalg import batch_dot, conjugate_gradient
 from ..problem import Problem
 from .base import AnnealedSolver, Count, Level, Requirement, Steps
+from .moments import Tolerance, correction, tweedie_moments
 from .state import State
 
-__all__ = ["Mmps", "Tolerance", "conditional_denoiser", "correction", "tweedie_moments"]
-
-Tolerance = Annotated[float, Real(0, 1)]
+__all__ = ["Mmps", "conditional_denoiser"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +113,7 @@ def conditional_denoiser(
     Raises:
         InputError: No gradient passes through the prior.
 
+    >>> import torch
     >>> x = y = torch.ones(1, 1, 1, 2)
     >>> problem = Problem("identity", noise=0.5**0.5)
     >>> # prior N(0, 1): E[x | x_t, y] = (x_t / 1 + y / 0.5) / (1 + 1 / 1 + 1 / 0.5)
@@ -126,83 +122,3 @@ def conditional_denoiser(
     """
     x0, covariance = tweedie_moments(denoise, x, sigma, Mmps.name)
     return x0 + correction(problem, x0, covariance, y, problem.sigma, iterations, tolerance)[0]
-
-
-@torch.no_grad()
-def correction(
-    problem: Problem,
-    x0: Tensor,
-    covariance: Callable[[Tensor], Tensor],
-    y: Tensor,
-    sigma_eff: float,
-    iterations: int,
-    tolerance: float,
-) -> tuple[Tensor, Tensor]:
-    r"""Compute the correction of the denoised image by y, and the surprise of y.
-
-    With :math:`\delta = y - A D` and :math:`\Sigma = \sigma_{\text{eff}}^2 I + A V A^\top` these
-    are :math:`V A^\top \Sigma^{-1} \delta` and :math:`\delta^\top \Sigma^{-1} \delta`.
-
-    Args:
-        problem: A linear operator, bound to the images.
-        x0: Denoised images D (B, C, H, W).
-        covariance: The map v -> V v on images, as from `tweedie_moments`.
-        y: Measurements (B, ...).
-        sigma_eff: Standard deviation that the noise of y is taken to have.
-        iterations: Most iterations of conjugate gradients.
-        tolerance: Residual of the system, relative to y - A D, at which an image takes no more.
-
-    Returns:
-        Images (B, C, H, W), and numbers (B,) in float64.
-
-    >>> x0, y = torch.full((1, 1, 1, 2), 0.5), torch.ones(1, 1, 1, 2)
-    >>> # V = 0.5 and sigma_eff^2 = 0.5, so Sigma = 1
-    >>> correction(Problem("identity", 0.1), x0, lambda v: v / 2, y, 0.5**0.5, 5, 1e-3)
-    (tensor([[[[0.2500, 0.2500]]]]), tensor([0.5000], dtype=torch.float64))
-    """
-
-    def back(v: Tensor) -> Tensor:
-        return covariance(problem.A_adjoint(v))
-
-    def system(v: Tensor) -> Tensor:
-        return sigma_eff**2 * v + problem.A(back(v))
-
-    missing = problem.residual(x0, y)
-    v = conjugate_gradient(system, missing, iterations, tolerance)
-    return back(v), batch_dot(missing.double(), v.double())
-
-
-def tweedie_moments(
-    denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float, name: str
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Compute mean and covariance of the clean image given x at level sigma.
-
-    Args:
-        denoise: The denoiser D(x, sigma).
-        x: Noisy images (B, C, H, W).
-        sigma: Noise level of x.
-        name: The solver that needs the moments, for the message.
-
-    Returns:
-        The mean (B, C, H, W), and the map v -> V v on images.
-
-    Raises:
-        InputError: No gradient passes through the prior.
-
-    >>> x = torch.ones(1, 1, 1, 2)
-    >>> mean, covariance = tweedie_moments(lambda x, sigma: x / (1 + sigma**2), x, 1.0, "mmps")
-    >>> mean, covariance(x)  # prior N(0, 1): mean x / 2, variance 1 / 2
-    (tensor([[[[0.5000, 0.5000]]]]), tensor([[[[0.5000, 0.5000]]]]))
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        x0 = denoise(x, sigma)
-    if not x0.requires_grad:
-        raise InputError(
-            f"{name} needs a prior that autograd can differentiate: use pnp-dm or daps"
-        )
-
-    def covariance(v: Tensor) -> Tensor:
-        return sigma**2 * torch.autograd.grad(x0, x, v, retain_graph=True)[0]
-
-    return x0.detach(), covariance

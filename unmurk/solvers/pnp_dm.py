@@ -30,12 +30,10 @@ from typing import ClassVar
 
 from ..diffusion.samplers import diffuse, karras
 from .base import Count, Level, Requirement, Steps
-from .coupling import CoupledSolver
+from .coupling import DEPTH, CoupledSolver
 from .state import State
 
-__all__ = ["DEPTH", "PnpDm"]
-
-DEPTH = 0.03  # last level of a prior step in units of its first
+__all__ = ["PnpDm"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,11 @@ Both are one formula. With :math:`w_i = \min(1, t/r_i)`, in the range of A,
 
 .. math:: x_t = x_0 + w_i (A^+ y - x_0) + \sqrt{t^2 - w_i^2 r_i^2}\,n,
 
-which is what DDNM+ makes of :math:`x_0` at total noise t (`ddnm.ddnm_correction`, :math:`\Sigma_i
-= w_i`), so that no SVD is needed: exactly this where all nonzero :math:`s_i` are equal, else with
-a smooth filter below :math:`w_i`. In the null space of A, :math:`x_t = x_0 + t n`. There one of
-two forms of the released code keeps one n for all levels t < r, and the other draws it anew; here
-it is drawn anew.
+which is what DDNM+ makes of :math:`x_0` at total noise t (`ddnm_correction` of
+`null_space`, :math:`\Sigma_i = w_i`), so that no SVD is needed: exactly this where all nonzero
+:math:`s_i` are equal, else with a smooth filter below :math:`w_i`. In the null space of A,
+:math:`x_t = x_0 + t n`. There one of two forms of the released code keeps one n for all levels t <
+r, and the other draws it anew; here it is drawn anew.
 
 The rate: while t >= r, :math:`x_t` does not depend on :math:`x_0` in the range of A, and
 :math:`D(x_t)` replaces :math:`x_0`, as released (rate = 1). Below r, and at all levels where y has
@@ -43,7 +43,7 @@ from torch import Tensor
 from ..bounds import Real
 from ..operators.base import per_image
 from .base import AnnealedSolver, Requirement
-from .ddnm import ddnm_correction
+from .null_space import ddnm_correction
 from .state import State
 
 __all__ = ["ProjDiff"]

@@ -51,8 +51,7 @@ from torch import Tensor
 from ..bounds import Real
 from ..diffusion.samplers import diffuse, karras
 from .base import Claim, Count, Level, PositiveWeight, Requirement, Steps
-from .coupling import CoupledSolver
-from .pnp_dm import DEPTH
+from .coupling import DEPTH, CoupledSolver
 from .state import State
 
 __all__ = ["Snips"]

@@ -76,7 +76,7 @@ from .base import (
     Steps,
 )
 from .data_term import prox
-from .mmps import Tolerance, correction, tweedie_moments
+from .moments import Tolerance, correction, tweedie_moments
 from .state import CountingDenoiser, State, gray, randn
 
 __all__ = ["Tds", "moment_twist", "resample", "twist"]
@@ -250,7 +250,7 @@ def moment_twist(
         y: Measurements (B, ...).
         t: Noise level of x.
         sigma_eff: Standard deviation that the noise of y is taken to have.
-        iterations: Most iterations of conjugate gradients; see `mmps.correction`.
+        iterations: Most iterations of conjugate gradients; see `moments.correction`.
         tolerance: Relative residual at which an image takes no more of them.
 
     Returns:

@@ -36,7 +36,7 @@ from ..operators.linalg import batch_dot, per_image
 from ..problem import Problem
 from .base import AnnealedSolver, Level, PositiveNoiseFloor, Requirement
 from .data_term import TINY
-from .mmps import tweedie_moments
+from .moments import tweedie_moments
 from .state import State
 
 __all__ = ["Tmpd", "projected_denoiser"]
