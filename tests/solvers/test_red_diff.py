@@ -22,7 +22,7 @@ from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, StreamId
 from unmurk.solvers import RedDiff, base, solve
 from unmurk.solvers.data_term import Adam, Sgd, lbfgs
-from unmurk.solvers.red_diff import risk
+from unmurk.solvers.posterior_mean import risk
 
 # -- optimisers ----------------------------------------------------------------------------------
 

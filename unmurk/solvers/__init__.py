@@ -21,8 +21,9 @@ from .mmps import Mmps
 from .pigdm import Pigdm
 from .pnp_dm import PnpDm
 from .projdiff import ProjDiff
-from .red_diff import RedDiff, RedDiffSpread
+from .red_diff import RedDiff
 from .red_diff_paper import RedDiffPaper
+from .red_diff_spread import RedDiffSpread
 from .registry import Draws, register
 from .restoration import METHODS, PRESETS, Result, configure, solve
 from .snips import Snips

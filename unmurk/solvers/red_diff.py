@@ -34,106 +34,27 @@ Gaussians the fixed point at level :math:`\sigma` is the posterior mean under th
 The step starts not at :math:`\mu` but slightly ahead, by `momentum` times the last change, which
 halves the lag of :math:`\mu` behind the falling levels.
 
-**The last step** (`PosteriorMean`) estimates the mean of the posterior rather than its mode: D is
-applied to an image on which y's own noise replaces e. For A = I it is :math:`D(y, \sigma_y)`, with
-a check that D removes as much noise as there is. So levels end at the noise of y: `final`. Part of
-the measurement noise is re-injected into the final iterate :math:`\mu`:
+**The last step** estimates the mean of the posterior rather than its mode, from y's own noise in
+place of e: levels end at the noise of y, and `posterior_mean` takes over (option `final`).
 
-.. math:: v = \mu + (\sigma/\sigma_y)^2 A^\top (y - A \mu).
-
-Where singular values of A are 1 and :math:`\sigma = \sigma_y`, v has just the noise that D
-expects. In the null space of A the pair puts noise on v as before; between the two it puts
-:math:`(I - (\sigma/\sigma_y)^2 A^\top A)\,\sigma e`. So levels end at :math:`\sigma_y/\lVert
-A\rVert`, with the largest singular value of A (at :math:`\sigma_y` if that is below 1), and the
-result is the denoised v.
-
-Where all singular values of A are one :math:`\kappa`, :math:`A^\top A = \kappa^2 I`, as in
-denoising, nothing of :math:`\mu` is left in v: with :math:`\sigma = \sigma_y/\kappa`
-
-.. math:: v = A^\top y/\kappa^2 = x + \sigma n,\qquad \mathbb{E}[x \mid y] = D(v, \sigma)
-
-if D is exact. A learned D need not be: trained on noisy images alone it tends to remove too much
-where noise is low, and does better with a smaller noise level as its label. y itself can tell. For
-:math:`h_\ell = D(v, \ell\sigma)`, with d values of an image,
-
-.. math::
-    R_\ell = \lVert v - h_\ell\rVert^2/\sigma^2 - d
-        + 2\operatorname{tr}(\partial h_\ell/\partial v)
-
-is Stein's (1981) unbiased estimate of :math:`\lVert x - h_\ell\rVert^2/\sigma^2`, and the result
-is the mean
-
-.. math:: \sum_\ell w_\ell h_\ell,\qquad w_\ell \propto q_\ell \exp(-R_\ell/8)
-
-over a few labels :math:`\ell`, with :math:`\sum_\ell w_\ell = 1`. For linear estimates
-:math:`h_\ell = B_\ell v` with symmetric :math:`B_\ell` that commute, the expected squared error of
-this mean, over :math:`\sigma^2`, is at most that of any :math:`h_\ell` plus
-:math:`8\log(1/q_\ell)` (Dalalyan and Salmon, 2012, arXiv 1104.3969). So an exact denoiser
-(:math:`q_1` is near 1) loses next to nothing. Images lie in [0, 1], so :math:`h_\ell` is clipped
-to it for :math:`R_\ell`. The trace is estimated along one draw of noise (Ramani, Blu and Unser,
-2008, "Monte-Carlo SURE"). The pair
-
-.. math::
-    h_\ell = \tfrac12 \bigl(D(v + b, \ell\sigma) + D(v - b, \ell\sigma)\bigr),
-        \qquad b = 0.1\,\sigma e,
-
-gives its central difference at no further cost.
-
-**Samples with the spread of the posterior** (`RedDiffSpread`) cost nothing more. For Gaussians a
-posterior can be sampled by optimizing (the randomize-then-optimize of Bardsley, Solonen, Haario
-and Laine, 2014; Papandreou and Yuille, 2010): with the data at :math:`y + \sigma_y n'` and a
-random force of covariance H, the prior's precision, added to the gradient of :math:`-\log p`, the
-minimizer is an exact draw. A denoiser gives neither H nor its root, but the pairs
-:math:`\mu + \sigma e`, :math:`\mu - \sigma e` of RED-diff contain them. For a prior
-:math:`\mathcal{N}(m, S)` their odd half is
-
-.. math::
-    \delta = \sigma e - \tfrac12 \bigl(D(\mu + \sigma e, \sigma) - D(\mu - \sigma e, \sigma)\bigr)
-      = \sigma^2 (S + \sigma^2 I)^{-1} \sigma e,
-
-and since :math:`2\int_\sigma^\infty t\,(S + t^2 I)^{-2}\,dt = (S + \sigma^2 I)^{-1}`, the sum over
-the levels passed so far,
-
-.. math::
-    f = \sum_{k \le K} \sqrt{2\log(\sigma_{k-1}/\sigma_k)}\; \delta_k/\sigma_k^2,
-        \qquad \operatorname{Cov} f \approx (S + \sigma_K^2 I)^{-1},
-
-is at every level a force with the precision of the prior blurred by that level, up to the error of
-the sum that stands for the integral. (Above the first level :math:`\sigma_1` the prior has no
-effect, and :math:`n/\sigma_1` replaces what is missing of the sum.) So each sample keeps its n'
-and its f, and takes the steps of RED-diff,
-
-.. math::
-    z   &= h + \sigma^2 f \\
-    \mu &\leftarrow \arg\min_x \frac{\lVert y + \sigma_y n' - A x\rVert^2}{2\sigma_y^2}
-           + \frac{\lVert x - z\rVert^2}{2\sigma^2},
-
-where h, the even half of the pair, is evaluated at momentum times the last change beyond
-:math:`\mu`, which halves its lag behind the falling levels. With any other prior S is local: the
-covariance that the denoiser has around :math:`\mu`. The spread is then that of a Gaussian fitted
-at each level, from wide to narrow; modes are selected with nearly, not exactly, their weights.
-
-`red_diff_paper` has the released algorithm.
+`red_diff_spread` has samples with the spread of the posterior from the same pairs, and
+`red_diff_paper` the released algorithm.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ..bounds import Real
 from ..diffusion.samplers import karras
-from ..operators.linalg import batch_dot, per_image
-from ..operators.weighted import Weighted
 from ..problem import Problem
-from ..rng import generator
-from .base import Claim, Level, Momentum, PositiveNoiseFloor, ProximalSolver, Steps
-from .data_term import likelihood_grad, prox
-from .state import CountingDenoiser, State, gray
+from .base import Claim, Level, Momentum, ProximalSolver, Steps
+from .data_term import prox
+from .posterior_mean import LABELS, PosteriorMean, last_level
+from .state import State, gray
 
-__all__ = ["CITATION", "LABELS", "PosteriorMean", "RedDiff", "RedDiffSpread", "last_level", "risk"]
+__all__ = ["CITATION", "RedDiff"]
 
 ENOUGH = 50  # steps, from which on the settings stay as they are
 HIGHEST, LEAST = 5.0, 1.0  # first level with as many, and with few
@@ -147,14 +68,6 @@ CITATION = """@inproceedings{mardani2024reddiff,
   eprint = {2305.04391},
   archiveprefix = {arXiv}
 }"""
-
-LABELS = (1.0, 0.85, 0.7, 0.5)
-"""Labels: noise levels that D is given, as fractions of the true one."""
-BELIEF = (0.91, 0.03, 0.03, 0.03)
-"""q: prior weight of each label."""
-TEMPERATURE = 8.0
-PROBE = 0.1  # length of b in units of sigma
-TOLERANCE = 1e-3  # relative, of A^T A = kappa^2 I
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,180 +204,3 @@ def _until(levels: list[float], last: float) -> list[float]:
         return levels
     above = [level for level in levels if level > last * (1 - 1e-6)]
     return above if above and above[-1] < last * (1 + 1e-6) else [*above, last]
-
-
-# -- the last step: from the image fitted to y to the mean of the posterior -----------------------
-
-
-def last_level(problem: Problem, y: Tensor) -> tuple[float, bool]:
-    r"""Return the level of y's own noise on an image, and whether :math:`A^\top A = \kappa^2 I`.
-
-    The level is 0 where there is none: without noise, for a nonlinear A, and for weighted data,
-    whose weights differ from image to image. It is that of image 0, as levels are shared and must
-    not depend on the other images of a batch.
-
-    >>> level, full = last_level(Problem("identity", 0.1), torch.zeros(1, 1, 4, 4))
-    >>> round(level, 4), full
-    (0.1, True)
-    """
-    operator = problem.operator
-    if problem.sigma == 0 or not operator.linear or isinstance(operator, Weighted):
-        return 0.0, False
-    like = gray(y[:1], problem)
-    first = operator.bind([0], like.shape[1:])
-    x = torch.randn(like.shape[1:], generator=generator(0)).to(like)[None]
-    observed = first.A_adjoint(first.A(x))
-    square = float((x * observed).sum() / x.square().sum())
-    if square > 0 and (observed - square * x).norm() <= TOLERANCE * observed.norm():
-        return problem.sigma / square**0.5, True
-    for _ in range(20):  # power iterations
-        x = first.A_adjoint(first.A(x / x.norm()))
-    return problem.sigma / max(1.0, float(x.norm().sqrt())), False
-
-
-class PosteriorMean:
-    """The denoised v, averaged over labels that are added one by one.
-
-    Args:
-        mu: The image fitted to y, (B, C, H, W).
-        y: Measurements (B, ...).
-        problem: Operator and noise, bound to the images.
-        sigma: The level that `last_level` found.
-        e: Noise of that level, shaped like mu.
-        labels: The first of `LABELS`. Labels other than 1 are used where A^T A = kappa^2 I only.
-
-    >>> mu, y, e = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
-    >>> estimate = PosteriorMean(mu, y, Problem("identity", 0.5), 0.5, e, labels=(1.0,))
-    >>> estimate.add(CountingDenoiser(lambda x, sigma: x / (1 + sigma**2)), 0, (1, -1))[0]
-    tensor([[[[0.8000, 0.8000]]]])
-    """
-
-    def __init__(
-        self,
-        mu: Tensor,
-        y: Tensor,
-        problem: Problem,
-        sigma: float,
-        e: Tensor,
-        labels: tuple[float, ...],
-    ) -> None:
-        self.sigma, self.labels = sigma, labels
-        weight = (sigma / problem.sigma) ** 2
-        self.v = mu + weight * likelihood_grad(problem, mu, y)
-        b = e - weight * problem.A_adjoint(problem.A(e))
-        self.full = b.flatten(1).norm(dim=1) <= TOLERANCE * e.flatten(1).norm(dim=1)
-        several = len(labels) > 1
-        self.b = torch.where(per_image(self.full, e) > 0, PROBE * e, b) if several else b
-        self.found: list[Tensor] = []
-        self.logits: list[Tensor] = []
-
-    def add(
-        self, denoise: CountingDenoiser, k: int, signs: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """Add label k.
-
-        Args:
-            denoise: The prior's denoiser.
-            k: Number of the label, in order from 0.
-            signs: Signs of b: (1, -1) for pairs, which several labels need.
-
-        Returns:
-            The mean over all labels so far and the estimate h of this one, both (B, C, H, W).
-        """
-        v, label = self.v, self.labels[k]
-        estimates = [denoise(v + sign * self.b, label * self.sigma) for sign in signs]
-        mean = sum(estimates[1:], estimates[0])
-        self.found.append(mean if len(estimates) == 1 else mean.div_(len(estimates)))
-        logit = torch.full_like(self.full, math.log(BELIEF[k]), dtype=v.dtype)
-        if len(self.labels) > 1:
-            pair = torch.stack(estimates).clamp(0, 1)
-            logit = logit - risk(v, pair, self.b, self.sigma) / TEMPERATURE
-        self.logits.append(logit if k == 0 else torch.where(self.full, logit, -torch.inf))
-        weights = torch.stack(self.logits).softmax(0)
-        if k == 0:  # its weight is 1
-            return self.found[0], self.found[0]
-        parts = [per_image(w, v) * h for w, h in zip(weights, self.found, strict=True)]
-        return torch.stack(parts).sum(0), self.found[k]
-
-
-def risk(v: Tensor, pair: Tensor, b: Tensor, sigma: float) -> Tensor:
-    r"""Estimate :math:`\lVert x - h\rVert^2/\sigma^2` where :math:`v = x + \sigma n`, shape (B,).
-
-    Args:
-        v: Noisy images (B, C, H, W).
-        pair: The estimates at v + b and at v - b, (2, B, C, H, W); h is their mean.
-        b: A short step in a random direction, noise of level `PROBE` sigma.
-        sigma: Noise level of v.
-
-    >>> v, b = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 2, 2), 0.1 * PROBE)
-    >>> shrunk = torch.stack([(v + b) / 2, (v - b) / 2])  # h(v) = v / 2: a trace of 4 / 2
-    >>> risk(v, shrunk, b, sigma=0.1)  # 4 (0.25 / 0.1)^2 - 4 + 2 x 2
-    tensor([25.0000])
-    """
-    misfit = (v - pair.mean(0)).square().flatten(1).sum(1) / sigma**2
-    slope = batch_dot(b, (pair[0] - pair[1]) / 2) / (PROBE * sigma) ** 2
-    return misfit - v[0].numel() + 2 * slope
-
-
-# -- samples with the spread of the posterior -----------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class RedDiffSpread(ProximalSolver):
-    """Perturbed RED-diff: every sample from its own data and prior.
-
-    A step takes two network evaluations and no gradient. The mean of many samples replaces the
-    point estimate of the default. `init` replaces the gray start alone: the levels begin at the
-    highest all the same, since the force has to.
-
-    Raises:
-        InputError: An option is out of its bounds.
-
-    >>> RedDiffSpread(steps=100).momentum
-    0.5
-    """
-
-    name: ClassVar[str] = "red-diff"
-    citation: ClassVar[str] = CITATION
-
-    steps: Steps = 50
-    """Noise levels. Each takes two network evaluations."""
-    sigma_max: Level = 5.0
-    """First noise level, no higher than the prior's highest; well above the prior's spread."""
-    sigma_min: Level = 0.01
-    """Last noise level."""
-    momentum: Momentum = 0.5
-    """Fraction of the last change of mu that is added before a step, 0 to below 1."""
-    noise_floor: PositiveNoiseFloor = 1e-3
-    """Least noise level that y is taken to have."""
-
-    def schedule(self, state: State, init: bool) -> list[float]:
-        """See `Solver.schedule`."""
-        return karras(self.steps, self._first(state), self.sigma_min).tolist()
-
-    def _first(self, state: State) -> float:
-        return max(min(self.sigma_max, state.denoise.sigma_max), self.sigma_min)
-
-    def start(self, state: State, init: Tensor | None) -> None:
-        """Perturb the data, and start at mid-gray or `init`, without noise."""
-        memory = state.memory
-        state.levels = self.noise_levels(state, init is not None)
-        memory.y = state.y + state.sigma_eff * state.randn(state.y)
-        mu = gray(state.y, state.problem) if init is None else init
-        memory.mu = memory.before = state.x = state.x_t = mu
-        memory.last = self._first(state) if self.levels is None else state.levels[0]
-        memory.force = state.randn(mu) / memory.last
-
-    def step(self, state: State) -> None:
-        """See the equations of this module."""
-        memory, s = state.memory, state.sigma
-        momentum = self.momentum if state.step > 2 else 0.0
-        ahead = memory.mu + momentum * (memory.mu - memory.before)
-        memory.before, e = memory.mu, s * state.randn(memory.mu)
-        plus, minus = state.denoise(ahead + e, s), state.denoise(ahead - e, s)
-        h, odd = (plus + minus) / 2, e - (plus - minus) / 2
-        width = max(math.log(memory.last / s), 0.0)  # the first level is the last up to rounding
-        memory.force = memory.force + math.sqrt(2 * width) * odd / s**2
-        memory.mu = self.prox(state, h + s**2 * memory.force, s, memory.y)
-        memory.last, state.denoised = s, h
-        state.x = state.x_t = memory.mu

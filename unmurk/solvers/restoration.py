@@ -58,8 +58,9 @@ from .mmps import Mmps
 from .pigdm import Pigdm
 from .pnp_dm import PnpDm
 from .projdiff import ProjDiff
-from .red_diff import RedDiff, RedDiffSpread
+from .red_diff import RedDiff
 from .red_diff_paper import RedDiffPaper
+from .red_diff_spread import RedDiffSpread
 from .registry import configure, register, resolve
 from .snips import Snips
 from .state import CountingDenoiser, State, gray, randn
