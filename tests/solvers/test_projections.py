@@ -268,7 +268,7 @@ def test_pigdm_guidance_is_autograd_of_the_explicit_expression(operator):
 
 def test_pigdm_needs_a_gradient():
     y, problem, _ = measured("identity", 0.1)
-    with pytest.raises(InputError, match="use ddnm or diffpir"):
+    with pytest.raises(InputError, match="pigdm needs a prior.*use red-diff or daps"):
         solve(y, problem, lambda x, sigma: PRIOR(x.detach(), sigma), "pigdm", steps=2)
 
 

@@ -133,7 +133,7 @@ def test_mmps_samples_gaussian_posteriors(operator, noise):
 
 def test_mmps_needs_a_gradient():
     y, problem = measured(MASK, 0.1)
-    with pytest.raises(InputError, match="use pnp-dm or daps"):
+    with pytest.raises(InputError, match="mmps needs a prior.*use red-diff or daps"):
         solve(y, problem, lambda x, sigma: PRIOR(x.detach(), sigma), "mmps")
 
 

@@ -255,7 +255,7 @@ def test_tds_counts_the_evaluations_of_one_sample():
     y, problem = measured(MASK, 0.1)
     result = solve(y, problem, prior, "tds", samples=3, steps=5, particles=4)
     assert result.nfe == 20 == result.trace[-1]["nfe"] and calls == [6 * 4] * 5
-    with pytest.raises(InputError, match="use pnp-dm"):
+    with pytest.raises(InputError, match="tds needs a prior.*use red-diff or daps"):
         solve(y, problem, lambda x, sigma: PRIOR(x.detach(), sigma), "tds")
 
 

@@ -353,7 +353,7 @@ def test_tmpd_holds_out_against_row_sums_below_zero():
 
 def test_tmpd_needs_a_gradient():
     y, problem, _ = measured("identity", 0.1)
-    with pytest.raises(InputError, match="tmpd needs a prior.*use pnp-dm or daps"):
+    with pytest.raises(InputError, match="tmpd needs a prior.*use red-diff or daps"):
         solve(y, problem, lambda x, sigma: PRIOR(x.detach(), sigma), "tmpd", steps=2)
 
 

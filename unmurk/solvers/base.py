@@ -41,7 +41,7 @@ from torch import Tensor
 
 from ..bounds import Choice, Real, Whole, check_declared, check_fields, shown
 from ..devices import on_device
-from ..diffusion.samplers import karras
+from ..diffusion.samplers import Reverse, karras
 from ..errors import InputError, size_text
 from ..problem import Problem
 from ..progress import each
@@ -61,12 +61,15 @@ __all__ = [
     "Level",
     "Momentum",
     "NoiseFloor",
+    "NoisySolver",
     "PositiveNoiseFloor",
     "PositiveWeight",
     "ProximalSolver",
     "Requirement",
+    "ReverseSolver",
     "Solver",
     "Steps",
+    "Tolerance",
     "Weight",
 ]
 
@@ -84,6 +87,7 @@ Weight = Annotated[float, Real(0, 1e9)]
 PositiveWeight = Annotated[float, Real(1e-9, 1e9)]
 NoiseFloor = Annotated[float, Real(1e-9, 1e3, zero=True)]
 PositiveNoiseFloor = Annotated[float, Real(1e-9, 1e3)]
+Tolerance = Annotated[float, Real(0, 1)]
 
 ROUNDING = 1 + 1e-6  # a level that is the prior's highest up to rounding may be used
 
@@ -408,6 +412,42 @@ class AnnealedSolver(Solver):
         first = self.init_sigma if init else self.sigma_max
         first = max(min(first, state.denoise.sigma_max), self.sigma_min)
         return karras(self.steps, first, self.sigma_min).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseSolver(AnnealedSolver):
+    """An annealed solver that follows the reverse diffusion with steps of second order.
+
+    `state.memory.reverse` is the `diffusion.samplers.Reverse` of the run. Steps of second order
+    need fewer levels, which start lower and end lower than those of `AnnealedSolver`.
+
+    >>> class Unguided(ReverseSolver):
+    ...     def step(self, state: State) -> None:
+    ...         t, s = state.sigma, state.sigma_next
+    ...         state.denoised = state.denoise(state.x_t, t)
+    ...         state.x = state.x_t = state.memory.reverse.step(state.x_t, state.denoised, t, s)
+    >>> y, zero = torch.ones(1, 1, 1, 1), lambda x, sigma: 0 * x
+    >>> [round(s.sigma, 3) for s in Unguided(steps=3).iterate(y, Problem("identity", 1.0), zero)]
+    [5.0, 0.283, 0.002]
+    """
+
+    sigma_max: Level = 5.0
+    """First noise level, no higher than the prior's highest."""
+    sigma_min: Level = 0.002
+    """Last noise level; well below that of the measurement, or the spread becomes too small."""
+
+    def start(self, state: State, init: Tensor | None) -> None:
+        """See `Solver.start`."""
+        super().start(state, init)
+        state.memory.reverse = Reverse(state.generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisySolver(Solver):
+    """A solver that takes every y to have noise, at least a little."""
+
+    noise_floor: PositiveNoiseFloor = 1e-3
+    """Least noise level that y is taken to have."""
 
 
 @dataclass(frozen=True, kw_only=True)

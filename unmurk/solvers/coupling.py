@@ -60,7 +60,7 @@ from ..operators.base import per_image
 from ..operators.weighted import Weighted
 from ..problem import Problem
 from ..rng import PerImageGenerator, generator
-from .base import Level, PositiveNoiseFloor, PositiveWeight, Solver
+from .base import Level, NoisySolver, PositiveWeight
 from .state import State, gray, randn
 
 __all__ = [
@@ -248,7 +248,7 @@ def shared_norm(problem: Problem, y: Tensor) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoupledSolver(Solver):
+class CoupledSolver(NoisySolver):
     r"""A solver that anneals a coupled noisy image, and then holds its level.
 
     The levels fall during two thirds of the steps to :math:`\text{coupling}\;\sigma_y / \lVert
@@ -265,8 +265,6 @@ class CoupledSolver(Solver):
     coupling: PositiveWeight = EDGE
     """Last level in units of sigma_y / ||A||. Up to 0.95 the samples follow the posterior; more
     mixes faster, and adds noise."""
-    noise_floor: PositiveNoiseFloor = 1e-3
-    """Least noise level that y is taken to have."""
     init_sigma: Level = 0.3
     """First level where `init` is given: the level it is noised to."""
 

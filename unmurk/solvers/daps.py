@@ -30,14 +30,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..diffusion.samplers import karras
-from .base import AnnealedSolver, Count, Level, PositiveNoiseFloor, PositiveWeight, ProximalSolver
+from .base import AnnealedSolver, Count, Level, NoisySolver, PositiveWeight, ProximalSolver
 from .state import State
 
 __all__ = ["Daps", "flow"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Daps(ProximalSolver, AnnealedSolver):
+class Daps(NoisySolver, ProximalSolver, AnnealedSolver):
     """Decoupled annealing posterior sampling. No gradient passes through the network.
 
     Raises:
@@ -69,8 +69,6 @@ class Daps(ProximalSolver, AnnealedSolver):
     images in [-1, 1], which is 50 here.)"""
     sigma_min: Level = 0.01
     """Last noise level."""
-    noise_floor: PositiveNoiseFloor = 1e-3
-    """Least noise level that y is taken to have."""
 
     def step(self, state: State) -> None:
         """See the equations of this module."""

@@ -22,17 +22,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from .base import AnnealedSolver, Fraction, Requirement
-from .null_space import ddnm_correction
+from .base import Fraction, Requirement
+from .null_space import NullSpaceSolver, ddnm_correction
 from .state import State
 
 __all__ = ["Ddnm"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ddnm(AnnealedSolver):
+class Ddnm(NullSpaceSolver):
     """DDNM, and with noise DDNM+. A step takes one network evaluation and no gradient.
 
     Raises:
@@ -57,11 +55,6 @@ class Ddnm(AnnealedSolver):
     """Fraction of fresh noise, 0 to 1. Released: 0.85. Less than 1 keeps noise from level to
     level, and with it the noise of y, which is then counted more than once: with noise in y leave
     it at 1."""
-
-    def start(self, state: State, init: Tensor | None) -> None:
-        """See `Solver.start`."""
-        super().start(state, init)
-        state.memory.norm = state.problem.operator.norm(state.x_t)
 
     def step(self, state: State) -> None:
         """See the equations of this module."""

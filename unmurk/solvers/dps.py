@@ -32,10 +32,9 @@ import torch
 from torch import Tensor
 
 from ..diffusion.schedules import linear_beta
-from ..errors import InputError
 from ..problem import Problem
 from .base import Level, Solver, Steps, Weight
-from .state import CountingDenoiser, State, gray
+from .state import CountingDenoiser, State, denoise_with_grad, gray
 
 __all__ = ["Dps", "norm_gradient"]
 
@@ -131,11 +130,8 @@ def norm_gradient(
     >>> norm_gradient(Problem("identity", 0.1), denoise, x, y, sigma=1.0, clip=False)[0]
     tensor([[[[-0.3000, -0.4000]]]])
     """
+    x, x0 = denoise_with_grad(denoise, x, sigma, Dps.name)
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        x0 = denoise(x, sigma)
-        if not x0.requires_grad:
-            raise InputError("dps needs a prior that autograd can differentiate: use red-diff")
         x0 = x0.clamp(0, 1) if clip else x0
         norms = problem.residual(x0, y).flatten(1).norm(dim=1)
         gradient = torch.autograd.grad(norms.sum(), x)[0]

@@ -30,17 +30,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..diffusion.samplers import Reverse
 from ..problem import Problem
-from .base import AnnealedSolver, Count, Level, Requirement, Steps
-from .moments import Tolerance, correction, tweedie_moments
+from .base import Count, Requirement, ReverseSolver, Steps, Tolerance
+from .moments import correction, tweedie_moments
 from .state import State
 
 __all__ = ["Mmps", "conditional_denoiser"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mmps(AnnealedSolver):
+class Mmps(ReverseSolver):
     """Moment matching posterior sampling.
 
     A step takes one network evaluation and `iterations` + 1 back-propagations.
@@ -70,15 +69,6 @@ class Mmps(AnnealedSolver):
     """Most iterations of conjugate gradients. Low noise on many correlated pixels needs more."""
     tolerance: Tolerance = 1e-3
     """Residual of the system, relative to y - A D, at which an image takes no more iterations."""
-    sigma_max: Level = 5.0
-    """First noise level, no higher than the prior's highest."""
-    sigma_min: Level = 0.002
-    """Last noise level; well below that of the measurement, or the spread becomes too small."""
-
-    def start(self, state: State, init: Tensor | None) -> None:
-        """See `Solver.start`."""
-        super().start(state, init)
-        state.memory.reverse = Reverse(state.generator)
 
     def step(self, state: State) -> None:
         """See the equations of this module."""

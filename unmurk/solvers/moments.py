@@ -12,19 +12,15 @@ these moments; the correction is that of `mmps` (Rozet et al. 2024, arXiv 2405.1
 """
 
 from collections.abc import Callable
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..bounds import Real
-from ..errors import InputError
 from ..operators.linalg import batch_dot, conjugate_gradient
 from ..problem import Problem
+from .state import denoise_with_grad
 
-__all__ = ["Tolerance", "correction", "tweedie_moments"]
-
-Tolerance = Annotated[float, Real(0, 1)]
+__all__ = ["correction", "tweedie_moments"]
 
 
 @torch.no_grad()
@@ -93,13 +89,7 @@ def tweedie_moments(
     >>> mean, covariance(x)  # prior N(0, 1): mean x / 2, variance 1 / 2
     (tensor([[[[0.5000, 0.5000]]]]), tensor([[[[0.5000, 0.5000]]]]))
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        x0 = denoise(x, sigma)
-    if not x0.requires_grad:
-        raise InputError(
-            f"{name} needs a prior that autograd can differentiate: use pnp-dm or daps"
-        )
+    x, x0 = denoise_with_grad(denoise, x, sigma, name)
 
     def covariance(v: Tensor) -> Tensor:
         return sigma**2 * torch.autograd.grad(x0, x, v, retain_graph=True)[0]

@@ -41,13 +41,30 @@ one. As :math:`\sigma_y` falls to 0 it becomes DDNM.
 `ddnm` and `projdiff` take their steps with it.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..operators.linalg import per_image
 from ..problem import Problem
+from .base import AnnealedSolver
+from .state import State
 
-__all__ = ["ddnm_correction"]
+__all__ = ["NullSpaceSolver", "ddnm_correction"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullSpaceSolver(AnnealedSolver):
+    """An annealed solver that corrects images by `ddnm_correction`.
+
+    `state.memory.norm` holds the largest singular value of A, (B,).
+    """
+
+    def start(self, state: State, init: Tensor | None) -> None:
+        """See `Solver.start`."""
+        super().start(state, init)
+        state.memory.norm = state.problem.operator.norm(state.x_t)
 
 
 def ddnm_correction(

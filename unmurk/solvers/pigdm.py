@@ -45,11 +45,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..problem import Problem
 from .base import AnnealedSolver, Fraction, Requirement
 from .data_term import prox
-from .state import CountingDenoiser, State
+from .state import CountingDenoiser, State, denoise_with_grad
 
 __all__ = ["Pigdm", "pseudoinverse_guidance"]
 
@@ -112,13 +111,7 @@ def pseudoinverse_guidance(
     >>> pseudoinverse_guidance(problem, denoise, x, y, sigma=1.0)[0]
     tensor([[[[0.2500, 0.2500]]]])
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        x0 = denoise(x, sigma)
-    if not x0.requires_grad:
-        raise InputError(
-            "pigdm needs a prior that autograd can differentiate: use ddnm or diffpir"
-        )
+    x, x0 = denoise_with_grad(denoise, x, sigma, Pigdm.name)
     r = sigma / math.sqrt(1 + 4 * sigma**2)
     with torch.no_grad():
         toward = prox(problem, x0, y, r, problem.sigma) - x0

@@ -42,15 +42,15 @@ from torch import Tensor
 
 from ..bounds import Real
 from ..operators.base import per_image
-from .base import AnnealedSolver, Requirement
-from .null_space import ddnm_correction
+from .base import Requirement
+from .null_space import NullSpaceSolver, ddnm_correction
 from .state import State
 
 __all__ = ["ProjDiff"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjDiff(AnnealedSolver):
+class ProjDiff(NullSpaceSolver):
     """ProjDiff, with or without noise in y. A step takes one network evaluation and no gradient.
 
     Raises:
@@ -74,11 +74,6 @@ class ProjDiff(AnnealedSolver):
     rate: Annotated[float, Real(1e-3, 1.999)] = 0.5
     """Length of a move toward the denoised image; it is stable between 0 and 2. Released, with
     noise: 1 for inpainting, 0.5 for super-resolution, 0.1 for blur; without: 1.1, 1.7 and 0.9."""
-
-    def start(self, state: State, init: Tensor | None) -> None:
-        """See `Solver.start`."""
-        super().start(state, init)
-        state.memory.norm = state.problem.operator.norm(state.x_t)
 
     def step(self, state: State) -> None:
         """See the equations of this module."""

@@ -54,7 +54,7 @@ from .data_term import prox
 from .posterior_mean import LABELS, PosteriorMean, last_level
 from .state import State, gray
 
-__all__ = ["CITATION", "RedDiff"]
+__all__ = ["CITATION", "RedDiff", "look_ahead"]
 
 ENOUGH = 50  # steps, from which on the settings stay as they are
 HIGHEST, LEAST = 5.0, 1.0  # first level with as many, and with few
@@ -137,7 +137,7 @@ class RedDiff(ProximalSolver):
         memory, sigma = state.memory, state.sigma
         if memory.labels and state.step >= memory.first_label:
             return self._last_step(state, state.step - memory.first_label)
-        ahead, e = self._look_ahead(state)
+        ahead, e = look_ahead(state, self.momentum)
         h = state.denoise(ahead + e, sigma)
         if self.pairs:
             h = (h + state.denoise(ahead - e, sigma)) / 2
@@ -151,7 +151,7 @@ class RedDiff(ProximalSolver):
         """Add label k to the estimate of the posterior mean."""
         memory = state.memory
         if k == 0:
-            ahead, e = self._look_ahead(state)
+            ahead, e = look_ahead(state, self.momentum)
             memory.mu = memory.before = None
             state.x = state.x_t = state.denoised = ahead  # what they held is no longer needed
             memory.estimate = PosteriorMean(
@@ -161,14 +161,6 @@ class RedDiff(ProximalSolver):
             del ahead, e
         x, state.denoised = memory.estimate.add(state.denoise, k, memory.signs)
         state.x = state.x_t = x
-
-    def _look_ahead(self, state: State) -> tuple[Tensor, Tensor]:
-        """Return mu after momentum, and noise of this level."""
-        memory = state.memory
-        momentum = self.momentum if state.step > 2 else 0.0
-        ahead = memory.mu + momentum * (memory.mu - memory.before)
-        memory.before = memory.mu
-        return ahead, state.sigma * state.randn(memory.mu)
 
     def _length(self, problem: Problem, steps: int) -> float:
         """Return c."""
@@ -196,6 +188,23 @@ class RedDiff(ProximalSolver):
             return 0.0, ()
         enough = self.levels is not None or self.steps > len(LABELS)
         return level, LABELS if full and self.pairs and enough else LABELS[:1]
+
+
+def look_ahead(state: State, momentum: float) -> tuple[Tensor, Tensor]:
+    """Move mu on by momentum times its last change, and draw noise of the level of the step.
+
+    Args:
+        state: The state of a run, whose memory holds mu and the mu before it.
+        momentum: Fraction of the last change; none is added in the first two steps.
+
+    Returns:
+        mu after momentum and noise, both (B, C, H, W).
+    """
+    memory = state.memory
+    factor = momentum if state.step > 2 else 0.0
+    ahead = memory.mu + factor * (memory.mu - memory.before)
+    memory.before = memory.mu
+    return ahead, state.sigma * state.randn(memory.mu)
 
 
 def _until(levels: list[float], last: float) -> list[float]:

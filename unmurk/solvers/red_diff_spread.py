@@ -43,15 +43,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..diffusion.samplers import karras
-from .base import Level, Momentum, PositiveNoiseFloor, ProximalSolver, Steps
-from .red_diff import CITATION
+from .base import Level, Momentum, NoisySolver, ProximalSolver, Steps
+from .red_diff import CITATION, look_ahead
 from .state import State, gray
 
 __all__ = ["RedDiffSpread"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RedDiffSpread(ProximalSolver):
+class RedDiffSpread(NoisySolver, ProximalSolver):
     """Perturbed RED-diff: every sample from its own data and prior.
 
     A step takes two network evaluations and no gradient. The mean of many samples replaces the
@@ -76,8 +76,6 @@ class RedDiffSpread(ProximalSolver):
     """Last noise level."""
     momentum: Momentum = 0.5
     """Fraction of the last change of mu that is added before a step, 0 to below 1."""
-    noise_floor: PositiveNoiseFloor = 1e-3
-    """Least noise level that y is taken to have."""
 
     def schedule(self, state: State, init: bool) -> list[float]:
         """See `Solver.schedule`."""
@@ -99,9 +97,7 @@ class RedDiffSpread(ProximalSolver):
     def step(self, state: State) -> None:
         """See the equations of this module."""
         memory, s = state.memory, state.sigma
-        momentum = self.momentum if state.step > 2 else 0.0
-        ahead = memory.mu + momentum * (memory.mu - memory.before)
-        memory.before, e = memory.mu, s * state.randn(memory.mu)
+        ahead, e = look_ahead(state, self.momentum)
         plus, minus = state.denoise(ahead + e, s), state.denoise(ahead - e, s)
         h, odd = (plus + minus) / 2, e - (plus - minus) / 2
         width = max(math.log(memory.last / s), 0.0)  # the first level is the last up to rounding

@@ -1,6 +1,6 @@
 """The state of a solver's run: the counted denoiser, the images of a step, and first images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..problem import Problem
 from ..rng import PerImageGenerator
 
-__all__ = ["CountingDenoiser", "State", "gray", "pseudo_inverse", "randn"]
+__all__ = ["CountingDenoiser", "State", "denoise_with_grad", "gray", "pseudo_inverse", "randn"]
 
 
 class CountingDenoiser:
@@ -133,6 +133,37 @@ class State:
     def randn(self, like: Tensor) -> Tensor:
         """Draw standard normal noise shaped like a batch of images or measurements."""
         return randn(self.generator, like)
+
+
+def denoise_with_grad(
+    denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float, name: str
+) -> tuple[Tensor, Tensor]:
+    """Denoise images such that gradients of the result by the images can be taken.
+
+    Args:
+        denoise: The denoiser D(x, sigma).
+        x: Noisy images (B, C, H, W).
+        sigma: Noise level of x.
+        name: The solver that needs the gradient, for the message.
+
+    Returns:
+        x as the variable of the gradient, and D(x, sigma), both (B, C, H, W).
+
+    Raises:
+        InputError: No gradient passes through the prior.
+
+    >>> x, x0 = denoise_with_grad(lambda x, sigma: x / (1 + sigma**2), torch.ones(1), 1.0, "dps")
+    >>> torch.autograd.grad(x0, x)
+    (tensor([0.5000]),)
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        x0 = denoise(x, sigma)
+    if not x0.requires_grad:
+        raise InputError(
+            f"{name} needs a prior that autograd can differentiate: use red-diff or daps"
+        )
+    return x, x0
 
 
 def randn(generator: PerImageGenerator, like: Tensor) -> Tensor:

@@ -63,21 +63,20 @@ from torch import Tensor
 
 from ..bounds import Real
 from ..diffusion.samplers import Reverse
-from ..errors import InputError
 from ..problem import Problem
 from ..rng import PerImageGenerator
 from .base import (
-    AnnealedSolver,
     Count,
-    Level,
-    PositiveNoiseFloor,
+    NoisySolver,
     PositiveWeight,
     ProximalSolver,
+    ReverseSolver,
     Steps,
+    Tolerance,
 )
 from .data_term import prox
-from .moments import Tolerance, correction, tweedie_moments
-from .state import CountingDenoiser, State, gray, randn
+from .moments import correction, tweedie_moments
+from .state import CountingDenoiser, State, denoise_with_grad, gray, randn
 
 __all__ = ["Tds", "moment_twist", "resample", "twist"]
 
@@ -85,14 +84,16 @@ NUMBERS = 2**18  # of images in one call of the network: 64 of 64 x 64 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tds(ProximalSolver, AnnealedSolver):
+class Tds(NoisySolver, ProximalSolver, ReverseSolver):
     """The twisted diffusion sampler. Every sample has particles, and a filter, of its own.
 
     A step takes, for a sample, `particles` evaluations of the network and, with a linear operator,
     up to `iterations` + 1 back-propagations of each; else one. How many particles are enough
     depends on y: weights degenerate with the number of pixels that it measures, and the more so
     the lower its noise. With low noise and a hole the mean of 10 is off by 0.05 to 0.08 posterior
-    standard deviations even on 8 x 8 pixels, so that no posterior is claimed.
+    standard deviations even on 8 x 8 pixels, so that no posterior is claimed. With noise 0.005
+    take sigma_min=0.0005 and 60 steps, or the spread becomes wrong. A start at `init` does not
+    follow the prior, and no number of particles compensates for it.
 
     Raises:
         InputError: An option is out of its bounds, or the prior cannot be differentiated.
@@ -127,16 +128,6 @@ class Tds(ProximalSolver, AnnealedSolver):
     number of particles compensates for it."""
     threshold: Annotated[float, Real(0, 2)] = 0.5
     """Fraction of K below which the effective number of particles triggers resampling."""
-    sigma_max: Level = 5.0
-    """First noise level, no higher than the prior's highest."""
-    sigma_min: Level = 0.002
-    """Last noise level; well below that of y, or the spread becomes wrong: with noise 0.005 take
-    0.0005 and 60 steps."""
-    noise_floor: PositiveNoiseFloor = 1e-3
-    """Least noise level that y is taken to have."""
-    init_sigma: Level = 0.3
-    """First noise level where `init` is given: the level it is noised to. Such a start does not
-    follow the prior, and no number of particles compensates for it."""
 
     def start(self, state: State, init: Tensor | None) -> None:
         """Start all particles; tensors in the memory are of (image, particle) pairs."""
@@ -304,11 +295,7 @@ def twist(
     >>> round(log_f.item(), 4), round(gradient.item(), 4)  # as `moment_twist` where V = r^2
     (-0.125, 0.25)
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        x0 = denoise(x, t)
-    if not x0.requires_grad:
-        raise InputError("tds needs a prior that autograd can differentiate: use pnp-dm")
+    x, x0 = denoise_with_grad(denoise, x, t, Tds.name)
     with torch.no_grad():
         away = prox(problem, x0, y, r, sigma_eff, data_steps) - x0
         misfit = problem.residual(x0 + away, y).double().square().flatten(1).sum(1) / sigma_eff**2

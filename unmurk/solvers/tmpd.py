@@ -31,10 +31,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..diffusion.samplers import Reverse
 from ..operators.linalg import batch_dot, per_image
 from ..problem import Problem
-from .base import AnnealedSolver, Level, PositiveNoiseFloor, Requirement
+from .base import NoisySolver, Requirement, ReverseSolver
 from .data_term import TINY
 from .moments import tweedie_moments
 from .state import State
@@ -43,7 +42,7 @@ __all__ = ["Tmpd", "projected_denoiser"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tmpd(AnnealedSolver):
+class Tmpd(NoisySolver, ReverseSolver):
     """Tweedie moment projected diffusion. A step takes one network evaluation and two gradients.
 
     Raises:
@@ -64,18 +63,6 @@ class Tmpd(AnnealedSolver):
   eprint = {2310.06721},
   archiveprefix = {arXiv}
 }"""
-
-    sigma_max: Level = 5.0
-    """First noise level, no higher than the prior's highest."""
-    sigma_min: Level = 0.002
-    """Last noise level."""
-    noise_floor: PositiveNoiseFloor = 1e-3
-    """Least noise level that y is taken to have."""
-
-    def start(self, state: State, init: Tensor | None) -> None:
-        """See `Solver.start`."""
-        super().start(state, init)
-        state.memory.reverse = Reverse(state.generator)
 
     def step(self, state: State) -> None:
         """See the equations of this module."""
