@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 
 from ..operators.base import per_image
+from ..operators.linalg import squared_norm
 from ..rng import global_batch, normal, permutation, uniform
 
 __all__ = ["Denoiser", "gaussian", "levels", "nelbo", "score_matching", "weighted"]
@@ -175,13 +176,13 @@ def nelbo(
     repeated = x.repeat_interleave(draws, 0)
     noise = normal((b, draws, *x.shape[1:]), generator, **kind).reshape(repeated.shape)
     error = denoise(repeated + per_image(sigma, repeated) * noise, sigma) - repeated
-    bound = span * (error.flatten(1).square().sum(1) / sigma**2).view(b, draws).mean(1)
+    bound = span * (squared_norm(error) / sigma**2).view(b, draws).mean(1)
     if not constants:
         return bound
     noise = normal(x.shape, generator, **kind)
     sigma = torch.full((b,), sigma_min, dtype=x.dtype, device=x.device)
     error = denoise(x + sigma_min * noise, sigma) - x
-    decoder = error.flatten(1).square().sum(1) / (2 * sigma_min**2)
+    decoder = squared_norm(error) / (2 * sigma_min**2)
     decoder = decoder + d / 2 * math.log(2 * math.pi * sigma_min**2)
-    end = (x - 0.5).flatten(1).square().sum(1) / (2 * sigma_max**2)
+    end = squared_norm(x - 0.5) / (2 * sigma_max**2)
     return bound + decoder + end

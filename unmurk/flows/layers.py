@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..devices import networks, single_or_double
+from ..operators.linalg import squared_norm
 from ..rng import PerImageGenerator
 
 __all__ = [
@@ -318,7 +319,7 @@ class Flow(nn.Module):
         """Return log q(x | y), shape (B,), in nats of density per unit of intensity."""
         z, log_det = self.invert(x, context)
         d = z[0].numel()
-        return log_det - z.flatten(1).square().sum(1) / 2 - d / 2 * math.log(2 * math.pi)
+        return log_det - squared_norm(z) / 2 - d / 2 * math.log(2 * math.pi)
 
     def noise(
         self, index: Sequence[int], seed: int, device: torch.device

@@ -48,6 +48,7 @@ __all__ = [
     "matrix_of",
     "per_image",
     "rfft2",
+    "squared_norm",
 ]
 
 CG_ITERATIONS = 100
@@ -97,6 +98,23 @@ def batch_dot(a: Tensor, b: Tensor) -> Tensor:
     tensor([2., 2.])
     """
     return (a * b).flatten(1).sum(1)
+
+
+def squared_norm(a: Tensor) -> Tensor:
+    """Compute the squared Euclidean norm of each image of a batch.
+
+    Args:
+        a: A batch (B, ...).
+
+    Returns:
+        A tensor of shape (B,).
+
+    >>> import torch
+    >>> from unmurk.operators.linalg import squared_norm
+    >>> squared_norm(torch.full((2, 1, 2, 2), 0.5))
+    tensor([1., 1.])
+    """
+    return a.square().flatten(1).sum(1)
 
 
 def conjugate_gradient(

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..operators.linalg import batch_dot, per_image
+from ..operators.linalg import batch_dot, per_image, squared_norm
 from ..problem import Problem
 
 __all__ = ["TINY", "Adam", "Gradient", "Sgd", "lbfgs", "likelihood_grad", "prox"]
@@ -135,8 +135,8 @@ def _descend(
     """
 
     def energy(x: Tensor) -> Tensor:
-        misfit = problem.residual(x, y).square().flatten(1).sum(1) / sigma**2
-        return misfit + (x - z).square().flatten(1).sum(1) / rho**2
+        misfit = squared_norm(problem.residual(x, y)) / sigma**2
+        return misfit + squared_norm(x - z) / rho**2
 
     x, value = z, energy(z)
     active = torch.ones_like(value, dtype=torch.bool)
@@ -149,7 +149,7 @@ def _descend(
         direction = down + per_image(factor.clamp_min(0), x) * direction
         # restart from the steepest descent where the direction no longer leads downhill
         direction = torch.where(per_image(batch_dot(down, direction), x) > 0, direction, down)
-        curvature = jvp(direction).flatten(1).square().sum(1) / sigma**2
+        curvature = squared_norm(jvp(direction)) / sigma**2
         curvature = curvature + batch_dot(direction, direction) / rho**2
         length = batch_dot(down, direction) / curvature.clamp_min(TINY)
         for _ in range(HALVINGS):

@@ -51,7 +51,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..operators.linalg import batch_dot, per_image
+from ..operators.linalg import batch_dot, per_image, squared_norm
 from ..operators.weighted import Weighted
 from ..problem import Problem
 from ..rng import generator
@@ -174,6 +174,6 @@ def risk(v: Tensor, pair: Tensor, b: Tensor, sigma: float) -> Tensor:
     >>> risk(v, shrunk, b, sigma=0.1)  # 4 (0.25 / 0.1)^2 - 4 + 2 x 2
     tensor([25.0000])
     """
-    misfit = (v - pair.mean(0)).square().flatten(1).sum(1) / sigma**2
+    misfit = squared_norm(v - pair.mean(0)) / sigma**2
     slope = batch_dot(b, (pair[0] - pair[1]) / 2) / (PROBE * sigma) ** 2
     return misfit - v[0].numel() + 2 * slope

@@ -39,6 +39,7 @@ from ..bounds import Whole
 from ..checks import require_plausible
 from ..devices import on_device
 from ..errors import size_text
+from ..operators.linalg import squared_norm
 from ..problem import Problem
 from ..progress import each
 from ..rng import PerImageGenerator
@@ -341,11 +342,11 @@ def most_likely(
     transform = problem.operator.symmetries(x, mean)
     sigma_eff = max(problem.sigma, FLOOR)
     images = torch.stack([prox(problem, z, y, NEAR, sigma_eff) for z in transform(x)])
-    square = [problem.residual(z, y).square().flatten(1).sum(1) for z in images]
+    square = [squared_norm(problem.residual(z, y)) for z in images]
     energy = torch.stack(square) / (2 * sigma_eff**2)
     for s in DRAWS * SYMMETRY_LEVELS:
         for number, e in enumerate(transform(s * randn(generator, x))):
             z = images[number]
-            missed = [(denoise(z + n, s) - z).square().flatten(1).sum(1) for n in (e, -e)]
+            missed = [squared_norm(denoise(z + n, s) - z) for n in (e, -e)]
             energy[number] += math.log(2) / (DRAWS * s**2) * (missed[0] + missed[1]) / 2
     return images[energy.argmin(0), torch.arange(len(x), device=x.device)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..operators.linalg import squared_norm
 from ..problem import Problem
 from ..rng import PerImageGenerator
 
@@ -125,7 +126,7 @@ class State:
         square misfit :math:`\lVert y - A(x)\rVert / \sqrt{d_y}` instead.
         """
         with torch.no_grad():
-            square = self.problem.residual(self.x, self.y).square().flatten(1).sum(1)
+            square = squared_norm(self.problem.residual(self.x, self.y))
             mean = square / self.problem.measurements(self.y)
             sigma = self.problem.sigma
             return mean / sigma**2 if sigma > 0 else mean.sqrt()

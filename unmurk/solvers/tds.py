@@ -63,6 +63,7 @@ from torch import Tensor
 
 from ..bounds import Real
 from ..diffusion.samplers import Reverse
+from ..operators.linalg import squared_norm
 from ..problem import Problem
 from ..rng import PerImageGenerator
 from .base import (
@@ -209,7 +210,7 @@ class Tds(NoisySolver, ProximalSolver, ReverseSolver):
     def _log_likelihood(self, state: State, x: Tensor) -> Tensor:
         """Compute log p(y | x) up to its constant, (B K,), float64."""
         residual = state.memory.problem.residual(x, state.memory.y)
-        return -residual.double().square().flatten(1).sum(1) / (2 * state.sigma_eff**2)
+        return -squared_norm(residual.double()) / (2 * state.sigma_eff**2)
 
 
 class _ParticleGenerator(PerImageGenerator):
@@ -298,8 +299,8 @@ def twist(
     x, x0 = denoise_with_grad(denoise, x, t, Tds.name)
     with torch.no_grad():
         away = prox(problem, x0, y, r, sigma_eff, data_steps) - x0
-        misfit = problem.residual(x0 + away, y).double().square().flatten(1).sum(1) / sigma_eff**2
-        log_f = -(misfit + away.double().square().flatten(1).sum(1) / r**2) / 2
+        misfit = squared_norm(problem.residual(x0 + away, y).double()) / sigma_eff**2
+        log_f = -(misfit + squared_norm(away.double()) / r**2) / 2
     return log_f, torch.autograd.grad(x0, x, away / r**2)[0], x0.detach()
 
 

@@ -31,7 +31,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..operators.linalg import batch_dot, per_image
+from ..operators.linalg import batch_dot, per_image, squared_norm
 from ..problem import Problem
 from .base import NoisySolver, Requirement, ReverseSolver
 from .data_term import TINY
@@ -118,7 +118,7 @@ def _length(missing: Tensor, gained: Tensor) -> Tensor:
         missing: y - A x0.
         gained: A applied to the step.
     """
-    square = gained.square().flatten(1).sum(1)
+    square = squared_norm(gained)
     along = batch_dot(missing, gained)
     best = (along / square.clamp_min(TINY)).clamp(0, 1)
     return torch.where(2 * along < square, best, torch.ones_like(best))

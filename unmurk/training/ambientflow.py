@@ -37,6 +37,7 @@ from ..bounds import Whole
 from ..flows.glow import Glow
 from ..flows.posterior import Posterior
 from ..noise import Gaussian
+from ..operators.linalg import squared_norm
 from ..problem import Problem
 from ..rng import normal
 from .learner import Learner
@@ -91,7 +92,7 @@ def log_weights(
     for _ in range(draws):
         z = gaussian(context.mean, generator)
         x, log_det = posterior.transform(z, context)
-        normal = -z.flatten(1).square().sum(1) / 2 - z[0].numel() / 2 * math.log(2 * math.pi)
+        normal = -squared_norm(z) / 2 - z[0].numel() / 2 * math.log(2 * math.pi)
         weights.append(problem.log_likelihood(x, y) + prior.log_prob(x) - normal + log_det)
     return torch.stack(weights)
 

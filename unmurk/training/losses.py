@@ -28,6 +28,7 @@ from ..noise import PerChannel, PoissonGaussian
 from ..operators import Operator, Weighted
 from ..operators.base import per_image
 from ..operators.inpainting import Inpaint
+from ..operators.linalg import squared_norm
 from ..problem import Problem
 from ..rng import poisson, uniform
 
@@ -533,6 +534,6 @@ def elbo_loss(
     """
     context = posterior.context(y, problem)
     x, log_det = posterior.transform(gaussian(context.mean, generator), context)
-    misfit = problem.residual(x, y).flatten(1).square().sum(1) / (2 * problem.sigma**2)
+    misfit = squared_norm(problem.residual(x, y)) / (2 * problem.sigma**2)
     bound = teacher.nelbo(x, generator, constants=False)
     return (misfit + bound - log_det).mean() / x[0].numel(), x.detach()

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from ..devices import network_precision
 from ..noise import Gaussian
-from ..operators.linalg import batch_dot
+from ..operators.linalg import batch_dot, squared_norm
 from ..problem import Problem
 from .losses import denoising, gaussian, levels
 from .prior_first import PRIOR_END, PriorFirst
@@ -82,7 +82,7 @@ def sure(
     x = h(y)
     change = problem.A(h(y + EPSILON * probe)) - problem.A(x)
     divergence = batch_dot(probe, change) / EPSILON
-    misfit = problem.residual(x, y).flatten(1).square().sum(1)
+    misfit = squared_norm(problem.residual(x, y))
     variance = problem.sigma**2
     return (misfit + 2 * variance * divergence) / problem.measurements(y) - variance, x
 
