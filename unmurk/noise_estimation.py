@@ -64,7 +64,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import InputError, remark
+from .errors import InputError, remark, size_text
 from .noise import AUTO, Gaussian, Noise, PerChannel, PoissonGaussian
 from .operators import Operator, as_operator
 from .patches import SIDE, blocks, cut_patches, fast_part
@@ -164,7 +164,8 @@ def _patches_of(y: Tensor, operator: Operator, counts: bool) -> "Patches":
     patches = powers(y, observed, counts)
     if len(patches.power) < LEAST:
         raise InputError(
-            f"noise cannot be estimated from {len(patches.power)} patches of {SIDE}x{SIDE} pixels"
+            f"noise cannot be estimated from {len(patches.power)} patches of"
+            f" {size_text((SIDE, SIDE))} pixels"
             " that are measured and not clipped: give more images, values that are not clipped, or"
             " --noise a number"
         )

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, size_text
 from .noise_estimation import FREEDOM, LEAST, SLOW, envelope, gives_images, uncertainty, usable
 from .operators import Operator
 from .patches import SIDE, slow_span
@@ -96,7 +96,8 @@ def noise_scale(y: Tensor, sigma: Tensor, operator: Operator) -> NoiseScale:
     if len(power) < LEAST:
         raise InputError(
             f"the scale of noise maps cannot be estimated from {len(power)} patches of"
-            f" {SIDE}x{SIDE} pixels that are measured and not clipped: leave out --noise auto"
+            f" {size_text((SIDE, SIDE))} pixels that are measured and not clipped: leave out"
+            " --noise auto"
         )
     ones = torch.ones_like(power)[:, None]
     line = envelope(power, freedom, ones)

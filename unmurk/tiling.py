@@ -81,7 +81,7 @@ class Tiling:
             )
         if min(size) < step:
             raise InputError(
-                f"an image of {size[0]}x{size[1]} pixels is too small: give at least {step} a side"
+                f"an image of {size_text(size)} pixels is too small: give at least {step} a side"
             )
         self.size = (size[0], size[1])
         self.tile = (_side(size[0], tile, step), _side(size[1], tile, step))

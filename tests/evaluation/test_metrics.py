@@ -344,7 +344,7 @@ BAD = {
     "not finite truth": (lambda: metrics.coverage(GREY[None], BROKEN), "truth: number 2"),
     "not finite held-out": (lambda: metrics.varying_pixels(BROKEN), "number 2"),
     "no batch": (lambda: metrics.ssim(GREY[0], GREY[0]), "ssim needs"),
-    "small": (lambda: metrics.ssim(GREY[..., :8], GREY[..., :8]), "11 x 11"),
+    "small": (lambda: metrics.ssim(GREY[..., :8], GREY[..., :8]), "11x11"),
     "one image": (lambda: metrics.frechet(GREY, GREY[:1]), "2 fake images"),
     "not digits": (lambda: metrics.frechet(GREY, GREY), "(B, 1, 28, 28)"),
     "patch": (lambda: metrics.sliced_wasserstein(GREY, GREY, patch=17), "patch 17"),
@@ -360,7 +360,7 @@ BAD = {
     ),
     "few": (lambda: metrics.varying_pixels(GREY[:1]), "at least 2"),
     "weights": (lambda: load_digit_classifier("nowhere"), "nowhere"),
-    "small lpips": (lambda: metrics.lpips(GREY, GREY), "32 x 32"),
+    "small lpips": (lambda: metrics.lpips(GREY, GREY), "32x32"),
     "lpips net": (lambda: metrics.lpips(*[torch.zeros(1, 1, 32, 32)] * 2, net="x"), "'x'"),
 }
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ..errors import InputError, remark
+from ..errors import InputError, remark, size_text
 from ..io.json_files import read_object
 
 if TYPE_CHECKING:
@@ -436,7 +436,8 @@ def _hidden(kept: Any, shape: tuple[int, ...]) -> "torch.Tensor | None":
         fits = isinstance(pair, list) and len(pair) == 2 and all(type(p) is int for p in pair)
         if not fits or not (0 <= pair[0] < height and 0 <= pair[1] < width):
             raise InputError(
-                f"the run keeps hot pixels of images of another size than {height}x{width}: give "
+                "the run keeps hot pixels of images of another size than"
+                f" {size_text((height, width))}: give "
                 "images of the size that it was learned with"
             )
         found[pair[0], pair[1]] = True

@@ -9,7 +9,7 @@ docs/experiments.md). Any other network can take their place; see `unmurk.diffus
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, size_text
 
 __all__ = ["PRESETS", "Preset", "backbone", "check_size", "preset"]
 
@@ -76,7 +76,7 @@ def check_size(name: str, shape: tuple[int, int, int]) -> None:
     _, h, w = shape
     if h % factor or w % factor:
         raise InputError(
-            f"images of {h}x{w} pixels do not fit network '{name}': "
+            f"images of {size_text((h, w))} pixels do not fit network '{name}': "
             f"crop or pad them so that both sides are multiples of {factor}"
         )
 

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from ..bounds import Real, Sides, Whole, shown
-from ..errors import InputError, reason
+from ..errors import InputError, reason, size_text
 from ..io.json_files import read_object
 from ..io.weights import count_weights, finite, read_weights
 
@@ -216,7 +216,9 @@ def _fits(config: dict[str, Any], place: Path) -> None:
     channels = config.get("in_channels", 3)
     with _quietly(f"the network in {place} cannot be built"), torch.device("meta"):
         unet = UNet2DModel.from_config(config)
-    with _quietly(f"the network in {place} cannot run on images {channels}x{height}x{width}"):
+    with _quietly(
+        f"the network in {place} cannot run on images {size_text((channels, height, width))}"
+    ):
         unet.eval()(
             torch.empty(1, channels, height, width, device="meta"), torch.zeros(1, device="meta")
         )

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, size_text
 from .distances import frechet, kid, sliced_wasserstein
 from .features import (
     DigitClassifier,
@@ -110,7 +110,7 @@ def ssim(x: Tensor, ref: Tensor) -> Tensor:
     kind, x, ref = x.dtype, x.double(), ref.double()
     if min(x.shape[-2:]) < WINDOW:
         raise InputError(
-            f"ssim needs images of at least 11 x 11 pixels, got {x.shape[-2]} x {x.shape[-1]}: "
+            f"ssim needs images of at least 11x11 pixels, got {size_text(x.shape[-2:])}: "
             "use psnr for smaller ones"
         )
     _, full = structural_similarity_index_measure(
@@ -175,7 +175,7 @@ def lpips(x: Tensor, ref: Tensor, net: str = "alex") -> Tensor:
     x, ref = (images.float() for images in _pair(x, ref, "lpips"))
     if min(x.shape[-2:]) < 32:
         raise InputError(
-            f"lpips needs images of at least 32 x 32 pixels, got {x.shape[-2]} x {x.shape[-1]}: "
+            f"lpips needs images of at least 32x32 pixels, got {size_text(x.shape[-2:])}: "
             "enlarge or zero-pad them"
         )
     model = _lpips_model(net).to(x.device)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, size_text
 from ..patches import SIDE, cosines
 
 __all__ = ["cosine_filter", "non_local_means"]
@@ -51,7 +51,10 @@ def cosine_filter(y: Tensor, variance: Tensor | float) -> Tensor:
     """
     height, width = y.shape[-2:]
     if min(height, width) < SIDE:
-        raise InputError(f"images of {height}x{width} are smaller than a window of {SIDE}x{SIDE}")
+        raise InputError(
+            f"images of {size_text((height, width))} are smaller than a window of"
+            f" {size_text((SIDE, SIDE))}"
+        )
     level = torch.as_tensor(variance).to(y).expand_as(y)
     basis = cosines(SIDE).to(y)
     planes = zip(y.flatten(0, 1)[:, None], level.flatten(0, 1)[:, None], strict=True)

@@ -123,7 +123,8 @@ class Posterior(Flow):
         super().__init__()
         if config.height % 4 or config.width % 4:
             raise InputError(
-                f"images of {config.height}x{config.width} pixels do not fit the posterior flow: "
+                f"images of {size_text((config.height, config.width))} pixels do not fit the"
+                " posterior flow: "
                 "crop or pad them so that both sides are multiples of 4, or learn from crops of "
                 "them (--crop)"
             )

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import InputError, reason
+from ..errors import InputError, reason, size_text
 
 __all__ = [
     "MAX_PIXELS",
@@ -81,11 +81,13 @@ def check_pixels(file: Path, height: int, width: int, channels: int = 1) -> None
     """
     if min(height, width, channels) < 1 or channels > 256:
         raise InputError(
-            f"cannot read {file}: it declares {height}x{width} pixels of {channels} channels"
+            f"cannot read {file}: it declares {size_text((height, width))} pixels of {channels}"
+            " channels"
         )
     if height * width > max_pixels():
         raise InputError(
-            f"{file} declares {height}x{width} pixels, the limit is {max_pixels()}: if that is "
+            f"{file} declares {size_text((height, width))} pixels, the limit is {max_pixels()}:"
+            " if that is "
             f"right, set the environment variable {VARIABLE}={height * width}"
         )
 

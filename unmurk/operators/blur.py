@@ -128,7 +128,8 @@ def check_kernel_size(where: str, kernel: Tensor, shape: Sequence[int]) -> None:
     work = float(tall * wide) * shape[-2] * shape[-1]
     if far or work > MULTIPLICATIONS:
         raise InputError(
-            f"{where} makes a kernel of {tall}x{wide} pixels, out of proportion to an image of"
+            f"{where} makes a kernel of {size_text((tall, wide))} pixels, out of proportion to"
+            " an image of"
             f" {size_text(shape[-2:])} ({work:.1e} multiplications): make it smaller"
         )
 

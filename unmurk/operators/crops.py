@@ -67,7 +67,7 @@ class Crop:
         if self.height < 1 or self.width < 1 or self.top >= self.height or self.left >= self.width:
             raise InputError(
                 f"a crop at row {self.top}, column {self.left} is outside its image of"
-                f" {self.height}x{self.width}"
+                f" {size_text((self.height, self.width))}"
             )
 
 

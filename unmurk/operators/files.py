@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..bounds import TABLES, check_tables, shown
-from ..errors import InputError
+from ..errors import InputError, size_text
 from ..io.formats.arrays import read_array
 from ..io.formats.hdf5 import complex_of, has_dataset, open_dataset
 from ..io.formats.pictures import has_reader, open_pages, split_member
@@ -106,7 +106,8 @@ def read_kernels(form: str, path: str) -> Tensor:
         raise _wrong(
             form,
             path,
-            f"the kernel is {height}x{width}, and an even side has no pixel in the middle: add a"
+            f"the kernel is {size_text((height, width))}, and an even side has no pixel in the"
+            " middle: add a"
             " row or a column of zeros, so that the center of the kernel is its middle pixel",
         )
     if not np.isfinite(array).all():
@@ -287,7 +288,7 @@ class KspaceFile:
                 raise self._wrong(
                     self.sampling,
                     f"has the shape {shape}, which is not (W), (H, W), (slices, W) or (slices, H, "
-                    f"W) with {slices} slices of {height}x{width}",
+                    f"W) with {slices} slices of {size_text((height, width))}",
                 )
         if not ((found == 0) | (found == 1)).all():
             raise self._wrong(self.sampling, "holds other numbers than zeros and ones")

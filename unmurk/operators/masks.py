@@ -134,7 +134,7 @@ class BoxInpaint(Inpaint):
         if bool((room < 0).any()):
             raise InputError(
                 f"inpaint:box: the hole is {size_text(self.size)} but the image is"
-                f" {height}x{width}: choose a smaller size"
+                f" {size_text((height, width))}: choose a smaller size"
             )
         if not bool((room > 0).any()):
             raise InputError(
@@ -151,7 +151,7 @@ class BoxInpaint(Inpaint):
         if bool((corners > room).any()):
             raise InputError(
                 f"inpaint:box: a hole of {size_text(self.size)} at row {self.top}, column"
-                f" {self.left} leaves the image of {height}x{width}: lower top or left"
+                f" {self.left} leaves the image of {size_text((height, width))}: lower top or left"
             )
         rows = _outside(corners[:, 0], self.size[0], height)[:, None, :, None]
         columns = _outside(corners[:, 1], self.size[1], width)[:, None, None, :]
@@ -242,7 +242,7 @@ class FileInpaint(Inpaint):
         if masks.shape[-2:] != (height, width):
             raise InputError(
                 f"inpaint:file: the mask in {self.path} is {size_text(masks.shape[-2:])} but the"
-                f" image is {height}x{width}: give a mask of the image's size"
+                f" image is {size_text((height, width))}: give a mask of the image's size"
             )
         return select_images(self.form, self.path, masks, index)[:, None]
 

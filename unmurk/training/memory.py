@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, remark
+from ..errors import InputError, remark, size_text
 from ..gaussian import images_per_round
 from .learner import Learner
 from .trainer import Settings
@@ -146,7 +146,7 @@ def check(
     unmurk.errors.InputError: learning would take ... GiB more memory and ... GiB are free ...
     """
     found = need(learner, settings, shape, count)
-    size = f"{shape[1]}x{shape[2]}"
+    size = size_text(shape[1:3])
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine
     places = [("memory", here * found.more, here * found.step, available())]
     if device.type == "cuda":
@@ -173,7 +173,7 @@ def described(shape: Sequence[int], count: int) -> str:
     '12 images of 8x8'
     """
     images = "1 image" if count == 1 else f"{count} images"
-    return f"{images} of {shape[1]}x{shape[2]}"
+    return f"{images} of {size_text(shape[1:3])}"
 
 
 def announce(found: Need, what: str, seconds: float | None = None) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.prior import Prior, locate
-from ..errors import InputError
+from ..errors import InputError, size_text
 from ..flows.posterior import Posterior
 from ..gaussian import Wiener
 from ..io.json_files import read_object
@@ -133,7 +133,8 @@ class Start:
         if h % factor == w % factor == 0:
             return ""
         return (
-            f"images of {h}x{w} pixels do not fit the network of the start '{self.name}': crop"
+            f"images of {size_text((h, w))} pixels do not fit the network of the start"
+            f" '{self.name}': crop"
             f" or pad them so that both sides are multiples of {factor}"
         )
 

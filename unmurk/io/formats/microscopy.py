@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, size_text
 from ..axes import AxisMap, Planes, Selection
 from ..layouts import layout_of
 from ..limits import check_numbers, check_pixels
@@ -266,7 +266,7 @@ class Czi(_Mapped):
         scenes = dict(opened.scenes_bounding_rectangle_no_pyramid)
         total = opened.total_bounding_rectangle_no_pyramid
         found = [(str(name), scenes[name]) for name in sorted(scenes)] or [("0", total)]
-        chosen = _alike(file, found, select.member, lambda r: f"{r.h}x{r.w}")
+        chosen = _alike(file, found, select.member, lambda r: size_text((r.h, r.w)))
         kinds = set(opened.pixel_types.values())
         if len(kinds) != 1 or not kinds <= set(CZI_TYPES):
             raise InputError(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, size_text
 from ..axes import ALL, Selection, by_scene
 from ..limits import check_file, check_pixels, reading
 from ..scale import finite
@@ -354,4 +354,4 @@ def describe(shape: tuple[int, ...], dtype: str) -> str:
     color = {1: "gray", 3: "RGB"}.get(channels, f"{channels}-channel")
     kind = np.dtype(dtype)
     word = {"f": " float", "i": " signed"}.get(kind.kind, "")
-    return f"{height}x{width} {color} {8 * kind.itemsize}-bit{word}"
+    return f"{size_text((height, width))} {color} {8 * kind.itemsize}-bit{word}"

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ...errors import InputError
+from ...errors import InputError, size_text
 from ..limits import check_numbers, check_pixels
 
 __all__ = ["SIGNATURE", "chunk", "chunks_in", "check_png", "with_chunks"]
@@ -56,7 +56,9 @@ def check_png(file: Path) -> tuple[bytes, int]:
     found = _inflated([content for name, content in chunks if name == b"IDAT"], expected)
     if found != expected:
         more = "more" if found > expected else "fewer"
-        raise InputError(f"cannot read {file}: it holds {more} data than {height}x{width} pixels")
+        raise InputError(
+            f"cannot read {file}: it holds {more} data than {size_text((height, width))} pixels"
+        )
     parts = [chunk(name, content) for name, content in chunks if name in NEEDED]
     return SIGNATURE + b"".join(parts), bits
 

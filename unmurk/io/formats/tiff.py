@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from ...errors import InputError
+from ...errors import InputError, size_text
 from ..axes import ALL, CHANNELS, NUMBERED, AxisMap, Planes, Selection
 from ..limits import check_file, check_numbers, check_pixels, reading
 from .directories import check_chain
@@ -260,7 +260,8 @@ class Stack(TaggedPages):
         least = packed if int(kind.compression) == 1 and self.kind != YCBCR else size / RATIO
         if stored < least:
             raise InputError(
-                f"cannot read {self.file}: it declares {height}x{width} pixels and is cut short"
+                f"cannot read {self.file}: it declares {size_text((height, width))} pixels and"
+                " is cut short"
             )
 
     def _numbered(self, part: int) -> list[tuple[tuple[int, int], ...]]:
@@ -501,7 +502,7 @@ def _sides(page: Any) -> tuple[int, int, int]:
 
 def _kind(page: Any) -> str:
     height, width, samples = _sides(page)
-    return f"{height}x{width} {'gray' if samples == 1 else 'RGB'} {page.dtype}"
+    return f"{size_text((height, width))} {'gray' if samples == 1 else 'RGB'} {page.dtype}"
 
 
 def _word(photometric: Any) -> str:
