@@ -6,8 +6,9 @@ import torch
 from unmurk.errors import InputError
 from unmurk.evaluation.exact import GaussianPrior
 from unmurk.flows.posterior import Config, Posterior
-from unmurk.gaussian import Wiener, cosines, fit, power_law
+from unmurk.gaussian import Wiener, fit, power_law
 from unmurk.operators.base import conjugate_gradient
+from unmurk.operators.linalg import dct_matrix
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator
 
@@ -48,7 +49,7 @@ def dense(prior):
 
 
 def test_cosines_are_orthogonal_and_the_first_is_constant():
-    c = cosines(9)
+    c = dct_matrix(9)
     torch.testing.assert_close(c @ c.T, torch.eye(9, dtype=torch.float64))
     torch.testing.assert_close(c[0], torch.full((9,), 1 / 3, dtype=torch.float64))
 

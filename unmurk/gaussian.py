@@ -56,10 +56,11 @@ from torch import Tensor, nn
 
 from .devices import filled, host_to, physics_outside_autocast, single_or_double
 from .operators.base import conjugate_gradient, per_image
+from .operators.linalg import dct_matrix
 from .problem import Problem
 from .rng import PerImageGenerator, StreamId, generator
 
-__all__ = ["Wiener", "cosines", "fit", "images_per_round", "power_law"]
+__all__ = ["Wiener", "fit", "images_per_round", "power_law"]
 
 MIN_POWER = 1e-7  # a standard deviation of 0.0003 for each coefficient
 MIN_NOISE = 1e-3  # the least noise that a measurement is assumed to have
@@ -71,25 +72,6 @@ ROUNDS = 16
 VALUES = 2**19  # pixel values drawn in a round: 170 color images of 32 x 32
 MAX_IMAGES = 2048  # images drawn in a round
 CHUNK = 32  # images drawn together, so that their coefficients stay in the cache
-
-
-def cosines(n: int) -> Tensor:
-    """Build the orthonormal cosine transform (DCT-II) of length n.
-
-    Args:
-        n: Number of samples.
-
-    Returns:
-        A matrix of shape (n, n) in float64 with one frequency in each line.
-
-    >>> c = cosines(4)
-    >>> torch.allclose(c @ c.mT, torch.eye(4, dtype=torch.float64))
-    True
-    """
-    k = torch.arange(n, dtype=torch.float64)
-    waves = torch.cos(math.pi / n * k[:, None] * (k[None, :] + 0.5)) * (2 / n) ** 0.5
-    waves[0] /= 2**0.5
-    return waves
 
 
 def power_law(shape: Sequence[int]) -> Tensor:
@@ -153,8 +135,8 @@ class Wiener(nn.Module):
         self.register_buffer("mean", torch.full(shape, 0.5))
         self.register_buffer("basis", torch.eye(c))
         self.register_buffer("power", power_law(shape))
-        self.register_buffer("down", cosines(h).float(), persistent=False)
-        self.register_buffer("across", cosines(w).float(), persistent=False)
+        self.register_buffer("down", dct_matrix(h).float(), persistent=False)
+        self.register_buffer("across", dct_matrix(w).float(), persistent=False)
 
     # -- coordinates -----------------------------------------------------------------------------
 
@@ -167,7 +149,7 @@ class Wiener(nn.Module):
         """Return the cosines along columns and rows, orthonormal in the precision of `like`."""
         if like.dtype == torch.float64:
             height, width = self.shape[1:]
-            return cosines(height).to(like), cosines(width).to(like)
+            return dct_matrix(height).to(like), dct_matrix(width).to(like)
         return self.down.to(like), self.across.to(like)
 
     def to_coefficients(self, x: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ The slow part is the span of the discrete cosine functions of low frequencies. N
 what is left (`noise_estimation`, `noise_scale`), since images have little at high frequencies.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .operators.linalg import dct_matrix
 
 __all__ = [
     "SIDE",
@@ -58,9 +58,7 @@ def cosines(side: int) -> Tensor:
     >>> torch.allclose(basis @ basis.T, torch.eye(16, dtype=torch.float64))
     True
     """
-    number = torch.arange(side, dtype=torch.float64)
-    cosine = (math.pi * (number + 0.5) * number[:, None] / side).cos() * math.sqrt(2 / side)
-    cosine[0] /= math.sqrt(2)
+    cosine = dct_matrix(side)
     return torch.einsum("ui,vj->uvij", cosine, cosine).reshape(side**2, side**2)
 
 

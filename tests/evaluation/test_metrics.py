@@ -17,6 +17,7 @@ from unmurk.errors import InputError
 from unmurk.evaluation import distances, metrics
 from unmurk.evaluation.distances import kid
 from unmurk.evaluation.metrics import DigitClassifier, load_digit_classifier
+from unmurk.operators.linalg import dct_matrix
 
 DIGITS = Path(unmurk.__file__).parent / "assets" / "digits"
 
@@ -210,7 +211,7 @@ def test_directions_are_unit_vectors_in_bands():
     assert torch.allclose(constant[band == 0], torch.tensor(7.0).double(), atol=1e-9)
     assert constant[(band > 0) & (band < 7)].max() < 1e-12
     assert constant[band == 7].min() > 0
-    cosines = distances._cosines(9)
+    cosines = dct_matrix(9)
     assert torch.allclose(cosines @ cosines.T, torch.eye(9).double(), atol=1e-12)
 
 

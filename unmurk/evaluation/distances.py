@@ -42,6 +42,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..operators.linalg import dct_matrix
 from ..rng import StreamId, generator
 from .features import FeatureExtractor, check_finite, load_digit_classifier
 
@@ -268,16 +269,8 @@ def _band_directions(channels: int, size: tuple[int, int], count: int, seed: int
     mine = torch.arange(count) % (max(size) + 1)
     inside = (band == mine[:, None, None]) | (mine == max(size))[:, None, None]
     waves = (draw * inside[:, None]).double()
-    vectors = torch.einsum("uh,ncuv,vw->nchw", _cosines(height), waves, _cosines(width))
+    vectors = torch.einsum("uh,ncuv,vw->nchw", dct_matrix(height), waves, dct_matrix(width))
     return F.normalize(vectors.flatten(1), dim=1)
-
-
-def _cosines(n: int) -> Tensor:
-    """Return the orthonormal cosine transform (DCT-II), (n, n), one row for each frequency."""
-    k = torch.arange(n, dtype=torch.float64)
-    waves = torch.cos(torch.pi / n * k[:, None] * (k[None, :] + 0.5)) * (2 / n) ** 0.5
-    waves[0] /= 2**0.5
-    return waves
 
 
 def _wasserstein(a: Tensor, b: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ Autograd passes rounding and clipping straight through (see `pixelwise`): for a 
 treats A as the identity.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -43,6 +42,7 @@ from ..errors import InputError
 from .base import NonlinearOperator, Operator
 from .compose import Local
 from .crops import Window
+from .linalg import dct_matrix
 from .pixelwise import nearest_level, straight_through
 
 __all__ = ["Jpeg", "table"]
@@ -202,24 +202,16 @@ def _coefficients(planes: Tensor) -> Tensor:
     """c of every block, (B, C, rows of blocks, columns of blocks, 8, 8)."""
     full = _pad_edge(_pad_edge(planes, 8, -2), 8, -1)
     blocks = full.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2)
-    cosines = _cosines().to(planes)
+    cosines = dct_matrix(8).to(planes)
     return cosines @ blocks @ cosines.T
 
 
 def _pixels(coefficients: Tensor, like: Tensor) -> Tensor:
     """Planes of the size of `like` from the coefficients of their blocks."""
-    cosines = _cosines().to(like)
+    cosines = dct_matrix(8).to(like)
     blocks = cosines.T @ coefficients @ cosines
     full = blocks.transpose(-3, -2).flatten(-4, -3).flatten(-2)
     return full[..., : like.shape[-2], : like.shape[-1]]
-
-
-def _cosines() -> Tensor:
-    """C, the orthonormal cosine transform of 8 values, (8, 8)."""
-    k = torch.arange(8, dtype=torch.float64)
-    matrix = torch.cos(math.pi / 8 * k[:, None] * (k + 0.5)) / 2
-    matrix[0] /= math.sqrt(2)
-    return matrix
 
 
 def _pad_edge(planes: Tensor, multiple: int, axis: int) -> Tensor:

@@ -24,6 +24,7 @@ where the last is 0 for directions that y does not have. The structure of A deci
 - Everything else: the matrix itself, for images of at most `LIMIT` numbers.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ __all__ = [
     "batch_dot",
     "chained",
     "conjugate_gradient",
+    "dct_matrix",
     "decompose",
     "diagonal",
     "factored",
@@ -267,6 +269,27 @@ def fourier(transfer: Tensor, shape: Sequence[int]) -> Spectrum:
         lambda c: torch.fft.irfft2(c, s=size, norm="ortho"),
         lambda y: phase * rfft2(y, norm="ortho"),
     )
+
+
+def dct_matrix(n: int) -> Tensor:
+    """Build the orthonormal cosine transform (DCT-II) of length n.
+
+    Args:
+        n: Number of samples.
+
+    Returns:
+        A matrix of shape (n, n) in float64 with one frequency in each line.
+
+    >>> import torch
+    >>> from unmurk.operators.linalg import dct_matrix
+    >>> c = dct_matrix(4)
+    >>> torch.allclose(c @ c.mT, torch.eye(4, dtype=torch.float64))
+    True
+    """
+    k = torch.arange(n, dtype=torch.float64)
+    waves = torch.cos(math.pi / n * k[:, None] * (k[None, :] + 0.5)) * (2 / n) ** 0.5
+    waves[0] /= 2**0.5
+    return waves
 
 
 def rfft2(x: Tensor, norm: str = "backward") -> Tensor:
