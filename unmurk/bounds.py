@@ -30,6 +30,7 @@ __all__ = [
     "Sides",
     "Text",
     "Whole",
+    "annotations_of",
     "check_fields",
     "check_memory",
     "check_tables",
@@ -358,7 +359,7 @@ def check_fields(values: object, names: Mapping[str, str] | None = None) -> None
     unmurk.errors.InputError: batch must be a whole number from 2 to 65536, got 1
     """
     for name, hint in get_type_hints(type(values), include_extras=True).items():
-        for option in (extra for extra in _extras(hint) if isinstance(extra, Option)):
+        for option in (extra for extra in annotations_of(hint) if isinstance(extra, Option)):
             value = getattr(values, name)
             if value is not None:
                 option.check((names or {}).get(name, name), value)
@@ -395,10 +396,15 @@ def check_declared(kind: type, decorator: str) -> None:
                 )
 
 
-def _extras(hint: Any) -> list[Any]:
-    """The extras that `Annotated` adds to a type, at any depth of unions."""
+def annotations_of(hint: Any) -> list[Any]:
+    """Return what `Annotated` adds to a type, at any depth of unions.
+
+    >>> from typing import Annotated
+    >>> annotations_of(Annotated[int, "of pixels"] | None)
+    ['of pixels']
+    """
     found = list(getattr(hint, "__metadata__", ()))
-    return found + [extra for part in get_args(hint) for extra in _extras(part)]
+    return found + [extra for part in get_args(hint) for extra in annotations_of(part)]
 
 
 def check_tables(where: str, what: str, size: float, advice: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..bounds import Option
+from ..bounds import Option, annotations_of
 from ..errors import InputError
 
 __all__ = ["explain"]
@@ -150,7 +150,7 @@ def _arguments(command: Callable[..., Any]) -> list[Argument]:
     hints = get_type_hints(command, include_extras=True)
     found = []
     for field in fields(command):  # type: ignore[arg-type]
-        extras = _extras(hints[field.name])
+        extras = annotations_of(hints[field.name])
         marks = [extra for extra in extras if hasattr(extra, "metavar")]
         metavar = next((mark.metavar for mark in marks if mark.metavar), None)
         aliases = [alias for mark in marks for alias in (getattr(mark, "aliases", None) or ())]
@@ -172,12 +172,6 @@ def _arguments(command: Callable[..., Any]) -> list[Argument]:
             )
         )
     return found
-
-
-def _extras(hint: Any) -> list[Any]:
-    """What `Annotated` adds to a type, at any depth."""
-    found = list(getattr(hint, "__metadata__", ()))
-    return found + [extra for part in get_args(hint) for extra in _extras(part)]
 
 
 def _bare(hint: Any) -> Any:
