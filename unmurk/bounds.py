@@ -32,7 +32,7 @@ __all__ = [
     "Whole",
     "annotations_of",
     "check_fields",
-    "check_memory",
+    "check_total_memory",
     "check_tables",
     "shown",
     "size_of_memory",
@@ -433,7 +433,7 @@ def check_tables(where: str, what: str, size: float, advice: str) -> None:
         )
 
 
-def check_memory(what: str, size: float, advice: str) -> None:
+def check_total_memory(what: str, size: float, advice: str) -> None:
     """Refuse results that do not fit into this machine's memory.
 
     Args:
@@ -444,9 +444,9 @@ def check_memory(what: str, size: float, advice: str) -> None:
     Raises:
         InputError: The size is above the machine's memory.
 
-    >>> from unmurk.bounds import check_memory
-    >>> check_memory("a mask", 2**20, "take a smaller one")
-    >>> check_memory("a mask", 2**60, "take a smaller one")
+    >>> from unmurk.bounds import check_total_memory
+    >>> check_total_memory("a mask", 2**20, "take a smaller one")
+    >>> check_total_memory("a mask", 2**60, "take a smaller one")
     Traceback (most recent call last):
     ...
     unmurk.errors.InputError: a mask would take 1.05e+06 TiB, but this machine has ...

@@ -19,7 +19,7 @@ from unmurk.errors import InputError
 from unmurk.io import limits
 from unmurk.io.datasets import open_source
 from unmurk.io.images import load_images
-from unmurk.io.limits import check_memory
+from unmurk.io.limits import check_free_memory
 
 BLOCK = 2**24
 # the file meta information of a DICOM file whose data set is deflated
@@ -252,4 +252,4 @@ def test_sets_are_held_against_the_free_memory(tmp_path, monkeypatch):
         load_images(path)
     assert open_source(path).shape == (4, 1, 8, 8)  # which holds nothing
     monkeypatch.setattr(limits, "_available", lambda: None)  # where the system does not say
-    check_memory(Path("it"), 2**60)
+    check_free_memory(Path("it"), 2**60)

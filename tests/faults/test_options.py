@@ -9,7 +9,16 @@ import pytest
 import torch
 
 import unmurk
-from unmurk.bounds import Choice, File, Option, Real, Sides, Whole, check_fields, check_memory
+from unmurk.bounds import (
+    Choice,
+    File,
+    Option,
+    Real,
+    Sides,
+    Whole,
+    check_fields,
+    check_total_memory,
+)
 from unmurk.cli.commands import COMMANDS
 from unmurk.errors import InputError
 from unmurk.noise import Gaussian, PoissonGaussian, as_noise
@@ -230,7 +239,7 @@ def test_results_that_no_memory_holds(monkeypatch):
             posterior.mean_std(y, Problem("identity", 0.1), n)
     with pytest.raises(InputError, match="draws of 1 images would take"):
         posterior.sample(y, Problem("identity", 0.1), 10**12)
-    check_memory("nothing", 1, "")
+    check_total_memory("nothing", 1, "")
 
 
 def test_chains_and_texts_end():

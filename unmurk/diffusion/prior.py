@@ -50,7 +50,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bounds import File, check_memory
+from ..bounds import File, check_total_memory
 from ..devices import filled, networks, on_device
 from ..errors import InputError, size_text
 from ..interrupts import heed_interrupt
@@ -339,7 +339,7 @@ class Prior(nn.Module):
         # the images, and four maps of the finest resolution of those drawn together
         size = 4.0 * n * math.prod(self.shape)
         size += 16.0 * min(n, batch) * self.width * math.prod(self.shape[1:])
-        check_memory(f"{n} images of {size_text(self.shape)}", size, "draw fewer at a time")
+        check_total_memory(f"{n} images of {size_text(self.shape)}", size, "draw fewer at a time")
         sigmas = karras(steps, min(sigma_max, self.sigma_max), self.sigma_min)
         done, batch = [], min(batch, self.together(self.shape[1] * self.shape[2]))
         for start in range(0, n, batch):

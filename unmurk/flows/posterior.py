@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bounds import Whole, check_memory
+from ..bounds import Whole, check_total_memory
 from ..devices import on_device
 from ..diffusion.networks import preset
 from ..diffusion.prior import locate
@@ -303,7 +303,7 @@ class Posterior(Flow):
         if n < 1:
             raise InputError(f"n is {n}: give at least 1 draw for each image")
         size = 4.0 * n * len(y) * math.prod(self.shape)
-        check_memory(f"{n} draws of {len(y)} images", size, "draw fewer at a time")
+        check_total_memory(f"{n} draws of {len(y)} images", size, "draw fewer at a time")
         index = _numbers(y, problem, index)
         context = self.context(y, problem)
         noise = self.noise(index, seed, context.mean.device)

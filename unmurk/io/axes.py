@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .limits import check_memory
+from .limits import check_free_memory
 
 __all__ = ["ALL", "CHANNELS", "NUMBERED", "AxisMap", "Planes", "Selection", "by_scene", "in_order"]
 
@@ -373,7 +373,7 @@ def in_order(file: Path, array: np.ndarray, axes: str, select: Selection) -> np.
     view = by_scene(file, view, "".join(axes[i] for i in numbered), select.repeats)
     shape = (len(images), channels, height, width)
     if len(numbered) > 1 and not view.flags.c_contiguous:
-        check_memory(file, view.nbytes)  # it may be copied
+        check_free_memory(file, view.nbytes)  # it may be copied
     return view.reshape(shape)
 
 

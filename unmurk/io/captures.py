@@ -47,7 +47,7 @@ from .formats.pictures import (
 from .formats.readers import is_folder
 from .images import ImageSet
 from .layouts import images_in
-from .limits import check_memory
+from .limits import check_free_memory
 from .parts import Cache, InFile, InMemory, InSource, Part, Scratch
 from .scale import Extent, Scale, Spans, span_for
 from .source import Array, of_array
@@ -76,7 +76,7 @@ class Store:
         self.held, self.size, self.folder = size <= HELD_CAPTURES, size, scratch
         self._scratch: Scratch | None = None
         if self.held:
-            check_memory(what, size)
+            check_free_memory(what, size)
 
     def add(self, pixels: np.ndarray) -> Part:
         """Keep a capture (H, W, C)."""
@@ -315,7 +315,7 @@ def _of_array(what: Any, source: Array, skip_bad: bool, nan: Nan) -> Captures:
     parts: list[Part] = []
     held = source.file is None or array[0].nbytes * len(numbers) <= HELD_CAPTURES
     if source.file is not None and held:
-        check_memory(Path(str(what)), array[0].nbytes * len(numbers))
+        check_free_memory(Path(str(what)), array[0].nbytes * len(numbers))
     gaps, skipped, kept = Gaps(nan), list(source.skipped), []
     for number in numbers:
         part: Part

@@ -23,7 +23,7 @@ from .formats.pictures import (
 from .formats.readers import reader_of
 from .formats.registry import real_path, selection_of, suffix_of
 from .ledger import LOG
-from .limits import check_memory
+from .limits import check_free_memory
 
 __all__ = ["Page", "pictures_in", "read_files", "usual_kind"]
 
@@ -148,7 +148,7 @@ def read_files(
                 one, each = _size(pages)
                 if (size + one * len(pages)) - looked > LOOK:
                     looked = size + one * len(pages)
-                    check_memory(file.parent, each * one * len(pages) + 4 * looked)
+                    check_free_memory(file.parent, each * one * len(pages) + 4 * looked)
                 found = _read_all(pages, number, skip_bad, nan, skipped)
                 number, size = number + len(pages), size + one * len(pages)
             good += found

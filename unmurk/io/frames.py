@@ -19,7 +19,6 @@ least 90 % of the images, and in the median over the images by more than 8 robus
 deviations of all pixels. It counts as hidden, as do pixels of the flat field below `LEAST`.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from ..errors import InputError, size_text
 from .images import ImageSet, load_images
-from .limits import check_file
+from .limits import file_digest
 from .scale import Scale
 from .source import Source
 
@@ -198,7 +197,9 @@ def read_frames(
                 f"have {size_text(shape)}: give a frame of the same camera and region"
             )
         found[name] = images.double().mean(0).expand(shape[0], -1, -1)
-        digests[name] = _digest(path)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give one file, such as a .tif stack or .npy")
+        digests[name] = file_digest(path)
     hidden = None if hot is None or not bool(hot.any()) else hot
     sensitivity = None
     if "flat" in found:
@@ -271,15 +272,3 @@ def hot_pixels(y: Tensor) -> Tensor:
             "all images, too many for hot pixels: the images show one scene, or have stripes"
         )
     return found
-
-
-def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give one file, such as a .tif stack or .npy")
-    check_file(path)
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()

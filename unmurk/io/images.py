@@ -30,7 +30,7 @@ from .formats.pictures import (
 from .formats.readers import is_folder
 from .formats.registry import real_path
 from .layouts import images_in, layout_of, to_images
-from .limits import check_memory
+from .limits import check_free_memory
 from .packaged import packaged
 from .scale import Extent, Scale, Spans, joined, span_for
 
@@ -254,7 +254,7 @@ def _load_array(
     array, numbers, bad = _finite(file, array, skip_bad, nan)
     scale, note = _scale_of(array, span)
     scale = replace(scale, format=form, layout=layout, key=key or "images")
-    check_memory(file, 8 * array[:limit].size)
+    check_free_memory(file, 8 * array[:limit].size)
     images = to_images(array[:limit], scale, layout)
     return ImageSet(images, [_name(i) for i in numbers[:limit]], scale, bad, numbers[:limit], note)
 
@@ -332,7 +332,7 @@ def load_measurements(
 def _load_hdf5(path: Path, skip_bad: bool, nan: Nan, span: Spans) -> ImageSet:
     """Read the measurements of a data set in an HDF5 file."""
     found = Kspace(path)
-    check_memory(path, 8 * math.prod(found.shape))
+    check_free_memory(path, 8 * math.prod(found.shape))
     array, numbers, bad = _finite(path, found.read(list(range(len(found)))), skip_bad, nan)
     white = measured_white(span, "float32", found.white)
     names = [_name(i) for i in numbers]

@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import InputError
 from .atomic import short, unwritable
 from .json_files import json_lines
-from .limits import check_file
+from .limits import check_file, file_digest
 
 __all__ = ["LOG", "Key", "Ledger", "log_of"]
 
@@ -157,7 +157,7 @@ class Ledger:
                     f"{path} was made with another {other or 'setting'}: give another --out, or "
                     "the same options to go on"
                 )
-            if entry is not None and entry["out"][name] != _digest(path):
+            if entry is not None and entry["out"][name] != file_digest(path):
                 raise InputError(
                     f"{path} was changed after unmurk made it: give another --out, or remove it"
                 )
@@ -174,7 +174,7 @@ class Ledger:
     def end(self, key: Key, names: list[str]) -> None:
         """Log that all files of a result have their names."""
         name, number, size, changed = key
-        out = {file: _digest(self.path.parent / file) for file in names}
+        out = {file: file_digest(self.path.parent / file) for file in names}
         entry: dict[str, Any] = {"file": name, "number": number, "bytes": size}
         entry |= {"changed": changed, "out": out}
         entry |= {"settings": self.settings}
@@ -226,13 +226,3 @@ def _are_texts(values: Any) -> bool:
 
 def _key(entry: dict[str, Any]) -> Key:
     return entry["file"], entry["number"], entry["bytes"], entry["changed"]
-
-
-def _digest(path: Path) -> str:
-    """Return the SHA-256 hash of a file."""
-    check_file(path)
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -6,6 +6,7 @@ and the bytes of an array that is stored compressed. The environment variable `U
 raises both. The declared size of an uncompressed file is compared with the length of the file.
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -21,9 +22,10 @@ from ..errors import InputError, reason, size_text
 __all__ = [
     "MAX_PIXELS",
     "check_file",
-    "check_memory",
+    "check_free_memory",
     "check_numbers",
     "check_pixels",
+    "file_digest",
     "quiet",
     "reading",
 ]
@@ -59,6 +61,24 @@ def check_file(file: Path) -> None:
         raise InputError(f"cannot read {file}: it is a folder")
     if not stat.S_ISREG(mode):
         raise InputError(f"cannot read {file}: it is a FIFO, a socket or a device, not a file")
+
+
+def file_digest(file: Path) -> str:
+    """Compute the SHA-256 hash of a file, in hexadecimal digits.
+
+    Raises:
+        InputError: It is no regular file, or cannot be read.
+
+    >>> _ = Path("abc.txt").write_text("abc")
+    >>> file_digest(Path("abc.txt"))[:16]
+    'ba7816bf8f01cfea'
+    """
+    check_file(file)
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {reason(error)}") from error
 
 
 def max_pixels() -> int:
@@ -108,13 +128,13 @@ def check_numbers(file: Path, count: int, itemsize: int) -> None:
         )
 
 
-def check_memory(what: Path, size: int) -> None:
+def check_free_memory(what: Path, size: int) -> None:
     """Check that `size` bytes of memory are free, before they are taken.
 
     Raises:
         InputError: They are not.
 
-    >>> check_memory(Path("a.npy"), 2**20)
+    >>> check_free_memory(Path("a.npy"), 2**20)
     """
     free = _available()
     if free is not None and size > free:

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..bounds import check_fields, check_memory
+from ..bounds import check_fields, check_total_memory
 from ..errors import InputError, reason
 from .json_files import read_object, typed
 from .limits import quiet
@@ -160,7 +160,9 @@ def _regular(path: Path) -> int:
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot read the weights in {path}: {reason(error)}") from error
-    check_memory(f"the weights in {path}", size, "they are damaged, or need a larger machine")
+    check_total_memory(
+        f"the weights in {path}", size, "they are damaged, or need a larger machine"
+    )
     return size
 
 

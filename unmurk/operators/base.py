@@ -21,7 +21,6 @@ instead; a few nonlinear operators have the prox in closed form.
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +31,7 @@ from torch import Tensor
 from ..bounds import Option
 from ..devices import physics
 from ..errors import InputError, size_text
+from ..io.limits import file_digest
 from .crops import Crop, Window
 from .linalg import (
     CG_ITERATIONS,
@@ -495,8 +495,7 @@ class Operator:
         path = getattr(self, "path", None)
         if path is None or not Path(path).is_file():
             return {}
-        with Path(path).open("rb") as stream:
-            return {str(path): hashlib.file_digest(stream, "sha256").hexdigest()}
+        return {str(path): file_digest(Path(path))}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Operator) or self.spec != other.spec:

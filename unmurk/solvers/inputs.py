@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from ..bounds import Whole, check_memory
+from ..bounds import Whole, check_total_memory
 from ..errors import InputError
 from ..missing import without_missing
 from ..problem import Problem
@@ -188,7 +188,7 @@ def prepare(
     SAMPLES.check("samples", samples)
     shape = _image_shape(y, problem, prior, init)
     size = 4.0 * samples * len(y) * math.prod(shape)
-    check_memory(f"{samples} samples of {len(y)} images", size, "ask for fewer at a time")
+    check_total_memory(f"{samples} samples of {len(y)} images", size, "ask for fewer at a time")
     problem = _bind(y, problem, shape)
     y, problem = without_missing(y, problem, nan, shape)
     _check_shape(y, problem, shape)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ...errors import InputError
-from ..limits import check_file, check_memory, check_numbers, reading
+from ..limits import check_file, check_free_memory, check_numbers, reading
 from .registry import split_member
 
 __all__ = ["is_idx", "map_array", "read_array", "read_idx", "split_key"]
@@ -74,7 +74,7 @@ def _read(file: Path, key: str | None) -> tuple[np.ndarray, str, str | None]:
     if suffix == ".npy":
         with file.open("rb") as stream:
             size = _declared(file, stream, file.stat().st_size)
-            check_memory(file, size)
+            check_free_memory(file, size)
         return np.load(file, allow_pickle=False), "npy", None
     if suffix == ".npz":
         array, key = _read_npz(file, key)
@@ -133,7 +133,7 @@ def _read_npz(file: Path, key: str | None) -> tuple[np.ndarray, str]:
             )
         found = members[key]
         check_numbers(file, found.file_size, 1)
-        check_memory(file, found.file_size)
+        check_free_memory(file, found.file_size)
         with archive.open(found) as stream:
             _declared(file, stream, found.file_size)
         with archive.open(found) as stream:
@@ -174,7 +174,7 @@ def _idx(path: Path, stream: Any, length: int | None) -> np.ndarray:
         check_numbers(path, size, 1)
     if not full or (length is not None and length != 4 + len(sides) + size):
         raise InputError(f"{path} is cut short or damaged")
-    check_memory(path, size)
+    check_free_memory(path, size)
     data = stream.read(size)
     if len(data) != size or stream.read(1):
         raise InputError(f"{path} is cut short or damaged")

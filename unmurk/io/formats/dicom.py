@@ -22,7 +22,7 @@ import numpy as np
 from ... import __version__
 from ...errors import InputError
 from ..atomic import Partial, unwritable
-from ..limits import check_memory, check_numbers, check_pixels, reading
+from ..limits import check_free_memory, check_numbers, check_pixels, reading
 from .optional import library
 from .registry import DICOM, Pages, real_path, register
 from .scaled import physical, stored
@@ -215,7 +215,7 @@ class DicomWriter:
         self.out, self.history = out, history or f"written by unmurk {__version__}"
         self.repeats = repeats
         self._like = Dicom(real_path(source))
-        check_memory(out, 3 * len(self._like) * math.prod(self._like.shape) * 2)
+        check_free_memory(out, 3 * len(self._like) * math.prod(self._like.shape) * 2)
         self._frames: list[np.ndarray] = []
         self._part = Partial(out)
 

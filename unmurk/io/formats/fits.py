@@ -30,7 +30,7 @@ import numpy as np
 from ... import __version__
 from ...errors import InputError
 from ..atomic import unwritable
-from ..limits import check_memory, check_numbers, check_pixels, reading
+from ..limits import check_free_memory, check_numbers, check_pixels, reading
 from .fits_header import (
     BLOCK,
     TYPES,
@@ -109,7 +109,7 @@ class _Image:
         unit = self.unit
         if not unit.packed:
             return astropy_header(self.file, self.stream, unit)
-        check_memory(self.file, unit.end - unit.start)
+        check_free_memory(self.file, unit.end - unit.start)
         data = read_bytes(self.file, self.stream, unit.start, unit.end - unit.start)
         first = fits.PrimaryHDU().header.tostring().encode("ascii")
         whole_file = io.BytesIO(first + data + bytes(-len(data) % BLOCK))
@@ -302,7 +302,7 @@ class FitsWriter(HeaderWriter):
         try:
             if packed:
                 if not self._planes:
-                    check_memory(self.out, 2 * plane.nbytes * len(image))
+                    check_free_memory(self.out, 2 * plane.nbytes * len(image))
                 self._planes.append(plane)
             else:
                 self._write_plane(plane)
