@@ -27,7 +27,7 @@ from unmurk.evaluation.certify import (
     standard_errors,
 )
 from unmurk.evaluation.exact import operator_matrix
-from unmurk.evaluation.exam import PRIORS, Exam, coverage
+from unmurk.evaluation.exam import PRIORS, Exam, draws_covered
 from unmurk.evaluation.exam import exam as exam_of
 from unmurk.evaluation.scale_mixture import ScaleMixture
 from unmurk.solvers import configure
@@ -162,8 +162,8 @@ def test_coverage_is_exact_for_any_number_of_samples():
     g = torch.Generator().manual_seed(0)
     for draws in (7, 32, 100):
         samples, exact = (torch.rand(n, 20000, generator=g) for n in (draws, 3))
-        assert coverage(samples, exact) == pytest.approx(0.9, abs=0.006)
-    assert coverage(torch.zeros(32, 5), torch.ones(4, 5)) == 0
+        assert draws_covered(samples, exact) == pytest.approx(0.9, abs=0.006)
+    assert draws_covered(torch.zeros(32, 5), torch.ones(4, 5)) == 0
 
 
 def test_solvers_by_name_and_by_options():

@@ -75,6 +75,7 @@ from ..rng import generator
 from ..solvers.base import Claim
 from .exact import GaussianMixture, GaussianPrior, operator_matrix
 from .gibbs import GibbsPosterior
+from .metrics import share_inside
 from .scale_mixture import ScaleMixture
 
 __all__ = [
@@ -89,7 +90,7 @@ __all__ = [
     "Exam",
     "Prior",
     "checked",
-    "coverage",
+    "draws_covered",
     "exam",
     "standard_errors",
 ]
@@ -254,7 +255,7 @@ class Exam:
         seeds = self.seed("exact"), self.seed("other")
         exact, other = (self.posterior.sample(len(samples), seed=s) for s in seeds)
         mean_error = max(square, 0) ** 0.5
-        found = coverage(samples, exact)
+        found = draws_covered(samples, exact)
         return {
             "earned": _earned(mean_error, [observed, unobserved], found),
             "mean_error": mean_error,
@@ -291,10 +292,12 @@ def _ratio(found: Tensor, exact: Tensor) -> float:
     return float((_trace(found).sum() / _trace(exact).sum()).sqrt())
 
 
-def coverage(samples: Tensor, exact: Tensor) -> float:
+def draws_covered(samples: Tensor, exact: Tensor) -> float:
     """Compute the share of exact draws (M, B, ...) in the central interval of samples (S, B, ...).
 
-    >>> coverage(torch.linspace(0, 1, 99).view(-1, 1), torch.tensor([[0.5], [2.0]]))
+    It is `metrics.coverage` for many true images of each measurement, which are ranked at once.
+
+    >>> draws_covered(torch.linspace(0, 1, 99).view(-1, 1), torch.tensor([[0.5], [2.0]]))
     0.5
     """
     ranked = samples.double().flatten(1).T.sort(1).values.contiguous()
@@ -302,8 +305,7 @@ def coverage(samples: Tensor, exact: Tensor) -> float:
     slots = len(samples) + 1
     start = torch.searchsorted(ranked, truth) / slots
     stop = (torch.searchsorted(ranked, truth, right=True) + 1) / slots
-    overlap = stop.clamp(max=(1 + LEVEL) / 2) - start.clamp(min=(1 - LEVEL) / 2)
-    return float((overlap.clamp(min=0) / (stop - start)).mean())
+    return float(share_inside(start, stop, LEVEL).mean())
 
 
 def _earned(mean_error: float, spreads: Sequence[float | None], coverage: float) -> Claim:

@@ -41,6 +41,7 @@ __all__ = [
     "DigitClassifier",
     "FeatureExtractor",
     "coverage",
+    "share_inside",
     "fidelity",
     "frechet",
     "inception_features",
@@ -224,8 +225,25 @@ def coverage(
         below += sample < truth
         tied += sample == truth
     start, stop = below / slots, (below + tied + 1) / slots
+    return float(_pick(share_inside(start, stop, level), where).mean())
+
+
+def share_inside(start: Tensor, stop: Tensor, level: float) -> Tensor:
+    """Compute the share of intervals of probability that lies in the central one; see `coverage`.
+
+    Args:
+        start: Lower ends, numbers from 0 to 1.
+        stop: Upper ends, above `start`, of the same shape.
+        level: Probability of the central interval.
+
+    Returns:
+        Shares from 0 to 1, of the same shape.
+
+    >>> share_inside(torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.75]), level=0.5)
+    tensor([0.5000, 1.0000])
+    """
     overlap = stop.clamp(max=(1 + level) / 2) - start.clamp(min=(1 - level) / 2)
-    return float(_pick(overlap.clamp(min=0) / (stop - start), where).mean())
+    return overlap.clamp(min=0) / (stop - start)
 
 
 def spread(samples: Tensor, where: Tensor | None = None) -> float:
