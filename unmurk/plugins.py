@@ -42,6 +42,6 @@ def load(point: metadata.EntryPoint, what: str) -> Any:
         return point.load()
     except Exception as error:
         raise InputError(
-            f"{what} cannot be loaded from {point.value} ({type(error).__name__}:"
-            f" {reason(error)}): repair or remove the package that offers it"
+            f"{what} cannot be loaded from {point.value} ({reason(error)}): repair or remove the"
+            " package that offers it"
         ) from error

@@ -39,7 +39,7 @@ from benchmarks.overhead import run as overhead
 from benchmarks.speed import run as speed
 from unmurk.devices import default_device, device_kind, out_of_memory
 from unmurk.diffusion.prior import Prior
-from unmurk.errors import InputError
+from unmurk.errors import InputError, reason
 from unmurk.problem import Problem
 from unmurk.solvers import METHODS, Draws, solve
 from unmurk.training import Recipe, Rounds, Settings, learn
@@ -221,7 +221,7 @@ def largest(what: str, options: Options) -> dict[str, Any]:
             _one(what, side, options)
         except (InputError, RuntimeError, MemoryError) as error:
             memory = out_of_memory(error) or "out of memory" in str(error)
-            return done | {"ended": "memory" if memory else str(error).splitlines()[0]}
+            return done | {"ended": "memory" if memory else reason(error)}
         done = {"side": side, "seconds": time.perf_counter() - began, "ended": "--largest"}
         if done["seconds"] > 20:
             return done | {"ended": "20 seconds"}
@@ -275,7 +275,7 @@ def measure(options: Options, clock: Callable[[], float] = time.monotonic) -> Ro
         try:
             figures = piece()
         except (InputError, RuntimeError, MemoryError) as error:
-            figures = {"error": str(error).splitlines()[0]}
+            figures = {"error": reason(error)}
         found["pieces"][name] = {"figures": figures, "took": time.perf_counter() - began}
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

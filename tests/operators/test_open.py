@@ -238,7 +238,7 @@ def test_entry_points_are_loaded_when_their_name_is_asked_for(registries, monkey
     assert parse("a-gain,factor=3").factor == 3 and FAMILIES["a-gain"] is Gain
     with pytest.raises(InputError, match="cannot be loaded from no_such_package_anywhere") as e:
         parse("broken")
-    assert "\n" not in str(e.value) and "ModuleNotFoundError" in str(e.value)
+    assert "\n" not in str(e.value) and "No module named" in str(e.value)
     with pytest.raises(InputError, match="register a class of Operator"):
         parse("number")
     with pytest.raises(InputError, match="known are a-gain, .*broken"):
