@@ -13,7 +13,9 @@ comparison, and interpretation", Proc. SPIE 4304, 2001).
 
 where :math:`d_{ij}^2` is the mean squared difference of the patches around i and j (A. Buades, B.
 Coll, J.-M. Morel, "A review of image denoising algorithms, with a new one", Multiscale Model.
-Simul. 4, 2005).
+Simul. 4, 2005). It is written here because `unmurk demo` compares with it, and scikit-image, which
+has it too, is a dependency of the tests and benchmarks alone. `tests/evaluation/test_verdict.py`
+compares the two.
 """
 
 import torch

@@ -133,6 +133,9 @@ def conjugate_gradient(
     solution. The algorithm is that of M. R. Hestenes and E. Stiefel (1952), "Methods of conjugate
     gradients for solving linear systems".
 
+    It is written here because the images of a batch have to stop one by one, on any device and in
+    float32 or float64, which torch has no solver for.
+
     Args:
         apply: The map M on a batch (B, ...).
         b: The right-hand side (B, ...).
