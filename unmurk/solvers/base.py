@@ -444,7 +444,16 @@ class ReverseSolver(AnnealedSolver):
 
 @dataclass(frozen=True, kw_only=True)
 class NoisySolver(Solver):
-    """A solver that takes every y to have noise, at least a little."""
+    """A solver that takes every y to have noise, at least a little.
+
+    >>> class Denoised(NoisySolver):
+    ...     def step(self, state: State) -> None:
+    ...         state.x = state.x_t = state.denoised = state.denoise(state.x_t, state.sigma)
+    >>> y, zero = torch.ones(1, 1, 1, 1), lambda x, sigma: 0 * x
+    >>> (state,) = Denoised(levels=[1.0]).iterate(y, Problem("identity", 0.0), zero)
+    >>> state.sigma_eff
+    0.001
+    """
 
     noise_floor: PositiveNoiseFloor = 1e-3
     """Least noise level that y is taken to have."""

@@ -59,6 +59,14 @@ class NullSpaceSolver(AnnealedSolver):
     """An annealed solver that corrects images by `ddnm_correction`.
 
     `state.memory.norm` holds the largest singular value of A, (B,).
+
+    >>> class Denoised(NullSpaceSolver):
+    ...     def step(self, state: State) -> None:
+    ...         state.x = state.x_t = state.denoised = state.denoise(state.x_t, state.sigma)
+    >>> y, zero = torch.ones(1, 1, 1, 1), lambda x, sigma: 0 * x
+    >>> (state,) = Denoised(levels=[1.0]).iterate(y, Problem("identity", 0.1), zero)
+    >>> state.memory.norm
+    tensor([1.])
     """
 
     def start(self, state: State, init: Tensor | None) -> None:

@@ -199,6 +199,13 @@ def look_ahead(state: State, momentum: float) -> tuple[Tensor, Tensor]:
 
     Returns:
         mu after momentum and noise, both (B, C, H, W).
+
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> memory = SimpleNamespace(mu=torch.tensor(2.0), before=torch.tensor(1.0))
+    >>> state = SimpleNamespace(step=3, sigma=0.5, memory=memory, randn=torch.ones_like)
+    >>> look_ahead(state, momentum=0.5)
+    (tensor(2.5000), tensor(0.5000))
     """
     memory = state.memory
     factor = momentum if state.step > 2 else 0.0
