@@ -71,13 +71,13 @@ def _entries(of: Any) -> Iterator[str]:
 
 def _run_of(of: Any) -> Any:
     """The folder of a run or of a packaged model that a text names; anything else as it is."""
-    from .io.packaged import model_folder, models, variants
+    from .io.packaged import model_folder, models
 
     if not isinstance(of, str):
         return of
     if (Path(of) / "config.json").is_file():
         return Path(of)
-    return model_folder(of) if set(variants(of)) & set(models()) else of
+    return model_folder(of) if of in models() else of
 
 
 def _options_of(of: Any) -> dict[str, Any]:

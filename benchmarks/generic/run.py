@@ -36,7 +36,7 @@ from unmurk.diffusion.prior import Prior
 from unmurk.evaluation.metrics import psnr
 from unmurk.flows.posterior import Posterior
 from unmurk.io.images import load_images
-from unmurk.io.packaged import for_channels
+from unmurk.io.packaged import GENERIC
 from unmurk.io.saving import save_images
 from unmurk.io.weights import digest
 from unmurk.noise import PoissonGaussian
@@ -113,6 +113,11 @@ def middle(images: Tensor, side: int) -> Tensor:
 
 
 # -- methods --------------------------------------------------------------------------------------
+
+
+def for_channels(model: str, channels: int) -> str:
+    """The model for images of a number of channels: of the packaged ones, that of color images."""
+    return GENERIC[1] if model == GENERIC[0] and channels == 3 else model
 
 
 def restore(y: Tensor, problem: Problem, model: str) -> Tensor:

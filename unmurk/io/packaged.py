@@ -1,8 +1,8 @@
 """The image sets and the models in the package, by name.
 
-`digits` and `nuclei` are small sets to try things out with. `digits` is also a model. So is
-`generic`, for images of any kind: of one channel, or of three as `generic-color`. A path of the
-same name in the working folder comes first.
+`digits` and `nuclei` are small sets to try things out with, and models. So are `generic`, for
+images of any kind, channel by channel, and `generic-color`, for color images. A path of the same
+name in the working folder comes first.
 """
 
 from pathlib import Path
@@ -14,13 +14,11 @@ from .json_files import read_object
 __all__ = [
     "GENERIC",
     "SETS",
-    "for_channels",
     "is_generic",
     "model_folder",
     "models",
     "of_any_size",
     "packaged",
-    "variants",
 ]
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -47,7 +45,8 @@ def packaged(path: str | Path) -> Path | None:
 
 
 GENERIC = "generic", "generic-color"
-"""Names of the generic models, of one channel and of three."""
+"""Names of the generic models: of one channel, which serves any number one by one, and of three
+channels that are the colors of one light."""
 
 
 def models() -> list[str]:
@@ -66,29 +65,6 @@ def model_folder(name: str | Path) -> Path:
     ('digits-model', True)
     """
     return ASSETS / f"{name}-model"
-
-
-def variants(name: str) -> list[str]:
-    """Return the models that a name stands for: `generic` has one for each number of channels.
-
-    >>> variants("digits")
-    ['digits']
-    """
-    if name != GENERIC[0] or Path(name).exists():
-        return [name]
-    return [kind for kind in GENERIC if kind == name or kind in models()]
-
-
-def for_channels(name: str, channels: int) -> str:
-    """Return the model that a name stands for with images of a number of channels.
-
-    A generic model of one channel serves any other number too, channel by channel.
-
-    >>> for_channels("digits", 3)
-    'digits'
-    """
-    color = GENERIC[1]
-    return color if channels == 3 and color in variants(name) else name
 
 
 def of_any_size(folder: Path) -> bool:

@@ -27,7 +27,6 @@ from ..errors import InputError, size_text
 from ..flows.posterior import Posterior
 from ..gaussian import Wiener
 from ..io.json_files import read_object
-from ..io.packaged import for_channels
 from ..io.weights import digest
 from ..problem import Problem
 
@@ -108,7 +107,7 @@ class Start:
                 f"start is a {type(start).__name__}: give a name, a run folder, a Prior, or a pair"
                 " (Prior, Posterior)"
             )
-        name = for_channels(str(start), channels)
+        name = str(start)
         prior = Prior.load(name)
         return cls(Path(name).name, prior, _posterior_of(name, problem))
 

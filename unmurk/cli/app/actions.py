@@ -202,7 +202,7 @@ class Desk:
             InputError: The command refuses its input, or was stopped.
         """
         model = self.prior(session, prior)
-        noise = _argument("noise", noise) or (estimated if model == GENERIC[0] else "")
+        noise = _argument("noise", noise) or (estimated if model in GENERIC else "")
         folder = session.new_folder("result")
         argv = ["restore", str(images.data), "--prior", model, "--out", str(folder / RESTORED)]
         argv += ["--std", "--samples", str(samples), *_span(images)]
@@ -385,7 +385,7 @@ def packaged_priors() -> list[tuple[str, str]]:
     >>> packaged_priors()[0]
     ('generic, in the package', 'generic')
     """
-    known = [GENERIC[0], *(name for name in models() if name not in GENERIC)]
+    known = [*GENERIC, *(name for name in models() if name not in GENERIC)]
     return [(f"{name}, in the package", name) for name in known]
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ...bounds import Whole
 from ...errors import InputError, remark
 from ...io.outputs import files_of, output
-from ...io.packaged import for_channels
 from ..data import is_even, note_run, place
 from ..maps import check_maps, kept, run_maps, scene_of
 from ..options import (
@@ -155,7 +154,6 @@ def _denoiser(run: str, shape: tuple[int, ...], tile: int | None) -> "tuple[Any,
     from ...tiling import prior_for
 
     try:
-        run = for_channels(run, shape[0])
         locate(run, "prior", "model_index.json")
     except InputError:  # the run has no prior
         return None, 0.0

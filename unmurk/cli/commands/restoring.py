@@ -14,7 +14,7 @@ from ...errors import InputError, remark
 from ...io.formats.readers import holds_images, is_folder
 from ...io.formats.registry import selection_of as part_of
 from ...io.outputs import Output
-from ...io.packaged import for_channels, variants
+from ...io.packaged import GENERIC
 from ..console import escape
 from ..data import (
     Sample,
@@ -286,7 +286,7 @@ def recorded(
 
 
 class Models:
-    """The model of a name, on the device of the commands; `generic` has one for color, too.
+    """The model of a name, on the device of the commands.
 
     Args:
         load: Loads a model, such as `Prior.load`.
@@ -295,24 +295,41 @@ class Models:
 
     def __init__(self, load: Callable[[str], Any], name: str) -> None:
         self.name = name
-        self.held = {kind: place(load(kind))[0] for kind in variants(name)}
+        self.model = place(load(name))[0]
+        self._told = False
 
     def of(self, channels: int) -> Any:
-        """Return the model for images of a number of channels."""
-        return self.held[for_channels(self.name, channels)]
+        """Return the model for images of a number of channels.
+
+        Raises:
+            InputError: The model of color images is given for others.
+        """
+        color = GENERIC[1]
+        if self.name == color and channels != 3:
+            raise InputError(
+                f"'{color}' is a model of color images, and these have {channels} channels: give"
+                f" '{GENERIC[0]}', which takes channels one by one"
+            )
+        if self.name == GENERIC[0] and channels == 3 and not self._told:
+            self._told = True
+            remark(
+                f"'{GENERIC[0]}' takes the three channels one by one; for colors of one light,"
+                f" such as photographs, --prior {color} is better"
+            )
+        return self.model
 
     @property
     def error_bars(self) -> list[Any]:
-        """The calibrations of the standard deviations, of the models that have one."""
-        found = (getattr(model, "error_bars", None) for model in self.held.values())
-        return [bars for bars in found if bars is not None]
+        """The calibration of the standard deviations, if the model has one."""
+        bars = getattr(self.model, "error_bars", None)
+        return [] if bars is None else [bars]
 
     @property
     def weights(self) -> str:
-        """The hash of the weights, or the hashes of all kinds of the model."""
+        """The hash of the weights."""
         from ...io.weights import digest
 
-        return " ".join(map(digest, self.held.values()))
+        return digest(self.model)
 
 
 def sample_images(
