@@ -3,8 +3,8 @@
 A page is a script: its ```python blocks and notebook cells run one after the other, in a folder of
 their own. Hidden preparation stands in comments that begin with ``<!-- test``. Of the ```console
 blocks every ``$ unmurk`` line goes through the real parser, and runs too if the block is preceded
-by ``<!-- run -->``. Learning is cut to 100 images (KIMG), and in notebook cells other budgets are
-cut too (BUDGETS); ``make docs-full`` runs them whole.
+by ``<!-- run -->``. Solving is cut to two steps, learning to 100 images (KIMG), and in notebook
+cells other budgets are cut too (BUDGETS); ``make docs-full`` runs them whole.
 """
 
 import doctest
@@ -89,7 +89,10 @@ def code_of(page):
             shown |= kind != "hidden"
         elif kind == "run":
             shown = True
-            parts += [f"assert __main({args!r}) == 0" for args in commands(text)]
+            for args in commands(text):
+                steps = [i + 1 for i, word in enumerate(args) if word == "--steps"]
+                short = ["2" if i in steps else word for i, word in enumerate(args)]
+                parts.append(f"assert __main({short!r}) == 0")
     return ("\n".join(parts), {"__name__": "__page__", "__main": main}) if shown else None
 
 

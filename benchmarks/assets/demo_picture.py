@@ -1,6 +1,6 @@
-"""Draw docs/images/demo.png from the run folder that `make demo` leaves.
+"""Draw docs/images/demo.png from the packaged model of digits, or from a run folder.
 
-python benchmarks/assets/demo_picture.py demo/run docs/images/demo.png
+python benchmarks/assets/demo_picture.py digits docs/images/demo.png
 """
 
 import sys
@@ -10,15 +10,14 @@ import matplotlib.pyplot as plt
 from torch import Tensor
 
 from unmurk import Posterior, Prior, Problem, load_images
-from unmurk.cli.demo import DIGITS, NOISE
 
-SHOWN = 12
+SHOWN, NOISE = 12, 0.3
 
 
-def draw(run: Path, out: Path) -> None:
+def draw(run: str, out: Path) -> None:
     """Held-out digits (noisy, restored, standard deviation, truth), and samples of the prior."""
     problem = Problem("identity", NOISE)
-    truth = load_images(DIGITS / "test.idx3-ubyte.gz", limit=SHOWN).images
+    truth = load_images("digits:test", limit=SHOWN).images
     y = problem.simulate(truth, 0, range(12_000, 12_000 + SHOWN))
     mean, std = Posterior.load(run).mean_std(y, problem, n=64)
     new = Prior.load(run).sample(SHOWN)
@@ -43,4 +42,4 @@ def draw(run: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]), Path(sys.argv[2]))
+    draw(sys.argv[1], Path(sys.argv[2]))

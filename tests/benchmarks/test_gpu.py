@@ -58,4 +58,4 @@ def test_the_largest_image_is_the_last_that_fits(monkeypatch):
         raise RuntimeError("shape mismatch\nmore")
 
     monkeypatch.setattr(gpu, "_one", broken)
-    assert gpu.largest("training", gpu.Options())["ended"] == "shape mismatch"
+    assert gpu.largest("training", gpu.Options())["ended"] == "shape mismatch more"

@@ -184,7 +184,7 @@ def output_in_a_format_that_is_only_read(here: Path) -> tuple:
 
 
 def output_of_another_such_format(here: Path) -> tuple:
-    return ["sample", "--prior", "digits", "--out", here / "out.h5"], "that ends in .tif"
+    return ["sample", "--prior", "digits", "--out", here / "out.czi"], "that ends in .tif"
 
 
 def run_folder_is_a_file(here: Path) -> tuple:

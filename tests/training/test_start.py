@@ -174,7 +174,8 @@ def test_the_command_starts_from_a_run_and_says_so(tmp_path, monkeypatch, capfd)
         ({"method": "noisy"}, "none"),
         ({"objective": "elbo"}, "none"),
         ({"operator": "inpaint:random,keep=0.5"}, "none"),
-        ({"shape": (3, 16, 16)}, "none"),
+        ({"shape": (3, 16, 16)}, "generic-color"),
+        ({"shape": (2, 16, 16)}, "none"),
     ],
 )
 def test_the_start_of_a_run_that_names_none(case, expected, tmp_path, monkeypatch, capfd):
@@ -184,12 +185,12 @@ def test_the_start_of_a_run_that_names_none(case, expected, tmp_path, monkeypatc
     problem = Problem(case.pop("operator", "identity"), 0.2)
     y = problem.simulate(torch.rand(8, *case.pop("shape", (1, 16, 16))))
     reason = "another operator" if problem.operator.spec != "identity" else ""
-    reason = "these have 3 channels" if y.shape[1] == 3 else reason
+    reason = "these have 2 channels" if y.shape[1] == 2 else reason
     learn(y, problem, out=tmp_path / "run", kimg=0.04, batch=2, precision="fp32", **case)
     assert start_of(tmp_path / "run") == expected
     said = [s for s in capfd.readouterr().err.splitlines() if s.startswith("start: ")]
-    if expected == "generic":
-        assert said == ["start: generic (prior and posterior: all weights)"]
+    if expected != "none":
+        assert said == [f"start: {expected} (prior and posterior: all weights)"]
     else:
         assert len(said) == bool(reason)
         assert all(s.startswith("start: none, as") and reason in s for s in said)

@@ -135,8 +135,9 @@ def learn(
             own: `Prior.load(folder, network=module)` reads them.
         start: Networks that the run starts from: "generic", a run folder, a prior or its name, or
             a pair (Prior, Posterior); see `training.start`. They replace `network`. None or "none"
-            starts from random weights. "auto" is "generic" for gray images that are only noisy, if
-            the method is `flowdiff` with its default objective and networks, and else "none".
+            starts from random weights. "auto" is "generic" for gray images that are only noisy and
+            "generic-color" for those of three channels, if the method is `flowdiff` with its
+            default objective and networks, and else "none".
         settings: Training settings. Single fields can be given by name instead (kimg, batch, ...).
         quiet: Whether to show no progress.
         span: File values of black and white, for integers and files; None takes them from the type

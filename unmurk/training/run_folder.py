@@ -32,6 +32,7 @@ from ..io.json_files import read_object
 
 __all__ = ["FORMAT", "fingerprint", "open_run", "read_config", "save_model", "start_of"]
 
+GROUPS = {"options", "problem", "recipe", "rounds", "settings"}  # of config.json
 FORMAT = 1
 UNSAID = {"start": "none"}  # settings of runs of older versions, which do not state them
 
@@ -96,7 +97,7 @@ def open_run(folder: Path, config: dict[str, Any]) -> None:
     >>> open_run(Path("other"), {"method": "sure"})
     Traceback (most recent call last):
         ...
-    unmurk.errors.InputError: other holds a run with another method: give another folder, or ...
+    unmurk.errors.InputError: other holds a run with another method ('em' there, ...
     """
     path = folder / "config.json"
     try:
@@ -178,15 +179,17 @@ def _check_same(folder: Path, old: dict[str, Any], config: dict[str, Any]) -> No
 
 
 def _difference(key: str, old: Any, new: Any) -> str:
-    """Return the name of what differs, the innermost one, with both values."""
+    """Return the name of what differs, the innermost one of options, with both values."""
     if key == "data":
         return "data set (its files have other names, sizes, times or numbers; cp -a keeps them)"
-    while isinstance(old, dict) and isinstance(new, dict):
+    while key in GROUPS and isinstance(old, dict) and isinstance(new, dict):
         names = [name for name in (*new, *old) if old.get(name) != new.get(name)]
         if not names:
             break
         first = next((name for name in names if name != "kimg"), names[0])  # it may be raised
         key, old, new = first, old.get(first), new.get(first)
+    if isinstance(old, dict) or isinstance(new, dict):  # hashes
+        return key
     return f"{key} ({shown(old)} there, {shown(new)} here)"
 
 

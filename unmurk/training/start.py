@@ -27,6 +27,7 @@ from ..errors import InputError, size_text
 from ..flows.posterior import Posterior
 from ..gaussian import Wiener
 from ..io.json_files import read_object
+from ..io.packaged import GENERIC
 from ..io.weights import digest
 from ..problem import Problem
 
@@ -59,7 +60,8 @@ class Start:
         """Load the start of a run that names none.
 
         Args:
-            name: What the method prefers: a model of the package, or "none".
+            name: What the method prefers: a model of the package, or "none". `generic` stands for
+                `generic-color` where the images have three channels.
             problem: How the measurements of the run were made.
             shape: Shape (C, H, W) of its images.
 
@@ -67,6 +69,8 @@ class Start:
             The start, and ""; or None, and why the run starts from random weights if its method
             prefers another start.
         """
+        gray, color = GENERIC
+        name = color if name == gray and shape[0] == 3 else name
         found = cls.of(name, problem, shape[0])
         if found is None:
             return None, ""
@@ -74,8 +78,8 @@ class Start:
         before, after = found.prior.shape[0], shape[0]
         why = found.misfit(shape)
         if before != after:
-            gray = "gray images" if before == 1 else f"images of {before} channels"
-            why = f"'{name}' is a model of {gray}, and these have {after} channels"
+            kind = "gray images" if before == 1 else f"images of {before} channels"
+            why = f"'{name}' is a model of {kind}, and these have {after} channels"
         elif found.posterior is None:
             why = f"the posterior of '{name}' was learned for another operator"
         return (None, why) if why else (found, "")

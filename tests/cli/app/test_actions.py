@@ -212,6 +212,7 @@ def test_only_priors_of_the_menu_can_be_chosen(desk, session, prior):
 def test_the_models_of_the_package_are_offered(desk, session):
     assert desk.priors(session) == [
         ("generic, in the package", "generic"),
+        ("generic-color, in the package", "generic-color"),
         ("digits, in the package", "digits"),
         ("nuclei, in the package", "nuclei"),
     ]

@@ -91,8 +91,9 @@ class Learn(Command):
     start: Text = "auto"
     """Networks to start from: generic (in the package, trained on synthetic images), a run folder,
     or another prior that `solve` takes. none: random weights, so that the run learns from the
-    images of DATA alone. auto: generic for gray images that are only noisy, if the method is
-    flowdiff with its default objective and networks, and else none."""
+    images of DATA alone. auto: generic for gray images that are only noisy, generic-color for such
+    images of three channels, if the method is flowdiff with its default objective and networks,
+    and else none."""
     kimg: Annotated[float, Real(0.001, 1e7)] = 100.0
     """Length of the run in thousands of images, a number from 0.001 to 1e+07."""
     batch: Annotated[int, Whole(2, 65_536)] = 32
