@@ -386,3 +386,31 @@ def test_a_range_of_other_files_is_refused(tmp_path, capsys, noise):
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the set has the median 9000, far from black at 0 and white at 1" in said
     assert "--range 0 16383" in said and not (tmp_path / "r").exists()
+
+
+def test_what_noise_prints_to_paste_has_the_options_that_were_given(tmp_path, capsys):
+    """They decide what the number is of; a range given twice is the same noise twice as strong."""
+    draw = np.random.default_rng(0)
+    y = (1000 + 50 * draw.standard_normal((4, 64, 64))).astype(np.float32)
+    np.save(tmp_path / "y.npy", y)
+    assert unmurk("noise", tmp_path / "y.npy", "--range", 0, 4000, "--nan", "mask") == 0
+    (paste,) = [s for s in capsys.readouterr().out.splitlines() if s.startswith("paste:")]
+    words = paste.split()
+    assert words[3:] == ["--range", "0", "4000", "--nan", "mask"]
+    assert Problem("identity", words[2]).level == pytest.approx(50 / 4000, rel=0.05)
+
+
+def test_a_run_without_weights_says_so(tmp_path, capsys):
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    np.save(tmp_path / "y.npy", np.zeros((1, 16, 16), np.float32))
+    argv = [
+        "restore",
+        tmp_path / "y.npy",
+        "--prior",
+        tmp_path / "run",
+        "--out",
+        tmp_path / "x.npy",
+    ]
+    assert unmurk(*argv) == 2
+    assert "has no weights yet: continue it with its learn command" in capsys.readouterr().err

@@ -126,6 +126,27 @@ def test_withheld_pixels_stand_for_hidden_ones():
     assert not has_varied_masks(problem.index_select([0]))
 
 
+def test_channels_of_their_own_noise_have_unbiased_errors():
+    """Equal noises are one noise; of y itself, the error is the variance of each channel."""
+    y = GAUSSIAN.simulate(torch.full((64, 2, SIZE, SIZE), 0.5))
+    equal = Problem("identity", "per-channel:0.2:0.2")
+    for problem in (GAUSSIAN, equal):
+        assert torch.equal(noise_variance(y, problem), torch.full_like(y, 0.2**2))
+    counts = Problem(
+        "identity", "per-channel:0.1:poisson-gaussian,gain=0.02,sigma=0.05,offset=0.1"
+    )
+    expected = torch.stack([torch.full_like(y[:, 0], 0.01), 0.02 * (y[:, 1] - 0.1) + 0.05**2], 1)
+    torch.testing.assert_close(noise_variance(y, counts), expected)
+    y = counts.simulate(torch.full((64, 2, 16, 16), 0.5))
+    posterior = Posterior.create("tiny", (2, 16, 16), 0.01).eval()  # untrained: y itself
+    found = calibrate(posterior, y, counts, range(64), draws=4)
+    error = (0.01 + 0.02 * 0.4 + 0.05**2) / 2
+    assert found.record["unbiased_psnr"]["after"] == pytest.approx(
+        -10 * math.log10(error), abs=0.1
+    )
+    assert found.error_bars is not None
+
+
 def test_other_noise_is_refused():
     class Cauchy:
         spec = "cauchy"
