@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmurk.errors import InputError
-from unmurk.noise import Gaussian, PoissonGaussian, as_noise
+from unmurk.noise import Gaussian, PoissonGaussian, as_noise, rescaled
 from unmurk.problem import Problem
 from unmurk.rng import PerImageGenerator, generator
 from unmurk.whitening import rates, whiten
@@ -372,3 +372,19 @@ def test_pairs_of_gaussian_splits_are_opposite():
         torch.testing.assert_close(parts[:3] + parts[3:], 2 * y)
     once = Gaussian(0.2).split(y, 0.8, generator(0))
     assert torch.equal(once[0], ones[:3]) and torch.equal(once[1], others[:3])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "0.1",
+        "poisson,gain=0.02,offset=0.1",
+        "per-channel:0.1:poisson-gaussian,gain=0.02,sigma=0.05",
+    ],
+)
+def test_rescaled_noise_is_that_of_rescaled_measurements(form):
+    """var(f y + s | f c + s) = f^2 var(y | c), for every brightness."""
+    noise, factor, shift = as_noise(form), 0.3, 0.2
+    clean = torch.linspace(0.2, 0.9, 32, dtype=torch.float64).view(1, 2, 4, 4)
+    found = rescaled(noise, factor, shift).variance(factor * clean + shift)
+    torch.testing.assert_close(found, factor**2 * noise.variance(clean))

@@ -57,6 +57,7 @@ __all__ = [
     "PerChannel",
     "PoissonGaussian",
     "as_noise",
+    "rescaled",
 ]
 
 NODES, STRIDE = 80, 4  # s / h < 8, so that the window reaches 10 s to each side
@@ -369,6 +370,34 @@ class PerChannel:
                 f"the noise is given for {len(self.models)} channels, but the measurements have"
                 f" {y.shape[1]}: give one model for each, or one for all"
             )
+
+
+def rescaled(noise: Noise, factor: float, shift: float) -> Noise:
+    r"""Return the noise of the same measurements in other units, :math:`y' = f y + s`.
+
+    Standard deviations and gains become f times as large. The offset o of counts is a value of y,
+    so it becomes :math:`f o + s`.
+
+    Args:
+        noise: A model of this module.
+        factor: f, above 0.
+        shift: s.
+
+    Raises:
+        InputError: It is another model, or a number is out of its bounds in these units.
+
+    >>> rescaled(PoissonGaussian(0.01, 0.02, 0.1), 0.5, 0.25)
+    PoissonGaussian(gain=0.005, sigma=0.01, offset=0.3)
+    """
+    if isinstance(noise, PerChannel):
+        models = tuple(rescaled(model, factor, shift) for model in noise.models)
+        return PerChannel(models)  # type: ignore[arg-type]
+    if isinstance(noise, Gaussian):
+        return Gaussian(factor * noise.sigma)
+    if isinstance(noise, PoissonGaussian):
+        numbers = (factor * noise.gain, factor * noise.sigma, factor * noise.offset + shift)
+        return PoissonGaussian(*numbers)
+    raise InputError(f"noise '{noise.spec}' is neither Gaussian nor Poisson-Gaussian")
 
 
 AUTO: dict[str, Literal["auto", "gaussian", "poisson-gaussian"]] = {

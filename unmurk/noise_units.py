@@ -7,7 +7,7 @@ from .bounds import Real, shown
 from .errors import InputError
 from .io.scale import Scale
 
-__all__ = ["GAIN", "PER_CHANNEL", "has_units", "in_gray_levels", "in_units"]
+__all__ = ["GAIN", "PER_CHANNEL", "has_units", "in_units"]
 
 GAIN = Real(1e-12, 10)
 """Bounds of a gain: from 1e12 counts at white, hardly any noise, to one count in ten pixels."""
@@ -88,31 +88,6 @@ def in_units(text: str, scale: Scale | None) -> str:
         else:
             found[key] = _number(_in_dn(key, value, electron * scale.gain) / scale.gain)
     return ",".join([form, *(f"{key}={value}" for key, value in found.items())])
-
-
-def in_gray_levels(text: str, scale: Scale) -> str:
-    """Convert a noise in units of [0, 1] to gray levels; the inverse of `in_units`.
-
-    Args:
-        text: A text form of `noise`, with all numbers in units of [0, 1].
-        scale: The scale of the files.
-
-    >>> in_gray_levels("poisson-gaussian,gain=0.01,sigma=0.02", Scale.of("uint8", (5, 105)))
-    'poisson-gaussian,gain=1.0dn,sigma=2.0dn,offset=5.0dn'
-    >>> in_units(in_gray_levels("0.1", Scale.of("uint8")), Scale.of("uint8", (0, 510)))
-    '0.05'
-    """
-    if text.startswith(PER_CHANNEL):
-        models = text.removeprefix(PER_CHANNEL).split(":")
-        return PER_CHANNEL + ":".join(in_gray_levels(model, scale) for model in models)
-    form, *pieces = text.split(",")
-    if not pieces:
-        return f"{float(form) * scale.gain}dn"
-    given = {key: float(value) for key, _, value in (piece.partition("=") for piece in pieces)}
-    found = {key: value * scale.gain for key, value in given.items() if key != "offset"}
-    if "gain" in given:
-        found["offset"] = given.get("offset", 0.0) * scale.gain + scale.offset
-    return ",".join([form, *(f"{key}={value}dn" for key, value in found.items())])
 
 
 def _electron(value: str, scale: Scale) -> float:

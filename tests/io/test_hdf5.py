@@ -454,6 +454,20 @@ def test_axes_and_chosen_channels_of_a_data_set(axes, channels, tmp_path):
         np.testing.assert_array_equal(file["stack"][:], np.take(data, chosen, deep))
 
 
+def test_coordinates_are_those_of_their_own_axis_and_channels(tmp_path):
+    """All lengths are equal: y has twice as many pixels afterwards, and channels change places."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["stack"] = rng.integers(0, 255, (4, 4, 4, 4), np.uint8)
+        file.attrs["axes"] = np.array(["t", "wavelength", "y", "."], "S10")
+        for name in ("t", "wavelength", "y"):
+            file[name] = np.arange(4.0)
+    select = Selection(axes="TCYX", channels=("2", "0", "1", "3"))
+    through(jobs_of(f"{tmp_path / 'a.h5'}:stack", tmp_path / "out", select=select), grow=2)
+    with h5py.File(tmp_path / "out" / "a.h5") as file:
+        assert set(file) == {"stack", "t", "wavelength"}
+        assert file["wavelength"][:].tolist() == [2, 0, 1, 3]
+
+
 def test_coordinates_in_other_files_are_not_followed(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = np.arange(7.0)

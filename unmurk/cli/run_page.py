@@ -54,9 +54,7 @@ WAITING = (
     "new images and curves. To stop early, press Ctrl-C in the terminal, or Stop in the app: what "
     "was learned stays and restores images as it is, and the run can go on later."
 )
-LONGEST_STEP = (
-    5.0  # a figure is absent where its points are further apart than so many usual distances
-)
+LONGEST_STEP = 5.0  # between points of a curve, in usual distances; beyond it there is a gap
 LARGE = 1e30  # largest figure on a chart
 MOST_KIMG, MOST_SECONDS = 1e9, 1e11
 MOST_KEYS = 200  # figures of a line, each of which is a chart

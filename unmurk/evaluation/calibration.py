@@ -280,11 +280,12 @@ def fit_curve(bins: Sequence[Bin]) -> Curve:
     >>> [round(value, 3) for value in fit_curve([one, two]).calibrated]
     [0.158, 0.158]
     """
-    if not determines_curve(bins):
-        raise InputError("no bin has a squared error above zero, so none is to be predicted")
     held = _ascending(bins)
+    blocks = _pooled(held)
+    if not blocks or blocks[-1][0] <= 0:
+        raise InputError("no bin has a squared error above zero, so none is to be predicted")
     least, calibrated = math.inf, list[float]()
-    for square, weight, count in reversed(_pooled(held)):
+    for square, weight, count in reversed(blocks):
         resolved = square if square > 0 else 1 / math.sqrt(weight) if weight > 0 else math.inf
         least = min(least, resolved)
         calibrated[:0] = [math.sqrt(least)] * count

@@ -240,13 +240,13 @@ def whiteness(residual: Tensor, quiet: Tensor) -> dict[str, Any]:
     >>> found["largest"] < 0.05
     True
     """
-    if not tells_whiteness(quiet):
-        raise InputError(f"an autocorrelation needs {FEWEST} pairs of pixels that count")
     held = torch.where(quiet, residual, 0.0).double()
     found, errors, statistic = [], [], 0.0
     for down, right in LAGS:
         both = torch.mul(*_pairs(quiet, quiet, down, right))
         count = int(both.sum())
+        if count < FEWEST:
+            raise InputError(f"an autocorrelation needs {FEWEST} pairs of pixels that count")
         first, second = (both * part for part in _pairs(held, held, down, right))
         scale = float((first.square().sum() * second.square().sum()).sqrt())
         found.append(float((first * second).sum()) / scale if scale > 0 else 0.0)

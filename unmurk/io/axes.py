@@ -279,6 +279,11 @@ class AxisMap:
         return self.arrange(np.asarray(array[self.index(image)]))
 
     @property
+    def channel_axis(self) -> int | None:
+        """The axis of which `channels` are chosen, or None if there is none."""
+        return self.axes.index(self._deep) if self._deep else None
+
+    @property
     def rest(self) -> list[int]:
         """The axes that do not number images."""
         return [i for i in range(len(self.axes)) if i not in self._numbered]

@@ -53,7 +53,7 @@ class Mmps(ReverseSolver):
 
     name: ClassVar[str] = "mmps"
     requires: ClassVar[Requirement] = "linear"
-    citation: ClassVar[str] = """@inproceedings{rozet2024mmps,
+    citation: ClassVar[str] = """@inproceedings{rozet2024learning,
   title = {Learning Diffusion Priors from Observations by Expectation Maximization},
   author = {Rozet, Fran{\\c{c}}ois and Andry, G{\\'e}r{\\^o}me and Lanusse, Fran{\\c{c}}ois and
             Louppe, Gilles},

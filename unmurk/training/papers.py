@@ -1,5 +1,7 @@
 r"""BibTeX of papers that several learners rely on, beside those of the learners themselves."""
 
+from ..solvers.mmps import Mmps
+
 __all__ = ["EM", "EM_DPS", "MUON", "R2R", "TWEEDIE"]
 
 MUON = """@misc{jordan2024muon,
@@ -30,15 +32,7 @@ TWEEDIE = """@inproceedings{daras2024consistent,
 }"""
 """Ambient score matching: learning from noisy images above their noise level."""
 
-EM = """@inproceedings{rozet2024learning,
-  title = {Learning Diffusion Priors from Observations by Expectation Maximization},
-  author = {Rozet, Fran{\\c{c}}ois and Andry, G{\\'e}r{\\^o}me and Lanusse, Fran{\\c{c}}ois and
-            Louppe, Gilles},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2024},
-  eprint = {2405.13712},
-  archivePrefix = {arXiv}
-}"""
+EM = Mmps.citation
 """Expectation maximization of a diffusion prior."""
 
 EM_DPS = """@inproceedings{bai2024expectation,

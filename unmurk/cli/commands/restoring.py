@@ -485,25 +485,26 @@ def trained_problem(
     spec = {} if trained is None else trained.to_dict()
     chosen = operator or spec["operator"]
     if noise is None and ranged and scale is not None:
-        noise = _in_range_of_files(run, str(spec["noise"]), scale())
+        noise = _in_range_of_files(run, spec["noise"], scale())
     problem = problem_of(chosen, spec["noise"] if noise is None else noise, images, scale)
     if trained is not None and noise is not None:
         _compare_noise(run, trained.level, problem.level)
     return problem
 
 
-def _in_range_of_files(run: str, noise: str, scale: "Scale") -> str:
+def _in_range_of_files(run: str, noise: float | str, scale: "Scale") -> str:
     """Convert the noise of a run to the range of files, where that is not the run's own."""
     from ...io.scale import Scale
-    from ...noise_units import in_gray_levels, in_units
+    from ...noise import as_noise, rescaled
 
     span = run_span(run)
     if span is None or span.dtype != scale.dtype:  # other numbers: no gray levels in common
-        return noise
+        return str(noise)
     known = Scale.of(scale.dtype, span)
     if (known.offset, known.gain) == (scale.offset, scale.gain):
-        return noise
-    found = in_units(in_gray_levels(noise, known), scale)
+        return str(noise)
+    shift = (known.offset - scale.offset) / scale.gain
+    found = rescaled(as_noise(noise), known.gain / scale.gain, shift).spec
     remark(
         f"'{run}' learned with --range {span.black:g} {span.white:g}: its noise {noise} is {found}"
         " in this range, and its images had another brightness"

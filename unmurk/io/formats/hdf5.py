@@ -37,6 +37,7 @@ __all__ = [
     "has_dataset",
     "is_hdf5",
     "open_dataset",
+    "read_part",
 ]
 
 SUFFIXES = (*HDF5, ".mat")
@@ -276,7 +277,7 @@ def check_storage(file: Path, dataset: Any) -> None:
         check_numbers(file, int(np.prod(dataset.chunks, dtype=float)), dataset.dtype.itemsize)
 
 
-def _read(file: Path, dataset: Any, index: Any) -> np.ndarray:
+def read_part(file: Path, dataset: Any, index: Any) -> np.ndarray:
     """Return a part of a data set, after a check of what its compressed chunks inflate to."""
     if dataset.chunks and _deflated(dataset) and file.stat().st_size * DEFLATE > SMALL:
         index = index if isinstance(index, tuple) else (index,)
@@ -368,7 +369,7 @@ class Dataset(Pages):
     def read(self, page: int) -> np.ndarray:
         """See `Pages`."""
         with reading(self.file):
-            found = _read(self.file, self.dataset, self.map.index(page))
+            found = read_part(self.file, self.dataset, self.map.index(page))
         pixels = self.map.arrange(found)
         if self._bool:
             return pixels.astype(np.uint8) * np.uint8(255)
@@ -501,7 +502,7 @@ class Kspace:
         with open_dataset(file, self.name, "measurement") as dataset:
             for entry, number in zip(found, numbers, strict=True):
                 with np.errstate(over="ignore"):
-                    _fill(entry, _read(file, dataset, number))
+                    _fill(entry, read_part(file, dataset, number))
         return found
 
 

@@ -21,7 +21,7 @@ from ...errors import InputError
 from ..atomic import unwritable
 from ..axes import ALL, Selection
 from ..limits import reading
-from .hdf5 import Dataset, check_storage
+from .hdf5 import Dataset, check_storage, read_part
 from .optional import library
 from .registry import HDF5, real_path, register, selection_of
 from .scaled import HeaderWriter
@@ -142,17 +142,17 @@ class Hdf5Writer(HeaderWriter):
         for axis, dim in enumerate(dataset.dims):
             for label, scale in dim.items():
                 self._add(found, held, scale, axis, label)
-        for name in _texts(dataset.parent.attrs, "axes"):
-            scale = dataset.parent.get(name) if self._is_inside(dataset.parent, name) else None
-            lengths = list(dataset.shape)
-            if scale is not None and len(scale.shape) == 1 and scale.shape[0] in lengths:
-                self._add(found, held, scale, lengths.index(scale.shape[0]), None)
+        names = _texts(dataset.parent.attrs, "axes")  # of NeXus, one for each axis
+        for axis, name in enumerate(names if len(names) == dataset.ndim else ()):
+            if self._is_inside(dataset.parent, name):
+                self._add(found, held, dataset.parent[name], axis, None)
         return found
 
     def _is_inside(self, group: Any, name: str) -> bool:
         """Whether a group has a data set of this name itself, and no link to another file."""
-        link = group.get(name, getlink=True) if name and "/" not in name else None
-        hard = isinstance(link, self._h5py.HardLink)
+        if name in ("", ".") or "/" in name or not group.id.links.exists(name.encode()):
+            return False
+        hard = isinstance(group.get(name, getlink=True), self._h5py.HardLink)
         return hard and isinstance(group[name], self._h5py.Dataset)
 
     def _add(
@@ -167,7 +167,9 @@ class Hdf5Writer(HeaderWriter):
         with suppress(InputError):
             check_storage(self._like.file, scale)
             held.add(scale.name)
-            values = np.asarray(scale[()])
+            values = read_part(self._like.file, scale, slice(None))
+            if axis == self._like.map.channel_axis:
+                values = values[self._like.map.channels]
             found.coordinates.append(
                 _Coordinates(scale.name, values, self._attributes(scale), axis, label)
             )
@@ -205,7 +207,7 @@ class Hdf5Writer(HeaderWriter):
             if label:
                 data.dims[axis].label = label
         for one in known.coordinates:
-            if changed[one.axis] == 1 and one.name not in file:
+            if len(one.values) == sizes[one.axis] and one.name not in file:
                 scale = file.create_dataset(one.name, data=one.values)
                 _give(scale, one.attributes)
                 if one.label is not None:
