@@ -278,7 +278,23 @@ def check_storage(file: Path, dataset: Any) -> None:
 
 
 def read_part(file: Path, dataset: Any, index: Any) -> np.ndarray:
-    """Return a part of a data set, after a check of what its compressed chunks inflate to."""
+    """Return a part of a data set, after a check of what its compressed chunks inflate to.
+
+    Args:
+        file: The file, which a message names.
+        dataset: The open data set, an `h5py.Dataset`.
+        index: What NumPy takes as an index of it; () is the whole of it.
+
+    Raises:
+        InputError: A chunk inflates to more than it declares.
+
+    >>> import h5py
+    >>> with h5py.File("part.h5", "w") as file:
+    ...     file["scale"] = np.arange(12).reshape(3, 4)
+    >>> with open_dataset("part.h5:scale") as dataset:
+    ...     read_part(Path("part.h5"), dataset, 1)
+    array([4, 5, 6, 7])
+    """
     if dataset.chunks and _deflated(dataset) and file.stat().st_size * DEFLATE > SMALL:
         index = index if isinstance(index, tuple) else (index,)
         index = (*index, *[slice(None)] * (len(dataset.shape) - len(index)))
