@@ -9,6 +9,8 @@ from unmurk.training import METHODS, Recipe, Rounds
 
 __all__ = [
     "CLEAN",
+    "FEW",
+    "FEW_CLEAN",
     "PROFILES",
     "ROWS",
     "STARTED",
@@ -21,7 +23,7 @@ __all__ = [
     "method",
 ]
 
-ProfileName = Literal["small", "full", "toy"]
+ProfileName = Literal["small", "long", "full", "toy"]
 RowName = Literal[
     "noisy",
     "elbo",
@@ -33,6 +35,7 @@ RowName = Literal[
     "diffem",
     "flowdiff",
     "flowdiff_generic",
+    "flowdiff_clean",
     "clean",
 ]
 ROWS: dict[RowName, str] = {
@@ -46,12 +49,16 @@ ROWS: dict[RowName, str] = {
     "diffem": "em --e-step conditional",
     "flowdiff": "flowdiff",
     "flowdiff_generic": "flowdiff --start generic",
+    "flowdiff_clean": "flowdiff --clean",
     "clean": "clean",
 }
 """The rows and their labels."""
 assert tuple(ROWS) == get_args(RowName)
 CLEAN = "clean"
-"""The only row that learns from clean images."""
+"""The only row that learns from clean images alone."""
+FEW = "flowdiff_clean"
+"""The only other row that sees clean images, as many as FEW_CLEAN, beside all measurements."""
+FEW_CLEAN = 50
 STARTED = "flowdiff_generic"
 """The only row that starts from the packaged model; all others start from nothing."""
 PARTS = ("elbo", "mean")  # parts of flowdiff, shown on digits
@@ -90,8 +97,8 @@ class Plan:
     e_step: dict[str, int] = field(default_factory=dict)
 
     def budget(self, row: RowName) -> float:
-        """The kimg of a row; a start changes no row's cost."""
-        name = "flowdiff" if row == STARTED else row
+        """The kimg of a row; a start and a few clean images change no row's cost."""
+        name = "flowdiff" if row in (STARTED, FEW) else row
         return self.kimg.get(name, self.kimg.get("", 0.0))
 
 
@@ -159,6 +166,7 @@ SPEEDS: dict[SetName, dict[str, tuple[float, float]]] = {
     },
 }
 DIGITS, DOGS, NUCLEI = 85, 60, 85  # seconds of learning for a row of the small profile
+CORE = 60 / 1.8  # a minute of one thread, in seconds of two
 _DOGS: dict[str, Any] = {
     "batch": 16,
     "train": 5_000,
@@ -166,6 +174,12 @@ _DOGS: dict[str, Any] = {
     "recipe": Recipe(buffer=1024),
     "rounds": Rounds(3, 192),
     "e_step": {"steps": 8, "iterations": 2},
+}
+_LONG_DOGS: dict[str, Any] = {
+    **_DOGS,
+    **{"held": 128, "reference": 600, "samples": 256},
+    "recipe": Recipe(),
+    "rounds": Rounds(6, 512),
 }
 _FULL: dict[str, Any] = {"batch": 128, "tasks": 16, "levels": 24}
 _FULL_DOGS: dict[str, Any] = {
@@ -213,6 +227,24 @@ PROFILES: dict[ProfileName, Profile] = {
             ),
         },
     ),
+    # equal learning times of one core: 15 minutes a row for digits and nuclei, 8 for dogs
+    "long": Profile(
+        *("tiny", "bf16"),
+        {
+            "digits": Plan(
+                kimg_within(15 * CORE, SPEEDS["digits"]),
+                *(32, 20_000, 256, 4_744, 1000, 32),
+                rounds=Rounds(6, 1024),
+            ),
+            "dogs-blur": Plan(kimg_within(8 * CORE, SPEEDS["dogs-blur"]), **_LONG_DOGS),
+            "dogs-masks": Plan(kimg_within(8 * CORE, SPEEDS["dogs-masks"]), **_LONG_DOGS),
+            "nuclei": Plan(
+                kimg_within(15 * CORE, SPEEDS["nuclei"]),
+                *(16, 3_555, 64, 168, 128, 16),
+                rounds=Rounds(6, 512),
+            ),
+        },
+    ),
     # the same number of images for all rows except the most costly ones; every row should take
     # less than 10 minutes on one GPU
     "full": Profile(
@@ -237,7 +269,7 @@ PROFILES: dict[ProfileName, Profile] = {
 
 def method(row: RowName) -> str:
     """The learning method of a row."""
-    return "flowdiff" if row in (*PARTS, STARTED) else "em" if row == "diffem" else row
+    return "flowdiff" if row in (*PARTS, STARTED, FEW) else "em" if row == "diffem" else row
 
 
 def learner_options(row: RowName, name: SetName, plan: Plan) -> dict[str, Any]:
@@ -247,7 +279,7 @@ def learner_options(row: RowName, name: SetName, plan: Plan) -> dict[str, Any]:
     if row == "mean":
         bare = {"e_step": 1.0, "flow": 1.0, "ambient_target": "none"}
         return {"recipe": Recipe(**vars(plan.recipe) | bare)}
-    if row == "flowdiff":
+    if row in ("flowdiff", FEW):
         return {"recipe": plan.recipe}
     if row == STARTED:
         return {"recipe": plan.recipe, "start": "generic"}

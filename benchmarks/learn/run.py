@@ -12,9 +12,11 @@ The rows are the methods of unmurk (docs/guide/learners.md) that can treat the p
     mean      R2R pre-training alone: to the end, the prior is trained on m(y) below the noise
               level and on y above it, and the flow is not trained; digits
     flowdiff_generic    flowdiff from the networks of `generic`, which has seen synthetic images
-    clean     trained on x: the ceiling; the only row that learns from clean images
+    flowdiff_clean      flowdiff from nothing with 50 clean images beside the y of all
+    clean     trained on x: the ceiling; the only row that learns from clean images alone
 
-The budget is time (small: 60 to 85 s of learning for a row on two cores) or images seen (full).
+The budget is time (small: 60 to 85 s of learning for a row on two cores; long: 8 to 15 minutes on
+one) or images seen (full).
 
     python benchmarks/learn/run.py --data DIR --out OUT                    # two cores, an hour
     python benchmarks/learn/run.py --data DIR --out OUT --profile full     # a GPU
@@ -43,6 +45,8 @@ from benchmarks import common
 from benchmarks.common import Column, DataOptions, Row, Suite, markdown, tabulate
 from benchmarks.learn.profiles import (
     CLEAN,
+    FEW,
+    FEW_CLEAN,
     PROFILES,
     ROWS,
     STARTED,
@@ -70,7 +74,7 @@ from unmurk.training import Settings, learn
 
 __all__: list[str] = []
 
-CHAMPION = "flowdiff"
+CHAMPION: RowName = "flowdiff"
 NEAR = 0.02
 """A figure is near the best one if it differs by at most this fraction of it."""
 
@@ -80,7 +84,8 @@ class Options(DataOptions):
     """Compare the learning methods."""
 
     profile: ProfileName = "small"
-    """small: two cores, an hour; full: a GPU; toy: seconds, figures without meaning."""
+    """small: two cores, an hour; long: one core, a night; full: a GPU; toy: seconds, figures
+    without meaning."""
     sets: tuple[SetName, ...] = get_args(SetName)
     """Sets to run now; finished rows of others are shown with them."""
     rows: tuple[RowName, ...] = get_args(RowName)
@@ -104,12 +109,14 @@ def run_row(name: SetName, row: RowName, how: Options) -> None:
     figures = cost(run)
     bf16, began = figures["precision"] == "bf16", time.perf_counter()
     scoring = Scoring(plan.levels, plan.tasks, plan.steps, bf16, how.seed)
-    scores, pictures = evaluate(prior, posterior, name, x, scoring)
+    scores, singly, pictures = evaluate(prior, posterior, name, x, scoring)
     tasks = downstream_psnr(prior, name, x, scoring)
     rows = how.folder / "rows"
     common.write_tensors(rows / f"{name}-{row}.safetensors", pictures)
     made: Row = {"settings": settings(name, how, row)} | common.provenance()
-    made |= {"sampling": "bf16 autocast" if bf16 else "fp32", "downstream": tasks}
+    made |= {"sampling": "bf16 autocast" if bf16 else "fp32"}
+    made |= {"downstream": {task: mean_of(values) for task, values in tasks.items()}}
+    made["of each image"] = singly | tasks
     made["scoring_seconds"] = time.perf_counter() - began
     common.write_json(rows / f"{name}-{row}.json", made | scores | figures)
 
@@ -117,7 +124,7 @@ def run_row(name: SetName, row: RowName, how: Options) -> None:
 def train(
     name: SetName, row: RowName, x: Images, how: Options, run: Path
 ) -> tuple[Prior, Posterior]:
-    """The prior and posterior of a row; all rows except `clean` learn from y alone."""
+    """The prior and posterior of a row; all rows except CLEAN and FEW learn from y alone."""
     profile = PROFILES[how.profile]
     plan, problem = profile.plans[name], SETS[name].problem
     trained = Settings(
@@ -129,6 +136,8 @@ def train(
     )
     data = x.train if row == CLEAN else measurements(problem, x.train, how.seed, 0)
     more = learner_options(row, name, plan)
+    if row == FEW:
+        more["clean"] = x.train[-FEW_CLEAN:]
     return learn(data, problem, method(row), out=run, settings=trained, **{"start": "none"} | more)
 
 
@@ -207,8 +216,33 @@ def collect(name: SetName, how: Options) -> Row:
         "settings": settings(name, how),
         "scale": reference_scores(name, x, how.seed),
         "absent": {row: absent_reason(row, name) for row in ROWS if absent_reason(row, name)},
-        "rows": {row: {k: v for k, v in rows[row].items() if k != "settings"} for row in rows},
+        "rows": {row: published(rows[row], rows.get(CHAMPION)) for row in rows},
     }
+
+
+def published(row: Row, champion: Row | None) -> Row:
+    """A row without its settings; the figures of each image become differences from `flowdiff`.
+
+    "difference" has, for each figure that is a mean over images, the mean of the paired
+    differences from the row `flowdiff` and its standard error.
+    """
+    kept = {k: v for k, v in row.items() if k not in ("settings", "of each image")}
+    if champion is None or not {"of each image"} <= set(row) & set(champion):
+        return kept
+    own, other = row["of each image"], champion["of each image"]
+    return kept | {"difference": {k: paired(own[k], other[k]) for k in own if k in other}}
+
+
+def mean_of(values: list[float]) -> float:
+    """The mean."""
+    return sum(values) / len(values)
+
+
+def paired(a: list[float], b: list[float]) -> tuple[float, float]:
+    """The mean of a - b and its standard error."""
+    differences = torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)
+    error = differences.std() / len(a) ** 0.5
+    return float(differences.mean()), float(error)
 
 
 # -- tables ---------------------------------------------------------------------------------------
@@ -293,17 +327,19 @@ def verdict(part: Row) -> Row | None:
         and a table; None if it has not run or has no rival.
     """
     part, lines = with_tasks(part), []
-    rows = {k: figures for k, figures in part["rows"].items() if k not in (CLEAN, STARTED)}
+    rows = {k: figures for k, figures in part["rows"].items() if k not in (CLEAN, FEW, STARTED)}
     if CHAMPION not in rows or len(rows) < 2:
         return None
-    counts = {"first": 0, "near the best": 0, "behind": 0}
+    counts = {"first": 0, "level": 0, "near the best": 0, "behind": 0}
     for column in COLUMNS + task_columns(part):
         values = {row: figures.get(column.key) for row, figures in rows.items()}
         known = {row: value for row, value in values.items() if value is not None}
         if column.merit is None or CHAMPION not in known:
             continue
         best, behind, near = standing(known, column.merit)
-        kind = "first" if behind <= 0 else "near the best" if near else "behind"
+        resolved = is_resolved(rows[best], column.key)
+        kind = "first" if behind <= 0 else "level" if not resolved else "behind"
+        kind = "near the best" if kind == "behind" and near else kind
         counts[kind] += 1
         lines.append(
             {
@@ -313,6 +349,15 @@ def verdict(part: Row) -> Row | None:
             }
         )
     return {"rows": len(rows), "counts": counts, "table": tabulate(lines)}
+
+
+def is_resolved(row: Row, key: str) -> bool:
+    """Whether a row differs from `flowdiff` by more than two standard errors of the difference.
+
+    True where the figures of the single images are not known.
+    """
+    mean, error = row.get("difference", {}).get(key, (1.0, 0.0))
+    return abs(mean) > 2 * error
 
 
 def standing(values: dict[str, float], merit: Callable[[float], float]) -> tuple[str, float, bool]:
@@ -330,7 +375,7 @@ def view(result: Row) -> Row:
     return {"sets": {name: view_of_set(name, part) for name, part in result["sets"].items()}} | {
         **{"champion": CHAMPION, "near": f"{NEAR:.0%}"},
         **{"restorations": RESTORATIONS, "draws": DRAWS, "ceiling": CLEAN},
-        "started": ROWS[STARTED],
+        **{"started": ROWS[STARTED], "few": ROWS[FEW], "few_clean": FEW_CLEAN},
     }
 
 
@@ -351,6 +396,7 @@ def view_of_set(name: SetName, part: Row) -> Row:
         "task_table": table(with_tasks(part), task_columns(part)),
         "verdict": verdict(part),
         "absent": [f"`{row}` {why}" for row, why in part["absent"].items()],
+        "unrun": [f"`{ROWS[row]}`" for row in ROWS if row not in {*part["rows"], *part["absent"]}],
         "missing": [t for t, key in lost.items() if all(row.get(key) is None for row in rows)],
         "precision": joined(lambda row: row["precision"]),
         "sampling": joined(lambda row: row["sampling"]),
@@ -390,7 +436,7 @@ def draw_picture(path: Path, truth: Tensor, y: Tensor, rows: dict[str, dict[str,
 
 
 SUITE = Suite(
-    *("learn", view, "learn"), arguments="--data DIR --out OUT", profiles=("small", "full")
+    *("learn", view, "learn"), arguments="--data DIR --out OUT", profiles=("small", "long", "full")
 )
 
 if __name__ == "__main__":

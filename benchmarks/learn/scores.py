@@ -72,8 +72,8 @@ class Scoring:
 @torch.no_grad()
 def evaluate(
     prior: Prior, posterior: Posterior, name: SetName, images: Images, how: Scoring
-) -> tuple[Scores, dict[str, Tensor]]:
-    """The scores of a row (None: not available), and the images of its picture."""
+) -> tuple[Scores, dict[str, list[float]], dict[str, Tensor]]:
+    """The scores of a row (None: not available), some of each image, and images for a picture."""
     problem, draw = SETS[name].problem, how.seed + 1
     device = next(posterior.parameters()).device
     truth, shape = images.held, images.held.shape[1:]
@@ -93,6 +93,7 @@ def evaluate(
         new = prior.sample(len(images.others), how.levels, draw)
 
     where = varying_pixels(truth).expand_as(truth)
+    singly = {"posterior_psnr": psnr(mean, truth).tolist(), "ssim": ssim(mean, truth).tolist()}
     scores: Scores = {
         "posterior_psnr": float(psnr(mean, truth).mean()),
         "ssim": float(ssim(mean, truth).mean()),
@@ -111,10 +112,12 @@ def evaluate(
     if SETS[name].operator == "identity":
         denoised = prior.denoise(y, SETS[name].noise).cpu()
         scores["denoiser_psnr"] = float(psnr(denoised, truth).mean())
+        singly["denoiser_psnr"] = psnr(denoised, truth).tolist()
     for of, x in (("prior", new.cpu()), ("posterior", restored.cpu())):
         scores |= {f"{of}_{key}": value for key, value in realism(name, images, x).items()}
     pictures = {"prior": new, "mean": mean, "sample": draws[0], "spread": std}
-    return scores, {k: v[:SHOWN].cpu().float().contiguous() for k, v in pictures.items()}
+    shown = {k: v[:SHOWN].cpu().float().contiguous() for k, v in pictures.items()}
+    return scores, singly, shown
 
 
 def realism(name: SetName, images: Images, x: Tensor) -> Scores:
@@ -143,14 +146,16 @@ def features_of(name: SetName) -> Callable[[Tensor], Tensor] | None:
         return None
 
 
-def downstream_psnr(prior: Prior, name: SetName, images: Images, how: Scoring) -> dict[str, float]:
-    """PSNR of held-out images restored by `red-diff` with the prior."""
+def downstream_psnr(
+    prior: Prior, name: SetName, images: Images, how: Scoring
+) -> dict[str, list[float]]:
+    """PSNR of each held-out image, restored by `red-diff` with the prior, for each task."""
     truth, found = images.held[: how.tasks], {}
     device = prior.log_levels.device
     for title, problem in downstream_tasks(name).items():
         y = measure(problem, truth, how.seed, 0).to(device)
         x = solve(y, problem, prior, "red-diff", seed=how.seed + 1, steps=how.steps).mean.cpu()
-        found[title] = float(psnr(x, truth).mean())
+        found[title] = psnr(x, truth).tolist()
     return found
 
 
