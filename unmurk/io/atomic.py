@@ -29,6 +29,7 @@ except ImportError:  # a system without POSIX locks
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "NoLocksError",
     "Partial",
     "PartialWriter",
     "Watcher",
@@ -120,24 +121,43 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f".unmurk-{short(out.name)}.part")
 
 
-def try_lock(fd: int, shared: bool = False) -> bool | None:
-    """Lock an open file or folder without waiting; None if the file system has no locks.
+class NoLocksError(OSError):
+    """The file system has no locks.
+
+    >>> isinstance(NoLocksError("no locks"), OSError)
+    True
+    """
+
+
+def try_lock(fd: int, shared: bool = False) -> bool:
+    """Lock an open file or folder without waiting; return whether it is locked now.
+
+    Raises:
+        NoLocksError: The file system has no locks.
 
     >>> with open("mine.lock", "w") as first, open("mine.lock") as second:
     ...     try_lock(first.fileno()), try_lock(second.fileno())
     (True, False)
     """
     if fcntl is None:
-        return None
+        raise NoLocksError("this system has no locks of files")
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno in UNSUPPORTED:
-            return None
+            raise NoLocksError(*error.args) from error
         raise
     return True
+
+
+def _is_taken(fd: int) -> bool:
+    """Whether another process holds a lock; otherwise this one does, where there are locks."""
+    try:
+        return not try_lock(fd)
+    except NoLocksError:
+        return False
 
 
 def same_file(fd: int, path: Path) -> bool:
@@ -324,7 +344,7 @@ def _open(path: Path, out: Path) -> io.BufferedRandom:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            if try_lock(fd) is False:
+            if _is_taken(fd):
                 raise InputError(f"another process is writing {out}: wait for it, or stop it")
             if same_file(fd, path):  # else it was removed or finished in between
                 os.ftruncate(fd, 0)
@@ -385,7 +405,7 @@ def place_folder(folder: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         fd = os.open(part, os.O_RDONLY)
         try:
-            try_lock(fd)
+            _is_taken(fd)  # locks it
             yield part
             _settle(part, folder)
         finally:

@@ -234,14 +234,14 @@ class _Opening:
     def _page(self, pages: Pages, place: int, name: str, number: int) -> None:
         """Read an image and keep it, or note why it is left out."""
         file, dtype = pages.file, np.dtype(pages.dtype)
-        offsets = None if self.store.held else pages.offsets(place)
+        offsets = () if self.store.held else pages.offsets(place)
         extent = self.extents.setdefault(dtype.name, Extent(dtype))
         if pages.span is not None:
             extent.declare(pages.span)
         given = pages.bits or pages.span is not None or span_for(self.span, dtype) is not None
         known = given or extent.full
         pixels = None
-        if offsets is None or dtype.kind == "f" or not known or pages.masked:
+        if not offsets or dtype.kind == "f" or not known or pages.masked:
             pixels = pages.read(place)
             extent.add(pixels)
         bad = None
@@ -260,7 +260,7 @@ class _Opening:
                     raise
                 self.skipped.append((name, "not finite"))
                 return
-        if offsets is None:
+        if not offsets:
             assert pixels is not None
             part = self.store.add(pixels)
         else:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, remark
-from .atomic import same_file, short, try_lock, unwritable
+from .atomic import NoLocksError, same_file, short, try_lock, unwritable
 
 __all__ = ["holder", "local_rank", "locked", "ranks"]
 
@@ -98,9 +98,10 @@ def locked(path: Path, job: Any = None) -> Iterator[None]:
     taken: list[tuple[int, Path]] = []
     try:
         for file in files:
-            fd = _acquire(file, path, token, shared=size > 1 and file is files[0])
-            if fd is not None:
-                taken.append((fd, file))
+            try:
+                taken.append((_acquire(file, path, token, size > 1 and file is files[0]), file))
+            except NoLocksError:
+                remark(f"unmurk: no locks on this disk for {path}: start no second job there")
         _held[key] = 1
         yield
     finally:
@@ -125,10 +126,12 @@ def holder(path: Path) -> int | None:
     except OSError:
         return None
     try:
-        if try_lock(fd, shared=True) is not False:
+        if try_lock(fd, shared=True):
             return None
         pid = _read(fd).get("pid")
         return pid if type(pid) is int and pid > 1 else None
+    except NoLocksError:
+        return None
     finally:
         os.close(fd)
 
@@ -145,8 +148,8 @@ def _token(job: Any, size: int) -> str:
     return hashlib.sha256(json.dumps([job, size, launch], default=str).encode()).hexdigest()
 
 
-def _acquire(file: Path, path: Path, token: str, shared: bool) -> int | None:
-    """Open and lock the lock file; return None if the file system has no locks."""
+def _acquire(file: Path, path: Path, token: str, shared: bool) -> int:
+    """Open and lock the lock file; NoLocksError leaves none behind."""
     patience = time.monotonic() + PATIENCE
     while True:
         try:
@@ -159,28 +162,22 @@ def _acquire(file: Path, path: Path, token: str, shared: bool) -> int | None:
                 got = False
             elif got:
                 return fd
-            elif got is None:
-                remark(f"unmurk: no locks on this disk for {path}: start no second job there")
-                file.unlink(missing_ok=True)
             elif same_file(fd, file) and not _may_come(fd, token, shared, patience):
                 raise InputError(f"{path} is in use: {_holder(fd)}")
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, NoLocksError):
+                file.unlink(missing_ok=True)
             os.close(fd)
             raise
         os.close(fd)
-        if got is None:
-            return None
         time.sleep(0.02)
 
 
-def _try(fd: int, token: str, shared: bool) -> bool | None:
-    got = try_lock(fd)
-    if got:
+def _try(fd: int, token: str, shared: bool) -> bool:
+    if try_lock(fd):
         _sign(fd, token)
         return try_lock(fd, shared=True) if shared else True
-    if got is None or not shared:
-        return got
-    return bool(try_lock(fd, shared=True)) and _read(fd).get("token") == token
+    return shared and try_lock(fd, shared=True) and _read(fd).get("token") == token
 
 
 def _may_come(fd: int, token: str, shared: bool, patience: float) -> bool:

@@ -32,8 +32,8 @@ from .formats.pictures import (
     bad_pixels,
     check_finite,
     describe,
+    has_number_type,
     holds_images,
-    number_type,
     open_pages,
     page_names,
     split_member,
@@ -254,7 +254,7 @@ class PictureFolder(Source):
 
     def listed(self, file: Path) -> list["_Found"]:
         """List the images of a file without reading their pixels."""
-        if number_type(file) is not None:
+        if has_number_type(file):
             return [_Found(0, file.name, "")]
         with open_pages(file, self.select) as pages:
             return [_Found(i, name, "") for i, name in enumerate(page_names(file, len(pages)))]

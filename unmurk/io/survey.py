@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError
 from .axes import ALL, Selection
-from .formats.pictures import Pages, number_type, open_pages
+from .formats.pictures import Pages, has_number_type, number_type, open_pages
 from .scale import Extent, Spans, check_units, span_for
 
 __all__ = ["survey"]
@@ -53,8 +53,7 @@ def survey(
     floats: list[torch.Tensor] = []
     for file in files:
         try:
-            known = number_type(file)
-            if known is not None and not _open(known, spans, extents):
+            if has_number_type(file) and not _open(number_type(file), spans, extents):
                 continue
             with open_pages(file, select) as pages:
                 _look(pages, spans, extents, floats)

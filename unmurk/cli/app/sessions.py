@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...bounds import size_of_memory
 from ...errors import InputError, escape
-from ...io.atomic import try_lock
+from ...io.atomic import NoLocksError, try_lock
 
 if TYPE_CHECKING:
     from .jobs import Job
@@ -184,7 +184,8 @@ class Sessions:
         _remove_abandoned()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # made with mode 0700
         self._fd: int | None = os.open(self.folder, os.O_RDONLY)
-        try_lock(self._fd)  # says that the app is alive
+        with contextlib.suppress(NoLocksError):
+            try_lock(self._fd)  # says that the app is alive
         self.uploads = self.folder / "uploads"
         self.uploads.mkdir(mode=0o700)
         self._held: dict[str, Session] = {}
@@ -249,6 +250,8 @@ def _remove_abandoned() -> None:
         try:
             if os.fstat(fd).st_uid == os.getuid() and try_lock(fd):
                 shutil.rmtree(folder, ignore_errors=True)
+        except NoLocksError:
+            continue  # nobody can say whether its app is alive
         finally:
             os.close(fd)
 

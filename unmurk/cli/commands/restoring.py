@@ -382,11 +382,11 @@ def sample_scale(command: Restoring) -> "Callable[[], Scale]":
     """
 
     def scale() -> "Scale":
+        from ...io.formats.pictures import has_number_type, number_type
         from ...io.images import pictures_in
-        from ...io.survey import number_type
 
         if is_folder(command.data):
-            types = {number_type(file) for file in pictures_in(command.data)} - {None}
+            types = {number_type(f) for f in pictures_in(command.data) if has_number_type(f)}
             if len(types) > 1:
                 raise InputError(
                     f"{command.data} has files of {' and '.join(sorted(map(str, types)))}, whose "

@@ -44,6 +44,7 @@ __all__ = [
     "encode_picture",
     "holds_images",
     "has_reader",
+    "has_number_type",
     "number_type",
     "open_pages",
     "page_names",
@@ -134,7 +135,7 @@ class _Reordered(Pages):
         """See `Pages`."""
         return self._pages.read(self._order[page])
 
-    def offsets(self, page: int) -> tuple[int, ...] | None:
+    def offsets(self, page: int) -> tuple[int, ...]:
         """See `Pages`."""
         return self._pages.offsets(self._order[page])
 
@@ -257,8 +258,21 @@ def single(file: Path) -> bool:
     return reader_of(split_member(file)[0]).single
 
 
-def number_type(file: Path) -> str | None:
-    """Name of the number type of a picture, from its header; None: the file has to be opened.
+def has_number_type(file: Path) -> bool:
+    """Whether the header of a picture names its number type, so that it need not be opened.
+
+    >>> has_number_type(Path("a.png")), has_number_type(Path("a.tif"))
+    (True, False)
+    """
+    return reader_of(split_member(file)[0]).number_type is not None
+
+
+def number_type(file: Path) -> str:
+    """Name of the number type of a picture, from its header.
+
+    Raises:
+        InputError: The file is not readable, or its header alone does not say: see
+            `has_number_type`.
 
     >>> Path("gray.png").write_bytes(encode_picture(np.zeros((4, 6, 1), np.uint16))) > 0
     True
@@ -268,7 +282,7 @@ def number_type(file: Path) -> str | None:
     file, _ = split_member(file)
     reader = reader_of(file)
     if reader.number_type is None:
-        return None
+        raise InputError(f"{file} has to be opened: the header of {reader.name} names no type")
     check_file(real_path(file))
     return reader.number_type(real_path(file))
 

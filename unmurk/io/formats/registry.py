@@ -137,14 +137,14 @@ class Pages:
         """The number type of the file, with its byte order."""
         return self.dtype
 
-    def offsets(self, page: int) -> tuple[int, ...] | None:
+    def offsets(self, page: int) -> tuple[int, ...]:
         """Return where the numbers of an image begin in the file.
 
         Returns:
             One offset for numbers (H, W, C) that lie in the file as `read` returns them, or one
-            for each channel of planes (H, W). None where they have to be decoded.
+            for each channel of planes (H, W). Empty where they have to be decoded.
         """
-        return None
+        return ()
 
     def bad(self, page: int) -> "np.ndarray | None":
         """Return which pixels of an image the file marks as bad, (H, W) bool; None: none."""

@@ -424,37 +424,37 @@ class Stack(TaggedPages):
         """The number type of the file, with its byte order."""
         return np.dtype(self._first.dtype).newbyteorder(self._tiff.byteorder)
 
-    def offsets(self, page: int) -> tuple[int, ...] | None:
+    def offsets(self, page: int) -> tuple[int, ...]:
         """Return where the numbers of an image begin in the file; see `Pages.offsets`."""
         with reading(self.file):
             first, kind = self._first, np.dtype(self._first.dtype)
             plain = self.kind in (GRAY, RGB) and kind.kind in "uif" and not self.planes
             if self._maps or not plain or self.turn != 1 or self._depth != 8 * kind.itemsize:
-                return None
+                return ()
             if self.shape[2] != len(self._images[page]) * _sides(first)[2]:
-                return None
-            found = [self._offset(*place) for place in self._images[page]]
-        return None if None in found else tuple(int(o) for o in found if o is not None)
+                return ()
+            planes = [self._offset(*place) for place in self._images[page]]
+        return tuple(itertools.chain(*planes)) if all(planes) else ()
 
-    def _offset(self, part: int, plane: int) -> int | None:
-        """Return where a plane begins; None where it is compressed, tiled or scattered."""
+    def _offset(self, part: int, plane: int) -> tuple[int, ...]:
+        """Return where a plane begins; empty where it is compressed, tiled or scattered."""
         size = self._size() * np.dtype(self._first.dtype).itemsize
         page = self._page(part, plane)
         kind = self._first if page is None else page.keyframe
         if int(kind.compression) != 1 or kind.predictor != 1 or kind.fillorder != 1:
-            return None
+            return ()
         if page is None:
             start = self._series[part].dataoffset
-            return None if start is None else int(start) + plane * size
+            return () if start is None else (int(start) + plane * size,)
         if tuple(page.shape) != tuple(self._first.shape) or page.dtype != self._first.dtype:
-            return None
+            return ()
         self._check_size(page)
         starts, counts = list(page.dataoffsets), list(page.databytecounts)
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
         joined = all(end == start for end, start in zip(ends, starts[1:], strict=False))
         if kind.is_tiled or not joined or sum(counts) != size:
-            return None
-        return int(starts[0])
+            return ()
+        return (int(starts[0]),)
 
     def places(self, image: int) -> list[int]:
         """Return the page numbers of an image in the written file, in the order of channels."""
