@@ -7,7 +7,7 @@ import pytest
 import tifffile
 import torch
 
-from tests.cli.test_cli import images, trained, unmurk  # noqa: F401 (a fixture)
+from tests.cli.calls import images, unmurk
 from unmurk.flows.posterior import Posterior
 from unmurk.io.saving import save_images
 from unmurk.problem import Problem
@@ -30,7 +30,7 @@ def wanted(run, y):
     return Posterior.load(run).eval().mean_std(mean, problem, 16, 0, range(SCENES))
 
 
-def test_an_array_gives_one_result_a_scene(captures, trained, tmp_path, capsys):  # noqa: F811
+def test_an_array_gives_one_result_a_scene(captures, trained, tmp_path, capsys):
     np.save(tmp_path / "y.npy", captures.numpy())
     out = tmp_path / "restored"
     given = ["restore", tmp_path / "y.npy", "--prior", trained, "--out", out, "--repeats", 2]
@@ -45,7 +45,7 @@ def test_an_array_gives_one_result_a_scene(captures, trained, tmp_path, capsys):
     assert "no whole number of scenes of 4" in capsys.readouterr().err
 
 
-def test_files_and_pages_give_one_result_a_scene(captures, trained, tmp_path, capsys):  # noqa: F811
+def test_files_and_pages_give_one_result_a_scene(captures, trained, tmp_path, capsys):
     """Two files, or two times of a T axis; results have the names of the first files."""
     files, pages = tmp_path / "files", tmp_path / "pages"
     files.mkdir()
@@ -72,7 +72,7 @@ def test_files_and_pages_give_one_result_a_scene(captures, trained, tmp_path, ca
     assert "no whole number of scenes of 2" in capsys.readouterr().err and not out.exists()
 
 
-def test_solve_takes_all_captures(captures, trained, tmp_path, capsys):  # noqa: F811
+def test_solve_takes_all_captures(captures, trained, tmp_path, capsys):
     """Without masks this is the mean at sigma / sqrt(2)."""
     from unmurk.diffusion.prior import Prior
     from unmurk.solvers import solve

@@ -262,7 +262,7 @@ def test_a_writer_that_fails_leaves_nothing(kind, tmp_path, monkeypatch, capsys)
             file["stack"] = pixels
     else:
         pytest.importorskip("pydicom")
-        from tests.io.test_medical import scan
+        from tests.io.formats.test_medical import scan
 
         scan(pytest.importorskip("pydicom"), source, pixels[None])
 

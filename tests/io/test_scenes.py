@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.io.test_medical import scan, stored
+from tests.io.formats.test_medical import scan, stored
 from unmurk.errors import InputError
 from unmurk.io.axes import Selection
 from unmurk.io.captures import open_captures

@@ -21,7 +21,7 @@ from unmurk.io.formats.pictures import open_pages
 from unmurk.io.images import load_images
 from unmurk.io.jobs import jobs_of, process
 
-RECORDED = Path(__file__).parents[1] / "data" / "cluster.nd2.xz"
+RECORDED = Path(__file__).parents[2] / "data" / "cluster.nd2.xz"
 DATA = np.random.default_rng(0).integers(0, 60000, (2, 3, 20, 30)).astype("uint16")  # T C Y X
 
 

@@ -1,4 +1,4 @@
-"""Captures on the command line: mixed sizes, chosen channels, repeats, bad pixels and units."""
+"""`unmurk restore` and `solve` on captures: mixed sizes, crops, scenes, bad pixels and units."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,11 @@ import pytest
 import tifffile
 import torch
 
-from tests.cli.test_cli import trained, unmurk  # noqa: F401 (a fixture)
-from unmurk.cli.data import selection_of
+from tests.cli.calls import capture, numbers, unmurk
+from unmurk.cli.commands import restoring
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Posterior
-from unmurk.io.axes import Selection
 from unmurk.io.captures import open_captures
 from unmurk.io.folders import pictures_in
 from unmurk.io.images import load_images
@@ -21,100 +20,19 @@ from unmurk.io.packaged import is_generic, of_any_size
 from unmurk.problem import Problem
 from unmurk.tiling import posterior_for, prior_for
 
-SIZES = [(131, 96), (64, 150), (70, 71), (20, 120)]  # the last is smaller than a tile
 
-
-def capture(size: tuple[int, int], sigma: float, seed: int) -> np.ndarray:
-    """A smooth scene of a size, the same for all seeds, with Gaussian noise; float32."""
-    ramp = np.linspace(0.3, 0.6, size[1])[None].repeat(size[0], 0)
-    return (ramp + sigma * np.random.default_rng(seed).standard_normal(size)).astype(np.float32)
-
-
-def numbers(capsys: pytest.CaptureFixture) -> dict:
-    return json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_noise_of_images_of_several_sizes(repeats, tmp_path, capsys):
-    """Sigma to 5 % from all images, also over time; a few of the pixels hold no measurement."""
-    for i, size in enumerate(SIZES):
-        for j in range(repeats):
-            y = capture(size, 0.05, 10 * i + j)
-            y[10:12, 40:60] = np.nan
-            tifffile.imwrite(tmp_path / f"{i}-{j}.tif", y)
-    more = ["--repeats", repeats] if repeats > 1 else []
-    assert unmurk("noise", tmp_path, "--nan", "mask", "--json", *more) == 0
-    found = numbers(capsys)
-    assert found["images"] == len(SIZES) * repeats
-    assert found["sigma"] == pytest.approx(0.05, rel=0.05)
-    if repeats > 1:
-        assert found["repeats"]["middle"]["sigma over time"] == pytest.approx(0.05, rel=0.05)
-        (tmp_path / "3-2.tif").unlink()
-        assert unmurk("noise", tmp_path, "--nan", "mask", *more) == 2
-        assert "scenes of 3" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("scenes", [1, 2])
-def test_captures_of_different_scenes_are_noticed(scenes, tmp_path, capsys):
-    """Two captures that differ by a step of 0.2, four times the noise, are not of one scene."""
-    y = np.stack([capture((96, 96), 0.05, seed) for seed in range(4)])
-    y[1::2] += 0.2 * (scenes - 1)
-    np.save(tmp_path / "y.npy", y[:, None])
-    assert unmurk("noise", tmp_path / "y.npy", "--repeats", 2) == 0
-    assert ("are they of one scene" in capsys.readouterr().err) == (scenes == 2)
-
-
-def test_noise_in_gray_levels_is_written_without_a_power_of_ten(tmp_path, capsys):
-    """A noise of 0.05 of the 40000 levels between black and white is 2000 of them, to 5 %."""
-    np.save(tmp_path / "y.npy", 40000 * capture((96, 96), 0.05, 0)[None, None])
-    assert unmurk("noise", tmp_path / "y.npy", "--range", 0, 40000, "--json") == 0
-    sigma, unit = numbers(capsys)["in gray levels"].removeprefix("sigma ").split()
-    assert unit == "dn" and sigma.isdigit() and int(sigma) == pytest.approx(2000, rel=0.05)
-
-
-def test_hidden_pixels_do_not_lower_the_noise_over_time(tmp_path, capsys):
-    """A quarter of each image is not finite: counted as 0 it would give 0.043 in place of 0.05."""
-    y = np.stack([capture((96, 96), 0.05, seed) for seed in range(6)])
-    y[:, :48, :48] = np.nan
-    tifffile.imwrite(tmp_path / "y.tif", y, photometric="minisblack")
-    argv = ["noise", tmp_path / "y.tif", "--repeats", 3, "--nan", "mask", "--json"]
-    assert unmurk(*argv) == 0
-    over_time = numbers(capsys)["repeats"]
-    assert over_time["middle"]["sigma over time"] == pytest.approx(0.05, rel=0.05)
-
-
-def test_noise_of_a_chosen_channel(tmp_path, capsys):
-    """Two channels with noise of 0.02 and 0.08: each is measured alone, in any order of axes."""
-    y = [np.stack([capture((96, 80), s, 7 * t + c) for c, s in enumerate((0.02, 0.08))])
-         for t in range(2)]  # fmt: skip
-    np.save(tmp_path / "y.npy", np.stack(y).transpose(1, 2, 0, 3))  # C Y T X
-    for channel, sigma in ((0, 0.02), (1, 0.08)):
-        argv = ["noise", tmp_path / "y.npy", "--axes", "CYTX", "--channel", channel, "--json"]
-        assert unmurk(*argv) == 0
-        found = numbers(capsys)
-        assert found["images"] == 2 and found["sigma"] == pytest.approx(sigma, rel=0.05)
-
-
-def test_channels_of_a_run_concern_files_with_more_channels(tmp_path):
-    """A file of the channel alone is read as it is, unless the user names a channel."""
-    (tmp_path / "config.json").write_text(json.dumps({"problem": {}, "channels": ["GFP"]}))
-
-    class Given:
-        axes, channel = None, ()
-
-    select, file = selection_of(Given(), tmp_path), Path("a.tif")
-    assert select.chosen(file, 1) == [0]
-    assert select.chosen(file, 2, ["DAPI", "GFP"]) == [1]
-    with pytest.raises(InputError, match="none is 'GFP'"):
-        select.chosen(file, 2)
-    Given.channel = ("1",)
-    with pytest.raises(InputError, match="1 channels"):
-        selection_of(Given(), tmp_path).chosen(file, 1)
-    assert Selection(channels=("1",)).chosen(file, 2) == [1]
+def test_given_parts_replace_the_runs_problem(trained):
+    """--operator and --noise stand in for what the run was trained with, each alone."""
+    trained_with = restoring.trained_problem(str(trained), None, None)
+    assert trained_with == Problem("inpaint:random,keep=0.5", 0.1)
+    assert restoring.trained_problem(str(trained), None, 0.0) == Problem(
+        "inpaint:random,keep=0.5", 0.0
+    )
+    assert restoring.trained_problem(str(trained), "identity", None) == Problem("identity", 0.1)
 
 
 @pytest.mark.parametrize(("config", "any_size"), [({"crop": 16}, True), ({"crop": None}, False)])
-def test_a_run_on_crops_takes_smaller_images(config, any_size, trained):  # noqa: F811
+def test_a_run_on_crops_takes_smaller_images(config, any_size, trained):
     file = trained / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
     assert of_any_size(trained / "prior") == any_size and not is_generic(trained / "prior")
@@ -132,7 +50,7 @@ def test_a_run_on_crops_takes_smaller_images(config, any_size, trained):  # noqa
         assert torch.allclose(found, own, atol=1e-6)
 
 
-def test_smaller_images_are_restored_after_crops(trained, tmp_path, capsys):  # noqa: F811
+def test_smaller_images_are_restored_after_crops(trained, tmp_path, capsys):
     """Restored files keep their sizes, and sides need not be multiples of 4."""
     file = trained / "config.json"
     known = {"problem": {"operator": "identity", "noise": 0.1}, "crop": 16}
@@ -151,7 +69,7 @@ def test_smaller_images_are_restored_after_crops(trained, tmp_path, capsys):  # 
             assert found.shape == size and np.isfinite(found).all()
 
 
-def test_numbers_far_from_the_unit_are_about_the_range(trained, tmp_path, capsys):  # noqa: F811
+def test_numbers_far_from_the_unit_are_about_the_range(trained, tmp_path, capsys):
     """Counts of thousands as floats: every command asks for --range, whatever the noise is."""
     (tmp_path / "y").mkdir()
     for i in range(2):
@@ -204,7 +122,7 @@ def test_gray_levels_count_in_the_scale_of_the_whole_set(tmp_path, capsys):
     assert (after - before).std() == pytest.approx(12, rel=0.15)  # 400 numbers: 3.5 % chance
 
 
-def test_parts_of_fits_files_in_a_folder(trained, tmp_path, capsys):  # noqa: F811
+def test_parts_of_fits_files_in_a_folder(trained, tmp_path, capsys):
     """A selection behind a folder reaches its FITS files, in commands that read a sample first."""
     fits = pytest.importorskip("astropy.io.fits")
     folder = tmp_path / "night"
@@ -229,7 +147,7 @@ def test_parts_of_fits_files_in_a_folder(trained, tmp_path, capsys):  # noqa: F8
     assert fits.getdata(tmp_path / "out" / "1.fits", "SCI").shape == (101, 120)
 
 
-def test_scenes_of_one_fits_file_are_not_hidden_under_another_name(trained, tmp_path, capsys):  # noqa: F811
+def test_scenes_of_one_fits_file_are_not_hidden_under_another_name(trained, tmp_path, capsys):
     """A result that cannot have the name that was asked for is refused before the work: scenes of
     2 captures along an axis of 3."""
     fits = pytest.importorskip("astropy.io.fits")
@@ -248,7 +166,7 @@ def test_scenes_of_one_fits_file_are_not_hidden_under_another_name(trained, tmp_
     assert tifffile.imread(tmp_path / "x" / "cube.tif").shape == (3, 16, 16)
 
 
-def test_a_command_writes_scenes_into_one_file(trained, tmp_path, capsys):  # noqa: F811
+def test_a_command_writes_scenes_into_one_file(trained, tmp_path, capsys):
     """`--out` may have the suffix of the input, and std lies beside it in the same format."""
     fits = pytest.importorskip("astropy.io.fits")
     cube = np.random.default_rng(0).normal(0.5, 0.1, (4, 16, 16)).astype("float32")
@@ -278,14 +196,7 @@ def test_captures_know_the_format_that_samples_are_written_in(suffix, form, tmp_
     assert open_captures(tmp_path).scale.format == form
 
 
-def test_noise_of_images_without_a_measured_pixel_is_one_line(tmp_path, capsys):
-    tifffile.imwrite(tmp_path / "y.tif", np.full((40, 50), np.nan, np.float32))
-    assert unmurk("noise", tmp_path / "y.tif", "--nan", "mask") == 2
-    said = capsys.readouterr().err.strip()
-    assert "has no finite value" in said and "\n" not in said
-
-
-def test_paths_are_printed_as_they_were_typed(trained, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_paths_are_printed_as_they_were_typed(trained, tmp_path, capsys, monkeypatch):
     """Relative ones stay relative: files, folders, arrays, and the page of a run."""
     monkeypatch.chdir(tmp_path)
     y = np.stack([capture((16, 16), 0.1, i) for i in range(2)])
@@ -301,7 +212,7 @@ def test_paths_are_printed_as_they_were_typed(trained, tmp_path, capsys, monkeyp
     assert json.loads(capsys.readouterr().out)["out"] == str(tmp_path / "z.npy")
 
 
-def test_images_without_a_finite_value(trained, tmp_path, capsys):  # noqa: F811
+def test_images_without_a_finite_value(trained, tmp_path, capsys):
     """One line, or left out with --skip-bad; restored, they would be pictures of nothing."""
     (tmp_path / "in").mkdir()
     y = np.stack([capture((16, 16), 0.1, i) for i in range(3)])
@@ -325,7 +236,7 @@ def test_images_without_a_finite_value(trained, tmp_path, capsys):  # noqa: F811
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_an_image_of_an_array_is_left_out(large, trained, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_an_image_of_an_array_is_left_out(large, trained, tmp_path, capsys, monkeypatch):
     """One without a finite value, with --skip-bad; in memory and from the file."""
     if large:
         monkeypatch.setattr("unmurk.io.source.HELD", 1)
@@ -353,19 +264,6 @@ def test_an_image_of_an_array_is_left_out(large, trained, tmp_path, capsys, monk
     assert len(found) == 1 and [name for name, _ in found.skipped] == ["1.fits"]
 
 
-def test_what_noise_prints_to_paste_says_that_no_model_fits(tmp_path, capsys):
-    """Noise that is cut at black: the text to paste refers to the warning."""
-    draw = np.random.default_rng(0)
-    y = (0.02 + 0.1 * draw.standard_normal((6, 64, 64))).clip(0, 1).astype(np.float32)
-    np.save(tmp_path / "y.npy", y)
-    assert unmurk("noise", tmp_path / "y.npy") == 0
-    shown = capsys.readouterr()
-    assert "warning: the noise is clipped" in shown.err
-    (paste,) = [line for line in shown.out.splitlines() if line.startswith("paste:")]
-    assert paste.endswith("(the warning above says why it does not fit)")
-    assert Problem("identity", paste.split()[2]).level > 0
-
-
 @pytest.mark.parametrize("noise", ["auto", "12dn", "0.1"])
 def test_a_range_of_other_files_is_refused(tmp_path, capsys, noise):
     """Not with a line about the noise, which would be thousands of ranges."""
@@ -386,18 +284,6 @@ def test_a_range_of_other_files_is_refused(tmp_path, capsys, noise):
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the set has the median 9000, far from black at 0 and white at 1" in said
     assert "--range 0 16383" in said and not (tmp_path / "r").exists()
-
-
-def test_what_noise_prints_to_paste_has_the_options_that_were_given(tmp_path, capsys):
-    """They decide what the number is of; a range given twice is the same noise twice as strong."""
-    draw = np.random.default_rng(0)
-    y = (1000 + 50 * draw.standard_normal((4, 64, 64))).astype(np.float32)
-    np.save(tmp_path / "y.npy", y)
-    assert unmurk("noise", tmp_path / "y.npy", "--range", 0, 4000, "--nan", "mask") == 0
-    (paste,) = [s for s in capsys.readouterr().out.splitlines() if s.startswith("paste:")]
-    words = paste.split()
-    assert words[3:] == ["--range", "0", "4000", "--nan", "mask"]
-    assert Problem("identity", words[2]).level == pytest.approx(50 / 4000, rel=0.05)
 
 
 def test_a_run_without_weights_says_so(tmp_path, capsys):
