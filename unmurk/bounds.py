@@ -32,8 +32,8 @@ __all__ = [
     "Whole",
     "annotations_of",
     "check_fields",
-    "check_total_memory",
     "check_tables",
+    "check_total_memory",
     "shown",
     "size_of_memory",
 ]

@@ -19,7 +19,7 @@ from .operators.crops import Window, cut
 from .operators.inpainting import Inpaint
 from .problem import Problem
 
-__all__ = ["Missing", "absent", "without_missing", "with_missing"]
+__all__ = ["Missing", "absent", "with_missing", "without_missing"]
 
 
 class Missing(Inpaint):

@@ -71,9 +71,9 @@ from .patches import SIDE, blocks, cut_patches, fast_part
 from .rng import generator
 
 __all__ = [
-    "Choice",
     "Kind",
     "Line",
+    "ModelChoice",
     "bootstrap",
     "choose_noise",
     "estimate_noise",
@@ -172,7 +172,7 @@ def _patches_of(y: Tensor, operator: Operator, counts: bool) -> "Patches":
     return patches
 
 
-class Choice(NamedTuple):
+class ModelChoice(NamedTuple):
     """A noise model and the reasons for it.
 
     Attributes:
@@ -189,7 +189,7 @@ class Choice(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def choose_noise(y: Tensor, operator: Operator) -> Choice:
+def choose_noise(y: Tensor, operator: Operator) -> ModelChoice:
     """Choose between Gaussian and Poisson-Gaussian noise, for each channel, and estimate it.
 
     A channel has a gain if `estimate_noise` finds one, and the variance rises by more than a tenth
@@ -222,7 +222,7 @@ def choose_noise(y: Tensor, operator: Operator) -> Choice:
     choices = [_choose(part, operator) for part in single]
     reasons = [f"channel {i}: {c.reasons[0]}" for i, c in enumerate(choices)]
     models = tuple(choice.noise for choice in choices)
-    return Choice(PerChannel(models), tuple(reasons))  # type: ignore[arg-type]
+    return ModelChoice(PerChannel(models), tuple(reasons))  # type: ignore[arg-type]
 
 
 def _level(y: Tensor, operator: Operator) -> tuple[float, float]:
@@ -235,13 +235,13 @@ def _level(y: Tensor, operator: Operator) -> tuple[float, float]:
     return sigma, error / (2 * sigma)
 
 
-def _choose(y: Tensor, operator: Operator) -> Choice:
+def _choose(y: Tensor, operator: Operator) -> ModelChoice:
     """Choose one model for all channels."""
     try:
         found = estimate_noise(y, operator, "poisson-gaussian")
     except InputError as error:
         why = str(error).removeprefix("the gain cannot be estimated: ").partition(": give")[0]
-        return Choice(estimate_noise(y, operator), (f"Gaussian, as {why}",))
+        return ModelChoice(estimate_noise(y, operator), (f"Gaussian, as {why}",))
     assert isinstance(found, PoissonGaussian)
     low, high = (
         finite_values(y)[:: max(1, y.numel() // 100_000)]
@@ -252,9 +252,9 @@ def _choose(y: Tensor, operator: Operator) -> Choice:
     if bright < (1 + RISE) * dark:
         rise = bright / dark - 1
         why = f"the variance rises by {rise:.0%} only from dark to bright"
-        return Choice(estimate_noise(y, operator), (f"Gaussian, as {why}",))
+        return ModelChoice(estimate_noise(y, operator), (f"Gaussian, as {why}",))
     why = f"the variance rises from {dark:.3g} at {low:.3g} to {bright:.3g} at {high:.3g}"
-    return Choice(found, (f"Poisson-Gaussian, as {why}",))
+    return ModelChoice(found, (f"Poisson-Gaussian, as {why}",))
 
 
 def _gain(patches: "Patches") -> tuple[float, float]:

@@ -23,12 +23,13 @@ from torch import Tensor
 from .bounds import SEED
 
 __all__ = [
-    "ShardedGenerator",
     "PerImageGenerator",
+    "ShardedGenerator",
     "StreamId",
     "binomial",
     "binomial_pairs",
     "generator",
+    "global_batch",
     "host_integers",
     "integers",
     "lent",
@@ -36,7 +37,6 @@ __all__ = [
     "permutation",
     "poisson",
     "uniform",
-    "global_batch",
 ]
 
 NORMAL = 128  # expected counts from which a binomial law is taken as normal

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..io.weights import finite, read_weights
+from ..io.weights import check_finite_weights, read_weights
 from .pretrained import ddpm_scheduler, own_memory
 
 __all__ = ["LAYOUTS", "Adm", "adm"]
@@ -222,7 +222,7 @@ def _renamed(theirs: dict[str, Tensor], layout: Adm) -> dict[str, Tensor]:
 def _weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file, in float32."""
     state = read_weights(path)
-    finite(state, path)
+    check_finite_weights(state, path)
     return {key: value.float() for key, value in state.items()}
 
 

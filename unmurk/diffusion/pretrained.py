@@ -33,7 +33,7 @@ from torch import nn
 from ..bounds import Real, Sides, Whole, shown
 from ..errors import InputError, reason, size_text
 from ..io.json_files import read_object
-from ..io.weights import count_weights, finite, read_weights
+from ..io.weights import check_finite_weights, count_weights, read_weights
 
 __all__ = [
     "OWN",
@@ -102,7 +102,7 @@ def pipeline(folder: Path) -> tuple[Any, Any]:
             f"the weights in {place} lack {min(info['missing_keys'])}: they belong to another"
             " network"
         )
-    finite(unet.state_dict(), place)
+    check_finite_weights(unet.state_dict(), place)
     return own_memory(unet), scheduler
 
 
@@ -146,7 +146,7 @@ def own(folder: Path, network: nn.Module | None) -> tuple[nn.Module, tuple[int, 
     config = read_object(folder / "scheduler" / "scheduler_config.json", infinite=True)
     path = folder / "model.safetensors"
     state = read_weights(path)
-    finite(state, path)
+    check_finite_weights(state, path)
     try:
         network.load_state_dict(state)
     except (RuntimeError, KeyError, TypeError) as error:

@@ -12,11 +12,11 @@ from ..errors import InputError, reason
 __all__ = [
     "DigitClassifier",
     "FeatureExtractor",
-    "absent",
     "check_finite",
     "inception_features",
     "load_digit_classifier",
     "three_channels",
+    "unavailable",
 ]
 
 FeatureExtractor = Callable[[Tensor], Tensor]
@@ -111,7 +111,7 @@ def inception_features() -> FeatureExtractor:
 
         net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     except (ImportError, RuntimeError, OSError) as error:
-        raise absent("inception features", error) from error
+        raise unavailable("inception features", error) from error
 
     def features(x: Tensor) -> Tensor:
         rounded = (three_channels(x, "inception features") * 255).round()
@@ -131,10 +131,10 @@ def three_channels(x: Tensor, name: str) -> Tensor:
     return x.expand(-1, 3, -1, -1)
 
 
-def absent(what: str, error: Exception) -> InputError:
+def unavailable(what: str, error: Exception) -> InputError:
     """Build the error for weights that cannot be fetched, or a package that is missing.
 
-    >>> absent("lpips", ImportError("no lpips"))
+    >>> unavailable("lpips", ImportError("no lpips"))
     InputError("lpips: a package is missing (no lpips): pip install 'unmurk[inception]'")
     """
     why = reason(error)

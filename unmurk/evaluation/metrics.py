@@ -30,18 +30,17 @@ from .distances import frechet, kid, sliced_wasserstein
 from .features import (
     DigitClassifier,
     FeatureExtractor,
-    absent,
     check_finite,
     inception_features,
     load_digit_classifier,
     three_channels,
+    unavailable,
 )
 
 __all__ = [
     "DigitClassifier",
     "FeatureExtractor",
     "coverage",
-    "share_inside",
     "fidelity",
     "frechet",
     "inception_features",
@@ -49,6 +48,7 @@ __all__ = [
     "load_digit_classifier",
     "lpips",
     "psnr",
+    "share_inside",
     "sliced_wasserstein",
     "spread",
     "ssim",
@@ -355,4 +355,4 @@ def _lpips_model(net: str) -> Any:
         RuntimeError,
         OSError,
     ) as error:  # RuntimeError: torchvision was built for another torch
-        raise absent("lpips", error) from error
+        raise unavailable("lpips", error) from error

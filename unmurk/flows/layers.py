@@ -39,8 +39,8 @@ from ..operators.linalg import squared_norm
 from ..rng import PerImageGenerator
 
 __all__ = [
+    "AffineCoupling",
     "Context",
-    "Coupling",
     "Flow",
     "InvertibleConv1x1",
     "Rescale",
@@ -133,7 +133,7 @@ class InvertibleConv1x1(nn.Module):
             return F.conv2d(x, inverse[:, :, None, None])
 
 
-class Coupling(nn.Module):
+class AffineCoupling(nn.Module):
     """Affine coupling b <- b exp(r) + t, with (r, t) a function of a and of features.
 
     Args:
@@ -141,7 +141,7 @@ class Coupling(nn.Module):
         features: Channels of the features.
         hidden: Width of the network.
 
-    >>> layer, features = Coupling(4, features=3, hidden=8), torch.rand(2, 3, 4, 4)
+    >>> layer, features = AffineCoupling(4, features=3, hidden=8), torch.rand(2, 3, 4, 4)
     >>> layer.last = nn.Conv2d(8, 4, 3, padding=1)  # instead of zeros, with which it does nothing
     >>> x = torch.rand(2, 4, 4, 4)
     >>> y, log_det = layer(x, features)
@@ -200,13 +200,16 @@ class Rescale(nn.Module):
     def __init__(self, channels: int, features: int, hidden: int, steps: int) -> None:
         super().__init__()
         self.mixes = nn.ModuleList(InvertibleConv1x1(channels) for _ in range(steps))
-        self.couplings = nn.ModuleList(Coupling(channels, features, hidden) for _ in range(steps))
+        self.couplings = nn.ModuleList(
+            AffineCoupling(channels, features, hidden) for _ in range(steps)
+        )
 
-    def steps(self) -> list[tuple[InvertibleConv1x1, Coupling]]:
+    def steps(self) -> list[tuple[InvertibleConv1x1, AffineCoupling]]:
         """Return the steps in generative order, from latent to image."""
         pairs = zip(self.mixes, self.couplings, strict=True)
         return [
-            (cast(InvertibleConv1x1, mix), cast(Coupling, coupling)) for mix, coupling in pairs
+            (cast(InvertibleConv1x1, mix), cast(AffineCoupling, coupling))
+            for mix, coupling in pairs
         ]
 
     def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from .formats.pictures import (
     page_names,
 )
 from .formats.readers import reader_of
-from .formats.registry import real_path, selection_of, suffix_of
+from .formats.registry import member_of, real_path, suffix_of
 from .ledger import LOG
 from .limits import check_free_memory
 
@@ -48,7 +48,7 @@ def pictures_in(folder: Path) -> list[Path]:
     >>> [file.name for file in pictures_in(Path("night"))]
     ['a.tif', 'b.png']
     """
-    selection, folder = selection_of(folder), real_path(folder)
+    selection, folder = member_of(folder), real_path(folder)
     try:
         files = sorted(
             file for file in folder.iterdir() if not file.name.startswith(".") and has_reader(file)

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import InputError
 from ..interrupts import uninterrupted
 from .atomic import clean, forsake, watched
-from .formats.registry import has_reader, is_written, real_path, selection_of, suffix_of
+from .formats.registry import has_reader, is_written, member_of, real_path, suffix_of
 from .ledger import LOG, Key, Ledger, log_of
 from .limits import check_file
 from .locks import locked
@@ -317,7 +317,7 @@ def key_of(data: Path) -> Key:
     """
     from .formats.arrays import split_key
 
-    selection, data = selection_of(data), real_path(data)
+    selection, data = member_of(data), real_path(data)
     file, key = split_key(str(data))
     name = f"{file.name}:{key}" if key else file.name
     name = f"{name}[{selection}]" if selection else name

@@ -29,7 +29,7 @@ from .scenes import Scenes
 from .source import HELD, Array, Measured, PictureFolder, Source, large, open_source
 from .streams import ImagesWriter, NpyWriter
 
-__all__ = ["Measurements", "by_scene", "measurements_of", "restore_set"]
+__all__ = ["Measurements", "group_scenes", "measurements_of", "restore_set"]
 
 
 @dataclass
@@ -116,7 +116,7 @@ def measurements_of(
     return Measurements(data.images, data.numbers, data.scale, skipped, data.names, note)
 
 
-def by_scene(data: Measurements, repeats: int) -> Measurements:
+def group_scenes(data: Measurements, repeats: int) -> Measurements:
     """Group measurements by the scenes that they show; a scene has the name of its first one.
 
     Args:
@@ -129,7 +129,7 @@ def by_scene(data: Measurements, repeats: int) -> Measurements:
     >>> import torch
     >>> names = ["a1", "a2", "b1", "b2"]
     >>> data = Measurements(torch.zeros(4, 1, 8, 8), range(4), Scale(), {}, names)
-    >>> grouped = by_scene(data, repeats=2)
+    >>> grouped = group_scenes(data, repeats=2)
     >>> grouped.y.shape, grouped.names
     ((2, 2, 1, 8, 8), ['a1', 'b1'])
     """

@@ -21,9 +21,9 @@ from .json_files import read_object, typed
 from .limits import quiet
 
 __all__ = [
+    "check_finite_weights",
     "count_weights",
     "digest",
-    "finite",
     "load_model",
     "opened",
     "read_settings",
@@ -213,10 +213,10 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def finite(state: dict[str, Tensor], path: Path) -> None:
+def check_finite_weights(state: dict[str, Tensor], path: Path) -> None:
     """Raise InputError for weights that are not finite.
 
-    >>> finite({"w": torch.tensor([float("nan")])}, Path("a.safetensors"))
+    >>> check_finite_weights({"w": torch.tensor([float("nan")])}, Path("a.safetensors"))
     Traceback (most recent call last):
         ...
     unmurk.errors.InputError: ...
@@ -254,7 +254,7 @@ def load_model(path: Path, build: Callable[[], Model], what: str) -> Model:
         if odd:
             raise ValueError(f"its weights have other sizes than its settings say ({odd[0]:.60})")
         state = read_weights(path)
-        finite(state, path)
+        check_finite_weights(state, path)
         model = build()
         model.load_state_dict(state)
     except InputError:

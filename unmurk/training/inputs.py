@@ -42,9 +42,9 @@ from .trainer import Settings
 
 __all__ = [
     "captures_in_line",
-    "check_light",
     "check_data",
     "check_helpers",
+    "check_light",
     "check_takes",
     "clean_images",
     "file_ends",

@@ -42,7 +42,7 @@ from ..flows.posterior import Posterior
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId, generator
 
-__all__ = ["Checks", "evidence_bound", "measurement_swd", "preferred", "chi2"]
+__all__ = ["Checks", "chi2", "evidence_bound", "measurement_swd", "preferred"]
 
 FRACTIONS = 0.4, 0.6, 0.8, 1.0  # of the run at which checks are made
 EVALUATIONS = 15  # of the sampler, whose error is the same at every check

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import InputError, remark
 from ...io.formats.readers import holds_images, is_folder
-from ...io.formats.registry import selection_of as part_of
+from ...io.formats.registry import member_of
 from ...io.outputs import Output
 from ...io.packaged import GENERIC
 from ..console import escape
@@ -110,7 +110,7 @@ def restore_data(
     """
     from ...io.job_list import jobs_of, scene_jobs, without
     from ...io.jobs import ranks
-    from ...io.sets import by_scene, measurements_of, restore_set
+    from ...io.sets import group_scenes, measurements_of, restore_set
 
     data, out = command.data, to.path
     pictures = is_folder(data) or holds_images(data)
@@ -154,7 +154,7 @@ def restore_data(
         if measured.note:
             remark(f"{data}: {measured.note}")
         if command.repeats > 1:
-            measured = by_scene(measured, command.repeats)
+            measured = group_scenes(measured, command.repeats)
         found = restore_set(
             measured, data, engine, to, ledger, arrays=arrays, batch=command.batch, copies=copies
         )
@@ -278,7 +278,7 @@ def recorded(
     own |= {"device": device_kind(default_device())}  # each kind rounds differently
     own |= {
         "std": getattr(command, "std", None),
-        "selection": part_of(getattr(command, "data", Path())),
+        "selection": member_of(getattr(command, "data", Path())),
         "mask or kernel": problem.operator.digests(),
         **(more or {}),
     }

@@ -44,7 +44,7 @@ from .fits_header import (
     walk,
 )
 from .optional import library
-from .registry import FITS, Pages, real_path, register, selection_of
+from .registry import FITS, Pages, member_of, real_path, register
 from .scaled import HeaderWriter, open_stream, physical, stored
 
 __all__ = ["Fits", "FitsWriter"]
@@ -284,7 +284,7 @@ class FitsWriter(HeaderWriter):
         floats: bool = False,
         repeats: int = 1,
     ) -> None:
-        self._like = Fits(real_path(source), selection_of(source))
+        self._like = Fits(real_path(source), member_of(source))
         self._planes: list[np.ndarray] = []
         self._written = 0
         super().__init__(out, self._like, history, floats, repeats)

@@ -23,7 +23,7 @@ from ..axes import ALL, Selection
 from ..limits import reading
 from .hdf5 import Dataset, check_storage, read_part
 from .optional import library
-from .registry import HDF5, real_path, register, selection_of
+from .registry import HDF5, member_of, real_path, register
 from .scaled import HeaderWriter
 
 __all__ = ["Hdf5Writer"]
@@ -102,7 +102,7 @@ class Hdf5Writer(HeaderWriter):
         repeats: int = 1,
         select: Selection = ALL,
     ) -> None:
-        file, member = real_path(source), selection_of(source)
+        file, member = real_path(source), member_of(source)
         self._h5py = library(file, "h5py", "hdf5")
         self._like = Dataset(file, select.of(member) if member else select)
         self._data: Any = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from ...errors import InputError, size_text
 from ..limits import check_numbers, check_pixels
 
-__all__ = ["SIGNATURE", "chunk", "chunks_in", "check_png", "with_chunks"]
+__all__ = ["SIGNATURE", "check_png", "chunk", "chunks_in", "with_chunks"]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type: gray, RGB, palette, with alpha

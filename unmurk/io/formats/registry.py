@@ -49,10 +49,10 @@ __all__ = [
     "Writer",
     "has_reader",
     "is_written",
+    "member_of",
     "real_path",
     "register",
     "registered",
-    "selection_of",
     "split_member",
     "suffix_of",
     "without_suffix",
@@ -341,10 +341,10 @@ def real_path(path: Path) -> Path:
     return split_member(path)[0]
 
 
-def selection_of(path: Path) -> str:
+def member_of(path: Path) -> str:
     """Return the name of an array or image in a file that follows its path; "" without one.
 
-    >>> selection_of(Path("a.fits[SCI]")), selection_of(Path("scan.h5:images"))
+    >>> member_of(Path("a.fits[SCI]")), member_of(Path("scan.h5:images"))
     ('SCI', 'images')
     """
     return split_member(path)[1]
