@@ -1,5 +1,6 @@
 """The wheel: it builds, holds data, models and licenses, and works where it is unpacked."""
 
+import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory):
     pytest.importorskip("build", reason="the wheel is built with unmurk[dev]")
     place = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         copy(ROOT / name, place)
     copytree(ROOT / "unmurk", place / "unmurk", ignore=ignore_patterns("__pycache__"))
     command = [
@@ -58,6 +59,22 @@ def test_its_metadata_say_what_it_is_and_who_may_use_it(wheel):
     assert "Programming Language :: Python :: 3.11" in metadata.get_all("Classifier")
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert {"docs", "dev", "inception"} <= set(metadata.get_all("Provides-Extra"))
+    text = metadata.get_payload()  # what a package index shows
+    assert "Restore scientific images" in text and "unmurk learn my-captures/" in text
+    assert "](" not in text and "<!--" not in text  # no link that leads nowhere
+
+
+def test_links_of_the_description_lead_to_the_tagged_source():
+    spec = importlib.util.spec_from_file_location("unmurk_setup", ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    text = "<!-- test -->\n![a\nb](docs/a.png) [c](docs/c.md), [d](https://d.org), [e](#e)"
+    home = "https://example.org/unmurk"
+    assert setup.description(text, home, "1.2.0") == (
+        f"![a\nb]({home}/raw/v1.2.0/docs/a.png) [c]({home}/blob/v1.2.0/docs/c.md), "
+        "[d](https://d.org), [e](#e)"
+    )
+    assert setup.description(text, "", "1.2.0") == " c, [d](https://d.org), [e](#e)"
 
 
 @pytest.mark.slow
