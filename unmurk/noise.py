@@ -47,6 +47,7 @@ from torch import Tensor
 
 from .bounds import Option, Real, shown
 from .errors import InputError
+from .io.scale import Scale
 from .noise_units import GAIN, PER_CHANNEL, has_units, in_units
 from .rng import PerImageGenerator, binomial, binomial_pairs, normal
 
@@ -57,6 +58,7 @@ __all__ = [
     "PerChannel",
     "PoissonGaussian",
     "as_noise",
+    "in_scale",
     "rescaled",
 ]
 
@@ -398,6 +400,35 @@ def rescaled(noise: Noise, factor: float, shift: float) -> Noise:
         numbers = (factor * noise.gain, factor * noise.sigma, factor * noise.offset + shift)
         return PoissonGaussian(*numbers)
     raise InputError(f"noise '{noise.spec}' is neither Gaussian nor Poisson-Gaussian")
+
+
+def in_scale(noise: Noise, known: Scale, scale: Scale) -> Noise:
+    """Return the noise of measurements as it is in another scale of the same files.
+
+    Args:
+        noise: Noise in units of [0, 1] of the scale `known`; Gaussian or Poisson-Gaussian.
+        known: The scale that it belongs to.
+        scale: The other scale.
+
+    Returns:
+        The noise in units of [0, 1] of `scale`; `PerChannel` where the channels differ.
+
+    Raises:
+        InputError: The numbers of channels differ, or see `rescaled`.
+
+    >>> in_scale(Gaussian(0.1), Scale.of("uint16", (0, 4000)), Scale.of("uint16", (100, 900)))
+    Gaussian(sigma=0.5)
+    """
+    counts = {known.channels, scale.channels, len(getattr(noise, "models", ()))} - {0}
+    if len(counts) > 1:
+        several = " and ".join(map(str, sorted(counts)))
+        raise InputError(f"noise and ranges are of {several} channels")
+    models = getattr(noise, "models", (noise,) * max([1, *counts]))
+    found = []
+    for i, model in enumerate(models):
+        (black, white), (low, high) = (s.channel(i).ends.pairs[0] for s in (known, scale))
+        found.append(rescaled(model, (white - black) / (high - low), (black - low) / (high - low)))
+    return found[0] if len(set(found)) == 1 else PerChannel(tuple(found))  # type: ignore[arg-type]
 
 
 AUTO: dict[str, Literal["auto", "gaussian", "poisson-gaussian"]] = {

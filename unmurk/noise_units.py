@@ -50,7 +50,8 @@ def in_units(text: str, scale: Scale | None) -> str:
         scale: The scale of the files (`load_images(...).scale`); None: unknown.
 
     Returns:
-        The text form in units of [0, 1]; `text` itself if it has no such units.
+        The text form in units of [0, 1]; `text` itself if it has no such units. With a range for
+        each channel it is one of noise per channel.
 
     Raises:
         InputError: No scale is known, or a unit does not fit its option.
@@ -67,16 +68,24 @@ def in_units(text: str, scale: Scale | None) -> str:
             " give it in units of [0, 1], or convert it with"
             " unmurk.noise_units.in_units(text, scale)"
         )
-    if text.startswith(PER_CHANNEL):
-        models = text.removeprefix(PER_CHANNEL).split(":")
-        return PER_CHANNEL + ":".join(in_units(model, scale) for model in models)
+    several = text.startswith(PER_CHANNEL)
+    if several or scale.channels:
+        models = text.removeprefix(PER_CHANNEL).split(":") if several else [text] * scale.channels
+        if scale.channels not in (0, len(models)):
+            raise InputError(
+                f"noise '{shown(text)}' is of {len(models)} channels, and black and white are"
+                f" given for {scale.channels}"
+            )
+        return PER_CHANNEL + ":".join(in_units(m, scale.channel(i)) for i, m in enumerate(models))
+    black, white = scale.ends.pairs[0]
+    step = white - black
     form, *pieces = text.split(",")
     if not pieces:
-        return _number(_in_dn("sigma", form, 0.0) / scale.gain)
+        return _number(_in_dn("sigma", form, 0.0) / step)
     given = dict(piece.partition("=")[::2] for piece in pieces)
     if "read" in given and "sigma" not in given:
         given = {"sigma" if key == "read" else key: value for key, value in given.items()}
-    electron = _electron(given["gain"], scale) if "gain" in given else 0.0
+    electron = _electron(given["gain"], step) if "gain" in given else 0.0
     found = {}
     for key, value in given.items():
         if not UNITS.fullmatch(value):
@@ -84,14 +93,14 @@ def in_units(text: str, scale: Scale | None) -> str:
         elif key == "gain":
             found[key] = _number(electron)
         elif key == "offset":
-            found[key] = _number((_in_dn(key, value, 0.0) - scale.offset) / scale.gain)
+            found[key] = _number((_in_dn(key, value, 0.0) - black) / step)
         else:
-            found[key] = _number(_in_dn(key, value, electron * scale.gain) / scale.gain)
+            found[key] = _number(_in_dn(key, value, electron * step) / step)
     return ",".join([form, *(f"{key}={value}" for key, value in found.items())])
 
 
-def _electron(value: str, scale: Scale) -> float:
-    """Return the value of one electron in units of [0, 1]."""
+def _electron(value: str, step: float) -> float:
+    """Return the value of one electron in units of [0, 1], whose length is `step` gray levels."""
     match = UNITS.fullmatch(value)
     if match is None:
         return GAIN.parse("noise: gain", value)
@@ -99,7 +108,7 @@ def _electron(value: str, scale: Scale) -> float:
     unit = match["unit"].lower()
     if number <= 0 or unit in ("e", "e-"):
         raise InputError(f"noise: gain={value}: write electrons for each gray level, as 2.1e/dn")
-    return (number if unit in ("dn", "adu") else 1 / number) / scale.gain
+    return (number if unit in ("dn", "adu") else 1 / number) / step
 
 
 def _in_dn(key: str, value: str, electron: float) -> float:

@@ -191,5 +191,7 @@ def _shape(kind: Any) -> tuple[type, int | None, tuple[str, ...]]:
         return str, 1, tuple(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
         parts = get_args(kind)
+        if get_origin(parts[0]) is tuple:  # an option that may be repeated
+            return _shape(parts[0])
         return _bare(parts[0]), None if parts[-1] is Ellipsis else len(parts), ()
     return kind, 0 if kind is bool else 1, ()

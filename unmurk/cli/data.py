@@ -33,6 +33,7 @@ __all__ = [
     "list_skipped",
     "measured",
     "note_even",
+    "note_channels",
     "note_pages",
     "note_run",
     "place",
@@ -205,6 +206,15 @@ def note_pages(path: Path, select: "Selection | None" = None) -> None:
             note = pages.note
     except InputError:  # reported, or left out, when it is read
         return
+    if note:
+        remark(note)
+
+
+def note_channels(images: "torch.Tensor", scale: "Scale") -> None:
+    """Print which channel of images (N, C, H, W) fills far less of the range than another."""
+    from ..io.scale import channel_note
+
+    note = channel_note(images, scale)
     if note:
         remark(note)
 
@@ -481,9 +491,12 @@ def run_span(run: str | Path) -> "Span | None":
         if kept.get("range") is None:
             continue
         try:
-            black, white = map(float, kept["range"])
-            return Span(black, white, str(kept["file_type"]))
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            kind, ends = str(kept["file_type"]), list(kept["range"])
+            if not isinstance(ends[0], list):
+                return Span(float(ends[0]), float(ends[1]), kind)
+            pairs = [(float(black), float(white)) for black, white in ends]
+            return Span(tuple(b for b, _ in pairs), tuple(w for _, w in pairs), kind)
+        except (TypeError, ValueError, LookupError, OverflowError) as error:
             raise InputError(
                 f"{config} has no range of two numbers and a type: give --range BLACK WHITE"
             ) from error

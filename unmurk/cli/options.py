@@ -5,7 +5,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from ..bounds import SEED, Real, Whole, check_fields
 from ..bounds import Text as Named
@@ -29,7 +29,7 @@ __all__ = [
     "Json",
     "MaybeInt",
     "MaybePath",
-    "MaybeRange",
+    "Ranges",
     "MaybeText",
     "MaybeTile",
     "NanOption",
@@ -93,12 +93,14 @@ SkipBad = Annotated[
     bool,
     arg(help="Leave out, and list, files that cannot be read or differ in size from most."),
 ]
-MaybeRange = Annotated[
-    tuple[float, float] | None,
+Ranges = Annotated[
+    tuple[tuple[float, float], ...],
+    UseAppendAction,
     arg(
         metavar="BLACK WHITE",
         help="Numbers of black and white in the files, such as 0 4095 for a 12-bit camera; "
-        "unset: those of the run, if there is one, or of the number type (page My images).",
+        "repeated: those of each channel; unset: those of the run, if there is one, or of the "
+        "number type (page My images).",
     ),
 ]
 Axes = Annotated[

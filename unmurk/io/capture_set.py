@@ -155,9 +155,7 @@ class Captures:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the set, fit for JSON."""
-        scale = (
-            {} if self.scale is None else {"offset": self.scale.offset, "gain": self.scale.gain}
-        )
+        scale = {} if self.scale is None else self.scale.record()
         sizes = hashlib.sha256(json.dumps([p.shape for p in self.parts]).encode()).hexdigest()
         return {"images": self.text, "sizes": sizes, **scale, **self.identity}
 

@@ -155,6 +155,17 @@ class Corrected(Source):
         return self.given.fingerprint()
 
 
+def _frame_images(path: Path, scale: Scale, channels: int) -> Tensor:
+    """Read a frame in the scale of the data; frames of one channel serve all."""
+    if not scale.channels:
+        units = (scale.offset, scale.gain) == (0.0, 1.0)
+        return load_images(path, span=None if units else scale.ends._replace(dtype=None)).images
+    numbers = load_images(path, span=(0, 1)).images  # as they are in the file
+    if numbers.shape[1] == 1:
+        numbers = numbers.expand(-1, channels, -1, -1)
+    return scale.from_file(numbers.double().numpy())
+
+
 def read_frames(
     dark: Path | None,
     flat: Path | None,
@@ -186,10 +197,7 @@ def read_frames(
     for name, path in (("dark", dark), ("flat", flat)):
         if path is None:
             continue
-        span = None
-        if (scale.offset, scale.gain) != (0.0, 1.0):
-            span = (scale.offset, scale.offset + scale.gain)
-        images = load_images(path, span=span).images
+        images = _frame_images(path, scale, shape[0])
         if tuple(images.shape[2:]) != tuple(shape[1:]) or images.shape[1] not in (1, shape[0]):
             given = size_text(images.shape[1:])
             raise InputError(

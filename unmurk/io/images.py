@@ -358,9 +358,10 @@ def measured_white(span: Spans, dtype: Any, known: float | None = None) -> float
     given = span_for(span, dtype)
     if given is None:
         return known or 1.0
-    if given.black != 0 or not 0 < given.white < math.inf:
+    black, white = given.pairs[0]
+    if len(given.pairs) > 1 or black != 0 or not 0 < white < math.inf:
         raise InputError(
-            f"--range {given.black:g} {given.white:g}: these measurements are no images, and have "
-            "no black: give --range 0 WHITE with the number that an image of value 1 stands for"
+            f"{given}: these measurements are no images, and have no black: give --range 0 WHITE"
+            " once, with the number that an image of value 1 stands for"
         )
-    return float(given.white)
+    return float(white)

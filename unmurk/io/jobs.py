@@ -320,7 +320,7 @@ class Sink:
             text = f"standard deviation; {self.history}" if self.history else ""
             job = self.job
             self._std = writer_for(job.source, beside, text, True, job.select, job.merged)
-        pixels = value.double().numpy() * self.scale.gain
+        pixels = (value.double() * self.scale.step).numpy()
         self._std.write(np.moveaxis(narrowed(pixels, "float32"), 0, -1))
 
     def _array(self, name: str, value: Tensor) -> NpyWriter:

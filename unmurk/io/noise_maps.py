@@ -49,6 +49,7 @@ from .capture_set import Captures
 from .captures import as_captures, open_captures
 from .crops import Crops
 from .formats.registry import split_member
+from .scale import Ends, along_channels
 
 __all__ = [
     "MapKind",
@@ -80,7 +81,7 @@ class NoiseMaps:
     Attributes:
         maps: The maps, one for each image, or one for all of them.
         kind: What the maps hold; see the module.
-        gain: Numbers of the files for each unit of intensity.
+        gain: Numbers of the files for each unit of intensity, or one for each channel.
         sigma: Standard deviation at the mean weight, for weights.
         level: The level s of the whole set.
         mean: Mean of the weights; 1 for other kinds.
@@ -99,7 +100,7 @@ class NoiseMaps:
 
     maps: Captures
     kind: MapKind = "std"
-    gain: float = 1.0
+    gain: Ends = 1.0
     sigma: float = 0.0
     level: float = 1.0
     mean: float = 1.0
@@ -136,20 +137,20 @@ class NoiseMaps:
         values = self.maps.region(position, *place).double()
         known = values.isfinite() & (values > 0)
         values = torch.where(known, values, 1.0)
+        step = torch.from_numpy(along_channels(self.gain))
         if self.kind == "std":
-            found = values / self.gain
+            found = values / step
         elif self.kind == "variance":
-            found = values.sqrt() / self.gain
+            found = values.sqrt() / step
         elif self.kind == "ivar":
-            found = values.rsqrt() / self.gain
+            found = values.rsqrt() / step
         else:
             found = self.sigma * (self.mean / values).sqrt()
         found = self.factor * found
         if self.flat is not None:
             row, column, height, width = place
-            flat = self.flat[..., row : row + height, column : column + width]
-            found, known = found / flat.double(), known.expand(max(len(known), len(flat)), -1, -1)
-        return torch.where(known, found, math.inf).float()
+            found = found / self.flat[..., row : row + height, column : column + width].double()
+        return torch.where(known.expand_as(found), found, math.inf).float()
 
     def scaled(self, factor: float) -> "NoiseMaps":
         """Return the maps with all standard deviations multiplied by a factor.
@@ -288,7 +289,7 @@ def as_noise_maps(
     data: Any,
     kind: MapKind = "std",
     *,
-    gain: float = 1.0,
+    gain: Ends = 1.0,
     sigma: float = 0.0,
     skip_bad: bool = False,
 ) -> NoiseMaps:
@@ -298,7 +299,7 @@ def as_noise_maps(
         data: Maps (N, 1 or C, H, W), a list of maps (C, H, W) of any sizes, `Captures` or
             `NoiseMaps`.
         kind: What they hold: std, variance, ivar or weights.
-        gain: Numbers of the maps for each unit of intensity.
+        gain: Numbers of the maps for each unit of intensity, or one for each channel.
         sigma: Standard deviation of the noise at the mean weight, for weights.
         skip_bad: Whether images are left out whose maps have no usable number.
 
@@ -385,7 +386,7 @@ def _sums(maps: Captures, position: int) -> tuple[float, int]:
 def read_noise_maps(
     text: str,
     *,
-    gain: float = 1.0,
+    gain: Ends = 1.0,
     sigma: float = 0.0,
     scratch: Path | None = None,
     select: Selection = ALL,
@@ -420,7 +421,7 @@ def read_noise_maps(
 def maps_for(
     given: Any,
     problem: Problem,
-    gain: float = 1.0,
+    gain: Ends = 1.0,
     select: Selection = ALL,
     skip_bad: bool = False,
 ) -> NoiseMaps:

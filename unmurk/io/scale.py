@@ -16,7 +16,8 @@ and maximum of a file or a set:
 - If the numbers of a set have more than 8 bits and all stay below 1/8 of the range of their type,
   they come from a camera with fewer bits: the smallest of 10, 12 and 14 bits that holds the whole
   set is used (`Extent`).
-- Numbers of black and white given by the user (`Span`) take precedence over all of these.
+- Numbers of black and white given by the user (`Span`) take precedence over all of these. They may
+  be others for each channel; then so are offset and gain.
 
 Integers are rounded and clipped to the range of their type, or of the bits found. float32 keeps 24
 significant bits: integers below 2^24 are restored exactly, and so are both ends of every type.
@@ -24,7 +25,8 @@ significant bits: integers below 2^24 are restored exactly, and so are both ends
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,13 +36,17 @@ from torch import Tensor
 from ..errors import InputError
 
 __all__ = [
+    "Ends",
     "Extent",
     "Scale",
     "Span",
     "Spans",
+    "along_channels",
+    "channel_note",
     "check_units",
     "finite",
     "joined",
+    "listed",
     "narrowed",
     "span_for",
 ]
@@ -52,25 +58,54 @@ LEAST = 0.05  # the same in intensities, if the noise is weaker
 WIDEST = 2.0  # the same for all but two thousandths of the numbers, beside the noise
 
 
+Ends = float | tuple[float, ...]
+"""A number for all channels, or one for each."""
+
+
 class Span(NamedTuple):
     """The numbers of black and of white in files.
 
     Attributes:
-        black: The number that becomes 0.
-        white: The number that becomes 1.
+        black: The number that becomes 0, or one for each channel.
+        white: The number that becomes 1, or one for each channel.
         dtype: The number type that the span applies to; None: every type.
 
     >>> Span(0, 4095, "uint16")  # a camera of 12 bits
     Span(black=0, white=4095, dtype='uint16')
     """
 
-    black: float
-    white: float
+    black: Ends
+    white: Ends
     dtype: str | None = None
 
+    @property
+    def channels(self) -> int:
+        """The number of channels that have numbers of their own; 0: all have the same."""
+        return len(self.black) if isinstance(self.black, tuple) else 0
 
-Spans = tuple[float, float] | Span | Sequence[Span] | None
-"""A span for all files, or one for each number type; None: no span is known."""
+    @property
+    def pairs(self) -> list[tuple[float, float]]:
+        """Black and white: one pair for all channels, or one for each.
+
+        >>> Span((0, 100), (4095, 900)).pairs
+        [(0, 4095), (100, 900)]
+        """
+        if isinstance(self.black, tuple) and isinstance(self.white, tuple):
+            return list(zip(self.black, self.white, strict=True))
+        return [(self.black, self.white)]  # type: ignore[list-item]
+
+    def __str__(self) -> str:
+        """The option of a command that gives these numbers.
+
+        >>> str(Span((0, 100), (4095, 900)))
+        '--range 0 4095 --range 100 900'
+        """
+        return " ".join(f"--range {black:g} {white:g}" for black, white in self.pairs)
+
+
+Spans = tuple[float, float] | Span | Sequence[Span] | Sequence[tuple[float, float]] | None
+"""A span for all files, one `Span` for each number type, or pairs of numbers, one for each
+channel; None: no span is known."""
 
 
 def span_for(spans: Spans, dtype: Any) -> Span | None:
@@ -78,13 +113,49 @@ def span_for(spans: Spans, dtype: Any) -> Span | None:
 
     >>> span_for((0, 4095), "uint16")
     Span(black=0, white=4095, dtype=None)
+    >>> span_for([(0, 4095), (100, 900)], "uint16")  # two channels
+    Span(black=(0, 100), white=(4095, 900), dtype=None)
+    """
+    name = np.dtype(dtype).name
+    return next((span for span in listed(spans) if span.dtype in (None, name)), None)
+
+
+def listed(spans: Spans) -> list[Span]:
+    """Return spans as a list with one for each number type.
+
+    Args:
+        spans: Spans, also as JSON keeps them, with lists in place of tuples.
+
+    Raises:
+        InputError: They are none.
+
+    >>> listed([(0, 4095), (100, 900)])
+    [Span(black=(0, 100), white=(4095, 900), dtype=None)]
     """
     if not spans:
-        return None
-    several = isinstance(spans[0], tuple | list)
-    listed = [Span(*span) for span in (spans if several else (spans,))]  # type: ignore[misc]
-    name = np.dtype(dtype).name
-    return next((span for span in listed if span.dtype in (None, name)), None)
+        return []
+    several = not isinstance(spans, Span) and isinstance(spans[0], tuple | list)
+    found = [_span(span) for span in (spans if several else (spans,))]
+    if len(found) > 1 and all(span.dtype is None and not span.channels for span in found):
+        pairs = [span.pairs[0] for span in found]
+        found = [Span(tuple(black for black, _ in pairs), tuple(white for _, white in pairs))]
+    return found
+
+
+def _span(given: Any) -> Span:
+    """Return a span from a sequence; JSON keeps tuples as lists."""
+    parts: list[Any] = [tuple(part) if isinstance(part, list) else part for part in given]
+    black, white, dtype = (parts + [None] * 3)[:3]
+    ends = [end if isinstance(end, tuple) else (end,) for end in (black, white)]
+    numbers = all(isinstance(number, Real) for end in ends for number in end)
+    if (
+        len(parts) > 3
+        or len(ends[0]) != len(ends[1])
+        or not numbers
+        or not isinstance(dtype, str | None)
+    ):
+        raise InputError(f"a range is a pair of numbers, black and white, not {given}")
+    return Span(black, white, dtype)
 
 
 def joined(spans: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
@@ -96,13 +167,23 @@ def joined(spans: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
     return (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else None
 
 
+def along_channels(ends: Ends) -> np.ndarray:
+    """Return numbers with the axes of an image: (), or (C, 1, 1); float64.
+
+    >>> along_channels((0, 100)).shape, along_channels(7).shape
+    ((2, 1, 1), ())
+    """
+    found = np.asarray(ends, np.float64)
+    return found[:, None, None] if found.ndim else found
+
+
 @dataclass(frozen=True)
 class Scale:
     """The map between numbers of a file and images, and the kind of file.
 
     Attributes:
-        offset: File value of image value 0.
-        gain: File value of image value 1, minus the offset.
+        offset: File value of image value 0, or one for each channel.
+        gain: File value of image value 1, minus the offset, or one for each channel.
         dtype: Name of the file's number type.
         format: "png", "tif", "npy", "npz" or "idx".
         layout: Axes of an array file: "HW", "HWC", "NHW", "NHWC" or "NCHW".
@@ -114,10 +195,13 @@ class Scale:
     1.0
     >>> int(scale.to_file(torch.tensor([[0.5]]))[0, 0])
     2048
+    >>> scale = Scale.of("uint16", [(0, 4095), (100, 900)])  # two channels
+    >>> scale.from_file(np.array([[[4095]], [[500]]], np.uint16)).flatten().tolist()
+    [1.0, 0.5]
     """
 
-    offset: float = 0.0
-    gain: float = 1.0
+    offset: Ends = 0.0
+    gain: Ends = 1.0
     dtype: str = "float32"
     format: str = "npy"
     layout: str = "NCHW"
@@ -139,10 +223,19 @@ class Scale:
         kind = np.dtype(dtype)
         span = span_for(spans, kind)
         if span is not None:
-            black, white, _ = span
-            if not -math.inf < black < white < math.inf or not math.isfinite(white - black):
-                raise InputError(f"black is {black:g}, white {white:g}: white must be above black")
-            return cls(float(black), float(white - black), kind.name)
+            pairs = span.pairs
+            for black, white in pairs:
+                if not -math.inf < black < white < math.inf or not math.isfinite(white - black):
+                    raise InputError(
+                        f"black is {black:g}, white {white:g}: white must be above black"
+                    )
+            if len(set(pairs)) == 1 and len(pairs) > 1:  # channels alike
+                pairs = pairs[:1]
+            offset = tuple(float(black) for black, _ in pairs)
+            gain = tuple(float(white - black) for black, white in pairs)
+            if len(pairs) == 1:
+                return cls(offset[0], gain[0], kind.name)
+            return cls(offset, gain, kind.name)
         if kind.kind in "fb":
             return cls(dtype=kind.name)
         if bits:
@@ -157,30 +250,91 @@ class Scale:
         plain = 255.0 if self.dtype == "uint8" else ends
         if not self.offset and self.gain == plain:
             return None
-        return Span(self.offset, self.offset + self.gain, self.dtype)
+        return self.ends
+
+    @property
+    def ends(self) -> Span:
+        """The numbers of black and white, also where they follow from the type.
+
+        >>> Scale.of("uint8").ends
+        Span(black=0.0, white=255.0, dtype='uint8')
+        """
+        if isinstance(self.offset, tuple) and isinstance(self.gain, tuple):
+            whites = (black + gain for black, gain in zip(self.offset, self.gain, strict=True))
+            return Span(self.offset, tuple(whites), self.dtype)
+        return Span(self.offset, self.offset + self.gain, self.dtype)  # type: ignore[operator]
+
+    @property
+    def channels(self) -> int:
+        """The number of channels that have numbers of their own; 0: all have the same."""
+        return len(self.gain) if isinstance(self.gain, tuple) else 0
+
+    def channel(self, index: int) -> "Scale":
+        """Return the scale of one channel.
+
+        >>> Scale.of("uint16", [(0, 4095), (100, 900)]).channel(1).ends.white
+        900.0
+        """
+        if isinstance(self.offset, tuple) and isinstance(self.gain, tuple):
+            return replace(self, offset=self.offset[index], gain=self.gain[index])
+        return self
+
+    @property
+    def step(self) -> Tensor:
+        """File values for each unit of intensity, float64 of shape () or (C, 1, 1).
+
+        A standard deviation times this is one in numbers of the file.
+        """
+        return torch.from_numpy(along_channels(self.gain))
+
+    def _check_channels(self, shape: Sequence[int]) -> None:
+        """Raise InputError for images (..., C, H, W) of another number of channels."""
+        if self.channels and (len(shape) < 3 or shape[-3] != self.channels):
+            count = shape[-3] if len(shape) >= 3 else 1
+            raise InputError(
+                f"black and white are given for {self.channels} channels, and these images have"
+                f" {count}: give {self.ends.pairs[0][0]:g} and {self.ends.pairs[0][1]:g} alone for"
+                f" all channels, or --range BLACK WHITE {count} times"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Return offset and gain, fit for JSON.
+
+        >>> Scale.of("uint16", (0, 4095)).record()
+        {'offset': 0.0, 'gain': 4095.0}
+        """
+        kept = {"offset": self.offset, "gain": self.gain}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
     def from_file(self, values: np.ndarray) -> Tensor:
-        """Convert file values to images, float32.
+        """Convert file values to images, float32, of the same shape.
+
+        Values have the shape (..., H, W), and (..., C, H, W) if the channels have numbers of
+        their own.
 
         Numbers that are not finite stay so, and those beyond float32 become infinite; readers
         refuse both beforehand, with `finite`.
 
         Raises:
-            InputError: The range is so small that numbers become too large for float32.
+            InputError: The range is so small that numbers become too large for float32, or the
+                scale is one of another number of channels.
         """
-        if values.dtype.itemsize <= 2 and values.dtype.kind == "u" and not self.offset:
+        self._check_channels(values.shape)
+        small = values.dtype.itemsize <= 2 and values.dtype.kind == "u"
+        if small and not self.offset and not isinstance(self.gain, tuple):
             images = torch.from_numpy(np.array(values, np.float32, order="C"))
             return images.div_(self.gain)
         if values.dtype.kind == "f" and (self.offset, self.gain) == (0.0, 1.0):
             with np.errstate(over="ignore"):
                 return torch.from_numpy(np.array(values, np.float32, order="C"))
         with np.errstate(over="ignore"):
-            scaled = (values.astype(np.float64) - self.offset) / self.gain
+            scaled = values.astype(np.float64) - along_channels(self.offset)
+            scaled /= along_channels(self.gain)
             found = np.ascontiguousarray(scaled, np.float32)
         if (~np.isfinite(found) & finite(values)).any():
             raise InputError(
-                f"a range from {self.offset:g} to {self.offset + self.gain:g} makes images of "
-                "numbers that float32 cannot hold: give one that the numbers fill, with --range"
+                f"{self.ends} makes images of numbers that float32 cannot hold: give a range that"
+                " the numbers fill"
             )
         return torch.from_numpy(found)
 
@@ -199,13 +353,15 @@ class Scale:
         if np.dtype(self.dtype).kind == "f":
             return 0.0
         low, high = self.limits()
-        values = images.double() * self.gain + self.offset
+        self._check_channels(images.shape)
+        values = images.double() * self.step + torch.from_numpy(along_channels(self.offset))
         return float(((values < low - 0.5) | (values > high + 0.5)).double().mean())
 
     def to_file(self, images: Tensor) -> np.ndarray:
         """Convert images (..., H, W) to file values: scaled, rounded, and clipped to `limits`."""
-        values = images.detach().cpu().double().numpy() * self.gain
-        values += self.offset
+        self._check_channels(images.shape)
+        values = images.detach().cpu().double().numpy() * along_channels(self.gain)
+        values += along_channels(self.offset)
         kind = np.dtype(self.dtype)
         if kind.kind == "f":
             return narrowed(values, kind)
@@ -338,6 +494,11 @@ def check_units(what: Any, images: Tensor, sigma: float, scale: Scale | None = N
         ...
     unmurk.errors.InputError: a.tif has the median 9000, far from black at 0 and white at 1: ...
     """
+    if scale is not None and scale.channels:
+        for index in range(scale.channels):
+            part = images[:, index : index + 1]
+            check_units(f"channel {index} of {what}", part, sigma, scale.channel(index))
+        return
     finite = images[images.isfinite()].double()
     if not finite.numel():
         return
@@ -347,12 +508,13 @@ def check_units(what: Any, images: Tensor, sigma: float, scale: Scale | None = N
     if -reach <= median <= 1 + reach and -WIDEST - reach <= low and high <= 1 + WIDEST + reach:
         return
     if scale is not None and (scale.gain != 1 or not scale.dtype.startswith("float")):
-        ends = [scale.offset + scale.gain * float(n) for n in (finite.min(), finite.max())]
-        black, white = _guess(ends[0], ends[1])
+        first, last = scale.ends.pairs[0]
+        numbers = [first + (last - first) * float(n) for n in (finite.min(), finite.max(), median)]
+        black, white = _guess(numbers[0], numbers[1])
         raise InputError(
-            f"{what} has the median {scale.offset + scale.gain * median:.4g}, far from black at"
-            f" {scale.offset:g} and white at {scale.offset + scale.gain:g}: give the numbers of"
-            f" black and white in the files, such as --range {black:g} {white:g}"
+            f"{what} has the median {numbers[2]:.4g}, far from black at {first:g} and white at"
+            f" {last:g}: give the numbers of black and white in the files, such as"
+            f" --range {black:g} {white:g}"
         )
     black, white = _guess(float(finite.min()), float(finite.max()))
     inside = -reach <= median <= 1 + reach
@@ -362,6 +524,46 @@ def check_units(what: Any, images: Tensor, sigma: float, scale: Scale | None = N
         " white 1: "
         f"give the numbers of black and white in the files, such as --range {black:g} {white:g}"
     )
+
+
+def channel_note(images: Tensor, scale: Scale) -> str:
+    """Return a remark if a channel fills far less of the range than another; else an empty text.
+
+    Args:
+        images: Images (N, C, H, W); a part of the set is enough.
+        scale: The scale that they were read with.
+
+    >>> x = torch.tensor([0.4, 0.02]).reshape(1, 2, 1, 1)
+    >>> channel_note(x, Scale.of("uint16"))
+    'channel 1 fills 5 % of what channel 0 fills: --range 0 32767 --range 0 2047 fits both'
+    """
+    if images.ndim != 4 or images.shape[1] < 2 or scale.channels:
+        return ""
+    tops = []
+    for channel in images.transpose(0, 1):
+        values = channel[channel.isfinite()].double()
+        if not values.numel():
+            return ""
+        tops.append(_thousandths(values)[1])
+    low, high = (tops.index(end(tops)) for end in (min, max))
+    if tops[high] <= 0 or tops[low] * FULL > tops[high]:
+        return ""
+    black, white = scale.ends.pairs[0]
+    whites = [_round_white(black, (white - black) * top, scale.dtype) for top in tops]
+    ranges = Span((black,) * len(whites), tuple(whites))
+    share = max(0.0, 100 * tops[low] / tops[high])
+    return (
+        f"channel {low} fills {share:.2g} % of what channel {high} fills: {ranges} fits"
+        f" {'both' if len(whites) == 2 else 'each'}"
+    )
+
+
+def _round_white(black: float, width: float, dtype: str) -> float:
+    """Suggest a number of white above black and a width: of full bits, or of one digit."""
+    if np.dtype(dtype).kind in "iu":
+        return black + 2.0 ** max(1, math.ceil(width)).bit_length() - 1
+    digit = 10.0 ** math.floor(math.log10(max(width, 1e-6)))
+    return black + math.ceil(max(width, 1e-6) / digit) * digit
 
 
 def _thousandths(values: Tensor) -> tuple[float, float]:

@@ -238,7 +238,8 @@ class _Sink:
     def write(self, first: int, found: dict[str, Tensor]) -> None:
         """Write results from image `first` on: "images" (B, C, H, W), arrays (.., B, C, H, W)."""
         for name, path in self.beside.items():
-            value = found[name].double().numpy() * (self.data.scale.gain if name == STD else 1.0)
+            wide = found[name].double()
+            value = (wide * self.data.scale.step if name == STD else wide).numpy()
             if name not in self._arrays:
                 shape = (*value.shape[:-4], len(self.data), *value.shape[-3:])
                 self._arrays[name] = NpyWriter(path, shape)

@@ -188,9 +188,9 @@ class Array(Source):
         for part in np.array_split(places, max(1, len(places) // 16)):
             numbers = part if self.kept is None else self.kept[part]
             digest.update(np.ascontiguousarray(self.raw(numbers.tolist())).tobytes())
-        kind = {"dtype": self.array.dtype.name, "offset": self.scale.offset}
+        kind = {"dtype": self.array.dtype.name, **self.scale.record()}
         sample = {"sha256": digest.hexdigest(), "of": f"{len(places)} images, evenly spread"}
-        return {"shape": list(self.shape), **kind, "gain": self.scale.gain, **sample}
+        return {"shape": list(self.shape), **kind, **sample}
 
 
 def _file_of(array: np.ndarray) -> tuple[Path, int] | None:
@@ -320,10 +320,9 @@ class PictureFolder(Source):
         if self.select.to_dict():
             stats.append(self.select.to_dict())
         digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-        scale = {"offset": self.scale.offset, "gain": self.scale.gain}
         return {
             "shape": list(self.shape),
-            **scale,
+            **self.scale.record(),
             "sha256": digest,
             "of": "names, sizes and times",
         }
@@ -358,13 +357,13 @@ class Measured(Source):
     def __init__(self, path: str | Path, span: Spans = None) -> None:
         self.found = Kspace(path)
         self.shape = self.found.shape
-        self.scale = Scale(gain=measured_white(span, "float32", self.found.white))
+        self.white = measured_white(span, "float32", self.found.white)
+        self.scale = Scale(gain=self.white)
         self.note = self.found.note if span is None else ""
 
     def read(self, indices: list[int]) -> Tensor:
         """See `Source`."""
-        assert self.scale is not None
-        return torch.from_numpy(self.found.read(indices)).div_(self.scale.gain)
+        return torch.from_numpy(self.found.read(indices)).div_(self.white)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the shape, and the size and time of change of the file."""

@@ -482,18 +482,19 @@ def scale_record(data: Any, y: Tensor | Source) -> dict[str, Any]:
     found: dict[str, Any] = {"file_type": scale.dtype, "file_format": scale.format}
     if scale.span is None:
         return found
-    return found | {"range": [scale.span.black, scale.span.white]}
+    pairs = [list(pair) for pair in scale.span.pairs]
+    return found | {"range": pairs if scale.channels else pairs[0]}
 
 
-def file_ends(data: Any, y: Tensor | Source) -> tuple[float, float] | None:
+def file_ends(data: Any, y: Tensor | Source) -> Spans:
     """Return the numbers of black and white of files, for files of any type that belong to them.
 
     >>> data = ImageSet(torch.rand(2, 1, 8, 8), ["a", "b"], Scale.of("uint16", (0, 4095)))
     >>> file_ends(data, data.images)
-    (0.0, 4095.0)
+    Span(black=0.0, white=4095.0, dtype=None)
     """
     span = file_span(data, y)
-    return None if span is None else (span.black, span.white)
+    return None if span is None else span._replace(dtype=None)
 
 
 def file_span(data: Any, y: Tensor | Source) -> Any:

@@ -117,7 +117,7 @@ def _pictures(data: Path, out: Path, span: "Spans") -> list[Example]:
         beside = job.beside(STD)
         stds: Sequence[Tensor | None] = [None] * few
         if beside.is_file():
-            stds = list(read_images(beside, limit=few).images / y.scale.gain)
+            stds = list(read_images(beside, limit=few).images / y.scale.step.float())
         for page, (one, restored, std) in enumerate(zip(y.images, x, stds, strict=True)):
             label = job.file.name if job.pages == 1 else f"{job.file.name}, page {page}"
             found.append(Example(label, job.number + page, one, restored, std))
@@ -129,7 +129,7 @@ def _arrays(data: Path, result: Mapping[str, Any], span: "Spans") -> list[Exampl
     x = read_images(str(result["out"]), limit=IMAGES, span=span).images
     stds: Sequence[Tensor | None] = [None] * len(x)
     if result.get(STD):
-        stds = list(read_images(str(result[STD]), limit=IMAGES).images / y.scale.gain)
+        stds = list(read_images(str(result[STD]), limit=IMAGES).images / y.scale.step.float())
     return [
         Example(f"image {number}", number, one, restored, std)
         for number, one, restored, std in zip(y.numbers, y.images, x, stds, strict=False)

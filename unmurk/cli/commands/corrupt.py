@@ -17,7 +17,7 @@ from ..options import (
     Clean,
     Command,
     Json,
-    MaybeRange,
+    Ranges,
     Seed,
     SkipBad,
     Text,
@@ -48,7 +48,7 @@ class Corrupt(Command):
     noise: Text = "0"
     """Standard deviation of the noise to add, in units where the image range is 1; or
     poisson,gain=0.01 or poisson-gaussian,gain=0.01,sigma=0.02 (see the page Noise)."""
-    range: MaybeRange = None
+    range: Ranges = ()
     axes: Axes = None
     channel: Channel = ()
     seed: Seed = 0

@@ -12,7 +12,7 @@ from ...errors import InputError, size_text
 from ...io.formats.readers import is_folder
 from ...progress import each
 from ..data import images_of, place, selection_of
-from ..options import FILES, Axes, Channel, Command, Json, MaybePath, MaybeRange
+from ..options import FILES, Axes, Channel, Command, Json, MaybePath, Ranges
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class Evaluate(Command):
     """Posterior samples (S, N, C, H, W) in a .npy file, for coverage and spread."""
     level: Annotated[float, Real(0.001, 0.999)] = 0.9
     """Level of the intervals whose coverage is measured, a number from 0.001 to 0.999."""
-    range: MaybeRange = None
+    range: Ranges = ()
     axes: Axes = None
     channel: Channel = ()
     json: Json = False
@@ -130,12 +130,10 @@ def _in_one_scale(
     floats are used as they are. The axes concern the clean images; the channels also restored ones
     that have more of them.
     """
-    from ...io.scale import Span
-
     truth = images_of(reference, span=span, select=select)
     scale = truth.scale
     full = scale.dtype[0] in "iu"
-    known = Span(scale.offset, scale.offset + scale.gain, scale.dtype) if full else None
+    known = scale.ends if full else None
     own = replace(select, axes="", lenient=True, more=True)
     found = images_of(restored, span=span or known, select=own)
     return found.images, truth.images

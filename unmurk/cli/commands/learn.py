@@ -14,6 +14,7 @@ from ..data import (
     captures_of,
     list_skipped,
     measured,
+    note_channels,
     note_even,
     problem_of,
     run_frames,
@@ -32,10 +33,10 @@ from ..options import (
     Json,
     MaybeInt,
     MaybePath,
-    MaybeRange,
     NanOption,
     NoiseMaps,
     Options,
+    Ranges,
     Repeats,
     Seed,
     SkipBad,
@@ -112,7 +113,7 @@ class Learn(Command):
     file as for DATA."""
     simulate: bool = False
     """DATA are clean: corrupt them first with the operator and the noise (for development)."""
-    range: MaybeRange = None
+    range: Ranges = ()
     axes: Axes = None
     channel: Channel = ()
     dark: Dark = None
@@ -170,6 +171,9 @@ class Learn(Command):
                 lambda: data.scale,
                 check=self.noise_maps is not None,
             )
+            if problem.operator.pictorial:
+                few = _sample(data)
+                note_channels(few.images, few.scale)
             maps, _ = given_maps(
                 self,
                 problem,

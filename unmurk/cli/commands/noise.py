@@ -16,6 +16,7 @@ from ..data import (
     hide_missing,
     list_skipped,
     measured,
+    note_channels,
     run_frames,
     selection_of,
     warn_of_noise,
@@ -33,9 +34,9 @@ from ..options import (
     Json,
     MaybeInt,
     MaybePath,
-    MaybeRange,
     NanOption,
     NoiseMaps,
+    Ranges,
     SkipBad,
 )
 
@@ -80,7 +81,7 @@ class Noise(Command):
     """Number of consecutive images that show one scene, a whole number from 2 to 10000: the noise
     is also measured from their differences, whatever the scene holds."""
     noise_maps: NoiseMaps = None
-    range: MaybeRange = None
+    range: Ranges = ()
     axes: Axes = None
     channel: Channel = ()
     dark: Dark = None
@@ -113,6 +114,7 @@ class Noise(Command):
         check_maps(self)
         y, scale, count, sample = self._measurements()
         check_floats(lambda: y, scale)
+        note_channels(y, scale)
         over = {} if self.noise_maps is None else _over_maps(self, sample, scale)
         filled, operator = hide_missing(y, "identity")
         choice = choose_noise(filled, operator)
@@ -126,7 +128,7 @@ class Noise(Command):
             values = finite_values(y[:, i])
             marks = values[:: max(1, len(values) // 1_000_000)].double().quantile(marks)
             panels.append(panel)
-            channels.append(_describe(panel, model, reason, marks, scale))
+            channels.append(_describe(panel, model, reason, marks, scale.channel(i)))
         names = {f"channel {i}": channel for i, channel in enumerate(channels)}
         result: dict[str, Any] = {"images": count, "noise": choice.noise.spec}
         result |= names if len(channels) > 1 else channels[0]
@@ -158,8 +160,10 @@ class Noise(Command):
         ):
             value = getattr(self, name)
             if value != getattr(type(self), name):
-                words = value if isinstance(value, tuple) else (value,)
-                found += [f"--{name.replace('_', '-')}", *(_word(word) for word in words)]
+                several = value if name == "range" else (value,)
+                for one in several:
+                    words = one if isinstance(one, tuple) else (one,)
+                    found += [f"--{name.replace('_', '-')}", *(_word(word) for word in words)]
         return found
 
     def _measurements(self) -> "tuple[torch.Tensor, Scale, int, Sample]":
@@ -312,7 +316,7 @@ def _describe(
             found |= _with_error("sigma", model.sigma, error[1] / (2 * model.sigma))
         else:
             found |= _with_error("offset", model.offset, error[1] / model.gain)
-    if scale.gain != 1:
+    if scale.gain != 1.0:
         found["in gray levels"] = _in_levels(model, scale)
     if panel.temporal is None:
         return found
@@ -349,14 +353,15 @@ def _levels(value: float) -> str:
 
 
 def _in_levels(model: Any, scale: "Scale") -> str:
-    """Return the numbers of a model in gray levels of the files."""
-    parts = []
+    """Return the numbers of a model in gray levels of the files; the scale is of one channel."""
+    black, white = scale.ends.pairs[0]
+    step, parts = white - black, []
     if getattr(model, "gain", 0):
-        parts.append(f"gain {1 / (model.gain * scale.gain):.3g} e/dn")
+        parts.append(f"gain {1 / (model.gain * step):.3g} e/dn")
     if model.sigma:
-        parts.append(f"sigma {_levels(model.sigma * scale.gain)} dn")
+        parts.append(f"sigma {_levels(model.sigma * step)} dn")
     if getattr(model, "offset", 0):
-        parts.append(f"offset {_levels(model.offset * scale.gain + scale.offset)} dn")
+        parts.append(f"offset {_levels(model.offset * step + black)} dn")
     return ", ".join(parts)
 
 

@@ -20,11 +20,11 @@ from ..options import (
     Flat,
     HotPixels,
     Json,
-    MaybeRange,
     MaybeText,
     MaybeTile,
     NanOption,
     NoiseMaps,
+    Ranges,
     Repeats,
     Seed,
     SkipBad,
@@ -79,7 +79,7 @@ class Restore(Command):
     repeats: Repeats = 1
     tile: MaybeTile = None
     batch: Batch = None
-    range: MaybeRange = None
+    range: Ranges = ()
     axes: Axes = None
     channel: Channel = ()
     dark: Dark = None
@@ -104,7 +104,7 @@ class Restore(Command):
                 sample_images(self, read),
                 sample_scale(self),
                 mapped=self.noise_maps is not None,
-                ranged=self.range is not None,
+                ranged=bool(self.range),
             )
             frames = read()
             flat = None if is_even(self.prior) else frames.sensitivity

@@ -252,7 +252,7 @@ def spans_of(
         sigma: Standard deviation of the noise; None: it is not known.
         select: Their axes and channels.
     """
-    from ...io.scale import Scale
+    from ...io.scale import Scale, listed
     from ...io.survey import survey
 
     extents = survey(files, known, sigma, select).values()
@@ -260,7 +260,7 @@ def spans_of(
         if sigma is not None and extent.note:
             remark(f"{data}: {extent.note}")
     found = [Scale.of(e.dtype, e.span, e.bits).span for e in extents if e.bits or e.span]
-    return [list(span) for span in ([known] if known else []) + found if span is not None]
+    return [list(span) for span in [*listed(known), *found] if span is not None]
 
 
 def recorded(
@@ -495,7 +495,7 @@ def trained_problem(
 def _in_range_of_files(run: str, noise: float | str, scale: "Scale") -> str:
     """Convert the noise of a run to the range of files, where that is not the run's own."""
     from ...io.scale import Scale
-    from ...noise import as_noise, rescaled
+    from ...noise import as_noise, in_scale
 
     span = run_span(run)
     if span is None or span.dtype != scale.dtype:  # other numbers: no gray levels in common
@@ -503,11 +503,13 @@ def _in_range_of_files(run: str, noise: float | str, scale: "Scale") -> str:
     known = Scale.of(scale.dtype, span)
     if (known.offset, known.gain) == (scale.offset, scale.gain):
         return str(noise)
-    shift = (known.offset - scale.offset) / scale.gain
-    found = rescaled(as_noise(noise), known.gain / scale.gain, shift).spec
+    try:
+        found = in_scale(as_noise(noise), known, scale).spec
+    except InputError as error:
+        raise InputError(f"the noise of '{run}' is {noise}: {error}: give --noise") from error
     remark(
-        f"'{run}' learned with --range {span.black:g} {span.white:g}: its noise {noise} is {found}"
-        " in this range, and its images had another brightness"
+        f"'{run}' learned with {span}: its noise {noise} is {found} in this range, and its images"
+        " had another brightness"
     )
     return found
 

@@ -21,11 +21,11 @@ from ..options import (
     HotPixels,
     Json,
     MaybeInt,
-    MaybeRange,
     MaybeTile,
     NanOption,
     NoiseMaps,
     Options,
+    Ranges,
     Repeats,
     Seed,
     SkipBad,
@@ -91,7 +91,7 @@ class Solve(Command):
     repeats: Repeats = 1
     tile: MaybeTile = None
     batch: Batch = None
-    range: MaybeRange = None
+    range: Ranges = ()
     axes: Axes = None
     channel: Channel = ()
     dark: Dark = None
