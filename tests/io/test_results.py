@@ -18,6 +18,7 @@ from unmurk.io import formats
 from unmurk.io.axes import Selection
 from unmurk.io.formats import registry
 from unmurk.io.formats.writing import TiffWriter
+from unmurk.io.images import load_images
 from unmurk.io.job_list import jobs_of, scene_jobs
 from unmurk.io.jobs import process
 from unmurk.io.streams import NpyWriter
@@ -70,6 +71,7 @@ def ome(path: Path) -> np.ndarray:
 def imagej(path: Path) -> np.ndarray:
     data = rng.integers(0, 4095, (2, 3, 12, 16)).astype("uint16")
     about = {"axes": "ZCYX", "spacing": 0.5, "unit": "um", "min": 3.0, "max": 99.0}
+    about |= {"Ranges": (3.0, 99.0, 5.0, 80.0, 1.0, 9.0), "Info": "a stain"}
     tifffile.imwrite(path, data, imagej=True, resolution=(5, 10 / 3), metadata=about)
     return data
 
@@ -97,9 +99,50 @@ def test_finer_pixels_and_floats_beside(make, tmp_path):
         assert found.series[0].axes == "ZCYX" and found.series[0].dtype == np.float32
         np.testing.assert_allclose(found.asarray()[..., ::2, ::2], data / 4, rtol=1e-6)
         assert "max=" not in found.pages[0].description
+        about = found.imagej_metadata or {}  # no limits of a display of other numbers
+        assert "Ranges" not in about and about.get("Info") == ("a stain" if about else None)
+    if make is imagej:
+        with tifffile.TiffFile(tmp_path / "out" / "a.tif") as found:
+            assert found.imagej_metadata["Ranges"] == (3.0, 99.0, 5.0, 80.0, 1.0, 9.0)
     for name in ("a.tif", "a-std.tif"):
         assert pixel_size(tmp_path / "out" / name) == pytest.approx((0.15, 0.1))
     assert pixel_size(tmp_path / "a.tif") == pytest.approx((0.3, 0.2))
+
+
+def pyramid(path: Path, planar: bool = False) -> np.ndarray:
+    """An OME-TIFF with two smaller copies of each page, in tiles; colors or three channels."""
+    data = rng.integers(0, 4095, (64, 96, 3) if planar else (3, 64, 96)).astype("uint16")
+    about = {"photometric": "rgb" if planar else "minisblack", "tile": (32, 16)}
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        for step in (1, 2, 4):
+            part = data[::step, ::step] if planar else data[:, ::step, ::step]
+            kind = {"subifds": 2} if step == 1 else {"subfiletype": 1}
+            kind |= {"metadata": {"axes": "YXS" if planar else "CYX"}} if step == 1 else {}
+            writer.write(part, compression="zlib", **about, **kind)
+    return data
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_tiles_and_the_smaller_copies_of_a_pyramid_come_back(planar, tmp_path):
+    """The copies are means of the results, also at twice the size and beside as deviations."""
+    data = pyramid(tmp_path / "a.ome.tif", planar)
+    for grow in (1, 2):
+        out = tmp_path / str(grow)
+        through(tmp_path / "a.ome.tif", out, grow=grow)
+        for name, scale in (("a.ome.tif", 1), ("a.ome-std.tif", 0.25)):
+            with tifffile.TiffFile(out / name) as found:
+                assert found.pages[0].tile == (32, 16) and len(found.series) == 1
+                levels = found.series[0].levels
+                assert [level.axes for level in levels] == ["YXS" if planar else "CYX"] * 3
+                wanted = data if planar else np.moveaxis(data, 0, -1)
+                wanted = wanted.repeat(grow, 0).repeat(grow, 1) * scale
+                for level in levels:
+                    pixels = level.asarray() if planar else np.moveaxis(level.asarray(), 0, -1)
+                    h, w = len(wanted) // len(pixels), wanted.shape[1] // pixels.shape[1]
+                    means = wanted.reshape(len(pixels), h, pixels.shape[1], w, 3).mean((1, 3))
+                    assert h == w and np.abs(pixels - means).max() <= (0.5 if scale == 1 else 1e-3)
+                assert [len(wanted) // level.keyframe.shape[0] for level in levels] == [1, 2, 4]
+        assert load_images(out / "a.ome.tif").images.shape == (1, 3, 64 * grow, 96 * grow)
 
 
 # -- PNG and photographs --------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Config, Posterior
+from unmurk.io.axes import Selection
 from unmurk.io.formats import tiff_copy
 from unmurk.io.formats.tiff import Stack
 from unmurk.io.formats.tiff_writer import StackWriter
@@ -150,6 +151,16 @@ def test_a_stack_is_read_as_images(tmp_path):
     assert load_images(tmp_path, limit=2).names == ["a-00000.tif", "a-00001.tif"]
     tifffile.imwrite(tmp_path / "c.tif", data.astype(np.float32), photometric="minisblack")
     assert load_images(tmp_path / "c.tif").scale == Scale(0.0, 1.0, "float32", "tif")
+
+
+def test_channels_that_come_last_without_a_name_are_noted(tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "a.tif", numbers(40, 50, 2), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "b.tif", numbers(40, 50, 60), photometric="minisblack")
+    with Stack(tmp_path / "a.tif") as stack:
+        assert "read as 40 images of 50x2 pixels: --axes YXC reads one image of 2" in stack.note
+    for file, axes in (("a.tif", "YXC"), ("a.tif", "NYX"), ("b.tif", "")):
+        with Stack(tmp_path / file, Selection(axes)) as stack:
+            assert not stack.note
 
 
 def test_arrays_that_come_with_a_stack(tmp_path):

@@ -105,6 +105,12 @@ class Stack(TaggedPages):
                 f"the {series[0].shape[0]} planes of {self.file} are read as the colors of one"
                 " image, as the file says: --axes NYX reads each as an image"
             )
+        sides = series[0].shape
+        if self.axes == "QYX" and sides[-1] <= CHANNELS < min(sides[:2]):  # (H, W, C), unnamed
+            self.note = (
+                f"{self.file} is read as {sides[0]} images of {size_text(sides[1:])} pixels:"
+                f" --axes YXC reads one image of {sides[-1]} channels"
+            )
         self.turn = turn_of(first)
         self._maps: list[AxisMap] = []
         self._check_size(first)

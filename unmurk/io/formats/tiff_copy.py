@@ -6,6 +6,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ COPIED = (
     *(34675, 50838, 50839, 51123),  # color profile, ImageJ, Micro-Manager
 )
 LARGE = 2**32 - 2**25  # bytes of pixels above which offsets of 32 bits may not do
+IMAGEJ = 50839
 GRAY = 1
+TILE = 16  # sides of tiles are multiples of it
 LOSSLESS = {5, 8, 32946, 32773, 34925, 50000}  # LZW, Deflate, PackBits, LZMA, Zstandard
 ZLIB = 8
 
@@ -117,7 +120,44 @@ class TaggedPages(Pages):
 
     def contiguous(self) -> bool:
         """Whether readers expect the pages to be contiguous, as in tifffile's own files."""
-        return self._series[0].kind == "shaped" and self.compression() is None
+        plain = self.compression() is None and self.tile() is None and not self.levels()
+        return self._series[0].kind == "shaped" and plain
+
+    def tile(self) -> tuple[int, int] | None:
+        """Return the height and width of the tiles that pages are stored in; None for strips."""
+        page = self._series[0].keyframe
+        sides = (int(page.tilelength), int(page.tilewidth)) if page.is_tiled else (0, 0)
+        if not all(sides) or any(side % TILE for side in sides):
+            return None
+        return sides[::-1] if self.turn > 4 else sides
+
+    def levels(self) -> list[tuple[Fraction, Fraction]]:
+        """Return height and width of the smaller copies of a page, in units of its own.
+
+        They are those of a pyramid: directories (SubIFDs) of each page, for viewers.
+        """
+        first, *smaller = (level.keyframe for level in self._series[0].levels)
+        if len(first.subifds or ()) != len(smaller):
+            return []
+        found = [
+            (
+                Fraction(int(one.imagelength), int(first.imagelength)),
+                Fraction(int(one.imagewidth), int(first.imagewidth)),
+            )
+            for one in smaller
+        ]
+        return [pair[::-1] for pair in found] if self.turn > 4 else found
+
+    def imagej_tags(self) -> list[Any]:
+        """Return ImageJ's tags without the limits of its display and its tables of colors.
+
+        They belong to the numbers of the file, and not to others that are written like it.
+        """
+        about = self._tagged(0).tags.get(IMAGEJ)
+        if about is None or not isinstance(about.value, dict):
+            return []
+        kept = {k: v for k, v in about.value.items() if k not in ("Ranges", "LUTs")}
+        return [*tifffile.imagej_metadata_tag(kept, self._tiff.byteorder)] if kept else []
 
     def _tagged(self, page: int) -> Any:
         """Return a page with its own tags (`pages` keeps only the tags of the first)."""

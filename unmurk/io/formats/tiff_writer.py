@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
+import torch
 
 from ..atomic import Partial, unwritable
 from .tiff_copy import TaggedPages, copying
@@ -14,6 +15,8 @@ from .tiff_tags import fitted
 __all__ = ["StackWriter"]
 
 WHITE_IS_ZERO, RGB, PALETTE, YCBCR = 0, 2, 3, 6
+REDUCED = 1  # type of a page that is a smaller copy of another
+IMAGEJ = (50838, 50839)
 
 
 class StackWriter:
@@ -84,16 +87,22 @@ class StackWriter:
         planes = channels > 1 and (like.planes if like is not None else channels != 3)
         color = channels == 3 and (like is None or like.kind in (RGB, PALETTE, YCBCR))
         gray = "miniswhite" if white else "minisblack"
-        self._write(
-            pixels[..., 0] if channels == 1 else np.moveaxis(pixels, -1, 0) if planes else pixels,
-            photometric="rgb" if color else gray,
-            planarconfig=None if channels == 1 else "separate" if planes else "contig",
-            compression=None if like is None else like.compression(),
-            predictor=like is not None and like.compression() is not None and like.predicted(),
-            metadata=None,
-            contiguous=like is not None and like.contiguous(),
-            **self._tags(pixels),
-        )
+        how: dict[str, Any] = {
+            "photometric": "rgb" if color else gray,
+            "planarconfig": None if channels == 1 else "separate" if planes else "contig",
+            "metadata": None,
+        }
+        levels = []
+        if like is not None:
+            levels = like.levels()
+            packed = like.compression()
+            how |= {"compression": packed, "predictor": packed is not None and like.predicted()}
+            how |= {"tile": like.tile(), "contiguous": like.contiguous()}
+        more = {"subifds": len(levels)} if levels else {}
+        self._write(_sorted(pixels, planes), **how, **more, **self._tags(pixels))
+        for down, across in levels:
+            size = (max(1, round(pixels.shape[0] * down)), max(1, round(pixels.shape[1] * across)))
+            self._write(_sorted(_smaller(pixels, size), planes), subfiletype=REDUCED, **how)
 
     def _tags(self, pixels: np.ndarray) -> dict[str, Any]:
         """Return the tags of the next page, for pixels of this size and type."""
@@ -106,6 +115,9 @@ class StackWriter:
         if pixels.shape[-1] not in (1, like.shape[-1]):  # its axes are not those of the stack
             tags["description"] = None
         old = None if self.floats else like.dtype
+        if self.floats:
+            kept = [tag for tag in tags["extratags"] if tag[0] not in IMAGEJ]
+            tags["extratags"] = kept + (like.imagej_tags() if self.pages == 0 else [])
         return fitted(tags, like.shape[:2], pixels.shape[:2], old)
 
     def _write(self, *args: Any, **kwargs: Any) -> None:
@@ -129,3 +141,17 @@ class StackWriter:
         with suppress(OSError, ValueError):  # of a full disk: the file goes anyway
             self._writer.close()
         self._part.abandon()
+
+
+def _sorted(pixels: np.ndarray, planes: bool) -> np.ndarray:
+    """Return pixels (H, W, C) as they are stored: (H, W), (H, W, C) or (C, H, W)."""
+    if pixels.shape[-1] == 1:
+        return pixels[..., 0]
+    return np.moveaxis(pixels, -1, 0) if planes else pixels
+
+
+def _smaller(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return means over areas of pixels (H, W, C), in their number type."""
+    image = torch.from_numpy(pixels.astype(np.float64)).movedim(-1, 0)
+    found = torch.nn.functional.adaptive_avg_pool2d(image, size).movedim(0, -1).numpy()
+    return (np.rint(found) if pixels.dtype.kind in "iu" else found).astype(pixels.dtype)
