@@ -8,6 +8,7 @@ import pytest
 
 from unmurk.cli.app.sessions import Limits, Sessions, harmless
 from unmurk.errors import InputError
+from unmurk.io.atomic import NoLocksError
 
 
 @pytest.fixture
@@ -126,6 +127,22 @@ def test_what_a_killed_app_left_is_removed_by_the_next(sessions, tmp_path):
     (tmp_path / "other").mkdir()
     Sessions().close()
     assert not killed.exists() and sessions.uploads.exists() and (tmp_path / "other").exists()
+
+
+def test_where_there_are_no_locks_nothing_of_others_is_removed(tmp_path, monkeypatch):
+    """Without locks nobody can say whether another app is alive."""
+
+    def no_locks(*_):
+        raise NoLocksError("no locks")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("unmurk.cli.app.sessions.try_lock", no_locks)
+    first = Sessions(Limits())
+    second = Sessions(Limits())
+    assert first.folder.is_dir() and second.folder.is_dir()
+    for held in (first, second):
+        held.close()
+    assert not left(tmp_path)
 
 
 def test_the_disk_is_bounded(sessions):
