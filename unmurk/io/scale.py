@@ -539,19 +539,19 @@ def channel_note(images: Tensor, scale: Scale) -> str:
     """
     if images.ndim != 4 or images.shape[1] < 2 or scale.channels:
         return ""
-    tops = []
+    brightest = []
     for channel in images.transpose(0, 1):
         values = channel[channel.isfinite()].double()
         if not values.numel():
             return ""
-        tops.append(_thousandths(values)[1])
-    low, high = (tops.index(end(tops)) for end in (min, max))
-    if tops[high] <= 0 or tops[low] * FULL > tops[high]:
+        brightest.append(_thousandths(values)[1])
+    low, high = (brightest.index(end(brightest)) for end in (min, max))
+    if brightest[high] <= 0 or brightest[low] * FULL > brightest[high]:
         return ""
     black, white = scale.ends.pairs[0]
-    whites = [_round_white(black, (white - black) * top, scale.dtype) for top in tops]
+    whites = [_round_white(black, (white - black) * end, scale.dtype) for end in brightest]
     ranges = Span((black,) * len(whites), tuple(whites))
-    share = max(0.0, 100 * tops[low] / tops[high])
+    share = max(0.0, 100 * brightest[low] / brightest[high])
     return (
         f"channel {low} fills {share:.2g} % of what channel {high} fills: {ranges} fits"
         f" {'both' if len(whites) == 2 else 'each'}"

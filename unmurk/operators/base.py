@@ -63,8 +63,8 @@ class Operator:
     """A forward model A for batches of images x (B, C, H, W) and measurements y (B, ...).
 
     A subclass defines `_A` and `_A_adjoint`, and where it has closed forms also `_A_dagger`,
-    `_prox`, and `_structured` or `_factors`. These private methods get operators that are bound
-    and checked.
+    `_prox`, and `_structured` (with `_has_structure`) or `_factors` (with `_has_factors`). These
+    private methods get operators that are bound and checked.
 
     Operators are values: no call changes one. `bind`, `index_select` and `to` return another
     operator. What an operator caches (decompositions, by image size) never changes a result.
@@ -197,9 +197,9 @@ class Operator:
         Kronecker products use their small matrices.
         """
         op = self._bound(x, x.shape)
-        found = op._factored(x)
-        if found is None:
+        if not op._is_factored(x):
             return op._A_adjoint(op._A(x))
+        found = op._factored(x)
         return found.out(found.s.square() * found.into(x))
 
     # -- decompositions --------------------------------------------------------------------------
@@ -219,9 +219,8 @@ class Operator:
         op = self._bound(x, x.shape)
         if not op.linear:
             raise InputError(f"{op.spec} is not linear, so it has no singular values")
-        found = op._structured(x)
-        if found is not None:
-            return found
+        if op._has_structure(x):
+            return op._structured(x)
         if not op._is_small(x):
             return op._svd(x)
         key = "dense", tuple(x.shape[-3:]), x.dtype, x.device
@@ -241,7 +240,7 @@ class Operator:
         True
         """
         op = self._bound(x, x.shape)
-        return op.linear and (op._structured(x) is not None or op._is_small(x))
+        return op.linear and (op._has_structure(x) or op._is_small(x))
 
     def matrix(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Write a linear operator as dense matrices in double precision.
@@ -278,9 +277,9 @@ class Operator:
         Raises:
             InputError: A is not linear.
         """
-        found = self._bound(x, x.shape)._factored(x)
-        if found is not None:
-            return found.s.amax().clamp_min(1e-6).expand(len(x))
+        op = self._bound(x, x.shape)
+        if op._is_factored(x):
+            return op._factored(x).s.amax().clamp_min(1e-6).expand(len(x))
         for _ in range(iterations):
             x = self.A_adjoint(self.A(x))
             square = x.flatten(1).norm(dim=1).clamp_min(1e-12)  # A = 0 where nothing is measured
@@ -296,9 +295,9 @@ class Operator:
             like: Images (B, C, H, W) of the shape that the map is for.
             gamma: Weights (B or 1, 1, 1, 1), >= 0.
         """
-        found = self._factored(like)
-        if found is None:
+        if not self._is_factored(like):
             return lambda r: r
+        found = self._factored(like)
         gain = 1 / (1 + gamma * found.s.square())
         return lambda r: found.out(gain * found.into(r))
 
@@ -537,8 +536,8 @@ class Operator:
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         """`prox_l2` with gamma of shape (B or 1, 1, 1, 1), as a step from z: gamma = 0 gives z."""
-        found = self._factored(z)
-        if found is not None:
+        if self._is_factored(z):
+            found = self._factored(z)
             gain = gamma * found.s / (1 + gamma * found.s.square())
             return z + found.out(gain * (found.measured(y) - found.s * found.into(z)))
         step = conjugate_gradient(
@@ -548,8 +547,7 @@ class Operator:
         return z + step
 
     def _svd(self, x: Tensor) -> Spectrum:
-        found = self._structured(x)
-        return self._dense(x) if found is None else found
+        return self._structured(x) if self._has_structure(x) else self._dense(x)
 
     @property
     def _shared(self) -> bool:
@@ -560,24 +558,31 @@ class Operator:
         """Whether one dense decomposition serves all images like x, and takes little time."""
         return self._shared and x[0].numel() <= SMALL_MATRIX
 
-    def _structured(self, x: Tensor) -> Spectrum | None:
-        """The decomposition that the structure of A gives; None if it gives none."""
+    def _has_structure(self, x: Tensor) -> bool:
+        """Whether the structure of A gives a decomposition, `_structured`."""
+        return self._is_factored(x)
+
+    def _structured(self, x: Tensor) -> Spectrum:
+        """The decomposition that the structure of A gives, where it gives one."""
         return self._factored(x)
 
-    def _factored(self, like: Tensor) -> Spectrum | None:
-        """The decomposition by `_factors`, cached for images like these; None if there is none."""
-        if max(like.shape[-2:]) > FACTORED:
-            return None
+    def _is_factored(self, like: Tensor) -> bool:
+        """Whether A is a Kronecker product of matrices that are small for images like these."""
+        return max(like.shape[-2:]) <= FACTORED and self._has_factors(tuple(like.shape[-3:]))
 
-        def make() -> Spectrum | None:
-            factors = self._factors(tuple(like.shape[-3:]))
-            return None if factors is None else factored(factors, like)
+    def _factored(self, like: Tensor) -> Spectrum:
+        """The decomposition by `_factors`, cached for images like these."""
+        shape = tuple(like.shape[-3:])
+        key = shape, like.dtype, like.device
+        return self._cached(key, lambda: factored(self._factors(shape), like))
 
-        return self._cached((tuple(like.shape[-3:]), like.dtype, like.device), make)
+    def _has_factors(self, shape: tuple[int, ...]) -> bool:
+        """Whether A on images of shape (C, H, W) is a Kronecker product, `_factors`."""
+        return False
 
-    def _factors(self, shape: tuple[int, ...]) -> Factors | None:
-        """A on images of shape (C, H, W) as a Kronecker product; None if it is none."""
-        return None
+    def _factors(self, shape: tuple[int, ...]) -> Factors:
+        """The matrices of A on channels, rows and columns of images (C, H, W)."""
+        raise NotImplementedError
 
     def _dense(self, x: Tensor) -> Spectrum:
         """The decomposition of the matrix of A for images (B, C, H, W) of at most LIMIT numbers.

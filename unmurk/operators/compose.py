@@ -260,7 +260,7 @@ class Compose(Local):
     def preconditioner(self, like: Tensor, gamma: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the map of the first member if only masks follow; see
         `Operator.preconditioner`."""
-        if self._factored(like) is None and self._masks_follow:
+        if self._masks_follow and not self._is_factored(like):
             return self.members[0].preconditioner(like, gamma)
         return super().preconditioner(like, gamma)
 
@@ -271,7 +271,7 @@ class Compose(Local):
         if self.orthogonal_rows:
             weight = gamma / (1 + gamma * self.gram)
             return z + weight * self._A_adjoint(y - self._A(z))
-        if not self._masks_follow or self._factored(z) is not None:
+        if not self._masks_follow or self._is_factored(z):
             return super()._prox(z, y, gamma)
         step = conjugate_gradient(
             lambda x: x + gamma * self._A_adjoint(self._A(x)),
@@ -284,14 +284,18 @@ class Compose(Local):
     def _shared(self) -> bool:
         return all(member._shared for member in self.members)
 
-    def _factors(self, shape: tuple[int, ...]) -> Factors | None:
-        product: Factors | None = None
+    def _has_factors(self, shape: tuple[int, ...]) -> bool:
         for member in self.members:
-            factors = member._factors(shape)
-            if factors is None:
-                return None
-            product = factors if product is None else chained(product, factors)
+            if not member._has_factors(shape):
+                return False
             shape = member.y_shape(shape)
+        return True
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors:
+        first, *others = self.members
+        product, shape = first._factors(shape), first.y_shape(shape)
+        for member in others:
+            product, shape = chained(product, member._factors(shape)), member.y_shape(shape)
         return product
 
 

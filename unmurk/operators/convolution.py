@@ -121,14 +121,18 @@ class Blur(Local):
 
     def _A(self, x: Tensor) -> Tensor:
         if self.pad == "reflect":
-            pair = self._matrices(x)
-            return self._convolve(x) if pair is None else pair[0] @ x @ pair[1].mT
+            if not self._has_matrices(x):
+                return self._convolve(x)
+            on_columns, on_rows = self._matrices(x)
+            return on_columns @ x @ on_rows.mT
         return _filter(x, self._transfer(x))
 
     def _A_adjoint(self, y: Tensor) -> Tensor:
         if self.pad == "reflect":
-            pair = self._matrices(y)
-            return self._correlate(y) if pair is None else pair[0].mT @ y @ pair[1]
+            if not self._has_matrices(y):
+                return self._correlate(y)
+            on_columns, on_rows = self._matrices(y)
+            return on_columns.mT @ y @ on_rows
         return _filter(y, self._transfer(y).conj())
 
     def _A_dagger(self, y: Tensor) -> Tensor:
@@ -149,7 +153,7 @@ class Blur(Local):
             transfer = self._transfer(z)
             weight = gamma * transfer.conj() / (1 + gamma * transfer.abs().square())
             return z + _filter(y - self._A(z), weight)
-        if self._factored(z) is not None:
+        if self._is_factored(z):
             return super()._prox(z, y, gamma)
         step = conjugate_gradient(
             lambda x: x + gamma * self._correlate(self._convolve(x)),
@@ -162,17 +166,22 @@ class Blur(Local):
     def _shared(self) -> bool:
         return self.kernel is not None and len(self.kernel) == 1
 
-    def _structured(self, x: Tensor) -> Spectrum | None:
+    def _has_structure(self, x: Tensor) -> bool:
+        return self.pad == "circular" or super()._has_structure(x)
+
+    def _structured(self, x: Tensor) -> Spectrum:
         if self.pad == "circular":
             return fourier(self._transfer(x), x.shape)
         return super()._structured(x)
 
-    def _factors(self, shape: tuple[int, ...]) -> Factors | None:
+    def _has_factors(self, shape: tuple[int, ...]) -> bool:
         assert self.kernel is not None
-        found = _column_and_row(self.kernel)
-        if found is None:
-            return None
-        column, row = (part.double() for part in found)
+        kernel = self.kernel
+        return self._cached("separable", lambda: _is_separable(kernel))  # comparing stalls a GPU
+
+    def _factors(self, shape: tuple[int, ...]) -> Factors:
+        assert self.kernel is not None
+        column, row = (part.double() for part in _column_and_row(self.kernel))
         channels, height, width = (torch.eye(n).to(column) for n in shape)
         return channels.cpu(), self._axis_matrix(column, height), self._axis_matrix(row, width)
 
@@ -184,15 +193,17 @@ class Blur(Local):
         moved = one._convolve(unit) if self.pad == "reflect" else one._A(unit)
         return moved.reshape(pixels.shape).T.cpu()
 
-    def _matrices(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(D, C) with A x = D x C^T, cached for images like these. None for large images, and for
-        kernels that are not the product of a column and a row. This is faster for small images."""
-        if max(like.shape[-2:]) > SMALL:
-            return None
+    def _has_matrices(self, like: Tensor) -> bool:
+        """Whether `_matrices` are faster: for small images, and kernels that are the product of a
+        column and a row."""
+        return max(like.shape[-2:]) <= SMALL and self._has_factors(tuple(like.shape[-3:]))
 
-        def make() -> tuple[Tensor, Tensor] | None:
-            factors = self._factors((1, *like.shape[-2:]))
-            return None if factors is None else (factors[1].to(like), factors[2].to(like))
+    def _matrices(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(D, C) with A x = D x C^T, cached for images like these."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            _, column, row = self._factors((1, *like.shape[-2:]))
+            return column.to(like), row.to(like)
 
         return self._cached(("matrices", tuple(like.shape[-2:]), like.dtype, like.device), make)
 
@@ -202,7 +213,7 @@ class Blur(Local):
         if self.pad == "circular":
             inverse = 1 / (1 + gamma * self._transfer(like).abs().square())
             return lambda r: _filter(r, inverse)
-        if self._factored(like) is not None:
+        if self._is_factored(like):
             return super().preconditioner(like, gamma)
         weights = _weights(like)
         power = self._transfer(_mirror(like)).abs().square()
@@ -238,7 +249,7 @@ class Blur(Local):
 
         def make() -> Sequence[Tensor]:
             kernel = self._kernel_like(like)
-            return _column_and_row(kernel) or (kernel,)
+            return _column_and_row(kernel) if _is_separable(kernel) else (kernel,)
 
         return self._cached(("passes", like.dtype, like.device), make)  # comparing stalls a GPU
 
@@ -324,12 +335,15 @@ def _per_channel(x: Tensor, kernel: Tensor, border: tuple[int, int] = (0, 0)) ->
     return flat.reshape(batch, channels, *flat.shape[-2:])
 
 
-def _column_and_row(kernel: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The column and the row whose product is a kernel (1, 1, kh, kw) of sum 1, or None."""
-    column, row = kernel.sum(-1, keepdim=True), kernel.sum(-2, keepdim=True)
-    if len(kernel) > 1 or not torch.allclose(kernel, column * row, rtol=0, atol=1e-7):
-        return None
-    return column, row
+def _is_separable(kernel: Tensor) -> bool:
+    """Whether a kernel (1 or B, 1, kh, kw) is one product of a column and a row."""
+    column, row = _column_and_row(kernel)
+    return len(kernel) == 1 and torch.allclose(kernel, column * row, rtol=0, atol=1e-7)
+
+
+def _column_and_row(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """The column and the row whose product is a separable kernel (1, 1, kh, kw) of sum 1."""
+    return kernel.sum(-1, keepdim=True), kernel.sum(-2, keepdim=True)
 
 
 def mirrored(kernel: Tensor) -> bool:

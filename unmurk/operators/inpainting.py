@@ -57,8 +57,14 @@ class Identity(Operator):
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         return (z + gamma * y) / (1 + gamma)
 
+    def _has_structure(self, x: Tensor) -> bool:
+        return True
+
     def _structured(self, x: Tensor) -> Spectrum:
         return diagonal(x.new_ones(1, 1, 1, 1), lambda y: y)
+
+    def _has_factors(self, shape: tuple[int, ...]) -> bool:
+        return True
 
     def _factors(self, shape: tuple[int, ...]) -> Factors:
         channels, height, width = (torch.eye(n, dtype=torch.float64) for n in shape)
@@ -171,6 +177,9 @@ class Inpaint(Operator):
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         assert self.masks is not None
         return (z + gamma * self.apply_mask(y)) / (1 + gamma * self.masks)
+
+    def _has_structure(self, x: Tensor) -> bool:
+        return True
 
     def _structured(self, x: Tensor) -> Spectrum:
         assert self.masks is not None

@@ -116,6 +116,9 @@ class Down(Local):
         """A on one axis of n pixels, (n / f, n) in double precision."""
         raise NotImplementedError
 
+    def _has_factors(self, shape: tuple[int, ...]) -> bool:
+        return True
+
     def _factors(self, shape: tuple[int, ...]) -> Factors:
         channels, height, width = shape
         return torch.eye(channels).double(), self._axis_matrix(height), self._axis_matrix(width)
@@ -316,6 +319,9 @@ class Grayscale(Local):
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
         return z + gamma / (self.channels + gamma) * (y - self._A(z))
+
+    def _has_factors(self, shape: tuple[int, ...]) -> bool:
+        return True
 
     def _factors(self, shape: tuple[int, ...]) -> Factors:
         height, width = (torch.eye(n).double() for n in shape[-2:])
