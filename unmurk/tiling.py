@@ -39,6 +39,7 @@ from .diffusion.prior import Prior
 from .errors import InputError, size_text
 from .flows.conditioner import known
 from .flows.posterior import Posterior
+from .operators.weighted import Weighted
 from .problem import Problem
 from .progress import each
 from .rng import generator
@@ -404,9 +405,11 @@ def _equalised(x: Tensor, y: Tensor) -> Tensor:
 
 def _apart(problem: Problem, x: Tensor) -> None:
     """Raise InputError unless the operator acts on every channel separately and alike."""
-    full = problem.A(x)
+    operator = problem.operator
+    inner = operator.operator if isinstance(operator, Weighted) else operator  # weights of pixels
+    full = inner.A(x)
     if full.shape[1] == x.shape[1]:
-        parts = [problem.A(x[:, c : c + 1]) for c in range(x.shape[1])]
+        parts = [inner.A(x[:, c : c + 1]) for c in range(x.shape[1])]
         if torch.allclose(full, torch.cat(parts, 1), atol=1e-5):
             return
     raise InputError(

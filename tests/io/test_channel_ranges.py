@@ -1,6 +1,8 @@
 """Black and white for each channel: reading, writing, noise, frames, maps and runs."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import unmurk
 from tests.cli.calls import unmurk as command
 from unmurk.cli.data import run_scale, run_span
 from unmurk.errors import InputError
+from unmurk.io.axes import Selection
 from unmurk.io.frames import read_frames
 from unmurk.io.images import load_images, measured_white
 from unmurk.io.noise_maps import read_noise_maps
@@ -59,7 +62,7 @@ def test_the_scale_is_affine_in_every_channel():
     assert SCALE.clipped(torch.tensor([[[20.0]], [[20.0]]])) == 0.5  # 80,000 and 16,100 of 65,535
     assert [SCALE.channel(i).ends.pairs for i in range(2)] == [[pair] for pair in RANGES]
     assert Scale.of("uint16", [(0, 9), (0, 9)]) == Scale.of("uint16", (0, 9))
-    with pytest.raises(InputError, match="for 2 channels, and these images have 3: give 0 and 4"):
+    with pytest.raises(InputError, match="for 2 channels, and these images have 3: give --range"):
         SCALE.from_file(np.zeros((3, 4, 4), np.uint16))
     with pytest.raises(InputError, match="white must be above black"):
         Scale.of("uint16", [(0, 9), (9, 9)])
@@ -74,6 +77,7 @@ def test_pairs_are_channels_and_spans_are_types():
     kept = json.loads(json.dumps([list(SCALE.ends)]))  # as a log holds it
     assert span_for(kept, "uint16") == SCALE.ends and span_for(kept, "uint8") is None
     assert str(SCALE.ends) == "--range 0 4000 --range 100 900"
+    assert str(Span(0, 4294967295)) == "--range 0 4294967295"
     for none in ([(0, 1, 2, 3)], [("a", 1)], [((0, 1), (2, 3, 4))], [(0, 1, 2)], [(0,)]):
         with pytest.raises(InputError, match="a range is a pair of numbers"):
             span_for(none, "uint16")
@@ -124,10 +128,54 @@ def test_noise_maps_are_in_the_numbers_of_the_files(tmp_path):
     assert maps.deviation(0)[:, 0, 0].tolist() == pytest.approx([0.002, 0.01])
 
 
+def test_channels_in_another_order_are_those_of_frames_and_maps_too(scene, tmp_path, capsys):
+    """Read as 1, 0: so are frames and maps of both channels; those of chosen ones are not."""
+    folder, x, _ = scene
+    dark, select = np.zeros((2, 32, 32), np.uint16), Selection(channels=("1", "0"))
+    dark[0], dark[1] = 50, 120
+    np.save(tmp_path / "dark.npy", dark[None])
+    swapped = Scale.of("uint16", RANGES[::-1])
+    frames = read_frames(tmp_path / "dark.npy", None, swapped, (2, 32, 32), select=select)
+    assert frames.dark[:, 0, 0].tolist() == pytest.approx([20 / 800, 50 / 4000])
+    alone = Scale.of("uint16", RANGES[1])
+    one = Selection(channels=("1",))
+    frames = read_frames(tmp_path / "dark.npy", None, alone, (1, 32, 32), select=one)
+    assert frames.dark[:, 0, 0].tolist() == pytest.approx([20 / 800])
+    np.save(tmp_path / "std.npy", np.float32([[[[40.0]], [[8.0]]]]).repeat(32, 2).repeat(32, 3))
+    options = [word for black, white in RANGES[::-1] for word in ("--range", black, white)]
+    argv = [*options, "--channel", "1", "0", "--noise-maps", tmp_path / "std.npy", "--json"]
+    assert command("noise", folder, *argv) == 0
+    ratio = json.loads(capsys.readouterr().out)["noise over noise maps"]
+    assert ratio == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_selection_of_a_run_takes_the_same_channels_in_its_order():
+    """Files with both channels are put in its order; those with a chosen part are as they are."""
+    run, file = Selection(channels=("1", "0"), more=True), Path("a.tif")
+    assert run.chosen(file, 2) == [1, 0] and run.chosen(file, 3) == [1, 0]
+    assert run.chosen(file, 1) == [0]
+    assert Selection(channels=("2", "0"), more=True).chosen(file, 2) == [0, 1]
+    named = Selection(channels=("GFP", "DAPI"), more=True)
+    assert named.chosen(file, 2, ["DAPI", "GFP"]) == [1, 0] and named.chosen(file, 2) == [0, 1]
+    assert replace(run, results=True).chosen(file, 2) == [0, 1]
+
+
+def test_maps_of_several_channels_with_a_model_of_one(scene, tmp_path, capsys):
+    """The deviations of every channel are those of its map, in the numbers of the file."""
+    folder, x, clean = scene
+    np.save(tmp_path / "std.npy", np.float32([[[[40.0]], [[8.0]]]]).repeat(32, 2).repeat(32, 3))
+    argv = ["--prior", "generic", *OPTIONS, "--noise-maps", tmp_path / "std.npy"]
+    assert command("restore", folder, *argv, "--out", tmp_path / "out") == 0
+    restored = tifffile.imread(tmp_path / "out" / "0.tif")
+    noisy = tifffile.imread(folder / "0.tif")
+    before, after = (np.abs(z - clean).mean((1, 2)) for z in (noisy, restored))
+    assert (after < 0.5 * before).all()
+
+
 @pytest.mark.slow
 def test_commands_keep_the_range_of_each_channel(scene, tmp_path, capsys):
     """Learned, restored and written back in the numbers of each channel, without --range again."""
-    folder, _, clean = scene
+    folder = scene[0]
     assert command("noise", folder, *OPTIONS, "--json") == 0
     noise = json.loads(capsys.readouterr().out)
     levels = [noise[f"channel {i}"]["in gray levels"].split()[1] for i in range(2)]
@@ -143,13 +191,16 @@ def test_commands_keep_the_range_of_each_channel(scene, tmp_path, capsys):
     assert command("restore", folder, "--prior", run, "--out", out, "--std", "--samples", "2") == 0
     restored = tifffile.imread(out / "1.tif")
     assert restored.dtype == np.uint16 and restored.shape == (2, 32, 32)
-    off = np.abs(restored - clean).mean((1, 2)) / np.float64([4000, 800])
-    assert off.max() < 0.2  # a wrong range would be off by 0.4 and more
     posterior, data = unmurk.Posterior.load(run), load_images(folder, span=RANGES)
     problem = unmurk.Problem.from_dict(kept["problem"])
-    std = posterior.mean_std(data.images[1:2], problem, 2, 0, range(1, 2))[1][0]
+    mean, std = (m[0] for m in posterior.mean_std(data.images[1:2], problem, 2, 0, range(1, 2)))
+    assert np.abs(restored.astype(float) - SCALE.to_file(mean)).max() <= 1
     found = tifffile.imread(out / "1-std.tif")
     assert found == pytest.approx((std * SCALE.step).numpy(), rel=1e-3)
+    # a second time there is nothing to do
+    capsys.readouterr()
+    assert command("restore", folder, "--prior", run, "--out", out, "--std", "--samples", "2") == 0
+    assert capsys.readouterr().out.split()[:4] == ["images", "0", "finished", "4"]
     # in one range for both, the noise of the run is converted
     capsys.readouterr()
     argv = ["--range", "0", "4000", "--out", tmp_path / "again"]
@@ -182,7 +233,7 @@ def test_a_range_for_too_many_channels_is_one_line(scene, tmp_path, capsys):
     argv = ["--operator", "identity", *OPTIONS, "--range", "0", "1", "--out", tmp_path / "z"]
     assert command("corrupt", folder, *argv) == 2
     error = capsys.readouterr().err
-    assert "given for 3 channels, and these images have 2" in error and error.count("\n") == 1
+    assert "known for 3 channels, and these images have 2" in error and error.count("\n") == 1
     assert not (tmp_path / "z").exists()
     assert command("noise", folder, "--range", "0") == 2
     assert "--range needs 2 values: write --range BLACK WHITE" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.io import formats
 from unmurk.io.axes import Selection
-from unmurk.io.formats import registry
+from unmurk.io.formats import registry, tiff_writer
 from unmurk.io.formats.writing import TiffWriter
 from unmurk.io.images import load_images
 from unmurk.io.job_list import jobs_of, scene_jobs
@@ -143,6 +143,48 @@ def test_tiles_and_the_smaller_copies_of_a_pyramid_come_back(planar, tmp_path):
                     assert h == w and np.abs(pixels - means).max() <= (0.5 if scale == 1 else 1e-3)
                 assert [len(wanted) // level.keyframe.shape[0] for level in levels] == [1, 2, 4]
         assert load_images(out / "a.ome.tif").images.shape == (1, 3, 64 * grow, 96 * grow)
+
+
+@pytest.mark.parametrize("kind", ["gray", "stack", "rgb", "planar", "palette", "float", "white"])
+def test_results_of_tifffile_s_own_series_are_read_again(kind, tmp_path, caplog):
+    """The description of a series that tifffile writes fits what was written."""
+    shape = {"stack": (3, 33, 49), "rgb": (33, 49, 3), "planar": (3, 33, 49)}.get(kind, (33, 49))
+    data = rng.integers(0, 255, shape).astype("float32" if kind == "float" else "uint8")
+    about = {"photometric": "minisblack"}
+    if kind in ("rgb", "planar"):
+        about = {"photometric": "rgb", "planarconfig": "contig" if kind == "rgb" else "separate"}
+    if kind == "palette":
+        colors = np.arange(256, dtype=np.uint16) * 257
+        about = {"photometric": "palette", "colormap": np.stack([colors] * 3)}
+    if kind == "white":
+        about = {"photometric": "miniswhite"}
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        if kind in ("palette", "stack"):  # without smaller copies
+            writer.write(data, **about)
+        else:
+            writer.write(data, subifds=1, tile=(16, 32), **about)
+            part = (slice(None, None, 2), slice(None, None, 2))
+            small = data[:, *part] if kind == "planar" else data[part]
+            writer.write(small, subfiletype=1, tile=(16, 32), **about)
+    first = load_images(tmp_path / "a.tif").images
+    through(tmp_path / "a.tif", tmp_path / "once")
+    through(tmp_path / "once" / "a.tif", tmp_path / "twice")
+    for name in ("once/a.tif", "twice/a.tif", "once/a-std.tif"):
+        scale = 0.25 if "std" in name else 1
+        again = load_images(tmp_path / name, span=(0, 255 if scale < 1 and kind != "float" else 1))
+        with tifffile.TiffFile(tmp_path / name) as found:
+            assert len(found.series[0].levels) == (1 if kind in ("palette", "stack") else 2)
+        if scale == 1:
+            same = load_images(tmp_path / name).images
+            assert torch.equal(same, first)
+        assert again.images.shape == first.shape
+    assert not caplog.records  # tifffile's complaints
+
+
+def test_means_of_large_integers_do_not_overflow():
+    for dtype in ("uint64", "int64", "uint8"):
+        white = np.full((4, 4, 1), np.iinfo(dtype).max, dtype)
+        assert (tiff_writer._smaller(white, (2, 2)) == np.iinfo(dtype).max).all()
 
 
 # -- PNG and photographs --------------------------------------------------------------------------

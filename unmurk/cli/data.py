@@ -370,6 +370,7 @@ def run_frames(
     hot: str,
     sample: "Callable[[], ImageSet]",
     run: str | Path | None = None,
+    select: "Selection | None" = None,
 ) -> "Frames":
     """Read the calibration frames of a command, and check them against those of a run.
 
@@ -378,10 +379,12 @@ def run_frames(
         hot: "auto" finds hot pixels in the sample, unless the run has them; "off" finds none.
         sample: Returns images of the set with their scale.
         run: The run that restores the images, or None.
+        select: The channels of the images; None: all.
 
     Raises:
         InputError: A frame cannot be read, or the run was learned with another.
     """
+    from ..io.axes import ALL
     from ..io.frames import Frames, hot_pixels, read_frames
 
     kept = run_config(run).get("calibration") if run is not None else None
@@ -401,7 +404,7 @@ def run_frames(
         positions = hot_pixels(data.images)
         count = int(positions.sum())
         remark(f"{count} hot pixel{' is' if count == 1 else 's are'} hidden")
-    frames = read_frames(dark, flat, data.scale, shape, hot=positions)
+    frames = read_frames(dark, flat, data.scale, shape, hot=positions, select=select or ALL)
     for name, digest in frames.digests.items():
         if kept and kept.get(name) != digest:
             what = "another" if name in kept else "no"

@@ -6,6 +6,7 @@ file: T time, Z depth, P position or scene, N, and the letters that tifffile giv
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ class Selection:
         member: Name of the data set or image in a file that holds several; empty: the only one.
         lenient: Whether `axes` concern only files with this number of axes. Those that a run was
             learned with are such.
-        more: Whether `channels` concern only files with more channels, as those of a run do.
+        more: Whether `channels` concern only files with more channels, or with the same in
+            another order, as those of a run do.
+        results: Whether the files are results: with as many channels as are chosen, they have
+            them in the chosen order.
         repeats: Number of captures of each scene. Where they lie along the axis T, the images are
             in another order than in the file, with the captures of a scene in a row: `by_scene`.
 
@@ -52,6 +56,7 @@ class Selection:
     member: str = ""
     lenient: bool = False
     more: bool = False
+    results: bool = False
     repeats: int = 1
 
     def __post_init__(self) -> None:
@@ -121,9 +126,15 @@ class Selection:
         Raises:
             InputError: There is no such channel.
         """
-        if not self.channels or (self.more and count <= len(self.channels)):
+        if not self.channels:
             return list(range(count))
-        return [self._number(file, channel, count, names) for channel in self.channels]
+        if not self.more or count > len(self.channels):
+            return [self._number(file, channel, count, names) for channel in self.channels]
+        with suppress(InputError):
+            found = [self._number(file, channel, count, names) for channel in self.channels]
+            if not self.results and sorted(found) == list(range(count)):
+                return found  # the same channels in another order
+        return list(range(count))
 
     def _number(self, file: Path, channel: str, count: int, names: Sequence[str]) -> int:
         if list(names).count(channel) == 1:

@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError, size_text
-from .images import ImageSet, load_images
+from .axes import ALL, Selection
+from .images import ImageSet, read_images
 from .limits import file_digest
 from .scale import Scale
 from .source import Source
@@ -155,17 +156,6 @@ class Corrected(Source):
         return self.given.fingerprint()
 
 
-def _frame_images(path: Path, scale: Scale, channels: int) -> Tensor:
-    """Read a frame in the scale of the data; frames of one channel serve all."""
-    if not scale.channels:
-        units = (scale.offset, scale.gain) == (0.0, 1.0)
-        return load_images(path, span=None if units else scale.ends._replace(dtype=None)).images
-    numbers = load_images(path, span=(0, 1)).images  # as they are in the file
-    if numbers.shape[1] == 1:
-        numbers = numbers.expand(-1, channels, -1, -1)
-    return scale.from_file(numbers.double().numpy())
-
-
 def read_frames(
     dark: Path | None,
     flat: Path | None,
@@ -173,6 +163,7 @@ def read_frames(
     shape: Sequence[int],
     *,
     hot: Tensor | None = None,
+    select: Selection = ALL,
 ) -> Frames:
     """Read calibration frames in the scale of a set.
 
@@ -181,6 +172,7 @@ def read_frames(
         scale: The scale of the set. The same number means the same light in all files.
         shape: Shape (C, H, W) of the images; frames of one channel serve all.
         hot: Hot pixels, (H, W) bool, or None.
+        select: The channels of the set, which frames of as many channels have too.
 
     Raises:
         InputError: A file cannot be read, its size differs, or the flat field is not brighter than
@@ -197,13 +189,18 @@ def read_frames(
     for name, path in (("dark", dark), ("flat", flat)):
         if path is None:
             continue
-        images = _frame_images(path, scale, shape[0])
+        one = Scale() if scale.channels else scale.channel(0)
+        units = (one.offset, one.gain) == (0.0, 1.0) and not scale.channels
+        span = None if units else one.ends._replace(dtype=None)  # (0, 1): numbers of the file
+        images = read_images(path, span=span, select=replace(select.beside(), axes="")).images
         if tuple(images.shape[2:]) != tuple(shape[1:]) or images.shape[1] not in (1, shape[0]):
             given = size_text(images.shape[1:])
             raise InputError(
                 f"--{name} {path} has images of {given} (channels, height, width), but the data "
                 f"have {size_text(shape)}: give a frame of the same camera and region"
             )
+        if scale.channels:
+            images = scale.from_file(images.expand(-1, shape[0], -1, -1).double().numpy())
         found[name] = images.double().mean(0).expand(shape[0], -1, -1)
         if path.is_dir():
             raise InputError(f"{path} is a folder: give one file, such as a .tif stack or .npy")

@@ -72,7 +72,8 @@ class Ledger:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any] | None = None) -> None:
-        self.path, self.settings = path, settings
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))  # as the log keeps them
         self.by = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self._started: dict[str, str] = {}  # a file's name -> the settings of the last who made it
         self._made: dict[str, dict[str, Any]] = {}  # a file's name -> the entry of its result

@@ -100,7 +100,7 @@ class Span(NamedTuple):
         >>> str(Span((0, 100), (4095, 900)))
         '--range 0 4095 --range 100 900'
         """
-        return " ".join(f"--range {black:g} {white:g}" for black, white in self.pairs)
+        return " ".join(f"--range {black:.15g} {white:.15g}" for black, white in self.pairs)
 
 
 Spans = tuple[float, float] | Span | Sequence[Span] | Sequence[tuple[float, float]] | None
@@ -292,9 +292,8 @@ class Scale:
         if self.channels and (len(shape) < 3 or shape[-3] != self.channels):
             count = shape[-3] if len(shape) >= 3 else 1
             raise InputError(
-                f"black and white are given for {self.channels} channels, and these images have"
-                f" {count}: give {self.ends.pairs[0][0]:g} and {self.ends.pairs[0][1]:g} alone for"
-                f" all channels, or --range BLACK WHITE {count} times"
+                f"black and white are known for {self.channels} channels, and these images have"
+                f" {count}: give --range BLACK WHITE once for all channels, or once for each"
             )
 
     def record(self) -> dict[str, Any]:

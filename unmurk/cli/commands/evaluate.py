@@ -134,7 +134,7 @@ def _in_one_scale(
     scale = truth.scale
     full = scale.dtype[0] in "iu"
     known = scale.ends if full else None
-    own = replace(select, axes="", lenient=True, more=True)
+    own = replace(select, axes="", lenient=True, more=True, results=True)
     found = images_of(restored, span=span or known, select=own)
     return found.images, truth.images
 

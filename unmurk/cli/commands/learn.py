@@ -151,7 +151,8 @@ class Learn(Command):
             select = selection_of(self)
             captures = captures_of(self.data, operator, self.crop, *given, self.out, select)
             data: Any = captures or measured(self.data, *given, select)
-            frames = run_frames(self.dark, self.flat, self.hot_pixels, partial(_sample, data))
+            sample = partial(_sample, data)
+            frames = run_frames(self.dark, self.flat, self.hot_pixels, sample, select=select)
             nan = self.nan if frames.hidden is None else "mask"
             even = frames.sensitivity is None or self._is_even(frames)
             # the noise is that of the images as recorded, or of the divided ones

@@ -184,7 +184,8 @@ class Noise(Command):
 
     def _frames(self, sample: "Callable[[], ImageSet]") -> "Frames":
         """Read the calibration frames. The noise of images as recorded needs no division."""
-        frames = run_frames(self.dark, self.flat, self.hot_pixels, sample)
+        given = (self.dark, self.flat, self.hot_pixels)
+        frames = run_frames(*given, sample, select=selection_of(self))
         return frames if self.flat_noise == "even" else frames.undivided()
 
     def _tiles(self, select: "Selection") -> "tuple[torch.Tensor, Scale, int, Sample]":
@@ -245,7 +246,7 @@ class Noise(Command):
 
 def _word(value: Any) -> str:
     """Return a value as a word of a command line."""
-    return f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
+    return f"{value:.15g}" if isinstance(value, float) else shlex.quote(str(value))
 
 
 def _over_maps(command: Noise, sample: Sample, scale: "Scale") -> dict[str, Any]:

@@ -403,7 +403,8 @@ def frames_of(command: Restoring) -> "Callable[[], Frames]":
     @cache
     def frames() -> "Frames":
         sample = partial(_sample, command, HOT_SAMPLE)
-        return run_frames(command.dark, command.flat, command.hot_pixels, sample, command.prior)
+        given = (command.dark, command.flat, command.hot_pixels)
+        return run_frames(*given, sample, command.prior, selection_of(command, command.prior))
 
     return frames
 

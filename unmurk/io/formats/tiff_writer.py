@@ -1,5 +1,6 @@
 """TIFF files written image by image, with the tags of the stack that the images came from."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import tifffile
 import torch
 
 from ..atomic import Partial, unwritable
+from ..scale import Scale
 from .tiff_copy import TaggedPages, copying
 from .tiff_tags import fitted
 
@@ -98,11 +100,20 @@ class StackWriter:
             packed = like.compression()
             how |= {"compression": packed, "predictor": packed is not None and like.predicted()}
             how |= {"tile": like.tile(), "contiguous": like.contiguous()}
+        page = _sorted(pixels, planes)
+        tags = self._tags(pixels)
+        shape = _shape_in(tags.get("description"))
+        if shape and shape[-page.ndim :] != page.shape:  # a palette has become colors
+            tags["description"], shape = None, ()
         more = {"subifds": len(levels)} if levels else {}
-        self._write(_sorted(pixels, planes), **how, **more, **self._tags(pixels))
+        self._write(page, **how, **more, **tags)
         for down, across in levels:
             size = (max(1, round(pixels.shape[0] * down)), max(1, round(pixels.shape[1] * across)))
-            self._write(_sorted(_smaller(pixels, size), planes), subfiletype=REDUCED, **how)
+            smaller = _sorted(_smaller(pixels, size), planes)
+            if shape:
+                said = {"shape": [*shape[: -page.ndim], *smaller.shape]}
+                how["description"] = json.dumps(said).encode()
+            self._write(smaller, subfiletype=REDUCED, **how)
 
     def _tags(self, pixels: np.ndarray) -> dict[str, Any]:
         """Return the tags of the next page, for pixels of this size and type."""
@@ -154,4 +165,16 @@ def _smaller(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return means over areas of pixels (H, W, C), in their number type."""
     image = torch.from_numpy(pixels.astype(np.float64)).movedim(-1, 0)
     found = torch.nn.functional.adaptive_avg_pool2d(image, size).movedim(0, -1).numpy()
-    return (np.rint(found) if pixels.dtype.kind in "iu" else found).astype(pixels.dtype)
+    if pixels.dtype.kind not in "iu":
+        return found.astype(pixels.dtype)
+    return Scale(dtype=pixels.dtype.name).to_file(torch.from_numpy(found))
+
+
+def _shape_in(description: bytes | None) -> tuple[int, ...]:
+    """Return the shape that tifffile's own description of a series names; () for others."""
+    if not description or not description.startswith(b'{"shape"'):
+        return ()
+    try:
+        return tuple(int(side) for side in json.loads(description)["shape"])
+    except (ValueError, TypeError, KeyError):
+        return ()
