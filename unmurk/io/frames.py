@@ -32,7 +32,7 @@ from ..errors import InputError, size_text
 from .axes import ALL, Selection
 from .images import ImageSet, read_images
 from .limits import file_digest
-from .scale import Scale
+from .scale import Scale, Spans
 from .source import Source
 
 __all__ = ["Corrected", "Frames", "corrected_set", "hot_pixels", "read_frames"]
@@ -156,6 +156,13 @@ class Corrected(Source):
         return self.given.fingerprint()
 
 
+def _frame_span(scale: Scale) -> Spans:
+    """Return the numbers of black and white that the frames of a set are read with."""
+    if scale.channels:
+        return 0, 1
+    return None if (scale.offset, scale.gain) == (0, 1) else scale.ends._replace(dtype=None)
+
+
 def read_frames(
     dark: Path | None,
     flat: Path | None,
@@ -186,20 +193,18 @@ def read_frames(
     """
     digests: dict[str, str] = {}
     found: dict[str, Tensor] = {}
+    channels = replace(select.beside(), axes="")
     for name, path in (("dark", dark), ("flat", flat)):
         if path is None:
             continue
-        one = Scale() if scale.channels else scale.channel(0)
-        units = (one.offset, one.gain) == (0.0, 1.0) and not scale.channels
-        span = None if units else one.ends._replace(dtype=None)  # (0, 1): numbers of the file
-        images = read_images(path, span=span, select=replace(select.beside(), axes="")).images
+        images = read_images(path, span=_frame_span(scale), select=channels).images
         if tuple(images.shape[2:]) != tuple(shape[1:]) or images.shape[1] not in (1, shape[0]):
             given = size_text(images.shape[1:])
             raise InputError(
                 f"--{name} {path} has images of {given} (channels, height, width), but the data "
                 f"have {size_text(shape)}: give a frame of the same camera and region"
             )
-        if scale.channels:
+        if scale.channels:  # numbers of the file so far
             images = scale.from_file(images.expand(-1, shape[0], -1, -1).double().numpy())
         found[name] = images.double().mean(0).expand(shape[0], -1, -1)
         if path.is_dir():
