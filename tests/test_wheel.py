@@ -74,7 +74,9 @@ def test_links_of_the_description_lead_to_the_tagged_source():
         f"![a\nb]({home}/raw/v1.2.0/docs/a.png) [c]({home}/blob/v1.2.0/docs/c.md), "
         "[d](https://d.org), [e](#e)"
     )
-    assert setup.description(text, "", "1.2.0") == " c, [d](https://d.org), [e](#e)"
+    text = "<!-- test -->\n![a\nb](docs/a.png)\n\n*A\ncaption*\n\n"
+    text += "It\n([see](docs/s.md)) [c](docs/c.md), [e](#e)"
+    assert setup.description(text, "", "1.2.0") == "It c, [e](#e)"
 
 
 @pytest.mark.slow
