@@ -8,6 +8,7 @@ import torch
 
 from tests.training.test_learn import blobs
 from unmurk.errors import InputError
+from unmurk.evaluation import calibration
 from unmurk.evaluation.calibration import Bin, calibrate, determines_curve, fit_curve
 from unmurk.evaluation.unbiased import (
     has_varied_masks,
@@ -432,6 +433,21 @@ def test_noise_that_no_model_fits_takes_the_trust_of_a_run_away(tmp_path):
         record = calibrate_run(tmp_path, posterior, data, problem, **how)
         assert record["trusted"] is trusted
     assert "clipped" in record["why"] or "black" in record["why"]
+
+
+def test_quiet_pixels_of_a_bin_that_spans_decades_keep_their_interval():
+    """Of normal errors, 5 % of deviation 0.1 and the others of 1e-7 to 1e-3, the 90 % quantile is
+    0.02 root mean squares; 0.9 deviations hold erf(0.9 / 2^(1/2)) = 0.632 of the quiet ones."""
+    draw = torch.Generator().manual_seed(0)
+    s = 10 ** (4 * torch.rand(40_000, generator=draw, dtype=torch.float64) - 7)
+    s[::20] = 0.1
+    tail, error = (torch.randn(len(s), generator=draw, dtype=torch.float64) for _ in range(2))
+    values = {"predicted": s, "rank": s, "blind": s, "square": s.square()}
+    values |= {"tail": tail.abs(), "image": torch.arange(len(s)) % 50}
+    assert float((s * tail).abs().quantile(0.9) / (s * tail).square().mean().sqrt()) < 0.05
+    joined = calibration._bin(values, torch.arange(len(s)), s.sort().values)
+    inside = (s * error).abs() <= fit_curve([joined]).half_width(s)
+    assert float(inside[s < 1e-3].double().mean()) == pytest.approx(0.632, abs=0.01)
 
 
 def test_estimates_below_zero_are_replaced_by_what_can_be_resolved():

@@ -80,6 +80,9 @@ __all__ = [
 
 BINS = 12
 BOUND = 1e-6  # least calibrated standard deviation
+# Least half-width of an interval in standard deviations. The quantile of a bin whose predictions
+# differ by decades is one of the mixture, far too narrow for its quiet pixels.
+NARROWEST = 0.9
 SIGNIFICANT = 2.0  # standard errors by which the error of a bin exceeds zero
 TAU = 0.25  # typical standard deviation of images in [0, 1]
 TOGETHER = 2**16  # values of a batch
@@ -222,7 +225,7 @@ def _bin(values: dict[str, Tensor], chosen: Tensor, ranks: Tensor) -> Bin:
         square=mean,
         standard_error=error / len(chosen),
         applied=scale if same else max(math.sqrt(_squared_mean(ranks)), BOUND),
-        width=max(_quantile(tail, 0.9) / max(math.sqrt(_squared_mean(tail)), BOUND), 0.1),
+        width=max(_quantile(tail, 0.9) / max(math.sqrt(_squared_mean(tail)), BOUND), NARROWEST),
     )
 
 
