@@ -221,7 +221,7 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
     """The front page and the page for reviewers: decibels and certification, as measured."""
     read = {
         name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
-        for name in ("captures", "learn-small", "certify")
+        for name in ("captures", "learn-small", "learn-long", "certify")
     }
     fields: dict[str, list[float]] = {}
     for key, result in read["captures"]["results"].items():
@@ -251,7 +251,10 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
     gap = [a - b for a, b in gaps]
     text = f"it is {statistics.mean(gap):.2f} dB above BM3D on average, with a standard error of "
     assert text + f"{statistics.stdev(gap) / 4:.2f}" in method
-    later = statistics.median(read["captures"]["results"]["fmd-flowdiff-3-5min-0"]["psnr"])
+    results = read["captures"]["results"]
+    five = [v for f in range(4) for v in results[f"fmd-flowdiff_generic-{f}-5min-0"]["psnr"]]
+    assert f"Five minutes gain nothing ({statistics.median(five):.2f})" in method
+    later = statistics.median(results["fmd-flowdiff-3-5min-0"]["psnr"])
     text = (
         f"Five minutes from nothing gained nothing there ({later:.2f}, an earlier version), and "
     )
@@ -287,6 +290,14 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
         "deblurring: {:.2f} dB, with the prior from clean images {:.2f}; a hole: {:.2f} and {:.2f}"
     )
     assert text.format(*tasks[0], *tasks[1]) in method
+
+    long = read["learn-long"]["sets"]["digits"]["rows"]
+    columns = ("posterior_psnr", "denoiser_psnr", "prior_frechet")
+    ours, clean = ([long[key][column] for column in columns] for key in ("flowdiff", "clean"))
+    text = (
+        "digits: {:.2f} dB, denoiser {:.2f} dB, Fréchet distance of new digits {:.1f}; from clean "
+    )
+    assert (text + "images {:.2f} dB, {:.2f} dB, {:.1f}").format(*ours, *clean) in method
 
     earned = [(row["solver"], row["earned"]) for row in read["certify"]["rows"]]
     of = len([one for one, _ in earned if one == "snips"])
