@@ -35,6 +35,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args
 
 import torch
@@ -115,7 +116,7 @@ def run_row(name: SetName, row: RowName, how: Options) -> None:
     common.write_tensors(rows / f"{name}-{row}.safetensors", pictures)
     made: Row = {"settings": settings(name, how, row)} | common.provenance()
     made |= {"sampling": "bf16 autocast" if bf16 else "fp32"}
-    made |= {"downstream": {task: mean_of(values) for task, values in tasks.items()}}
+    made |= {"downstream": {task: fmean(values) for task, values in tasks.items()}}
     made["of each image"] = singly | tasks
     made["scoring_seconds"] = time.perf_counter() - began
     common.write_json(rows / f"{name}-{row}.json", made | scores | figures)
@@ -231,11 +232,6 @@ def published(row: Row, champion: Row | None) -> Row:
         return kept
     own, other = row["of each image"], champion["of each image"]
     return kept | {"difference": {k: paired(own[k], other[k]) for k in own if k in other}}
-
-
-def mean_of(values: list[float]) -> float:
-    """The mean."""
-    return sum(values) / len(values)
 
 
 def paired(a: list[float], b: list[float]) -> tuple[float, float]:

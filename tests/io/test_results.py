@@ -11,12 +11,13 @@ import tifffile
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
-from unmurk.cli import main as cli
+from tests.cli.calls import unmurk as command
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.io import formats
 from unmurk.io.axes import Selection
 from unmurk.io.formats import registry, tiff_writer
+from unmurk.io.formats.tiff import Stack
 from unmurk.io.formats.writing import TiffWriter
 from unmurk.io.images import load_images
 from unmurk.io.job_list import jobs_of, scene_jobs
@@ -24,10 +25,6 @@ from unmurk.io.jobs import process
 from unmurk.io.streams import NpyWriter
 
 rng = np.random.default_rng(0)
-
-
-def command(*argv: object) -> int:
-    return cli.main([str(a) for a in argv])
 
 
 def through(source: Path, out: Path, grow: int = 1) -> None:
@@ -179,6 +176,36 @@ def test_results_of_tifffile_s_own_series_are_read_again(kind, tmp_path, caplog)
             assert torch.equal(same, first)
         assert again.images.shape == first.shape
     assert not caplog.records  # tifffile's complaints
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [[(20_000, 20_000)], [(64, 96)] * 50, [(63, 96), (62, 96)], [(32, 48), (32, 48)], [(128, 8)]],
+    ids=["larger", "many", "hardly smaller", "repeated", "longer"],
+)
+def test_what_is_no_pyramid_is_not_copied(sides, tmp_path):
+    """Sizes of SubIFDs are those of the file: together they cannot ask for more than two pages."""
+    with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as writer:
+        page, how = np.full((64, 96), 9, np.uint8), {"photometric": "minisblack"}
+        writer.write(page, subifds=len(sides), metadata={"axes": "YX"}, **how)
+        for side in sides:
+            part = np.broadcast_to(np.uint8(1), side)
+            writer.write(part, subfiletype=1, compression="zlib", **how)
+    with Stack(tmp_path / "a.tif") as stack:
+        assert stack.levels() == []
+    through(tmp_path / "a.tif", tmp_path / "out")
+    with tifffile.TiffFile(tmp_path / "out" / "a.tif") as found:
+        assert not found.pages[0].subifds
+        assert (found.asarray() == 9).all()
+
+
+def test_a_tile_far_larger_than_its_page_becomes_strips(tmp_path):
+    page = np.full((64, 96), 9, np.uint8)
+    for side, kept in ((1024, (1024, 1024)), (2048, None)):
+        file = tmp_path / f"{side}.tif"
+        tifffile.imwrite(file, page, tile=(side, side), compression="zlib")
+        with Stack(file) as stack:
+            assert stack.tile() == kept
 
 
 def test_means_of_large_integers_do_not_overflow():

@@ -152,12 +152,12 @@ def try_lock(fd: int, shared: bool = False) -> bool:
     return True
 
 
-def _is_taken(fd: int) -> bool:
-    """Whether another process holds a lock; otherwise this one does, where there are locks."""
+def _lock(fd: int) -> bool:
+    """Lock an open file where there are locks; return whether no other process holds it."""
     try:
-        return not try_lock(fd)
+        return try_lock(fd)
     except NoLocksError:
-        return False
+        return True
 
 
 def same_file(fd: int, path: Path) -> bool:
@@ -344,7 +344,7 @@ def _open(path: Path, out: Path) -> io.BufferedRandom:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            if _is_taken(fd):
+            if not _lock(fd):
                 raise InputError(f"another process is writing {out}: wait for it, or stop it")
             if same_file(fd, path):  # else it was removed or finished in between
                 os.ftruncate(fd, 0)
@@ -405,7 +405,7 @@ def place_folder(folder: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         fd = os.open(part, os.O_RDONLY)
         try:
-            _is_taken(fd)  # locks it
+            _lock(fd)
             yield part
             _settle(part, folder)
         finally:

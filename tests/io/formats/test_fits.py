@@ -3,15 +3,14 @@
 import gzip
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from unmurk.cli import main as cli
+from tests.cli.calls import unmurk as command
+from tests.io.formats.copies import through
 from unmurk.errors import InputError
 from unmurk.io.formats.pictures import open_pages
-from unmurk.io.formats.readers import reader_of
 from unmurk.io.images import load_images
 
 fits = pytest.importorskip("astropy.io.fits")
@@ -33,20 +32,6 @@ def numbers(dtype: str, *shape: int) -> np.ndarray:
     found = rng.integers(ends.min, ends.max, shape, dtype=dtype, endpoint=True)
     found.flat[0], found.flat[-1] = ends.min, ends.max
     return found
-
-
-def command(*argv: object) -> int:
-    return cli.main([str(a) for a in argv])
-
-
-def through(source: Path, out: Path, floats: bool = False, grow: int = 1) -> None:
-    """Write what the reader reads, each pixel `grow` times in both directions."""
-    with open_pages(source) as pages:
-        images = [pages.read(n) for n in range(len(pages))]
-    writer = reader_of(source).writer(out, source, "a line", floats)
-    for image in images:
-        writer.write(np.kron(image, np.ones((grow, grow, 1), image.dtype)))
-    writer.close()
 
 
 @pytest.mark.parametrize("suffix", [".fits", ".fits.gz", ".fits.fz"])

@@ -10,30 +10,15 @@ import pytest
 import tifffile
 import torch
 
-from unmurk.cli import main as cli
+from tests.cli.calls import unmurk as command
+from tests.io.formats.copies import through
 from unmurk.errors import InputError
 from unmurk.io.formats.pictures import open_pages
-from unmurk.io.formats.readers import reader_of
 from unmurk.io.images import load_images
 from unmurk.io.jobs import jobs_of, process
 
 rng = np.random.default_rng(0)
 AFFINE = np.array([[-2.0, 0, 0.1, 10], [0, 2.5, 0, -5], [0, 0.2, 3, 7], [0, 0, 0, 1]])
-
-
-def command(*argv: object) -> int:
-    return cli.main([str(a) for a in argv])
-
-
-def through(source: Path, out: Path, floats: bool = False, grow: int = 1) -> list[np.ndarray]:
-    """Write what the reader reads, each pixel `grow` times in both directions."""
-    with open_pages(source) as pages:
-        images = [pages.read(n) for n in range(len(pages))]
-    writer = reader_of(source).writer(out, source, "a line", floats)
-    for image in images:
-        writer.write(np.kron(image, np.ones((grow, grow, 1), image.dtype)))
-    writer.close()
-    return images
 
 
 # -- NIfTI ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ LARGE = 2**32 - 2**25  # bytes of pixels above which offsets of 32 bits may not 
 IMAGEJ = 50839
 GRAY = 1
 TILE = 16  # sides of tiles are multiples of it
+LARGE_TILE = 1024**2  # pixels of a tile that may be larger than its page
 LOSSLESS = {5, 8, 32946, 32773, 34925, 50000}  # LZW, Deflate, PackBits, LZMA, Zstandard
 ZLIB = 8
 
@@ -127,14 +128,17 @@ class TaggedPages(Pages):
         """Return the height and width of the tiles that pages are stored in; None for strips."""
         page = self._series[0].keyframe
         sides = (int(page.tilelength), int(page.tilewidth)) if page.is_tiled else (0, 0)
-        if not all(sides) or any(side % TILE for side in sides):
+        most = max(LARGE_TILE, int(page.imagelength) * int(page.imagewidth))
+        if not 0 < sides[0] * sides[1] <= most or any(side % TILE for side in sides):
             return None
         return sides[::-1] if self.turn > 4 else sides
 
     def levels(self) -> list[tuple[Fraction, Fraction]]:
         """Return height and width of the smaller copies of a page, in units of its own.
 
-        They are those of a pyramid: directories (SubIFDs) of each page, for viewers.
+        They are those of a pyramid: directories (SubIFDs) of each page, for viewers. Each has at
+        most half of the pixels of the one before, so that a file cannot ask for more than two
+        pages; directories that have more are no pyramid.
         """
         first, *smaller = (level.keyframe for level in self._series[0].levels)
         if len(first.subifds or ()) != len(smaller):
@@ -146,6 +150,10 @@ class TaggedPages(Pages):
             )
             for one in smaller
         ]
+        areas = [Fraction(1), *(down * across for down, across in found)]
+        halved = all(0 < 2 * b <= a for a, b in zip(areas, areas[1:], strict=False))
+        if not halved or any(max(pair) > 1 for pair in found):
+            return []
         return [pair[::-1] for pair in found] if self.turn > 4 else found
 
     def imagej_tags(self) -> list[Any]:

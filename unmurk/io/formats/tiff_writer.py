@@ -100,7 +100,7 @@ class StackWriter:
             packed = like.compression()
             how |= {"compression": packed, "predictor": packed is not None and like.predicted()}
             how |= {"tile": like.tile(), "contiguous": like.contiguous()}
-        page = _sorted(pixels, planes)
+        page = _as_stored(pixels, planes)
         tags = self._tags(pixels)
         shape = _shape_in(tags.get("description"))
         if shape and shape[-page.ndim :] != page.shape:  # a palette has become colors
@@ -109,7 +109,7 @@ class StackWriter:
         self._write(page, **how, **more, **tags)
         for down, across in levels:
             size = (max(1, round(pixels.shape[0] * down)), max(1, round(pixels.shape[1] * across)))
-            smaller = _sorted(_smaller(pixels, size), planes)
+            smaller = _as_stored(_smaller(pixels, size), planes)
             if shape:
                 said = {"shape": [*shape[: -page.ndim], *smaller.shape]}
                 how["description"] = json.dumps(said).encode()
@@ -154,7 +154,7 @@ class StackWriter:
         self._part.abandon()
 
 
-def _sorted(pixels: np.ndarray, planes: bool) -> np.ndarray:
+def _as_stored(pixels: np.ndarray, planes: bool) -> np.ndarray:
     """Return pixels (H, W, C) as they are stored: (H, W), (H, W, C) or (C, H, W)."""
     if pixels.shape[-1] == 1:
         return pixels[..., 0]
