@@ -289,7 +289,7 @@ class TiledPosterior:
         start, mask, spread, tiling, numbers = self._look(y, problem, index)
         draws = torch.zeros(n, *start.shape, dtype=start.dtype, device=start.device)
         for places in each(tiling.chunks(len(start))):
-            context = self._context(start, mask, spread, tiling, places)
+            context = self.posterior.read(*self._known(start, mask, spread, tiling, places))
             for k in range(n):
                 z = self._noise(tiling, places, numbers, seed, k, start)
                 tiling.add(draws[k], self.posterior.transform(z, context)[0], places)
@@ -318,12 +318,12 @@ class TiledPosterior:
         start, mask, spread, tiling, numbers = self._look(y, problem, index)
         mean, std = torch.zeros_like(start), torch.zeros_like(start)
         for places in each(tiling.chunks(len(start))):
-            context = self._context(start, mask, spread, tiling, places)
+            tiles, inputs = self._known(start, mask, spread, tiling, places)
 
             def noise(k: int, chosen: Any = places) -> Tensor:
                 return self._noise(tiling, chosen, numbers, seed, k, start)
 
-            found = self.posterior.moments(context, n, noise)
+            found = self.posterior.estimate(tiles, inputs, n, noise)
             tiling.add(mean, found[0], places)
             tiling.add(std, found[1], places)
         shape = (len(y), -1, *start.shape[-2:])
@@ -365,19 +365,19 @@ class TiledPosterior:
         fields = [(i, 0 if same else c) for i, same in pairs for c in range(split)]
         return start, mask, spread, tiling, fields
 
-    def _context(
+    def _known(
         self,
         start: Tensor,
         mask: Tensor | None,
         spread: Tensor | float,
         tiling: Tiling,
         places: Any,
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor]:
         tiles = tiling.gather(start, places)
         masks = None if mask is None else tiling.gather(mask, places)
         if isinstance(spread, Tensor):
             spread = tiling.gather(spread, places)
-        return self.posterior.read(tiles, known(tiles, masks, spread))
+        return tiles, known(tiles, masks, spread)
 
     def _noise(
         self,

@@ -7,7 +7,9 @@ import torch
 
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Config, Posterior
+from unmurk.operators.crops import turn
 from unmurk.problem import Problem
+from unmurk.tiling import TiledPosterior
 
 
 def perturbed(shape=(1, 8, 8), scale=0.05, seed=0):
@@ -134,3 +136,72 @@ def test_sizes_that_do_not_fit_are_named():
         perturbed().mean(torch.rand(1, 1, 12, 12), Problem("identity", 0.3))
     with pytest.raises(InputError, match="even"):
         perturbed().mean_std(torch.rand(1, 1, 8, 8), Problem("identity", 0.3), n=3)
+
+
+def test_a_turnable_posterior_averages_over_orientations():
+    """The moments are those of all draws, each made of a turned y and turned back."""
+    posterior = perturbed(scale=0.1).double()
+    posterior.turnable = True
+    y, problem = torch.rand(2, 1, 8, 8, dtype=torch.float64), Problem("identity", 0.3)
+    for n, count in ((2, 1), (4, 2), (6, 3), (16, 8), (20, 8)):
+        noise = posterior.noise([0, 1], 5, torch.device("cpu"))
+        draws, ways = [], (0, 2, 1, 3, 4, 6, 5, 7)[:count]
+        with torch.no_grad():
+            for pair in range(n // 2):
+                flip, quarters = divmod(ways[pair % count], 4)
+
+                def turned(v, flip=flip, quarters=quarters):
+                    return (v.flip(3) if flip else v).rot90(quarters, (2, 3))
+
+                context = posterior.context(turned(y), problem)
+                for sign in (1, -1):
+                    z = turned(sign * noise(pair).to(y))
+                    x = posterior.transform(z, context)[0].rot90(-quarters, (2, 3))
+                    draws.append(x.flip(3) if flip else x)
+        mean, std = posterior.mean_std(y, problem, n, seed=5)
+        torch.testing.assert_close(mean, torch.stack(draws).mean(0))
+        torch.testing.assert_close(std, torch.stack(draws).std(0, correction=0))
+
+
+def test_the_mean_over_all_orientations_turns_with_the_image():
+    """Without noise in z, T^-1 mean(T y) is the same for all eight T, also for oblong images."""
+    posterior = perturbed((1, 8, 12), scale=0.1).double()
+    start = torch.rand(1, 1, 8, 12, dtype=torch.float64)
+    inputs = torch.cat([start, torch.rand(1, 2, 8, 12, dtype=torch.float64)], 1)
+
+    def mean(way):
+        zeros = torch.zeros_like(turn(start, way))
+        with torch.no_grad():
+            return posterior.estimate(turn(start, way), turn(inputs, way), 16, lambda k: zeros)[0]
+
+    for turnable in (False, True):
+        posterior.turnable = turnable
+        gaps = [float((mean(way) - turn(mean(0), way)).abs().max()) for way in range(1, 8)]
+        assert max(gaps) < 1e-12 if turnable else min(gaps) > 1e-3
+
+
+def test_tiles_average_over_orientations_as_whole_images_do():
+    posterior = perturbed(scale=0.1)
+    y, problem = torch.rand(1, 1, 16, 20), Problem("identity", 0.3)
+    tiled = TiledPosterior(posterior, tile=16, overlap=8)
+    plain = tiled.mean_std(y, problem, 16, seed=3)
+    posterior.turnable = True
+    mean, std = tiled.mean_std(y, problem, 16, seed=3)
+    assert (mean - plain[0]).abs().max() > 1e-3
+    # one tile covers the whole image, so the tile is the image
+    one = perturbed((1, 16, 20), scale=0.1)
+    one.turnable = True
+    whole = TiledPosterior(one, tile=20, overlap=8)
+    start, inputs = one.known(y, problem)
+    noise = [whole._noise(*_single_tile(whole, y), 3, k, start) for k in range(8)]
+    with torch.no_grad():
+        known = one.estimate(start, inputs, 16, noise.__getitem__)
+    for a, b in zip(whole.mean_std(y, problem, 16, seed=3), known, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def _single_tile(tiled, y):
+    """Tiling, places and numbers of an image that is one tile."""
+    *_, tiling, numbers = tiled._look(y, Problem("identity", 0.3), None)
+    assert tiling.corners == [(0, 0)]
+    return tiling, [(0, (0, 0))], numbers

@@ -15,6 +15,7 @@ from unmurk import gaussian
 from unmurk.cli.main import main
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
+from unmurk.flows.posterior import Posterior
 from unmurk.problem import Problem
 from unmurk.training import Recipe, Rounds, Trainer, learn, memory, trainer
 
@@ -253,3 +254,18 @@ def test_crops_beyond_every_image_are_made_smaller(tmp_path, capsys):
         assert model.any_size
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["crop"] == 40 and config["settings"]["crop"] == 512
+
+
+@pytest.mark.parametrize(("augment", "turnable"), [(None, True), (False, False)])
+def test_a_posterior_of_augmented_crops_is_averaged_over_orientations(augment, turnable, tmp_path):
+    given = {"kimg": 0.008, "batch": 4, "precision": "fp32", "quiet": True, "crop": 16}
+    posterior = learn(
+        torch.rand(3, 1, 32, 32),
+        Problem("identity", 0.2),
+        out=tmp_path / "run",
+        augment=augment,
+        **given,
+    )[1]
+    assert posterior.turnable == turnable
+    assert Posterior.load(tmp_path / "run").turnable == turnable
+    assert not Posterior.load("digits").turnable and Posterior.load("generic").turnable

@@ -106,8 +106,9 @@ class FlowDistribution(Distribution):
     def stddev(self) -> Tensor:
         """The standard deviation of every pixel, shape (B, C, H, W), from 16 draws.
 
-        The draws are those of `Posterior.mean_std` with seed 0: eight antithetic pairs (z, -z),
-        one random stream for each image. The value is the same at every call.
+        The draws are those of `Posterior.mean_std` with seed 0, in the orientation of the
+        measurements: eight antithetic pairs (z, -z), one random stream for each image. The value
+        is the same at every call.
         """
         return self._deviation()
 

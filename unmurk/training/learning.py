@@ -272,6 +272,7 @@ def learn(
     if settings.compile:
         built.prior.network.compile()
     trainer.run()
+    built.student.turnable = isinstance(y, Crops) and y.augment  # before it is calibrated
     if trainer.accelerator.is_main_process:
         record = calibrate_run(
             folder,
