@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import tifffile
@@ -141,8 +141,21 @@ def cells(options: Options) -> list[Cell]:
 
 # -- rows -----------------------------------------------------------------------------------------
 
-Restored = tuple[list[Tensor], dict[str, Any]]
-"""Restored fields (H, W), and what the row cost."""
+
+class Bars(NamedTuple):
+    """The error bars of a restored field.
+
+    Attributes:
+        std: Calibrated standard deviations (H, W).
+        half: Half-widths (H, W) of the intervals of probability 0.9.
+    """
+
+    std: Tensor
+    half: Tensor
+
+
+Restored = tuple[list[Tensor], dict[str, Any], list[Bars]]
+"""Restored fields (H, W), what the row cost, and error bars if it has them, else an empty list."""
 
 
 def noise_of(split: Split) -> PoissonGaussian:
@@ -192,7 +205,7 @@ def filtered(cell: Cell, split: Split) -> Restored:
     best = strengths[scores.index(max(scores))]
     begin = time.perf_counter()
     found = [with_strength(best, y[0]) for y in split.held]
-    return found, {"strength": best, "restoring": (time.perf_counter() - begin) / len(found)}
+    return found, {"strength": best, "restoring": (time.perf_counter() - begin) / len(found)}, []
 
 
 def blind(cell: Cell, split: Split, options: Options) -> Restored:
@@ -204,7 +217,7 @@ def blind(cell: Cell, split: Split, options: Options) -> Restored:
     begin = time.perf_counter()
     found = [method.restore(y[None, :1])[0, 0] for y in split.held]
     restoring = (time.perf_counter() - begin) / len(found)
-    return found, {"seconds": seconds, "kimg": settings.kimg, "restoring": restoring}
+    return found, {"seconds": seconds, "kimg": settings.kimg, "restoring": restoring}, []
 
 
 def random_crops(observed: list[Tensor], count: int, seed: int) -> Tensor:
@@ -240,11 +253,9 @@ def learned(cell: Cell, split: Split, options: Options) -> Restored:
     problem = Problem("identity", noise)
     learn(folder, problem, out=run, settings=how(cell, options), crop=SIDE, **extra)
     posterior = Posterior.load(run / "posterior")
-    begin = time.perf_counter()
-    found = [posterior_mean(posterior, y[:1], problem, i) for i, y in enumerate(split.held)]
+    found, cost, bars = restored(posterior, problem, split)
     last = common.metrics(run)[-1]
-    cost = {"seconds": last["seconds"], "kimg": last["kimg"]}
-    return found, cost | {"restoring": (time.perf_counter() - begin) / len(found)}
+    return found, {"seconds": last["seconds"], "kimg": last["kimg"]} | cost, bars
 
 
 def write_captures(folder: Path, observed: Iterable[Tensor]) -> None:
@@ -260,21 +271,24 @@ def write_captures(folder: Path, observed: Iterable[Tensor]) -> None:
     os.rename(partial_folder, folder)
 
 
-def posterior_mean(posterior: Posterior, y: Tensor, problem: Problem, number: int) -> Tensor:
-    """The posterior mean (H, W) of a large image (1, H, W), in tiles."""
-    tiled = posterior_for(posterior, y.shape)
-    return tiled.mean_std(y[None], problem, DRAWS, 1, [TEST + number])[0][0, 0]
+def restored(posterior: Posterior, problem: Problem, split: Split) -> Restored:
+    """The posterior means of the first capture of each held-out field, with their error bars."""
+    begin, found, bars = time.perf_counter(), [], []
+    for number, y in enumerate(split.held):
+        tiled = posterior_for(posterior, y[:1].shape)
+        mean, std = tiled.mean_std(
+            y[None, :1], problem, DRAWS, 1, [TEST + number], calibrated=False
+        )
+        found.append(mean[0, 0])
+        if posterior.error_bars is not None:
+            held = posterior.error_bars
+            bars.append(Bars(held.std(std)[0, 0], held.half_width(std)[0, 0]))
+    return found, {"restoring": (time.perf_counter() - begin) / len(found)}, bars
 
 
 def generic(split: Split) -> Restored:
-    """The packaged generic prior's posterior, without any learning."""
-    import unmurk
-
-    posterior = unmurk.Posterior.load("generic")
-    problem = Problem("identity", noise_of(split))
-    begin = time.perf_counter()
-    found = [posterior_mean(posterior, y[:1], problem, i) for i, y in enumerate(split.held)]
-    return found, {"restoring": (time.perf_counter() - begin) / len(found)}
+    """The packaged generic prior's posterior, without any learning, and so without error bars."""
+    return restored(Posterior.load("generic"), Problem("identity", noise_of(split)), split)
 
 
 def decibels(x: Tensor, truth: Tensor) -> float:
@@ -282,18 +296,27 @@ def decibels(x: Tensor, truth: Tensor) -> float:
     return float(psnr(x[None, None], truth[None, None]))
 
 
-def scores(found: list[Tensor], truth: list[Tensor]) -> dict[str, list[float]]:
-    """PSNR and SSIM of every restored field (H, W), and PSNR of its bright part.
+def scores(found: list[Tensor], split: Split, bars: list[Bars]) -> dict[str, list[float]]:
+    """PSNR and SSIM of every restored field (H, W), and PSNR and error bars of its bright part.
 
-    PSNR is in dB for a peak of 1. The bright part is the pixels whose truth is above the median of
-    the field.
+    PSNR is in dB for a peak of 1, "published" that from the truth as published. The bright part is
+    the pixels whose truth is above the median of the field. "spread" is the root mean square of
+    their standard deviations over that of their errors, "coverage" the part of them that their
+    intervals of probability 0.9 hold.
     """
-    results: dict[str, list[float]] = {"psnr": [], "bright": [], "ssim": []}
-    for x, t in zip(found, truth, strict=True):
+    results: dict[str, list[float]] = {"psnr": [], "published": [], "bright": [], "ssim": []}
+    results |= {"spread": [], "coverage": []} if bars else {}
+    for x, t, published in zip(found, split.truth, split.published, strict=True):
         error = (x.clamp(0, 1) - t).square().double()
         results["psnr"].append(decibels(x, t))
+        results["published"].append(decibels(x, published))
         results["bright"].append(float(-10 * error[t > t.median()].mean().log10()))
         results["ssim"].append(float(ssim(x[None, None], t[None, None])))
+    for x, t, bar in zip(found, split.truth, bars, strict=False):
+        there, error = t > t.median(), (x - t).double()
+        ratio = bar.std.double()[there].square().mean() / error[there].square().mean()
+        results["spread"].append(float(ratio.sqrt()))
+        results["coverage"].append(float((error.abs() <= bar.half)[there].double().mean()))
     return results
 
 
@@ -301,23 +324,24 @@ def run_cell(cell: Cell, options: Options) -> None:
     """Run and score a cell; its JSON file is written last and says that it is finished."""
     split = load(cell.set, options.data, cell.fold, options.seed)
     cost: dict[str, Any] = {}
+    bars: list[Bars] = []
     if cell.row == "capture":
         found = [y[0] for y in split.held]
     elif cell.row == "average":
         found = [y.mean(0) for y in split.held]
     elif cell.row in FILTERS:
-        found, cost = filtered(cell, split)
+        found, cost, bars = filtered(cell, split)
     elif cell.row == "noise2void":
-        found, cost = blind(cell, split, options)
+        found, cost, bars = blind(cell, split, options)
     elif cell.row == "generic":
-        found, cost = generic(split)
+        found, cost, bars = generic(split)
     else:
-        found, cost = learned(cell, split, options)
+        found, cost, bars = learned(cell, split, options)
     rows = options.folder / "rows"
-    restored = {f"{i:03d}": x for i, x in enumerate(found)}
-    common.write_tensors(rows / f"{cell.name}.safetensors", restored)
+    tensors = {f"{i:03d}": x for i, x in enumerate(found)}
+    common.write_tensors(rows / f"{cell.name}.safetensors", tensors)
     about = {"settings": settings(options), "noise": noise_of(split).spec} | common.provenance()
-    results = scores(found, split.truth) | cost
+    results = scores(found, split, bars) | cost
     common.write_json(rows / f"{cell.name}.json", about | {"results": results})
 
 
@@ -328,6 +352,7 @@ def settings(options: Options) -> dict[str, Any]:
         "batch": BATCH,
         "side": SIDE,
         "draws": DRAWS,
+        "truth": "with the brightness of the capture",
         "kimg per minute": RATES,
     }
 
@@ -454,6 +479,10 @@ class Line:
         values = [row[key] for row in every if key in row]
         return statistics.mean(values) if values else None
 
+    def has(self, score: str) -> bool:
+        """Whether every field has a score."""
+        return all(score in row for rows in self.fields.values() for row in rows.values())
+
     def several(self) -> bool:
         """Whether there is more than one field."""
         return sum(len(row["psnr"]) for row in next(iter(self.fields.values())).values()) > 1
@@ -481,7 +510,8 @@ def lines_of(result: Row, which: str) -> list[Line]:
 def table(result: Row, which: str) -> str:
     """The figures of a set; a row that was not run has no line."""
     heads = ["", "minutes", "fields", "seeds", "PSNR, dB", "lowest", "highest", "bright part, dB"]
-    lines = [[*heads, "SSIM", "strength", "learning, s", "kimg", "restoring, s"]]
+    heads += ["SSIM", "as published, dB", "spread / error", "held by 90 %"]
+    lines = [[*heads, "strength", "learning, s", "kimg", "restoring, s"]]
     for line in lines_of(result, which):
         first = next(iter(line.fields.values()))
         every = [v for rows in line.fields.values() for row in rows.values() for v in row["psnr"]]
@@ -491,6 +521,9 @@ def table(result: Row, which: str) -> str:
         cells += [str(sum(len(row["psnr"]) for row in first.values())), str(len(seeds))]
         cells += [f"{line.median():.2f}{spread}", f"{min(every):.2f}", f"{max(every):.2f}"]
         cells += [f"{line.median('bright'):.2f}", f"{line.median('ssim'):.4f}"]
+        cells += [f"{line.median('published'):.2f}"]
+        for score, form in (("spread", ".2f"), ("coverage", ".1%")):
+            cells.append(format(line.median(score), form) if line.has(score) else "")
         for key, form in (("strength", ".2g"), ("seconds", ".0f"), ("kimg", "g")):
             cost = line.cost(key)
             cells.append("" if cost is None else format(cost, form))

@@ -2,7 +2,10 @@
 
 `fmd`: confocal captures of BPAE cells, blue channel (Y. Zhang et al., "A Poisson-Gaussian
 denoising dataset with real fluorescence microscopy images", CVPR 2019, arXiv 1812.10366): sixteen
-fields of 512 x 512 pixels, five single captures of each, and the mean of fifty.
+fields of 512 x 512 pixels, five single captures of each, and the mean of fifty. The brightness of
+a field drifted while the fifty were taken: the first capture is up to 17 % darker than their mean,
+or up to 7 % brighter, which no restoration of one capture can know. So the truth of a field is the
+mean of fifty with the brightness of the first capture (`with_brightness_of`).
 DATA/microscopy/fmd_confocal_bpae_b.npz holds `raw` (F, 5, H, W) and `gt` (F, H, W), 8 bits.
 
 `nuclei`: whole fluorescence images of many sizes (Data Science Bowl 2018, BBBC038, CC0) with
@@ -26,7 +29,7 @@ from unmurk.errors import InputError
 from unmurk.problem import Problem
 from unmurk.rng import generator
 
-__all__ = ["CAPTURES", "FOLDS", "SetName", "Split", "fmd", "load"]
+__all__ = ["CAPTURES", "FOLDS", "SetName", "Split", "fmd", "load", "with_brightness_of"]
 
 SetName = Literal["fmd", "nuclei", "toy"]
 FOLDS = 4  # the fields with number i are held out in fold i modulo FOLDS
@@ -46,12 +49,14 @@ class Split:
         means: Their truth (H, W). Only the strengths of the filters are chosen by it.
         held: Captures of the held-out fields, (K, H, W).
         truth: Their truth (H, W), for scoring only.
+        published: Their truth (H, W) as it was published; other than `truth` for real captures.
     """
 
     observed: list[Tensor]
     means: list[Tensor]
     held: list[Tensor]
     truth: list[Tensor]
+    published: list[Tensor]
 
 
 def load(name: SetName, data: Path | None, fold: int, seed: int = 0) -> Split:
@@ -67,22 +72,36 @@ def load(name: SetName, data: Path | None, fold: int, seed: int = 0) -> Split:
         InputError: The images are absent or not as expected.
     """
     if name == "fmd":
-        captures, truth = fmd(_folder(data))
+        captures, published = fmd(_folder(data))
+        pairs = zip(published, captures, strict=True)
+        truth = [with_brightness_of(y[0], x) for x, y in pairs]
     else:
         clean = _smooth() if name == "toy" else _nuclei(_folder(data))
-        truth, noise = clean, Problem("identity", CAMERA)
+        truth, published, noise = clean, clean, Problem("identity", CAMERA)
         captures = [
             noise.simulate(x.expand(CAPTURES, 1, *x.shape), seed, range(5 * i, 5 * i + 5))[:, 0]
             for i, x in enumerate(clean)
         ]
-    held = [i % FOLDS == fold for i in range(len(truth))]
+    held = [i for i in range(len(truth)) if i % FOLDS == fold]
+    rest = [i for i in range(len(truth)) if i % FOLDS != fold]
     return Split(
-        *(
-            [part[i] for i, out in enumerate(held) if out is side]
-            for side in (False, True)
-            for part in (captures, truth)
-        )
+        [captures[i] for i in rest],
+        [truth[i] for i in rest],
+        [captures[i] for i in held],
+        [truth[i] for i in held],
+        [published[i] for i in held],
     )
+
+
+def with_brightness_of(capture: Tensor, truth: Tensor) -> Tensor:
+    """The truth (H, W), with the gain and the offset at which it is nearest to a capture of it.
+
+    They are those of the least squares fit of the capture by the truth, on which the noise of the
+    capture has no influence on average.
+    """
+    away = (truth - truth.mean()).double()
+    gain = (away * capture).sum() / away.square().sum()
+    return (capture.double().mean() + gain * away).to(truth)
 
 
 def _folder(data: Path | None) -> Path:

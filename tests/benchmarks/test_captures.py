@@ -142,7 +142,12 @@ def test_scores_by_an_independent_formula():
     rng = np.random.default_rng(0)
     truth = rng.random((2, 16, 16)).astype(np.float32)
     x = truth + 0.1 * rng.standard_normal(truth.shape).astype(np.float32)
-    found = benchmark.scores(list(torch.from_numpy(x)), list(torch.from_numpy(truth)))
+    half = rng.random(truth.shape).astype(np.float32) / 5
+    bars = [benchmark.Bars(torch.from_numpy(h) / 2, torch.from_numpy(h)) for h in half]
+    fields = list(torch.from_numpy(truth))
+    split = sets.Split([], [], [], fields, [t / 2 for t in fields])
+    found = benchmark.scores(list(torch.from_numpy(x)), split, bars)
+    assert benchmark.scores(fields, split, []).keys() == {"psnr", "published", "bright", "ssim"}
     for i in range(2):
         error = (np.clip(x[i], 0, 1) - truth[i]) ** 2
         order = np.sort(truth[i].ravel())
@@ -150,6 +155,37 @@ def test_scores_by_an_independent_formula():
         assert bright.sum() == 128
         assert found["psnr"][i] == pytest.approx(-10 * np.log10(error.mean()), abs=1e-4)
         assert found["bright"][i] == pytest.approx(-10 * np.log10(error[bright].mean()), abs=1e-4)
+        half_error = (np.clip(x[i], 0, 1) - truth[i] / 2) ** 2
+        assert found["published"][i] == pytest.approx(-10 * np.log10(half_error.mean()), abs=1e-4)
+        away = np.abs(x[i] - truth[i])[bright]
+        spread = np.sqrt((half[i][bright] ** 2).mean() / (away**2).mean()) / 2
+        assert found["spread"][i] == pytest.approx(spread, rel=1e-5)
+        assert found["coverage"][i] == pytest.approx((away <= half[i][bright]).mean())
+
+
+def test_the_truth_gets_the_brightness_of_the_capture():
+    """Gain and offset are found from a noisy capture; the noise does not pull the gain to 0."""
+    draw = torch.Generator().manual_seed(0)
+    truth = torch.rand(256, 256, generator=draw)
+    capture = 0.8 * truth + 0.05 + 0.1 * torch.randn(256, 256, generator=draw)
+    found = sets.with_brightness_of(capture, truth)
+    torch.testing.assert_close(found, 0.8 * truth + 0.05, atol=4e-3, rtol=0)
+    slope, level = np.polyfit(truth.flatten().numpy(), capture.flatten().numpy(), 1)
+    torch.testing.assert_close(found, float(slope) * truth + float(level), atol=1e-5, rtol=0)
+
+
+def test_real_captures_have_their_published_truth_too(tmp_path):
+    (tmp_path / "microscopy").mkdir()
+    rng = np.random.default_rng(0)
+    gt = rng.integers(0, 200, (4, 8, 8), np.uint8)
+    raw = np.repeat((gt * 0.5 + 20)[:, None], 5, 1).astype(np.uint8)
+    np.savez(tmp_path / "microscopy" / "fmd_confocal_bpae_b.npz", raw=raw, gt=gt)
+    split = sets.load("fmd", tmp_path, 1)
+    assert len(split.means) == 3
+    torch.testing.assert_close(split.published[0] * 255, torch.from_numpy(gt[1]).float())
+    torch.testing.assert_close(split.truth[0], split.held[0][0], atol=3e-3, rtol=0)
+    for y, x in zip(split.observed, split.means, strict=True):
+        torch.testing.assert_close(y[0], x, atol=3e-3, rtol=0)
 
 
 def test_a_filters_strength_is_the_best_on_fields_to_learn_from(monkeypatch):
@@ -159,11 +195,11 @@ def test_a_filters_strength_is_the_best_on_fields_to_learn_from(monkeypatch):
     x = [torch.rand(16, 16) / 2 for _ in range(4)]
     y = [2 * image[None] for image in x]
     y[3] = y[3] * 2  # the held-out field asks for a quarter
-    split = sets.Split(y[:3], x[:3], y[3:], x[3:])
+    split = sets.Split(y[:3], x[:3], y[3:], x[3:], x[3:])
     monkeypatch.setattr(benchmark, "noise_of", lambda split: PoissonGaussian(0.1))
     cell = benchmark.Cell("toy", "gaussian_anscombe", 0)
-    found, cost = benchmark.filtered(cell, split)
-    assert cost["strength"] == 0.5 and torch.equal(found[0], y[3][0] / 2)
+    found, cost, bars = benchmark.filtered(cell, split)
+    assert not bars and cost["strength"] == 0.5 and torch.equal(found[0], y[3][0] / 2)
 
 
 def test_a_run_goes_on_and_rows_of_other_settings_are_refused(tmp_path, monkeypatch):
@@ -238,7 +274,10 @@ def test_data_that_are_none_are_refused(tmp_path):
 
 
 def result(**rows):
-    found = {key: {"psnr": p, "bright": p, "ssim": [0.9, 0.8]} for key, p in rows.items()}
+    found = {
+        key: {"psnr": p, "published": p, "bright": p, "ssim": [0.9, 0.8]}
+        for key, p in rows.items()
+    }
     found = {key.replace("_min", "min").replace("__", "-"): row for key, row in found.items()}
     settings = json.loads(json.dumps(benchmark.settings(benchmark.Options())))
     return header(settings) | {"results": found, "noise": {}}
