@@ -31,6 +31,14 @@ def test_sizes_and_licences():
         assert words in (ASSETS / name / "README.md").read_text()
 
 
+def test_no_folder_of_the_machine_that_made_them_is_named():
+    files = [file for kind in ("json", "md") for file in ASSETS.rglob(f"*.{kind}")]
+    assert len(files) > 12
+    for file in files:
+        text = file.read_text()
+        assert "_name_or_path" not in text and "/work/" not in text and "/home/" not in text, file
+
+
 @pytest.fixture(scope="module")
 def digits():
     truth = unmurk.load_images(ASSETS / "digits" / "test.idx3-ubyte.gz", limit=24).images

@@ -93,6 +93,17 @@ def test_saved_prior_is_a_diffusers_pipeline(tmp_path):
     assert drawn.shape == (2, 8, 8, 1) and drawn.std() > 0
 
 
+def test_a_saved_prior_does_not_name_the_folder_it_was_loaded_from(tmp_path):
+    prior = Prior.load("digits")
+    prior.save(tmp_path / "home of somebody" / "prior")
+    Prior.load(tmp_path / "home of somebody" / "prior").save(tmp_path / "given away")
+    for folder in (tmp_path / "given away", tmp_path / "home of somebody"):
+        for file in folder.rglob("*.json"):
+            assert "somebody" not in file.read_text() and "digits-model" not in file.read_text()
+    again, x = Prior.load(tmp_path / "given away"), torch.rand(1, 1, 28, 28)
+    assert torch.equal(again.denoise(x, 0.2), prior.denoise(x, 0.2))
+
+
 def test_load_says_what_is_missing(tmp_path):
     with pytest.raises(InputError, match="no prior in"):
         Prior.load(tmp_path)
