@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import common
 from benchmarks.captures import methods as filters
 from benchmarks.captures.run import random_crops
-from benchmarks.captures.sets import fmd, load
+from benchmarks.captures.sets import fmd, load, with_brightness_of
 from benchmarks.common import DataOptions, Row, Suite, markdown
 from unmurk.diffusion.prior import Prior
 from unmurk.evaluation.metrics import psnr
@@ -183,10 +183,12 @@ def measured(name: str, sigma: float, options: Options) -> tuple[Tensor, Tensor,
     if name != CAPTURES:
         clean, problem = images_of(name, options), Problem("identity", sigma)
         return clean, problem.simulate(clean, options.seed), problem
-    raw = torch.stack(fmd(options.data_folder)[0])[:, :1]
-    y = middle(raw, options.side)
-    chosen = np.linspace(0, len(y) - 1, min(options.images, len(y))).astype(int)
-    return images_of("FMD", options), y[chosen], estimated(raw, "poisson-gaussian")
+    captures, published = fmd(options.data_folder)
+    truth = [with_brightness_of(y[0], x) for y, x in zip(captures, published, strict=True)]
+    raw, clean = torch.stack(captures)[:, :1], torch.stack(truth)[:, None]
+    chosen = np.linspace(0, len(raw) - 1, min(options.images, len(raw))).astype(int)
+    x, y = (middle(images[chosen], options.side) for images in (clean, raw))
+    return x, y, estimated(raw, "poisson-gaussian")
 
 
 def denoising_row(name: str, sigma: float, options: Options, model: bool) -> Row:
@@ -235,6 +237,7 @@ def rows_of(
 def settings(options: Options, model: bool = True) -> Row:
     """All settings that decide a figure, with the weights if the figure is one of the model."""
     chosen: Row = {"images": options.images, "side": options.side, "seed": options.seed}
+    chosen |= {"truth of captures": "with the brightness of the capture"}
     for name in sorted(
         {for_channels(options.model, channels) for channels in (1, 3)} if model else ()
     ):
