@@ -237,7 +237,8 @@ def rows_of(
 def settings(options: Options, model: bool = True) -> Row:
     """All settings that decide a figure, with the weights if the figure is one of the model."""
     chosen: Row = {"images": options.images, "side": options.side, "seed": options.seed}
-    chosen |= {"truth of captures": "with the brightness of the capture"}
+    if options.profile == "denoising":
+        chosen |= {"truth of captures": "with the brightness of the capture"}
     for name in sorted(
         {for_channels(options.model, channels) for channels in (1, 3)} if model else ()
     ):
@@ -252,7 +253,7 @@ def settings(options: Options, model: bool = True) -> Row:
 def start_row(name: str, kimg: float, options: Options) -> Row:
     """PSNR of the first capture of every held-out field after a run of `kimg`."""
     split = load("fmd", options.data, FOLD)
-    observed, truth = torch.cat(split.observed)[:, None], torch.stack(split.truth)[:, None]
+    observed, truth = torch.cat(split.observed)[:, None], torch.stack(split.published)[:, None]
     noise = estimate_noise(observed, as_operator("identity"), "poisson-gaussian")
     problem = Problem("identity", noise)
     run = options.folder / "runs" / f"{name}-{kimg:g}"
