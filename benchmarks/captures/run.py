@@ -514,14 +514,9 @@ def table(result: Row, which: str) -> str:
     lines = [[*heads, "strength", "learning, s", "kimg", "restoring, s"]]
     for line in lines_of(result, which):
         first = next(iter(line.fields.values()))
-        every = [v for rows in line.fields.values() for row in rows.values() for v in row["psnr"]]
-        seeds = line.medians()
-        spread = f" ± {statistics.stdev(seeds):.2f}" if len(seeds) > 1 else ""
         cells = [LABELS[line.row], "" if line.minutes is None else f"{line.minutes:g}"]
-        cells += [str(sum(len(row["psnr"]) for row in first.values())), str(len(seeds))]
-        cells += [f"{line.median():.2f}{spread}", f"{min(every):.2f}", f"{max(every):.2f}"]
-        cells += [f"{line.median('bright'):.2f}", f"{line.median('ssim'):.4f}"]
-        cells += [f"{line.median('published'):.2f}"]
+        cells += [str(sum(len(row["published"]) for row in first.values())), str(len(line.fields))]
+        cells += quality(line) + [f"{line.median('published'):.2f}"]
         for score, form in (("spread", ".2f"), ("coverage", ".1%")):
             cells.append(format(line.median(score), form) if line.has(score) else "")
         for key, form in (("strength", ".2g"), ("seconds", ".0f"), ("kimg", "g")):
@@ -532,9 +527,22 @@ def table(result: Row, which: str) -> str:
     return markdown(lines)
 
 
+def quality(line: Line) -> list[str]:
+    """The cells of PSNR, its extremes, the bright part and SSIM; empty for an older row, whose
+    only score is that from the truth as published."""
+    if not line.has("psnr"):
+        return [""] * 5
+    every = [v for rows in line.fields.values() for row in rows.values() for v in row["psnr"]]
+    seeds = line.medians()
+    spread = f" ± {statistics.stdev(seeds):.2f}" if len(seeds) > 1 else ""
+    cells = [f"{line.median():.2f}{spread}", f"{min(every):.2f}", f"{max(every):.2f}"]
+    return [*cells, f"{line.median('bright'):.2f}", f"{line.median('ssim'):.4f}"]
+
+
 def finding(result: Row, which: str) -> str:
     """How far flowdiff is from what it is compared with, over the folds that both have."""
-    found = {(line.row, line.minutes): line for line in lines_of(result, which)}
+    lines = {(line.row, line.minutes): line for line in lines_of(result, which)}
+    found = {key: line for key, line in lines.items() if line.has("psnr")}
     parts = []
     for minutes, targets in TARGETS.items():
         for ours, (row, least) in product(("flowdiff", "flowdiff_generic"), targets):
@@ -558,7 +566,7 @@ def finding(result: Row, which: str) -> str:
     if whole:
         best = max(whole, key=lambda key: whole[key])
         parts.append(f"Best of the rows with all fields: {LABELS[best[0]]}, {whole[best]:.2f} dB.")
-    missing = [label for row, label in LABELS.items() if row not in {row for row, _ in found}]
+    missing = [label for row, label in LABELS.items() if row not in {row for row, _ in lines}]
     if missing:
         parts.append(f"Not run here: {', '.join(missing)}.")
     return " ".join(parts)

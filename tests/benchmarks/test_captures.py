@@ -283,6 +283,17 @@ def result(**rows):
     return header(settings) | {"results": found, "noise": {}}
 
 
+def test_a_row_scored_on_the_published_truth_alone_shows_that_score_only():
+    figures = result(fmd__bm3d_anscombe__0=[34.0, 36.0], fmd__noise2void__0__2min__0=[31.0, 33.0])
+    old = figures["results"]["fmd-noise2void-0-2min-0"]
+    figures["results"]["fmd-noise2void-0-2min-0"] = {"published": old["published"]}
+    line = benchmark.table(figures, "fmd").splitlines()[3]
+    assert line.startswith("| Noise2Void | 2 | 2 | 1 |  |  |  |  |  | 32.00 |")
+    text = benchmark.finding(figures, "fmd")
+    assert "Best of the rows with all fields: BM3D, transform, 35.00 dB." in text
+    assert "Noise2Void" not in text
+
+
 def test_the_table_and_the_finding_are_those_of_the_figures():
     figures = result(
         fmd__bm3d_anscombe__0=[34.0, 36.0],
