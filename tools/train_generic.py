@@ -126,7 +126,7 @@ class Generic(Learner):
             return super().make_posterior(start)
         size = preset(self.network)
         sizes = (size.mean, size.context, size.couplings, size.hidden)
-        return Posterior(Config(*self.shape, *sizes, many_levels=1))
+        return Posterior(Config(*self.shape, *sizes, many_levels=1, turnable=1))
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """Note the step; keep the state before the rate falls; export the EMA weights."""

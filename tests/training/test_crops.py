@@ -268,4 +268,17 @@ def test_a_posterior_of_augmented_crops_is_averaged_over_orientations(augment, t
     )[1]
     assert posterior.turnable == turnable
     assert Posterior.load(tmp_path / "run").turnable == turnable
-    assert not Posterior.load("digits").turnable and Posterior.load("generic").turnable
+    posterior.save(tmp_path / "elsewhere")  # the flag goes with the weights and their error bars
+    assert Posterior.load(tmp_path / "elsewhere").turnable == turnable
+    Posterior.load("digits").save(tmp_path / "run" / "digits")
+    assert not Posterior.load(tmp_path / "run" / "digits").turnable
+    assert Posterior.load("generic").turnable and Posterior.load("nuclei").turnable
+
+
+def test_a_posterior_that_starts_from_a_wiener_solution_keeps_one_orientation(tmp_path):
+    """Its start image does not turn with y, and its calibration ranks draws of one."""
+    given = {"kimg": 0.008, "batch": 4, "precision": "fp32", "quiet": True, "crop": 16}
+    blur, out = Problem("blur:gaussian,sigma=0.5", 0.1), tmp_path / "run"
+    posterior = learn(torch.rand(3, 1, 32, 32), blur, out=out, augment=True, **given)[1]
+    assert posterior.start is not None and not posterior.turnable
+    assert not Posterior.load(out).turnable

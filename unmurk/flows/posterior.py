@@ -44,7 +44,7 @@ A posterior is called with measurements: `posterior(y, problem)` is a
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +59,7 @@ from ..diffusion.prior import locate
 from ..errors import InputError, size_text
 from ..gaussian import Wiener
 from ..interrupts import heed_interrupt
-from ..io.packaged import of_any_size, of_any_turn
+from ..io.packaged import of_any_size
 from ..io.weights import load_model, read_settings, weight_names
 from ..operators.crops import turn, unturn
 from ..problem import Problem
@@ -97,6 +97,8 @@ class Config:
     hidden: Annotated[int, Whole(1, 4096)]
     many_levels: Annotated[int, Whole(0, 1)] = 0
     """1 for a posterior of many noise levels, see the head of this module; 0 for one of one."""
+    turnable: Annotated[int, Whole(0, 1)] = 0
+    """1 for a posterior that has learned images in all eight orientations; see `Posterior`."""
 
 
 def _work(self: "Posterior", y: Tensor, *_: object, **__: object) -> str:
@@ -120,8 +122,8 @@ class Posterior(Flow):
         error_bars: Calibration of the standard deviations, or None; see `error_bars`. `mean_std`
             and `interval` apply it. Draws and densities are those of the flow itself.
         any_size: Whether it serves images smaller than `shape`, too; see `tiling.posterior_for`.
-        turnable: Whether it has learned images in all eight orientations; `mean_std` then averages
-            over them.
+        turnable: Whether it has learned images in all eight orientations, from A_dagger(y);
+            `mean_std` then averages over them.
 
     Raises:
         InputError: H or W is not a multiple of 4.
@@ -146,7 +148,7 @@ class Posterior(Flow):
         self.config = config
         c = config.channels
         self.shape = (c, config.height, config.width)
-        self.any_size = self.turnable = False
+        self.any_size, self.turnable = False, bool(config.turnable)
         self.start = start
         self.error_bars: ErrorBars | None = None
         self.mean_net = ConditioningUNet(c + 2, c, config.mean)
@@ -452,7 +454,8 @@ class Posterior(Flow):
         folder.mkdir(parents=True, exist_ok=True)
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        config = asdict(replace(self.config, turnable=int(self.turnable)))
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if self.error_bars is not None:
             self.error_bars.save(folder)
 
@@ -478,7 +481,7 @@ class Posterior(Flow):
 
         posterior = load_model(folder / "model.safetensors", build, "the posterior")
         posterior.error_bars = ErrorBars.load(folder)
-        posterior.any_size, posterior.turnable = of_any_size(folder), of_any_turn(folder)
+        posterior.any_size = of_any_size(folder)
         return posterior
 
 

@@ -18,7 +18,6 @@ __all__ = [
     "model_folder",
     "models",
     "of_any_size",
-    "of_any_turn",
     "packaged",
 ]
 
@@ -85,24 +84,6 @@ def of_any_size(folder: Path) -> bool:
     """
     crop = _config(folder).get("crop")
     return is_generic(folder) or (isinstance(crop, int) and crop > 0)
-
-
-def of_any_turn(folder: Path) -> bool:
-    """Whether a model has learned images in all eight orientations, flipped and turned.
-
-    A generic model has, and so has one that has learned from augmented crops, as config.json
-    beside it says.
-
-    Args:
-        folder: Its folder, `prior/` or `posterior/` of a run folder.
-
-    >>> Path("turned").mkdir()
-    >>> Path("turned/config.json").write_text('{"crop": 64, "augment": true}')
-    29
-    >>> of_any_turn(Path("turned/prior")), of_any_turn(model_folder("digits") / "prior")
-    (True, False)
-    """
-    return is_generic(folder) or _config(folder).get("augment") is True
 
 
 def is_generic(folder: Path) -> bool:

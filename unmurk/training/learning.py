@@ -225,6 +225,9 @@ def learn(
         known,
         begin,
     )
+    turned = isinstance(y, Crops) and y.augment
+    for flow in (built.posterior, built.student):  # a Wiener start does not turn with the image
+        flow.turnable = turned and flow.start is None
     folder, quiet = Path(out), quiet or not first_process()
     if first_process():
         config = _config(built, settings, given, module) | scale_record(data, y) | select.to_dict()
@@ -272,7 +275,6 @@ def learn(
     if settings.compile:
         built.prior.network.compile()
     trainer.run()
-    built.student.turnable = isinstance(y, Crops) and y.augment  # before it is calibrated
     if trainer.accelerator.is_main_process:
         record = calibrate_run(
             folder,
