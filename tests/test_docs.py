@@ -223,46 +223,46 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
         name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
         for name in ("captures", "learn-small", "learn-long", "certify")
     }
-    fields: dict[str, list[float]] = {}
-    for key, result in read["captures"]["results"].items():
-        minutes = re.search(r"-(\d+)min", key)
-        if minutes is None or minutes[1] == "2":
-            fields.setdefault(re.split(r"-\d", key)[0], []).extend(result["psnr"])
-            if re.search(r"-3\b", key):
-                fields.setdefault(f"{re.split(r'-', key)[1]}-3", []).extend(result["psnr"])
-    median = {key: statistics.median(values) for key, values in fields.items()}
-    whole = {key: len(values) == 16 for key, values in fields.items()}
-    fmd = {key: f"{value:.2f}" for key, value in median.items()}
+    results = read["captures"]["results"]
+
+    def scores(row: str, score: str = "psnr", folds: range = range(4)) -> list[float]:
+        name, _, learned = row.partition("|")
+        keys = [f"fmd-{name}-{fold}" + f"-{learned}-0" * bool(learned) for fold in folds]
+        return [value for key in keys for value in results[key][score]]
+
+    def middle(row: str, score: str = "psnr", folds: range = range(4)) -> str:
+        return f"{statistics.median(scores(row, score, folds)):.2f}"
+
+    ours, rival, last = "flowdiff_generic|5min", "bm3d_anscombe", range(3, 4)
     front, method, readme = (
         " ".join((ROOT / name).read_text().split())
         for name in ("docs/index.md", "docs/start/method.md", "README.md")
     )
-    assert f"from {fmd['fmd-capture']} to {fmd['fmd-flowdiff_generic']} dB; BM3D" in front
-    assert f"BM3D reaches {fmd['fmd-bm3d_anscombe']} dB" in front
-    text = "{fmd-flowdiff_generic} dB; BM3D with the Anscombe transform {fmd-bm3d_anscombe}, "
-    text += "non-local means {fmd-nlm_anscombe}, the capture {fmd-capture}"
-    assert text.format_map(fmd) in method
-    named = ("flowdiff_generic", "bm3d_anscombe", "nlm_anscombe", "capture", "generic")
-    assert all(whole[f"fmd-{name}"] for name in named)
-    text = "On four of the fields {flowdiff_generic-3}, from nothing {flowdiff-3}, BM3D "
-    text += "{bm3d_anscombe-3} (not resolved), Noise2Void {noise2void-3}"
-    assert text.format_map(fmd) in method
-    gaps = zip(fields["fmd-flowdiff_generic"], fields["fmd-bm3d_anscombe"], strict=True)
-    gap = [a - b for a, b in gaps]
-    text = f"it is {statistics.mean(gap):.2f} dB above BM3D on average, with a standard error of "
-    assert text + f"{statistics.stdev(gap) / 4:.2f}" in method
-    results = read["captures"]["results"]
-    five = [v for f in range(4) for v in results[f"fmd-flowdiff_generic-{f}-5min-0"]["psnr"]]
-    assert f"Five minutes gain nothing ({statistics.median(five):.2f})" in method
-    later = statistics.median(results["fmd-flowdiff-3-5min-0"]["psnr"])
+    best, bm3d, none = middle(ours), middle(rival), middle("generic")
+    assert f"from {middle('capture')} to {best} dB; BM3D reaches {bm3d} dB" in front
+    assert f"restores to {best} dB after five minutes, and BM3D to {bm3d}; without" in readme
+    assert f"without learning, `generic` reaches {none}" in readme
+    text = f"{best} dB; BM3D with the Anscombe transform {bm3d}, non-local means "
+    assert text + f"{middle('nlm_anscombe')}, the capture {middle('capture')}." in method
+    gaps = [a - b for a, b in zip(scores(ours), scores(rival), strict=True)]
+    assert len(gaps) == 16
+    error = statistics.stdev(gaps) / 4
+    text = f"it is {statistics.mean(gaps):.2f} dB above BM3D on average, with a standard error of "
+    assert text + f"{error:.2f}" in method
+    text = f"now `flowdiff` after five minutes is {statistics.mean(gaps):.2f} dB above BM3D "
+    changes = " ".join((ROOT / "CHANGELOG.md").read_text().split())
+    assert text + f"(standard error {error:.2f}, sixteen fields)" in changes
+    late = scores("flowdiff_generic|15min", "psnr", last)
+    later = statistics.median(late) - statistics.median(scores(rival, "psnr", last))
+    assert f"on four of the fields, it is {later:.2f} dB above BM3D" in method
+    assert f"reaches {none}. The 90 % intervals of the bright parts hold" in method
+    held = statistics.median(scores(ours, "coverage"))
+    assert f"of the bright parts hold {held:.0%}".replace("%", " %") in method
     text = (
-        f"Five minutes from nothing gained nothing there ({later:.2f}, an earlier version), and "
+        f"({middle(ours, 'published')}, BM3D {middle(rival, 'published')}; Noise2Void after two "
     )
-    text += "`generic`, which has learned nothing of "
-    assert text + f"them, reaches {fmd['fmd-generic']}" in method
-    text = "to {fmd-flowdiff_generic} dB, and BM3D reaches {fmd-bm3d_anscombe}; on four, "
-    behind = median["flowdiff_generic-3"] - median["noise2void-3"]
-    assert text.format_map(fmd) + f"Noise2Void is {behind:.2f} dB behind" in readme
+    text += f"minutes {middle('noise2void|2min', 'published', last)} on four fields, `flowdiff` "
+    assert text + f"from nothing {middle('flowdiff|2min', 'published', last)})" in method
 
     digits, nuclei = (read["learn-small"]["sets"][name]["rows"] for name in ("digits", "nuclei"))
     psnr = {key: f"{row['posterior_psnr']:.2f}" for key, row in digits.items()}
@@ -291,13 +291,21 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
     )
     assert text.format(*tasks[0], *tasks[1]) in method
 
-    long = read["learn-long"]["sets"]["digits"]["rows"]
-    columns = ("posterior_psnr", "denoiser_psnr", "prior_frechet")
-    ours, clean = ([long[key][column] for column in columns] for key in ("flowdiff", "clean"))
-    text = (
-        "digits: {:.2f} dB, denoiser {:.2f} dB, Fréchet distance of new digits {:.1f}; from clean "
-    )
-    assert (text + "images {:.2f} dB, {:.2f} dB, {:.1f}").format(*ours, *clean) in method
+    long = {name: part["rows"] for name, part in read["learn-long"]["sets"].items()}
+
+    def means(name: str, form: str) -> str:
+        rows = long[name]
+        return form.format(*(rows[row]["posterior_psnr"] for row in ("flowdiff", "clean")))
+
+    text = means("digits", "digits {:.2f} dB ({:.2f}), ")
+    text += means("nuclei", "nuclei {:.2f} ({:.2f}), ")
+    text += means("dogs-masks", "masked dogs {:.2f} ({:.2f}), ")
+    text += means("dogs-blur", "blurred dogs {:.2f} ({:.2f}); ")
+    digits = long["digits"]
+    apart = [digits[row]["prior_frechet"] for row in ("flowdiff", "clean", "ambient")]
+    text += "Fréchet distance of new digits {:.1f} ({:.1f}); ".format(*apart)
+    text += f"`ambient` on digits {digits['ambient']['posterior_psnr']:.2f} dB, {apart[2]:.1f}."
+    assert text in method
 
     earned = [(row["solver"], row["earned"]) for row in read["certify"]["rows"]]
     of = len([one for one, _ in earned if one == "snips"])

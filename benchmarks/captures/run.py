@@ -378,7 +378,7 @@ def run_large(options: Options) -> None:
         "kimg": LARGE_KIMG,
         "peak_gib": used.ru_maxrss / 2**20,
         "seconds": time.perf_counter() - begin,
-        "said": done.stderr.strip().splitlines()[0] if done.stderr.strip() else "",
+        "said": next((s for s in done.stderr.splitlines() if s.startswith("learning from")), ""),
     }
     about = {"settings": settings(options)} | common.provenance()
     common.write_json(options.folder / "rows" / "large.json", about | {"results": results})
