@@ -220,6 +220,12 @@ def learn_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> None:
         busy = next((one for one in names[:50] if runs.progress(one).running), None)
         return gr.update(choices=names, value=chosen if chosen in names else busy)
 
+    def watch(run: str | None, request: gr.Request) -> Any:
+        if run:
+            return gr.skip(), *look(run, request)
+        found = listed(None, request)  # in case that the page missed its first list
+        return found if found["value"] else gr.skip(), EMPTY, EMPTY
+
     hidden = {"show_progress": "hidden", "api_visibility": "private"}
     go.click(
         start,
@@ -228,7 +234,7 @@ def learn_tab(desk: Desk, gr: Any, images: Any, estimate: Any) -> None:
         api_name="learn",
         show_progress="hidden",
     )
-    timer.tick(look, run, [progress, picture], **hidden)
+    timer.tick(watch, run, [run, progress, picture], **hidden)
     run.change(look, run, [progress, picture], **hidden)
     run.focus(listed, run, run, **hidden)
     stop.click(act("stop"), run, status, api_name="stop", show_progress="hidden")
