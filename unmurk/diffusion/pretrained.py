@@ -20,6 +20,7 @@ pure noise) are left out.
 """
 
 import inspect
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ __all__ = [
     "PREDICTIONS",
     "ddpm_scheduler",
     "download",
+    "forget_place",
     "hub_name",
     "image_size",
     "own",
@@ -293,6 +295,22 @@ def ddpm_scheduler(config: dict[str, Any], where: object) -> Any:
             name = shown(config["beta_schedule"])
             raise InputError(f"{where}: diffusers does not know the betas {name}") from error
         raise
+
+
+def forget_place(config: Path) -> None:
+    """Remove the path that diffusers read a network from out of its config.json, if it has one.
+
+    A folder that is passed on would tell the name of its user, and of folders.
+
+    >>> Path("config.json").write_text('{"_name_or_path": "/home/me/unet", "in_channels": 1}')
+    52
+    >>> forget_place(Path("config.json"))
+    >>> read_object(Path("config.json"))
+    {'in_channels': 1}
+    """
+    values = read_object(config)
+    if values.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def hub_name(text: str) -> bool:

@@ -54,14 +54,13 @@ from ..bounds import File, check_total_memory
 from ..devices import filled, networks, on_device
 from ..errors import InputError, size_text
 from ..interrupts import heed_interrupt
-from ..io.json_files import read_object
 from ..io.packaged import GENERIC, model_folder, models, of_any_size
 from ..operators.base import per_image
 from ..rng import PerImageGenerator
 from .guided_diffusion import Adm, adm
 from .losses import Denoiser, levels, nelbo, score_matching
 from .networks import backbone
-from .pretrained import OWN, download, hub_name, image_size, own, pipeline
+from .pretrained import OWN, download, forget_place, hub_name, image_size, own, pipeline
 from .samplers import heun, posterior_draw, prior_draw
 from .schedules import karras, scheduler_levels
 
@@ -380,7 +379,7 @@ class Prior(nn.Module):
 
         if isinstance(self.network, UNet2DModel):
             DDPMPipeline(unet=self.network, scheduler=self.scheduler).save_pretrained(folder)
-            _forget_place(Path(folder) / "unet" / "config.json")
+            forget_place(Path(folder) / "unet" / "config.json")
             return
         from safetensors.torch import save_file
 
@@ -494,13 +493,3 @@ def _scheduler() -> Any:
         prediction_type="v_prediction",
         clip_sample=False,
     )
-
-
-def _forget_place(config: Path) -> None:
-    """Remove the path that diffusers read a network from out of its config.json, if it has one.
-
-    A folder that is passed on would tell the name of the user, and of folders.
-    """
-    values = read_object(config)
-    if values.pop("_name_or_path", None) is not None:
-        config.write_text(json.dumps(values, indent=2) + "\n")

@@ -28,8 +28,8 @@ and the factor :math:`\bar\sigma_y` is its root mean square over 7 x 7 pixels.
 
 **Orientations.** Statistics of images that may come in any orientation do not change if an image
 is flipped or turned, but a network's results do, a little. A posterior that has learned images in
-all eight orientations (`Posterior.turnable`) therefore spreads the draws of a mean and a standard
-deviation over them: with :math:`T_k` the flips and turns,
+all eight orientations and starts from A_dagger(y) (`Posterior.turnable`) therefore spreads the
+draws of a mean and a standard deviation over them: with :math:`T_k` the flips and turns,
 
 .. math:: \bar x = \frac1K \sum_k T_k^{-1} E_q[x \mid T_k y],
 
@@ -122,8 +122,6 @@ class Posterior(Flow):
         error_bars: Calibration of the standard deviations, or None; see `error_bars`. `mean_std`
             and `interval` apply it. Draws and densities are those of the flow itself.
         any_size: Whether it serves images smaller than `shape`, too; see `tiling.posterior_for`.
-        turnable: Whether it has learned images in all eight orientations, from A_dagger(y);
-            `mean_std` then averages over them.
 
     Raises:
         InputError: H or W is not a multiple of 4.
@@ -148,7 +146,7 @@ class Posterior(Flow):
         self.config = config
         c = config.channels
         self.shape = (c, config.height, config.width)
-        self.any_size, self.turnable = False, bool(config.turnable)
+        self.any_size = False
         self.start = start
         self.error_bars: ErrorBars | None = None
         self.mean_net = ConditioningUNet(c + 2, c, config.mean)
@@ -185,6 +183,15 @@ class Posterior(Flow):
         sizes = size.mean, size.context, size.couplings, size.hidden
         config = Config(*shape, *sizes, int(many_levels))
         return cls(config, spread, start)
+
+    @property
+    def turnable(self) -> bool:
+        """Whether `mean_std` averages over orientations; see the head of this module."""
+        return bool(self.config.turnable)
+
+    @turnable.setter
+    def turnable(self, value: bool) -> None:
+        self.config = replace(self.config, turnable=int(value))
 
     def forward(self, y: Tensor, problem: Problem) -> FlowDistribution:
         """Return q(x | y) as a distribution.
@@ -384,21 +391,19 @@ class Posterior(Flow):
         """
         pairs = n // 2
         used = ORIENTATIONS[:pairs] if self.turnable else ORIENTATIONS[:1]
-        shift, square, first = torch.zeros_like(start), torch.zeros_like(start), None
+        found = []
         for j, way in enumerate(used):
             own = range(j, pairs, len(used))
-            context = self.read(turn(start, way), turn(inputs, way))
 
             def turned(k: int, own: range = own, way: int = way) -> Tensor:
                 return turn(noise(own[k]), way)
 
-            found = self.moments(context, 2 * len(own), turned)
-            mean, std = (unturn(v, way) for v in found)
-            first = mean if first is None else first
-            share, away = len(own) / pairs, mean - first
-            shift, square = shift + share * away, square + share * (std**2 + away**2)
-        assert first is not None
-        return first + shift, (square - shift**2).clamp_min(0).sqrt()
+            context = self.read(turn(start, way), turn(inputs, way))
+            mean, std = self.moments(context, 2 * len(own), turned)
+            found.append((len(own) / pairs, unturn(mean, way), unturn(std, way)))
+        mean = torch.stack([share * one for share, one, _ in found]).sum(0)
+        parts = [share * (std**2 + (one - mean) ** 2) for share, one, std in found]
+        return mean, torch.stack(parts).sum(0).sqrt()
 
     def interval(
         self,
@@ -454,8 +459,7 @@ class Posterior(Flow):
         folder.mkdir(parents=True, exist_ok=True)
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
-        config = asdict(replace(self.config, turnable=int(self.turnable)))
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         if self.error_bars is not None:
             self.error_bars.save(folder)
 
