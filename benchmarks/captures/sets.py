@@ -10,7 +10,8 @@ DATA/microscopy/fmd_confocal_bpae_b.npz holds `raw` (F, 5, H, W) and `gt` (F, H,
 
 `nuclei`: whole fluorescence images of many sizes (Data Science Bowl 2018, BBBC038, CC0) with
 simulated camera noise. DATA/microscopy/dsb2018_fluo_images.parquet holds them as PNG files. Each
-is scaled by its own percentiles, and five captures of it are simulated.
+is scaled by its own percentiles, its black and white to 0.15 and 0.85, as a camera with an offset
+records it: noise is not clipped. Five captures of it are simulated.
 
 `toy`: synthetic images of three sizes with simulated noise; figures without meaning.
 """
@@ -29,12 +30,23 @@ from unmurk.errors import InputError
 from unmurk.problem import Problem
 from unmurk.rng import generator
 
-__all__ = ["CAPTURES", "FOLDS", "SetName", "Split", "fmd", "load", "with_brightness_of"]
+__all__ = [
+    "BLACK",
+    "CAPTURES",
+    "FOLDS",
+    "WHITE",
+    "SetName",
+    "Split",
+    "fmd",
+    "load",
+    "with_brightness_of",
+]
 
 SetName = Literal["fmd", "nuclei", "toy"]
 FOLDS = 4  # the fields with number i are held out in fold i modulo FOLDS
 CAPTURES = 5  # single captures of one field
 IMAGES = 64  # whole images of nuclei that are used
+BLACK, WHITE = 0.15, 0.85  # of the nuclei; at black the noise has a deviation of 0.044
 CAMERA = "poisson-gaussian,gain=0.01,sigma=0.02"  # the simulated noise of the nuclei
 SIDES = (72, 96, 104)  # of the toy images
 SMOOTH = 81  # path of the stream of the toy images
@@ -133,7 +145,7 @@ def fmd(data: Path) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _nuclei(data: Path) -> list[Tensor]:
-    """Whole images of nuclei in [0, 1], evenly spread over the file."""
+    """Whole images of nuclei in [BLACK, WHITE], evenly spread over the file."""
     import PIL.Image
     import pyarrow.parquet
 
@@ -147,8 +159,13 @@ def _nuclei(data: Path) -> list[Tensor]:
         with PIL.Image.open(io.BytesIO(table["image"][int(i)].as_py())) as image:
             pixels = torch.from_numpy(np.array(image.convert("L"))).float()
         low, high = (float(table[key][int(i)].as_py()) for key in ("p0_5", "p99_9"))
-        found.append(((pixels - low) / (high - low)).clamp(0, 1))
+        found.append(recorded(pixels, low, high))
     return found
+
+
+def recorded(pixels: Tensor, low: float, high: float) -> Tensor:
+    """Gray levels as the simulated camera records them: low at BLACK, high at WHITE."""
+    return BLACK + (WHITE - BLACK) * ((pixels - low) / (high - low)).clamp(0, 1)
 
 
 def _smooth() -> list[Tensor]:

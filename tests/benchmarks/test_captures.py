@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.captures import methods, sets
+from benchmarks.captures import methods, sets, tables
 from benchmarks.captures import run as benchmark
 from benchmarks.common import read_tensors
 from tests.benchmarks.test_common import header
@@ -203,7 +203,7 @@ def test_a_filters_strength_is_the_best_on_fields_to_learn_from(monkeypatch):
 
 
 def test_a_run_goes_on_and_rows_of_other_settings_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(benchmark.RATES, "flowdiff", 0.004)
+    monkeypatch.setitem(tables.RATES, "flowdiff", 0.004)
     options = benchmark.Options(
         out=tmp_path, sets=("toy",), rows=("capture", "flowdiff"), budgets=(8.0,), folds=(0,)
     )
@@ -257,6 +257,17 @@ def test_clean_images_are_the_truth_of_fields_to_learn_from(tmp_path, monkeypatc
         assert torch.equal(one, x[None])
 
 
+def test_captures_of_nuclei_are_not_clipped():
+    """At black, noise of gain 0.01 and sigma 0.02 reaches 0 at 3.4 standard deviations only."""
+    x = sets.recorded(torch.arange(0.0, 250, 10).repeat(200, 8), 100, 200)
+    assert x.min() == pytest.approx(0.15) and x.max() == pytest.approx(0.85)
+    assert float(x[0, 15]) == pytest.approx(0.5)  # 150, in the middle between 100 and 200
+    y = Problem("identity", sets.CAMERA).simulate(x[None, None], 0)
+    black, white = (y[0, 0][x == end] for end in (x.min(), x.max()))
+    assert float((black <= 0).float().mean()) < 1e-3 and float((white >= 1).float().mean()) < 0.1
+    assert float(black.std()) == pytest.approx((0.01 * 0.15 + 0.02**2) ** 0.5, rel=0.02)
+
+
 def test_data_that_are_none_are_refused(tmp_path):
     with pytest.raises(InputError, match="give --data"):
         sets.load("fmd", None, 0)
@@ -287,9 +298,9 @@ def test_a_row_scored_on_the_published_truth_alone_shows_that_score_only():
     figures = result(fmd__bm3d_anscombe__0=[34.0, 36.0], fmd__noise2void__0__2min__0=[31.0, 33.0])
     old = figures["results"]["fmd-noise2void-0-2min-0"]
     figures["results"]["fmd-noise2void-0-2min-0"] = {"published": old["published"]}
-    line = benchmark.table(figures, "fmd").splitlines()[3]
+    line = tables.table(figures, "fmd").splitlines()[3]
     assert line.startswith("| Noise2Void | 2 | 2 | 1 |  |  |  |  |  | 32.00 |")
-    text = benchmark.finding(figures, "fmd")
+    text = tables.finding(figures, "fmd")
     assert "Best of the rows with all fields: BM3D, transform, 35.00 dB." in text
     assert "Noise2Void" not in text
 
@@ -303,10 +314,10 @@ def test_the_table_and_the_finding_are_those_of_the_figures():
         fmd__flowdiff__0__5min__1=[36.0, 38.5],
         fmd__flowdiff__1__5min__1=[36.0, 38.5],
     )
-    bm3d, ours = benchmark.table(figures, "fmd").splitlines()[2:]
+    bm3d, ours = tables.table(figures, "fmd").splitlines()[2:]
     assert bm3d.startswith("| BM3D, transform |  | 4 | 1 | 35.50 | 34.00 | 37.00 | 35.50 |")
     assert ours.startswith("| `flowdiff`, from nothing | 5 | 4 | 2 | 37.00 ± 0.35 | 36.00 | 38.50")
-    text = benchmark.finding(figures, "fmd")
+    text = tables.finding(figures, "fmd")
     assert "+1.50 dB from BM3D, transform in the median of 4 fields; the aim of +0 dB is" in text
     assert "Best of the rows with all fields: `flowdiff`, from nothing, 37.00 dB" in text
     assert "Noise2Void" in text.split("Not run here: ")[1]
@@ -316,13 +327,13 @@ def test_the_table_and_the_finding_are_those_of_the_figures():
     )
     assert gaps in text  # 2, 1.5, 1 and 0.5 dB: of the first seed
     low = result(fmd__bm3d_anscombe__0=[36.0], fmd__flowdiff__0__15min__0=[36.05])
-    assert "missed by 0.15 dB" in benchmark.finding(low, "fmd")
+    assert "missed by 0.15 dB" in tables.finding(low, "fmd")
     part = {
         "fmd__bm3d_anscombe__0": [34.0, 36.0],
         "fmd__bm3d_anscombe__1": [44.0, 45.0],
         "fmd__flowdiff_generic__0__5min__0": [35.0, 37.5],
     }
-    text = benchmark.finding(result(**part), "fmd")
+    text = tables.finding(result(**part), "fmd")
     assert "from `generic`, is +1.25 dB from BM3D, transform in the median of 2 fields" in text
     assert "Best of the rows with all fields: BM3D, transform, 40.00 dB" in text
 
@@ -340,12 +351,12 @@ def test_the_page_has_the_tables_and_the_large_images(tmp_path):
     with pytest.raises(InputError, match="no results of captures in"):
         benchmark.SUITE.published(tmp_path)
     text = benchmark.SUITE.render([figures])
-    assert benchmark.table(figures, "nuclei") in text and "1.23 GiB" in text
+    assert tables.table(figures, "nuclei") in text and "1.23 GiB" in text
     assert "Abacus, 2 threads, no GPU" in text and "c0ffee" in text
 
 
 def test_every_row_has_a_label():
     rows = set(benchmark.get_args(benchmark.RowName)) - {"large"}
-    assert rows == set(benchmark.LABELS) and set(benchmark.NEEDS) <= rows
+    assert rows == set(tables.LABELS) and set(benchmark.NEEDS) <= rows
     learned = {row for row in rows if row.startswith("flowdiff")} | {"noise2void"}
-    assert set(benchmark.RATES) == learned
+    assert set(tables.RATES) == learned
