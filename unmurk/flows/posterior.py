@@ -191,6 +191,7 @@ class Posterior(Flow):
 
     @turnable.setter
     def turnable(self, value: bool) -> None:
+        """Note it in the settings, which are stored beside the weights."""
         self.config = replace(self.config, turnable=int(value))
 
     def forward(self, y: Tensor, problem: Problem) -> FlowDistribution:
