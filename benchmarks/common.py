@@ -479,8 +479,9 @@ def _fill_block(block: str) -> str:
 
 
 def _fill_item(item: str) -> str:
-    # a line that begins with a number and a point, or a sign, would begin a list: keep it together
-    text = re.sub(r" (?=(\d+[.)]|[-+*#>|]+)( |$))", "\0", " ".join(item.split()))
+    # a line that begins with a number and a point, or a sign, would begin a list, and one that
+    # begins with % would be a comment: keep it together
+    text = re.sub(r" (?=(\d+[.)]|[-+*#>|%]+)([ ,.;:)]|$))", "\0", " ".join(item.split()))
     indent = "  " if item.startswith("- ") else ""
     wrapper = textwrap.TextWrapper(WIDTH, subsequent_indent=indent, break_long_words=False)
     wrapper.break_on_hyphens = False

@@ -151,6 +151,13 @@ def test_prose_wraps_at_100_characters(page):
     assert not long
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_line_is_a_comment_of_the_site(page):
+    """MyST leaves out lines that begin with %, such as the rest of a sentence after a number."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.M | re.S)
+    assert not [line for line in text.splitlines() if re.match(r" *%", line)]
+
+
 def anchors(text):
     """The anchors of the headings of a page, as MyST and GitHub make them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)

@@ -66,6 +66,9 @@ def test_prose_is_wrapped_and_tables_are_not():
     assert max(map(len, lines[:-1])) <= 98 and lines[-1] == "| " + "x " * 60 + "|"
     assert lines[1].startswith("  word") and "- b" in lines
     assert not any(line.strip().startswith("1.") for line in lines)
+    for count in range(1, 12):  # wherever the line ends, "%" stays with its number
+        text = "word " * 15 + "x" * count + " is up to 7 % or 8 %, at most 9 %."
+        assert not any(line.startswith("%") for line in common._fill(text).splitlines())
 
 
 def test_tables_from_lines():
