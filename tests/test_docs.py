@@ -265,6 +265,9 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
     assert f"reaches {none}. The 90 % intervals of the bright parts hold" in method
     held = statistics.median(scores(mine, "coverage"))
     assert f"of the bright parts hold {held:.0%}".replace("%", " %") in method
+    guide = (ROOT / "docs/guide/checking.md").read_text()
+    assert f"{held:.0%} in the bright parts of [real".replace("%", " %") in guide
+    assert f"intervals hold {held:.0%} of the bright parts".replace("%", " %") in changes
     text = (
         f"({middle(mine, 'published')}, BM3D {middle(rival, 'published')}; Noise2Void after two "
     )

@@ -16,7 +16,8 @@ The same command continues an interrupted run; `--budgets`, `--seeds` and `--fol
 Figures of OUT/captures.json that are there at the start, such as the published ones, are kept and
 not made again. OUT/captures.json has all figures, OUT/captures-SET.png a picture of parts of the
 captures, which may not be redistributed if the captures may not. Beside this file: sets.py, the
-images; methods.py, what is compared; tables.py, the rows and their tables.
+images; methods.py, what is compared; scores.py, how it is scored; tables.py, the rows and their
+tables.
 """
 
 import os
@@ -28,7 +29,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import tifffile
@@ -39,11 +40,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import common
 from benchmarks.captures import methods as others
 from benchmarks.captures.methods import Anscombe, BlindSpot
+from benchmarks.captures.scores import Bars, decibels, scores
 from benchmarks.captures.sets import BLACK, CAPTURES, FOLDS, WHITE, SetName, Split, load
 from benchmarks.captures.tables import LABELS, RATES, RowName, view
 from benchmarks.common import DataOptions, Row, Suite
 from unmurk.errors import InputError
-from unmurk.evaluation.metrics import psnr, ssim
 from unmurk.flows.posterior import Posterior
 from unmurk.noise import PoissonGaussian
 from unmurk.noise_estimation import estimate_noise
@@ -122,18 +123,6 @@ def cells(options: Options) -> list[Cell]:
 
 
 # -- rows -----------------------------------------------------------------------------------------
-
-
-class Bars(NamedTuple):
-    """The error bars of a restored field.
-
-    Attributes:
-        std: Calibrated standard deviations (H, W).
-        half: Half-widths (H, W) of the intervals of probability 0.9.
-    """
-
-    std: Tensor
-    half: Tensor
 
 
 Restored = tuple[list[Tensor], dict[str, Any], list[Bars]]
@@ -273,35 +262,6 @@ def generic(split: Split) -> Restored:
     return restored(Posterior.load("generic"), Problem("identity", noise_of(split)), split)
 
 
-def decibels(x: Tensor, truth: Tensor) -> float:
-    """PSNR in dB of an image (H, W) for a peak of 1."""
-    return float(psnr(x[None, None], truth[None, None]))
-
-
-def scores(found: list[Tensor], split: Split, bars: list[Bars]) -> dict[str, list[float]]:
-    """PSNR and SSIM of every restored field (H, W), and PSNR and error bars of its bright part.
-
-    PSNR is in dB for a peak of 1, "published" that from the truth as published. The bright part is
-    the pixels whose truth is above the median of the field. "spread" is the root mean square of
-    their standard deviations over that of their errors, "coverage" the part of them that their
-    intervals of probability 0.9 hold.
-    """
-    results: dict[str, list[float]] = {"psnr": [], "published": [], "bright": [], "ssim": []}
-    results |= {"spread": [], "coverage": []} if bars else {}
-    for x, t, published in zip(found, split.truth, split.published, strict=True):
-        error = (x.clamp(0, 1) - t).square().double()
-        results["psnr"].append(decibels(x, t))
-        results["published"].append(decibels(x, published))
-        results["bright"].append(float(-10 * error[t > t.median()].mean().log10()))
-        results["ssim"].append(float(ssim(x[None, None], t[None, None])))
-    for x, t, bar in zip(found, split.truth, bars, strict=False):
-        there, error = t > t.median(), (x - t).double()
-        ratio = bar.std.double()[there].square().mean() / error[there].square().mean()
-        results["spread"].append(float(ratio.sqrt()))
-        results["coverage"].append(float((error.abs() <= bar.half)[there].double().mean()))
-    return results
-
-
 def run_cell(cell: Cell, options: Options) -> None:
     """Run and score a cell; its JSON file is written last and says that it is finished."""
     split = load(cell.set, options.data, cell.fold, options.seed)
@@ -321,9 +281,12 @@ def run_cell(cell: Cell, options: Options) -> None:
         found, cost, bars = learned(cell, split, options)
     rows = options.folder / "rows"
     tensors = {f"{i:03d}": x for i, x in enumerate(found)}
+    for i, bar in enumerate(bars):
+        tensors |= {f"{i:03d} std": bar.std, f"{i:03d} half": bar.half}
     common.write_tensors(rows / f"{cell.name}.safetensors", tensors)
-    about = {"settings": settings(options), "noise": noise_of(split).spec} | common.provenance()
-    results = scores(found, split, bars) | cost
+    noise = noise_of(split)
+    about = {"settings": settings(options), "noise": noise.spec} | common.provenance()
+    results = scores(found, split, noise, bars) | cost
     common.write_json(rows / f"{cell.name}.json", about | {"results": results})
 
 
@@ -335,6 +298,8 @@ def settings(options: Options) -> dict[str, Any]:
         "side": SIDE,
         "draws": DRAWS,
         "truth": "with the brightness of the capture",
+        "bright part": "by the local mean of the truth",
+        "error bars": "with the noise of the truth",
         "nuclei between": [BLACK, WHITE],
         "kimg per minute": RATES,
     }
@@ -422,13 +387,14 @@ def draw_picture(which: SetName, options: Options) -> None:
     split = load(which, options.data, fold, options.seed)
     columns: dict[str, list[Tensor]] = {}
     for row, label in LABELS.items():
-        name = f"{which}-{row}-{fold}"
-        files = sorted((options.folder / "rows").glob(f"{name}.safetensors")) or sorted(
-            (options.folder / "rows").glob(f"{name}-*min-{options.seed}.safetensors"),
+        stem = f"{which}-{row}-{fold}"
+        files = sorted((options.folder / "rows").glob(f"{stem}.safetensors")) or sorted(
+            (options.folder / "rows").glob(f"{stem}-*min-{options.seed}.safetensors"),
             key=lambda file: float(file.stem.split("-")[3].removesuffix("min")),
         )
         if files:
-            columns[label] = [x for _, x in sorted(common.read_tensors(files[-1]).items())]
+            held = sorted(common.read_tensors(files[-1]).items())
+            columns[label] = [x for name, x in held if name.isdecimal()]
     if not columns:
         return
     columns["truth"] = split.truth

@@ -34,6 +34,7 @@ __all__ = [
     "BLACK",
     "CAPTURES",
     "FOLDS",
+    "LEVELS",
     "WHITE",
     "SetName",
     "Split",
@@ -45,6 +46,7 @@ __all__ = [
 SetName = Literal["fmd", "nuclei", "toy"]
 FOLDS = 4  # the fields with number i are held out in fold i modulo FOLDS
 CAPTURES = 5  # single captures of one field
+AVERAGED, LEVELS = 50, 255  # captures in a mean of FMD, and the gray levels above 0 of its file
 IMAGES = 64  # whole images of nuclei that are used
 BLACK, WHITE = 0.15, 0.85  # of the nuclei; at black the noise has a deviation of 0.044
 CAMERA = "poisson-gaussian,gain=0.01,sigma=0.02"  # the simulated noise of the nuclei
@@ -62,6 +64,7 @@ class Split:
         held: Captures of the held-out fields, (K, H, W).
         truth: Their truth (H, W), for scoring only.
         published: Their truth (H, W) as it was published; other than `truth` for real captures.
+        averaged: Captures whose mean the truth is; None if it is exact.
     """
 
     observed: list[Tensor]
@@ -69,6 +72,7 @@ class Split:
     held: list[Tensor]
     truth: list[Tensor]
     published: list[Tensor]
+    averaged: int | None = None
 
 
 def load(name: SetName, data: Path | None, fold: int, seed: int = 0) -> Split:
@@ -102,6 +106,7 @@ def load(name: SetName, data: Path | None, fold: int, seed: int = 0) -> Split:
         [captures[i] for i in held],
         [truth[i] for i in held],
         [published[i] for i in held],
+        AVERAGED if name == "fmd" else None,
     )
 
 

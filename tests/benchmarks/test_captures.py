@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.captures import methods, sets, tables
+from benchmarks.captures import methods, scores, sets, tables
 from benchmarks.captures import run as benchmark
 from benchmarks.common import read_tensors
 from tests.benchmarks.test_common import header
@@ -138,29 +138,62 @@ def test_the_folds_hold_out_every_field_once():
     assert len(set(held)) == 8
 
 
-def test_scores_by_an_independent_formula():
+@pytest.mark.parametrize("averaged", [None, 50])
+def test_scores_by_an_independent_formula(averaged):
     rng = np.random.default_rng(0)
     truth = rng.random((2, 16, 16)).astype(np.float32)
     x = truth + 0.1 * rng.standard_normal(truth.shape).astype(np.float32)
-    half = rng.random(truth.shape).astype(np.float32) / 5
-    bars = [benchmark.Bars(torch.from_numpy(h) / 2, torch.from_numpy(h)) for h in half]
+    half = 0.02 + rng.random(truth.shape).astype(np.float32) / 5
+    bars = [scores.Bars(torch.from_numpy(h) / 2, torch.from_numpy(h)) for h in half]
     fields = list(torch.from_numpy(truth))
-    split = sets.Split([], [], [], fields, [t / 2 for t in fields])
-    found = benchmark.scores(list(torch.from_numpy(x)), split, bars)
-    assert benchmark.scores(fields, split, []).keys() == {"psnr", "published", "bright", "ssim"}
+    split = sets.Split([], [], [], fields, [t / 2 + 0.1 for t in fields], averaged)
+    noise = PoissonGaussian(2.0, sigma=0.05, offset=0.3)
+    found = scores.scores(list(torch.from_numpy(x)), split, noise, bars)
+    keys = scores.scores(fields, split, noise, []).keys()
+    assert keys == {"psnr", "published", "bright", "ssim"}
     for i in range(2):
         error = (np.clip(x[i], 0, 1) - truth[i]) ** 2
-        order = np.sort(truth[i].ravel())
-        bright = truth[i] > order[127]  # the lower median of 256 numbers
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(truth[i], 2, "reflect"), (5, 5))
+        local = windows.mean((2, 3), dtype=np.float64)
+        bright = local > np.sort(local.ravel())[127]  # the lower median of 256 numbers
         assert bright.sum() == 128
         assert found["psnr"][i] == pytest.approx(-10 * np.log10(error.mean()), abs=1e-4)
         assert found["bright"][i] == pytest.approx(-10 * np.log10(error[bright].mean()), abs=1e-4)
-        half_error = (np.clip(x[i], 0, 1) - truth[i] / 2) ** 2
-        assert found["published"][i] == pytest.approx(-10 * np.log10(half_error.mean()), abs=1e-4)
-        away = np.abs(x[i] - truth[i])[bright]
-        spread = np.sqrt((half[i][bright] ** 2).mean() / (away**2).mean()) / 2
+        published = truth[i] / 2 + 0.1
+        other = (np.clip(x[i], 0, 1) - published) ** 2
+        assert found["published"][i] == pytest.approx(-10 * np.log10(other.mean()), abs=1e-4)
+        own = 0.0
+        if averaged:  # the truth is twice what was published, and its variance four times
+            step = (1 / 255) ** 2 / 12
+            capture = 2.0 * np.maximum(published - 0.3, 0) + 0.05**2 + step
+            own = 4 * (capture / 50 + step)
+        std, away = np.sqrt(half[i] ** 2 / 4 + own), np.abs(x[i] - truth[i])
+        spread = np.sqrt((std[bright] ** 2).mean() / (away[bright] ** 2).mean())
         assert found["spread"][i] == pytest.approx(spread, rel=1e-5)
-        assert found["coverage"][i] == pytest.approx((away <= half[i][bright]).mean())
+        assert found["coverage"][i] == pytest.approx((away <= 2 * std)[bright].mean())
+
+
+def test_the_bright_part_does_not_select_the_noise_of_the_truth():
+    """On a level field with noise, the error of its own level has no bias in the bright part."""
+    field = torch.full((256, 256), 0.2)
+    field[:, 160:] = 0.25
+    truth = field + 0.02 * torch.randn(field.shape, generator=torch.Generator().manual_seed(0))
+    bright = scores.bright_part(truth)
+    assert float((truth - field)[truth > truth.median()].mean()) > 0.008
+    assert abs(float((truth - field)[bright].mean())) < 0.003
+    assert bright[:, 164:-4].float().mean() > 0.98
+
+
+def test_a_mean_of_captures_has_the_noise_that_is_said():
+    """Means of eight simulated captures, rounded to gray levels and made half as bright."""
+    noise = PoissonGaussian(0.02, sigma=0.05, offset=0.01)
+    x = torch.linspace(0.1, 0.6, 6).repeat_interleave(4000).expand(8, 1, 1, -1)
+    mean = noise.draw(x, PerImageGenerator(0, range(8))).mean(0)[0]
+    published = (mean * 255).round() / 255
+    split = sets.Split([], [], [], [published / 2], [published], 8)
+    found = scores.truth_variance(split, 0, noise)
+    for part, held in zip((published / 2).chunk(6, -1), found.chunk(6, -1), strict=True):
+        assert float(held.mean()) == pytest.approx(float(part.var()), rel=0.08)
 
 
 def test_the_truth_gets_the_brightness_of_the_capture():
@@ -209,12 +242,15 @@ def test_a_run_goes_on_and_rows_of_other_settings_are_refused(tmp_path, monkeypa
     )
     result = benchmark.measure(options)
     split = sets.load("toy", None, 0)
-    expected = [benchmark.decibels(y[0], x) for y, x in zip(split.held, split.truth, strict=True)]
+    expected = [scores.decibels(y[0], x) for y, x in zip(split.held, split.truth, strict=True)]
     assert result["results"]["toy-capture-0"]["psnr"] == pytest.approx(expected)
     found = result["results"]["toy-flowdiff-0-8min-0"]
     x = sorted(read_tensors(tmp_path / "rows" / "toy-flowdiff-0-8min-0.safetensors").items())
     assert found["psnr"] == pytest.approx(
-        [benchmark.decibels(a, b) for a, b in zip([v for _, v in x], split.truth, strict=True)]
+        [
+            scores.decibels(a, b)
+            for a, b in zip([v for name, v in x if name.isdecimal()], split.truth, strict=True)
+        ]
     )
     assert found["kimg"] == pytest.approx(0.032) and found["seconds"] > 0
     assert len(list((tmp_path / "captures" / "toy-0").iterdir())) == 6 * sets.CAPTURES
