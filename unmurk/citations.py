@@ -91,8 +91,9 @@ def _options_of(of: Any) -> dict[str, Any]:
     if not isinstance(of, Path):
         return {}
     config = read_object(of / "config.json")
-    options = config.get("options")
-    return options if isinstance(options, dict) else {"objective": config.get("objective")}
+    options, problem = config.get("options"), config.get("problem")
+    found = options if isinstance(options, dict) else {"objective": config.get("objective")}
+    return {**found, "operator": problem.get("operator") if isinstance(problem, dict) else None}
 
 
 def _class_of(of: Any) -> Any:

@@ -84,6 +84,8 @@ class Operator:
         crop_grid: The positions of crops are multiples of it, in pixels of x; see `on_crops`.
         turnable: Whether crops may be flipped and turned: with its masks and weights turned too, A
             commutes with the eight orientations of a square.
+        blurs: Whether A takes fine detail away everywhere and leaves what is coarse, so that less
+            of it is missing in images at half scale.
         extent: Why A has no model on crops, for messages.
 
     >>> import torch
@@ -104,6 +106,7 @@ class Operator:
     device: torch.device = torch.device("cpu")
     crop_grid: int = 1
     turnable: bool = False
+    blurs: bool = False
     extent: ClassVar[str] = "its measurements may depend on all pixels of the image"
     _cache: dict[Any, Any] = {}
 

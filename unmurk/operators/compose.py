@@ -191,6 +191,11 @@ class Compose(Local):
         return all(member.turnable for member in self.members)
 
     @property
+    def blurs(self) -> bool:  # type: ignore[override]
+        """Whether an operator takes fine detail away."""
+        return any(member.blurs for member in self.members)
+
+    @property
     def _reduction(self) -> int:
         return math.prod(member._reduction for member in self.members)
 

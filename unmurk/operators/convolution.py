@@ -85,6 +85,7 @@ class Blur(Local):
 
     tensors = ("kernel",)
     dagger_iterations = ITERATIONS
+    blurs = True
     kernel: Tensor | None = None
     pad: str = "reflect"
     symmetric: bool = True

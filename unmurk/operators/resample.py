@@ -62,6 +62,7 @@ class Down(Local):
 
     options: ClassVar[dict[str, Option]] = {"factor": Whole(1, 256)}
     turnable = True
+    blurs = True
     factor: int
 
     def __init__(self, factor: int) -> None:

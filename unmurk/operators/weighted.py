@@ -111,6 +111,11 @@ class Weighted(Operator):
         return self.operator.turnable
 
     @property
+    def blurs(self) -> bool:  # type: ignore[override]
+        """Whether A takes fine detail away."""
+        return self.operator.blurs
+
+    @property
     def _reduction(self) -> int:
         return self.operator._reduction
 

@@ -42,6 +42,9 @@ target and the E-step use all N, combined by `repeats.combined`; the flow and m 
 every number of captures from 1 to N (`Learner.pick_captures`). Clean images, where there are some,
 are part of every batch: for m and the flow with simulated measurements, for the prior at all
 levels.
+
+**Blurs.** If A takes fine detail away everywhere (`Operator.blurs`) and the noise is Gaussian,
+part of every batch is treated as clean images too: Wiener solutions at half scale (`half_scale`).
 """
 
 from collections.abc import Mapping
@@ -56,8 +59,10 @@ from ..errors import InputError
 from ..interrupts import heed_interrupt
 from ..io.datasets import head
 from ..noise import Gaussian
+from ..operators import parse
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId, generator
+from .half_scale import halve, mirrored
 from .learner import Learner, solver_name
 from .losses import (
     ambient_matching,
@@ -71,7 +76,7 @@ from .losses import (
     recorrupted,
     supervised,
 )
-from .papers import EM, R2R, TWEEDIE
+from .papers import EM, HALF_SCALE, R2R, TWEEDIE
 from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior
 from .schedule import LRPhase
 from .trainer import Trainer
@@ -113,6 +118,9 @@ class Recipe:
             0 to 1e+06.
         reset: Fraction at which the prior starts afresh on the buffer; None never does.
         clean: Fraction of every batch that is clean images, if there are any, from 0 to 0.9.
+        half: Fraction of every batch that is restorations at half scale, if A blurs and the noise
+            is Gaussian, from 0 to 0.9. 0 does without the assumption that the scenes look alike on
+            both scales.
 
     Raises:
         InputError: A value is out of its bounds, or e_step comes before the end of r2r.
@@ -135,6 +143,7 @@ class Recipe:
     reverse: Annotated[float, Real(0, 1e6)] = 0.0
     reset: Annotated[float, Real(0, 1)] | None = None
     clean: Annotated[float, Real(0, 0.9)] = 0.25
+    half: Annotated[float, Real(0, 0.9)] = 0.5
 
     def __post_init__(self) -> None:
         check_fields(self, {name: f"recipe.{name}" for name in vars(self)})
@@ -190,14 +199,20 @@ class FlowDiff(Learner):
     def papers(cls, options: Mapping[str, Any]) -> list[str]:
         """See `Learner.papers`: those of the stages of the default objective too.
 
-        With a solver the operator is not the identity, and there is no ambient target.
+        With a solver the operator is not the identity, and there is no ambient target. "operator"
+        is the text form of the operator of a run.
         """
         found = super().papers(options)
         if options.get("objective") == "elbo":
             return found
-        target = (options.get("recipe") or {}).get("ambient_target", "mean")
-        ambient = target != "none" and solver_name(options) is None
-        return [found[0], R2R, *([TWEEDIE] if ambient else []), EM, *found[1:]]
+        recipe = options.get("recipe") or {}
+        operator = options.get("operator")
+        ambient = recipe.get("ambient_target", "mean") != "none" and solver_name(options) is None
+        ambient &= operator in (None, "identity")
+        stages = [R2R, *([TWEEDIE] if ambient else []), EM]
+        if _blurs(operator) and recipe.get("half", 0.0):
+            stages.append(HALF_SCALE)
+        return [found[0], *stages, *found[1:]]
 
     @staticmethod
     def takes(problem: Problem) -> bool:
@@ -236,10 +251,32 @@ class FlowDiff(Learner):
         return 0.05 if self.objective == "default" else self.problem.sigma / 2
 
     def make_buffers(self) -> dict[str, Tensor]:
-        """Create the replay buffer of the default objective."""
-        images = self.recipe.buffer if self.objective == "default" else 0
-        self.replay = Replay(images, self.shape)
-        return self.replay.tensors
+        """Create the buffers of the default objective: of draws, and of images at half scale."""
+        recipe = self.recipe
+        self.replay = Replay(recipe.buffer if self.objective == "default" else 0, self.shape)
+        blurred = self.posterior.start is not None and self.problem.operator.blurs
+        channels, height, width = self.shape
+        self.halves = None
+        if self.objective == "elbo" or not blurred or not recipe.half or min(height, width) < 2:
+            return self.replay.tensors
+        images = min(recipe.buffer, len(self.y))
+        self.halves = Replay(images, (channels, height // 2, width // 2))
+        halves = {f"half {name}": held for name, held in self.halves.tensors.items()}
+        return {**self.replay.tensors, **halves}
+
+    @torch.no_grad()
+    def initialize(self, device: torch.device) -> None:
+        """See `Learner.initialize`; fill the buffer of images at half scale."""
+        super().initialize(device)
+        if self.halves is None:
+            return
+        assert self.posterior.start is not None
+        chunk = chunk_size(self.teacher, self.solver)
+        while self.halves.drawn < len(self.halves):
+            heed_interrupt()
+            left = len(self.halves) - self.halves.drawn
+            y, problem = self.measurements(self.halves.numbers(min(chunk, left)), device)
+            self.halves.put(halve(self.posterior.start.restore(y, problem)))
 
     def phases(self) -> dict[str, tuple[LRPhase, ...]]:
         """Return when each part is trained."""
@@ -269,7 +306,7 @@ class FlowDiff(Learner):
     ) -> dict[str, Tensor]:
         """Compute the losses of a step; see `Learner.losses`."""
         recipe = self.recipe
-        clean = self.pick_clean(self.clean_count(len(y)), generator)
+        clean = self.pick_examples(len(y), generator)
         picked = self.pick_captures(generator) if self.repeats > 1 else None
         if self.objective == "elbo":
             return self.joint_losses(*self.view(y, index, picked), clean, generator)
@@ -293,9 +330,16 @@ class FlowDiff(Learner):
             losses["reverse"] = recipe.reverse * reverse
         return losses
 
-    def clean_count(self, batch: int) -> int:
-        """Return how many images of a batch are clean ones."""
-        return 0 if self.clean is None else min(round(self.recipe.clean * batch), batch - 1)
+    def pick_examples(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Pick the images of a batch that count as clean, at least one image fewer than it has:
+        clean images, and restorations at half scale, if there are any."""
+        recipe, most = self.recipe, batch - 1
+        sharp = min(round(recipe.clean * batch), most) if self.clean is not None else 0
+        clean = self.pick_clean(sharp, generator)
+        if self.halves is None:
+            return clean
+        half = self.halves.pick(min(round(recipe.half * batch), most - sharp), generator)
+        return torch.cat([clean, mirrored(half, *self.shape[-2:], generator)])
 
     def first_mean_loss(
         self,
@@ -458,6 +502,14 @@ class FlowDiff(Learner):
             seed = generator(self.seed, StreamId.RESET).initial_seed() % 2**31
             torch.manual_seed(seed)
             return self.make_prior()
+
+
+def _blurs(operator: Any) -> bool:
+    """Whether a text form is that of an operator that blurs; False for one of Python code."""
+    try:
+        return isinstance(operator, str) and parse(operator).blurs
+    except InputError:
+        return False
 
 
 def _parts(batch: int, clean: int) -> tuple[range, range]:

@@ -2,7 +2,7 @@ r"""BibTeX of papers that several learners rely on, beside those of the learners
 
 from ..solvers.mmps import Mmps
 
-__all__ = ["EM", "EM_DPS", "MUON", "R2R", "TWEEDIE"]
+__all__ = ["EM", "EM_DPS", "HALF_SCALE", "MUON", "R2R", "TWEEDIE"]
 
 MUON = """@misc{jordan2024muon,
   title = {{Muon}: An Optimizer for Hidden Layers in Neural Networks},
@@ -20,6 +20,17 @@ R2R = """@inproceedings{pang2021recorrupted,
   year = {2021}
 }"""
 """Recorrupted-to-Recorrupted."""
+
+HALF_SCALE = """@misc{scanvic2023scale,
+  title = {Scale-Equivariant Imaging: Self-Supervised Learning for Image Super-Resolution and
+           Deblurring},
+  author = {Scanvic, J{\\'e}r{\\'e}my and Davies, Mike and Abry, Patrice and
+            Tachella, Juli{\\'a}n},
+  year = {2023},
+  eprint = {2312.11232},
+  archivePrefix = {arXiv}
+}"""
+"""Restorations at half scale as examples of sharp images."""
 
 TWEEDIE = """@inproceedings{daras2024consistent,
   title = {Consistent Diffusion Meets {Tweedie}: Training Exact Ambient Diffusion Models with Noisy
