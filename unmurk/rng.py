@@ -101,6 +101,8 @@ class StreamId(enum.IntEnum):
     """The captures of a scene that a training step uses."""
     CLEAN = 7009
     """The clean images of a training step."""
+    HALF_SCALE = 7010
+    """The restorations at half scale of a training step, and the parts of them."""
     STEP = 0xFFFF0001
     """Random numbers of a training step."""
     BATCH = 0xFFFF0002

@@ -10,6 +10,7 @@ import unmurk
 from tests.learners import check_run
 from unmurk.operators import parse
 from unmurk.problem import Problem
+from unmurk.rng import ShardedGenerator, generator
 from unmurk.training import FlowDiff, Recipe, Settings, Trainer
 from unmurk.training.half_scale import halve, mirrored
 
@@ -108,7 +109,8 @@ def test_they_are_wiener_solutions_at_half_scale_and_part_of_every_batch(tmp_pat
     values = halves.float().unique()
     assert torch.isin(examples[2:], values).all()
     assert len(learner.pick_examples(2, noise)) == 1  # one measurement is left
-    assert not torch.equal(learner.pick_examples(8, noise), learner.pick_examples(8, noise))
+    again = learner.pick_examples(8, torch.Generator().manual_seed(1))
+    assert not torch.equal(again, examples)
 
 
 def test_all_that_is_trained_is_trained_on_them(monkeypatch, tmp_path):
@@ -175,3 +177,36 @@ def test_a_run_folder_cites_half_scale_by_its_operator(tmp_path):
         problem = {"operator": text, "noise": 0.1}
         (run / "config.json").write_text(json.dumps({**config, "problem": problem}))
         assert ("2312.11232" in unmurk.citation(run)) is scales
+
+
+def test_restorations_are_added_while_the_run_goes_on(monkeypatch, tmp_path):
+    """A run begins with a few, and has restored each measurement once at most."""
+    from unmurk.training import flowdiff
+
+    monkeypatch.setattr(flowdiff, "FIRST", 3)
+    monkeypatch.setattr(flowdiff, "CHUNK", 2)
+    y, problem, learner = build("blur:gaussian,sigma=1")
+    device = torch.device("cpu")
+    trainer = Trainer(learner, y, Settings("tiny", kimg=0.016, batch=8), tmp_path, quiet=True)
+    learner.initialize(trainer.device)
+    assert learner.halves.drawn == 2  # whole chunks of the first 3
+    learner.restore_halves(4, device)  # 3 + 4 / 4
+    assert learner.halves.drawn == 4
+    learner.restore_halves(10**6, device)
+    assert learner.halves.drawn == learner.halves.filled == len(learner.halves) == 8
+    wiener = learner.posterior.start.restore(y[:8], problem.bind(range(8), (1, 8, 8)))
+    found = learner.buffers["half images"].float()
+    torch.testing.assert_close(found, halve(wiener), atol=1e-3, rtol=0)
+
+
+def test_processes_share_the_choice_of_a_step():
+    """Two processes with halves of a batch pick what one picks for the whole."""
+    learner = build("blur:gaussian,sigma=1")[2]
+    learner.halves.put(torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 4, 4))
+    whole = learner.pick_examples(8, generator(3))
+    shares = [
+        learner.pick_examples(4, ShardedGenerator.of(generator(3), rank, 2)) for rank in (0, 1)
+    ]
+    assert len(whole) == 4
+    for rank in (0, 1):
+        assert torch.equal(shares[rank], whole[rank::2])

@@ -55,6 +55,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import Real, Whole, check_fields
+from ..devices import host_to
 from ..errors import InputError
 from ..interrupts import heed_interrupt
 from ..io.datasets import head
@@ -63,7 +64,7 @@ from ..operators import parse
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId, generator
 from .half_scale import halve, mirrored
-from .learner import Learner, solver_name
+from .learner import Learner, choices, solver_name
 from .losses import (
     ambient_matching,
     denoising,
@@ -84,7 +85,9 @@ from .trainer import Trainer
 __all__ = ["FlowDiff", "Recipe"]
 
 JOINT_RATE = 0.4  # at the full learning rate the paper's objective diverged
-FIRST = 1024  # images drawn in the first E-step
+FIRST = 1024  # images drawn in the first E-step, and restored at half scale at the start
+HALVES = 0.25  # images restored at half scale for each image seen, until all are
+CHUNK = 64  # of these at once
 AGAIN_RATE = 0.3  # learning rate of the mean network when it is fitted again
 
 
@@ -264,18 +267,28 @@ class FlowDiff(Learner):
         halves = {f"half {name}": held for name, held in self.halves.tensors.items()}
         return {**self.replay.tensors, **halves}
 
-    @torch.no_grad()
     def initialize(self, device: torch.device) -> None:
-        """See `Learner.initialize`; fill the buffer of images at half scale."""
+        """See `Learner.initialize`; restore the first images at half scale."""
         super().initialize(device)
+        self.restore_halves(0, device)
+
+    @torch.no_grad()
+    def restore_halves(self, seen: int, device: torch.device) -> None:
+        """Add restorations at half scale, of each measurement once.
+
+        Args:
+            seen: Images seen in the run; a short run needs few restorations.
+            device: Device of the networks.
+        """
         if self.halves is None:
             return
         assert self.posterior.start is not None
-        chunk = chunk_size(self.teacher, self.solver)
-        while self.halves.drawn < len(self.halves):
+        wanted = FIRST + int(HALVES * seen)
+        while chunk := min(CHUNK, len(self.halves) - self.halves.drawn):
+            if self.halves.drawn + chunk > wanted:
+                break
             heed_interrupt()
-            left = len(self.halves) - self.halves.drawn
-            y, problem = self.measurements(self.halves.numbers(min(chunk, left)), device)
+            y, problem = self.measurements(self.halves.numbers(chunk), device)
             self.halves.put(halve(self.posterior.start.restore(y, problem)))
 
     def phases(self) -> dict[str, tuple[LRPhase, ...]]:
@@ -338,8 +351,10 @@ class FlowDiff(Learner):
         clean = self.pick_clean(sharp, generator)
         if self.halves is None:
             return clean
-        half = self.halves.pick(min(round(recipe.half * batch), most - sharp), generator)
-        return torch.cat([clean, mirrored(half, *self.shape[-2:], generator)])
+        choose = choices(generator, StreamId.HALF_SCALE)
+        half = self.halves.pick(min(round(recipe.half * batch), most - sharp), choose)
+        half = mirrored(half, *self.shape[-2:], choose)
+        return torch.cat([clean, host_to(half, generator.device)])
 
     def first_mean_loss(
         self,
@@ -482,8 +497,9 @@ class FlowDiff(Learner):
         return drawn * (getattr(inner, "steps", None) or recipe.steps)
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
-        """Fill and refresh the replay buffer; reset the prior when its time has come."""
+        """Fill and refresh the buffers; reset the prior when its time has come."""
         recipe = self.recipe
+        self.restore_halves(trainer.settings.batch * step, trainer.device)
         if self.objective == "elbo" or progress < recipe.e_step:
             return
         images = (1 - recipe.e_step) * trainer.settings.batch * trainer.steps

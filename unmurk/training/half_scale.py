@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rng import host_integers
+from ..rng import integers
 
 __all__ = ["halve", "mirrored"]
 
@@ -50,7 +50,7 @@ def mirrored(x: Tensor, height: int, width: int, noise: torch.Generator) -> Tens
         x: Images (B, C, h, w).
         height: Height of the part.
         width: Width of the part.
-        noise: Source of the position of each part, one for all channels.
+        noise: Generator on the CPU: the position of each part, one for all channels.
 
     Returns:
         Images (B, C, height, width).
@@ -69,6 +69,6 @@ def mirrored(x: Tensor, height: int, width: int, noise: torch.Generator) -> Tens
 def _places(count: int, size: int, wanted: int, noise: torch.Generator) -> Tensor:
     """Return positions (count, wanted) in the row 0 ... size - 1 size - 1 ... 0 0 ..., from a
     random one on."""
-    first = host_integers(2 * size, (count, 1), noise)
+    first = integers(2 * size, (count, 1), noise)
     place = (first + torch.arange(wanted)) % (2 * size)
     return torch.minimum(place, 2 * size - 1 - place)

@@ -390,16 +390,26 @@ class Learner:
         """
         if self.clean is None:
             return torch.zeros(0, *self.shape, device=noise.device)
-        choose = generator(noise.initial_seed(), StreamId.CLEAN)
-        if isinstance(noise, ShardedGenerator):
-            choose = ShardedGenerator.of(choose, noise.rank, noise.ranks)
-        numbers = integers(len(self.clean), (count,), choose)
+        numbers = integers(len(self.clean), (count,), choices(noise, StreamId.CLEAN))
         return host_to(self.clean[numbers.to(self.clean.device)], noise.device)
 
     def prepare(self, index: Tensor, device: torch.device) -> None:
         """Bind the problem of a coming step; the thread that reads its measurements calls this."""
         if self.repeats == 1:
             self.binder.prepare(index, device)
+
+
+def choices(noise: torch.Generator, purpose: StreamId) -> torch.Generator:
+    """Return a generator on the CPU for the choices of a step, for this process's share of them.
+
+    Args:
+        noise: Generator of the step; its state does not change.
+        purpose: What is chosen.
+    """
+    choose = generator(noise.initial_seed(), purpose)
+    if isinstance(noise, ShardedGenerator):
+        return ShardedGenerator.of(choose, noise.rank, noise.ranks)
+    return choose
 
 
 def solver_name(options: Mapping[str, Any]) -> str | None:
