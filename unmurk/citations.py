@@ -93,7 +93,8 @@ def _options_of(of: Any) -> dict[str, Any]:
     config = read_object(of / "config.json")
     options, problem = config.get("options"), config.get("problem")
     found = options if isinstance(options, dict) else {"objective": config.get("objective")}
-    return {**found, "operator": problem.get("operator") if isinstance(problem, dict) else None}
+    operator = problem.get("operator") if isinstance(problem, dict) else None
+    return {**found, "operator": operator, "half scale": config.get("half scale", False)}
 
 
 def _class_of(of: Any) -> Any:

@@ -9,10 +9,13 @@ import torch
 import unmurk
 from tests.learners import check_run
 from unmurk.operators import parse
+from unmurk.operators.compose import Local
+from unmurk.operators.cropped import CroppedOperator
+from unmurk.operators.crops import Crop
 from unmurk.problem import Problem
 from unmurk.rng import ShardedGenerator, generator
 from unmurk.training import FlowDiff, Recipe, Settings, Trainer
-from unmurk.training.half_scale import halve, mirrored
+from unmurk.training.half_scale import DETAIL, detailed, halve, mirrored
 
 # -- the images -----------------------------------------------------------------------------------
 
@@ -46,6 +49,13 @@ def test_images_go_on_with_their_mirror_images_from_any_place():
     assert len(places) == 6 * 4
 
 
+def test_fine_detail_is_learned_at_low_levels_alone():
+    x, half = torch.zeros(5, 1, 2, 2), torch.arange(1.0, 4).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    found = detailed(x, half, torch.tensor([0.29, 0.31, 0.01, 0.01, 0.9]))
+    assert found[:, 0, 0, 0].tolist() == [1, 0, 3, 0, 0] and found.shape == x.shape
+    assert torch.equal(detailed(x, half[:0], torch.ones(5)), x)
+
+
 # -- who learns from them -------------------------------------------------------------------------
 
 
@@ -54,7 +64,10 @@ def test_images_go_on_with_their_mirror_images_from_any_place():
     [
         ("blur:gaussian,sigma=1", True),
         ("blur:motion,length=3", True),
+        ("blur:uniform,size=1", False),
         ("sr:average,factor=2", True),
+        ("sr:average,factor=1", False),
+        ("sr:bicubic,factor=2", True),
         ("blur:uniform,size=3|inpaint:random,keep=0.5", True),
         ("identity", False),
         ("inpaint:random,keep=0.5", False),
@@ -63,15 +76,26 @@ def test_images_go_on_with_their_mirror_images_from_any_place():
     ],
 )
 def test_operators_that_take_fine_detail_away(text, blurs):
-    assert parse(text).blurs is blurs
+    operator = parse(text)
+    assert operator.blurs is blurs
+    if isinstance(operator, Local):
+        crops = CroppedOperator(operator, 8, lambda number: Crop(0, 0, 0, 8, 8), lambda n: None)
+        assert crops.blurs is blurs
 
 
 def build(text, noise=0.1, sharp=None, **recipe):
     problem = Problem(text, noise)
     x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     y = problem.simulate(x)
-    learner = FlowDiff(recipe=Recipe(buffer=8, **recipe))
+    learner = FlowDiff(recipe=Recipe(**{"buffer": 8} | recipe))
     return y, problem, learner.build(y, problem, (1, 8, 8), clean=sharp)
+
+
+def started(y, learner, path, kimg=0.016):
+    trainer = Trainer(learner, y, Settings("tiny", kimg=kimg, batch=8), path, quiet=True)
+    learner.initialize(trainer.device)
+    learner.before(trainer, 0, 0.0)
+    return trainer
 
 
 @pytest.mark.parametrize(
@@ -86,64 +110,60 @@ def build(text, noise=0.1, sharp=None, **recipe):
 def test_others_have_none(text, noise, half):
     learner = build(text, noise=noise, half=half)[2]
     assert learner.halves is None and not any(name.startswith("half") for name in learner.buffers)
-    examples = learner.pick_examples(8, torch.Generator().manual_seed(0))
-    assert examples.shape == (0, 1, 8, 8)
+    assert learner.pick_halves(8, generator(0)).shape == (0, 1, 8, 8)
 
 
 def test_they_are_wiener_solutions_at_half_scale_and_part_of_every_batch(tmp_path):
     clean = torch.full((5, 1, 8, 8), 7.0)
     y, problem, learner = build("blur:gaussian,sigma=1", sharp=clean, half=0.5, clean=0.25)
-    trainer = Trainer(learner, y, Settings("tiny", kimg=0.016, batch=8), tmp_path, quiet=True)
-    learner.initialize(trainer.device)
-    halves = learner.buffers["half images"]
-    assert halves.shape == (8, 1, 4, 4) and int(learner.buffers["half filled"]) == 8
-    bound = problem.bind(range(8), (1, 8, 8))
-    wiener = learner.posterior.start.restore(y[:8], bound)
+    started(y, learner, tmp_path)
+    found = learner.buffers["half images"].float()
+    assert found.shape == (8, 1, 4, 4) and int(learner.buffers["half filled"]) == 8
+    wiener = learner.posterior.start.restore(y[:8], problem.bind(range(8), (1, 8, 8)))
     expected = wiener.view(8, 1, 4, 2, 4, 2).mean((3, 5))
-    torch.testing.assert_close(halves.float(), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
-    noise = torch.Generator().manual_seed(0)
-    examples = learner.pick_examples(8, noise)
-    assert examples.shape == (6, 1, 8, 8)
-    assert (examples[:2] == 7).all() and (examples[2:] < 7).all()
-    values = halves.float().unique()
-    assert torch.isin(examples[2:], values).all()
-    assert len(learner.pick_examples(2, noise)) == 1  # one measurement is left
-    again = learner.pick_examples(8, torch.Generator().manual_seed(1))
-    assert not torch.equal(again, examples)
+    picked = learner.pick_halves(8, generator(0))
+    assert picked.shape == (4, 1, 8, 8) and torch.isin(picked, found.unique()).all()
+    assert not torch.equal(learner.pick_halves(8, generator(1)), picked)
+    assert learner.clean_count(8) == 2 and len(learner.pick_halves(3, generator(0))) == 1
+    assert len(learner.pick_halves(1, generator(0))) == 0  # one measurement is left
 
 
 def test_all_that_is_trained_is_trained_on_them(monkeypatch, tmp_path):
-    """m, the prior before the E-step, and prior and flow after it receive the sharp images."""
+    """m and the flow see half a batch of them; the prior sees those at levels of fine detail."""
+    from unmurk.training import flowdiff
+
     y, _, learner = build("blur:gaussian,sigma=1", half=0.5, r2r=0.25, e_step=0.5)
-    trainer = Trainer(learner, y, Settings("tiny", kimg=0.032, batch=8), tmp_path, quiet=True)
-    learner.initialize(trainer.device)
+    device = started(y, learner, tmp_path, kimg=0.032).device
     learner.halves.tensors["images"].fill_(5.0)
     seen = []
 
-    def record(name, place):
+    def record(name):
         own = getattr(flowdiff, name)
 
         def call(*args):
-            seen.append((name, int((args[place] == 5).flatten(1).all(1).sum())))
+            sharp = (args[1] == 5).flatten(1).all(1)
+            seen.append((name, sharp.tolist(), args[2]))
             return own(*args)
 
         monkeypatch.setattr(flowdiff, name, call)
 
-    from unmurk.training import flowdiff
-
-    record("supervised", 1)
-    record("denoising", 1)
-    record("forward_kl", 1)
-    noise = torch.Generator().manual_seed(0)
+    for name in ("supervised", "denoising", "forward_kl"):
+        record(name)
     index = torch.arange(8)
     for progress in (0.1, 0.3):
-        learner.losses(y[:8], index, progress, noise)
-    learner.draw_posterior(8, trainer.device)
-    learner.losses(y[:8], index, 0.6, noise)
-    assert [number for _, number in seen] == [4, 0, 4, 4, 4]
-    names = [name for name, _ in seen]
+        learner.losses(y[:8], index, progress, generator(4))
+    learner.draw_posterior(8, device)
+    learner.losses(y[:8], index, 0.6, generator(4))
+    names = [name for name, *_ in seen]
     assert names == ["supervised", "denoising", "denoising", "denoising", "forward_kl"]
+    assert seen[0][1] == [True] * 4 and seen[1][1] == [False] * 4
+    for _, sharp, sigma in (seen[2], seen[3]):
+        expected = (sigma < DETAIL).tolist()[:4]
+        assert sharp[:4] == expected and 0 < sum(expected) < 4
+        assert not any(sharp[4:])
+    assert seen[4][1] == [True] * 4 + [False] * 4
 
 
 def test_a_blurred_set_is_learned_from_and_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -151,48 +171,43 @@ def test_a_blurred_set_is_learned_from_and_a_run_goes_on_where_it_was(tmp_path, 
     check_run(tmp_path, monkeypatch, "flowdiff", problem, (3, 8))
 
 
+def test_crops_of_blurred_images_are_learned_from_at_half_scale(tmp_path):
+    problem = Problem("blur:gaussian,sigma=1", 0.1)
+    x = torch.rand(2, 1, 48, 40, generator=torch.Generator().manual_seed(0))
+    how = Settings("tiny", kimg=0.08, batch=8, precision="fp32")
+    unmurk.learn(list(problem.simulate(x)), problem, crop=16, out=tmp_path, settings=how)
+    assert json.loads((tmp_path / "config.json").read_text())["half scale"] is True
+    assert "2312.11232" in unmurk.citation(tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("operator", "half", "ambient", "scales"),
+    ("record", "ambient", "scales"),
     [
-        (None, 0.5, True, False),
-        ("identity", 0.5, True, False),
-        ("inpaint:random,keep=0.5", 0.5, False, False),
-        ("blur:gaussian,sigma=1", 0.5, False, True),
-        ("blur:gaussian,sigma=1", 0.0, False, False),
-        ("inpaint:random,keep=0.5|sr:average,factor=2", 0.5, False, True),
-        ("python:mine.Blur", 0.5, False, False),
+        ({}, True, False),
+        ({"operator": "identity"}, True, False),
+        ({"operator": "inpaint:random,keep=0.5"}, False, False),
+        ({"operator": "blur:gaussian,sigma=1", "half scale": True}, False, True),
+        ({"operator": "blur:gaussian,sigma=1", "half scale": False}, False, False),
     ],
 )
-def test_the_papers_of_a_run_are_those_of_its_stages(operator, half, ambient, scales):
-    texts = FlowDiff.papers({"recipe": {"half": half}, "operator": operator})
+def test_the_papers_of_a_run_are_those_of_its_stages(record, ambient, scales):
+    texts = FlowDiff.papers(record)
     assert any("2404.10177" in text for text in texts) is ambient
     assert any("2312.11232" in text for text in texts) is scales
-
-
-def test_a_run_folder_cites_half_scale_by_its_operator(tmp_path):
-    config = {"method": "flowdiff", "options": {"recipe": {"half": 0.5}}}
-    for text, scales in (("blur:gaussian,sigma=1", True), ("identity", False)):
-        run = tmp_path / text.partition(":")[0]
-        run.mkdir()
-        problem = {"operator": text, "noise": 0.1}
-        (run / "config.json").write_text(json.dumps({**config, "problem": problem}))
-        assert ("2312.11232" in unmurk.citation(run)) is scales
 
 
 def test_restorations_are_added_while_the_run_goes_on(monkeypatch, tmp_path):
     """A run begins with a few, and has restored each measurement once at most."""
     from unmurk.training import flowdiff
 
-    monkeypatch.setattr(flowdiff, "FIRST", 3)
-    monkeypatch.setattr(flowdiff, "CHUNK", 2)
+    monkeypatch.setattr(flowdiff, "FEW", 3)
+    monkeypatch.setattr(flowdiff, "TOGETHER", 2 * 64)  # two images of 8 x 8
     y, problem, learner = build("blur:gaussian,sigma=1")
-    device = torch.device("cpu")
-    trainer = Trainer(learner, y, Settings("tiny", kimg=0.016, batch=8), tmp_path, quiet=True)
-    learner.initialize(trainer.device)
+    started(y, learner, tmp_path)
     assert learner.halves.drawn == 2  # whole chunks of the first 3
-    learner.restore_halves(4, device)  # 3 + 4 / 4
+    learner.restore_halves(4, torch.device("cpu"))  # 3 + 4 / 4
     assert learner.halves.drawn == 4
-    learner.restore_halves(10**6, device)
+    learner.restore_halves(10**6, torch.device("cpu"))
     assert learner.halves.drawn == learner.halves.filled == len(learner.halves) == 8
     wiener = learner.posterior.start.restore(y[:8], problem.bind(range(8), (1, 8, 8)))
     found = learner.buffers["half images"].float()
@@ -203,10 +218,8 @@ def test_processes_share_the_choice_of_a_step():
     """Two processes with halves of a batch pick what one picks for the whole."""
     learner = build("blur:gaussian,sigma=1")[2]
     learner.halves.put(torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 4, 4))
-    whole = learner.pick_examples(8, generator(3))
-    shares = [
-        learner.pick_examples(4, ShardedGenerator.of(generator(3), rank, 2)) for rank in (0, 1)
-    ]
+    whole = learner.pick_halves(8, generator(3))
+    shares = [learner.pick_halves(4, ShardedGenerator.of(generator(3), k, 2)) for k in (0, 1)]
     assert len(whole) == 4
     for rank in (0, 1):
         assert torch.equal(shares[rank], whole[rank::2])

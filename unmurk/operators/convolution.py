@@ -85,7 +85,6 @@ class Blur(Local):
 
     tensors = ("kernel",)
     dagger_iterations = ITERATIONS
-    blurs = True
     kernel: Tensor | None = None
     pad: str = "reflect"
     symmetric: bool = True
@@ -93,6 +92,11 @@ class Blur(Local):
     def _kernel_like(self, like: Tensor) -> Tensor:
         assert self.kernel is not None
         return self.kernel.to(like.dtype)
+
+    @property
+    def blurs(self) -> bool:  # type: ignore[override]
+        """Whether the kernel has more than one pixel, or is not known yet."""
+        return self.kernel is None or self.kernel[0].numel() > 1
 
     @property
     def turnable(self) -> bool:  # type: ignore[override]

@@ -54,6 +54,11 @@ class CroppedOperator(Operator):
         return self.base.proximal
 
     @property
+    def blurs(self) -> bool:  # type: ignore[override]
+        """Whether the operator on images takes fine detail away."""
+        return self.base.blurs
+
+    @property
     def spec(self) -> str:
         """The text form of the operator on images."""
         return self.base.spec

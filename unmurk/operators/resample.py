@@ -62,11 +62,15 @@ class Down(Local):
 
     options: ClassVar[dict[str, Option]] = {"factor": Whole(1, 256)}
     turnable = True
-    blurs = True
     factor: int
 
     def __init__(self, factor: int) -> None:
         self._take_options(factor=factor)
+
+    @property
+    def blurs(self) -> bool:  # type: ignore[override]
+        """Whether the factor is above 1."""
+        return self.factor > 1
 
     @property
     def crop_grid(self) -> int:  # type: ignore[override]

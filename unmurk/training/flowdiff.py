@@ -47,6 +47,7 @@ levels.
 part of every batch is treated as clean images too: Wiener solutions at half scale (`half_scale`).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -60,10 +61,9 @@ from ..errors import InputError
 from ..interrupts import heed_interrupt
 from ..io.datasets import head
 from ..noise import Gaussian
-from ..operators import parse
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId, generator
-from .half_scale import halve, mirrored
+from .half_scale import detailed, halve, mirrored
 from .learner import Learner, choices, solver_name
 from .losses import (
     ambient_matching,
@@ -85,9 +85,10 @@ from .trainer import Trainer
 __all__ = ["FlowDiff", "Recipe"]
 
 JOINT_RATE = 0.4  # at the full learning rate the paper's objective diverged
-FIRST = 1024  # images drawn in the first E-step, and restored at half scale at the start
-HALVES = 0.25  # images restored at half scale for each image seen, until all are
-CHUNK = 64  # of these at once
+FIRST = 1024  # images drawn in the first E-step
+FEW = 64  # images restored at half scale at the start
+HALVES = 0.25  # and for each image seen, until all are restored
+TOGETHER = 2**18  # values of those that are restored at once
 AGAIN_RATE = 0.3  # learning rate of the mean network when it is fitted again
 
 
@@ -114,7 +115,7 @@ class Recipe:
         refresh: Images drawn for each image seen after the first E-step, a number from 0 to 1000.
         buffer: Images kept in the replay buffer, a whole number from 1 to 1e+07, and at most as
             many as fit into 256 MiB (`replay.LIMIT`): all of them up to 128 x 128 pixels, 512 of
-            512 x 512.
+            512 x 512. As many at most are kept at half scale.
         steps: Network evaluations of a posterior sample for A = I, a whole number from 1 to 10000.
             Below 16 the samples lose variance.
         reverse: Weight of the paper's objective for the flow beside the forward KL, a number from
@@ -123,7 +124,7 @@ class Recipe:
         clean: Fraction of every batch that is clean images, if there are any, from 0 to 0.9.
         half: Fraction of every batch that is restorations at half scale, if A blurs and the noise
             is Gaussian, from 0 to 0.9. 0 does without the assumption that the scenes look alike on
-            both scales.
+            both scales. The rest of the batch, one image at least, is measured ones.
 
     Raises:
         InputError: A value is out of its bounds, or e_step comes before the end of r2r.
@@ -202,20 +203,18 @@ class FlowDiff(Learner):
     def papers(cls, options: Mapping[str, Any]) -> list[str]:
         """See `Learner.papers`: those of the stages of the default objective too.
 
-        With a solver the operator is not the identity, and there is no ambient target. "operator"
-        is the text form of the operator of a run.
+        With a solver the operator is not the identity, and there is no ambient target. Of a run,
+        "operator" is the text form of its operator, and "half scale" tells whether it has learned
+        from restorations at half scale.
         """
         found = super().papers(options)
         if options.get("objective") == "elbo":
             return found
         recipe = options.get("recipe") or {}
-        operator = options.get("operator")
         ambient = recipe.get("ambient_target", "mean") != "none" and solver_name(options) is None
-        ambient &= operator in (None, "identity")
-        stages = [R2R, *([TWEEDIE] if ambient else []), EM]
-        if _blurs(operator) and recipe.get("half", 0.0):
-            stages.append(HALF_SCALE)
-        return [found[0], *stages, *found[1:]]
+        ambient &= options.get("operator") in (None, "identity")
+        half = [HALF_SCALE] if options.get("half scale") else []
+        return [found[0], R2R, *([TWEEDIE] if ambient else []), EM, *half, *found[1:]]
 
     @staticmethod
     def takes(problem: Problem) -> bool:
@@ -260,31 +259,27 @@ class FlowDiff(Learner):
         blurred = self.posterior.start is not None and self.problem.operator.blurs
         channels, height, width = self.shape
         self.halves = None
-        if self.objective == "elbo" or not blurred or not recipe.half or min(height, width) < 2:
+        if self.objective == "elbo" or not blurred or not recipe.half:
             return self.replay.tensors
         images = min(recipe.buffer, len(self.y))
         self.halves = Replay(images, (channels, height // 2, width // 2))
         halves = {f"half {name}": held for name, held in self.halves.tensors.items()}
         return {**self.replay.tensors, **halves}
 
-    def initialize(self, device: torch.device) -> None:
-        """See `Learner.initialize`; restore the first images at half scale."""
-        super().initialize(device)
-        self.restore_halves(0, device)
-
     @torch.no_grad()
-    def restore_halves(self, seen: int, device: torch.device) -> None:
-        """Add restorations at half scale, of each measurement once.
+    def restore_halves(self, observed: int, device: torch.device) -> None:
+        """Add restorations at half scale, of each measurement once, as the run goes on.
 
         Args:
-            seen: Images seen in the run; a short run needs few restorations.
+            observed: Images seen in the run.
             device: Device of the networks.
         """
         if self.halves is None:
             return
         assert self.posterior.start is not None
-        wanted = FIRST + int(HALVES * seen)
-        while chunk := min(CHUNK, len(self.halves) - self.halves.drawn):
+        wanted = FEW + int(HALVES * observed)
+        together = min(FEW, max(1, TOGETHER // math.prod(self.shape)))
+        while chunk := min(together, len(self.halves) - self.halves.drawn):
             if self.halves.drawn + chunk > wanted:
                 break
             heed_interrupt()
@@ -319,22 +314,25 @@ class FlowDiff(Learner):
     ) -> dict[str, Tensor]:
         """Compute the losses of a step; see `Learner.losses`."""
         recipe = self.recipe
-        clean = self.pick_examples(len(y), generator)
+        clean = self.pick_clean(self.clean_count(len(y)), generator)
+        half = self.pick_halves(len(y), generator)
         picked = self.pick_captures(generator) if self.repeats > 1 else None
         if self.objective == "elbo":
             return self.joint_losses(*self.view(y, index, picked), clean, generator)
         if progress < recipe.r2r:
-            return {"mean": self.first_mean_loss(y, index, picked, clean, generator)}
+            sharp = torch.cat([half, clean])
+            return {"mean": self.first_mean_loss(y, index, picked, sharp, generator)}
         sigma = levels(len(y), generator)
         if not self.replay.filled:
             y, problem = self.view(y, index)
-            return {"prior": self.first_prior_loss(y, problem, sigma, clean, generator)}
+            return {"prior": self.first_prior_loss(y, problem, sigma, half, clean, generator)}
         x = self.replay.pick(len(y) - len(clean), generator)
         x = torch.cat([x, clean]) if len(clean) else x
-        losses = {"prior": denoising(self.prior, x, sigma, generator)}
+        losses = {"prior": denoising(self.prior, detailed(x, half, sigma), sigma, generator)}
         if progress < self.flow_start:
             return losses
         y, problem = self.view(y, index, picked)
+        x = torch.cat([half, x[len(half) :]])
         losses["flow"], losses["mean"] = forward_kl(self.posterior, x, problem, generator)
         if self.denoising:
             losses["mean"] = self.second_mean_loss(y, problem, clean, generator)
@@ -343,18 +341,22 @@ class FlowDiff(Learner):
             losses["reverse"] = recipe.reverse * reverse
         return losses
 
-    def pick_examples(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Pick the images of a batch that count as clean, at least one image fewer than it has:
-        clean images, and restorations at half scale, if there are any."""
-        recipe, most = self.recipe, batch - 1
-        sharp = min(round(recipe.clean * batch), most) if self.clean is not None else 0
-        clean = self.pick_clean(sharp, generator)
+    def clean_count(self, batch: int) -> int:
+        """Return how many images of a batch are clean ones."""
+        return 0 if self.clean is None else min(round(self.recipe.clean * batch), batch - 1)
+
+    def pick_halves(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Pick restorations at half scale for a batch, so that one measurement is left at least.
+
+        Returns:
+            Parts of them and of their mirror images, (count, C, H, W); none if there are none.
+        """
         if self.halves is None:
-            return clean
+            return torch.zeros(0, *self.shape, device=generator.device)
+        most = batch - 1 - self.clean_count(batch)
         choose = choices(generator, StreamId.HALF_SCALE)
-        half = self.halves.pick(min(round(recipe.half * batch), most - sharp), choose)
-        half = mirrored(half, *self.shape[-2:], choose)
-        return torch.cat([clean, host_to(half, generator.device)])
+        half = self.halves.pick(min(round(self.recipe.half * batch), most), choose)
+        return host_to(mirrored(half, *self.shape[-2:], choose), generator.device)
 
     def first_mean_loss(
         self,
@@ -425,17 +427,28 @@ class FlowDiff(Learner):
         return losses
 
     def first_prior_loss(
-        self, y: Tensor, problem: Problem, sigma: Tensor, clean: Tensor, noise: torch.Generator
+        self,
+        y: Tensor,
+        problem: Problem,
+        sigma: Tensor,
+        half: Tensor,
+        clean: Tensor,
+        noise: torch.Generator,
     ) -> Tensor:
-        """Compute the prior's loss before the E-step: on m(y) with the ambient target, and on
-        clean images."""
-        if not len(clean):
+        """Compute the prior's loss before the E-step: on m(y) with the ambient target, on
+        restorations at half scale, and on clean images."""
+        if not len(half) and not len(clean):
             return self.ambient_loss(y, problem, sigma, noise)
-        dirty, synthetic = _parts(len(y), len(clean))
+        dirty, known = _parts(len(y), len(half) + len(clean))
         own = problem.index_select(dirty)
         loss = self.ambient_loss(y[: len(dirty)], own, sigma[: len(dirty)], noise)
-        known = denoising(self.prior, clean, sigma[len(dirty) :], noise)
-        return _mixed(loss, known, len(clean) / len(y))
+        x, levels = clean, sigma[len(dirty) :]
+        if len(half):
+            part = known[: len(half)]
+            with torch.no_grad():
+                mean = self.student.mean(y[part.start : part.stop], problem.index_select(part))
+            x = torch.cat([detailed(mean, half, levels), clean])
+        return _mixed(loss, denoising(self.prior, x, levels, noise), len(known) / len(y))
 
     def ambient_loss(
         self, y: Tensor, problem: Problem, sigma: Tensor, noise: torch.Generator
@@ -518,14 +531,6 @@ class FlowDiff(Learner):
             seed = generator(self.seed, StreamId.RESET).initial_seed() % 2**31
             torch.manual_seed(seed)
             return self.make_prior()
-
-
-def _blurs(operator: Any) -> bool:
-    """Whether a text form is that of an operator that blurs; False for one of Python code."""
-    try:
-        return isinstance(operator, str) and parse(operator).blurs
-    except InputError:
-        return False
 
 
 def _parts(batch: int, clean: int) -> tuple[range, range]:

@@ -13,7 +13,8 @@ without a gradient through :math:`x_2` (scale-equivariant imaging: Scanvic, Davi
 Tachella, 2023, arXiv 2312.11232). Here f is the Wiener solution of a Gaussian prior that is fitted
 to the measurements, S the mean of 2 x 2 pixels, and the images :math:`x_2` join the batches of the
 mean network, the flow and the prior. A reduced image has a quarter of the pixels; it is continued
-by its mirror images.
+by its mirror images. The prior sees them at the low noise levels alone, where fine detail counts:
+at the high ones it would learn scenes that are half as large, and mirrored.
 
 This assumes that the set looks alike on both scales, as photographs do. Where all objects have one
 size, as digits have, what is learned from is half as large as what is seen.
@@ -25,7 +26,28 @@ from torch import Tensor
 
 from ..rng import integers
 
-__all__ = ["halve", "mirrored"]
+__all__ = ["detailed", "halve", "mirrored"]
+
+DETAIL = 0.3  # noise level above which little is seen of fine detail
+
+
+def detailed(x: Tensor, half: Tensor, sigma: Tensor) -> Tensor:
+    """Put images at half scale in place of the first ones, at the noise levels of fine detail.
+
+    Args:
+        x: Images (B, C, H, W).
+        half: Images at half scale (N, C, H, W), N at most B.
+        sigma: The noise levels that a prior sees the images at, (B,) or more.
+
+    Returns:
+        Images (B, C, H, W): those at half scale at levels below `DETAIL`.
+
+    >>> x, half = torch.zeros(3, 1, 1, 1), torch.ones(2, 1, 1, 1)
+    >>> detailed(x, half, torch.tensor([0.1, 0.5, 0.1])).flatten()
+    tensor([1., 0., 0.])
+    """
+    low = (sigma[: len(half)] < DETAIL).view(-1, 1, 1, 1)
+    return torch.cat([torch.where(low, half, x[: len(half)]), x[len(half) :]])
 
 
 def halve(x: Tensor) -> Tensor:

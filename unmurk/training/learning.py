@@ -351,6 +351,8 @@ def _config(
         config["prior network"] = {"own": True, **own}
     if problem.operator.digests():
         config["mask or kernel"] = problem.operator.digests()
+    if getattr(learner, "halves", None) is not None:
+        config["half scale"] = True
     return config
 
 
