@@ -94,7 +94,6 @@ def build(text, noise=0.1, sharp=None, **recipe):
 def started(y, learner, path, kimg=0.016):
     trainer = Trainer(learner, y, Settings("tiny", kimg=kimg, batch=8), path, quiet=True)
     learner.initialize(trainer.device)
-    learner.before(trainer, 0, 0.0)
     return trainer
 
 
@@ -203,9 +202,10 @@ def test_restorations_are_added_while_the_run_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(flowdiff, "FEW", 3)
     monkeypatch.setattr(flowdiff, "TOGETHER", 2 * 64)  # two images of 8 x 8
     y, problem, learner = build("blur:gaussian,sigma=1")
-    started(y, learner, tmp_path)
+    trainer = started(y, learner, tmp_path)
+    assert trainer.expected() > 0  # it takes steps before the first one
     assert learner.halves.drawn == 2  # whole chunks of the first 3
-    learner.restore_halves(4, torch.device("cpu"))  # 3 + 4 / 4
+    learner.before(trainer, 1, 0.5)  # 3 + 8 / 4
     assert learner.halves.drawn == 4
     learner.restore_halves(10**6, torch.device("cpu"))
     assert learner.halves.drawn == learner.halves.filled == len(learner.halves) == 8

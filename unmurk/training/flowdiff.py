@@ -266,6 +266,11 @@ class FlowDiff(Learner):
         halves = {f"half {name}": held for name, held in self.halves.tensors.items()}
         return {**self.replay.tensors, **halves}
 
+    def initialize(self, device: torch.device) -> None:
+        """See `Learner.initialize`; restore the first images at half scale."""
+        super().initialize(device)
+        self.restore_halves(0, device)
+
     @torch.no_grad()
     def restore_halves(self, observed: int, device: torch.device) -> None:
         """Add restorations at half scale, of each measurement once, as the run goes on.
