@@ -265,14 +265,17 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
     assert f"reaches {none}. The 90 % intervals of the bright parts hold" in method
     held = statistics.median(scores(mine, "coverage"))
     assert f"of the bright parts hold {held:.0%}".replace("%", " %") in method
-    guide = (ROOT / "docs/guide/checking.md").read_text()
-    assert f"{held:.0%} in the bright parts of [real".replace("%", " %") in guide
+    checking = (ROOT / "docs/guide/checking.md").read_text()
+    assert f"{held:.0%} in the bright parts of [real".replace("%", " %") in checking
     assert f"intervals hold {held:.0%} of the bright parts".replace("%", " %") in changes
-    text = (
-        f"({middle(mine, 'published')}, BM3D {middle(rival, 'published')}; Noise2Void after two "
-    )
-    text += f"minutes {middle('noise2void|2min', 'published', last)} on four fields, `flowdiff` "
-    assert text + f"from nothing {middle('flowdiff|2min', 'published', last)})" in method
+    text = f"({middle(mine, 'published')}, BM3D {middle(rival, 'published')}). On four of the "
+    text += f"fields Noise2Void reaches {middle('noise2void|5min', 'psnr', last)} dB after five "
+    text += f"minutes, and `flowdiff` {middle('flowdiff|2min', 'psnr', last)} from nothing and "
+    text += f"{middle('flowdiff_generic|2min', 'psnr', last)} from `generic` after two"
+    assert text in method
+    guide = " ".join((ROOT / "docs/guide/learners.md").read_text().split())
+    text = f"repeated captures {middle('flowdiff_repeats|2min', 'psnr', last)} dB, single ones "
+    assert text + middle("flowdiff|2min", "psnr", last) in guide
 
     rows = ("flowdiff_generic-3-2min-0", "bm3d_anscombe-3", "capture-3")
     ours, theirs, noisy = (results[f"nuclei-{row}"]["psnr"] for row in rows)
