@@ -11,6 +11,7 @@ import tifffile
 import torch
 from safetensors.torch import load_file
 
+import unmurk
 from unmurk import gaussian
 from unmurk.cli.main import main
 from unmurk.diffusion.prior import Prior
@@ -282,3 +283,5 @@ def test_a_posterior_that_starts_from_a_wiener_solution_keeps_one_orientation(tm
     posterior = learn(torch.rand(3, 1, 32, 32), blur, out=out, augment=True, **given)[1]
     assert posterior.start is not None and not posterior.turnable
     assert not Posterior.load(out).turnable
+    assert json.loads((out / "config.json").read_text())["half scale"] is True
+    assert "2312.11232" in unmurk.citation(out)  # crops of a blur have half scale too

@@ -1,12 +1,9 @@
 """Restorations at half scale as examples of sharp images: the images, and who learns from them."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-import unmurk
 from tests.learners import check_run
 from unmurk.operators import parse
 from unmurk.operators.compose import Local
@@ -168,15 +165,6 @@ def test_all_that_is_trained_is_trained_on_them(monkeypatch, tmp_path):
 def test_a_blurred_set_is_learned_from_and_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
     problem = Problem("blur:gaussian,sigma=1", 0.1)
     check_run(tmp_path, monkeypatch, "flowdiff", problem, (3, 8))
-
-
-def test_crops_of_blurred_images_are_learned_from_at_half_scale(tmp_path):
-    problem = Problem("blur:gaussian,sigma=1", 0.1)
-    x = torch.rand(2, 1, 48, 40, generator=torch.Generator().manual_seed(0))
-    how = Settings("tiny", kimg=0.08, batch=8, precision="fp32")
-    unmurk.learn(list(problem.simulate(x)), problem, crop=16, out=tmp_path, settings=how)
-    assert json.loads((tmp_path / "config.json").read_text())["half scale"] is True
-    assert "2312.11232" in unmurk.citation(tmp_path)
 
 
 @pytest.mark.parametrize(
