@@ -30,6 +30,7 @@ IDS = {
     "CROP": 7007,
     "REPEATS": 7008,
     "CLEAN": 7009,
+    "HALF_SCALE": 7010,
     "STEP": 0xFFFF0001,
     "BATCH": 0xFFFF0002,
     "INIT": 0xFFFF0003,
