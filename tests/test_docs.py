@@ -323,7 +323,7 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
     text += means("dogs-masks", "masked dogs {:.2f} ({:.2f}), ")
     text += means("dogs-blur", "blurred dogs {:.2f} ({:.2f}); ")
     apart = [long["dogs-blur"][row]["posterior_psnr"] for row in ("clean", "flowdiff")]
-    assert f"it is {apart[0] - apart[1]:.2f} dB behind a run on clean dogs" in changes
+    assert f"it is {apart[0] - apart[1]:.2f} dB behind a run on clean dogs of eight" in changes
     digits = long["digits"]
     apart = [digits[row]["prior_frechet"] for row in ("flowdiff", "clean", "ambient")]
     text += "Fréchet distance of new digits {:.1f} ({:.1f}); ".format(*apart)

@@ -12,7 +12,7 @@ from unmurk.operators.crops import Crop
 from unmurk.problem import Problem
 from unmurk.rng import ShardedGenerator, generator
 from unmurk.training import FlowDiff, Recipe, Settings, Trainer
-from unmurk.training.half_scale import DETAIL, detailed, halve, mirrored
+from unmurk.training.half_scale import DETAIL, continued, detailed, halve
 
 # -- the images -----------------------------------------------------------------------------------
 
@@ -30,7 +30,7 @@ def test_a_pixel_at_half_scale_is_the_mean_of_four():
 def test_images_go_on_with_their_mirror_images_from_any_place():
     """Every part is one of numpy's symmetric padding, all places are found, channels together."""
     x = torch.rand(400, 2, 3, 2, generator=torch.Generator().manual_seed(0))
-    found = mirrored(x, 5, 6, torch.Generator().manual_seed(1))
+    found = continued(x, 5, 6, torch.Generator().manual_seed(1))
     assert found.shape == (400, 2, 5, 6)
     places = set()
     for image, part in zip(x.numpy(), found.numpy(), strict=True):

@@ -63,7 +63,7 @@ from ..io.datasets import head
 from ..noise import Gaussian
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId, generator
-from .half_scale import detailed, halve, mirrored
+from .half_scale import continued, detailed, halve
 from .learner import Learner, choices, solver_name
 from .losses import (
     ambient_matching,
@@ -361,7 +361,7 @@ class FlowDiff(Learner):
         most = batch - 1 - self.clean_count(batch)
         choose = choices(generator, StreamId.HALF_SCALE)
         half = self.halves.pick(min(round(self.recipe.half * batch), most), choose)
-        return host_to(mirrored(half, *self.shape[-2:], choose), generator.device)
+        return host_to(continued(half, *self.shape[-2:], choose), generator.device)
 
     def first_mean_loss(
         self,
@@ -447,13 +447,13 @@ class FlowDiff(Learner):
         dirty, known = _parts(len(y), len(half) + len(clean))
         own = problem.index_select(dirty)
         loss = self.ambient_loss(y[: len(dirty)], own, sigma[: len(dirty)], noise)
-        x, levels = clean, sigma[len(dirty) :]
+        x, rest = clean, sigma[len(dirty) :]
         if len(half):
             part = known[: len(half)]
             with torch.no_grad():
                 mean = self.student.mean(y[part.start : part.stop], problem.index_select(part))
-            x = torch.cat([detailed(mean, half, levels), clean])
-        return _mixed(loss, denoising(self.prior, x, levels, noise), len(known) / len(y))
+            x = torch.cat([detailed(mean, half, rest), clean])
+        return _mixed(loss, denoising(self.prior, x, rest, noise), len(known) / len(y))
 
     def ambient_loss(
         self, y: Tensor, problem: Problem, sigma: Tensor, noise: torch.Generator

@@ -26,9 +26,32 @@ from torch import Tensor
 
 from ..rng import integers
 
-__all__ = ["detailed", "halve", "mirrored"]
+__all__ = ["continued", "detailed", "halve"]
 
 DETAIL = 0.3  # noise level above which little is seen of fine detail
+
+
+def continued(x: Tensor, height: int, width: int, noise: torch.Generator) -> Tensor:
+    """Continue images by their mirror images, and cut a part of another size out at random.
+
+    Args:
+        x: Images (B, C, h, w).
+        height: Height of the part.
+        width: Width of the part.
+        noise: Generator on the CPU: the position of each part, one for all channels.
+
+    Returns:
+        Images (B, C, height, width).
+
+    >>> x = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    >>> continued(x, 1, 5, torch.Generator().manual_seed(3)).tolist()  # of 0 1 1 0 0 1 1 0 ...
+    [[[[0.0, 1.0, 1.0, 0.0, 0.0]]]]
+    """
+    rows = _places(len(x), x.shape[-2], height, noise).to(x.device)
+    columns = _places(len(x), x.shape[-1], width, noise).to(x.device)
+    images = torch.arange(len(x), device=x.device)[:, None, None]
+    found = x.movedim(1, -1)[images, rows[:, :, None], columns[:, None, :]]
+    return found.movedim(-1, 1)
 
 
 def detailed(x: Tensor, half: Tensor, sigma: Tensor) -> Tensor:
@@ -63,29 +86,6 @@ def halve(x: Tensor) -> Tensor:
     [[[[2.5, 4.5]]]]
     """
     return F.avg_pool2d(x, 2)
-
-
-def mirrored(x: Tensor, height: int, width: int, noise: torch.Generator) -> Tensor:
-    """Continue images by their mirror images, and cut a part of another size out at random.
-
-    Args:
-        x: Images (B, C, h, w).
-        height: Height of the part.
-        width: Width of the part.
-        noise: Generator on the CPU: the position of each part, one for all channels.
-
-    Returns:
-        Images (B, C, height, width).
-
-    >>> x = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
-    >>> mirrored(x, 1, 5, torch.Generator().manual_seed(3)).tolist()  # of 0 1 1 0 0 1 1 0 ...
-    [[[[0.0, 1.0, 1.0, 0.0, 0.0]]]]
-    """
-    rows = _places(len(x), x.shape[-2], height, noise).to(x.device)
-    columns = _places(len(x), x.shape[-1], width, noise).to(x.device)
-    images = torch.arange(len(x), device=x.device)[:, None, None]
-    found = x.movedim(1, -1)[images, rows[:, :, None], columns[:, None, :]]
-    return found.movedim(-1, 1)
 
 
 def _places(count: int, size: int, wanted: int, noise: torch.Generator) -> Tensor:
