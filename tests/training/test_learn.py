@@ -9,6 +9,7 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from unmurk.flows.layers import Context
 from unmurk.gaussian import Wiener
 from unmurk.io.atomic import write
 from unmurk.problem import Problem
+from unmurk.rng import generator
 from unmurk.training import FlowDiff, Recipe, Settings, learn
 from unmurk.training.losses import (
     ambient_matching,
@@ -33,6 +35,7 @@ from unmurk.training.losses import (
     levels,
     masked_ambient_matching,
     recorrupted,
+    recorrupted_matching,
 )
 from unmurk.training.trainer import LRPhase, ParamGroup, Trainer
 
@@ -148,17 +151,59 @@ def test_the_signs_of_the_noise_cancel_for_a_linear_mean():
     torch.testing.assert_close(loss, expected.mean())
 
 
+@pytest.mark.parametrize("alpha", [0.4, 3.0])
+def test_recorrupted_matching_finds_the_denoiser_without_clean_images(alpha):
+    """Its minimiser is the denoiser of the clean prior at sigma_y sqrt(1 + a^2)."""
+    prior = GaussianPrior()
+
+    def loss(_, y, g):
+        return recorrupted_matching(prior, y, PROBLEM, torch.full((len(y),), alpha), g)
+
+    descend(loss, [prior])
+    assert abs(prior.variance.item() - 1) < 0.03
+
+
+def test_recorrupted_matching_is_its_closed_form():
+    """D(x, s) = c x: weights 1 / s^2 + 4, errors (c - 1) y and (a c + 1 / a) n in pairs."""
+    a, y = torch.tensor([0.5, 2.0]), torch.randn(2, 1, 4, 4, generator=generator(1))
+    n = SIGMA * torch.randn(y.shape, generator=generator(2))
+    level, told = SIGMA * (1 + a**2).sqrt(), []
+    prior = GaussianPrior(1.0)
+    listener = SimpleNamespace(denoise=lambda x, s: told.append(s) or prior.denoise(x, s))
+    loss = recorrupted_matching(listener, y, PROBLEM, a, generator(2))
+    c, weight = 1 / (1 + level**2), 1 / level**2 + 4
+    a, c, weight = (v.view(-1, 1, 1, 1) for v in (a, c, weight))
+    error = weight * (((c - 1) * y).square() + ((a * c + 1 / a) * n).square())
+    torch.testing.assert_close(loss, error.mean())
+    torch.testing.assert_close(told[0], level.repeat(2))
+
+
+def test_pretraining_of_the_prior_has_the_lowest_level_and_those_of_the_prior(monkeypatch):
+    """Half of the pairs are at sigma_y sqrt(1 + a^2), half at the levels of the prior above it."""
+    y = torch.rand(4000, 1, 4, 4)
+    learner = FlowDiff().build(y, PROBLEM, (1, 4, 4))
+    told, lowest = [], SIGMA * (1 + learner.recipe.alpha**2) ** 0.5
+    monkeypatch.setattr(learner.prior, "denoise", lambda x, s: told.append(s) or x)
+    learner.losses(y, torch.arange(4000), 0.0, generator(3))
+    low, wide = told[0][:2000].split(1000)
+    torch.testing.assert_close(low, torch.full((1000,), lowest))
+    assert wide.min() >= lowest * 0.9999
+    upper = wide[wide > 1.001 * lowest].log2() + 1  # log 2 sigma ~ N(0, 1.2^2), in bits
+    assert len(upper) == pytest.approx(475, abs=5)
+    assert (upper > 1.2 / math.log(2)).sum() == pytest.approx(159, abs=3)
+
+
 @pytest.mark.parametrize(
     "noise", ["0.1", "poisson,gain=0.01", "poisson-gaussian,gain=0.01,sigma=0.02"]
 )
-def test_pretraining_evaluates_m_as_often_as_there_are_images(noise, monkeypatch):
-    """Of seven images, three as pairs."""
+def test_pretraining_evaluates_a_network_as_often_as_there_are_images(noise, monkeypatch):
+    """Of seven images, three as pairs: the prior for Gaussian noise, m for other noise."""
     problem, y = Problem("identity", noise), torch.rand(7, 1, 8, 8)
     learner = FlowDiff().build(y, problem, (1, 8, 8))
-    given, parts = [], learner.posterior.parts
-    monkeypatch.setattr(
-        learner.posterior, "parts", lambda y, problem: given.append(y) or parts(y, problem)
-    )
+    given = []
+    of, name = (learner.prior, "denoise") if noise == "0.1" else (learner.posterior, "parts")
+    real = getattr(of, name)
+    monkeypatch.setattr(of, name, lambda y, *rest: given.append(y) or real(y, *rest))
     learner.losses(y, torch.arange(7), 0.0, torch.Generator().manual_seed(0))
     assert [len(one) for one in given] == [6]
     # around the first three images, exactly or up to some counts

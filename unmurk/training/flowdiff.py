@@ -18,26 +18,27 @@ less than the gap that a finite flow leaves. So the prior keeps noise that the f
 
 **The default objective** approaches from the smooth side, where noise cannot hide:
 
-1. *R2R pre-training*. Only :math:`m(y)` is trained, by Recorrupted-to-Recorrupted. For
-   :math:`A = I` it starts from y. For other linear A it starts from the Wiener solution of a
-   Gaussian prior fitted by expectation maximization (`unmurk.gaussian.fit`), with further pixels
-   withheld if A is a mask.
-2. *Prior*. Below :math:`\sigma_y` the prior is trained on :math:`m(y)`. Above it (:math:`A = I`)
-   it is trained on the noisy images themselves with :math:`m(y)` as the ambient target. For other
-   A it is trained on :math:`m(y)` at all levels.
+1. *R2R pre-training*. For :math:`A = I` the prior itself is trained, just above :math:`\sigma_y`,
+   by Recorrupted-to-Recorrupted. For other linear A only :math:`m(y)` is trained by it. There it
+   starts from the Wiener solution of a Gaussian prior fitted by expectation maximization
+   (`unmurk.gaussian.fit`), with further pixels withheld if A is a mask.
+2. *Prior*. For :math:`A = I` the posterior mean is now :math:`D(y, \sigma_y)`, to which
+   :math:`m(y)` is fitted. Below :math:`\sigma_y` the prior is trained on it, and above on the
+   noisy images themselves with it as the ambient target. Part of every batch remains R2R to the
+   end, the only target without errors of a network. For other A the prior is trained on
+   :math:`m(y)` at all levels.
 3. *E-step*. Samples :math:`x \sim p(x \mid y)` under the current prior fill a slowly refreshed
    replay buffer. The prior is trained on the buffer at all levels, and the flow (forward KL) on
    pairs of a buffer's image and a fresh corruption of it. This is expectation maximization with an
-   amortized posterior. Beside it m is fitted again: for :math:`A = I` to
-   :math:`D(y, \sigma_y) = E[x \mid y]`, otherwise to the pairs.
+   amortized posterior. For other A m is fitted to the pairs again.
 
 For :math:`A = I` the reverse diffusion that starts at :math:`(y, \sigma_y)` is itself a draw from
 :math:`p(x \mid y)`. For other A a solver draws, or without one the flow itself. The flow also
-draws for noise that depends on the brightness (:math:`A = I`), because no level of the diffusion
-is its level; there is no ambient target then either.
+draws for noise that depends on the brightness, because no level of the diffusion is its level. All
+that is said of :math:`A = I` is therefore not for such noise, whose learning is that of other A.
 
-**Repeated captures and clean images.** With N captures of each scene, the first stage has some of
-them as the input of m and the others as its target (Noise2Noise, arXiv 1803.04189). The ambient
+**Repeated captures and clean images.** With N captures of each scene, R2R has some of them as the
+input and the others as the target (Noise2Noise, arXiv 1803.04189). The ambient
 target and the E-step use all N, combined by `repeats.combined`; the flow and m are trained for
 every number of captures from 1 to N (`Learner.pick_captures`). Clean images, where there are some,
 are part of every batch: for m and the flow with simulated measurements, for the prior at all
@@ -49,7 +50,7 @@ part of every batch is treated as clean images too: Wiener solutions at half sca
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -75,7 +76,9 @@ from .losses import (
     masked_ambient_matching,
     noise2noise,
     recorrupted,
+    recorrupted_matching,
     supervised,
+    weighted,
 )
 from .papers import EM, HALF_SCALE, R2R, TWEEDIE
 from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior
@@ -90,6 +93,7 @@ FEW = 64  # images restored at half scale at the start
 HALVES = 0.25  # and for each image seen, until all are restored
 TOGETHER = 2**18  # values of those that are restored at once
 AGAIN_RATE = 0.3  # learning rate of the mean network when it is fitted again
+LATER_RATE = 0.5  # and of a prior after R2R pre-training
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class Recipe:
     """The schedule of the default objective. Fractions are of the whole run, numbers from 0 to 1.
 
     Attributes:
-        r2r: Fraction at which R2R pre-training ends and the prior begins.
+        r2r: Fraction at which R2R pre-training ends, of the prior if A = I and the noise is
+            Gaussian, otherwise of m, after which the prior begins.
         alpha: Noise added in R2R pre-training to images of one Gaussian noise, in units of
             sigma_y, a number from 1e-06 to 1e+06.
         alpha_photons: The same for photon noise, and for noise that differs between channels, a
@@ -108,9 +113,9 @@ class Recipe:
         flow: Fraction at which the flow begins.
         hide: Fraction of the observed pixels withheld from m in R2R pre-training, if A is a mask.
         ambient_target: Target of the prior above sigma_y before the E-step, for A = I: "mean", the
-            posterior mean m(y); "image", the noisy image itself, unbiased but noisy; or "none", to
-            train on m(y) at all levels. For masks "image" means the observed pixels, above the
-            level `above`; otherwise m(y).
+            posterior mean D(y, sigma_y); "image", the noisy image itself, unbiased but noisy; or
+            "none", to train on the posterior mean at all levels. For masks "image" means the
+            observed pixels, above the level `above`; otherwise m(y).
         above: The lowest level for "image" with masks, a number from 0 to 1e+06.
         refresh: Images drawn for each image seen after the first E-step, a number from 0 to 1000.
         buffer: Images kept in the replay buffer, a whole number from 1 to 1e+07, and at most as
@@ -122,6 +127,9 @@ class Recipe:
             0 to 1e+06.
         reset: Fraction at which the prior starts afresh on the buffer; None never does.
         clean: Fraction of every batch that is clean images, if there are any, from 0 to 0.9.
+        anchor: Fraction of every batch by which R2R goes on after its pre-training, if A = I and
+            the noise is Gaussian, from 0 to 0.9. Without it the prior learns from its own results
+            alone, and drifts.
         half: Fraction of every batch that is restorations at half scale, if A blurs and the noise
             is Gaussian, from 0 to 0.9. 0 does without the assumption that the scenes look alike on
             both scales. The rest of the batch, one image at least, is measured ones.
@@ -147,6 +155,7 @@ class Recipe:
     reverse: Annotated[float, Real(0, 1e6)] = 0.0
     reset: Annotated[float, Real(0, 1)] | None = None
     clean: Annotated[float, Real(0, 0.9)] = 0.25
+    anchor: Annotated[float, Real(0, 0.9)] = 0.5
     half: Annotated[float, Real(0, 0.9)] = 0.5
 
     def __post_init__(self) -> None:
@@ -296,13 +305,16 @@ class FlowDiff(Learner):
         if self.objective == "elbo":
             joint = (LRPhase(peak=JOINT_RATE),)
             return {"mean": joint, "flow": joint, "prior": joint}
-        recipe = self.recipe
-        start, again = LRPhase(0.0, recipe.r2r), LRPhase(self.flow_start, 1.0, AGAIN_RATE)
-        return {
-            "mean": (LRPhase(),) if self.flow_start == recipe.e_step else (start, again),
-            "flow": (LRPhase(self.flow_start),),
-            "prior": (LRPhase(recipe.r2r),),
-        }
+        start, flow = LRPhase(0.0, self.recipe.r2r), LRPhase(self.flow_start)
+        rest, again = LRPhase(start.end), LRPhase(flow.start, 1.0, AGAIN_RATE)
+        if self.denoising:
+            return {
+                "mean": (rest,),
+                "flow": (flow,),
+                "prior": (start, replace(rest, peak=LATER_RATE)),
+            }
+        mean = (LRPhase(),) if flow.start == self.recipe.e_step else (start, again)
+        return {"mean": mean, "flow": (flow,), "prior": (rest,)}
 
     @property
     def graphs(self) -> list[dict[str, float]]:
@@ -324,6 +336,8 @@ class FlowDiff(Learner):
         picked = self.pick_captures(generator) if self.repeats > 1 else None
         if self.objective == "elbo":
             return self.joint_losses(*self.view(y, index, picked), clean, generator)
+        if self.denoising:
+            return self.denoiser_losses(y, index, picked, progress, clean, generator)
         if progress < recipe.r2r:
             sharp = torch.cat([half, clean])
             return {"mean": self.first_mean_loss(y, index, picked, sharp, generator)}
@@ -339,12 +353,58 @@ class FlowDiff(Learner):
         y, problem = self.view(y, index, picked)
         x = torch.cat([half, x[len(half) :]])
         losses["flow"], losses["mean"] = forward_kl(self.posterior, x, problem, generator)
-        if self.denoising:
-            losses["mean"] = self.second_mean_loss(y, problem, clean, generator)
-        if recipe.reverse:
-            reverse, _ = elbo_loss(self.posterior, self.teacher, y, problem, generator)
-            losses["reverse"] = recipe.reverse * reverse
-        return losses
+        return losses | self.reverse_loss(y, problem, generator)
+
+    def denoiser_losses(
+        self,
+        y: Tensor,
+        index: Tensor,
+        picked: list[int] | None,
+        progress: float,
+        clean: Tensor,
+        noise: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Compute the losses of a step for A = I and Gaussian noise; see `losses`.
+
+        The first part of the batch is for R2R, in pre-training all that was measured. Clean images
+        are the last part.
+        """
+        recipe, most = self.recipe, len(y) - len(clean)
+        if progress < recipe.r2r:
+            own = self.recorrupted_loss(y[:most], index[:most], picked, noise)
+            if not len(clean):
+                return {"prior": own}
+            known = denoising(self.prior, clean, levels(len(clean), noise), noise)
+            return {"prior": _mixed(own, known, len(clean) / len(y))}
+        apart = min(round(recipe.anchor * len(y)), most - 1)
+        rest = range(apart, len(y))
+        sigma = levels(len(rest), noise)
+        if self.replay.filled:
+            x = torch.cat([self.replay.pick(most, noise), clean])
+            prior = denoising(self.prior, x[apart:], sigma, noise)
+        else:
+            whole, problem = self.view(y[apart:], index[apart:])
+            prior = self.first_prior_loss(whole, problem, sigma, clean[:0], clean, noise)
+        if apart:
+            own = self.recorrupted_loss(y[:apart], index[:apart], picked, noise)
+            prior = _mixed(own, prior, len(rest) / len(y))
+        losses = {"prior": prior}
+        given, problem = self.view(y, index, picked)
+        part = problem.index_select(rest)
+        losses["mean"] = self.distilled_loss(given[apart:], part, clean, noise)
+        if progress < self.flow_start or not self.replay.filled:
+            return losses
+        losses["flow"], _ = forward_kl(self.posterior, x, problem, noise)
+        return losses | self.reverse_loss(given, problem, noise)
+
+    def reverse_loss(
+        self, y: Tensor, problem: Problem, noise: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the paper's objective beside the forward KL, if it has a weight."""
+        if not self.recipe.reverse:
+            return {}
+        reverse, _ = elbo_loss(self.posterior, self.teacher, y, problem, noise)
+        return {"reverse": self.recipe.reverse * reverse}
 
     def clean_count(self, batch: int) -> int:
         """Return how many images of a batch are clean ones."""
@@ -399,11 +459,32 @@ class FlowDiff(Learner):
         known = supervised(self.posterior, clean, problem.index_select(synthetic), noise)
         return _mixed(loss, known, len(clean) / len(y))
 
-    def second_mean_loss(
+    def recorrupted_loss(
+        self, y: Tensor, index: Tensor, picked: list[int] | None, noise: torch.Generator
+    ) -> Tensor:
+        """Compute the loss of the prior against the noisy images themselves (A = I).
+
+        R2R takes half of the images, in antithetic pairs. If some captures of a scene are picked,
+        the others are their target (Noise2Noise).
+        """
+        others = [j for j in range(self.repeats) if picked is not None and j not in picked]
+        if others:
+            given, problem = self.view(y, index, picked)
+            target, _ = self.view(y, index, others)
+            sigma = given.new_full((len(given),), problem.sigma)
+            return weighted(self.prior.denoise(given, sigma) - target, sigma)
+        few = max(len(y) // 2, 1)  # as many evaluations as images
+        given, problem = self.view(y[:few], index[:few], picked)
+        alpha = given.new_full((few,), self.recipe.alpha)
+        above = (levels(few // 2, noise) / problem.sigma).square() - 1
+        alpha[few - few // 2 :] = above.clamp_min(self.recipe.alpha**2).sqrt()
+        return recorrupted_matching(self.prior, given, problem, alpha, noise)
+
+    def distilled_loss(
         self, y: Tensor, problem: Problem, clean: Tensor, noise: torch.Generator
     ) -> Tensor:
-        """Compute the loss of m(y) beside the flow for A = I: distilled from the prior, and
-        supervised by clean images."""
+        """Compute the loss of m(y) for A = I: distilled from the prior, and supervised by clean
+        images."""
         if not len(clean):
             return distilled(self.posterior, self.teacher, y, problem)
         dirty, synthetic = _parts(len(y), len(clean))
@@ -440,8 +521,8 @@ class FlowDiff(Learner):
         clean: Tensor,
         noise: torch.Generator,
     ) -> Tensor:
-        """Compute the prior's loss before the E-step: on m(y) with the ambient target, on
-        restorations at half scale, and on clean images."""
+        """Compute the prior's loss before the E-step: on posterior means with the ambient target,
+        on restorations at half scale, and on clean images."""
         if not len(half) and not len(clean):
             return self.ambient_loss(y, problem, sigma, noise)
         dirty, known = _parts(len(y), len(half) + len(clean))
@@ -458,14 +539,17 @@ class FlowDiff(Learner):
     def ambient_loss(
         self, y: Tensor, problem: Problem, sigma: Tensor, noise: torch.Generator
     ) -> Tensor:
-        """Compute the prior's loss before the E-step, on m(y) with the ambient target."""
+        """Compute the prior's loss on posterior means, with the ambient target."""
         target, recipe = self.recipe.ambient_target, self.recipe
         if target == "image" and problem.operator.mask is not None:
             return masked_ambient_matching(
                 self.prior, self.student, y, problem, sigma, noise, recipe.hide, recipe.above
             )
         with torch.no_grad():
-            mean = self.student.mean(y, problem)
+            if self.denoising:
+                mean = self.teacher.denoise(y, y.new_full((len(y),), problem.sigma))
+            else:
+                mean = self.student.mean(y, problem)
         if not self.denoising or target == "none":
             return denoising(self.prior, mean, sigma, noise)
         wanted = mean if target == "mean" else None

@@ -44,6 +44,7 @@ __all__ = [
     "masked_ambient_matching",
     "noise2noise",
     "recorrupted",
+    "recorrupted_matching",
     "supervised",
     "weighted",
     "with_hidden",
@@ -351,6 +352,47 @@ def recorrupted(
     if posterior.start is None:
         return loss
     return loss + problem.sigma**2 * posterior.start.energy(correction).mean() / mean[0].numel()
+
+
+def recorrupted_matching(
+    prior: Prior, y: Tensor, problem: Problem, alpha: Tensor, generator: torch.Generator
+) -> Tensor:
+    r"""Compute the loss of the denoiser itself by Recorrupted-to-Recorrupted (A = I).
+
+    The pair of `recorrupted` has the noise level :math:`\sigma_y \sqrt{1 + \alpha^2}` in its first
+    image, which D is told:
+
+    .. math:: \mathcal L = E\; \lambda(\sigma)\, \lVert D(\hat y, \sigma) - \tilde y \rVert^2,
+        \qquad \sigma = \sigma_y \sqrt{1 + \alpha^2}
+
+    The minimizer is :math:`D(\hat y, \sigma) = E[x \mid \hat y]`. Noise enters in antithetic
+    pairs, so D is evaluated on 2 B images.
+
+    Args:
+        prior: The prior; an object with `denoise(x, sigma)`.
+        y: Noisy images (B, C, H, W).
+        problem: How they were made: A = I and Gaussian noise.
+        alpha: Noise added to each image, in units of sigma_y, shape (B,).
+        generator: Source of the noise.
+
+    Returns:
+        The loss, a scalar.
+
+    >>> from types import SimpleNamespace
+    >>> noise, alpha = torch.Generator().manual_seed(0), torch.full((400,), 0.5)
+    >>> problem = Problem("identity", 0.1)
+    >>> y = 0.1 * torch.randn(400, 1, 8, 8, generator=noise)  # all images are black
+    >>> black = SimpleNamespace(denoise=lambda x, sigma: 0 * x)  # the exact denoiser
+    >>> loss = recorrupted_matching(black, y, problem, alpha, noise)
+    >>> sigma2 = 0.1**2 * (1 + 0.5**2)
+    >>> round(loss.item(), 1), round((1 / sigma2 + 4) * 0.1**2 * (1 + 1 / 0.5**2), 1)
+    (4.2, 4.2)
+    """
+    noise, a = problem.sigma * gaussian(y, generator), per_image(alpha, y)
+    noisier = torch.cat([y + a * noise, y - a * noise])
+    target = torch.cat([y - noise / a, y + noise / a])
+    sigma = (problem.sigma * (1 + alpha**2).sqrt()).repeat(2)
+    return weighted(prior.denoise(noisier, sigma) - target, sigma)
 
 
 def noise2noise(
