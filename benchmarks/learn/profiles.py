@@ -121,13 +121,13 @@ def kimg_within(seconds: float, speeds: dict[str, tuple[float, float]]) -> dict[
 # and two threads. They were measured in processor time of one thread, phase by phase, weighted by
 # each phase's fraction of a run, and divided by 1.8 (the gain of a second thread). An image costs
 # some methods five times as much as others, because their steps train other parts. So rows of
-# equal time have not seen equally many images. Those of flowdiff on digits and nuclei are 1.6 times
-# an earlier version's, as found side by side.
+# equal time have not seen equally many images. The speeds of flowdiff on digits and nuclei are 1.6
+# times, that of mean twice an earlier version's, as found side by side.
 SPEEDS: dict[SetName, dict[str, tuple[float, float]]] = {
     "digits": {
         "noisy": (5.7, 0.0),
         "elbo": (7.6, 0.0),
-        "mean": (2.1, 0.0),
+        "mean": (4.2, 0.0),
         "ambient": (4.0, 7.0),
         "sure": (11.2, 7.0),
         "ambientflow": (4.2, 0.0),

@@ -9,8 +9,7 @@ The rows are the methods of unmurk (docs/guide/learners.md) that can treat the p
 
     noisy     y (or :math:`A^+ y`) is treated as if it were clean: the floor
     elbo      the objective of FlowDiff alone (arXiv 2407.11162); digits
-    mean      R2R pre-training alone: to the end, the prior is trained on m(y) below the noise
-              level and on y above it, and the flow is not trained; digits
+    mean      R2R alone: no draws, and the flow is not trained; digits
     flowdiff_generic    flowdiff from the networks of `generic`, which has seen synthetic images
     flowdiff_clean      flowdiff from nothing with 50 clean images beside the y of all
     clean     trained on x: the ceiling; the only row that learns from clean images alone

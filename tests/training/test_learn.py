@@ -185,12 +185,12 @@ def test_pretraining_of_the_prior_has_the_lowest_level_and_those_of_the_prior(mo
     told, lowest = [], SIGMA * (1 + learner.recipe.alpha**2) ** 0.5
     monkeypatch.setattr(learner.prior, "denoise", lambda x, s: told.append(s) or x)
     learner.losses(y, torch.arange(4000), 0.0, generator(3))
-    low, wide = told[0][:2000].split(1000)
-    torch.testing.assert_close(low, torch.full((1000,), lowest))
-    assert wide.min() >= lowest * 0.9999
-    upper = wide[wide > 1.001 * lowest].log2() + 1  # log 2 sigma ~ N(0, 1.2^2), in bits
-    assert len(upper) == pytest.approx(475, abs=5)
-    assert (upper > 1.2 / math.log(2)).sum() == pytest.approx(159, abs=3)
+    assert torch.equal(*(one.sort().values for one in told[0].split(2000)))  # pairs
+    level = told[0][:2000]
+    assert level.min() >= lowest * 0.9999
+    upper = level[level > 1.001 * lowest]  # log 2 sigma ~ N(0, 1.2^2): 47.5 % of half of them
+    assert len(upper) == pytest.approx(475, abs=60)
+    assert ((2 * upper).log() > 1.2).sum() == pytest.approx(159, abs=40)
 
 
 @pytest.mark.parametrize(
@@ -379,6 +379,26 @@ def test_the_clean_images_are_out_of_reach(tmp_path, objective):
     learn(Clinic(y), problem, out=tmp_path / "a", **kw)
     learn(y, problem, out=tmp_path / "b", **kw)
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_the_mean_does_not_follow_a_prior_that_starts_afresh():
+    """With `Recipe.reset` it waits from the end of R2R until the flow begins."""
+    recipe = Recipe(r2r=0.2, e_step=0.4, flow=0.8, reset=0.5)
+    y, index = torch.rand(8, 1, 8, 8), torch.arange(8)
+    for reset, wanted in ((0.5, [True, False, False, True]), (None, [True] * 4)):
+        built = FlowDiff(recipe=replace(recipe, reset=reset)).build(y, PROBLEM, (1, 8, 8))
+        found = []
+        for progress in (0.1, 0.3, 0.6, 0.9):
+            if progress > recipe.e_step:
+                built.replay.put(y)
+            found.append("mean" in built.losses(y, index, progress, generator(1)))
+        assert found == wanted
+
+
+def test_a_prior_without_pretraining_has_the_whole_rate():
+    for r2r, peak in ((0.0, 1.0), (0.4, 0.5)):
+        built = FlowDiff(recipe=Recipe(r2r=r2r)).build(torch.rand(8, 1, 8, 8), PROBLEM, (1, 8, 8))
+        assert built.phases()["prior"][-1].peak == peak
 
 
 @pytest.mark.presets

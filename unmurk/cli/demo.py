@@ -57,8 +57,8 @@ NOISE = 0.3  # of the noisy digits
 TASKS = {"inpaint": "inpaint:box,size=10", "deblur": "blur:gaussian,sigma=1.5"}
 TITLES = {"inpaint": "Fill a hole", "deblur": "Undo a blur"}
 TASK_NOISE = 0.05
-KIMG = 88.0
-NUCLEI = {"noise": 0.2, "crop": 32, "kimg": 6.0}  # of the second run
+KIMG = 56.0
+NUCLEI = {"noise": 0.2, "crop": 32, "kimg": 4.0}  # of the second run
 SOLVED = 64  # held-out digits for each task: the solver runs the network 100 times
 SHOWN, NEW = 8, 32  # pictures in the report: of each task, and from the prior
 WIDE = {"digits": 12, "nuclei": 5}  # images in a line of the first picture

@@ -22,11 +22,11 @@ less than the gap that a finite flow leaves. So the prior keeps noise that the f
    by Recorrupted-to-Recorrupted. For other linear A only :math:`m(y)` is trained by it. There it
    starts from the Wiener solution of a Gaussian prior fitted by expectation maximization
    (`unmurk.gaussian.fit`), with further pixels withheld if A is a mask.
-2. *Prior*. For :math:`A = I` the posterior mean is now :math:`D(y, \sigma_y)`, to which
-   :math:`m(y)` is fitted. Below :math:`\sigma_y` the prior is trained on it, and above on the
-   noisy images themselves with it as the ambient target. Part of every batch remains R2R to the
-   end, the only target without errors of a network. For other A the prior is trained on
-   :math:`m(y)` at all levels.
+2. *Prior*. For :math:`A = I` the posterior mean is :math:`D(y, \sigma_y)` of the averaged prior,
+   to which :math:`m(y)` is fitted from the first step on. Below :math:`\sigma_y` the prior is
+   trained on it, and above on the noisy images themselves with it as the ambient target. Part of
+   every batch remains R2R to the end, the only target without errors of a network. For other A the
+   prior is trained on :math:`m(y)` at all levels.
 3. *E-step*. Samples :math:`x \sim p(x \mid y)` under the current prior fill a slowly refreshed
    replay buffer. The prior is trained on the buffer at all levels, and the flow (forward KL) on
    pairs of a buffer's image and a fresh corruption of it. This is expectation maximization with an
@@ -63,7 +63,7 @@ from ..interrupts import heed_interrupt
 from ..io.datasets import head
 from ..noise import Gaussian
 from ..problem import Problem
-from ..rng import PerImageGenerator, StreamId, generator
+from ..rng import PerImageGenerator, StreamId, generator, uniform
 from .half_scale import continued, detailed, halve
 from .learner import Learner, choices, solver_name
 from .losses import (
@@ -94,6 +94,7 @@ HALVES = 0.25  # and for each image seen, until all are restored
 TOGETHER = 2**18  # values of those that are restored at once
 AGAIN_RATE = 0.3  # learning rate of the mean network when it is fitted again
 LATER_RATE = 0.5  # and of a prior after R2R pre-training
+EARLY = 0.25  # fraction of a batch on which the mean network follows the prior in R2R pre-training
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Recipe:
     Attributes:
         r2r: Fraction at which R2R pre-training ends, of the prior if A = I and the noise is
             Gaussian, otherwise of m, after which the prior begins.
-        alpha: Noise added in R2R pre-training to images of one Gaussian noise, in units of
-            sigma_y, a number from 1e-06 to 1e+06.
+        alpha: Noise added by R2R to images of one Gaussian noise, in units of sigma_y, a number
+            from 1e-06 to 1e+06. For A = I it is the least that is added.
         alpha_photons: The same for photon noise, and for noise that differs between channels, a
             number from 1e-06 to 1e+06: m is given 1 / (1 + alpha_photons^2) of the counts.
         e_step: Fraction at which the replay buffer is first filled and the prior switches to it.
@@ -127,9 +128,9 @@ class Recipe:
             0 to 1e+06.
         reset: Fraction at which the prior starts afresh on the buffer; None never does.
         clean: Fraction of every batch that is clean images, if there are any, from 0 to 0.9.
-        anchor: Fraction of every batch by which R2R goes on after its pre-training, if A = I and
-            the noise is Gaussian, from 0 to 0.9. Without it the prior learns from its own results
-            alone, and drifts.
+        r2r_later: Fraction of every batch by which R2R goes on after its pre-training, if A = I
+            and the noise is Gaussian, from 0 to 0.9. Without it and without clean images, the
+            prior learns from its own results alone, and drifts.
         half: Fraction of every batch that is restorations at half scale, if A blurs and the noise
             is Gaussian, from 0 to 0.9. 0 does without the assumption that the scenes look alike on
             both scales. The rest of the batch, one image at least, is measured ones.
@@ -155,7 +156,7 @@ class Recipe:
     reverse: Annotated[float, Real(0, 1e6)] = 0.0
     reset: Annotated[float, Real(0, 1)] | None = None
     clean: Annotated[float, Real(0, 0.9)] = 0.25
-    anchor: Annotated[float, Real(0, 0.9)] = 0.5
+    r2r_later: Annotated[float, Real(0, 0.9)] = 0.5
     half: Annotated[float, Real(0, 0.9)] = 0.5
 
     def __post_init__(self) -> None:
@@ -308,13 +309,16 @@ class FlowDiff(Learner):
         start, flow = LRPhase(0.0, self.recipe.r2r), LRPhase(self.flow_start)
         rest, again = LRPhase(start.end), LRPhase(flow.start, 1.0, AGAIN_RATE)
         if self.denoising:
-            return {
-                "mean": (rest,),
-                "flow": (flow,),
-                "prior": (start, replace(rest, peak=LATER_RATE)),
-            }
+            later = LATER_RATE if start.end else 1.0
+            prior = (start, replace(rest, peak=later))
+            return {"mean": (LRPhase(),), "flow": (flow,), "prior": prior}
         mean = (LRPhase(),) if flow.start == self.recipe.e_step else (start, again)
         return {"mean": mean, "flow": (flow,), "prior": (rest,)}
+
+    @property
+    def all_levels(self) -> float:
+        """See `Learner.all_levels`: R2R pre-training has no levels below that of the noise."""
+        return self.recipe.r2r if self.objective == "default" and self.denoising else 0.0
 
     @property
     def graphs(self) -> list[dict[str, float]]:
@@ -367,31 +371,37 @@ class FlowDiff(Learner):
         """Compute the losses of a step for A = I and Gaussian noise; see `losses`.
 
         The first part of the batch is for R2R, in pre-training all that was measured. Clean images
-        are the last part.
+        are the last part. m follows the prior from the first step on, so that a run that is looked
+        at early has a posterior; if the prior starts afresh, from where the flow begins.
         """
         recipe, most = self.recipe, len(y) - len(clean)
+        given, problem = self.view(y, index, picked)
         if progress < recipe.r2r:
             own = self.recorrupted_loss(y[:most], index[:most], picked, noise)
+            few = range(max(round(EARLY * most), 1))
+            mean = distilled(
+                self.posterior, self.teacher, given[: len(few)], problem.index_select(few)
+            )
             if not len(clean):
-                return {"prior": own}
+                return {"prior": own, "mean": mean}
             known = denoising(self.prior, clean, levels(len(clean), noise), noise)
-            return {"prior": _mixed(own, known, len(clean) / len(y))}
-        apart = min(round(recipe.anchor * len(y)), most - 1)
+            return {"prior": _mixed(own, known, len(clean) / len(y)), "mean": mean}
+        apart = min(round(recipe.r2r_later * len(y)), most - 1)
         rest = range(apart, len(y))
         sigma = levels(len(rest), noise)
         if self.replay.filled:
             x = torch.cat([self.replay.pick(most, noise), clean])
             prior = denoising(self.prior, x[apart:], sigma, noise)
         else:
-            whole, problem = self.view(y[apart:], index[apart:])
-            prior = self.first_prior_loss(whole, problem, sigma, clean[:0], clean, noise)
+            combined_captures = self.view(y[apart:], index[apart:])
+            prior = self.first_prior_loss(*combined_captures, sigma, clean[:0], clean, noise)
         if apart:
             own = self.recorrupted_loss(y[:apart], index[:apart], picked, noise)
             prior = _mixed(own, prior, len(rest) / len(y))
         losses = {"prior": prior}
-        given, problem = self.view(y, index, picked)
-        part = problem.index_select(rest)
-        losses["mean"] = self.distilled_loss(given[apart:], part, clean, noise)
+        if self.recipe.reset is None or progress >= self.flow_start:
+            part = problem.index_select(rest)
+            losses["mean"] = self.distilled_loss(given[apart:], part, clean, noise)
         if progress < self.flow_start or not self.replay.filled:
             return losses
         losses["flow"], _ = forward_kl(self.posterior, x, problem, noise)
@@ -464,8 +474,9 @@ class FlowDiff(Learner):
     ) -> Tensor:
         """Compute the loss of the prior against the noisy images themselves (A = I).
 
-        R2R takes half of the images, in antithetic pairs. If some captures of a scene are picked,
-        the others are their target (Noise2Noise).
+        R2R takes half of the images, in antithetic pairs: at the level of `Recipe.alpha`, or with
+        probability 1/2 at one of the levels of the prior, if that is higher. If some captures of a
+        scene are picked, the others are their target (Noise2Noise).
         """
         others = [j for j in range(self.repeats) if picked is not None and j not in picked]
         if others:
@@ -475,9 +486,9 @@ class FlowDiff(Learner):
             return weighted(self.prior.denoise(given, sigma) - target, sigma)
         few = max(len(y) // 2, 1)  # as many evaluations as images
         given, problem = self.view(y[:few], index[:few], picked)
-        alpha = given.new_full((few,), self.recipe.alpha)
-        above = (levels(few // 2, noise) / problem.sigma).square() - 1
-        alpha[few - few // 2 :] = above.clamp_min(self.recipe.alpha**2).sqrt()
+        lowest, level = self.recipe.alpha**2, levels(few, noise) / problem.sigma
+        wide = uniform((few,), noise, device=y.device) < 0.5
+        alpha = torch.where(wide, (level**2 - 1).clamp_min(lowest), lowest).sqrt()
         return recorrupted_matching(self.prior, given, problem, alpha, noise)
 
     def distilled_loss(

@@ -376,7 +376,7 @@ def _check_length(learner: Learner, settings: Settings, quiet: bool) -> None:
         if not set(module.parameters()) <= trained and name != "conditional"
     ]
     text = f"kimg {settings.kimg:g} with a batch of {settings.batch} is {steps} steps, too few to"
-    if "prior" in left:
+    if "prior" in left or last < learner.all_levels:
         raise InputError(f"{text} train the prior: give more")
     if left and not quiet:
         remark(f"{text} train all of the {' and the '.join(left)}")

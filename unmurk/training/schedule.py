@@ -56,6 +56,20 @@ class ParamGroup:
         """Return the last phase that has begun, or the first one."""
         return [s for s in self.phases if s.start <= progress or s is self.phases[0]][-1]
 
+    def training_start(self, progress: float) -> float:
+        """Return where the training that goes on at a progress began: phases may adjoin.
+
+        >>> phases = LRPhase(0.1, 0.5), LRPhase(0.5, 0.6), LRPhase(0.8)
+        >>> [ParamGroup([], phases).training_start(progress) for progress in (0.55, 0.9)]
+        [0.1, 0.8]
+        """
+        phase = self.phase(progress)
+        for earlier in reversed(self.phases[: self.phases.index(phase)]):
+            if earlier.end < phase.start:
+                break
+            phase = earlier
+        return phase.start
+
     def rate(self, progress: float) -> float:
         """Return the learning rate relative to that of the settings; see the module."""
         phase = self.phase(progress)

@@ -329,9 +329,9 @@ class Trainer:
         """
         batch = self.settings.batch
         for group, average in zip(self.learner.groups, self.ema, strict=True):
-            phase = group.phase(self.step / self.steps)
-            observed = batch * (self.step - phase.start * self.steps)
-            if observed < 0 or self.step > phase.end * self.steps:
+            progress = self.step / self.steps
+            observed = batch * (self.step - group.training_start(progress) * self.steps)
+            if observed < 0 or progress > group.phase(progress).end:
                 continue
             half_life = min(1000 * self.settings.average, 0.05 * observed)
             decay = 0.5 ** (batch / half_life) if half_life > 0 else 0.0
