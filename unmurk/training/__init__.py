@@ -5,11 +5,12 @@ from .ambient import Ambient
 from .ambientflow import AmbientFlow
 from .baselines import Clean, Noisy
 from .em import Em, Rounds
-from .flowdiff import FlowDiff, Recipe
+from .flowdiff import FlowDiff
 from .learner import Learner
 from .learning import learn
 from .muon import Muon
 from .prior_first import PriorFirst
+from .recipe import Recipe
 from .registry import METHODS, configure, describe, learner_class, names, register
 from .run_folder import FORMAT, read_config
 from .schedule import LRPhase, ParamGroup
