@@ -153,9 +153,8 @@ class Gaussian:
     ) -> tuple[Tensor, Tensor]:
         r"""Split a measurement into two of the same image, with independent noises.
 
-        With fresh noise n and :math:`\alpha^2 = 1/p - 1` they are :math:`y + \alpha\sigma n` and
-        :math:`y - \sigma n/\alpha`, of variances :math:`\sigma^2/p` and :math:`\sigma^2/(1-p)`
-        (Pang et al., 2021, "Recorrupted-to-Recorrupted", CVPR).
+        They are those of `recorrupted` with :math:`\alpha^2 = 1/p - 1`, of variances
+        :math:`\sigma^2/p` and :math:`\sigma^2/(1-p)`.
 
         Args:
             y: Measurements, shape (B, ...).
@@ -167,11 +166,39 @@ class Gaussian:
             Two tensors in shape and type of y, each with mean c; of (2 B, ...) with pairs, those
             of n first.
         """
-        alpha = (1 / fraction - 1) ** 0.5
+        return self.recorrupted(y, (1 / fraction - 1) ** 0.5, generator, pairs)
+
+    def recorrupted(
+        self, y: Tensor, alpha: float | Tensor, generator: torch.Generator, pairs: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        r"""Add fresh noise n to a measurement and subtract it from another copy.
+
+        .. math:: \hat y = y + \alpha\sigma n, \qquad \tilde y = y - \sigma n/\alpha
+
+        Their noises, of variances :math:`\sigma^2 (1 + \alpha^2)` and
+        :math:`\sigma^2 (1 + 1/\alpha^2)`, are independent (Pang et al., 2021,
+        "Recorrupted-to-Recorrupted", CVPR).
+
+        Args:
+            y: Measurements, shape (B, ...).
+            alpha: Noise added, in units of sigma: a number, or one for each measurement in a shape
+                that broadcasts to y's.
+            generator: Source of the draws.
+            pairs: Whether n and -n are used.
+
+        Returns:
+            Two tensors in shape and type of y; of (2 B, ...) with pairs, those of n first.
+
+        >>> y = torch.zeros(1, 1, 2, 2)
+        >>> more, rest = Gaussian(0.1).recorrupted(y, 0.5, torch.Generator().manual_seed(0))
+        >>> torch.allclose(more, -0.25 * rest)
+        True
+        """
         noise = self.sigma * normal(y.shape, generator, dtype=y.dtype, device=y.device)
-        if pairs:
-            noise, y = torch.cat([noise, -noise]), torch.cat([y, y])
-        return y + alpha * noise, y - noise / alpha
+        more, less = alpha * noise, noise / alpha
+        if not pairs:
+            return y + more, y - less
+        return torch.cat([y + more, y - more]), torch.cat([y - less, y + less])
 
 
 @dataclass(frozen=True)

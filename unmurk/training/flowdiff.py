@@ -233,15 +233,10 @@ class FlowDiff(Learner):
         rest, again = LRPhase(start.end), LRPhase(flow.start, 1.0, AGAIN_RATE)
         if self.denoising:
             later = LATER_RATE if start.end else 1.0
-            prior = (start, replace(rest, peak=later))
+            prior = (replace(start, pretraining=True), replace(rest, peak=later))
             return {"mean": (LRPhase(),), "flow": (flow,), "prior": prior}
         mean = (LRPhase(),) if flow.start == self.recipe.e_step else (start, again)
         return {"mean": mean, "flow": (flow,), "prior": (rest,)}
-
-    @property
-    def all_levels(self) -> float:
-        """See `Learner.all_levels`: R2R pre-training has no levels below that of the noise."""
-        return self.recipe.r2r if self.objective == "default" and self.denoising else 0.0
 
     @property
     def graphs(self) -> list[dict[str, float]]:
@@ -271,7 +266,9 @@ class FlowDiff(Learner):
         sigma = levels(len(y), generator)
         if not self.replay.filled:
             y, problem = self.view(y, index)
-            return {"prior": self.first_prior_loss(y, problem, sigma, half, clean, generator)}
+            mean = self.posterior_mean(y, problem)
+            loss = self.first_prior_loss(y, problem, sigma, mean, half, clean, generator)
+            return {"prior": loss}
         x = self.replay.pick(len(y) - len(clean), generator)
         x = torch.cat([x, clean]) if len(clean) else x
         losses = {"prior": denoising(self.prior, detailed(x, half, sigma), sigma, generator)}
@@ -301,30 +298,33 @@ class FlowDiff(Learner):
         given, problem = self.view(y, index, picked)
         if progress < recipe.r2r:
             own = self.recorrupted_loss(y[:most], index[:most], picked, noise)
-            few = range(max(round(EARLY * most), 1))
-            mean = distilled(
-                self.posterior, self.teacher, given[: len(few)], problem.index_select(few)
-            )
-            if not len(clean):
-                return {"prior": own, "mean": mean}
-            known = denoising(self.prior, clean, levels(len(clean), noise), noise)
-            return {"prior": _mixed(own, known, len(clean) / len(y)), "mean": mean}
+            few = max(round(EARLY * most), 1)
+            given, problem = given[:few], problem.index_select(range(few))
+            target = self.posterior_mean(given, problem)
+            losses = {"prior": own, "mean": distilled(self.posterior, given, problem, target)}
+            if len(clean):
+                known = denoising(self.prior, clean, levels(len(clean), noise), noise)
+                losses["prior"] = _mixed(own, known, len(clean) / len(y))
+            return losses
         apart = min(round(recipe.r2r_later * len(y)), most - 1)
         rest = range(apart, len(y))
-        sigma = levels(len(rest), noise)
+        part, sigma = problem.index_select(rest), levels(len(rest), noise)
+        mean = self.posterior_mean(given[apart:], part)
         if self.replay.filled:
             x = torch.cat([self.replay.pick(most, noise), clean])
             prior = denoising(self.prior, x[apart:], sigma, noise)
         else:
-            combined_captures = self.view(y[apart:], index[apart:])
-            prior = self.first_prior_loss(*combined_captures, sigma, clean[:0], clean, noise)
+            joint, their, target = given[apart:], part, mean
+            if self.repeats > 1:  # of all captures, not of the picked ones
+                joint, their = self.view(y[apart:], index[apart:])
+                target = self.posterior_mean(joint, their)
+            prior = self.first_prior_loss(joint, their, sigma, target, clean[:0], clean, noise)
         if apart:
             own = self.recorrupted_loss(y[:apart], index[:apart], picked, noise)
             prior = _mixed(own, prior, len(rest) / len(y))
         losses = {"prior": prior}
         if self.recipe.reset is None or progress >= self.flow_start:
-            part = problem.index_select(rest)
-            losses["mean"] = self.distilled_loss(given[apart:], part, clean, noise)
+            losses["mean"] = self.distilled_loss(given[apart:], part, mean, clean, noise)
         if progress < self.flow_start or not self.replay.filled:
             return losses
         losses["flow"], _ = forward_kl(self.posterior, x, problem, noise)
@@ -414,16 +414,23 @@ class FlowDiff(Learner):
         alpha = torch.where(wide, (level**2 - 1).clamp_min(lowest), lowest).sqrt()
         return recorrupted_matching(self.prior, given, problem, alpha, noise)
 
+    @torch.no_grad()
+    def posterior_mean(self, y: Tensor, problem: Problem) -> Tensor:
+        """Return the posterior means that the prior is trained on before the E-step."""
+        if self.denoising:
+            return self.teacher.denoise(y, problem.sigma)
+        return self.student.mean(y, problem)
+
     def distilled_loss(
-        self, y: Tensor, problem: Problem, clean: Tensor, noise: torch.Generator
+        self, y: Tensor, problem: Problem, target: Tensor, clean: Tensor, noise: torch.Generator
     ) -> Tensor:
         """Compute the loss of m(y) for A = I: distilled from the prior, and supervised by clean
         images."""
         if not len(clean):
-            return distilled(self.posterior, self.teacher, y, problem)
+            return distilled(self.posterior, y, problem, target)
         dirty, synthetic = _parts(len(y), len(clean))
         part = problem.index_select(dirty)
-        loss = distilled(self.posterior, self.teacher, y[: len(dirty)], part)
+        loss = distilled(self.posterior, y[: len(dirty)], part, target[: len(dirty)])
         known = supervised(self.posterior, clean, problem.index_select(synthetic), noise)
         return _mixed(loss, known / problem.sigma**2, len(clean) / len(y))
 
@@ -451,6 +458,7 @@ class FlowDiff(Learner):
         y: Tensor,
         problem: Problem,
         sigma: Tensor,
+        mean: Tensor,
         half: Tensor,
         clean: Tensor,
         noise: torch.Generator,
@@ -458,20 +466,16 @@ class FlowDiff(Learner):
         """Compute the prior's loss before the E-step: on posterior means with the ambient target,
         on restorations at half scale, and on clean images."""
         if not len(half) and not len(clean):
-            return self.ambient_loss(y, problem, sigma, noise)
+            return self.ambient_loss(y, problem, sigma, mean, noise)
         dirty, known = _parts(len(y), len(half) + len(clean))
-        own = problem.index_select(dirty)
-        loss = self.ambient_loss(y[: len(dirty)], own, sigma[: len(dirty)], noise)
-        x, rest = clean, sigma[len(dirty) :]
-        if len(half):
-            part = known[: len(half)]
-            with torch.no_grad():
-                mean = self.student.mean(y[part.start : part.stop], problem.index_select(part))
-            x = torch.cat([detailed(mean, half, rest), clean])
+        count, own = len(dirty), problem.index_select(dirty)
+        loss = self.ambient_loss(y[:count], own, sigma[:count], mean[:count], noise)
+        rest = sigma[count:]
+        x = torch.cat([detailed(mean[count:][: len(half)], half, rest), clean])
         return _mixed(loss, denoising(self.prior, x, rest, noise), len(known) / len(y))
 
     def ambient_loss(
-        self, y: Tensor, problem: Problem, sigma: Tensor, noise: torch.Generator
+        self, y: Tensor, problem: Problem, sigma: Tensor, mean: Tensor, noise: torch.Generator
     ) -> Tensor:
         """Compute the prior's loss on posterior means, with the ambient target."""
         target, recipe = self.recipe.ambient_target, self.recipe
@@ -479,11 +483,6 @@ class FlowDiff(Learner):
             return masked_ambient_matching(
                 self.prior, self.student, y, problem, sigma, noise, recipe.hide, recipe.above
             )
-        with torch.no_grad():
-            if self.denoising:
-                mean = self.teacher.denoise(y, y.new_full((len(y),), problem.sigma))
-            else:
-                mean = self.student.mean(y, problem)
         if not self.denoising or target == "none":
             return denoising(self.prior, mean, sigma, noise)
         wanted = mean if target == "mean" else None

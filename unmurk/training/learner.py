@@ -263,11 +263,6 @@ class Learner:
         """Return when "mean" and "flow" of the posterior, and each other module, are trained."""
         return {"mean": (LRPhase(),), "flow": (LRPhase(),), "prior": (LRPhase(),)}
 
-    @property
-    def all_levels(self) -> float:
-        """Progress from which the prior is trained at all noise levels, if it is at all."""
-        return 0.0
-
     def finish(self) -> None:
         """Act once modules, EMA copies, buffers and groups exist."""
 

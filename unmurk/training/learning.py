@@ -367,7 +367,7 @@ def _check_length(learner: Learner, settings: Settings, quiet: bool) -> None:
     trained = {
         parameter
         for group in learner.groups
-        if any(phase.start <= last for phase in group.phases)
+        if any(phase.start <= last for phase in group.phases if not phase.pretraining)
         for parameter in group.parameters
     }
     left = [
@@ -376,7 +376,7 @@ def _check_length(learner: Learner, settings: Settings, quiet: bool) -> None:
         if not set(module.parameters()) <= trained and name != "conditional"
     ]
     text = f"kimg {settings.kimg:g} with a batch of {settings.batch} is {steps} steps, too few to"
-    if "prior" in left or last < learner.all_levels:
+    if "prior" in left:
         raise InputError(f"{text} train the prior: give more")
     if left and not quiet:
         remark(f"{text} train all of the {' and the '.join(left)}")

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..diffusion.losses import gaussian, levels, score_matching, weighted
 from ..diffusion.prior import Prior
 from ..flows.posterior import Posterior
-from ..noise import PerChannel, PoissonGaussian
+from ..noise import Gaussian, PerChannel, PoissonGaussian
 from ..operators import Operator, Weighted
 from ..operators.base import per_image
 from ..operators.inpainting import Inpaint
@@ -388,9 +388,8 @@ def recorrupted_matching(
     >>> round(loss.item(), 1), round((1 / sigma2 + 4) * 0.1**2 * (1 + 1 / 0.5**2), 1)
     (4.2, 4.2)
     """
-    noise, a = problem.sigma * gaussian(y, generator), per_image(alpha, y)
-    noisier = torch.cat([y + a * noise, y - a * noise])
-    target = torch.cat([y - noise / a, y + noise / a])
+    assert isinstance(problem.noise, Gaussian)
+    noisier, target = problem.noise.recorrupted(y, per_image(alpha, y), generator, pairs=True)
     sigma = (problem.sigma * (1 + alpha**2).sqrt()).repeat(2)
     return weighted(prior.denoise(noisier, sigma) - target, sigma)
 
@@ -503,33 +502,29 @@ def forward_kl(
     return nats, error
 
 
-def distilled(posterior: Posterior, teacher: Prior, y: Tensor, problem: Problem) -> Tensor:
-    r"""Compute the squared distance of the mean network from the teacher's denoiser (A = I).
+def distilled(posterior: Posterior, y: Tensor, problem: Problem, target: Tensor) -> Tensor:
+    r"""Compute the squared distance of the mean network from a denoiser (A = I).
 
     .. math:: \mathcal L = \frac{E\, \lVert m(y) - D(y, \sigma_y) \rVert^2}{d\, \sigma_y^2}
 
-    By Tweedie's formula :math:`D(y, \sigma_y) = E[x \mid y]` under the teacher, a target without
-    noise.
+    By Tweedie's formula :math:`D(y, \sigma_y) = E[x \mid y]` under the prior of D, a target
+    without noise.
 
     Args:
         posterior: The posterior whose mean network is trained.
-        teacher: The prior that gives the target; no gradient reaches it.
         y: Noisy images (B, C, H, W).
         problem: The problem, bound to these images.
+        target: The denoised images D(y, sigma_y), without a gradient.
 
     Returns:
         The loss, a scalar.
 
-    >>> from types import SimpleNamespace
     >>> posterior = Posterior.create("tiny", (1, 8, 8), 0.1)  # m(y) = y at the start
     >>> problem = Problem("identity", 0.1).bind(range(2), (1, 8, 8))
-    >>> half = SimpleNamespace(denoise=lambda x, sigma: x / 2)
     >>> y = torch.full((2, 1, 8, 8), 0.2)
-    >>> round(distilled(posterior, half, y, problem).item(), 4)  # (0.2 - 0.1)^2 / 0.1^2
+    >>> round(distilled(posterior, y, problem, y / 2).item(), 4)  # (0.2 - 0.1)^2 / 0.1^2
     1.0
     """
-    with torch.no_grad():
-        target = teacher.denoise(y, torch.full((len(y),), problem.sigma, device=y.device))
     return (posterior.mean(y, problem) - target).square().mean() / problem.sigma**2
 
 

@@ -75,7 +75,9 @@ class PriorFirst(Learner):
         x = self.replay.pick(len(y), generator)
         flow, mean = forward_kl(self.posterior, x, problem, generator)
         if self.denoising:
-            mean = distilled(self.posterior, self.teacher, y, problem)
+            with torch.no_grad():
+                target = self.teacher.denoise(y, problem.sigma)
+            mean = distilled(self.posterior, y, problem, target)
         return {"flow": flow, "mean": mean}
 
     @torch.no_grad()

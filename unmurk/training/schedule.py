@@ -25,6 +25,8 @@ class LRPhase:
         start: Fraction of the run at which the rate begins to rise.
         end: Fraction of the run at which the rate has fallen to its minimum.
         peak: Highest rate, relative to that of the settings.
+        pretraining: Whether the next phase goes on with what this one trains. Alone it leaves no
+            module that is ready for use, and the EMA weights count from its start in both.
 
     >>> late = ParamGroup([], (LRPhase(0.4, 0.8, peak=0.5),))
     >>> [round(late.rate(progress), 2) for progress in (0.41, 0.6, 0.8, 1.0)]
@@ -34,6 +36,7 @@ class LRPhase:
     start: float = 0.0
     end: float = 1.0
     peak: float = 1.0
+    pretraining: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,16 @@ class ParamGroup:
         return [s for s in self.phases if s.start <= progress or s is self.phases[0]][-1]
 
     def training_start(self, progress: float) -> float:
-        """Return where the training that goes on at a progress began: phases may adjoin.
+        """Return where the phase of a progress began, or the pre-training before it.
 
-        >>> phases = LRPhase(0.1, 0.5), LRPhase(0.5, 0.6), LRPhase(0.8)
-        >>> [ParamGroup([], phases).training_start(progress) for progress in (0.55, 0.9)]
-        [0.1, 0.8]
+        >>> phases = LRPhase(0.1, 0.4, pretraining=True), LRPhase(0.4, 0.6), LRPhase(0.6)
+        >>> [ParamGroup([], phases).training_start(progress) for progress in (0.5, 0.9)]
+        [0.1, 0.6]
         """
-        phase = self.phase(progress)
-        for earlier in reversed(self.phases[: self.phases.index(phase)]):
-            if earlier.end < phase.start:
-                break
-            phase = earlier
-        return phase.start
+        place = self.phases.index(self.phase(progress))
+        while place and self.phases[place - 1].pretraining:
+            place -= 1
+        return self.phases[place].start
 
     def rate(self, progress: float) -> float:
         """Return the learning rate relative to that of the settings; see the module."""
