@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.training.test_learn import PROBLEM, SIGMA, GaussianPrior, descend
+from unmurk.repeats import grouped
 from unmurk.rng import generator
-from unmurk.training import Em, FlowDiff, Recipe, Rounds
+from unmurk.training import Em, FlowDiff, Recipe, Rounds, flowdiff
 from unmurk.training.losses import recorrupted_matching
 
 
@@ -81,3 +82,53 @@ def test_a_prior_without_pretraining_has_the_whole_rate():
     for r2r, peak in ((0.0, 1.0), (0.4, 0.5)):
         built = FlowDiff(recipe=Recipe(r2r=r2r)).build(torch.rand(8, 1, 8, 8), PROBLEM, (1, 8, 8))
         assert built.phases()["prior"][-1].peak == peak
+
+
+def test_every_part_of_a_batch_has_its_share_of_the_loss(monkeypatch):
+    """Of 16 images 4 are clean; after pre-training 4 are R2R's, also beside the buffer."""
+    recipe = Recipe(r2r=0.2, e_step=0.6, flow=0.9, clean=0.25, r2r_later=0.25)
+    y, index, clean = torch.rand(16, 1, 8, 8), torch.arange(16), torch.rand(5, 1, 8, 8)
+    built = FlowDiff(recipe=recipe).build(y, PROBLEM, (1, 8, 8), clean=clean)
+    own, ambient, known = (torch.tensor(value) for value in (1.0, 100.0, 10.0))
+    monkeypatch.setattr(built, "recorrupted_loss", lambda y, *rest: own)
+    monkeypatch.setattr(flowdiff, "ambient_matching", lambda *rest: ambient)
+    monkeypatch.setattr(flowdiff, "denoising", lambda *rest: known)
+
+    def loss(progress):
+        return built.losses(y, index, progress, generator(1))["prior"].item()
+
+    assert loss(0.1) == pytest.approx((12 * 1 + 4 * 10) / 16)
+    assert loss(0.4) == pytest.approx((4 * 1 + 8 * 100 + 4 * 10) / 16)
+    built.replay.put(y)
+    assert loss(0.7) == pytest.approx((4 * 1 + 12 * 10) / 16)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_posterior_means_are_those_of_the_averaged_prior(monkeypatch, repeats):
+    """The prior's target is given all captures, that of m the picked ones; one evaluation each."""
+    recipe = Recipe(r2r=0.2, e_step=0.6)
+    y, index = torch.rand(8 * repeats, 1, 8, 8), torch.arange(8)
+    built = FlowDiff(recipe=recipe).build(y, PROBLEM, (1, 8, 8), repeats=repeats)
+    batch = y if repeats == 1 else grouped(y, repeats)
+    told, found = [], {}
+
+    def denoise(x, sigma):
+        told.append(sigma)
+        return x * 0 + sigma  # marks the level
+
+    monkeypatch.setattr(built.teacher, "denoise", denoise)
+    monkeypatch.setattr(
+        flowdiff, "ambient_matching", lambda *rest: found.update(prior=rest[-1]) or rest[1].sum()
+    )
+    monkeypatch.setattr(
+        flowdiff, "distilled", lambda m, y, p, target: found.update(mean=target) or y.sum()
+    )
+    for step in range(6):
+        told.clear()
+        noise = generator(1, step)
+        picked = built.pick_captures(noise) if repeats > 1 else [0]
+        built.losses(batch, index, 0.4, noise)
+        levels = SIGMA / repeats**0.5, SIGMA / len(picked) ** 0.5
+        for key, level in zip(("prior", "mean"), levels, strict=True):
+            torch.testing.assert_close(found[key], torch.full((4, 1, 8, 8), level))
+        assert len(told) == (1 if repeats == 1 else 2)
