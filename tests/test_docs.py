@@ -329,6 +329,11 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
     text += "Fréchet distance of new digits {:.1f} ({:.1f}); ".format(*apart)
     text += f"`ambient` on digits {digits['ambient']['posterior_psnr']:.2f} dB, {apart[2]:.1f}."
     assert text in method
+    ours, theirs = (digits[row]["downstream"] for row in ("flowdiff", "clean"))
+    behind = statistics.mean(theirs[task] - ours[task] for task in ours)
+    assert f"the prior of digits is {behind:.2f} dB behind that from clean images" in method
+    assert means("digits", "digits have {:.2f} dB (25.10; from clean images {:.2f})") in changes
+    assert means("nuclei", "nuclei {:.2f} (31.97; {:.2f})") in changes
 
     earned = [(row["solver"], row["earned"]) for row in read["certify"]["rows"]]
     of = len([one for one, _ in earned if one == "snips"])

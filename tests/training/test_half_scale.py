@@ -133,7 +133,7 @@ def test_all_that_is_trained_is_trained_on_them(monkeypatch, tmp_path):
     y, _, learner = build("blur:gaussian,sigma=1", half=0.5, r2r=0.25, e_step=0.5)
     device = started(y, learner, tmp_path, kimg=0.032).device
     learner.halves.tensors["images"].fill_(5.0)
-    seen = []
+    seen, images = [], []
 
     def record(name):
         own = getattr(flowdiff, name)
@@ -141,6 +141,7 @@ def test_all_that_is_trained_is_trained_on_them(monkeypatch, tmp_path):
         def call(*args):
             sharp = (args[1] == 5).flatten(1).all(1)
             seen.append((name, sharp.tolist(), args[2]))
+            images.append(args[1])
             return own(*args)
 
         monkeypatch.setattr(flowdiff, name, call)
@@ -150,6 +151,10 @@ def test_all_that_is_trained_is_trained_on_them(monkeypatch, tmp_path):
     index = torch.arange(8)
     for progress in (0.1, 0.3):
         learner.losses(y[:8], index, progress, generator(4))
+    mean = learner.posterior_mean(*learner.view(y[:8], index))
+    high = seen[2][2] >= DETAIL  # there the prior sees what was measured, each image once
+    torch.testing.assert_close(images[1], mean[:4])
+    torch.testing.assert_close(images[2][high], mean[4:][high])
     learner.draw_posterior(8, device)
     learner.losses(y[:8], index, 0.6, generator(4))
     names = [name for name, *_ in seen]
