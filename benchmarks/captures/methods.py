@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import is_faster_in_bf16
 from unmurk.diffusion.networks import backbone
 from unmurk.noise import PoissonGaussian
 from unmurk.operators.blur import GaussianBlur
@@ -213,12 +214,15 @@ class BlindSpot:
         begin, steps = time.perf_counter(), max(1, math.ceil(1000 * how.kimg / how.batch))
         group = ParamGroup(list(self.net.parameters()))
         optimizer, ema = Muon(group.parameters), list(self.ema_net.parameters())
+        bf16 = how.precision == "bf16"
+        if how.precision == "auto":
+            bf16 = is_faster_in_bf16(lambda: self.net(self.y[: how.batch], 0), self.y.device)
         for step in range(steps):
             noise = generator(self.seed, STEP, step)
             batch = torch.randint(len(self.y), (how.batch,), generator=noise)
             y = self.standardized(self.y[batch.to(self.y.device)])
             hidden, where = hide(y, noise)
-            with torch.autocast(y.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
+            with torch.autocast(y.device.type, torch.bfloat16, enabled=bf16):
                 found = self.net(hidden, 0).sample
             score_hidden(found.float(), y, where).backward()
             nn.utils.clip_grad_norm_(group.parameters, 1.0)

@@ -207,7 +207,7 @@ def random_crops(observed: list[Tensor], count: int, seed: int) -> Tensor:
 
 def how(cell: Cell, options: Options) -> Settings:
     """The training settings of a learning row."""
-    return Settings(options.network, kimg=cell.kimg, batch=BATCH, seed=cell.seed, precision="bf16")
+    return Settings(options.network, kimg=cell.kimg, batch=BATCH, seed=cell.seed)
 
 
 def learned(cell: Cell, split: Split, options: Options) -> Restored:

@@ -257,7 +257,7 @@ def start_row(name: str, kimg: float, options: Options) -> Row:
     noise = estimate_noise(observed, as_operator("identity"), "poisson-gaussian")
     problem = Problem("identity", noise)
     run = options.folder / "runs" / f"{name}-{kimg:g}"
-    how = {"kimg": kimg, "batch": 16, "precision": "bf16", "seed": options.seed}
+    how = {"kimg": kimg, "batch": 16, "seed": options.seed}
     start = {"start": options.model if name == "generic" else "none"}
     _, posterior = learn(
         random_crops(split.observed, 4096, options.seed),

@@ -107,7 +107,7 @@ class Profile:
     """How large the comparison is: a network, its precision, and a plan for each set."""
 
     network: str
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16"]
     plans: dict[SetName, Plan]
 
 
@@ -118,11 +118,12 @@ def kimg_within(seconds: float, speeds: dict[str, tuple[float, float]]) -> dict[
 
 # Milliseconds for an image and seconds of fixed cost (the first draws of ambient, sure, flowdiff
 # and em; the Gaussian prior of the last two if A is not the identity), for network `tiny`, bf16
-# and two threads. They were measured in processor time of one thread, phase by phase, weighted by
-# each phase's fraction of a run, and divided by 1.8 (the gain of a second thread). An image costs
-# some methods five times as much as others, because their steps train other parts. So rows of
-# equal time have not seen equally many images. The speeds of flowdiff on digits and nuclei are 1.6
-# times, that of mean twice an earlier version's, as found side by side.
+# (on a processor that multiplies in it) and two threads. They were measured in processor time of
+# one thread, phase by phase, weighted by each phase's fraction of a run, and divided by 1.8 (the
+# gain of a second thread). An image costs some methods five times as much as others, because their
+# steps train other parts. So rows of equal time have not seen equally many images. The speeds of
+# flowdiff on digits and nuclei are 1.6 times, that of mean twice an earlier version's, as found
+# side by side.
 SPEEDS: dict[SetName, dict[str, tuple[float, float]]] = {
     "digits": {
         "noisy": (5.7, 0.0),
@@ -210,7 +211,7 @@ _TOY: dict[str, Any] = {
 PROFILES: dict[ProfileName, Profile] = {
     # equal learning times for the rows of a set on two cores; less than an hour in all
     "small": Profile(
-        *("tiny", "bf16"),
+        *("tiny", "auto"),
         {
             "digits": Plan(
                 kimg_within(DIGITS, SPEEDS["digits"]),
@@ -230,7 +231,7 @@ PROFILES: dict[ProfileName, Profile] = {
     ),
     # equal learning times of one core: 15 minutes a row for digits and nuclei, 8 for dogs
     "long": Profile(
-        *("tiny", "bf16"),
+        *("tiny", "auto"),
         {
             "digits": Plan(
                 kimg_within(15 * CORE, SPEEDS["digits"]),

@@ -23,8 +23,10 @@ one) or images seen (full).
 
 sets.py describes DIR. Every row runs in a process of its own; the same command continues an
 interrupted run, and `--sets` and `--rows` run a part. OUT/learn-PROFILE.json has all figures,
-OUT/learn-PROFILE-SET.png pictures. Beside this file: sets.py, the images and problems;
-profiles.py, the rows and their budgets; scores.py, the scores.
+OUT/learn-PROFILE-SET.png pictures. Rows of a file OUT/learn-PROFILE.json that is there at the
+start, such as the published one, are kept and not run again: take out the rows that shall be.
+Beside this file: sets.py, the images and problems; profiles.py, the rows and their budgets;
+scores.py, the scores.
 """
 
 import json
@@ -70,11 +72,13 @@ from benchmarks.learn.sets import measure as measurements
 from unmurk.diffusion.prior import Prior
 from unmurk.errors import InputError
 from unmurk.flows.posterior import Posterior
-from unmurk.training import Settings, learn
+from unmurk.solvers import Draws
+from unmurk.training import Recipe, Rounds, Settings, learn
 
 __all__: list[str] = []
 
 CHAMPION: RowName = "flowdiff"
+ROW_SETTINGS = ("kimg", "recipe", "rounds", "e_step")  # of a plan: they concern some rows alone
 NEAR = 0.02
 """A figure is near the best one if it differs by at most this fraction of it."""
 
@@ -111,14 +115,14 @@ def run_row(name: SetName, row: RowName, how: Options) -> None:
     scoring = Scoring(plan.levels, plan.tasks, plan.steps, bf16, how.seed)
     scores, singly, pictures = evaluate(prior, posterior, name, x, scoring)
     tasks = downstream_psnr(prior, name, x, scoring)
-    rows = how.folder / "rows"
-    common.write_tensors(rows / f"{name}-{row}.safetensors", pictures)
-    made: Row = {"settings": settings(name, how, row)} | common.provenance()
+    common.write_tensors(row_file(name, row, how, ".safetensors"), pictures)
+    decided = settings(name, how) | row_settings(name, how, row)
+    made: Row = {"settings": decided} | common.provenance()
     made |= {"sampling": "bf16 autocast" if bf16 else "fp32"}
     made |= {"downstream": {task: fmean(values) for task, values in tasks.items()}}
     made["of each image"] = singly | tasks
     made["scoring_seconds"] = time.perf_counter() - began
-    common.write_json(rows / f"{name}-{row}.json", made | scores | figures)
+    common.write_json(row_file(name, row, how), made | scores | figures)
 
 
 def train(
@@ -168,24 +172,70 @@ def cost(run: Path) -> Row:
     return figures
 
 
-def settings(name: SetName, how: Options, row: RowName | None = None) -> Row:
-    """All settings that decide a figure of a set, or of a row of it."""
+def settings(name: SetName, how: Options) -> Row:
+    """All settings that decide the figures of every row of a set."""
     profile, kind = PROFILES[how.profile], SETS[name]
     fixed = {"restorations": RESTORATIONS, "draws": DRAWS, "network": profile.network}
     tasks = {title: task.to_dict() for title, task in downstream_tasks(name).items()}
     made = {"profile": how.profile, "seed": how.seed, **fixed, **kind.problem.to_dict()}
-    plan = profile.plans[name]
-    made |= {"downstream": tasks, **asdict(plan)}
-    return made if row is None else made | {"kimg": plan.budget(row)}
+    plan = asdict(profile.plans[name])
+    made |= {"downstream": tasks} | {k: v for k, v in plan.items() if k not in ROW_SETTINGS}
+    return plain(made)
+
+
+def row_settings(name: SetName, how: Options, row: RowName) -> Row:
+    """The settings that decide the figures of one row beside those of its set."""
+    plan = PROFILES[how.profile].plans[name]
+    options = learner_options(row, name, plan)
+    used = {key: recorded(value) for key, value in options.items()}
+    return plain({"kimg": plan.budget(row), "options": used})
+
+
+def recorded(option: Any) -> Any:
+    """An option of a learner, as JSON."""
+    if isinstance(option, Draws):
+        return option.spec
+    return asdict(option) if isinstance(option, Recipe | Rounds) else option
+
+
+def plain(settings: Row) -> Row:
+    """Settings as they are read back from JSON."""
+    return json.loads(json.dumps(settings))
 
 
 def finished(name: SetName, how: Options) -> dict[RowName, Row]:
-    """The finished rows, in their order; raises InputError if a row has other settings."""
-    rows = {
-        row: common.read_row(how.folder / "rows" / f"{name}-{row}.json", settings(name, how, row))
-        for row in ROWS
-    }
-    return {row: found for row, found in rows.items() if found is not None}
+    """The finished rows, in their order: those of OUT/rows, then those of OUT/learn-PROFILE.json.
+
+    Raises:
+        InputError: A row has other settings.
+    """
+    part, common_settings = stored(how)["sets"].get(name), settings(name, how)
+    rows: dict[RowName, Row] = {}
+    for row in ROWS:
+        own = row_settings(name, how, row)
+        made = common.read_row(row_file(name, row, how), common_settings | own)
+        if made is not None:
+            rows[row] = made | {"settings": own}
+        elif part is not None and row in part["rows"]:
+            kept = part["rows"][row]
+            if (part["settings"], kept.get("settings")) != (common_settings, own):
+                raise InputError(
+                    f"{SUITE.file(how)}: the row {row} of {name} was made with other settings: "
+                    "take it out of the file, or give another --out"
+                )
+            rows[row] = kept
+    return rows
+
+
+def stored(how: Options) -> Row:
+    """The figures of OUT/learn-PROFILE.json; those of no set if there is no such file."""
+    file = SUITE.file(how)
+    return json.loads(file.read_text()) if file.exists() else {"sets": {}}
+
+
+def row_file(name: SetName, row: RowName, how: Options, suffix: str = ".json") -> Path:
+    """The file of a finished row; its pictures with `.safetensors`."""
+    return how.folder / "rows" / f"{name}-{row}{suffix}"
 
 
 def measure(how: Options) -> Row:
@@ -202,16 +252,19 @@ def measure(how: Options) -> Row:
     sets = {name: collect(name, how) for name in SETS if finished(name, how)}
     if not sets:
         raise InputError("no row is finished: name one in --rows that a set of --sets has")
-    return SUITE.store(how, {}, sets=sets)
+    note = {key: value for key, value in stored(how).items() if key == "note"}
+    return SUITE.store(how, {}, **note, sets=sets)
 
 
 def collect(name: SetName, how: Options) -> Row:
-    """The figures of a set; draws its picture."""
-    x, rows, folder = images(name, how), finished(name, how), how.folder / "rows"
-    shown = {ROWS[row]: common.read_tensors(folder / f"{name}-{row}.safetensors") for row in rows}
-    truth = x.held[:SHOWN]
-    y = measurements(SETS[name].problem, truth, how.seed, TEST)
-    draw_picture(SUITE.file(how, f"-{name}.png"), truth, y, shown)
+    """The figures of a set; draws a picture of the rows that were run in OUT."""
+    x, rows = images(name, how), finished(name, how)
+    files = {row: row_file(name, row, how, ".safetensors") for row in rows}
+    shown = {ROWS[row]: common.read_tensors(f) for row, f in files.items() if f.exists()}
+    if shown:
+        truth = x.held[:SHOWN]
+        y = measurements(SETS[name].problem, truth, how.seed, TEST)
+        draw_picture(SUITE.file(how, f"-{name}.png"), truth, y, shown)
     return {
         "settings": settings(name, how),
         "scale": reference_scores(name, x, how.seed),
@@ -221,15 +274,20 @@ def collect(name: SetName, how: Options) -> Row:
 
 
 def published(row: Row, champion: Row | None) -> Row:
-    """A row without its settings; the figures of each image become differences from `flowdiff`.
+    """A row with its figures of each image in five digits, and its differences from `flowdiff`.
 
     "difference" has, for each figure that is a mean over images, the mean of the paired
-    differences from the row `flowdiff` and its standard error.
+    differences from the row `flowdiff` and its standard error. Figures of each image that are not
+    kept, in old files, make no differences.
     """
-    kept = {k: v for k, v in row.items() if k not in ("settings", "of each image")}
-    if champion is None or not {"of each image"} <= set(row) & set(champion):
+    kept = {k: v for k, v in row.items() if k != "difference"}
+    if "of each image" not in row:
         return kept
-    own, other = row["of each image"], champion["of each image"]
+    own = row["of each image"]
+    kept["of each image"] = {k: [float(f"{v:.5g}") for v in values] for k, values in own.items()}
+    if champion is None or "of each image" not in champion:
+        return kept
+    other = champion["of each image"]
     return kept | {"difference": {k: paired(own[k], other[k]) for k in own if k in other}}
 
 
