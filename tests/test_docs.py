@@ -324,6 +324,15 @@ def test_figures_of_the_first_pages_are_those_of_the_results():
     text += means("dogs-blur", "blurred dogs {:.2f} ({:.2f}); ")
     apart = [long["dogs-blur"][row]["posterior_psnr"] for row in ("clean", "flowdiff")]
     assert f"it is {apart[0] - apart[1]:.2f} dB behind a run on clean dogs of eight" in changes
+    pair = ("flowdiff", "diffem")
+    blur, masks = ([long[f"dogs-{kind}"][row] for row in pair] for kind in ("blur", "masks"))
+    apart = [blur[0]["posterior_psnr"] - blur[1]["posterior_psnr"]]
+    apart += [row["posterior_psnr"] for row in masks]
+    apart += [row[f"{of}_swd"] for of in ("posterior", "prior") for row in reversed(masks)]
+    told = "{:.1f} dB above that on blurred dogs, but level on masked dogs ({:.2f}, {:.2f} dB), "
+    told += "where the posterior samples of `em` are nearer to real images (SWD {:.3f}, {:.3f}), "
+    told += "and its new images further ({:.3f}, {:.3f})"
+    assert told.format(*apart) in method
     digits = long["digits"]
     apart = [digits[row]["prior_frechet"] for row in ("flowdiff", "clean", "ambient")]
     text += "Fréchet distance of new digits {:.1f} ({:.1f}); ".format(*apart)

@@ -277,17 +277,16 @@ def published(row: Row, champion: Row | None) -> Row:
     """A row with its figures of each image in five digits, and its differences from `flowdiff`.
 
     "difference" has, for each figure that is a mean over images, the mean of the paired
-    differences from the row `flowdiff` and its standard error. Figures of each image that are not
-    kept, in old files, make no differences.
+    differences from the row `flowdiff` and its standard error. Rows of old files have no figures
+    of each image: their differences stay as long as that of `flowdiff` is old too.
     """
-    kept = {k: v for k, v in row.items() if k != "difference"}
-    if "of each image" not in row:
+    own, other = (given.get("of each image") for given in (row, champion or {}))
+    kept = {k: v for k, v in row.items() if k != "difference" or (own is None and other is None)}
+    if own is None:
         return kept
-    own = row["of each image"]
     kept["of each image"] = {k: [float(f"{v:.5g}") for v in values] for k, values in own.items()}
-    if champion is None or "of each image" not in champion:
+    if other is None:
         return kept
-    other = champion["of each image"]
     return kept | {"difference": {k: paired(own[k], other[k]) for k in own if k in other}}
 
 

@@ -463,6 +463,9 @@ def test_a_difference_that_the_images_do_not_resolve_is_level(monkeypatch):
         }
         rows = {k: benchmark.published(v, rows["flowdiff"]) for k, v in rows.items()}
         assert benchmark.published(rows["em"], rows["flowdiff"]) == rows["em"]
+        bare = {k: {j: w for j, w in v.items() if j != "of each image"} for k, v in rows.items()}
+        assert benchmark.published(bare["em"], bare["flowdiff"]) == bare["em"]  # both are old
+        assert "difference" not in benchmark.published(bare["em"], rows["flowdiff"])
         result = {**RESULT, "sets": {"digits": part("digits", **rows)}}
         found = benchmark.verdict(result["sets"]["digits"])
         lines = {line[0]: line[4] for line in cells(found["table"])[2:]}
