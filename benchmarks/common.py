@@ -56,7 +56,6 @@ __all__ = [
     "draw_sheet",
     "hardware",
     "in_new_process",
-    "is_faster_in_bf16",
     "markdown",
     "memory_in_use",
     "metrics",
@@ -384,19 +383,6 @@ def memory_in_use() -> float:
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / 2**20
     return process_status("VmRSS")
-
-
-@torch.no_grad()
-def is_faster_in_bf16(compute: Callable[[], object], device: torch.device) -> bool:
-    """Whether a computation is faster under autocast to bfloat16; it is run four times."""
-    times = {}
-    for bf16 in (False, True):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            compute()  # pays for what is prepared once
-            begin = synchronized_time()
-            compute()
-            times[bf16] = synchronized_time() - begin
-    return times[True] < times[False]
 
 
 def peak_memory() -> float:

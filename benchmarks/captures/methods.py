@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import is_faster_in_bf16
+from benchmarks.common import synchronized_time
 from unmurk.diffusion.networks import backbone
 from unmurk.noise import PoissonGaussian
 from unmurk.operators.blur import GaussianBlur
@@ -55,6 +55,7 @@ __all__ = [
     "bm3d",
     "gaussian_filter",
     "hide",
+    "is_faster_in_bf16",
     "non_local_means",
     "score_hidden",
 ]
@@ -190,6 +191,19 @@ def _mirror(place: Tensor, size: int) -> Tensor:
 def score_hidden(found: Tensor, y: Tensor, where: Tensor) -> Tensor:
     """The mean squared error on the replaced pixels."""
     return (found - y)[where].square().mean()
+
+
+@torch.no_grad()
+def is_faster_in_bf16(compute: Callable[[], object], device: torch.device) -> bool:
+    """Whether a computation is faster under autocast to bfloat16; it is run four times."""
+    times = {}
+    for bf16 in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            compute()  # pays for what is prepared once
+            begin = synchronized_time()
+            compute()
+            times[bf16] = synchronized_time() - begin
+    return times[True] < times[False]
 
 
 class BlindSpot:

@@ -15,7 +15,8 @@ The rows are the methods of unmurk (docs/guide/learners.md) that can treat the p
     clean     trained on x: the ceiling; the only row that learns from clean images alone
 
 The budget is time (small: 60 to 85 s of learning for a row on two cores; long: 8 to 15 minutes on
-one) or images seen (full).
+one, where a processor multiplies in bfloat16; others take two to three times as long) or images
+seen (full).
 
     python benchmarks/learn/run.py --data DIR --out OUT                    # two cores, an hour
     python benchmarks/learn/run.py --data DIR --out OUT --profile full     # a GPU

@@ -104,6 +104,24 @@ def test_blind_spots_learn_to_take_noise_away():
     assert torch.equal(again[0].restore(y[:1]), again[1].restore(y[:1]))
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_blind_spots_are_learned_in_the_precision_that_is_faster(bf16, monkeypatch):
+    """The clock goes on with each evaluation, by more in the precision that is slower."""
+    clock, inside = [0.0], []
+    method = methods.BlindSpot(torch.rand(8, 1, 16, 16), "tiny", 0)
+    evaluate = method.net.forward
+
+    def forward(*arguments):
+        inside.append(torch.is_autocast_enabled("cpu"))
+        clock[0] += 1.0 if inside[-1] == bf16 else 2.0
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(method.net, "forward", forward)
+    monkeypatch.setattr(methods, "synchronized_time", lambda: clock[0])
+    method.learn(benchmark.Settings("tiny", kimg=0.008, batch=8))
+    assert inside == [False, False, True, True, bf16]
+
+
 # -- the protocol ---------------------------------------------------------------------------------
 
 

@@ -316,20 +316,18 @@ def test_rows_that_are_published_are_kept_and_not_run_again(runs, tmp_path, monk
     original, there = benchmark.measure(how) | {"note": "One seed."}, replace(how, out=tmp_path)
     file = tmp_path / "learn-toy.json"
     file.write_text(json.dumps(original))
-    plan, toy = profiles.PROFILES["toy"].plans["digits"], profiles.PROFILES["toy"]
-    other = replace(plan, kimg={"": 0.064, "em": 9.0}, rounds=replace(plan.rounds, images=4))
-    changed = replace(toy, plans=toy.plans | {"digits": other})
-    with monkeypatch.context() as patch:
-        patch.setitem(profiles.PROFILES, "toy", changed)
-        again = benchmark.measure(replace(there, rows=("mean",), sets=("digits",)))
-    assert benchmark.plain(again["sets"]) == benchmark.plain(original["sets"])
-    assert again["note"] == "One seed." and [*tmp_path.iterdir()] == [file]  # no picture
-    recipe = replace(plan, recipe=replace(plan.recipe, alpha=0.7))
-    changed = replace(toy, plans=toy.plans | {"digits": recipe})
-    with monkeypatch.context() as patch:
-        patch.setitem(profiles.PROFILES, "toy", changed)
-        with pytest.raises(InputError, match=r"learn-toy.json: the row mean of digits was made"):
-            benchmark.measure(there)
+    toy, plan = profiles.PROFILES["toy"], TOY
+
+    def again(**changes):
+        plans = toy.plans | {"digits": replace(plan, **changes)}
+        monkeypatch.setitem(profiles.PROFILES, "toy", replace(toy, plans=plans))
+        return benchmark.measure(replace(there, rows=("mean",), sets=("digits",)))
+
+    found = again(kimg={"": 0.064, "em": 9.0}, rounds=replace(plan.rounds, images=4))
+    assert benchmark.plain(found["sets"]) == benchmark.plain(original["sets"])
+    assert found["note"] == "One seed." and [*tmp_path.iterdir()] == [file]  # no picture
+    with pytest.raises(InputError, match=r"learn-toy.json: the row mean of digits was made"):
+        again(recipe=replace(plan.recipe, alpha=0.7))
 
 
 def test_a_scoring_that_was_cut_off_goes_on_from_what_was_learnt(runs):
