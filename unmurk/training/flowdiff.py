@@ -63,6 +63,7 @@ from ..io.datasets import head
 from ..noise import Gaussian
 from ..problem import Problem
 from ..rng import PerImageGenerator, StreamId, generator, uniform
+from .draw_variance import EVALUATIONS, match_variance, new_sums
 from .half_scale import continued, detailed, halve
 from .learner import Learner, choices, solver_name
 from .losses import (
@@ -189,15 +190,21 @@ class FlowDiff(Learner):
         """Create the buffers of the default objective: of draws, and of images at half scale."""
         recipe = self.recipe
         self.replay = Replay(recipe.buffer if self.objective == "default" else 0, self.shape)
+        buffers = dict(self.replay.tensors)
+        # the variance is right only as long as R2R keeps D(y, sigma_y) unbiased
+        unbiased = self.denoising and self.repeats == 1 and recipe.r2r_later > 0
+        self.variance_sums = new_sums() if self.objective == "default" and unbiased else None
+        if self.variance_sums is not None:
+            buffers["draw variance"] = self.variance_sums
         blurred = self.posterior.start is not None and self.problem.operator.blurs
         channels, height, width = self.shape
         self.halves = None
         if self.objective == "elbo" or not blurred or not recipe.half:
-            return self.replay.tensors
+            return buffers
         images = min(recipe.buffer, len(self.y))
         self.halves = Replay(images, (channels, height // 2, width // 2))
         halves = {f"half {name}": held for name, held in self.halves.tensors.items()}
-        return {**self.replay.tensors, **halves}
+        return buffers | halves
 
     def initialize(self, device: torch.device) -> None:
         """See `Learner.initialize`; restore the first images at half scale."""
@@ -513,12 +520,24 @@ class FlowDiff(Learner):
             return
         solver = None if self.denoising else self.solver
         x = draw_posterior(y, problem, self.teacher, streams, solver, self.recipe.steps)
+        if self.variance_sums is None:
+            self.replay.put(x, self.teacher, solver, self.problem)
+            return
+        denoise, sums = self.teacher.denoise, self.variance_sums
+        x, sums = match_variance(x, y, problem.sigma, denoise, streams, sums)
         self.replay.put(x, self.teacher, solver, self.problem)
+        self.variance_sums.copy_(sums)
 
     def lengthen(self, progress: float) -> None:
         """Forget draws that the longer run makes again; see `Learner.lengthen`."""
         if progress < self.recipe.e_step:
             self.replay.restart()
+            self.forget_variance()
+
+    def forget_variance(self) -> None:
+        """Forget what is known of the variance of draws."""
+        if self.variance_sums is not None:
+            self.variance_sums.zero_()
 
     def evaluations(self, progress: float, images: float) -> float:
         """Return how many evaluations the E-step takes; see `Learner.evaluations`."""
@@ -529,7 +548,8 @@ class FlowDiff(Learner):
         first = self.first_draws(most, rest) if progress < recipe.e_step else 0
         drawn = first + recipe.refresh * rest
         inner = None if self.denoising else getattr(self.solver, "solver", None)
-        return drawn * (getattr(inner, "steps", None) or recipe.steps)
+        extra = 0 if self.variance_sums is None else EVALUATIONS
+        return drawn * ((getattr(inner, "steps", None) or recipe.steps) + extra)
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
         """Fill and refresh the buffers; reset the prior when its time has come."""
@@ -546,6 +566,7 @@ class FlowDiff(Learner):
             self.draw_posterior(chunk, trainer.device)
         if recipe.reset is not None and step == round(recipe.reset * trainer.steps):
             trainer.reset("prior", self._fresh_prior())
+            self.forget_variance()
 
     def _fresh_prior(self) -> nn.Module:
         """Create a prior with other initial weights (those given, for a network of your own)."""
