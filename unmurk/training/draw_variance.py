@@ -1,33 +1,42 @@
-r"""Posterior draws with the variance that the denoiser at the noise level of y implies (A = I).
+r"""Posterior draws with the variance that the denoiser at the noise of y implies (A = I).
 
 The reverse diffusion that draws :math:`x \sim p(x \mid y)` passes the levels below
 :math:`\sigma_y`. There the prior learns from posterior means and from earlier draws, which are too
 smooth at edges, and expectation maximization corrects that only slowly (equation 5.6 of
-docs/theory/learning.md). At :math:`\sigma_y` the prior is trained by R2R, without bias but for the
-noise that R2R adds (the lowest level of that training is 1.08 :math:`\sigma_y`). By Tweedie's
-formulas the moments of the posterior there are
+docs/theory/learning.md). Near :math:`\sigma_y` the prior learns mostly by R2R, from
+:math:`\sigma_y \sqrt{1 + \alpha^2}` on (`Recipe.alpha`), whose targets are no draws. By Tweedie's
+formulas the moments of the posterior are
 
 .. math::
 
     \mathbb E[x \mid y] = D(y, \sigma_y), \qquad
     \operatorname{Cov}[x \mid y] = \sigma_y^2 J, \qquad J = \partial D / \partial y
 
-(for example Rozet et al., 2024, arXiv 2405.13712, section 4.2). So each draw is moved to
+(for example Rozet et al., 2024, arXiv 2405.13712, section 4.2). So the deviation of a draw is
+divided into a coarse part (a binomial filter of 3 x 3 pixels) and the rest, by matrices
+:math:`B_1 + B_2 = I`, and each is scaled:
 
 .. math::
 
-    x' = D + c\,(x - D), \qquad
-    c^2 = \frac{\sum_i \sigma_y^2\, n_i (J n)_i}{\sum_i (x_i - D_i)^2},
-    \qquad n \sim \mathcal N(0, I)
+    x' = D + \sum_b c_b B_b (x - D), \qquad
+    c_b^2 = \frac{\sum_i \sigma_y^2\, (B_b n)_i (B_b J n)_i}{\sum_i (B_b (x - D))_i^2},
+    \qquad n_i = \pm 1
 
 The sums run over all pixels i of many images in one of ten classes. The numerator has the
-expectation :math:`\sigma_y^2 \sum_i J_{ii}` (Hutchinson, 1990, Commun. Stat. Simul. 19). For one
-pixel it is mostly noise, so c depends on the class alone. The class is that of the same variance
-around the pixel, estimated with further n. (Classes made by the deviation of the draw itself would
-move draws that are exact already.) c is shrunk to 1 by the standard error of the ratio over images
-(Cochran, 1977, Sampling Techniques, section 6.4), and interpolated between the classes.
+expectation :math:`\sigma_y^2 \sum_i (B_b J B_b^T)_{ii}` (Hutchinson, 1990, Commun. Stat. Simul.
+19). For one pixel it is mostly noise, so c depends on the class alone. The class is that of
+:math:`\sigma_y^2 n_i (J n)_i` around the pixel, with further n. (Classes made by the deviation of
+the draw itself would move draws that are exact already.)
 
-For a Gaussian whose draws have the right mean, the variance is right at once (equation 5.6a).
+c is shrunk to 1 by the standard error of the ratio over images (Cochran, 1977, Sampling
+Techniques, section 6.4), lies between 0.5 and 2, and is interpolated between the classes. Where
+the deviation is below an eighth of :math:`\sigma_y`, c is at most 1: noise that D lets through
+with a small gain g has the derivative g too, although its variance is :math:`g^2 \sigma_y^2`, and
+noise that is in the draws hardly leaves them.
+
+Limits: beside an edge the square of pixels that decides the class holds both sides, so c of the
+other side counts for two pixels. The two parts are not orthogonal, so the variance of their sum is
+not exactly the one wanted (within 4 % on digits).
 """
 
 import math
@@ -35,7 +44,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from ..devices import network_precision
 from ..rng import PerImageGenerator
@@ -44,6 +53,7 @@ __all__ = ["EVALUATIONS", "match_variance", "new_sums", "scales"]
 
 CLASSES = 10
 LEAST, MOST = 0.02, 0.8  # deviations that the classes divide, in units of sigma_y
+FAINT = 5  # classes of deviations below 0.126 sigma_y
 SIDE = 5  # pixels to a side of the square that decides the class
 CONTEXT = 2  # probes that decide the class
 SMALLEST, LARGEST = 0.5, 2.0  # c
@@ -51,11 +61,12 @@ FEWEST = 16  # images of a class whose c is estimated
 IMAGES = 2560  # the sums forget at this rate
 STEP = 0.1  # of the difference quotient, in units of sigma_y
 EVALUATIONS = 2 + CONTEXT  # of the denoiser for each image
+BINOMIAL = (0.25, 0.5, 0.25)
 
 
 def new_sums() -> Tensor:
-    """Return the sums of no images, shape (6, classes): see `scales`."""
-    return torch.zeros(6, CLASSES, dtype=torch.float64)
+    """Return the sums of no images, shape (2, 6, classes): see `scales`."""
+    return torch.zeros(2, 6, CLASSES, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -78,7 +89,8 @@ def match_variance(
         sums: The sums of earlier images, on the CPU; `new_sums` at first. They do not change.
 
     Returns:
-        The draws, scaled, (B, C, H, W), and the sums with these images.
+        The draws, scaled, (B, C, H, W), and the sums with these images. If anything is not finite,
+        the draws are NaN, and the sums are the given ones.
 
     >>> from unmurk.rng import PerImageGenerator
     >>> y = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -88,26 +100,43 @@ def match_variance(
     >>> round(float((draws - 0.5 * y).var()), 2), round(float((x - 0.5 * y).var()), 1)
     (0.25, 0.5)
     """
-    mean, variance, around = _moments(y, sigma, denoise, streams)
-    ends = LEAST * sigma, MOST * sigma
-    deviation = around.clamp_min(1e-12 * sigma**2).sqrt()
-    place = (deviation / ends[0]).log() * ((CLASSES - 2) / math.log(MOST / LEAST)) + 0.5
-    place = place.clamp(0, CLASSES - 1)
-    change = x - mean
-    sums = sums * max(0.0, 1 - len(x) / IMAGES)
-    sums = sums + _sums(place.round(), variance, change.square())
-    c = scales(sums).to(x)
+    mean, variances, around = _moments(y, sigma, denoise, streams)
+    place = _place(around, sigma)
+    parts = split(x - mean)
+    found = decayed(sums, len(x)) + _sums(place.round(), variances, parts.square())
+    if not found.isfinite().all():
+        return torch.full_like(x, torch.nan), sums
+    c = scales(found).to(x)
     below = place.floor().clamp(max=CLASSES - 2).long()
-    return mean + torch.lerp(c[below], c[below + 1], place - below) * change, sums
+    between = torch.lerp(c[:, below], c[:, below + 1], place - below)
+    return mean + (between * parts).sum(0), found
+
+
+def decayed(sums: Tensor, images: int) -> Tensor:
+    """Return sums of earlier images with less weight, before those of so many are added.
+
+    The weights of squares are squared, so that the standard error is that of the weighted ratio.
+    """
+    kept = max(0.0, 1 - images / IMAGES)
+    return sums * torch.tensor([kept] * 3 + [kept**2] * 3, dtype=sums.dtype)[:, None]
+
+
+def split(change: Tensor) -> Tensor:
+    """Split images (B, C, H, W) into the fine and the coarse part, shape (2, B, C, H, W)."""
+    line = torch.tensor(BINOMIAL, dtype=change.dtype, device=change.device)
+    single = change.reshape(-1, 1, *change.shape[-2:])
+    wide = pad(single, (1, 1, 1, 1), mode="replicate")
+    coarse = conv2d(wide, (line[:, None] * line)[None, None]).reshape(change.shape)
+    return torch.stack([change - coarse, coarse])
 
 
 def _moments(
     y: Tensor, sigma: float, denoise: Callable[[Tensor, float], Tensor], streams: PerImageGenerator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return D(y), an estimate of the variance of each pixel, and another one of that around it.
+    """Return D(y), estimates of the variance of both parts of each pixel, and that around it.
 
-    A difference on one side has the expectation of a central one to second order in its step,
-    because the third moments of n vanish.
+    The quotient of one side has the expectation of the central one, since n and -n have the same
+    distribution.
     """
 
     def denoised(z: Tensor) -> Tensor:
@@ -116,43 +145,65 @@ def _moments(
     # In bfloat16 the difference would be rounding. float32 takes twice the memory: two halves.
     with network_precision(None):
         mean = denoised(y)
-        found = []
-        for _ in range(1 + CONTEXT):
-            n = streams.randn(*y.shape[1:])
-            change = denoised(y + STEP * sigma * n) - mean
-            found.append(sigma / STEP * n * change)
-    around = torch.stack(found[1:]).mean(0)
-    around = avg_pool2d(around, SIDE, 1, SIDE // 2, count_include_pad=False)
-    return mean, found[0], around
+        probes = [streams.randn(*y.shape[1:]).sign() for _ in range(1 + CONTEXT)]
+        changes = [(denoised(y + STEP * sigma * n) - mean) / (STEP * sigma) for n in probes]
+    variances = sigma**2 * split(probes[0]) * split(changes[0])
+    further = [n * change for n, change in zip(probes[1:], changes[1:], strict=True)]
+    around = sigma**2 * torch.stack(further).mean(0)
+    return mean, variances, avg_pool2d(around, SIDE, 1, SIDE // 2, count_include_pad=False)
 
 
-def _sums(classes: Tensor, variance: Tensor, squares: Tensor) -> Tensor:
-    """Return the sums of some images, shape (6, classes)."""
+def _place(variance: Tensor, sigma: float) -> Tensor:
+    """Return the place of variances on the scale of the classes, a number from 0 to their last.
+
+    Class k from 1 on begins at the deviation LEAST (MOST / LEAST)^((k - 1) / (CLASSES - 2)) sigma.
+    """
+    deviation = (variance / sigma**2).clamp_min(1e-12).sqrt()
+    place = (deviation / LEAST).log() * ((CLASSES - 2) / math.log(MOST / LEAST)) + 0.5
+    return place.clamp(0, CLASSES - 1).nan_to_num(0)
+
+
+def _sums(classes: Tensor, variances: Tensor, squares: Tensor) -> Tensor:
+    """Return the sums of some images, shape (2, 6, classes)."""
     zero = torch.zeros((), dtype=squares.dtype, device=squares.device)
-    parts = []
+    found = []
     for k in range(CLASSES):
         member = classes == k
-        values = [torch.where(member, value, zero) for value in (variance, squares)]
-        values = [member.any((1, 2, 3)).to(zero), *(value.sum((1, 2, 3)) for value in values)]
-        parts.append(torch.stack(values))
-    images, t, s = torch.stack(parts, -1).cpu().double()  # each (B, classes)
-    return torch.stack([images, t, s, t * t, t * s, s * s]).sum(1)
+        values = [
+            torch.where(member, value, zero).sum((2, 3, 4)) for value in (variances, squares)
+        ]
+        images = member.any(3).any(2).any(1).to(zero).expand(2, -1)
+        found.append(torch.stack([images, *values]))
+    images, t, s = torch.stack(found, -1).cpu().double()  # each (2, B, classes)
+    return torch.stack([images, t, s, t * t, t * s, s * s], 1).sum(2)
 
 
 def scales(sums: Tensor) -> Tensor:
-    """Return c of each class, shape (classes,); 1 where there are too few images.
+    """Return c of each part and class, shape (2, classes).
+
+    A class of too few images has that of the nearest one with enough; without any, c is 1.
 
     Args:
-        sums: Sums over images, (6, classes): their number, and with t and s the sums over the
-            pixels of the class in one image, of its variance by the denoiser and of the squared
-            deviation of its draw: t, s, t^2, t s, s^2.
+        sums: Sums over images, (2, 6, classes): their number, and with t and s the sums over the
+            pixels of the class in one image, of the variance by the denoiser and of the squared
+            deviation of the draw: t, s, t^2, t s, s^2.
     """
-    images, t, s, tt, ts, ss = sums
+    images, t, s, tt, ts, ss = sums.unbind(1)
     known = (images >= FEWEST) & (s > 0)
-    ratio = t / s.clamp_min(1e-300)
+    total = s.clamp_min(1e-300)
+    ratio = t / total
     spread = (tt - 2 * ratio * ts + ratio**2 * ss).clamp_min(0)
-    error = spread / s.clamp_min(1e-300) ** 2 * images / (images - 1).clamp_min(1)
+    error = spread / total**2 * images / (images - 1).clamp_min(1)
     far = (ratio - 1) ** 2
     squared = 1 + far / (far + error).clamp_min(1e-300) * (ratio - 1)
     c = squared.clamp(SMALLEST**2, LARGEST**2).sqrt()
-    return torch.where(known, c, torch.ones_like(c))
+    c = _from_nearest(torch.where(known, c, torch.ones_like(c)), known)
+    c[:, :FAINT] = c[:, :FAINT].clamp(max=1.0)
+    return c
+
+
+def _from_nearest(c: Tensor, known: Tensor) -> Tensor:
+    """Give classes that are not known the c of the nearest one that is, if there is one."""
+    number = torch.arange(CLASSES)
+    far = (number[:, None] - number).abs() + CLASSES * ~known[:, None]
+    return c.gather(1, far.argmin(-1))

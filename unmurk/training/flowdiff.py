@@ -33,9 +33,10 @@ less than the gap that a finite flow leaves. So the prior keeps noise that the f
    amortized posterior. For other A m is fitted to the pairs again.
 
 For :math:`A = I` the reverse diffusion that starts at :math:`(y, \sigma_y)` is itself a draw from
-:math:`p(x \mid y)`. For other A a solver draws, or without one the flow itself. The flow also
-draws for noise that depends on the brightness, because no level of the diffusion is its level. All
-that is said of :math:`A = I` is therefore not for such noise, whose learning is that of other A.
+:math:`p(x \mid y)`. For single captures its variance is corrected (`draw_variance`). For other A a
+solver draws, or without one the flow itself. The flow also draws for noise that depends on the
+brightness, because no level of the diffusion is its level. All that is said of :math:`A = I` is
+therefore not for such noise, whose learning is that of other A.
 
 **Repeated captures and clean images.** With N captures of each scene, R2R has some of them as the
 input and the others as the target (Noise2Noise, arXiv 1803.04189). The ambient

@@ -42,7 +42,8 @@ class Recipe:
         clean: Fraction of every batch that is clean images, if there are any, from 0 to 0.9.
         r2r_later: Fraction of every batch by which R2R goes on after its pre-training, if A = I
             and the noise is Gaussian, from 0 to 0.9. Without it and without clean images, the
-            prior learns from its own results alone, and drifts.
+            prior learns from its own results alone, and drifts. At 0 the variance of draws is not
+            corrected either (`draw_variance`), since it is that of a denoiser trained by R2R.
         half: Fraction of every batch that is restorations at half scale, if A blurs and the noise
             is Gaussian, from 0 to 0.9. 0 does without the assumption that the scenes look alike on
             both scales. The rest of the batch, one image at least, is measured ones.
