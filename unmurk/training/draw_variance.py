@@ -148,8 +148,8 @@ def _moments(
         probes = [streams.randn(*y.shape[1:]).sign() for _ in range(1 + CONTEXT)]
         changes = [(denoised(y + STEP * sigma * n) - mean) / (STEP * sigma) for n in probes]
     variances = sigma**2 * split(probes[0]) * split(changes[0])
-    further = [n * change for n, change in zip(probes[1:], changes[1:], strict=True)]
-    around = sigma**2 * torch.stack(further).mean(0)
+    products = [n * change for n, change in zip(probes[1:], changes[1:], strict=True)]
+    around = sigma**2 * torch.stack(products).mean(0)
     return mean, variances, avg_pool2d(around, SIDE, 1, SIDE // 2, count_include_pad=False)
 
 
