@@ -24,19 +24,23 @@ divided into a coarse part (a binomial filter of 3 x 3 pixels) and the rest, by 
 
 The sums run over all pixels i of many images in one of ten classes. The numerator has the
 expectation :math:`\sigma_y^2 \sum_i (B_b J B_b^T)_{ii}` (Hutchinson, 1990, Commun. Stat. Simul.
-19). For one pixel it is mostly noise, so c depends on the class alone. The class is that of
-:math:`\sigma_y^2 n_i (J n)_i` around the pixel, with further n. (Classes made by the deviation of
-the draw itself would move draws that are exact already.)
+19). For one pixel it is mostly noise, so c depends on the class alone. The class is that of the
+deviation :math:`(\sigma_y^2 n_i (J n)_i)^{1/2}`, from the mean over two further n and 5 x 5 pixels
+of the channel. (Classes made by the deviation of the draw itself would move draws that are exact
+already.)
 
-c is shrunk to 1 by the standard error of the ratio over images (Cochran, 1977, Sampling
-Techniques, section 6.4), lies between 0.5 and 2, and is interpolated between the classes. Where
-the deviation is below an eighth of :math:`\sigma_y`, c is at most 1: noise that D lets through
-with a small gain g has the derivative g too, although its variance is :math:`g^2 \sigma_y^2`, and
-noise that is in the draws hardly leaves them.
+The ratio is shrunk to 1 by its squared standard error over images (Cochran, 1977, Sampling
+Techniques, section 6.4). c lies between 0.5 and 2 and is interpolated between the classes; a class
+of fewer than 16 images takes that of the nearest one. Where the deviation by the denoiser is below
+:math:`\sigma_y / 10`, c is at most 1: noise that D lets through with a small gain g has the
+derivative g too, although its variance is :math:`g^2 \sigma_y^2`, and noise that is in the draws
+hardly leaves them.
 
-Limits: beside an edge the square of pixels that decides the class holds both sides, so c of the
-other side counts for two pixels. The two parts are not orthogonal, so the variance of their sum is
-not exactly the one wanted (within 4 % on digits).
+Limits: the channels of an image share c. Beside an edge the square of pixels that decides the
+class holds both sides. So the two faint pixels there can become wider than before, and the filter
+carries deviation across the edge. The two parts overlap, so neither has exactly the variance that
+is wanted, nor has their sum. If draws lack half of the deviation in the fine part of white noise,
+the two parts have 0.88 and 1.28 of their variance afterwards, and the sum has it within 6 %.
 """
 
 import math
@@ -53,12 +57,12 @@ __all__ = ["EVALUATIONS", "match_variance", "new_sums", "scales"]
 
 CLASSES = 10
 LEAST, MOST = 0.02, 0.8  # deviations that the classes divide, in units of sigma_y
-FAINT = 5  # classes of deviations below 0.126 sigma_y
+FAINT = 5  # classes whose c is at most 1; the last one has its center at 0.1 sigma_y
 SIDE = 5  # pixels to a side of the square that decides the class
 CONTEXT = 2  # probes that decide the class
 SMALLEST, LARGEST = 0.5, 2.0  # c
 FEWEST = 16  # images of a class whose c is estimated
-IMAGES = 2560  # the sums forget at this rate
+IMAGES = 2560  # the sums are those of about so many
 STEP = 0.1  # of the difference quotient, in units of sigma_y
 EVALUATIONS = 2 + CONTEXT  # of the denoiser for each image
 BINOMIAL = (0.25, 0.5, 0.25)
@@ -89,8 +93,8 @@ def match_variance(
         sums: The sums of earlier images, on the CPU; `new_sums` at first. They do not change.
 
     Returns:
-        The draws, scaled, (B, C, H, W), and the sums with these images. If anything is not finite,
-        the draws are NaN, and the sums are the given ones.
+        The draws, scaled, (B, C, H, W), and the sums with these images. If a draw or a value of
+        the denoiser is not finite, all draws are NaN, and the sums are the given ones.
 
     >>> from unmurk.rng import PerImageGenerator
     >>> y = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -104,7 +108,7 @@ def match_variance(
     place = _place(around, sigma)
     parts = split(x - mean)
     found = decayed(sums, len(x)) + _sums(place.round(), variances, parts.square())
-    if not found.isfinite().all():
+    if not (found.isfinite().all() and around.isfinite().all()):
         return torch.full_like(x, torch.nan), sums
     c = scales(found).to(x)
     below = place.floor().clamp(max=CLASSES - 2).long()
@@ -181,7 +185,8 @@ def _sums(classes: Tensor, variances: Tensor, squares: Tensor) -> Tensor:
 def scales(sums: Tensor) -> Tensor:
     """Return c of each part and class, shape (2, classes).
 
-    A class of too few images has that of the nearest one with enough; without any, c is 1.
+    A class of too few images has that of the nearest one with enough; without any, c is 1. In the
+    lowest classes c is at most 1.
 
     Args:
         sums: Sums over images, (2, 6, classes): their number, and with t and s the sums over the
@@ -197,6 +202,7 @@ def scales(sums: Tensor) -> Tensor:
     far = (ratio - 1) ** 2
     squared = 1 + far / (far + error).clamp_min(1e-300) * (ratio - 1)
     c = squared.clamp(SMALLEST**2, LARGEST**2).sqrt()
+    c[:, :FAINT] = c[:, :FAINT].clamp(max=1.0)
     c = _from_nearest(torch.where(known, c, torch.ones_like(c)), known)
     c[:, :FAINT] = c[:, :FAINT].clamp(max=1.0)
     return c
