@@ -69,7 +69,11 @@ BINOMIAL = (0.25, 0.5, 0.25)
 
 
 def new_sums() -> Tensor:
-    """Return the sums of no images, shape (2, 6, classes): see `scales`."""
+    """Return the sums of no images, shape (2, 6, classes): see `scales`.
+
+    >>> new_sums().shape
+    torch.Size([2, 6, 10])
+    """
     return torch.zeros(2, 6, CLASSES, dtype=torch.float64)
 
 
@@ -120,13 +124,21 @@ def decayed(sums: Tensor, images: int) -> Tensor:
     """Return sums of earlier images with less weight, before those of so many are added.
 
     The weights of squares are squared, so that the standard error is that of the weighted ratio.
+
+    >>> decayed(new_sums() + 1, 1280)[0, :, 0].tolist()
+    [0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
     """
     kept = max(0.0, 1 - images / IMAGES)
     return sums * torch.tensor([kept] * 3 + [kept**2] * 3, dtype=sums.dtype)[:, None]
 
 
 def split(change: Tensor) -> Tensor:
-    """Split images (B, C, H, W) into the fine and the coarse part, shape (2, B, C, H, W)."""
+    """Split images (B, C, H, W) into the fine and the coarse part, shape (2, B, C, H, W).
+
+    >>> fine, coarse = split(torch.eye(3)[None, None])
+    >>> float(fine[0, 0, 1, 1]), float(coarse[0, 0, 1, 1])
+    (0.625, 0.375)
+    """
     line = torch.tensor(BINOMIAL, dtype=change.dtype, device=change.device)
     single = change.reshape(-1, 1, *change.shape[-2:])
     wide = pad(single, (1, 1, 1, 1), mode="replicate")
@@ -192,6 +204,9 @@ def scales(sums: Tensor) -> Tensor:
         sums: Sums over images, (2, 6, classes): their number, and with t and s the sums over the
             pixels of the class in one image, of the variance by the denoiser and of the squared
             deviation of the draw: t, s, t^2, t s, s^2.
+
+    >>> scales(new_sums()).unique().tolist()  # without images
+    [1.0]
     """
     images, t, s, tt, ts, ss = sums.unbind(1)
     known = (images >= FEWEST) & (s > 0)
