@@ -30,7 +30,7 @@ of the channel. (Classes made by the deviation of the draw itself would move dra
 already.)
 
 The ratio is shrunk to 1 by its squared standard error over images (Cochran, 1977, Sampling
-Techniques, section 6.4). c lies between 0.5 and 2 and is interpolated between the classes; a class
+Techniques, chapter 6). c lies between 0.5 and 2 and is interpolated between the classes; a class
 of fewer than 16 images takes that of the nearest one. Where the deviation by the denoiser is below
 :math:`\sigma_y / 10`, c is at most 1: noise that D lets through with a small gain g has the
 derivative g too, although its variance is :math:`g^2 \sigma_y^2`, and noise that is in the draws
@@ -53,7 +53,7 @@ from torch.nn.functional import avg_pool2d, conv2d, pad
 from ..devices import network_precision
 from ..rng import PerImageGenerator
 
-__all__ = ["EVALUATIONS", "match_variance", "new_sums", "scales"]
+__all__ = ["EVALUATIONS", "decayed", "match_variance", "new_sums", "scales", "split"]
 
 CLASSES = 10
 LEAST, MOST = 0.02, 0.8  # deviations that the classes divide, in units of sigma_y
@@ -216,11 +216,10 @@ def scales(sums: Tensor) -> Tensor:
     error = spread / total**2 * images / (images - 1).clamp_min(1)
     far = (ratio - 1) ** 2
     squared = 1 + far / (far + error).clamp_min(1e-300) * (ratio - 1)
-    c = squared.clamp(SMALLEST**2, LARGEST**2).sqrt()
-    c[:, :FAINT] = c[:, :FAINT].clamp(max=1.0)
-    c = _from_nearest(torch.where(known, c, torch.ones_like(c)), known)
-    c[:, :FAINT] = c[:, :FAINT].clamp(max=1.0)
-    return c
+    most = torch.where(torch.arange(CLASSES) < FAINT, 1.0, LARGEST)
+    c = torch.minimum(squared.clamp_min(SMALLEST**2).sqrt(), most)
+    c = torch.where(known, c, torch.ones_like(c))
+    return torch.minimum(_from_nearest(c, known), most)
 
 
 def _from_nearest(c: Tensor, known: Tensor) -> Tensor:
