@@ -221,6 +221,24 @@ def test_classes_of_few_images_have_no_scale_of_their_own():
     assert torch.equal(scales(new_sums()), ones)
 
 
+def test_classes_without_images_take_no_scale_that_is_not_trusted():
+    """Where only faint classes are known and say 3, c is 1 in the others too."""
+    y, gain = noise(1), 0.1**2
+    x = gain * y + 0.3 * math.sqrt(gain / 3) * noise(2)
+    _, sums = matched(x, y, 0.3, lambda z, s: gain * z)
+    assert (sums[0, 1].sum() / sums[0, 2].sum()).item() == pytest.approx(3, rel=0.05)
+    assert torch.equal(scales(sums), torch.ones(2, 10, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("place, number", [(3.25, 3), (3.75, 4)])
+def test_a_pixel_counts_in_the_nearest_class(place, number):
+    y, gain = noise(1, 20), (0.02 * 40 ** ((place - 0.5) / 8)) ** 2
+    _, sums = matched(gain * y + 0.1 * noise(2, 20), y, 0.3, lambda z, s: gain * z)
+    images = torch.zeros(2, 10, dtype=torch.float64)
+    images[:, number] = 20
+    assert torch.equal(sums[:, 0], images)
+
+
 def test_draws_without_any_deviation_stay():
     y = noise(1, 20)
     found, sums = matched(0.5 * y, y, 0.3, lambda z, s: 0.5 * z)
@@ -303,6 +321,7 @@ def test_more_images_at_once_than_are_remembered():
     for _ in range(2):
         _, sums = matched(0.5 * y + 0.2 * noise(2, 3000, (1, 4, 4)), y, 0.3, sine, sums)
     assert 1000 < sums[0, 0].max() <= 3000 and (sums[:, [2, 5]] >= 0).all()
+    assert not decayed(sums, 3000).any()
 
 
 def sine(z, level):
