@@ -11,7 +11,7 @@ SIDE = 8
 SMALLEST = Preset((8, 8), 1, False, 8, 8, 1, 8)  # the networks' size plays no part here
 BLUR = "blur:gaussian,sigma=0.8"
 MASK = "inpaint:random,keep=0.5"
-SOON = Recipe(r2r=0.3, e_step=0.5, flow=0.7, steps=4)  # every phase in a run of five steps
+SOON = Recipe(r2r=0.3, e_step=0.5, flow=0.7)  # every phase in a run of five steps
 CUT = Draws("diffpir", steps=2)
 
 PROBLEMS = [BLUR + ",pad=reflect", MASK]

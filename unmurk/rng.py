@@ -109,8 +109,6 @@ class StreamId(enum.IntEnum):
     """Choice of the images of a training batch."""
     INIT = 0xFFFF0003
     """Initial weights of networks."""
-    RESET = 0xFFFF0004
-    """Weights of a network that is initialised anew during training."""
     GAUSSIAN_PROBE = 0xFFFF0005
     """Probes of an operator for the Gaussian prior."""
     GAUSSIAN_SUBSET = 0xFFFF0006

@@ -203,7 +203,7 @@ _TOY: dict[str, Any] = {
         "levels": 3,
         "steps": 4,
     },
-    "recipe": Recipe(buffer=8, steps=2),
+    "recipe": Recipe(buffer=8),
     "rounds": Rounds(2, 8, steps=2),
     "e_step": {"steps": 2, "iterations": 1},
 }

@@ -25,7 +25,7 @@ SITE = ["index", "guide/app", "guide/choosing", "theory/notation"]
 def written(tmp_path_factory):
     """The pages of a small demonstration, of its run, of the same unfinished, and of a check."""
     folder = tmp_path_factory.mktemp("pages")
-    recipe = Recipe(buffer=32, steps=2)
+    recipe = Recipe(buffer=32)
     options = {"train": 64, "held_out": 36, "kimg": 0.3, "recipe": recipe, "steps": 4}
     demo.run(folder / "demo", nuclei=0.1, **options)
     run = folder / "demo" / "run"

@@ -70,8 +70,7 @@ def test_what_autograd_keeps_is_counted(y):
     shape = (1, 32, 32)
     clean = torch.rand(8, *shape, generator=torch.Generator().manual_seed(0))
     y = PROBLEM.simulate(clean)
-    learner = FlowDiff(recipe=Recipe(steps=1)).build(y, PROBLEM, shape)
-    learner.replay.put(clean)
+    learner = FlowDiff().build(y, PROBLEM, shape)
     found = {}
 
     def keep(tensor):
@@ -213,7 +212,7 @@ def test_settings_out_of_their_bounds(y, tmp_path, name, value, bounds):
 @pytest.mark.parametrize(
     "make",
     [lambda: Recipe(r2r=1.2), lambda: Recipe(r2r=0.8, e_step=0.5), lambda: Recipe(buffer=0)]
-    + [lambda: Recipe(steps=0), lambda: Recipe(alpha=0), lambda: Recipe(refresh=math.inf)]
+    + [lambda: Recipe(alpha=0), lambda: Recipe(refresh=math.inf)]
     + [lambda: Recipe(hide=-0.1), lambda: Rounds(steps=0), lambda: Rounds(flow=2)],
 )
 def test_schedules_out_of_their_bounds(make):

@@ -221,7 +221,7 @@ def test_draws_that_are_not_finite_are_not_kept(value):
         assert made.replay.drawn == 4
 
 
-DRAWN = [(name, Problem("identity", 0.1)) for name in ("flowdiff", "em", "ambient", "sure")]
+DRAWN = [(name, Problem("identity", 0.1)) for name in ("em", "ambient", "sure")]
 DRAWN += [(name, MASKS) for name in ("flowdiff", "em", "ambient")]
 
 

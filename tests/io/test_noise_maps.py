@@ -23,7 +23,7 @@ from unmurk.training import Recipe, learn, learner
 from unmurk.training.examples import Examples
 
 SHORT = {"kimg": 0.008, "batch": 4, "precision": "fp32", "quiet": True}
-RECIPE = Recipe(steps=1, r2r=0.3, e_step=0.5, flow=0.7, buffer=8)
+RECIPE = Recipe(r2r=0.3, e_step=0.5, flow=0.7, buffer=8)
 
 
 def deviations(*shape):

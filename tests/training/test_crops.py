@@ -22,7 +22,7 @@ from unmurk.training import Recipe, Rounds, Trainer, learn, memory, trainer
 
 PROBLEM = Problem("identity", 0.2)
 SHORT = {"kimg": 0.06, "batch": 4, "crop": 16, "precision": "fp32", "quiet": True}
-RECIPE = Recipe(steps=1, r2r=0.3, e_step=0.5, flow=0.7)
+RECIPE = Recipe(r2r=0.3, e_step=0.5, flow=0.7)
 EM = {"method": "em", "rounds": Rounds(rounds=2, images=8, steps=1)}
 
 

@@ -16,7 +16,7 @@ from unmurk.training.registry import resolve
 
 PHOTONS = Problem("identity", "poisson-gaussian,gain=0.02,sigma=0.01")
 SHAPE = (1, 16, 16)
-RECIPE = Recipe(steps=1, r2r=0.3, e_step=0.5, flow=0.7, buffer=8)
+RECIPE = Recipe(r2r=0.3, e_step=0.5, flow=0.7, buffer=8)
 SHORT = {"kimg": 0.008, "batch": 4, "precision": "fp32", "quiet": True, "recipe": RECIPE}
 
 

@@ -17,14 +17,14 @@ from unmurk.interrupts import heed_interrupt, interruptible
 from unmurk.operators.linalg import conjugate_gradient
 from unmurk.problem import Problem
 from unmurk.solvers import Draws
-from unmurk.training import Recipe, Rounds, Settings, flowdiff, learn
+from unmurk.training import FlowDiff, Recipe, Rounds, Settings, flowdiff, learn
 from unmurk.training.validation import Checks
 
 MASKS = Problem("inpaint:random,keep=0.6", 0.1)
 NOISE = Problem("identity", 0.2)
 RUN = Settings(kimg=0.04, batch=8, seed=3, precision="fp32")  # 5 steps
 SOLVER = Draws("diffpir", steps=2)
-RECIPE = Recipe(steps=2, r2r=0.3, e_step=0.5, flow=0.7, refresh=8.0, buffer=16)
+RECIPE = Recipe(r2r=0.3, e_step=0.5, flow=0.7, refresh=8.0, buffer=16)
 EM = {"method": "em", "rounds": Rounds(rounds=2, images=16, steps=2), "solver": SOLVER}
 KINDS = {
     "noise": (NOISE, {"recipe": RECIPE}),
@@ -33,9 +33,9 @@ KINDS = {
 }
 FIT = gaussian.ROUNDS * len(blobs()) // gaussian.CHUNK  # calls of `draw` in the fit
 CASES = [  # kind of run, the function before whose call the signal comes, and that call
-    ("noise", flowdiff, "draw_posterior", 1),
+    ("noise", flowdiff, "linearized_draw", 2),
     ("noise", Checks, "measure", 3),
-    ("masks", flowdiff, "draw_posterior", 2),
+    ("masks", FlowDiff, "draw_posterior", 2),
     ("em", gaussian.Wiener, "draw", FIT + 1),
 ]
 

@@ -294,9 +294,7 @@ def test_below_the_noise_level_ambient_matching_is_plain_score_matching():
 # ------------------------------------------------------------------ runs
 
 TINY = Settings(network="tiny", kimg=0.32, batch=8, seed=3, precision="fp32")
-RECIPE = Recipe(
-    r2r=0.2, e_step=0.4, flow=0.5, buffer=64, refresh=0.5, steps=2, reset=0.6, reverse=0.1
-)
+RECIPE = Recipe(r2r=0.2, e_step=0.4, flow=0.5, buffer=64, refresh=0.5, reverse=0.1)
 
 
 def blobs(n=24, size=8):

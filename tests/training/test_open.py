@@ -63,7 +63,7 @@ def registered(registries):
 
 def test_a_name_a_class_and_an_instance_learn_the_same(y, tmp_path, monkeypatch):
     monkeypatch.setitem(networks.PRESETS, "tiny", SMALLEST)
-    recipe = Recipe(r2r=0.2, e_step=0.4, flow=0.6, steps=2)
+    recipe = Recipe(r2r=0.2, e_step=0.4, flow=0.6)
     learn(y, PROBLEM, "flowdiff", out=tmp_path / "a", recipe=recipe, **SHORT)
     learn(y, PROBLEM, FlowDiff, out=tmp_path / "b", recipe=recipe, **SHORT)
     learner = FlowDiff(recipe=recipe)
@@ -179,7 +179,6 @@ def test_options_are_read_as_what_they_are_declared_as():
             "recipe.e_step": "0.7",
             "recipe.buffer": "64",
             "recipe.ambient_target": "image",
-            "recipe.reset": "none",
             "objective": "elbo",
             "solver": "diffpir,steps=3",
         },
@@ -254,7 +253,7 @@ def test_any_module_learns_as_the_network_of_the_prior(y, tmp_path, monkeypatch)
     torch.manual_seed(0)
     module = Own()
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    kw = {**SHORT, "recipe": Recipe(r2r=0.2, e_step=0.4, flow=0.6, steps=2, reset=0.8)}
+    kw = {**SHORT, "recipe": Recipe(r2r=0.2, e_step=0.4, flow=0.6)}
     prior, posterior = learn(y, PROBLEM, out=tmp_path, network=module, **kw)
     assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
     x, sigma = torch.rand(2, 1, 8, 8), torch.tensor([0.1, 0.5])

@@ -1,6 +1,5 @@
 """R2R of the prior's own network (5.3q), and what follows it in a run, for A = I."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -55,20 +54,6 @@ def test_pretraining_of_the_prior_has_the_lowest_level_and_those_of_the_prior(mo
     assert ((2 * upper).log() > 1.2).sum() == pytest.approx(159, abs=40)
 
 
-def test_the_mean_does_not_follow_a_prior_that_starts_afresh():
-    """With `Recipe.reset` it waits from the end of R2R until the flow begins."""
-    recipe = Recipe(r2r=0.2, e_step=0.4, flow=0.8, reset=0.5)
-    y, index = torch.rand(8, 1, 8, 8), torch.arange(8)
-    for reset, wanted in ((0.5, [True, False, False, True]), (None, [True] * 4)):
-        built = FlowDiff(recipe=replace(recipe, reset=reset)).build(y, PROBLEM, (1, 8, 8))
-        found = []
-        for progress in (0.1, 0.3, 0.6, 0.9):
-            if progress > recipe.e_step:
-                built.replay.put(y)
-            found.append("mean" in built.losses(y, index, progress, generator(1)))
-        assert found == wanted
-
-
 def test_averages_go_on_over_pretraining_and_begin_afresh_in_a_round():
     y, shape = torch.rand(8, 1, 8, 8), (1, 8, 8)
     for method, wanted in ((FlowDiff(), 0.0), (Em(rounds=Rounds(4, 8)), 0.5)):
@@ -85,7 +70,7 @@ def test_a_prior_without_pretraining_has_the_whole_rate():
 
 
 def test_every_part_of_a_batch_has_its_share_of_the_loss(monkeypatch):
-    """Of 16 images 4 are clean; after pre-training 4 are R2R's, also beside the buffer."""
+    """Of 16 images 4 are clean; after pre-training 4 are R2R's, also in the E-step."""
     recipe = Recipe(r2r=0.2, e_step=0.6, flow=0.9, clean=0.25, r2r_later=0.25)
     y, index, clean = torch.rand(16, 1, 8, 8), torch.arange(16), torch.rand(5, 1, 8, 8)
     built = FlowDiff(recipe=recipe).build(y, PROBLEM, (1, 8, 8), clean=clean)
@@ -99,13 +84,13 @@ def test_every_part_of_a_batch_has_its_share_of_the_loss(monkeypatch):
 
     assert loss(0.1) == pytest.approx((12 * 1 + 4 * 10) / 16)
     assert loss(0.4) == pytest.approx((4 * 1 + 8 * 100 + 4 * 10) / 16)
-    built.replay.put(y)
     assert loss(0.7) == pytest.approx((4 * 1 + 12 * 10) / 16)
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_posterior_means_are_those_of_the_averaged_prior(monkeypatch, repeats):
-    """The prior's target is given all captures, that of m the picked ones; one evaluation each."""
+    """The prior's target is given all captures, that of m the picked ones; one evaluation each,
+    and one for the draws."""
     recipe = Recipe(r2r=0.2, e_step=0.6)
     y, index = torch.rand(8 * repeats, 1, 8, 8), torch.arange(8)
     built = FlowDiff(recipe=recipe).build(y, PROBLEM, (1, 8, 8), repeats=repeats)
@@ -131,4 +116,4 @@ def test_posterior_means_are_those_of_the_averaged_prior(monkeypatch, repeats):
         levels = SIGMA / repeats**0.5, SIGMA / len(picked) ** 0.5
         for key, level in zip(("prior", "mean"), levels, strict=True):
             torch.testing.assert_close(found[key], torch.full((4, 1, 8, 8), level))
-        assert len(told) == (1 if repeats == 1 else 2)
+        assert len(told) == (2 if repeats == 1 else 3)

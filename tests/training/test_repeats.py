@@ -231,7 +231,6 @@ def test_clean_images_reach_the_prior_at_every_level(monkeypatch):
     monkeypatch.setattr(flowdiff, "denoising", lambda p, x, s, n: seen.append((x, s)) or x.sum())
     index = torch.arange(32)
     built.losses(y[index], index, 0.4, generator(1, 0))
-    built.replay.put(blobs()[:16])
     built.losses(y[index], index, 0.7, generator(1, 1))
     (before, low), (after, levels) = seen
     assert len(before) == len(low) == 8 and before.mean() > 4

@@ -120,7 +120,6 @@ class Checkpoint:
         if isinstance(state, dict):
             state.setdefault("steps", steps)  # states of earlier versions do not have these
             state.setdefault("checked", True)
-            _add_draw_variance(state.get("buffers"), own.get("buffers", {}))
         try:
             _check_state(state, own, steps)
         except StateMismatch as error:
@@ -133,13 +132,6 @@ class Checkpoint:
             f"cannot read {self.path}: it is damaged, or of another version of unmurk ({why}): "
             "finish the run with that version, or remove the file to start again"
         )
-
-
-def _add_draw_variance(found: Any, own: Mapping[str, Tensor]) -> None:
-    """Add the sums of no images to the buffers of a state that was written before they existed."""
-    name = "draw variance"
-    if isinstance(found, dict) and name in own:
-        found.setdefault(name, torch.zeros_like(own[name]))
 
 
 def _check_state(state: Any, own: Mapping[str, Any], steps: int) -> None:

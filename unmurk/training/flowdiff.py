@@ -24,23 +24,22 @@ less than the gap that a finite flow leaves. So the prior keeps noise that the f
    (`unmurk.gaussian.fit`), with further pixels withheld if A is a mask.
 2. *Prior*. For :math:`A = I` the posterior mean is :math:`D(y, \sigma_y)` of the averaged prior,
    to which :math:`m(y)` is fitted from the first step on. Below :math:`\sigma_y` the prior is
-   trained on it, and above on the noisy images themselves with it as the ambient target. Part of
-   every batch remains R2R to the end, the only target without errors of a network. For other A the
-   prior is trained on :math:`m(y)` at all levels.
-3. *E-step*. Samples :math:`x \sim p(x \mid y)` under the current prior fill a slowly refreshed
-   replay buffer. The prior is trained on the buffer at all levels, and the flow (forward KL) on
-   pairs of a buffer's image and a fresh corruption of it. This is expectation maximization with an
-   amortized posterior. For other A m is fitted to the pairs again.
+   trained on draws around it, and above on the noisy images themselves with it as the ambient
+   target. Part of every batch remains R2R to the end, the only target without errors of a network.
+   For other A the prior is trained on :math:`m(y)` at all levels.
+3. *E-step*. The prior is trained on draws :math:`x \sim p(x \mid y)` at all levels, and the flow
+   (forward KL) on pairs of a draw and a fresh corruption of it. This is expectation maximization
+   with an amortized posterior. For other A m is fitted to the pairs again.
 
-For :math:`A = I` the reverse diffusion that starts at :math:`(y, \sigma_y)` is itself a draw from
-:math:`p(x \mid y)`. For single captures its variance is corrected (`draw_variance`). For other A a
-solver draws, or without one the flow itself. The flow also draws for noise that depends on the
-brightness, because no level of the diffusion is its level. All that is said of :math:`A = I` is
-therefore not for such noise, whose learning is that of other A.
+For :math:`A = I` the denoiser at :math:`\sigma_y`, linearized, makes new draws for every batch
+(`linearized`). For other A draws fill a slowly refreshed replay buffer: those of a solver, or
+without one those of the flow itself. The flow also draws for noise that depends on the brightness,
+because no level of the diffusion is its level. All that is said of :math:`A = I` is therefore not
+for such noise, whose learning is that of other A.
 
 **Repeated captures and clean images.** With N captures of each scene, R2R has some of them as the
 input and the others as the target (Noise2Noise, arXiv 1803.04189). The ambient
-target and the E-step use all N, combined by `repeats.combined`; the flow and m are trained for
+target and the draws use all N, combined by `repeats.combined`; the flow and m are trained for
 every number of captures from 1 to N (`Learner.pick_captures`). Clean images, where there are some,
 are part of every batch: for m and the flow with simulated measurements, for the prior at all
 levels.
@@ -55,7 +54,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..devices import host_to
 from ..errors import InputError
@@ -63,10 +62,10 @@ from ..interrupts import heed_interrupt
 from ..io.datasets import head
 from ..noise import Gaussian
 from ..problem import Problem
-from ..rng import PerImageGenerator, StreamId, generator, uniform
-from .draw_variance import EVALUATIONS, match_variance, new_sums
+from ..rng import PerImageGenerator, StreamId, uniform
 from .half_scale import continued, detailed, halve
 from .learner import Learner, choices, solver_name
+from .linearized import linearized_draw
 from .losses import (
     ambient_matching,
     denoising,
@@ -83,7 +82,7 @@ from .losses import (
 )
 from .papers import EM, HALF_SCALE, R2R, TWEEDIE
 from .recipe import Recipe
-from .replay import PosteriorSampler, Replay, chunk_size, draw_posterior
+from .replay import PosteriorSampler, Replay, chunk_size
 from .schedule import LRPhase
 from .trainer import Trainer
 
@@ -96,6 +95,7 @@ HALVES = 0.25  # and for each image seen, until all are restored
 TOGETHER = 2**18  # values of those that are restored at once
 AGAIN_RATE = 0.3  # learning rate of the mean network when it is fitted again
 LATER_RATE = 0.5  # and of a prior after R2R pre-training
+EVALUATIONS = 16  # guess for draws of a solver of which no steps are known
 EARLY = 0.25  # fraction of a batch on which the mean network follows the prior in R2R pre-training
 
 
@@ -109,7 +109,7 @@ class FlowDiff(Learner):
         solver: A function of (y, problem, prior, generator) that draws x given y for A other than
             the identity, such as `solvers.Draws("diffpir")`. None lets the flow draw.
 
-    >>> FlowDiff(recipe=Recipe(steps=8)).objective
+    >>> FlowDiff(recipe=Recipe(flow=0.9)).objective
     'default'
     """
 
@@ -190,13 +190,9 @@ class FlowDiff(Learner):
     def make_buffers(self) -> dict[str, Tensor]:
         """Create the buffers of the default objective: of draws, and of images at half scale."""
         recipe = self.recipe
-        self.replay = Replay(recipe.buffer if self.objective == "default" else 0, self.shape)
+        kept = 0 if self.denoising or self.objective == "elbo" else recipe.buffer
+        self.replay = Replay(kept, self.shape)
         buffers = dict(self.replay.tensors)
-        # the variance is right only as long as R2R keeps D(y, sigma_y) unbiased
-        unbiased = self.denoising and self.repeats == 1 and recipe.r2r_later > 0
-        self.variance_sums = new_sums() if self.objective == "default" and unbiased else None
-        if self.variance_sums is not None:
-            buffers["draw variance"] = self.variance_sums
         blurred = self.posterior.start is not None and self.problem.operator.blurs
         channels, height, width = self.shape
         self.halves = None
@@ -300,43 +296,60 @@ class FlowDiff(Learner):
 
         The first part of the batch is for R2R, in pre-training all that was measured. Clean images
         are the last part. m follows the prior from the first step on, so that a run that is looked
-        at early has a posterior; if the prior starts afresh, from where the flow begins.
+        at early has a posterior.
         """
         recipe, most = self.recipe, len(y) - len(clean)
         given, problem = self.view(y, index, picked)
         if progress < recipe.r2r:
             own = self.recorrupted_loss(y[:most], index[:most], picked, noise)
-            few = max(round(EARLY * most), 1)
-            given, problem = given[:few], problem.index_select(range(few))
-            target = self.posterior_mean(given, problem)
-            losses = {"prior": own, "mean": distilled(self.posterior, given, problem, target)}
-            if len(clean):
-                known = denoising(self.prior, clean, levels(len(clean), noise), noise)
-                losses["prior"] = _mixed(own, known, len(clean) / len(y))
-            return losses
+            return self.pretraining_losses(own, given, problem, clean, noise)
         apart = min(round(recipe.r2r_later * len(y)), most - 1)
-        rest = range(apart, len(y))
-        part, sigma = problem.index_select(rest), levels(len(rest), noise)
-        mean = self.posterior_mean(given[apart:], part)
-        if self.replay.filled:
-            x = torch.cat([self.replay.pick(most, noise), clean])
-            prior = denoising(self.prior, x[apart:], sigma, noise)
+        flow = progress >= self.flow_start  # it learns from the whole batch
+        drawn = range(0 if flow else apart, most)
+        # all captures of a scene say where the draws are, not the picked ones
+        joint, their = (given, problem) if self.repeats == 1 else self.view(y, index)
+        joint = joint[drawn.start : most]
+        x, mean = linearized_draw(joint, their.sigma, self.teacher.denoise, noise)
+        rest = slice(apart - drawn.start, None)
+        part = problem.index_select(range(apart, len(y)))
+        target = mean[rest] if self.repeats == 1 else self.posterior_mean(given[apart:], part)
+        losses = {"mean": self.distilled_loss(given[apart:], part, target, clean, noise)}
+        sigma = levels(len(y) - apart, noise)
+        if progress >= recipe.e_step:
+            prior = denoising(self.prior, torch.cat([x[rest], clean]), sigma, noise)
         else:
-            joint, their, target = given[apart:], part, mean
-            if self.repeats > 1:  # of all captures, not of the picked ones
-                joint, their = self.view(y[apart:], index[apart:])
-                target = self.posterior_mean(joint, their)
-            prior = self.first_prior_loss(joint, their, sigma, target, clean[:0], clean, noise)
+            low, high = sigma.split([most - apart, len(clean)])
+            prior = self.ambient_loss(joint[rest], their, low, x[rest], mean[rest], noise)
+            if len(clean):
+                known = denoising(self.prior, clean, high, noise)
+                prior = _mixed(prior, known, len(clean) / len(sigma))
         if apart:
             own = self.recorrupted_loss(y[:apart], index[:apart], picked, noise)
-            prior = _mixed(own, prior, len(rest) / len(y))
-        losses = {"prior": prior}
-        if self.recipe.reset is None or progress >= self.flow_start:
-            losses["mean"] = self.distilled_loss(given[apart:], part, mean, clean, noise)
-        if progress < self.flow_start or not self.replay.filled:
+            prior = _mixed(own, prior, len(sigma) / len(y))
+        losses["prior"] = prior
+        if not flow:
             return losses
-        losses["flow"], _ = forward_kl(self.posterior, x, problem, noise)
+        losses["flow"], _ = forward_kl(self.posterior, torch.cat([x, clean]), problem, noise)
         return losses | self.reverse_loss(given, problem, noise)
+
+    def pretraining_losses(
+        self,
+        own: Tensor,
+        given: Tensor,
+        problem: Problem,
+        clean: Tensor,
+        noise: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Compute the losses of a step of R2R pre-training, of which `own` is the R2R loss: the
+        prior's with clean images, and that of m on a few of the measurements."""
+        few = max(round(EARLY * (len(given) - len(clean))), 1)
+        y, part = given[:few], problem.index_select(range(few))
+        target = self.posterior_mean(y, part)
+        losses = {"prior": own, "mean": distilled(self.posterior, y, part, target)}
+        if len(clean):
+            known = denoising(self.prior, clean, levels(len(clean), noise), noise)
+            losses["prior"] = _mixed(own, known, len(clean) / len(given))
+        return losses
 
     def reverse_loss(
         self, y: Tensor, problem: Problem, noise: torch.Generator
@@ -424,7 +437,7 @@ class FlowDiff(Learner):
 
     @torch.no_grad()
     def posterior_mean(self, y: Tensor, problem: Problem) -> Tensor:
-        """Return the posterior means that the prior is trained on before the E-step."""
+        """Return the posterior means by the averaged networks."""
         if self.denoising:
             return self.teacher.denoise(y, problem.sigma)
         return self.student.mean(y, problem)
@@ -471,21 +484,28 @@ class FlowDiff(Learner):
         clean: Tensor,
         noise: torch.Generator,
     ) -> Tensor:
-        """Compute the prior's loss before the E-step: on posterior means with the ambient target,
-        on restorations at half scale, and on clean images."""
+        """Compute the prior's loss before the E-step: on posterior means, on restorations at half
+        scale, and on clean images."""
         if not len(half) and not len(clean):
-            return self.ambient_loss(y, problem, sigma, mean, noise)
+            return self.ambient_loss(y, problem, sigma, mean, mean, noise)
         dirty, known = _parts(len(y), len(half) + len(clean))
         count, own = len(dirty), problem.index_select(dirty)
-        loss = self.ambient_loss(y[:count], own, sigma[:count], mean[:count], noise)
+        loss = self.ambient_loss(y[:count], own, sigma[:count], mean[:count], mean[:count], noise)
         rest = sigma[count:]
         x = torch.cat([detailed(mean[count:][: len(half)], half, rest), clean])
         return _mixed(loss, denoising(self.prior, x, rest, noise), len(known) / len(y))
 
     def ambient_loss(
-        self, y: Tensor, problem: Problem, sigma: Tensor, mean: Tensor, noise: torch.Generator
+        self,
+        y: Tensor,
+        problem: Problem,
+        sigma: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        noise: torch.Generator,
     ) -> Tensor:
-        """Compute the prior's loss on posterior means, with the ambient target."""
+        """Compute the prior's loss before the E-step: with the ambient target, and below the
+        noise on x; without that target, or for A other than I, on posterior means."""
         target, recipe = self.recipe.ambient_target, self.recipe
         if target == "image" and problem.operator.mask is not None:
             return masked_ambient_matching(
@@ -494,7 +514,7 @@ class FlowDiff(Learner):
         if not self.denoising or target == "none":
             return denoising(self.prior, mean, sigma, noise)
         wanted = mean if target == "mean" else None
-        return ambient_matching(self.prior, mean, y, problem.sigma, sigma, noise, wanted)
+        return ambient_matching(self.prior, x, y, problem.sigma, sigma, noise, wanted)
 
     # -- the E-step ------------------------------------------------------------------------------
 
@@ -519,44 +539,31 @@ class FlowDiff(Learner):
             x = self.student.transform(z, self.student.context(y, problem))[0]
             self.replay.put(x, self.student, None, self.problem)
             return
-        solver = None if self.denoising else self.solver
-        x = draw_posterior(y, problem, self.teacher, streams, solver, self.recipe.steps)
-        if self.variance_sums is None:
-            self.replay.put(x, self.teacher, solver, self.problem)
-            return
-        denoise, sums = self.teacher.denoise, self.variance_sums
-        x, sums = match_variance(x, y, problem.sigma, denoise, streams, sums)
-        self.replay.put(x, self.teacher, solver, self.problem)
-        self.variance_sums.copy_(sums)
+        assert self.solver is not None
+        x = self.solver(y, problem, self.teacher, streams)
+        self.replay.put(x, self.teacher, self.solver, self.problem)
 
     def lengthen(self, progress: float) -> None:
         """Forget draws that the longer run makes again; see `Learner.lengthen`."""
         if progress < self.recipe.e_step:
             self.replay.restart()
-            self.forget_variance()
-
-    def forget_variance(self) -> None:
-        """Forget what is known of the variance of draws."""
-        if self.variance_sums is not None:
-            self.variance_sums.zero_()
 
     def evaluations(self, progress: float, images: float) -> float:
         """Return how many evaluations the E-step takes; see `Learner.evaluations`."""
         recipe = self.recipe
-        if self.objective == "elbo" or self.flow_draws:
+        if self.objective == "elbo" or self.denoising or self.flow_draws:
             return 0.0
         rest, most = (1 - max(progress, recipe.e_step)) * images, min(len(self.replay), FIRST)
         first = self.first_draws(most, rest) if progress < recipe.e_step else 0
         drawn = first + recipe.refresh * rest
-        inner = None if self.denoising else getattr(self.solver, "solver", None)
-        extra = 0 if self.variance_sums is None else EVALUATIONS
-        return drawn * ((getattr(inner, "steps", None) or recipe.steps) + extra)
+        inner = getattr(self.solver, "solver", None)
+        return drawn * (getattr(inner, "steps", None) or EVALUATIONS)
 
     def before(self, trainer: Trainer, step: int, progress: float) -> None:
-        """Fill and refresh the buffers; reset the prior when its time has come."""
+        """Fill and refresh the buffers."""
         recipe = self.recipe
         self.restore_halves(trainer.settings.batch * step, trainer.device)
-        if self.objective == "elbo" or progress < recipe.e_step:
+        if self.objective == "elbo" or self.denoising or progress < recipe.e_step:
             return
         images = (1 - recipe.e_step) * trainer.settings.batch * trainer.steps
         first = self.first_draws(min(len(self.replay), FIRST), images)
@@ -565,16 +572,6 @@ class FlowDiff(Learner):
         while first + int(recipe.refresh * observed) - self.replay.drawn >= chunk:
             heed_interrupt()
             self.draw_posterior(chunk, trainer.device)
-        if recipe.reset is not None and step == round(recipe.reset * trainer.steps):
-            trainer.reset("prior", self._fresh_prior())
-            self.forget_variance()
-
-    def _fresh_prior(self) -> nn.Module:
-        """Create a prior with other initial weights (those given, for a network of your own)."""
-        with torch.random.fork_rng(devices=[]):
-            seed = generator(self.seed, StreamId.RESET).initial_seed() % 2**31
-            torch.manual_seed(seed)
-            return self.make_prior()
 
 
 def _parts(batch: int, clean: int) -> tuple[range, range]:

@@ -1,7 +1,7 @@
 """The base class of all learners: options, networks, EMA weights and schedules.
 
 A learner is a dataclass of its options. As such it is only a description, such as
-`FlowDiff(recipe=Recipe(steps=8))`. `build` returns a copy with networks for given measurements,
+`FlowDiff(recipe=Recipe(flow=0.9))`. `build` returns a copy with networks for given measurements,
 which the trainer then trains. A learner of your own derives from `Learner` and defines `losses`::
 
     @training.register("mine")

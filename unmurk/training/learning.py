@@ -127,7 +127,7 @@ def learn(
             from in random crops, and may then differ in size.
         problem: How the measurements were made; image i of the data has number i.
         method: A name in `training.METHODS`, a class derived from `training.Learner`, or an
-            instance of one, such as `training.FlowDiff(recipe=training.Recipe(steps=8))`.
+            instance of one, such as `training.FlowDiff(recipe=training.Recipe(flow=0.9))`.
         out: The run folder.
         network: A preset of the networks (tiny, small, base), or for the prior any `nn.Module`
             that maps (x, t) to a tensor like x. The module is copied, and the posterior then takes

@@ -21,7 +21,7 @@ of one shape are orthogonalized together.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, cast
 
@@ -125,11 +125,6 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state |= _zero_state(p)
         return state
-
-    def forget(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Drop the moments of parameters, as if they had never been trained."""
-        for parameter in parameters:
-            self.state.pop(parameter, None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state.

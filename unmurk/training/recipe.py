@@ -20,30 +20,28 @@ class Recipe:
             from 1e-06 to 1e+06. For A = I it is the least that is added.
         alpha_photons: The same for photon noise, and for noise that differs between channels, a
             number from 1e-06 to 1e+06: m is given 1 / (1 + alpha_photons^2) of the counts.
-        e_step: Fraction at which the replay buffer is first filled and the prior switches to it.
-            Keep it early: posterior means lack variance, and a prior trained on them is too smooth
-            below sigma_y.
+        e_step: Fraction from which the prior is trained on draws at all levels. For A other than
+            the identity the replay buffer is first filled then. Keep it early there: posterior
+            means lack variance, and a prior trained on them is too smooth below sigma_y.
         flow: Fraction at which the flow begins.
         hide: Fraction of the observed pixels withheld from m in R2R pre-training, if A is a mask.
         ambient_target: Target of the prior above sigma_y before the E-step, for A = I: "mean", the
             posterior mean D(y, sigma_y); "image", the noisy image itself, unbiased but noisy; or
-            "none", to train on the posterior mean at all levels. For masks "image" means the
-            observed pixels, above the level `above`; otherwise m(y).
+            "none", to train on the posterior mean at all levels, also below sigma_y, where the
+            others train on draws. For masks "image" means the observed pixels, above the level
+            `above`; otherwise m(y).
         above: The lowest level for "image" with masks, a number from 0 to 1e+06.
-        refresh: Images drawn for each image seen after the first E-step, a number from 0 to 1000.
+        refresh: Images drawn for each image seen after the first E-step, a number from 0 to 1000;
+            for A = I new ones are drawn for every batch, and none are kept.
         buffer: Images kept in the replay buffer, a whole number from 1 to 1e+07, and at most as
             many as fit into 256 MiB (`replay.LIMIT`): all of them up to 128 x 128 pixels, 512 of
             512 x 512. As many at most are kept at half scale.
-        steps: Network evaluations of a posterior sample for A = I, a whole number from 1 to 10000.
-            Below 16 the samples lose variance.
         reverse: Weight of the paper's objective for the flow beside the forward KL, a number from
             0 to 1e+06.
-        reset: Fraction at which the prior starts afresh on the buffer; None never does.
         clean: Fraction of every batch that is clean images, if there are any, from 0 to 0.9.
         r2r_later: Fraction of every batch by which R2R goes on after its pre-training, if A = I
             and the noise is Gaussian, from 0 to 0.9. Without it and without clean images, the
-            prior learns from its own results alone, and drifts. At 0 the variance of draws is not
-            corrected either (`draw_variance`), since it is that of a denoiser trained by R2R.
+            prior learns from its own results alone, and drifts.
         half: Fraction of every batch that is restorations at half scale, if A blurs and the noise
             is Gaussian, from 0 to 0.9. 0 does without the assumption that the scenes look alike on
             both scales. The rest of the batch, one image at least, is measured ones.
@@ -65,9 +63,7 @@ class Recipe:
     above: Annotated[float, Real(0, 1e6)] = 0.5
     refresh: Annotated[float, Real(0, 1000)] = 0.05
     buffer: Annotated[int, Whole(1, 10_000_000)] = 8192
-    steps: Annotated[int, Whole(1, 10_000)] = 16
     reverse: Annotated[float, Real(0, 1e6)] = 0.0
-    reset: Annotated[float, Real(0, 1)] | None = None
     clean: Annotated[float, Real(0, 0.9)] = 0.25
     r2r_later: Annotated[float, Real(0, 0.9)] = 0.5
     half: Annotated[float, Real(0, 0.9)] = 0.5

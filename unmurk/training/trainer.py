@@ -249,13 +249,6 @@ class Trainer:
             self.save()
         return True
 
-    def reset(self, name: str, fresh: nn.Module) -> None:
-        """Give a module the weights of a fresh one; forget its EMA weights and its moments."""
-        module = self.learner.modules[name]
-        module.load_state_dict(fresh.state_dict())
-        self.learner.ema[name].load_state_dict(fresh.state_dict())
-        self.optimizer.forget(module.parameters())
-
     # -- one step --------------------------------------------------------------------------------
 
     def networks(self) -> AbstractContextManager[None]:

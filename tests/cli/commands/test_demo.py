@@ -17,7 +17,7 @@ from unmurk.training import Recipe
 @pytest.mark.slow
 def test_demo_small(tmp_path):
     """The whole demonstration at a toy size: its keys, and what is known whatever the networks."""
-    recipe = Recipe(buffer=32, steps=2)
+    recipe = Recipe(buffer=32)
     options = {"train": 64, "held_out": 8, "kimg": 0.3, "recipe": recipe, "steps": 4}
     options["nuclei"] = 0.1
     result = demo.run(tmp_path / "demo", **options)

@@ -85,7 +85,7 @@ class Learn(Command):
     """Objective of flowdiff. elbo: the paper's alone; default: ours, which is easier to
     optimize."""
     option: Options = ()
-    """Further options of the method, such as recipe.steps=8, and the settings of training rate
+    """Further options of the method, such as recipe.flow=0.9, and the settings of training rate
     and average; an unknown key lists the options of the method."""
     network: Literal["tiny", "small", "base"] = "tiny"
     """Size of the networks, unless --start brings its own."""
