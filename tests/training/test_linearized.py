@@ -12,6 +12,7 @@ from unmurk.diffusion.prior import Prior
 from unmurk.problem import Problem
 from unmurk.repeats import grouped
 from unmurk.rng import generator
+from unmurk.solvers import Draws
 from unmurk.training import FlowDiff, Recipe, flowdiff
 from unmurk.training.linearized import linearized_draw
 from unmurk.training.losses import denoising
@@ -296,3 +297,22 @@ def test_lost_draws_are_a_lost_loss(progress):
             weight.fill_(math.nan)
     losses = learner.losses(y, torch.arange(16), progress, generator(1))
     assert not losses["prior"].isfinite()
+
+
+def test_the_flow_begins_earlier_where_draws_are_new():
+    """Kept draws would run out; a recipe may say otherwise."""
+    shape, masks = (1, 8, 8), Problem("inpaint:random,keep=0.5", 0.1)
+    photons = Problem("identity", "poisson-gaussian,gain=0.01,sigma=0.02")
+    solver = Draws("diffpir", steps=2)
+    for problem, more, wanted in (
+        (PROBLEM, {}, 0.8),
+        (PROBLEM, {"recipe": Recipe(flow=0.9)}, 0.9),
+        (PROBLEM, {"recipe": Recipe(flow=0.0, r2r=0.0)}, 0.0),
+        (masks, {"solver": solver}, 0.94),
+        (masks, {"solver": solver, "recipe": Recipe(flow=0.9)}, 0.9),
+        (masks, {}, 0.76),
+        (photons, {"recipe": Recipe(flow=0.9)}, 0.76),
+    ):
+        learner = FlowDiff(**more).build(torch.rand(8, *shape), problem, shape)
+        assert learner.flow_start == wanted
+        assert learner.phases()["flow"][0].start == wanted

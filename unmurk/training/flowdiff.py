@@ -96,6 +96,8 @@ TOGETHER = 2**18  # values of those that are restored at once
 AGAIN_RATE = 0.3  # learning rate of the mean network when it is fitted again
 LATER_RATE = 0.5  # and of a prior after R2R pre-training
 EVALUATIONS = 16  # guess for draws of a solver of which no steps are known
+FRESH_FLOW = 0.8  # where the flow begins if every batch has new draws
+KEPT_FLOW = 0.94  # and if draws are kept
 EARLY = 0.25  # fraction of a batch on which the mean network follows the prior in R2R pre-training
 
 
@@ -173,7 +175,10 @@ class FlowDiff(Learner):
     @property
     def flow_start(self) -> float:
         """Fraction of the run at which the flow begins; if it draws itself, with the E-step."""
-        return self.recipe.e_step if self.flow_draws else self.recipe.flow
+        if self.flow_draws:
+            return self.recipe.e_step
+        default = FRESH_FLOW if self.denoising else KEPT_FLOW
+        return default if self.recipe.flow is None else self.recipe.flow
 
     def starts_gaussian(self) -> bool:
         """Whether the mean network starts from the Wiener solution of a fitted Gaussian prior."""

@@ -23,7 +23,8 @@ class Recipe:
         e_step: Fraction from which the prior is trained on draws at all levels. For A other than
             the identity the replay buffer is first filled then. Keep it early there: posterior
             means lack variance, and a prior trained on them is too smooth below sigma_y.
-        flow: Fraction at which the flow begins.
+        flow: Fraction at which the flow begins, from 0 to 1. None takes 0.8 if A = I and the noise
+            is Gaussian, where new draws are made for every batch, and 0.94 otherwise.
         hide: Fraction of the observed pixels withheld from m in R2R pre-training, if A is a mask.
         ambient_target: Target of the prior above sigma_y before the E-step, for A = I: "mean", the
             posterior mean D(y, sigma_y); "image", the noisy image itself, unbiased but noisy; or
@@ -57,7 +58,7 @@ class Recipe:
     alpha: Annotated[float, Real(1e-6, 1e6)] = 0.4
     alpha_photons: Annotated[float, Real(1e-6, 1e6)] = 0.6
     e_step: Annotated[float, Real(0, 1)] = 0.76
-    flow: Annotated[float, Real(0, 1)] = 0.94
+    flow: Annotated[float, Real(0, 1)] | None = None
     hide: Annotated[float, Real(0, 1)] = 0.2
     ambient_target: Literal["mean", "image", "none"] = "mean"
     above: Annotated[float, Real(0, 1e6)] = 0.5
