@@ -54,8 +54,8 @@ CAPTURES = "FMD captures"
 KIMG = (2.0, 6.0)
 DRAWS = 16
 FOLD = 3  # the held-out fields of the starts: every fourth
-# for a run of minutes: R2R pre-training is cheap, the draws of the buffer and the flow are costly
-SHORT = Recipe(r2r=0.7, e_step=0.85, flow=0.92, buffer=128, refresh=0.02)
+# for a run of minutes: R2R pre-training is cheap, the flow is costly
+SHORT = Recipe(r2r=0.7, e_step=0.85, flow=0.92)
 REFERENCES = ("non-local means", "BM3D")
 
 

@@ -187,7 +187,7 @@ def marked(y, add):
     return y + torch.tensor(float(add))
 
 
-@pytest.mark.parametrize("progress", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("progress", [0.3, 0.5, 0.6, 0.9])
 def test_of_a_batch_the_prior_learns_from_new_draws(spied, progress):
     """Below the noise at first, with the means as the ambient target above; then everywhere. The
     flow learns from the draws of the whole batch, m from the means, R2R from its part alone."""
@@ -198,17 +198,20 @@ def test_of_a_batch_the_prior_learns_from_new_draws(spied, progress):
     assert sigma == pytest.approx(SIGMA) and denoise == learner.teacher.denoise
     assert torch.equal(given, y if flow else y[4:])
     if progress < RECIPE.e_step:
-        _, x, noisy, level, levels, _, target = spied["ambient_matching"]
+        network, x, noisy, level, levels, _, target = spied["ambient_matching"]
         assert torch.equal(noisy, y[4:]) and torch.equal(target, marked(y[4:], 10))
         assert level == pytest.approx(SIGMA) and len(levels) == 12
     else:
-        _, x, levels, _ = spied["denoising"]
+        network, x, levels, _ = spied["denoising"]
         assert len(levels) == 12 and "ambient_matching" not in spied
+    assert network is learner.prior  # and not its average
     assert torch.equal(x, marked(y[4:], 100))
+    assert spied["distilled"][0] is learner.posterior
     assert torch.equal(spied["distilled"][1], y[4:])
     assert torch.equal(spied["distilled"][3], marked(y[4:], 10))
     assert ("flow" in losses) == flow
     if flow:
+        assert spied["flow"][0] is learner.posterior
         assert torch.equal(spied["flow"][1], marked(y, 100))
 
 
@@ -218,7 +221,10 @@ def test_clean_images_are_the_last_part_of_the_draws(spied, progress):
     learner, y = built(clean=clean)
     learner.losses(y, torch.arange(16), progress, generator(1))
     assert torch.equal(spied["draw"][0], y[:12] if progress == 0.9 else y[4:12])
-    _, x, levels, _ = spied["denoising"]
+    network, x, levels, _ = spied["denoising"]
+    assert network is learner.prior
+    posterior, known, *_ = spied["supervised"]  # m learns from them too
+    assert posterior is learner.posterior and torch.equal(known, x[-4:])
     assert torch.equal(x[:-4], marked(y[4:12], 100)) and len(levels) == len(x) == 12
     assert all(any(torch.equal(one, image) for image in clean) for one in x[-4:])
     assert torch.equal(spied["distilled"][3], marked(y[4:12], 10))
@@ -234,6 +240,7 @@ def test_clean_images_before_the_e_step(spied):
     _, x, noisy, _, low, _, target = spied["ambient_matching"]
     assert torch.equal(x, marked(y[4:12], 100)) and torch.equal(target, marked(y[4:12], 10))
     assert torch.equal(noisy, y[4:12]) and len(low) == 8
+    assert spied["denoising"][0] is learner.prior
     assert len(spied["denoising"][1]) == 4 and (spied["denoising"][1] < -3).all()
 
 
@@ -242,9 +249,11 @@ def test_the_target_above_the_noise(spied, target):
     recipe = Recipe(**vars(RECIPE) | {"ambient_target": target})
     learner, y = built(recipe)
     learner.losses(y, torch.arange(16), 0.3, generator(1))
-    if target == "none":  # posterior means at all levels
-        assert torch.equal(spied["denoising"][1], marked(y[4:], 10))
-        assert "ambient_matching" not in spied
+    if target == "none":  # posterior means at all levels, and no draw
+        with torch.no_grad():
+            mean = learner.teacher.denoise(y[4:], SIGMA)
+        torch.testing.assert_close(spied["denoising"][1], mean)
+        assert "ambient_matching" not in spied and "draw" not in spied
         return
     _, x, _, _, _, _, wanted = spied["ambient_matching"]
     assert torch.equal(x, marked(y[4:], 100))
@@ -277,6 +286,61 @@ def test_draws_are_those_given_all_captures(spied, monkeypatch, progress):
         assert spied["flow"][2].sigma == pytest.approx(SIGMA)  # fresh noise as of one capture
 
 
+@pytest.mark.parametrize(("repeats", "picked"), [(1, None), (3, [1])])
+def test_r2r_goes_on_with_the_first_part_of_the_batch(spied, monkeypatch, repeats, picked):
+    """Clean images replace the last part. With repeats the other captures are the target."""
+    learner, y = built(clean=torch.rand(5, 1, 8, 8), repeats=repeats)
+    if picked:
+        monkeypatch.setattr(learner, "pick_captures", lambda noise: picked)
+    told = {}
+
+    def r2r(y, index, picked, noise):
+        told["own"] = y, index, picked
+        return torch.zeros(())
+
+    monkeypatch.setattr(learner, "recorrupted_loss", r2r)
+    for progress, part in ((0.1, slice(0, 12)), (0.3, slice(0, 4)), (0.9, slice(0, 4))):
+        learner.losses(y, torch.arange(16), progress, generator(1))
+        given, index, chosen = told["own"]
+        assert torch.equal(given, y[part]) and torch.equal(index, torch.arange(16)[part])
+        assert chosen == picked
+
+
+def test_m_follows_a_quarter_of_what_was_measured_in_the_pretraining(spied):
+    learner, y = built(clean=torch.rand(5, 1, 8, 8))
+    learner.losses(y, torch.arange(16), 0.1, generator(1))
+    assert torch.equal(spied["distilled"][1], y[:3])  # of 12
+
+
+def test_the_flow_may_begin_before_the_e_step(spied):
+    learner, y = built(Recipe(r2r=0.2, flow=0.3, e_step=0.9, r2r_later=0.25))
+    losses = learner.losses(y, torch.arange(16), 0.4, generator(1))
+    assert "flow" in losses and torch.equal(spied["flow"][1], marked(y, 100))
+    assert torch.equal(spied["ambient_matching"][1], marked(y[4:], 100))
+
+
+def test_the_papers_objective_may_be_added(spied, monkeypatch):
+    reverse = torch.tensor(3.0)
+    monkeypatch.setattr(flowdiff, "elbo_loss", lambda *given: (reverse, None))
+    learner, y = built(Recipe(**vars(RECIPE) | {"reverse": 0.5}))
+    assert learner.losses(y, torch.arange(16), 0.9, generator(1))["reverse"].item() == 1.5
+    assert "reverse" not in learner.losses(y, torch.arange(16), 0.6, generator(1))
+
+
+def test_a_batch_has_a_measured_image_beside_r2r(spied):
+    """Even if R2R and clean images ask for all of it."""
+    learner, y = built(Recipe(r2r=0.2, r2r_later=0.9, clean=0.9), torch.rand(5, 1, 8, 8))
+    losses = learner.losses(y[:4], torch.arange(4), 0.9, generator(1))
+    assert len(spied["draw"][0]) >= 1 and losses["prior"].isfinite()
+
+
+def test_the_quotient_is_of_a_tenth_of_the_noise():
+    """The step of the published runs: D(y) = y^2 moves x by h n^2 sigma."""
+    y, n = normal(4, *SHAPE), normal(4, *SHAPE, seed=1)
+    x, mean = linearized_draw(y, SIGMA, lambda y, _: y**2, generator(1))
+    torch.testing.assert_close(x - mean, SIGMA * (2 * y * n + 0.1 * SIGMA * n**2))
+
+
 def test_a_run_with_one_noise_keeps_no_draws():
     """New ones are made for every batch; other operators keep theirs."""
     learner, _ = built()
@@ -286,6 +350,8 @@ def test_a_run_with_one_noise_keeps_no_draws():
         torch.rand(8, 1, 8, 8), Problem("inpaint:random,keep=0.5", 0.1), (1, 8, 8)
     )
     assert len(masks.replay) == Recipe().buffer
+    published = FlowDiff(objective="elbo").build(torch.rand(8, 1, 8, 8), masks.problem, (1, 8, 8))
+    assert len(published.replay) == 0
 
 
 @pytest.mark.parametrize("progress", [0.3, 0.9])

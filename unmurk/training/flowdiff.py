@@ -29,7 +29,8 @@ less than the gap that a finite flow leaves. So the prior keeps noise that the f
    For other A the prior is trained on :math:`m(y)` at all levels.
 3. *E-step*. The prior is trained on draws :math:`x \sim p(x \mid y)` at all levels, and the flow
    (forward KL) on pairs of a draw and a fresh corruption of it. This is expectation maximization
-   with an amortized posterior. For other A m is fitted to the pairs again.
+   with an amortized posterior, as far as the draws are those of the posterior. For other A m is
+   fitted to the pairs again.
 
 For :math:`A = I` the denoiser at :math:`\sigma_y`, linearized, makes new draws for every batch
 (`linearized`). For other A draws fill a slowly refreshed replay buffer: those of a solver, or
@@ -314,7 +315,10 @@ class FlowDiff(Learner):
         # all captures of a scene say where the draws are, not the picked ones
         joint, their = (given, problem) if self.repeats == 1 else self.view(y, index)
         joint = joint[drawn.start : most]
-        x, mean = linearized_draw(joint, their.sigma, self.teacher.denoise, noise)
+        if flow or progress >= recipe.e_step or recipe.ambient_target != "none":
+            x, mean = linearized_draw(joint, their.sigma, self.teacher.denoise, noise)
+        else:  # the prior is trained on posterior means alone
+            x = mean = self.teacher.denoise(joint, their.sigma)
         rest = slice(apart - drawn.start, None)
         part = problem.index_select(range(apart, len(y)))
         target = mean[rest] if self.repeats == 1 else self.posterior_mean(given[apart:], part)

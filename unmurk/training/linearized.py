@@ -8,13 +8,14 @@ With :math:`D = D(y, \sigma_y)`, :math:`J = \partial D / \partial y` and
     x = D + \sigma_y J n, \qquad J n \approx \frac{D(y + h n, \sigma_y) - D}{h},
     \qquad h = \sigma_y / 10
 
-This is the denoiser, linearized at y, of the image y with as much noise again. x has the mean of
-the posterior, :math:`D = \mathbb E[x \mid y]`, and the covariance :math:`\sigma_y^2 J J^T`. That
-of the posterior is :math:`\sigma_y^2 J` (Tweedie's formula of second order, for example Rozet et
-al., 2024, arXiv 2405.13712, section 4.2). So x is as wide as the posterior in directions in which
-the prior says nothing (:math:`J = 1`), and narrower in others. If clean images are Gaussian with
-the variance v in some direction, and :math:`\lambda = v / (v + \sigma_y^2)`, the variance over all
-y is
+This is the denoiser, linearized at y, of the image y with as much noise again. For small h the
+mean of x is that of the posterior, :math:`D = \mathbb E[x \mid y]`, and its covariance is
+:math:`\sigma_y^2 J J^T`. That of the posterior is :math:`\sigma_y^2 J` (Tweedie's formula of
+second order, for example Rozet et al., 2024, arXiv 2405.13712, section 4.2). So x is as wide as
+the posterior in directions in which the prior says nothing (:math:`J = 1`), narrower where
+:math:`J < 1`, and wider where :math:`J > 1`. If clean images are Gaussian with the variance v
+along an eigenvector of their covariance, and :math:`\lambda = v / (v + \sigma_y^2)`, the variance
+over all y is
 
 .. math::
 
@@ -23,12 +24,14 @@ y is
 
 so the part of the variance that posterior means lack is squared. An exact draw would lack nothing,
 but it needs a prior that is right at all levels below :math:`\sigma_y`. This one needs what the
-prior knows at :math:`\sigma_y`, where it is trained by R2R (`losses.recorrupted_matching`, from
-just above), and takes one evaluation beside D. Draws with a covariance closer to
-:math:`\sigma_y^2 J` have more noise on flat backgrounds: noise that D lets through with a small
+prior knows at :math:`\sigma_y`, where R2R trains it from just above
+(`losses.recorrupted_matching`), and takes one evaluation beside D. Draws with a covariance closer
+to :math:`\sigma_y^2 J` have more noise on flat backgrounds: noise that D lets through with a small
 gain g has the derivative g, but the variance :math:`g^2 \sigma_y^2` (docs/experiments.md).
 
-Limit: given y, x is Gaussian. Of a posterior with several maxima it has the mean, not the maxima.
+Limits: given y, x is Gaussian. Of a posterior with several maxima it has the mean, not the maxima;
+between them J exceeds 1, and x can lie far outside of the range of clean images. The quotient of
+one side moves the mean of x by some :math:`\tfrac{1}{20} \sigma_y^2 \Delta D`.
 """
 
 from collections.abc import Callable

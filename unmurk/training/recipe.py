@@ -36,7 +36,7 @@ class Recipe:
             for A = I new ones are drawn for every batch, and none are kept.
         buffer: Images kept in the replay buffer, a whole number from 1 to 1e+07, and at most as
             many as fit into 256 MiB (`replay.LIMIT`): all of them up to 128 x 128 pixels, 512 of
-            512 x 512. As many at most are kept at half scale.
+            512 x 512. As many at most are kept at half scale. No draws are kept for A = I.
         reverse: Weight of the paper's objective for the flow beside the forward KL, a number from
             0 to 1e+06.
         clean: Fraction of every batch that is clean images, if there are any, from 0 to 0.9.
