@@ -253,6 +253,7 @@ def test_the_target_above_the_noise(spied, target):
         with torch.no_grad():
             mean = learner.teacher.denoise(y[4:], SIGMA)
         torch.testing.assert_close(spied["denoising"][1], mean)
+        assert not spied["denoising"][1].requires_grad
         assert "ambient_matching" not in spied and "draw" not in spied
         return
     _, x, _, _, _, _, wanted = spied["ambient_matching"]

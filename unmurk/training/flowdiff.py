@@ -318,7 +318,7 @@ class FlowDiff(Learner):
         if flow or progress >= recipe.e_step or recipe.ambient_target != "none":
             x, mean = linearized_draw(joint, their.sigma, self.teacher.denoise, noise)
         else:  # the prior is trained on posterior means alone
-            x = mean = self.teacher.denoise(joint, their.sigma)
+            x = mean = self.posterior_mean(joint, their)
         rest = slice(apart - drawn.start, None)
         part = problem.index_select(range(apart, len(y)))
         target = mean[rest] if self.repeats == 1 else self.posterior_mean(given[apart:], part)
