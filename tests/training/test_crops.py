@@ -80,18 +80,23 @@ def test_mixed_sizes_and_an_interrupted_run(tmp_path, monkeypatch, channels):
     assert config["data"]["shape"] == [channels, 16, 16]
 
 
-def test_flowdiff_with_an_e_step_is_resumed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("problem", "least", "most"),
+    [(PROBLEM, 0, 0), (Problem("inpaint:random,keep=0.6", 0.2), 32, 64)],
+)
+def test_flowdiff_with_an_e_step_is_resumed(tmp_path, monkeypatch, problem, least, most):
+    """With draws that are new in every batch, and with those that are kept."""
     y = captures()
     kind = dict(SHORT, recipe=RECIPE)
-    learn(y, PROBLEM, out=tmp_path / "a", **kind)
+    learn(y, problem, out=tmp_path / "a", **kind)
     with monkeypatch.context() as patch:
         stop_at(patch, 10)
         with pytest.raises(KeyboardInterrupt):
-            learn(y, PROBLEM, out=tmp_path / "b", **kind)
-    learn(y, PROBLEM, out=tmp_path / "b", **kind)
+            learn(y, problem, out=tmp_path / "b", **kind)
+    learn(y, problem, out=tmp_path / "b", **kind)
     assert equal(tmp_path / "a", tmp_path / "b")
     state = torch.load(tmp_path / "a/state/latest.pt", weights_only=True)
-    assert 32 <= int(state["buffers"]["drawn"]) <= 64
+    assert least <= int(state["buffers"]["drawn"]) <= most
 
 
 @pytest.mark.slow
