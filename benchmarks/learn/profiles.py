@@ -216,7 +216,6 @@ PROFILES: dict[ProfileName, Profile] = {
             "digits": Plan(
                 kimg_within(DIGITS, SPEEDS["digits"]),
                 *(32, 20_000, 64, 4_744, 256, 16),
-                recipe=Recipe(buffer=1024),
                 rounds=Rounds(4, 512),
             ),
             "dogs-blur": Plan(kimg_within(DOGS, SPEEDS["dogs-blur"]), **_DOGS),
@@ -224,7 +223,6 @@ PROFILES: dict[ProfileName, Profile] = {
             "nuclei": Plan(
                 kimg_within(NUCLEI, SPEEDS["nuclei"]),
                 *(16, 3_555, 32, 264, 64, 8),
-                recipe=Recipe(buffer=256),
                 rounds=Rounds(3, 192),
             ),
         },

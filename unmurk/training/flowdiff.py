@@ -328,7 +328,13 @@ class FlowDiff(Learner):
             prior = denoising(self.prior, torch.cat([x[rest], clean]), sigma, noise)
         else:
             low, high = sigma.split([most - apart, len(clean)])
-            prior = self.ambient_loss(joint[rest], their, low, x[rest], mean[rest], noise)
+            if recipe.ambient_target == "none":
+                prior = denoising(self.prior, mean[rest], low, noise)
+            else:
+                wanted = mean[rest] if recipe.ambient_target == "mean" else None
+                prior = ambient_matching(
+                    self.prior, x[rest], joint[rest], their.sigma, low, noise, wanted
+                )
             if len(clean):
                 known = denoising(self.prior, clean, high, noise)
                 prior = _mixed(prior, known, len(clean) / len(sigma))
@@ -496,34 +502,24 @@ class FlowDiff(Learner):
         """Compute the prior's loss before the E-step: on posterior means, on restorations at half
         scale, and on clean images."""
         if not len(half) and not len(clean):
-            return self.ambient_loss(y, problem, sigma, mean, mean, noise)
+            return self.mean_loss(y, problem, sigma, mean, noise)
         dirty, known = _parts(len(y), len(half) + len(clean))
         count, own = len(dirty), problem.index_select(dirty)
-        loss = self.ambient_loss(y[:count], own, sigma[:count], mean[:count], mean[:count], noise)
+        loss = self.mean_loss(y[:count], own, sigma[:count], mean[:count], noise)
         rest = sigma[count:]
         x = torch.cat([detailed(mean[count:][: len(half)], half, rest), clean])
         return _mixed(loss, denoising(self.prior, x, rest, noise), len(known) / len(y))
 
-    def ambient_loss(
-        self,
-        y: Tensor,
-        problem: Problem,
-        sigma: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        noise: torch.Generator,
+    def mean_loss(
+        self, y: Tensor, problem: Problem, sigma: Tensor, mean: Tensor, noise: torch.Generator
     ) -> Tensor:
-        """Compute the prior's loss before the E-step: with the ambient target, and below the
-        noise on x; without that target, or for A other than I, on posterior means."""
-        target, recipe = self.recipe.ambient_target, self.recipe
-        if target == "image" and problem.operator.mask is not None:
+        """Compute the prior's loss on posterior means, or against the observed pixels of masks."""
+        recipe = self.recipe
+        if recipe.ambient_target == "image" and problem.operator.mask is not None:
             return masked_ambient_matching(
                 self.prior, self.student, y, problem, sigma, noise, recipe.hide, recipe.above
             )
-        if not self.denoising or target == "none":
-            return denoising(self.prior, mean, sigma, noise)
-        wanted = mean if target == "mean" else None
-        return ambient_matching(self.prior, x, y, problem.sigma, sigma, noise, wanted)
+        return denoising(self.prior, mean, sigma, noise)
 
     # -- the E-step ------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ class Recipe:
             the identity the replay buffer is first filled then. Keep it early there: posterior
             means lack variance, and a prior trained on them is too smooth below sigma_y.
         flow: Fraction at which the flow begins, from 0 to 1. None takes 0.8 if A = I and the noise
-            is Gaussian, where new draws are made for every batch, and 0.94 otherwise.
+            is Gaussian, where new draws are made for every batch, and 0.94 otherwise. A flow that
+            draws the images itself begins with the E-step.
         hide: Fraction of the observed pixels withheld from m in R2R pre-training, if A is a mask.
         ambient_target: Target of the prior above sigma_y before the E-step, for A = I: "mean", the
             posterior mean D(y, sigma_y); "image", the noisy image itself, unbiased but noisy; or
